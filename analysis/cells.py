@@ -1,0 +1,117 @@
+"""A run folder as a table: one row a cell."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lthjax.imp import DENSE
+from lthjax.store import read_result, read_study
+
+
+class Row(NamedTuple):
+    """A cell in numbers, as in cells.csv.
+
+    Attributes:
+        seed, chain, level, arm, repeat: which cell; the dense network is level 0 of chain "dense".
+        density: weights left / prunable weights.
+        weights_left: prunable weights left.
+        test_accuracy, train_accuracy, validation_accuracy: fractions, at the end of training.
+        test_loss, validation_loss: nats, at the end.
+        early_stop_step: the first step of the lowest validation loss.
+        early_stop_test_accuracy: the test accuracy there.
+        steps: steps trained.
+        seconds: wall time of its chunk, divided by the replicates in it.
+        status: "done" or "diverged"; of a diverged cell the measurements are None.
+    """
+
+    seed: int
+    chain: str
+    level: int
+    arm: str
+    repeat: int
+    density: float
+    weights_left: int
+    test_accuracy: float | None
+    test_loss: float | None
+    train_accuracy: float | None
+    validation_accuracy: float | None
+    validation_loss: float | None
+    early_stop_step: int | None
+    early_stop_test_accuracy: float | None
+    steps: int
+    seconds: float
+    status: str
+
+
+COLUMNS = Row._fields
+
+
+def load(run: str | Path) -> list[Row]:
+    """The cells of a run folder, sorted by seed, chain, level, arm and repeat.
+
+    Raises:
+        UserError: it is not a run folder, or a cell in it cannot be read.
+    """
+    run = Path(run)
+    read_study(run)
+    found = [
+        *run.glob("seed=*/dense/result.json"),
+        *run.glob("seed=*/chain=*/level=*/*/result.json"),
+    ]
+    results = [read_result(path.parent) for path in found]
+    rows = [Row(*(result.get(name) for name in COLUMNS)) for result in results]  # type: ignore[arg-type]
+    return sorted(rows, key=_place)
+
+
+def to_csv(rows: Iterable[Row]) -> str:
+    """cells.csv: a header, then one line a row; floats as Python writes them, None as nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def by_seed(rows: Iterable[Row], column: str) -> dict[int, float]:
+    """Seed -> the mean of a column over its rows, those without a value left out."""
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        value = getattr(row, column)
+        if value is not None:
+            values.setdefault(row.seed, []).append(value)
+    return {seed: sum(of_seed) / len(of_seed) for seed, of_seed in sorted(values.items())}
+
+
+def select(
+    rows: Iterable[Row], chain: str | None = None, level: int | None = None, arm: str | None = None
+) -> list[Row]:
+    """The rows of a chain, a level, an arm."""
+    return [
+        row
+        for row in rows
+        if (chain is None or row.chain == chain)
+        and (level is None or row.level == level)
+        and (arm is None or row.arm == arm)
+    ]
+
+
+def chains(rows: Sequence[Row]) -> list[str]:
+    """The chains of a table by rewind step, without the dense network's."""
+    return sorted({row.chain for row in rows} - {DENSE}, key=_by_number)
+
+
+def arms(rows: Sequence[Row]) -> list[str]:
+    """The arms of a table, the ticket first, without the dense network."""
+    return sorted({row.arm for row in rows} - {DENSE}, key=lambda arm: (arm != "ticket", arm))
+
+
+def _place(row: Row) -> tuple[int, tuple[int, str], int, str, int]:
+    return (row.seed, _by_number(row.chain), row.level, row.arm, row.repeat)
+
+
+def _by_number(chain: str) -> tuple[int, str]:
+    """Chains in the order of their rewind steps, the dense network before all."""
+    number = chain.rpartition("-")[2]
+    return (int(number) if number.isdigit() else -1, chain)

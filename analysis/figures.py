@@ -1,0 +1,127 @@
+"""The figures of a report, each a function from rows to a matplotlib Figure, in one house style."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from analysis.cells import Row, arms, by_seed, chains, select
+from lthjax.imp import DENSE
+from lthjax.stats import mean_interval
+
+# Okabe & Ito's colours, told apart by the colour-blind; markers tell arms apart in grey print.
+_COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
+_MARKERS = {"ticket": "o", "reinit": "s", "random": "^"}
+_LINES = ("-", "--", ":", "-.")
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lthjax",
+    "font.family": "DejaVu Sans",
+}
+
+
+def accuracy(rows: Sequence[Row], title: str) -> Figure:
+    """Test accuracy at the end of training against weights left."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(title)
+        _against_weights(axes, rows, "test_accuracy", 100.0)
+        axes.set_ylabel("test accuracy at the end (%)")
+        return figure
+
+
+def early_stop(rows: Sequence[Row], title: str) -> Figure:
+    """The step of the lowest validation loss against weights left."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(title)
+        _against_weights(axes, rows, "early_stop_step", 1.0)
+        axes.set_ylabel("early-stop step (steps of training)")
+        return figure
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11)
+    return figure, axes
+
+
+def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) -> None:
+    """Every seed as a point; the mean as a line with its 95 % interval."""
+    shown: list[float] = []
+    dense = by_seed(select(rows, chain=DENSE), column)
+    if dense:
+        values = [unit * v for v in dense.values()]
+        shown += values
+        interval = mean_interval(values)
+        axes.axhline(interval.mean, color=_COLOURS[DENSE], lw=1, label=f"dense (n = {interval.n})")
+        if interval.n > 1:
+            axes.axhspan(interval.low, interval.high, color=_COLOURS[DENSE], alpha=0.12, lw=0)
+    several = len(chains(rows)) > 1
+    densities: set[float] = set()
+    for line, chain in zip(_LINES * 9, chains(rows), strict=False):
+        for arm in arms(rows):
+            own = select(rows, chain=chain, arm=arm)
+            levels = sorted({row.level for row in own})
+            points = [_point(select(own, level=level), column, unit) for level in levels]
+            points = [point for point in points if point[1]]
+            if not points:
+                continue
+            x = [left for left, _ in points]
+            densities.update(x)
+            intervals = [mean_interval(list(values)) for _, values in points]
+            n = max(i.n for i in intervals)
+            colour = _COLOURS.get(arm, "#CC79A7")
+            name = f"{arm}, {_rewound(chain)}" if several else arm
+            axes.plot(
+                x,
+                [i.mean for i in intervals],
+                line,
+                color=colour,
+                marker=_MARKERS.get(arm, "D"),
+                ms=5,
+                label=f"{name} (n = {n})",
+            )
+            axes.fill_between(
+                x, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.15, lw=0
+            )
+            for left, values in points:
+                shown += values
+                axes.plot([left] * len(values), values, ".", color=colour, ms=3, alpha=0.7)
+    axes.set_xscale("log")
+    if densities:
+        axes.set_xlim(max(max(densities), 100.0) * 1.08, min(densities) / 1.08)
+        axes.xaxis.set_major_locator(FixedLocator(_ticks(min(densities))))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    if shown:
+        # By the points: an interval of two seeds can be wider than the figure.
+        spread = max(shown) - min(shown) or 1.0
+        axes.set_ylim(min(shown) - 0.08 * spread, max(shown) + 0.08 * spread)
+    axes.set_xlabel("weights left (% of prunable weights, log scale)")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9)
+
+
+def _point(rows: Sequence[Row], column: str, unit: float) -> tuple[float, tuple[float, ...]]:
+    """(weights left in percent, a value a seed) of one level and arm."""
+    left = 100 * float(np.mean([row.density for row in rows]))
+    return left, tuple(unit * value for value in by_seed(rows, column).values())
+
+
+def _ticks(lowest: float) -> list[float]:
+    """100, 50, 20, 10, ... down to the lowest."""
+    ticks = [m * 10.0**e for e in range(2, -4, -1) for m in (5, 2, 1)]
+    return [tick for tick in ticks if lowest / 1.5 <= tick <= 100]
+
+
+def _rewound(chain: str) -> str:
+    return f"rewound to {chain.rpartition('-')[2]}"

@@ -1,0 +1,372 @@
+"""What a study is: frozen dataclasses, read from a Python file, overridden, validated, fingerprinted.
+
+A config file is Python that ends in `config = Study(...)`. This module loads neither jax nor flax, so
+that `--help` answers at once.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import runpy
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lthjax.errors import UserError, unknown
+
+Duration = int | str
+"""A number of steps (`500` or "500 steps") or epochs ("2 epochs")."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images."""
+
+    name: str = "mnist"
+    """Data set: mnist, fashion_mnist, kmnist, cifar10, cifar100, mnist_10k (built in), the name of an
+    npz file in the data folder, or any TFDS image-classification set."""
+    validation: int = 5000
+    """Training images held out for validation, chosen by the seed."""
+    augment: bool = False
+    """Shift by up to 4 pixels and flip left to right, at random, in training."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimiser and its learning rate."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    """Optimiser."""
+    lr: float = 1.2e-3
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd; not used by adam."""
+    weight_decay: float = 0.0
+    """Weight decay of all parameters: added to the gradient under sgd, decoupled under adam (AdamW)."""
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    """How the learning rate goes on after the warm-up: constant, a cosine down to 0 at the end, or
+    multiplied by `decay` at every milestone."""
+    warmup: Duration = 0
+    """Linear warm-up from 0, in steps or epochs."""
+    milestones: tuple[Duration, ...] = ()
+    """Where the schedule "steps" drops, in steps or epochs."""
+    decay: float = 0.1
+    """Factor at a milestone."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, and how often it is evaluated."""
+
+    steps: Duration = 5000
+    """Length of a training, in steps or epochs."""
+    batch: int = 60
+    """Images in a batch."""
+    eval_every: Duration = 100
+    """Validation and test are evaluated after every so many steps or epochs, and after the last step."""
+
+
+@dataclass(frozen=True)
+class Prune:
+    """What is removed in a round."""
+
+    criterion: str = "large_final"
+    """Score by which weights are ranked, the lowest go: large_final (magnitude of the trained weight)."""
+    scope: Literal["layer", "global"] = "layer"
+    """Rank within every layer, or over all layers together."""
+    rate: float | tuple[tuple[str, float], ...] = (("output", 0.1), (".", 0.2))
+    """Share of the remaining weights removed in a round: one number, or pairs of a regex on the
+    weight's path and a number, of which the first match wins."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study: seeds x levels x arms of one network on one data set."""
+
+    name: str = "study"
+    """Name of the run folder."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds: each fixes the initial weights, the validation split and the order of the data."""
+    levels: int = 11
+    """Pruning rounds; level 0 is the dense network."""
+    arms: tuple[str, ...] = ("ticket", "reinit", "random")
+    """What is trained at each level: ticket (always), reinit, random."""
+    repeats: tuple[tuple[str, int], ...] = ()
+    """How often an arm is trained at each level and seed: pairs of arm and number; 1 where not named."""
+    control_levels: tuple[int, ...] = ()
+    """Levels at which the arms other than ticket run; none named means every level."""
+    rewind: tuple[Duration, ...] = (0,)
+    """Steps or epochs to which tickets are rewound; each is a chain of its own."""
+    model: str = "lenet5"
+    """Network: lenet300, lenet5, small_cnn, conv2, conv4, conv6."""
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    optim: Optim = field(default_factory=Optim)
+    prune: Prune = field(default_factory=Prune)
+
+
+class Lengths(NamedTuple):
+    """A study's durations, in steps.
+
+    Attributes:
+        per_epoch: steps in an epoch: whole batches in the train split; the rest of an epoch's order
+            is left out.
+        total: steps of a training from step 0.
+        evaluate: steps between evaluations.
+        warmup: steps of warm-up.
+        milestones: steps at which the learning rate drops.
+        rewind: steps to which tickets are rewound.
+    """
+
+    per_epoch: int
+    total: int
+    evaluate: int
+    warmup: int
+    milestones: tuple[int, ...]
+    rewind: tuple[int, ...]
+
+
+# Fields that only add cells to a study: they stay outside the fingerprint, so that a study can be
+# widened without training anything again. `levels` is one because no level's rate depends on it.
+_WIDENING = ("name", "seeds", "levels", "arms", "repeats", "control_levels", "rewind")
+
+
+def load(path: str | Path) -> Study:
+    """The study in a config file.
+
+    Raises:
+        UserError: there is no such file, it does not run, or it does not define `config`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        there = sorted(str(p) for p in path.parent.glob("*.py"))
+        if there:
+            raise unknown("--config", str(path), there)
+        raise UserError(f"--config: {str(path)!r} is not a file; give the path of a config file.")
+    try:
+        found = runpy.run_path(str(path)).get("config")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: {_config_failure(error, path)}") from error
+    if not isinstance(found, Study):
+        what = "no `config`" if found is None else f"a `config` of type {type(found).__name__}"
+        raise UserError(f"{path}: it defines {what}; end it with `config = Study(...)`.")
+    return found
+
+
+def _config_failure(error: Exception, path: Path) -> str:
+    """One clause on why a config file does not run."""
+    typo = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    classes = {c.__name__: c for c in (Study, Data, Optim, Train, Prune)}
+    if typo and typo[1] in classes:
+        names = [f.name for f in dataclasses.fields(classes[typo[1]])]
+        return str(unknown(f"field of {typo[1]}", typo[2], names))
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+    return f"line {line}: {type(error).__name__}: {error}; mend the config file."
+
+
+def parse_duration(value: Duration, name: str) -> tuple[int, Literal["steps", "epochs"]]:
+    """(number, unit) of a duration.
+
+    Raises:
+        UserError: it is neither a whole number, "N steps" nor "N epochs".
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value, "steps"
+    match = re.fullmatch(r"\s*(\d+)\s*(steps?|epochs?)?\s*", value) if isinstance(value, str) else None
+    if match is None:
+        raise UserError(
+            f"{name}: {value!r} is not a duration; write a number of steps (500 or '500 steps') or "
+            "of epochs ('2 epochs')."
+        )
+    return int(match[1]), "epochs" if (match[2] or "").startswith("epoch") else "steps"
+
+
+def validate(study: Study) -> None:
+    """Checks every field that can be checked without the data.
+
+    Raises:
+        UserError: names the field, its value and what is allowed.
+    """
+    from lthjax.arms import ARMS
+    from lthjax.criteria import CRITERIA
+    from lthjax.models import MODELS
+
+    def need(ok: bool, name: str, value: object, allowed: str) -> None:
+        if not ok:
+            raise UserError(f"{name}: {value!r} is not allowed; it must be {allowed}.")
+
+    def among(name: str, value: str, allowed: Iterable[str]) -> None:
+        names = tuple(allowed)
+        if value not in names:
+            raise unknown(name, value, names)
+
+    def whole(value: object, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    need(
+        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", study.name) is not None,
+        "name",
+        study.name,
+        "letters, digits, '_', '-' and '.', as it names a folder",
+    )
+    need(len(study.seeds) > 0, "seeds", study.seeds, "at least one seed")
+    for seed in study.seeds:
+        need(whole(seed, 0) and seed < 2**32, "seeds", seed, "whole numbers from 0 to 4294967295")
+    need(_unique(study.seeds), "seeds", study.seeds, "all different; leave out the duplicates")
+    need(whole(study.levels, 0), "levels", study.levels, "a whole number, 0 or more")
+    for arm in study.arms:
+        among("arms", arm, ARMS)
+    need(_unique(study.arms), "arms", study.arms, "all different; leave out the duplicates")
+    for arm, times in study.repeats:
+        among("repeats", arm, [a for a in ARMS if a != "ticket"])
+        need(whole(times, 1), f"repeats of {arm}", times, "a whole number, 1 or more")
+    for level in study.control_levels:
+        need(whole(level, 1), "control_levels", level, "whole numbers, 1 or more")
+    among("model", study.model, MODELS)
+    need(whole(study.data.validation, 1), "data.validation", study.data.validation, "1 or more")
+    need(whole(study.train.batch, 1), "train.batch", study.train.batch, "1 or more")
+    among("optim.name", study.optim.name, ("adam", "sgd"))
+    among("optim.schedule", study.optim.schedule, ("constant", "cosine", "steps"))
+    need(study.optim.lr > 0, "optim.lr", study.optim.lr, "above 0")
+    need(0 <= study.optim.momentum < 1, "optim.momentum", study.optim.momentum, "in [0, 1)")
+    need(study.optim.weight_decay >= 0, "optim.weight_decay", study.optim.weight_decay, "0 or more")
+    need(0 < study.optim.decay <= 1, "optim.decay", study.optim.decay, "in (0, 1]")
+    if study.optim.schedule != "steps":
+        need(not study.optim.milestones, "optim.milestones", study.optim.milestones,
+             "empty unless optim.schedule is 'steps'")  # fmt: skip
+    among("prune.criterion", study.prune.criterion, CRITERIA)
+    among("prune.scope", study.prune.scope, ("layer", "global"))
+    rates = study.prune.rate
+    if isinstance(rates, int | float):
+        need(0 < rates < 1, "prune.rate", rates, "in (0, 1), for example 0.2")
+    else:
+        need(study.prune.scope == "layer", "prune.rate", rates,
+             "one number where prune.scope is 'global'")  # fmt: skip
+        for pattern, rate in rates:
+            need(0 < rate < 1, f"prune.rate of {pattern!r}", rate, "in (0, 1), for example 0.2")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"prune.rate: {pattern!r} is not a regex: {error}.") from error
+    for name, value in _durations(study):
+        parse_duration(value, name)
+
+
+def lengths(study: Study, train_split: int) -> Lengths:
+    """The study's durations in steps.
+
+    Args:
+        study: a validated study.
+        train_split: images in the train split (without validation).
+
+    Raises:
+        UserError: the batch is larger than the train split, or a duration is out of range.
+    """
+    if train_split < study.train.batch:
+        raise UserError(
+            f"train.batch: {study.train.batch} is larger than the train split of "
+            f"{max(train_split, 0)} images (data.validation holds out {study.data.validation}); "
+            "it must be at most that."
+        )
+    per_epoch = train_split // study.train.batch
+
+    def steps(value: Duration, name: str) -> int:
+        number, unit = parse_duration(value, name)
+        return number * per_epoch if unit == "epochs" else number
+
+    total = steps(study.train.steps, "train.steps")
+    if total < 1:
+        raise UserError(f"train.steps: {study.train.steps!r} is no training; it must be 1 or more.")
+    evaluate = steps(study.train.eval_every, "train.eval_every")
+    if evaluate < 1:
+        raise UserError(
+            f"train.eval_every: {study.train.eval_every!r} is not allowed; it must be 1 or more."
+        )
+    rewind = tuple(steps(r, "rewind") for r in study.rewind)
+    for written, k in zip(study.rewind, rewind, strict=True):
+        if k >= total:
+            raise UserError(
+                f"rewind: {written!r} is step {k}, beyond the end of training at step {total}; "
+                "it must be before the last step."
+            )
+    if not rewind:
+        raise UserError("rewind: it is empty; name at least one step, for example 0.")
+    if not _unique(rewind):
+        raise UserError(f"rewind: {study.rewind!r} names a step twice; leave out the duplicates.")
+    milestones = tuple(steps(m, "optim.milestones") for m in study.optim.milestones)
+    if list(milestones) != sorted(set(milestones)):
+        raise UserError(f"optim.milestones: {study.optim.milestones!r} must increase.")
+    return Lengths(
+        per_epoch=per_epoch,
+        total=total,
+        evaluate=min(evaluate, total),
+        warmup=steps(study.optim.warmup, "optim.warmup"),
+        milestones=milestones,
+        rewind=rewind,
+    )
+
+
+def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
+    """Everything that changes a cell's numbers, resolved: fields by dotted name, durations in steps.
+
+    Args:
+        study: a validated study.
+        in_steps: its durations.
+        digest: the content hash of its data.
+    """
+    fields = _flat(study)
+    for name in _WIDENING:
+        del fields[name]
+    fields["train.steps"] = in_steps.total
+    fields["train.eval_every"] = in_steps.evaluate
+    fields["optim.warmup"] = in_steps.warmup
+    fields["optim.milestones"] = in_steps.milestones
+    return json.loads(json.dumps({**fields, "data.digest": digest}))
+
+
+def fingerprint(full: dict[str, Any]) -> str:
+    """Eight hexadecimal digits of `identity`, fields at their defaults left out.
+
+    So that a field added later with a default that keeps the old behaviour renames no old run.
+    """
+    defaults = json.loads(json.dumps(_flat(Study())))
+    kept = {k: v for k, v in full.items() if k not in defaults or defaults[k] != v}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def repeats(study: Study, arm: str) -> int:
+    """How often an arm is trained at each level and seed."""
+    return dict(study.repeats).get(arm, 1)
+
+
+def _durations(study: Study) -> list[tuple[str, Duration]]:
+    return [
+        ("train.steps", study.train.steps),
+        ("train.eval_every", study.train.eval_every),
+        ("optim.warmup", study.optim.warmup),
+        *(("optim.milestones", m) for m in study.optim.milestones),
+        *(("rewind", r) for r in study.rewind),
+    ]
+
+
+def _flat(study: Study) -> dict[str, Any]:
+    """{"train.batch": 60, ...}"""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(study).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _unique(values: Iterable[object]) -> bool:
+    values = list(values)
+    return len(set(values)) == len(values)

@@ -1,0 +1,469 @@
+"""Images by name: uint8 arrays from npz, TFDS or the package; split, normalisation, augmentation.
+
+`load(name, dir)` looks, in this order, for
+
+1. `<dir>/<name>.npz` with the keys `train_images`, `test_images` (uint8 [N, H, W, C]) and
+   `train_labels`, `test_labels` (integers [N], from 0); optionally `classes`, their number;
+2. `<dir>/<name>/...`, a prepared TFDS folder in array_record format, read without TensorFlow;
+3. TFDS's catalogue: for mnist, fashion_mnist, kmnist, cifar10 and cifar100 its addresses, checksums
+   and download manager, decoded here with numpy; for any other image-classification set TFDS itself,
+   which needs TensorFlow.
+
+What 2 and 3 give is cached as 1. `mnist_10k` is part of the package.
+"""
+
+import gzip
+import hashlib
+import logging
+import os
+import tarfile
+import tempfile
+import threading
+import zipfile
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lthjax import rng
+from lthjax.errors import UserError, unknown
+
+EMBEDDED = "mnist_10k"
+CATALOGUE = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100")
+_CLASSES = {EMBEDDED: 10, "cifar100": 100} | {n: 10 for n in CATALOGUE if n != "cifar100"}
+_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+_LOOK_SECONDS = 4.0
+
+_log = logging.getLogger(__name__)
+
+
+class Dataset(NamedTuple):
+    """A data set in host memory.
+
+    Attributes:
+        name: what it was asked for as.
+        train_images: uint8 [N, H, W, C].
+        train_labels: int32 [N], in [0, classes).
+        test_images: uint8 [M, H, W, C].
+        test_labels: int32 [M].
+        classes: number of classes.
+        digest: content hash of the four arrays, 16 hexadecimal digits.
+        source: where it was read from, in words.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: int
+    digest: str
+    source: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image."""
+        return self.train_images.shape[1:]  # type: ignore[return-value]
+
+
+class Split(NamedTuple):
+    """One seed's split of the train images, and the normalisation that goes with it.
+
+    Attributes:
+        train: int32 [N - validation], indices into the train images.
+        validation: int32 [validation].
+        mean: float32 [C], of the train split's pixels in [0, 1].
+        std: float32 [C], likewise.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+
+
+class Images(NamedTuple):
+    """All images of a data set on the device: the train images, then the test images.
+
+    Attributes:
+        images: uint8 [N + M, H, W, C].
+        labels: int32 [N + M].
+    """
+
+    images: jax.Array
+    labels: jax.Array
+
+
+def load(name: str, dir: str | Path = "data") -> Dataset:
+    """The data set of that name, from the first of the module's sources that has it.
+
+    Args:
+        name: see the module's docstring.
+        dir: the data folder; need not exist.
+
+    Raises:
+        UserError: it is nowhere to be found and cannot be fetched, or what was found is malformed.
+    """
+    if name == EMBEDDED:
+        with resources.as_file(resources.files("lthjax") / "assets" / f"{name}.npz") as path:
+            return _checked(name, _read_npz(path), "the package")
+    folder = Path(dir)
+    path = folder / f"{name}.npz"
+    if path.is_file():
+        return _checked(name, _read_npz(path), str(path))
+    prepared = _prepared_folder(folder / name)
+    if prepared is not None:
+        arrays, source = _read_prepared(prepared), str(prepared)
+    elif name in CATALOGUE:
+        arrays, source = _fetch(name, folder), "TFDS's catalogue"
+    else:
+        arrays, source = _through_tfds(name, folder), "TFDS"
+    dataset = _checked(name, arrays, source)
+    _cache(dataset, path)
+    return dataset
+
+
+def split(dataset: Dataset, seed: int, validation: int) -> Split:
+    """Holds out `validation` train images by the seed's stream "split".
+
+    Args:
+        dataset: the data set.
+        seed: the study's seed.
+        validation: how many to hold out, fewer than there are.
+    """
+    n = len(dataset.train_images)
+    order = np.asarray(jax.random.permutation(rng.stream(seed, "split"), n), np.int32)
+    held_out, rest = np.sort(order[:validation]), np.sort(order[validation:])
+    # Sums of whole numbers, so that the statistics do not depend on the order of summation.
+    channels = dataset.shape[2]
+    totals = np.zeros((channels, 256), np.int64)
+    for part in np.array_split(rest, max(1, len(rest) // 5000)):
+        pixels = dataset.train_images[part].reshape(-1, channels)
+        for c in range(channels):
+            totals[c] += np.bincount(pixels[:, c], minlength=256)
+    values = np.arange(256) / 255
+    mean = totals @ values / totals.sum(1)
+    variance = totals @ values**2 / totals.sum(1) - mean**2
+    # Constant images have no spread to divide by; one grey value is the least that could be seen.
+    std = np.maximum(np.sqrt(np.maximum(variance, 0)), 1 / 255)
+    return Split(rest, held_out, mean.astype(np.float32), std.astype(np.float32))
+
+
+def stack(dataset: Dataset) -> Images:
+    """All images of a data set as device arrays, train first."""
+    return Images(
+        jnp.asarray(np.concatenate([dataset.train_images, dataset.test_images])),
+        jnp.asarray(np.concatenate([dataset.train_labels, dataset.test_labels])),
+    )
+
+
+def gather(
+    images: jax.Array,
+    index: jax.Array,
+    mean: jax.Array,
+    std: jax.Array,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """A batch, normalised; augmented where a key is given.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        index: int32 [B].
+        mean, std: float32 [C], of pixels in [0, 1].
+        key: a PRNG key for `augment`, or None.
+
+    Returns:
+        float32 [B, H, W, C].
+    """
+    batch = images[index]
+    if key is not None:
+        batch = augment(key, batch)
+    return (batch.astype(jnp.float32) / 255 - mean) / std
+
+
+def augment(key: jax.Array, batch: jax.Array, pad: int = 4) -> jax.Array:
+    """Pads with black, crops at random to the old size, and flips every second image on average.
+
+    Args:
+        key: a PRNG key.
+        batch: [B, H, W, C], any dtype.
+        pad: pixels on each side.
+    """
+    n, height, width, channels = batch.shape
+    where, flips = jax.random.split(key)
+    corners = jax.random.randint(where, (n, 2), 0, 2 * pad + 1)
+    padded = jnp.pad(batch, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
+
+    cropped = jax.vmap(crop)(padded, corners)
+    flip = jax.random.bernoulli(flips, shape=(n, 1, 1, 1))
+    return jnp.where(flip, cropped[:, :, ::-1], cropped)
+
+
+# Reading and checking
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [k for k in _KEYS if k not in archive]
+            if missing:
+                raise UserError(
+                    f"{path}: it lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}."
+                )
+            return {k: archive[k] for k in (*_KEYS, "classes") if k in archive}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path}: it cannot be read as an npz of plain arrays ({error}); make it with numpy.savez."
+        ) from error
+
+
+def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Dataset:
+    """A Dataset of arrays that are what they must be, or the sentence that says what is not."""
+    for part in ("train", "test"):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        where = f"{source}: {part}_images"
+        if images.dtype != np.uint8:
+            nan = images.dtype.kind == "f" and bool(np.isnan(images).any())
+            raise UserError(
+                f"{where} has dtype {images.dtype}{' and holds NaN' if nan else ''}; "
+                "it must be uint8, 0 to 255."
+            )
+        if images.ndim != 4 or 0 in images.shape:
+            raise UserError(
+                f"{where} has shape {images.shape}; it must be [N, height, width, channels]."
+            )
+        if labels.dtype.kind not in "iu":
+            raise UserError(
+                f"{source}: {part}_labels has dtype {labels.dtype}; it must be whole numbers."
+            )
+        if labels.shape != images.shape[:1]:
+            raise UserError(
+                f"{source}: {part}_labels has shape {labels.shape}; it must be "
+                f"({len(images)},), one for each of {part}_images."
+            )
+    shapes = [arrays[f"{part}_images"].shape[1:] for part in ("train", "test")]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"{source}: test_images are {shapes[1]}, train_images {shapes[0]}; they must be alike."
+        )
+    declared = int(arrays["classes"]) if "classes" in arrays else _CLASSES.get(name)
+    classes = declared or int(arrays["train_labels"].max()) + 1
+    for part in ("train", "test"):
+        labels = arrays[f"{part}_labels"]
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise UserError(
+                f"{source}: {part}_labels run from {low} to {high}; they must lie in 0 to "
+                f"{classes - 1}."
+            )
+    if classes < 2:
+        raise UserError(f"{source}: train_labels hold one class only; two or more are needed.")
+    clean = {k: np.ascontiguousarray(arrays[k], np.uint8 if "images" in k else np.int32) for k in _KEYS}
+    digest = hashlib.sha256()
+    for key in _KEYS:
+        digest.update(f"{key}{clean[key].shape}".encode())
+        digest.update(clean[key].data)
+    return Dataset(name, **clean, classes=classes, digest=digest.hexdigest()[:16], source=source)
+
+
+def _cache(dataset: Dataset, path: Path) -> None:
+    """Writes the documented npz, whole or not at all; a folder that cannot be written is no error."""
+    arrays = {k: getattr(dataset, k) for k in _KEYS} | {"classes": np.int64(dataset.classes)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+        ) as part:
+            np.savez(part, **arrays)  # type: ignore[arg-type]
+            part.flush()
+            os.fsync(part.fileno())
+        os.replace(part.name, path)
+    except OSError as error:
+        _log.warning("%s could not be written (%s); the data will be decoded anew next time.", path, error)
+
+
+# TFDS
+
+
+def _tfds() -> Any:
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
+def _prepared_folder(folder: Path) -> Path | None:
+    """The newest version below a TFDS data set's folder, or None."""
+    found = [info.parent for info in folder.glob("**/dataset_info.json")]
+    return max(found, key=_version) if found else None
+
+
+def _version(folder: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in folder.name.split(".") if part.isdigit())
+
+
+def _read_prepared(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a prepared TFDS folder, in the order in which they are stored."""
+    try:
+        builder = _tfds().builder_from_directory(str(folder))
+        splits = list(builder.info.splits)
+        keys = builder.info.supervised_keys
+        if not {"train", "test"} <= set(splits) or not keys or len(keys) != 2:
+            raise UserError(
+                f"{folder}: it has splits {splits} and supervised keys {keys}; an image-classification "
+                "set needs the splits train and test, and (image, label)."
+            )
+        arrays = {}
+        for part in ("train", "test"):
+            source = builder.as_data_source(split=part)
+            examples = [source[i] for i in range(len(source))]
+            arrays[f"{part}_images"] = _same_shape([e[keys[0]] for e in examples], folder)
+            arrays[f"{part}_labels"] = np.asarray([e[keys[1]] for e in examples])
+        arrays["classes"] = np.asarray(builder.info.features[keys[1]].num_classes)
+        return arrays
+    except UserError:
+        raise
+    except Exception as error:  # TFDS raises many kinds; the user can mend none of them in code
+        raise UserError(
+            f"{folder}: TFDS cannot read it without TensorFlow ({_first_line(error)}); prepare it with "
+            "file_format='array_record', or put an npz in its place."
+        ) from error
+
+
+def _same_shape(images: list[np.ndarray], where: object) -> np.ndarray:
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise UserError(
+            f"{where}: its images have {len(shapes)} different shapes, for example "
+            f"{sorted(shapes)[:2]}; they must all be alike."
+        )
+    return np.stack(images)
+
+
+def _fetch(name: str, folder: Path) -> dict[str, np.ndarray]:
+    """Downloads what TFDS's catalogue lists for the set, checks it, and decodes it with numpy."""
+    infos = dict(_tfds().builder_cls(name).url_infos)
+    _look_first(name, infos, folder)
+    try:
+        manager = _tfds().download.DownloadManager(
+            download_dir=str(folder / "downloads"),
+            url_infos=infos,
+            dataset_name=name,
+            force_checksums_validation=True,
+        )
+        files = {Path(url).name: Path(path) for url, path in manager.download({u: u for u in infos}).items()}
+    except Exception as error:  # DownloadError, NonMatchingChecksumError, requests' and the system's
+        raise _unreachable(name, folder, _first_line(error)) from error
+    try:
+        return _decode_idx(files) if "mnist" in name else _decode_cifar(files)
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
+        raise UserError(
+            f"data.name: what was downloaded for {name!r} is not in the official format ({error}); "
+            f"delete {folder / 'downloads'} and try again."
+        ) from error
+
+
+def _look_first(name: str, urls: Mapping[str, Any], folder: Path) -> None:
+    """Fails at once where no address answers: TFDS would go on trying for minutes."""
+    import requests
+
+    failures: list[str] = []
+
+    def look() -> None:
+        url = next(iter(urls))
+        try:
+            requests.head(url, timeout=_LOOK_SECONDS / 2)
+        except requests.RequestException as error:
+            failures.append(type(error).__name__)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(_LOOK_SECONDS)
+    if failures or thread.is_alive():
+        reason = failures[0] if failures else f"no answer in {_LOOK_SECONDS:.0f} s"
+        raise _unreachable(name, folder, reason)
+
+
+def _unreachable(name: str, folder: Path, reason: str) -> UserError:
+    return UserError(
+        f"data.name: {name!r} is not in {str(folder)!r} and could not be downloaded ({reason}).\n"
+        f"Put {name}.npz (uint8 train_images, test_images [N, H, W, C]; train_labels, test_labels [N]) "
+        f"into {str(folder)!r}, or use --data.name {EMBEDDED}, which is built in."
+    )
+
+
+def _decode_idx(files: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """The four gzipped IDX files of the MNIST family (LeCun, Cortes & Burges, file format)."""
+
+    def read(name: str) -> np.ndarray:
+        raw = gzip.decompress(files[name].read_bytes())
+        if raw[:3] != b"\x00\x00\x08":
+            raise ValueError(f"{name} is not an IDX file of unsigned bytes")
+        shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+
+    return {
+        "train_images": read("train-images-idx3-ubyte.gz")[..., None],
+        "train_labels": read("train-labels-idx1-ubyte.gz"),
+        "test_images": read("t10k-images-idx3-ubyte.gz")[..., None],
+        "test_labels": read("t10k-labels-idx1-ubyte.gz"),
+    }
+
+
+def _decode_cifar(files: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """The binary version of CIFAR-10 and CIFAR-100 (Krizhevsky 2009): label bytes, then R, G, B."""
+    (archive,) = files.values()
+    batches: dict[str, bytes] = {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.name.endswith(".bin") and (file := tar.extractfile(member)) is not None:
+                batches[Path(member.name).name] = file.read()
+    hundred = "train.bin" in batches
+    # CIFAR-100 has two label bytes, the coarse one first; the fine one is what is classified.
+    label_bytes = 2 if hundred else 1
+    train = ["train.bin"] if hundred else [f"data_batch_{i}.bin" for i in range(1, 6)]
+    test = ["test.bin"] if hundred else ["test_batch.bin"]
+    arrays = {}
+    for part, names in (("train", train), ("test", test)):
+        rows = np.frombuffer(b"".join(batches[n] for n in names), np.uint8)
+        rows = rows.reshape(-1, label_bytes + 3072)
+        pixels = rows[:, label_bytes:].reshape(-1, 3, 32, 32)
+        arrays[f"{part}_images"] = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        arrays[f"{part}_labels"] = rows[:, label_bytes - 1].copy()
+    return arrays
+
+
+def _through_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
+    """Any other image-classification set, downloaded and prepared by TFDS with TensorFlow."""
+    tfds = _tfds()
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.split("/")[0] not in known:
+        own = sorted(p.stem for p in folder.glob("*.npz")) if folder.is_dir() else []
+        suggestion = str(unknown("data.name", name, [EMBEDDED, *known, *own])).split(" Known:")[0]
+        raise UserError(
+            f"{suggestion} Built in: {EMBEDDED}; fetched: {', '.join(CATALOGUE)}; in {str(folder)!r}: "
+            f"{', '.join(own) or 'none'}; any other TFDS image-classification set with TensorFlow."
+        )
+    try:
+        import tensorflow  # type: ignore[import-not-found] # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"data.name: preparing {name!r} takes TensorFlow, which is not installed; install "
+            f"tensorflow, or put {name}.npz into {str(folder)!r}."
+        ) from None
+    builder = tfds.builder(name, data_dir=str(folder))
+    _look_first(name, builder.url_infos or {"https://storage.googleapis.com": None}, folder)
+    builder.download_and_prepare(file_format="array_record")
+    return _read_prepared(Path(builder.data_dir))
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

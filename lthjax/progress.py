@@ -1,0 +1,161 @@
+"""What a person sees of a running study: a progress bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from lthjax import imp
+from lthjax.imp import DENSE, Cell
+from lthjax.study import Estimate, Plan, Prepared, describe, devices, outcome
+
+_LINE_SECONDS = 10.0
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, prepared: Prepared, plan: Plan) -> None: ...
+    def chunk(self, cells: Sequence[Cell]) -> None: ...
+    def advance(self, steps: int, accuracy: float | None) -> None: ...
+    def finished(self, cell: Cell, result: dict[str, Any]) -> None: ...
+    def end(self) -> None: ...
+
+
+class Lines:
+    """A plain line when a cell is finished, and every ten seconds in between."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._done = self._total = self._cells = self._all = 0
+        self._began = self._last = 0.0
+        self._what = ""
+
+    def begin(self, prepared: Prepared, plan: Plan) -> None:
+        self._total = plan.steps
+        self._cells, self._all = len(plan.cells) - len(plan.missing), len(plan.cells)
+        self._began = self._last = time.monotonic()
+        self._say(f"{prepared.folder}: {len(plan.missing)} of {len(plan.cells)} cells to train")
+
+    def chunk(self, cells: Sequence[Cell]) -> None:
+        self._what = summary(cells)
+
+    def advance(self, steps: int, accuracy: float | None) -> None:
+        self._done += steps
+        now = time.monotonic()
+        if now - self._last < _LINE_SECONDS:
+            return
+        self._last = now
+        rate = self._done / (now - self._began)
+        left = (self._total - self._done) / rate if rate else 0
+        seen = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
+        self._say(f"{self._what}{seen}, {rate:.0f} steps/s, {duration(left)} left")
+
+    def finished(self, cell: Cell, result: dict[str, Any]) -> None:
+        self._cells += 1
+        self._say(f"[{self._cells}/{self._all}] {describe(cell)}: {outcome(result)}")
+
+    def end(self) -> None: ...
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Bar:
+    """A bar with what is being trained, steps a second, time left and the last accuracy."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]{task.fields[study]}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[what]}"),
+            TextColumn("[cyan]{task.fields[speed]}"),
+            TextColumn("[green]{task.fields[accuracy]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            transient=True,
+        )
+        self._began = 0.0
+
+    def begin(self, prepared: Prepared, plan: Plan) -> None:
+        self._began = time.monotonic()
+        self._task = self._bar.add_task(
+            "", total=plan.steps, study=prepared.study.name, what="compiling", speed="", accuracy=""
+        )
+        self._bar.start()
+
+    def chunk(self, cells: Sequence[Cell]) -> None:
+        self._bar.update(self._task, what=summary(cells))
+
+    def advance(self, steps: int, accuracy: float | None) -> None:
+        self._bar.advance(self._task, steps)
+        done = self._bar.tasks[0].completed
+        speed = f"{done / (time.monotonic() - self._began):.0f} steps/s"
+        self._bar.update(self._task, speed=speed)
+        if accuracy is not None:
+            self._bar.update(self._task, accuracy=f"test {100 * accuracy:.2f} %")
+
+    def finished(self, cell: Cell, result: dict[str, Any]) -> None:
+        self._bar.console.print(f"{describe(cell)}: {outcome(result)}", highlight=False, markup=False)
+
+    def end(self) -> None:
+        self._bar.stop()
+
+
+def watch(quiet: bool) -> Silent | Lines | Bar:
+    """What suits standard error: nothing, lines, or a bar."""
+    console = Console(stderr=True)
+    if quiet:
+        return Silent()
+    return Bar(console) if console.is_terminal else Lines(console)
+
+
+def summary(cells: Sequence[Cell]) -> str:
+    """`level 3 ticket, reinit`: what is being trained, briefly."""
+    levels = sorted({cell.level for cell in cells})
+    arms = list(dict.fromkeys(cell.arm for cell in cells))
+    if arms == [DENSE]:
+        return DENSE
+    return f"level {'-'.join(map(str, levels))} {', '.join(arms)}"
+
+
+def duration(seconds: float) -> str:
+    """`2 h 05 min`, `3 min 20 s` or `12 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole} s"
+
+
+def plan_text(prepared: Prepared, plan: Plan, cost: Estimate, out: Path) -> str:
+    """The plan of a study, for a person: what would be trained, and what it would cost."""
+    study, lengths, dataset = prepared.study, prepared.lengths, prepared.dataset
+    params = jax.eval_shape(prepared.model.init, jax.random.key(0)).params
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim >= 2)
+    done = len(plan.cells) - len(plan.missing)
+    controls = study.control_levels or "every level"
+    chains = ", ".join(chain.name for chain in imp.chains(lengths))
+    rows = [
+        ("folder", str(out / prepared.folder)),
+        ("data", f"{dataset.name} from {dataset.source}: {len(dataset.train_images) - study.data.validation} "
+                 f"train, {study.data.validation} validation, {len(dataset.test_images)} test"),
+        ("network", f"{study.model}: {parameters:,} parameters, {weights:,} prunable weights"),
+        ("cells", f"{len(plan.cells)}: {len(study.seeds)} seeds, dense and {study.levels} levels, chains "
+                  f"{chains}, arms {', '.join(study.arms)} (controls at {controls})"),
+        ("done", f"{done} cells; {len(plan.missing)} to train"),
+        ("steps", f"{lengths.total:,} a training of batch {study.train.batch} ({lengths.per_epoch:,} an epoch), "
+                  f"evaluated every {lengths.evaluate:,}; {plan.steps:,} in all"),
+        ("memory", f"about {cost.bytes / 2**20:,.0f} MiB for images and the training program"),
+        ("speed", f"{1000 * cost.step_seconds:.2f} ms a step and replicate, measured on {devices()}"),
+        ("time", f"about {duration(cost.seconds)}"),
+    ]  # fmt: skip
+    return "\n".join(f"{name:8} {value}" for name, value in rows)

@@ -1,0 +1,105 @@
+"""One function of one replicate, run over many: within a device, over devices.
+
+On CPU the replicates of a device run one after another (`lax.map`): batched convolutions would become
+grouped ones, which are slow there, and one replicate's numbers do not depend on its neighbours', bit
+for bit. On accelerators they run together (`vmap`).
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+PyTree = Any
+_AXIS = "replicates"
+
+
+def use_all_cores() -> None:
+    """Makes every core a device of its own, so that replicates run side by side on a CPU.
+
+    Does nothing once JAX has started its backend, or where the user has said how many
+    (JAX_NUM_CPU_DEVICES).
+    """
+    if "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", cores())
+    except RuntimeError:
+        pass
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def mesh(at_most: int) -> Mesh:
+    """A mesh of the local devices over which replicates are spread, at most so many."""
+    devices = jax.local_devices()[: max(at_most, 1)]
+    return jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def width(on: Mesh, at_most: int, chunk: int | None = None) -> int:
+    """Replicates trained in one program: a multiple of the number of devices.
+
+    Args:
+        on: the mesh.
+        at_most: how many there can be at a time.
+        chunk: what the user asks for; by default one a device on CPU, up to 16 elsewhere.
+    """
+    devices = on.devices.size
+    if chunk is None:
+        chunk = devices if on.devices.flat[0].platform == "cpu" else 16 * devices
+    return -(-min(chunk, max(at_most, 1)) // devices) * devices
+
+
+def spread(
+    fn: Callable[..., PyTree], on: Mesh, donate: bool = False
+) -> Callable[..., PyTree]:
+    """`fn(shared, carried, each)` for one replicate, as a compiled function for a chunk of them.
+
+    Args:
+        fn: pure; takes (shared, carried, each), returns any pytree.
+        on: the mesh of devices.
+        donate: whether the buffers of `carried` may be reused for the result.
+
+    Returns:
+        A function of the same three: `shared` as it is, the leaves of `carried` and `each` and of
+        the result with a leading axis of replicates, spread over the mesh.
+    """
+    one_by_one = on.devices.flat[0].platform == "cpu"
+
+    def local(shared: PyTree, carried: PyTree, each: PyTree) -> PyTree:
+        one = partial(fn, shared)
+        if one_by_one:
+            return jax.lax.map(lambda pair: one(*pair), (carried, each))
+        return jax.vmap(one)(carried, each)
+
+    spec = PartitionSpec(_AXIS)
+    mapped = jax.shard_map(
+        local, mesh=on, in_specs=(PartitionSpec(), spec, spec), out_specs=spec, check_vma=False
+    )
+    return jax.jit(mapped, donate_argnums=(1,) if donate else ())
+
+
+def share(on: Mesh, tree: PyTree) -> PyTree:
+    """Puts a pytree whole on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(on, PartitionSpec()))
+
+
+def stack(on: Mesh, trees: Sequence[PyTree]) -> PyTree:
+    """Stacks one pytree a replicate along a new leading axis, spread over the mesh."""
+    stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees)
+    return jax.device_put(stacked, NamedSharding(on, PartitionSpec(_AXIS)))
+
+
+def unstack(tree: PyTree, count: int) -> list[PyTree]:
+    """The first `count` replicates of a stacked pytree, each a pytree of numpy arrays."""
+    host = jax.device_get(tree)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(count)]

@@ -1,0 +1,265 @@
+"""The run folder: every cell written once, whole or not at all. The only file that imports orbax.
+
+    <out>/<name>-<fingerprint>/
+      study.json                              config, versions, devices
+      log.txt
+      seed=3/state=500/                       weights and statistics at a rewind step (and at 0)
+      seed=3/dense/                           level 0
+      seed=3/chain=rewind-0/level=07/ARM[.rN]/
+          result.json                         scalars, curves, what it came from
+          mask.npz                            bit-packed
+          variables/                          final weights and statistics (orbax)
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lthjax import prune
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+from lthjax.models import Variables
+
+PyTree = Any
+
+
+class Store:
+    """A run folder, open for one study.
+
+    Args:
+        path: the folder; made where it is not there.
+        identity: what the study's numbers depend on (`config.identity`).
+        about: the rest of study.json: config, versions, devices.
+
+    Raises:
+        UserError: the folder cannot be written, belongs to another study, or is in use.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], about: dict[str, Any]) -> None:
+        self.path = path.absolute()
+        self._identity, self._about = identity, about
+        self._lock: IO[str] | None = None
+        check_identity(self.path, identity)
+
+    def __enter__(self) -> "Store":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.path / ".lock")
+        except OSError as error:
+            raise UserError(
+                f"--out: {str(self.path)!r} cannot be written ({error.strerror or error}); choose another "
+                "folder with --out."
+            ) from error
+        for left in self.path.glob(".tmp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        text = json.dumps({"identity": self._identity, **self._about}, indent=1) + "\n"
+        _write_whole(self.path / "study.json", text)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def has(self, cell: Cell) -> bool:
+        """Whether a cell is there, done or diverged."""
+        return (folder(self.path, cell) / "result.json").is_file()
+
+    def has_state(self, seed: int, step: int) -> bool:
+        """Whether a rewind state is there."""
+        return (state_folder(self.path, seed, step) / "result.json").is_file()
+
+    def write(
+        self, cell: Cell, result: dict[str, Any], mask: PyTree, variables: Variables | None
+    ) -> None:
+        """Writes a cell.
+
+        Args:
+            cell: which.
+            result: scalars, curves, status.
+            mask: bool pytree; saved bit-packed.
+            variables: final weights and statistics, or None where there are none worth keeping.
+        """
+        with self._whole(folder(self.path, cell)) as part:
+            if variables is not None:
+                _save(part / "variables", variables)
+            packed = {p: np.asarray(m) for p, m in zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)}
+            np.savez(part / "mask.npz", **{p: np.packbits(m) for p, m in packed.items()})  # type: ignore[arg-type]
+            _write_json(part / "result.json", result)
+
+    def write_state(self, seed: int, step: int, variables: Variables) -> None:
+        """Writes a rewind state."""
+        with self._whole(state_folder(self.path, seed, step)) as part:
+            _save(part / "variables", variables)
+            _write_json(part / "result.json", {"seed": seed, "step": step})
+
+    def result(self, cell: Cell) -> dict[str, Any]:
+        """What `write` was given as result."""
+        return read_result(folder(self.path, cell))
+
+    def mask(self, cell: Cell, like: PyTree) -> PyTree:
+        """A cell's mask; `like` is a mask of the same shapes."""
+        with np.load(folder(self.path, cell) / "mask.npz") as packed:
+            leaves = [
+                jnp.asarray(np.unpackbits(packed[p], count=max(m.size, 1)).astype(bool).reshape(m.shape))
+                for p, m in zip(prune.paths(like), jax.tree.leaves(like), strict=True)
+            ]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def variables(self, cell: Cell, like: Variables) -> Variables:
+        """A cell's final weights and statistics; `like` gives shapes and dtypes."""
+        return _load(folder(self.path, cell) / "variables", like)
+
+    def state(self, seed: int, step: int, like: Variables) -> Variables:
+        """A rewind state; `like` gives shapes and dtypes."""
+        return _load(state_folder(self.path, seed, step) / "variables", like)
+
+    @contextlib.contextmanager
+    def _whole(self, target: Path) -> Iterator[Path]:
+        """A temporary folder that becomes `target` when the block ends well."""
+        part = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.path))
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part, target)
+        _sync(target.parent)
+
+
+def folder(run: Path, cell: Cell) -> Path:
+    """Where a cell lies in a run folder."""
+    seed = run / f"seed={cell.seed}"
+    if cell.arm == DENSE:
+        return seed / "dense"
+    repeat = f".r{cell.repeat}" if cell.repeat > 1 else ""
+    return seed / f"chain={cell.chain}" / f"level={cell.level:02d}" / f"{cell.arm}{repeat}"
+
+
+def state_folder(run: Path, seed: int, step: int) -> Path:
+    """Where a rewind state lies in a run folder."""
+    return run / f"seed={seed}" / f"state={step}"
+
+
+def read_result(cell_folder: Path) -> dict[str, Any]:
+    """A cell's result.json.
+
+    Raises:
+        UserError: it is not there or not JSON.
+    """
+    path = cell_folder / "result.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: it cannot be read ({error}); delete {cell_folder} and run again.") from error
+
+
+def read_study(run: Path) -> dict[str, Any]:
+    """A run folder's study.json.
+
+    Raises:
+        UserError: there is none, or it is not JSON.
+    """
+    path = run / "study.json"
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{run}: it is not a run folder (no study.json in it).") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: it is not JSON ({error}); the folder is damaged.") from error
+
+
+def check_identity(run: Path, identity: dict[str, Any]) -> None:
+    """Raises where the folder holds another study's numbers.
+
+    Raises:
+        UserError: names the first field that differs.
+    """
+    if not (run / "study.json").exists():
+        return
+    there = read_study(run).get("identity", {})
+    for name in sorted(there.keys() | identity.keys()):
+        if there.get(name) != identity.get(name):
+            raise UserError(
+                f"{run}: it was made by another config: {name} is {there.get(name)!r} there and "
+                f"{identity.get(name)!r} here; choose another folder with --out, or another name."
+            )
+
+
+def _save(path: Path, variables: Variables) -> None:
+    from orbax.checkpoint import v1 as ocp
+
+    with _quiet():
+        ocp.save(path, variables._asdict())
+
+
+def _load(path: Path, like: Variables) -> Variables:
+    from orbax.checkpoint import v1 as ocp
+
+    host = jax.local_devices()[0]
+    place = jax.sharding.SingleDeviceSharding(host)
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like._asdict()
+    )
+    with _quiet():
+        return Variables(**ocp.load(path, template))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's remarks on every save out of the log."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _locked(path: Path) -> IO[str]:
+    """The lock file, locked; the lock goes with the process that holds it."""
+    file = path.open("a+")
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows; there two runs of one study are the user's to avoid
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"{path.parent}: another process is running this study; wait for it or stop it."
+        ) from None
+    return file
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is never seen half."""
+    part = path.with_name(f".{path.name}.tmp")
+    part.write_text(text)
+    _sync(part)
+    os.replace(part, path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+

@@ -1,0 +1,514 @@
+"""Masked training: a step, a segment of steps as one compiled loop, evaluation, and the whole.
+
+A segment is compiled once for a study: state, mask, data order, first step and number of steps are
+arguments. So levels, arms, seeds, rewind points and lengths that do not divide cost no compilation,
+and a training cut into other segments gives the same bits.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from lthjax import data, prune, replicate, rng
+from lthjax.config import Lengths
+from lthjax.models import Model, Variables
+from lthjax.optim import Optimiser
+
+PyTree = Any
+# On CPU what fits the cache is fastest; an accelerator wants much at a time.
+_EVALUATION_BATCH = {"cpu": 50}
+_EVALUATION_BATCH_ELSEWHERE = 1000
+_CURVES = (
+    "step",
+    "train_loss",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+)
+
+
+class State(NamedTuple):
+    """What a step carries on.
+
+    Attributes:
+        params: parameters; pruned ones are exactly 0.
+        stats: the model's running statistics, or {}.
+        opt: optax state; the moments of pruned weights are exactly 0.
+    """
+
+    params: PyTree
+    stats: PyTree
+    opt: Any
+
+
+class Feed(NamedTuple):
+    """What one replicate's training reads besides its state and mask.
+
+    Attributes:
+        mean: float32 [C].
+        std: float32 [C].
+        key: data of the augmentation's PRNG key, uint32 [2].
+    """
+
+    mean: jax.Array
+    std: jax.Array
+    key: jax.Array
+
+
+class Job(NamedTuple):
+    """A training to be done.
+
+    Attributes:
+        seed: fixes split and order.
+        level: index of the order.
+        start: first step; moments are fresh, learning rate and order are those of this step.
+        stop: one past the last step.
+        variables: start weights, on which the mask is applied; statistics.
+        mask: the mask.
+        captures: steps, start <= step < stop, whose state is wanted.
+    """
+
+    seed: int
+    level: int
+    start: int
+    stop: int
+    variables: Variables
+    mask: PyTree
+    captures: tuple[int, ...] = ()
+
+
+class Trained(NamedTuple):
+    """A finished training.
+
+    Attributes:
+        variables: final weights and statistics; numpy.
+        states: step -> weights and statistics as they were, for every capture.
+        curves: "step" and, for the evaluations at these steps, "train_loss" (mean over the steps
+            since the last one), "validation_loss", "validation_accuracy", "test_loss",
+            "test_accuracy"; accuracies are fractions, losses nats.
+        scalars: "train_accuracy" (whole train split, at the end), "early_stop_step" (first step of
+            the lowest validation loss), "early_stop_test_accuracy", "early_stop_train_accuracy",
+            and the end of every curve. Empty where diverged.
+        status: "done", or "diverged" where the loss was not finite.
+        reason: why it is not done, or "".
+        seconds: wall time of its chunk, divided by the replicates in it.
+    """
+
+    variables: Variables
+    states: dict[int, Variables]
+    curves: dict[str, list[float]]
+    scalars: dict[str, float]
+    status: Literal["done", "diverged"]
+    reason: str
+    seconds: float
+
+
+class Trainer(NamedTuple):
+    """The compiled programs of a study, and what they read.
+
+    Attributes:
+        mesh: the devices.
+        width: replicates in a chunk.
+        lengths: durations in steps.
+        batch: images in a batch.
+        images: all images, on every device.
+        train_count: how many of them are train images; the rest is test.
+        splits: seed -> split.
+        init: variables -> State, of one replicate.
+        segment: compiled; see `make`.
+        evaluate: compiled; see `make`.
+        keep: compiled; (best, params and stats, better [R]) -> best.
+    """
+
+    mesh: Mesh
+    width: int
+    lengths: Lengths
+    batch: int
+    images: data.Images
+    train_count: int
+    splits: dict[int, data.Split]
+    init: Callable[[Variables, PyTree], State]
+    segment: Callable[..., tuple[State, jax.Array]]
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    keep: Callable[..., PyTree]
+
+
+Progress = Callable[[int, float | None], None]
+"""Called with (replicate steps done since the last call, last mean test accuracy or None)."""
+
+
+def step(
+    model: Model, optimiser: Optimiser, state: State, mask: PyTree, batch: tuple, at: jax.Array
+) -> tuple[State, jax.Array]:
+    """One masked step.
+
+    Args:
+        model, optimiser: as built.
+        state: where it stands; pruned weights may be anything, they count as 0.
+        mask: its mask.
+        batch: (images float32 [B, H, W, C], labels int32 [B]).
+        at: the step's number, for the schedule.
+
+    Returns:
+        (state after, loss before in nats, shape ()).
+    """
+    images, labels = batch
+
+    def loss(params: PyTree) -> tuple[jax.Array, PyTree]:
+        logits, stats = model.apply(params, state.stats, images, True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), stats
+
+    tx = prune.masked(optimiser.at(at), mask)
+    (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt = tx.update(gradients, state.opt, state.params)
+    return State(optax.apply_updates(state.params, updates), stats, opt), value
+
+
+def make(
+    model: Model,
+    optimiser: Optimiser,
+    lengths: Lengths,
+    dataset: data.Dataset,
+    splits: dict[int, data.Split],
+    *,
+    batch: int,
+    augment: bool,
+    mesh: Mesh,
+    width: int,
+) -> Trainer:
+    """Builds the programs of a study; they are compiled when first called.
+
+    Args:
+        model, optimiser, lengths: as built from the config.
+        dataset: the images.
+        splits: seed -> split, for every seed to be trained.
+        batch: images in a batch.
+        augment: whether batches are augmented.
+        mesh: devices.
+        width: replicates in a chunk, a multiple of the number of devices.
+    """
+
+    def init(variables: Variables, mask: PyTree) -> State:
+        params = prune.apply(variables.params, mask)
+        return State(params, variables.stats, optimiser.at(0).init(params))
+
+    def segment(shared: PyTree, state: State, each: PyTree) -> tuple[State, jax.Array]:
+        # A loop whose length is an argument, not a scan: the same program, and so the same bits,
+        # for a whole segment, for what is left at the end, and up to a rewind point.
+        images, start, count = shared
+        mask, feed, order = each
+
+        def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+            state, losses = carry
+            index = order[i]
+            key = _at_step(feed.key, start + i) if augment else None
+            pixels = data.gather(images.images, index, feed.mean, feed.std, key)
+            batch = (pixels, images.labels[index])
+            state, loss = step(model, optimiser, state, mask, batch, start + i)
+            return state, losses.at[i].set(loss)
+
+        return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
+
+    def evaluate(shared: PyTree, variables: Variables, each: PyTree) -> tuple[jax.Array, jax.Array]:
+        (images,) = shared
+        feed, rows = each
+
+        def row(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+            labels = images.labels[index]
+            pixels = data.gather(images.images, index, feed.mean, feed.std)
+            logits, _ = model.apply(variables.params, variables.stats, pixels, False)
+            real = index >= 0
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            hits = logits.argmax(-1) == labels
+            return jnp.where(real, losses, 0).sum(), (real & hits).sum(dtype=jnp.int32)
+
+        return jax.lax.map(row, rows)
+
+    @jax.jit
+    def keep(best: Variables, now: Variables, better: jax.Array) -> Variables:
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return jax.tree.map(choose, now, best)
+
+    return Trainer(
+        mesh=mesh,
+        width=width,
+        lengths=lengths,
+        batch=batch,
+        images=replicate.share(mesh, data.stack(dataset)),
+        train_count=len(dataset.train_images),
+        splits=splits,
+        init=init,
+        segment=replicate.spread(segment, mesh, donate=True),
+        evaluate=replicate.spread(evaluate, mesh),
+        keep=keep,
+    )
+
+
+def _at_step(key_data: jax.Array, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.wrap_key_data(key_data, impl="threefry2x32"), step)
+
+
+def order(
+    split: np.ndarray, lengths: Lengths, batch: int, seed: int, level: int, start: int, count: int
+) -> np.ndarray:
+    """Batches start ... start + count - 1 of a seed's and level's order.
+
+    Every epoch is a fresh permutation of the train split, of which the last, incomplete batch is left
+    out.
+
+    Args:
+        split: int32 [n], the train split's indices.
+        lengths: for the steps in an epoch.
+        batch: images in a batch.
+        seed, level: name the order.
+        start, count: which of its batches.
+
+    Returns:
+        int32 [count, batch], indices into the train images.
+    """
+    rows: list[np.ndarray] = []
+    at, stop = start, start + count
+    while at < stop:
+        epoch, first = divmod(at, lengths.per_epoch)
+        last = min(lengths.per_epoch, first + stop - at)
+        permuted = split[_permutation(seed, level, epoch, len(split))[: lengths.per_epoch * batch]]
+        rows.append(permuted.reshape(lengths.per_epoch, batch)[first:last])
+        at += last - first
+    return np.concatenate(rows)
+
+
+@lru_cache(maxsize=64)
+def _permutation(seed: int, level: int, epoch: int, n: int) -> np.ndarray:
+    # Kept, as an epoch is asked for a segment at a time.
+    return np.asarray(jax.random.permutation(rng.stream(seed, "order", level, epoch), n))
+
+
+def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Trained]:
+    """Trains up to `trainer.width` jobs of the same start and stop together.
+
+    Args:
+        trainer: the programs.
+        jobs: what to train.
+        progress: told after every segment.
+
+    Returns:
+        One result a job, in their order.
+    """
+    began = time.perf_counter()
+    (start, stop), *others = {(job.start, job.stop) for job in jobs}
+    assert not others, "jobs of one chunk start and stop together"
+    every, mesh, lengths = trainer.lengths.evaluate, trainer.mesh, trainer.lengths
+    padded = [*jobs, *[jobs[0]] * (trainer.width - len(jobs))]
+    mask = replicate.stack(mesh, [job.mask for job in padded])
+    feed = replicate.stack(mesh, [_feed(trainer, job) for job in padded])
+    state = replicate.stack(mesh, [trainer.init(job.variables, job.mask) for job in padded])
+    # A copy, as the state's own buffers are handed on to every next segment.
+    best = jax.tree.map(jnp.copy, Variables(state.params, state.stats))
+    rows = {name: _rows(trainer, padded, name) for name in ("validation", "test", "train")}
+    progresses = [_Record() for _ in jobs]
+    marks = {*range(start - start % every, stop, every), stop}
+    marks |= {step for job in jobs for step in job.captures}
+    marks = {mark for mark in marks if mark >= start}
+
+    at = start
+    for mark in sorted(marks):
+        if mark > at:
+            batches = np.zeros((len(padded), every, trainer.batch), np.int32)
+            for i, job in enumerate(padded):
+                split = trainer.splits[job.seed].train
+                batches[i, : mark - at] = order(
+                    split, lengths, trainer.batch, job.seed, job.level, at, mark - at
+                )
+            each = (mask, feed, replicate.stack(mesh, list(batches)))
+            shared = (trainer.images, np.int32(at), np.int32(mark - at))
+            state, losses = trainer.segment(shared, state, each)
+            for record, values in zip(progresses, np.asarray(losses), strict=False):
+                record.add_losses(at, values[: mark - at])
+        done, at, accuracy = mark - at, mark, None
+        now = Variables(state.params, state.stats)
+        wanted = [i for i, job in enumerate(jobs) if at in job.captures]
+        if wanted:
+            copies = replicate.unstack(now, len(jobs))
+            for i in wanted:
+                progresses[i].states[at] = copies[i]
+        if at > start and (at == stop or at % every == 0):
+            measured = [
+                _evaluate(trainer, now, feed, rows[name], len(jobs)) for name in ("validation", "test")
+            ]
+            better = [
+                record.add_evaluation(at, *values)
+                for record, *values in zip(progresses, *measured, strict=True)
+            ]
+            better += [False] * (len(padded) - len(jobs))
+            best = trainer.keep(best, now, np.array(better))
+            accuracy = float(np.mean([test.accuracy for test in measured[1]]))
+        progress(done * len(jobs), accuracy)
+        if all(record.reason for record in progresses):
+            progress((stop - at) * len(jobs), None)
+            break
+
+    now = Variables(state.params, state.stats)
+    finals = replicate.unstack(now, len(jobs))
+    ends = [m.accuracy for m in _evaluate(trainer, now, feed, rows["train"], len(jobs))]
+    earlies = ends
+    if not all(record.ended_best() for record in progresses):
+        earlies = [m.accuracy for m in _evaluate(trainer, best, feed, rows["train"], len(jobs))]
+    seconds = (time.perf_counter() - began) / len(jobs)
+    return [
+        record.result(*values, seconds)
+        for record, *values in zip(progresses, finals, ends, earlies, strict=True)
+    ]
+
+
+class Measured(NamedTuple):
+    """Mean loss in nats and share of right answers, over a set of images."""
+
+    loss: float
+    accuracy: float
+
+
+class _Record:
+    """What is noted of one training while it runs."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, Variables] = {}
+        self.curves: dict[str, list[float]] = {name: [] for name in _CURVES}
+        self.reason = ""
+        self.losses: list[np.ndarray] = []
+
+    def add_losses(self, at: int, losses: np.ndarray) -> None:
+        self.losses.append(losses)
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size and not self.reason:
+            self.reason = f"the training loss was not finite at step {at + int(bad[0])}"
+
+    def add_evaluation(self, at: int, validation: Measured, test: Measured) -> bool:
+        """Notes an evaluation; True where its validation loss is the lowest so far."""
+        if not math.isfinite(validation.loss) and not self.reason:
+            self.reason = f"the validation loss was not finite at step {at}"
+        if self.reason:
+            return False
+        lowest = min(self.curves["validation_loss"], default=math.inf)
+        train_loss = float(np.concatenate(self.losses).mean(dtype=np.float64))
+        self.losses = []
+        for name, value in zip(_CURVES, (at, train_loss, *validation, *test), strict=True):
+            self.curves[name].append(value)
+        return validation.loss < lowest
+
+    def ended_best(self) -> bool:
+        """Whether the last evaluation has the lowest validation loss."""
+        losses = self.curves["validation_loss"]
+        return len(losses) > 0 and int(np.argmin(losses)) == len(losses) - 1
+
+    def result(
+        self, final: Variables, train_accuracy: float, early_train_accuracy: float, seconds: float
+    ) -> Trained:
+        if self.reason:
+            return Trained(final, self.states, self.curves, {}, "diverged", self.reason, seconds)
+        early = int(np.argmin(self.curves["validation_loss"]))
+        scalars = {name: self.curves[name][-1] for name in _CURVES if name != "step"} | {
+            "train_accuracy": train_accuracy,
+            "early_stop_step": self.curves["step"][early],
+            "early_stop_test_accuracy": self.curves["test_accuracy"][early],
+            "early_stop_train_accuracy": early_train_accuracy,
+        }
+        return Trained(final, self.states, self.curves, scalars, "done", "", seconds)
+
+
+def _feed(trainer: Trainer, job: Job) -> Feed:
+    split = trainer.splits[job.seed]
+    key = rng.stream(job.seed, "augment", job.level)
+    return Feed(split.mean, split.std, jax.random.key_data(key))  # type: ignore[arg-type]
+
+
+def _rows(trainer: Trainer, jobs: Sequence[Job], name: str) -> jax.Array:
+    """Indices of the images of a part, in rows of one evaluation batch, filled up with -1."""
+    total = len(trainer.images.labels)
+    platform = trainer.mesh.devices.flat[0].platform
+    batch = _EVALUATION_BATCH.get(platform, _EVALUATION_BATCH_ELSEWHERE)
+
+    def indices(job: Job) -> np.ndarray:
+        if name == "test":
+            index = np.arange(trainer.train_count, total, dtype=np.int32)
+        else:
+            index = getattr(trainer.splits[job.seed], name)
+        size = min(batch, len(index))
+        filled = np.full(-(-len(index) // size) * size, -1, np.int32)
+        filled[: len(index)] = index
+        return filled.reshape(-1, size)
+
+    return replicate.stack(trainer.mesh, [indices(job) for job in jobs])
+
+
+def _evaluate(
+    trainer: Trainer, variables: Variables, feed: Feed, rows: jax.Array, count: int
+) -> list[Measured]:
+    """Mean loss and accuracy of the first `count` replicates."""
+    losses, hits = trainer.evaluate((trainer.images,), variables, (feed, rows))
+    images = (np.asarray(rows) >= 0).sum((1, 2))[:count]
+    mean = np.asarray(losses, np.float64)[:count].sum(1) / images
+    share = np.asarray(hits, np.int64)[:count].sum(1) / images
+    return [Measured(float(m), float(s)) for m, s in zip(mean, share, strict=True)]
+
+
+class Probed(NamedTuple):
+    """What a training costs, measured.
+
+    Attributes:
+        step_seconds: of one step of one replicate, all devices busy.
+        evaluation_seconds: of one evaluation on validation and test.
+        finish_seconds: of the evaluations on the train split at the end.
+        bytes: arguments, results and temporary memory of the training program, and the images.
+    """
+
+    step_seconds: float
+    evaluation_seconds: float
+    finish_seconds: float
+    bytes: int
+
+
+def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
+    """Measures what a job like this costs, for about so many seconds after compilation."""
+    width = trainer.width
+    mask = replicate.stack(trainer.mesh, [job.mask] * width)
+    feed = replicate.stack(trainer.mesh, [_feed(trainer, job)] * width)
+    state = replicate.stack(trainer.mesh, [trainer.init(job.variables, job.mask)] * width)
+    batches = np.zeros((width, trainer.lengths.evaluate, trainer.batch), np.int32)
+    each = (mask, feed, replicate.stack(trainer.mesh, list(batches)))
+    shared = (trainer.images, np.int32(0), np.int32(1))
+    sizes = trainer.segment.lower(shared, state, each).compile().memory_analysis()  # type: ignore[attr-defined]
+    taken = 0.0
+    count = 1
+    while True:
+        began = time.perf_counter()
+        shared = (trainer.images, np.int32(0), np.int32(count))
+        state, _ = jax.block_until_ready(trainer.segment(shared, state, each))
+        taken = time.perf_counter() - began
+        if taken > seconds / 2 or count == trainer.lengths.evaluate:
+            break
+        count = min(2 * count, trainer.lengths.evaluate)
+    now = Variables(state.params, state.stats)
+    costs = []
+    for names in (("validation", "test"), ("train", "train")):
+        rows = [_rows(trainer, [job] * width, name) for name in names]
+        for index in rows:
+            _evaluate(trainer, now, feed, index[:, :1], width)
+        began = time.perf_counter()
+        for index in rows:
+            # A whole pass over few rows would be too short to time, over all too long to wait for.
+            _evaluate(trainer, now, feed, index[:, :1], width)
+        costs.append((time.perf_counter() - began) * rows[0].shape[1] / width)
+    parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    memory = sum(int(getattr(sizes, part, 0)) for part in parts)
+    return Probed(taken / count / width, *costs, memory)

@@ -1,0 +1,78 @@
+"""Runs a lottery-ticket study: plans its cells, trains what is missing, writes the report.
+
+    python run.py --config configs/quickstart.py
+    python run.py --config configs/lenet5_mnist.py --seeds 0 1 --levels 8 --train.steps 2000
+    python run.py --config configs/cifar_cnn.py --dry-run
+"""
+
+import argparse
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lthjax import config
+from lthjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Trains what is missing of a study and writes its report; the report's path is printed last."""
+
+    config: Path
+    """The config file: Python ending in `config = Study(...)`."""
+    study: Annotated[config.Study, tyro.conf.arg(name="")]
+    out: Path = Path("runs")
+    """Folder of the run folders."""
+    data_dir: Path = Path("data")
+    """Folder of the data sets."""
+    dry_run: bool = False
+    """Print the plan (cells, parameters, steps, memory, time) and train nothing."""
+    quiet: bool = False
+    """Show no progress."""
+    chunk: int | None = None
+    """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
+
+    # What follows loads JAX; `--help` above does not wait for it.
+    from analysis import report
+    from lthjax import progress, study
+
+    prepared = study.prepare(options.study, options.data_dir)
+    if options.dry_run:
+        plan = study.plan(prepared, options.out)
+        print(progress.plan_text(prepared, plan, study.estimate(prepared, plan, options.chunk), options.out))
+        return
+    run = study.run(prepared, options.out, watch=progress.watch(options.quiet), chunk=options.chunk)
+    print(report.build(run, only_if_changed=True))
+
+
+def parse(arguments: list[str]) -> Options:
+    """The options, with the config file's study as their default."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(arguments)[0].config
+    if path is None:
+        there = ", ".join(str(p) for p in sorted(Path("configs").glob("*.py"))) or "none here"
+        print(f"{__doc__}\nconfigs: {there}", file=sys.stdout if "--help" in arguments else sys.stderr)
+        raise SystemExit(0 if {"--help", "-h"} & set(arguments) else 2)
+    default = Options(config=Path(path), study=config.load(path))
+    return tyro.cli(Options, default=default, args=arguments, prog="run.py")
+
+
+if __name__ == "__main__":
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
