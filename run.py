@@ -1,8 +1,8 @@
 """Runs a lottery-ticket study: plans its cells, trains what is missing, writes the report.
 
-    python run.py --config configs/quickstart.py
-    python run.py --config configs/lenet5_mnist.py --seeds 0 1 --levels 8 --train.steps 2000
-    python run.py --config configs/cifar_cnn.py --dry-run
+python run.py --config configs/quickstart.py
+python run.py --config configs/lenet5_mnist.py --seeds 0 1 --levels 8 --train.steps 2000
+python run.py --config configs/cifar_cnn.py --dry-run
 """
 
 import argparse
@@ -38,6 +38,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
+    """Plans, trains, reports."""
     options = parse(arguments)
 
     # What follows loads JAX; `--help` above does not wait for it.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lthjax.arms import ARMS
 from lthjax.imp import DENSE
 from lthjax.store import read_result, read_study
 
@@ -103,8 +104,8 @@ def chains(rows: Sequence[Row]) -> list[str]:
 
 
 def arms(rows: Sequence[Row]) -> list[str]:
-    """The arms of a table, the ticket first, without the dense network."""
-    return sorted({row.arm for row in rows} - {DENSE}, key=lambda arm: (arm != "ticket", arm))
+    """The arms of a table in the order of `ARMS`, without the dense network."""
+    return sorted({row.arm for row in rows} - {DENSE}, key=list(ARMS).index)
 
 
 def _place(row: Row) -> tuple[int, tuple[int, str], int, str, int]:

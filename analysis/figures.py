@@ -1,6 +1,7 @@
 """The figures of a report, each a function from rows to a matplotlib Figure, in one house style."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,7 +17,9 @@ from lthjax.stats import mean_interval
 _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
 _MARKERS = {"ticket": "o", "reinit": "s", "random": "^"}
 _LINES = ("-", "--", ":", "-.")
-_STYLE = {
+# The interval of two seeds is so wide (t = 12.7) that bands would hide what they lie behind: thin bars.
+_BAND_FROM = 3
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -63,7 +66,7 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
         shown += values
         interval = mean_interval(values)
         axes.axhline(interval.mean, color=_COLOURS[DENSE], lw=1, label=f"dense (n = {interval.n})")
-        if interval.n > 1:
+        if interval.n >= _BAND_FROM:
             axes.axhspan(interval.low, interval.high, color=_COLOURS[DENSE], alpha=0.12, lw=0)
     several = len(chains(rows)) > 1
     densities: set[float] = set()
@@ -77,7 +80,7 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
                 continue
             x = [left for left, _ in points]
             densities.update(x)
-            intervals = [mean_interval(list(values)) for _, values in points]
+            intervals = [mean_interval(of_level) for _, of_level in points]
             n = max(i.n for i in intervals)
             colour = _COLOURS.get(arm, "#CC79A7")
             name = f"{arm}, {_rewound(chain)}" if several else arm
@@ -90,12 +93,14 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
                 ms=5,
                 label=f"{name} (n = {n})",
             )
-            axes.fill_between(
-                x, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.15, lw=0
-            )
-            for left, values in points:
-                shown += values
-                axes.plot([left] * len(values), values, ".", color=colour, ms=3, alpha=0.7)
+            lows, highs = [i.low for i in intervals], [i.high for i in intervals]
+            if n >= _BAND_FROM:
+                axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
+            elif n == 2:
+                axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
+            for left, of_level in points:
+                shown += of_level
+                axes.plot([left] * len(of_level), of_level, ".", color=colour, ms=3, alpha=0.7)
     axes.set_xscale("log")
     if densities:
         axes.set_xlim(max(max(densities), 100.0) * 1.08, min(densities) / 1.08)

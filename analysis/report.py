@@ -1,6 +1,6 @@
 """The report of a run folder: a self-contained page, figures, and cells.csv.
 
-    python -m analysis.report runs/quickstart-0123abcd
+python -m analysis.report runs/quickstart-0123abcd
 """
 
 import argparse
@@ -60,9 +60,9 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
         raise UserError(f"{run}: there is no finished cell in it yet; run the study first.")
     folder = run / "report"
     page, table = folder / "index.html", to_csv(rows)
-    if only_if_changed and page.is_file() and (folder / "cells.csv").is_file():
-        if (folder / "cells.csv").read_text() == table:
-            return page
+    written = (folder / "cells.csv").read_text() if (folder / "cells.csv").is_file() else None
+    if only_if_changed and page.is_file() and written == table:
+        return page
     title = _title(study)
     drawn = [
         (
@@ -70,9 +70,9 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
             "Test accuracy against weights left",
             figures.accuracy(rows, f"{title}: accuracy"),
             "Test accuracy at the end of training for every level and arm. Points are seeds (repeats "
-            "averaged), lines their mean, bands the 95 % interval of the mean by Student's t. The dense "
-            "network is the horizontal line. Look for how far to the right the ticket stays at it, and "
-            "where the controls leave it.",
+            "averaged), lines their mean, bands (bars for two seeds) the 95 % interval of the mean by "
+            "Student's t, cut off at the figure's edge. The dense network is the horizontal line. Look for "
+            "how far to the right the ticket stays at it, and where the controls leave it.",
         ),
         (
             "early_stop",
@@ -105,9 +105,7 @@ def _write_figure(folder: Path, name: str, title: str, figure: Figure, caption: 
     return Shown(name, title, caption, base64.b64encode(svg.getvalue()).decode())
 
 
-def _render(
-    title: str, study: dict[str, Any], rows: Sequence[Row], cells: str, shown: list[Shown]
-) -> str:
+def _render(title: str, study: dict[str, Any], rows: Sequence[Row], cells: str, shown: list[Shown]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -141,8 +139,9 @@ def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:
     notes = []
     dense, best = select(rows, chain=DENSE), _sparsest_match(rows)
     if dense:
+        accuracy = _percent(mean_interval(list(_accuracies(dense).values())))
         notes.append(
-            f"The dense network has {_percent(mean_interval(list(_accuracies(dense).values())))} % test accuracy with "
+            f"The dense network has {accuracy} % test accuracy with "
             f"{dense[0].weights_left:,} prunable weights."
         )
     if best is not None:
@@ -256,6 +255,7 @@ def _facts(study: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def main(arguments: list[str]) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.report", description="Writes the report of run folders."
     )

@@ -285,9 +285,7 @@ def lengths(study: Study, train_split: int) -> Lengths:
         raise UserError(f"train.steps: {study.train.steps!r} is no training; it must be 1 or more.")
     evaluate = steps(study.train.eval_every, "train.eval_every")
     if evaluate < 1:
-        raise UserError(
-            f"train.eval_every: {study.train.eval_every!r} is not allowed; it must be 1 or more."
-        )
+        raise UserError(f"train.eval_every: {study.train.eval_every!r} is not allowed; it must be 1 or more.")
     rewind = tuple(steps(r, "rewind") for r in study.rewind)
     for written, k in zip(study.rewind, rewind, strict=True):
         if k >= total:

@@ -60,10 +60,7 @@ def general_dilated(
         and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and feature_group_count == 1
         and precision is None
-        and (
-            not isinstance(padding, str) and all(min(p) >= 0 for p in padding)
-            or padding in ("SAME", "VALID")
-        )
+        and (padding in ("SAME", "VALID") if isinstance(padding, str) else min(map(min, padding)) >= 0)
     )
     if plain:
         return conv2d(lhs, rhs, padding)
@@ -134,9 +131,7 @@ def _input_gradient_cpu(x: jax.Array, w: jax.Array, dy: jax.Array, padding: Padd
     flipped, dy = lax.optimization_barrier((flipped, dy))
     (top, bottom), (left, right) = padding
     kh, kw = w.shape[:2]
-    return _builtin(
-        dy, flipped, ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
-    )
+    return _builtin(dy, flipped, ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right)))
 
 
 def _weight_gradient_cpu(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:

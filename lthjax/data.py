@@ -182,7 +182,8 @@ def gather(
     batch = images[index]
     if key is not None:
         batch = augment(key, batch)
-    return (batch.astype(jnp.float32) / 255 - mean) / std
+    scaled = batch.astype(jnp.float32) / 255
+    return (scaled - mean.reshape(1, 1, 1, -1)) / std.reshape(1, 1, 1, -1)
 
 
 def augment(key: jax.Array, batch: jax.Array, pad: int = 4) -> jax.Array:
@@ -214,9 +215,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             missing = [k for k in _KEYS if k not in archive]
             if missing:
-                raise UserError(
-                    f"{path}: it lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}."
-                )
+                raise UserError(f"{path}: it lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}.")
             return {k: archive[k] for k in (*_KEYS, "classes") if k in archive}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         if isinstance(error, UserError):
@@ -238,13 +237,9 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
                 "it must be uint8, 0 to 255."
             )
         if images.ndim != 4 or 0 in images.shape:
-            raise UserError(
-                f"{where} has shape {images.shape}; it must be [N, height, width, channels]."
-            )
+            raise UserError(f"{where} has shape {images.shape}; it must be [N, height, width, channels].")
         if labels.dtype.kind not in "iu":
-            raise UserError(
-                f"{source}: {part}_labels has dtype {labels.dtype}; it must be whole numbers."
-            )
+            raise UserError(f"{source}: {part}_labels has dtype {labels.dtype}; it must be whole numbers.")
         if labels.shape != images.shape[:1]:
             raise UserError(
                 f"{source}: {part}_labels has shape {labels.shape}; it must be "
@@ -262,8 +257,7 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
             raise UserError(
-                f"{source}: {part}_labels run from {low} to {high}; they must lie in 0 to "
-                f"{classes - 1}."
+                f"{source}: {part}_labels run from {low} to {high}; they must lie in 0 to {classes - 1}."
             )
     if classes < 2:
         raise UserError(f"{source}: train_labels hold one class only; two or more are needed.")

@@ -134,9 +134,7 @@ def rounds(
         for cell in cells_at(study, seed, chain, level):
             arm = ARMS[cell.arm]
             key = rng.stream(seed, f"arm/{chain.name}/{cell.arm}", level, cell.repeat)
-            context = Context(
-                key, lambda k: model.init(k).params, origin.params, parent.final, mask, scores
-            )
+            context = Context(key, lambda k: model.init(k).params, origin.params, parent.final, mask, scores)
             own = arm.mask(context)
             params = prune.apply(arm.params(context, own), own)
             stats = origin.stats if arm.start == "rewind" else initial.stats

@@ -182,9 +182,7 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
         variables = dict(module.init(key, jnp.zeros((1, *input_shape)), train=False))
         return Variables(variables.pop("params"), variables)
 
-    def apply(
-        params: PyTree, stats: PyTree, images: jax.Array, train: bool
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(params: PyTree, stats: PyTree, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
         variables = {"params": params, **stats}
         if not train or not stats:
             return module.apply(variables, images, train=train), stats  # type: ignore[return-value]

@@ -152,8 +152,9 @@ def plan_text(prepared: Prepared, plan: Plan, cost: Estimate, out: Path) -> str:
         ("cells", f"{len(plan.cells)}: {len(study.seeds)} seeds, dense and {study.levels} levels, chains "
                   f"{chains}, arms {', '.join(study.arms)} (controls at {controls})"),
         ("done", f"{done} cells; {len(plan.missing)} to train"),
-        ("steps", f"{lengths.total:,} a training of batch {study.train.batch} ({lengths.per_epoch:,} an epoch), "
-                  f"evaluated every {lengths.evaluate:,}; {plan.steps:,} in all"),
+        ("steps", f"{lengths.total:,} a training of batch {study.train.batch} "
+                  f"({lengths.per_epoch:,} an epoch), evaluated every {lengths.evaluate:,}; "
+                  f"{plan.steps:,} in all"),
         ("memory", f"about {cost.bytes / 2**20:,.0f} MiB for images and the training program"),
         ("speed", f"{1000 * cost.step_seconds:.2f} ms a step and replicate, measured on {devices()}"),
         ("time", f"about {duration(cost.seconds)}"),

@@ -48,9 +48,7 @@ def paths(tree: PyTree) -> list[str]:
     return [_path(p) for p, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
-def ones(
-    params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None = None
-) -> PyTree:
+def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None = None) -> PyTree:
     """The mask that keeps everything.
 
     Args:
@@ -71,15 +69,10 @@ def ones(
     elif isinstance(prunable, str):
         keep = [re.search(prunable, _path(p)) is not None for p, _ in leaves]
         if not any(keep):
-            raise ValueError(
-                f"prunable: the regex {prunable!r} matches none of the paths {paths(params)}."
-            )
+            raise ValueError(f"prunable: the regex {prunable!r} matches none of the paths {paths(params)}.")
     else:
         keep = [bool(prunable(_path(p), leaf)) for p, leaf in leaves]
-    masks = [
-        jnp.ones(jnp.shape(leaf) if k else (), bool)
-        for (_, leaf), k in zip(leaves, keep, strict=True)
-    ]
+    masks = [jnp.ones(jnp.shape(leaf) if k else (), bool) for (_, leaf), k in zip(leaves, keep, strict=True)]
     return jax.tree.unflatten(treedef, masks)
 
 
@@ -130,7 +123,7 @@ def by_score(scores: PyTree, mask: PyTree, rate: Rate, *, scope: Scope = "layer"
     if scope not in ("layer", "global"):
         raise ValueError(f"scope: {scope!r} is not known; it is 'layer' or 'global'.")
     leaves, treedef = jax.tree.flatten(mask)
-    values = treedef.flatten_up_to(scores)
+    values = jax.tree.leaves(scores)
     if scope == "global":
         if not isinstance(rate, int | float):
             raise ValueError("rate: with scope 'global' it is one number for all layers.")
@@ -146,8 +139,7 @@ def by_score(scores: PyTree, mask: PyTree, rate: Rate, *, scope: Scope = "layer"
         return jax.tree.unflatten(treedef, leaves)
     rates = _rates(rate, paths(mask))
     pruned = [
-        _prune_leaf(v, m, r) if m.ndim and r else m
-        for v, m, r in zip(values, leaves, rates, strict=True)
+        _prune_leaf(v, m, r) if m.ndim and r else m for v, m, r in zip(values, leaves, rates, strict=True)
     ]
     return jax.tree.unflatten(treedef, pruned)
 
@@ -199,9 +191,7 @@ def masked(optimiser: optax.GradientTransformation, mask: PyTree) -> optax.Gradi
     def init(params: PyTree) -> Any:
         return optimiser.init(apply(params, mask))
 
-    def update(
-        updates: PyTree, state: Any, params: PyTree | None = None
-    ) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError("params: prune.masked needs them: update(gradients, state, params).")
         inner, state = optimiser.update(apply(updates, mask), state, apply(params, mask))
@@ -244,7 +234,7 @@ def count(rate: float, n: int | jax.Array) -> int | jax.Array:
         return n
     # Schoolbook division by 10 from the last decimal digit up, so that no product exceeds 10 n:
     # floor((a + y) / 10) = floor((a + floor(y)) / 10) for integer a.
-    first, *rest = f"{decimal:f}".partition(".")[2].ljust(1, "0")
+    first, *rest = list(f"{decimal:f}".partition(".")[2] or "0")
     carry: Any = 0
     for digit in reversed(rest):
         carry = (int(digit) * n + carry) // 10
@@ -257,7 +247,7 @@ def _path(keys: tuple[Any, ...]) -> str:
 
 def _check(tree: PyTree, mask: PyTree) -> None:
     """Raises where a leaf and its mask do not fit, naming the leaf."""
-    if jax.tree.structure(tree) != jax.tree.structure(mask):
+    if not jax.tree.structure(tree) == jax.tree.structure(mask):  # noqa: SIM201
         raise ValueError(
             "mask: its tree is not that of the parameters "
             f"({paths(mask)} against {paths(tree)}); make it with prune.ones(params)."

@@ -5,6 +5,7 @@ grouped ones, which are slow there, and one replicate's numbers do not depend on
 for bit. On accelerators they run together (`vmap`).
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,10 +27,8 @@ def use_all_cores() -> None:
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    try:
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", cores())
-    except RuntimeError:
-        pass
 
 
 def cores() -> int:
@@ -59,9 +58,7 @@ def width(on: Mesh, at_most: int, chunk: int | None = None) -> int:
     return -(-min(chunk, max(at_most, 1)) // devices) * devices
 
 
-def spread(
-    fn: Callable[..., PyTree], on: Mesh, donate: bool = False
-) -> Callable[..., PyTree]:
+def spread(fn: Callable[..., PyTree], on: Mesh, donate: bool = False) -> Callable[..., PyTree]:
     """`fn(shared, carried, each)` for one replicate, as a compiled function for a chunk of them.
 
     Args:

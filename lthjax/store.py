@@ -1,14 +1,14 @@
 """The run folder: every cell written once, whole or not at all. The only file that imports orbax.
 
-    <out>/<name>-<fingerprint>/
-      study.json                              config, versions, devices
-      log.txt
-      seed=3/state=500/                       weights and statistics at a rewind step (and at 0)
-      seed=3/dense/                           level 0
-      seed=3/chain=rewind-0/level=07/ARM[.rN]/
-          result.json                         scalars, curves, what it came from
-          mask.npz                            bit-packed
-          variables/                          final weights and statistics (orbax)
+<out>/<name>-<fingerprint>/
+  study.json                              config, versions, devices
+  log.txt
+  seed=3/state=500/                       weights and statistics at a rewind step (and at 0)
+  seed=3/dense/                           level 0
+  seed=3/chain=rewind-0/level=07/ARM[.rN]/
+      result.json                         scalars, curves, what it came from
+      mask.npz                            bit-packed
+      variables/                          final weights and statistics (orbax)
 """
 
 import contextlib
@@ -78,9 +78,7 @@ class Store:
         """Whether a rewind state is there."""
         return (state_folder(self.path, seed, step) / "result.json").is_file()
 
-    def write(
-        self, cell: Cell, result: dict[str, Any], mask: PyTree, variables: Variables | None
-    ) -> None:
+    def write(self, cell: Cell, result: dict[str, Any], mask: PyTree, variables: Variables | None) -> None:
         """Writes a cell.
 
         Args:
@@ -160,7 +158,9 @@ def read_result(cell_folder: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: it cannot be read ({error}); delete {cell_folder} and run again.") from error
+        raise UserError(
+            f"{path}: it cannot be read ({error}); delete {cell_folder} and run again."
+        ) from error
 
 
 def read_study(run: Path) -> dict[str, Any]:
@@ -207,9 +207,7 @@ def _load(path: Path, like: Variables) -> Variables:
 
     host = jax.local_devices()[0]
     place = jax.sharding.SingleDeviceSharding(host)
-    template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like._asdict()
-    )
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like._asdict())
     with _quiet():
         return Variables(**ocp.load(path, template))
 
@@ -261,5 +259,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-

@@ -1,9 +1,9 @@
 """A study from config to run folder: plan the cells, train what is missing, write each once.
 
-    from lthjax import config, study
+from lthjax import config, study
 
-    prepared = study.prepare(config.load("configs/quickstart.py"))
-    run_folder = study.run(prepared, "runs")
+prepared = study.prepare(config.load("configs/quickstart.py"))
+run_folder = study.run(prepared, "runs")
 """
 
 import dataclasses
@@ -114,9 +114,7 @@ def prepare(study: config.Study, data_dir: str | Path = "data") -> Prepared:
     dataset = data.load(study.data.name, data_dir)
     lengths = config.lengths(study, len(dataset.train_images) - study.data.validation)
     model = models.build(study.model, dataset.shape, dataset.classes)
-    return Prepared(
-        study, dataset, lengths, model, config.identity(study, lengths, dataset.digest)
-    )
+    return Prepared(study, dataset, lengths, model, config.identity(study, lengths, dataset.digest))
 
 
 def plan(prepared: Prepared, out: str | Path = "runs") -> Plan:
@@ -143,9 +141,7 @@ def plan(prepared: Prepared, out: str | Path = "runs") -> Plan:
         for chain in imp.chains(lengths):
             for level in range(1, study.levels + 1):
                 absent = [
-                    cell
-                    for cell in imp.cells_at(study, seed, chain, level)
-                    if not _there(folder(run, cell))
+                    cell for cell in imp.cells_at(study, seed, chain, level) if not _there(folder(run, cell))
                 ]
                 missing += absent
                 steps += sum(lengths.total - imp.start_of(cell, chain) for cell in absent)
@@ -265,9 +261,7 @@ class _Run:
     number.
     """
 
-    def __init__(
-        self, prepared: Prepared, store: Store, watch: Watch | None, chunk: int | None
-    ) -> None:
+    def __init__(self, prepared: Prepared, store: Store, watch: Watch | None, chunk: int | None) -> None:
         self._prepared, self._store, self._watch = prepared, store, watch
         self._study, self._lengths = prepared.study, prepared.lengths
         self._trainer = make_trainer(prepared, chunk, self._study.seeds)
@@ -368,9 +362,7 @@ class _Run:
 
     def _item(self, chain: Chain, task: Task, place: int) -> _Item:
         cell = task.cell
-        job = train.Job(
-            cell.seed, cell.level, task.start, self._lengths.total, task.variables, task.mask
-        )
+        job = train.Job(cell.seed, cell.level, task.start, self._lengths.total, task.variables, task.mask)
         order = (cell.level, int(place > 0), self._chains.index(chain), cell.seed, place)
         return _Item(order, cell, job)
 

@@ -366,8 +366,8 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
         earlies = [m.accuracy for m in _evaluate(trainer, best, feed, rows["train"], len(jobs))]
     seconds = (time.perf_counter() - began) / len(jobs)
     return [
-        record.result(*values, seconds)
-        for record, *values in zip(progresses, finals, ends, earlies, strict=True)
+        record.result(final, end, early, seconds)
+        for record, final, end, early in zip(progresses, finals, ends, earlies, strict=True)
     ]
 
 
@@ -511,4 +511,4 @@ def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
         costs.append((time.perf_counter() - began) * rows[0].shape[1] / width)
     parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     memory = sum(int(getattr(sizes, part, 0)) for part in parts)
-    return Probed(taken / count / width, *costs, memory)
+    return Probed(taken / count / width, costs[0], costs[1], memory)
