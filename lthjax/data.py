@@ -212,7 +212,7 @@ def augment(key: jax.Array, batch: jax.Array, pad: int = 4) -> jax.Array:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [k for k in _KEYS if k not in archive]
             if missing:
                 raise UserError(f"{path}: it lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}.")

@@ -247,7 +247,8 @@ def _path(keys: tuple[Any, ...]) -> str:
 
 def _check(tree: PyTree, mask: PyTree) -> None:
     """Raises where a leaf and its mask do not fit, naming the leaf."""
-    if not jax.tree.structure(tree) == jax.tree.structure(mask):  # noqa: SIM201
+    forms: list[Any] = [jax.tree.structure(tree), jax.tree.structure(mask)]
+    if forms[0] != forms[1]:
         raise ValueError(
             "mask: its tree is not that of the parameters "
             f"({paths(mask)} against {paths(tree)}); make it with prune.ones(params)."

@@ -1,0 +1,90 @@
+"""What all tests share: strict arithmetic, every core a device, small data, a tiny study."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lthjax import replicate
+
+replicate.use_all_cores()
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from lthjax import config, study  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+FULL = Path(os.environ.get("LTHJAX_DATA", ROOT / "data"))
+
+
+def arrays(
+    train: int = 80, test: int = 20, shape: tuple[int, ...] = (28, 28, 1), classes: int = 10
+) -> dict[str, np.ndarray]:
+    """Random images of a documented npz."""
+    generator = np.random.default_rng(0)
+    made = {}
+    for part, n in (("train", train), ("test", test)):
+        made[f"{part}_images"] = generator.integers(0, 256, (n, *shape), np.uint8)
+        made[f"{part}_labels"] = (np.arange(n) % classes).astype(np.uint8)
+    return made
+
+
+def write_npz(folder: Path, name: str, **changed: object) -> Path:
+    """Writes arrays() with changes; a key whose value is None is left out."""
+    contents = {k: v for k, v in (arrays() | changed).items() if v is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / f"{name}.npz", **contents)
+    return folder / f"{name}.npz"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., study.Prepared]:
+    """A study of seconds: lenet300 on 200 real digits; keyword arguments change its fields."""
+    from lthjax import data
+
+    whole = data.load("mnist_10k")
+    few = {
+        "train_images": whole.train_images[:200],
+        "train_labels": whole.train_labels[:200],
+        "test_images": whole.test_images[:60],
+        "test_labels": whole.test_labels[:60],
+        "classes": np.int64(10),
+    }
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "few.npz", **few)
+
+    def make(**changes: object) -> study.Prepared:
+        fields = {
+            "name": "tiny",
+            "seeds": (0, 1),
+            "levels": 2,
+            "model": "lenet300",
+            "data": config.Data(name="few", validation=40),
+            "train": config.Train(steps=12, batch=20, eval_every=5),
+        }
+        return study.prepare(config.Study(**{**fields, **changes}), tmp_path / "data")  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def command_line(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python ARGUMENTS...` in the repository's root."""
+
+    def call(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return call

@@ -1,0 +1,173 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from lthjax import config
+from lthjax.config import Data, Optim, Prune, Study, Train
+from lthjax.errors import UserError
+
+
+def resolved(study: Study, train_split: int = 55_000, digest: str = "d") -> dict:
+    return config.identity(study, config.lengths(study, train_split), digest)
+
+
+def test_golden_fingerprint_of_the_defaults() -> None:
+    """Freezes the defaults: were one to change, old runs would get another meaning under their name."""
+    assert resolved(Study()) == {
+        "model": "lenet5",
+        "data.name": "mnist",
+        "data.validation": 5000,
+        "data.augment": False,
+        "data.digest": "d",
+        "train.steps": 5000,
+        "train.batch": 60,
+        "train.eval_every": 100,
+        "optim.name": "adam",
+        "optim.lr": 0.0012,
+        "optim.momentum": 0.9,
+        "optim.weight_decay": 0.0,
+        "optim.schedule": "constant",
+        "optim.warmup": 0,
+        "optim.milestones": [],
+        "optim.decay": 0.1,
+        "prune.criterion": "large_final",
+        "prune.scope": "layer",
+        "prune.rate": [["output", 0.1], [".", 0.2]],
+    }
+    assert config.fingerprint(resolved(Study())) == "2ed9add0"
+
+
+def test_a_field_added_with_a_default_renames_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = config.fingerprint(resolved(Study()))
+    grown = dataclasses.make_dataclass("Study", [("novelty", int, 7)], bases=(Study,), frozen=True)
+    monkeypatch.setattr(config, "Study", grown)
+    assert config.fingerprint(resolved(grown())) == old
+    assert config.fingerprint(resolved(grown(novelty=8))) != old
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        Study(model="lenet300"),
+        Study(data=Data(validation=4000)),
+        Study(data=Data(augment=True)),
+        Study(train=Train(steps=4999)),
+        Study(train=Train(batch=61)),
+        Study(train=Train(eval_every=50)),
+        Study(optim=Optim(name="sgd")),
+        Study(optim=Optim(lr=0.1)),
+        Study(optim=Optim(weight_decay=0.1)),
+        Study(optim=Optim(schedule="cosine")),
+        Study(optim=Optim(warmup=10)),
+        Study(prune=Prune(scope="global", rate=0.2)),
+        Study(prune=Prune(rate=(("output", 0.1), (".", 0.25)))),
+    ],
+)
+def test_what_changes_numbers_changes_the_fingerprint(changed: Study) -> None:
+    assert config.fingerprint(resolved(changed)) != config.fingerprint(resolved(Study()))
+
+
+def test_the_data_are_part_of_it() -> None:
+    assert config.fingerprint(resolved(Study(), digest="e")) != config.fingerprint(resolved(Study()))
+
+
+@pytest.mark.parametrize(
+    "widened",
+    [
+        Study(name="other"),
+        Study(seeds=(4, 5)),
+        Study(levels=3),
+        Study(arms=("ticket",)),
+        Study(repeats=(("reinit", 3),)),
+        Study(control_levels=(1,)),
+        Study(rewind=(0, 100)),
+        Study(train=Train(steps="5000 steps")),
+    ],
+)
+def test_what_only_adds_cells_does_not(widened: Study) -> None:
+    assert config.fingerprint(resolved(widened)) == config.fingerprint(resolved(Study()))
+
+
+def test_durations_in_steps_and_epochs() -> None:
+    study = Study(
+        train=Train(steps="3 epochs", eval_every="1 epoch", batch=50), rewind=(0, "5 steps", "1 epoch")
+    )
+    assert config.lengths(study, 1020) == config.Lengths(20, 60, 20, 0, (), (0, 5, 20))
+
+
+@pytest.mark.parametrize(
+    ("study", "sentence"),
+    [
+        (Study(model="lenet"), r"model: 'lenet' is not known; did you mean 'lenet5'\?"),
+        (Study(arms=("ticket", "reinits")), r"arms: 'reinits' is not known; did you mean 'reinit'\?"),
+        (Study(arms=("ticket", "ticket")), "arms: .* must be all different"),
+        (Study(prune=Prune(rate=1.5)), r"prune.rate: 1.5 is not allowed; it must be in \(0, 1\)"),
+        (Study(prune=Prune(rate=0.0)), r"prune.rate: 0.0 is not allowed"),
+        (Study(prune=Prune(rate=(("fc", 20.0),))), r"prune.rate of 'fc': 20.0 .* in \(0, 1\)"),
+        (Study(prune=Prune(rate=(("(", 0.2),))), r"prune.rate: '\(' is not a regex"),
+        (Study(prune=Prune(scope="global")), "one number where prune.scope is 'global'"),
+        (Study(prune=Prune(criterion="large")), "prune.criterion: 'large' is not known"),
+        (Study(seeds=(1, 2, 1)), r"seeds: \(1, 2, 1\) .* leave out the duplicates"),
+        (Study(seeds=()), "seeds: .* at least one seed"),
+        (Study(seeds=(-1,)), "seeds: -1 .* whole numbers from 0"),
+        (Study(levels=-1), "levels: -1"),
+        (Study(repeats=(("ticket", 3),)), "repeats: 'ticket' is not known"),
+        (Study(repeats=(("reinit", 0),)), "repeats of reinit: 0"),
+        (Study(control_levels=(0,)), "control_levels: 0"),
+        (Study(name="../x"), "name: '../x' .* names a folder"),
+        (Study(train=Train(batch=0)), "train.batch: 0"),
+        (Study(optim=Optim(lr=0.0)), "optim.lr: 0.0 .* above 0"),
+        (Study(optim=Optim(momentum=1.0)), "optim.momentum"),
+        (Study(optim=Optim(milestones=(5,))), "optim.milestones"),
+        (Study(optim=Optim(name="adma")), "optim.name: 'adma' is not known; did you mean 'adam'"),  # type: ignore[arg-type]
+        (Study(data=Data(validation=0)), "data.validation: 0"),
+        (Study(rewind=("soon",)), "rewind: 'soon' is not a duration; write a number of steps"),
+        (Study(train=Train(steps="2 days")), "train.steps: '2 days' is not a duration"),
+    ],
+)
+def test_validation_names_field_value_and_range(study: Study, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        config.validate(study)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("study", "sentence"),
+    [
+        (Study(train=Train(batch=2000)), "train.batch: 2000 is larger than the train split of 1000"),
+        (Study(rewind=(6000,)), "rewind: 6000 is step 6000, beyond the end of training at step 5000"),
+        (Study(rewind=("400 epochs",)), "rewind: '400 epochs' is step 6400, beyond the end"),
+        (Study(rewind=(16, "1 epoch")), "rewind: .* names a step twice"),
+        (Study(rewind=()), "rewind: it is empty"),
+        (Study(train=Train(steps=0)), "train.steps: 0 is no training"),
+        (Study(train=Train(eval_every=0)), "train.eval_every: 0"),
+    ],
+)
+def test_what_depends_on_the_data_is_checked_too(study: Study, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        config.lengths(study, 1000)
+
+
+def test_load_errors(tmp_path: Path) -> None:
+    def written(text: str) -> Path:
+        (tmp_path / "c.py").write_text(text)
+        return tmp_path / "c.py"
+
+    with pytest.raises(UserError, match=r"did you mean 'configs/quickstart.py'|quickstart"):
+        config.load(ROOT / "configs" / "quickstat.py")
+    with pytest.raises(UserError, match="is not a file"):
+        config.load(tmp_path / "empty" / "c.py")
+    with pytest.raises(UserError, match="defines no `config`; end it with"):
+        config.load(written("x = 1"))
+    with pytest.raises(UserError, match="a `config` of type int"):
+        config.load(written("config = 1"))
+    with pytest.raises(UserError, match="field of Study: 'sedes' is not known; did you mean 'seeds'"):
+        config.load(written("from lthjax.config import Study\nconfig = Study(sedes=(1,))"))
+    with pytest.raises(UserError, match="field of Train: 'step' is not known; did you mean 'steps'"):
+        config.load(written("from lthjax.config import *\nconfig = Study(train=Train(step=1))"))
+    with pytest.raises(UserError, match="line 2: ZeroDivisionError"):
+        config.load(written("x = 1\ny = x / 0\n"))
+    with pytest.raises(UserError, match="line 1: SyntaxError"):
+        config.load(written("config = ("))

@@ -1,0 +1,93 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from lthjax import conv
+
+CASES = [
+    # images, kernel, padding: every convolution of the models, and odd ones
+    ((3, 28, 28, 1), (5, 5, 1, 6), "SAME"),
+    ((3, 14, 14, 6), (5, 5, 6, 16), "VALID"),
+    ((2, 32, 32, 3), (3, 3, 3, 16), "SAME"),
+    ((2, 16, 16, 16), (3, 3, 16, 32), "SAME"),
+    ((2, 8, 8, 64), (3, 3, 64, 64), "SAME"),
+    ((2, 9, 7, 20), (4, 2, 20, 3), "SAME"),
+    ((2, 9, 7, 5), (2, 4, 5, 3), "SAME"),
+    ((2, 9, 7, 20), (3, 2, 20, 3), "VALID"),
+    ((2, 9, 7, 20), (3, 3, 20, 3), ((2, 0), (0, 1))),
+    ((2, 9, 7, 2), (3, 3, 2, 3), ((2, 0), (0, 1))),
+    ((1, 5, 5, 12), (1, 1, 12, 4), "VALID"),
+]
+
+
+def builtin(x: jax.Array, w: jax.Array, padding: object) -> jax.Array:
+    return lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))  # type: ignore[arg-type]
+
+
+def draw(shape: tuple[int, ...], seed: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+
+
+@pytest.mark.parametrize(("images", "kernel", "padding"), CASES)
+@pytest.mark.parametrize("inside_a_loop", [False, True])
+def test_values_and_gradients_are_those_of_the_builtin(
+    images: tuple, kernel: tuple, padding: object, inside_a_loop: bool
+) -> None:
+    with jax.enable_x64(True):
+        x, w = draw(images, 0), draw(kernel, 1)
+        y, theirs = jax.vjp(lambda x, w: builtin(x, w, padding), x, w)
+        dy = draw(y.shape, 2)
+
+        def ours(x: jax.Array, w: jax.Array) -> tuple:
+            out, pull = jax.vjp(lambda x, w: conv.conv2d(x, w, padding), x, w)  # type: ignore[arg-type]
+            return out, *pull(dy)
+
+        if inside_a_loop:
+            got = jax.jit(
+                lambda x, w: lax.fori_loop(
+                    0, 2, lambda i, _: ours(x, w), jax.tree.map(jnp.zeros_like, ours(x, w))
+                )
+            )(x, w)
+        else:
+            got = jax.jit(ours)(x, w)
+        for mine, expected in zip(got, (y, *theirs(dy)), strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_under_vmap() -> None:
+    with jax.enable_x64(True):
+        for kernel, padding in (((3, 3, 2, 3), "VALID"), ((3, 3, 10, 3), "SAME")):
+            x, w = draw((2, 2, 6, 6, kernel[2]), 0), draw((2, *kernel), 1)
+            ours = jax.vmap(jax.grad(lambda x, w, p=padding: (conv.conv2d(x, w, p) ** 2).sum(), (0, 1)))(x, w)
+            theirs = jax.vmap(jax.grad(lambda x, w, p=padding: (builtin(x, w, p) ** 2).sum(), (0, 1)))(x, w)
+            for mine, expected in zip(ours, theirs, strict=True):
+                np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_as_flax_convolution(strides: int) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
+    mine = nn.Conv(4, (3, 3), strides=strides, conv_general_dilated=conv.general_dilated)
+    plain = nn.Conv(4, (3, 3), strides=strides)
+    variables = plain.init(jax.random.key(1), x)
+    np.testing.assert_allclose(mine.apply(variables, x), plain.apply(variables, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 9, 1)])
+def test_max_pool_is_the_builtin(shape: tuple) -> None:
+    x = jax.random.normal(jax.random.key(0), shape)
+
+    def theirs(x: jax.Array) -> jax.Array:
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    np.testing.assert_array_equal(conv.max_pool(x), theirs(x))
+    ours = jax.grad(lambda x: (conv.max_pool(x) ** 2).sum())(x)
+    np.testing.assert_array_equal(ours, jax.grad(lambda x: (theirs(x) ** 2).sum())(x))
+
+
+def test_max_pool_shares_the_gradient_among_equals() -> None:
+    gradient = jax.grad(lambda x: conv.max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient.ravel(), [0.25] * 4)

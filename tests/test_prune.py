@@ -1,0 +1,253 @@
+import math
+import subprocess
+import sys
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lthjax import prune
+
+ADAFACTOR = optax.adafactor(0.01)
+RATES = st.decimals(0, 1, places=6).map(float) | st.sampled_from([0.0, 0.15, 0.2, 1.0, 1e-6])
+
+
+def tree(seed: int = 0) -> dict:
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "conv1": {"kernel": jax.random.normal(keys[0], (3, 3, 2, 4)), "bias": jnp.ones(4)},
+        "output": {"kernel": jax.random.normal(keys[1], (40, 10)), "bias": jnp.zeros(10)},
+        "norm": {"scale": jax.random.normal(keys[2], (4,))},
+    }
+
+
+def reference(scores: np.ndarray, mask: np.ndarray, rate: float) -> np.ndarray:
+    """The definition, by sorting: exactly round-half-up(rate n) lowest survivors, ties by index."""
+    flat, kept = scores.ravel(), mask.ravel().copy()
+    alive = np.flatnonzero(kept)
+    removed = math.floor(Fraction(str(rate)) * len(alive) + Fraction(1, 2))
+    kept[alive[np.argsort(flat[alive], kind="stable")][:removed]] = False
+    return kept.reshape(mask.shape)
+
+
+@given(RATES, st.integers(0, 200_000_000))
+@settings(deadline=None)
+def test_count_is_exact_concrete_and_traced(rate: float, n: int) -> None:
+    expected = math.floor(Fraction(str(rate)) * n + Fraction(1, 2))
+    assert prune.count(rate, n) == expected
+    assert int(prune.count(rate, jnp.int32(n))) == expected
+
+
+def test_count_is_not_float32_arithmetic() -> None:
+    assert prune.count(0.15, 190) == 29  # 28.5 rounds up; in float32 0.15 * 190 is below 28.5
+    assert prune.count(np.float32(0.2), 10) == 2  # type: ignore[arg-type]
+
+
+@given(
+    st.lists(st.integers(-3, 3), min_size=40, max_size=40),
+    st.lists(st.booleans(), min_size=40, max_size=40),
+    RATES,
+)
+@settings(deadline=None, max_examples=150)
+def test_by_score_is_the_definition_with_many_ties(values: list, kept: list, rate: float) -> None:
+    scores = np.array(values, np.float32).reshape(1, -1)
+    mask = np.array(kept).reshape(1, -1)
+    got = prune.by_score({"w": jnp.array(scores)}, {"w": jnp.array(mask)}, rate)["w"]
+    np.testing.assert_array_equal(got, reference(scores, mask, rate))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_magnitude_agrees_with_sorting(dtype: jnp.dtype) -> None:
+    params = jax.tree.map(lambda x: x.astype(dtype), tree())
+    mask = prune.ones(params)
+    for rate in (0.2, 0.15, 0.5):
+        old, mask = mask, prune.magnitude(params, mask, rate)
+        for layer in ("conv1", "output"):
+            scores = np.abs(np.asarray(params[layer]["kernel"], np.float64))
+            expected = reference(scores, np.asarray(old[layer]["kernel"]), rate)
+            np.testing.assert_array_equal(mask[layer]["kernel"], expected)
+            assert not (mask[layer]["kernel"] & ~old[layer]["kernel"]).any()
+
+
+def test_global_scope_ranks_all_layers_together_without_normalisation() -> None:
+    params = tree()
+    params["conv1"]["kernel"] *= 0.01
+    mask = prune.magnitude(params, prune.ones(params), 0.16, scope="global")
+    flat = np.concatenate([np.abs(params[n]["kernel"]).ravel() for n in ("conv1", "output")])
+    expected = reference(flat, np.ones(len(flat), bool), 0.16)
+    got = np.concatenate([np.asarray(mask[n]["kernel"]).ravel() for n in ("conv1", "output")])
+    np.testing.assert_array_equal(got, expected)
+    assert not mask["conv1"]["kernel"].all()
+    assert got.sum() == 472 - 76  # 0.16 * 472 = 75.52
+
+
+def test_all_equal_weights_go_by_index_and_zeros_of_both_signs_are_equal() -> None:
+    mask = prune.magnitude({"w": jnp.ones((2, 5))}, {"w": jnp.ones((2, 5), bool)}, 0.3)
+    np.testing.assert_array_equal(mask["w"].ravel(), [0, 0, 0, 1, 1, 1, 1, 1, 1, 1])
+    zeros = jnp.array([[0.0, -0.0, 0.0, -0.0]])
+    mask = prune.by_score({"w": zeros}, {"w": jnp.ones((1, 4), bool)}, 0.5)
+    np.testing.assert_array_equal(mask["w"], [[False, False, True, True]])
+
+
+def test_nan_counts_as_highest() -> None:
+    scores = jnp.array([[jnp.nan, 1.0, jnp.inf, -jnp.inf]])
+    mask = prune.by_score({"w": scores}, {"w": jnp.ones((1, 4), bool)}, 0.5)
+    np.testing.assert_array_equal(mask["w"], [[True, False, True, False]])
+
+
+def test_unprunable_leaves_have_scalar_masks_and_stay() -> None:
+    params = tree()
+    mask = prune.magnitude(params, prune.ones(params), 0.9)
+    for leaf in (mask["conv1"]["bias"], mask["output"]["bias"], mask["norm"]["scale"]):
+        assert leaf.shape == ()
+        assert bool(leaf)
+    np.testing.assert_array_equal(prune.apply(params, mask)["norm"]["scale"], params["norm"]["scale"])
+    left, total = prune.totals(mask)
+    assert total == 472
+    assert int(left) == 72 - 65 + 40  # 0.9 * 72 = 64.8
+    assert float(prune.density(mask)) == pytest.approx(47 / 472)
+
+
+def test_prunable_by_regex_and_by_predicate() -> None:
+    params = tree()
+    assert prune.ones(params, "scale|conv1/kernel")["norm"]["scale"].shape == (4,)
+    assert prune.ones(params, "conv1/kernel")["output"]["kernel"].shape == ()
+    assert prune.ones(params, lambda path, leaf: leaf.size == 10)["output"]["bias"].shape == (10,)
+    with pytest.raises(ValueError, match="'kernle' matches none of the paths"):
+        prune.ones(params, "kernle")
+
+
+def test_rates_by_path_first_match_wins() -> None:
+    params = tree()
+    for rates in ((("output", 0.1), (".", 0.5)), {"output": 0.1, ".": 0.5}):
+        mask = prune.magnitude(params, prune.ones(params), rates)
+        assert int(mask["output"]["kernel"].sum()) == 360
+        assert int(mask["conv1"]["kernel"].sum()) == 36
+    only = prune.magnitude(params, prune.ones(params), {"conv": 0.5})
+    assert bool(only["output"]["kernel"].all())
+
+
+def test_under_jit_and_vmap_the_same() -> None:
+    params, mask = tree(), prune.ones(tree())
+    plain = prune.magnitude(params, mask, 0.35)
+    jitted = jax.jit(lambda p, m: prune.magnitude(p, m, 0.35))(params, mask)
+    jax.tree.map(np.testing.assert_array_equal, plain, jitted)
+    both = jax.tree.map(lambda *x: jnp.stack(x), tree(0), tree(1))
+    masks = jax.vmap(lambda p: prune.magnitude(p, mask, 0.35, scope="global"))(both)
+    for i in range(2):
+        alone = prune.magnitude(tree(i), mask, 0.35, scope="global")
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda m, i=i: m[i], masks), alone)
+
+
+def test_random_and_shuffle() -> None:
+    params = tree()
+    mask = prune.magnitude(params, prune.ones(params), 0.6)
+    key = jax.random.key(3)
+    shuffled = prune.shuffle(key, mask)
+    drawn = prune.random(key, mask, 0.25)
+    for layer in ("conv1", "output"):
+        ours, theirs, fewer = (m[layer]["kernel"] for m in (mask, shuffled, drawn))
+        assert int(ours.sum()) == int(theirs.sum())
+        assert not np.array_equal(ours, theirs)
+        assert int(fewer.sum()) == int(ours.sum()) - prune.count(0.25, int(ours.sum()))
+        assert not (fewer & ~ours).any()
+
+
+def test_random_is_uniform() -> None:
+    mask = {"w": jnp.ones((1, 20), bool)}
+    keys = jax.random.split(jax.random.key(0), 4000)
+    kept = jax.vmap(lambda k: prune.random(k, mask, 0.3)["w"])(keys)
+    share = np.asarray(kept).mean((0, 1))
+    assert np.abs(share - 0.7).max() < 5 * math.sqrt(0.21 / 4000)
+
+
+def test_apply_gives_positive_zeros_even_for_nan() -> None:
+    params = {"w": jnp.array([[jnp.nan, -1.0, 2.0]])}
+    out = prune.apply(params, {"w": jnp.array([[False, False, True]])})["w"]
+    np.testing.assert_array_equal(out, [[0.0, 0.0, 2.0]])
+    assert not np.signbit(out[0, 1])
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        optax.sgd(0.1, momentum=0.9),
+        optax.sgd(0.1, momentum=0.9, nesterov=True),
+        optax.adam(0.01),
+        optax.adamw(0.01, weight_decay=0.1),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1), optax.sgd(0.1)),
+        ADAFACTOR,
+        optax.lion(0.01),
+    ],
+    ids=["momentum", "nesterov", "adam", "adamw", "chain", "adafactor", "lion"],
+)
+def test_pruned_weights_and_moments_stay_exactly_zero(
+    optimiser: optax.GradientTransformation,
+) -> None:
+    params = tree()
+    mask = prune.magnitude(params, prune.ones(params), 0.5)
+
+    @jax.jit
+    def step(params: dict, state: object, mask: dict, key: jax.Array) -> tuple:
+        gradients = jax.tree.map(lambda p: jax.random.normal(key, p.shape) + p, params)
+        tx = prune.masked(optimiser, mask)  # the mask is traced
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = prune.masked(optimiser, mask).init(params)
+    for i in range(5):
+        params, state = step(params, state, mask, jax.random.key(i))
+        for layer in ("conv1", "output"):
+            gone = ~mask[layer]["kernel"]
+            assert (params[layer]["kernel"][gone] == 0).all()
+            assert not np.signbit(params[layer]["kernel"][gone]).any()
+            assert (params[layer]["kernel"][~gone] != 0).all()
+            # Moments are 0 where they start at 0; adafactor's start at its epsilon.
+            moments = [
+                leaf[gone]
+                for leaf in jax.tree.leaves(state)
+                if leaf.shape == gone.shape and optimiser is not ADAFACTOR
+            ]
+            assert all((moment == 0).all() for moment in moments)
+
+
+def test_masked_dense_is_the_bare_optimiser() -> None:
+    params, gradients = tree(0), tree(1)
+    bare = optax.adam(0.01)
+    mine = prune.masked(bare, prune.ones(params))
+    ours, _ = mine.update(gradients, mine.init(params), params)
+    theirs, _ = bare.update(gradients, bare.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_misuse_is_named() -> None:
+    params, mask = tree(), prune.ones(tree())
+    with pytest.raises(ValueError, match=r"rate: 1.5 is outside \[0, 1\]"):
+        prune.magnitude(params, mask, 1.5)
+    with pytest.raises(ValueError, match="scope: 'layre' is not known"):
+        prune.magnitude(params, mask, 0.5, scope="layre")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one number"):
+        prune.magnitude(params, mask, {"a": 0.5}, scope="global")
+    with pytest.raises(ValueError, match="its tree is not that of the parameters"):
+        prune.apply(params, {"w": jnp.ones(())})
+    bad = {**mask, "conv1": {**mask["conv1"], "kernel": jnp.ones((2, 2), bool)}}
+    with pytest.raises(ValueError, match="leaf 'conv1/kernel' has shape"):
+        prune.apply(params, bad)
+    tx = prune.masked(optax.sgd(0.1), mask)
+    with pytest.raises(ValueError, match="needs them"):
+        tx.update(params, tx.init(params))
+
+
+def test_importing_prune_loads_neither_flax_nor_orbax_nor_tfds() -> None:
+    code = (
+        "import sys; from lthjax import prune; "
+        "heavy = {'flax', 'orbax', 'tensorflow_datasets', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
