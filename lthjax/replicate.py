@@ -78,6 +78,7 @@ def spread(fn: Callable[..., PyTree], on: Mesh, donate: bool = False) -> Callabl
             return jax.lax.map(lambda pair: one(*pair), (carried, each))
         return jax.vmap(one)(carried, each)
 
+    local.__name__ = fn.__name__  # by which compilations and profiles call it
     spec = PartitionSpec(_AXIS)
     mapped = jax.shard_map(
         local, mesh=on, in_specs=(PartitionSpec(), spec, spec), out_specs=spec, check_vma=False

@@ -6,13 +6,14 @@ prepared = study.prepare(config.load("configs/quickstart.py"))
 run_folder = study.run(prepared, "runs")
 """
 
+import contextlib
 import dataclasses
 import logging
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -178,7 +179,7 @@ def run(
     todo = plan(prepared, out)
     if not todo.missing and not todo.steps:
         return path
-    with Store(path, prepared.identity, _about(prepared)) as store:
+    with Store(path, prepared.identity, _about(prepared)) as store, _logged(path / "log.txt"):
         # Asked again under the lock: another process may just have finished.
         todo = plan(prepared, out)
         if watch is not None:
@@ -271,6 +272,7 @@ class _Run:
         self._queue: list[_Item] = []
 
     def go(self) -> None:
+        _log.info("lthjax on %s, %s", devices(), " ".join(sys.argv))
         for seed in self._study.seeds:
             self._begin_seed(seed)
         while self._queue:
@@ -417,6 +419,23 @@ class _Run:
             },
             "platform": devices(),
         }
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Writes what the package logs to a file, too."""
+    logger = logging.getLogger("lthjax")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def layers(mask: Any) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,14 @@ replicate.use_all_cores()
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests compile the same few programs over and over, in this process and in those that they start.
+CACHE = tempfile.TemporaryDirectory(prefix="lthjax-tests-")
+for name, value in {
+    "jax_compilation_cache_dir": CACHE.name,
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 from lthjax import config, study  # noqa: E402
 

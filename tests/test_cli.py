@@ -1,0 +1,149 @@
+"""The command line, as a user sees it: one process a call."""
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import arrays, write_npz
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+QUICK = ("run.py", "--config", "configs/quickstart.py")
+SMALL = (*QUICK, "--levels", "1", "--train.steps", "6", "--seeds", "3", "--control-levels", "1")
+
+
+def test_help_shows_every_field_and_this_configs_values_at_once(command_line: Call) -> None:
+    began = time.monotonic()
+    done = command_line(*QUICK, "--help")
+    assert time.monotonic() - began < 5, "it must not load JAX"
+    text = re.sub(r"[\s│]+", " ", done.stdout)
+    assert done.returncode == 0
+    for field, value in {
+        "--seeds": "0 1",
+        "--levels": "11",
+        "--control-levels": "3 5 7 9 11",
+        "--train.steps": "450",
+        "--data.name": "mnist_10k",
+        "--prune.rate": "output 0.1 . 0.2",
+        "--optim.lr": "0.0012",
+        "--rewind": "0",
+        "--out": "runs",
+    }.items():
+        assert re.search(rf"{re.escape(field)}[, ].*?\(default: {re.escape(value)}\)", text), field
+
+
+def test_without_a_config_it_says_which_there_are(command_line: Call) -> None:
+    done = command_line("run.py")
+    assert done.returncode == 2
+    assert "configs/quickstart.py" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_prints_the_plan_and_trains_nothing(command_line: Call, tmp_path: Path) -> None:
+    done = command_line(*QUICK, "--dry-run", "--levels", "3", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "61,706 parameters, 61,470 prunable weights",
+        "0 cells; 12 to train",
+        "450 a training of batch 60 (150 an epoch)",
+        "5,400 in all",
+        "MiB",
+        "ms a step and replicate",
+        "time     about",
+    ):
+        assert expected in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_the_reports_path_is_on_stdout_and_a_finished_study_answers(
+    command_line: Call, tmp_path: Path
+) -> None:
+    done = command_line(*SMALL, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert Path(line).is_file()
+    assert "[4/4] seed 3, rewind-0, level 1, random: 80.1 % of weights" in done.stderr
+    assert "steps" not in done.stdout
+    run = Path(line).parent.parent
+    assert "seed 3, dense: 100.0 % of weights" in (run / "log.txt").read_text()
+    cell = run / "seed=3" / "dense" / "result.json"
+    when = cell.stat().st_mtime_ns
+    again = command_line(*SMALL, "--out", tmp_path)
+    assert again.stdout == done.stdout
+    assert cell.stat().st_mtime_ns == when
+    planned = command_line(*SMALL, "--out", tmp_path, "--dry-run")
+    assert "4 cells; 0 to train" in planned.stdout
+    quiet = command_line(*SMALL, "--out", tmp_path, "--levels", "0", "--seeds", "4", "--quiet")
+    assert quiet.stderr == ""
+    report = command_line("-m", "analysis.report", run)
+    assert report.stdout.strip() == str(run / "report" / "index.html")
+
+
+def test_overrides(command_line: Call, tmp_path: Path) -> None:
+    done = command_line(
+        *QUICK, "--dry-run", "--train.steps", "2 epochs", "--rewind", "0", "1 epoch", "50 steps",
+        "--arms", "ticket", "reinit", "--repeats", "reinit", "2", "--seeds", "5", "6", "7", "--levels", "2",
+        "--control-levels", "2", "--prune.rate", "conv", "0.1", ".", "0.3", "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "chains rewind-0, rewind-50, rewind-150" in done.stdout
+    # 3 seeds x (dense + 3 chains x (2 tickets + 2 reinits at level 2))
+    assert "39: 3 seeds" in done.stdout
+    assert "300 a training" in done.stdout
+
+
+BAD = {
+    "no such config": (["--config", "configs/quikstart.py"], "did you mean 'configs/quickstart.py'"),
+    "unknown model": (["--model", "lenet6"], "model: 'lenet6' is not known; did you mean 'lenet5'"),
+    "unknown arm": (["--arms", "tickets"], "arms: 'tickets' is not known; did you mean 'ticket'"),
+    "unknown data": (["--data.name", "minst"], "data.name: 'minst' is not known; did you mean 'mnist'"),
+    "rate": (["--prune.rate", "1.2"], "prune.rate: 1.2 is not allowed; it must be in (0, 1)"),
+    "rewind": (["--rewind", "450"], "rewind: 450 is step 450, beyond the end of training at step 450"),
+    "batch": (["--train.batch", "9001"], "train.batch: 9001 is larger than the train split of 9000"),
+    "seeds": (["--seeds", "1", "1"], "seeds: (1, 1) is not allowed; it must be all different"),
+    "shape": (["--model", "conv6"], "divisible by 8, not 28x28x1"),
+    "out": (["--out", "/proc/nowhere"], "--out: '/proc/nowhere/"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence(case: str, command_line: Call) -> None:
+    arguments, sentence = BAD[case]
+    start = ["run.py"] if "--config" in arguments else list(QUICK)
+    done = command_line(*start, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_misspelt_option_suggests_the_right_one(command_line: Call) -> None:
+    done = command_line(*QUICK, "--train.step", "4")
+    assert done.returncode == 2
+    assert "--train.steps" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_malformed_data_get_one_sentence(command_line: Call, tmp_path: Path) -> None:
+    own = ("--data.name", "own", "--data-dir", tmp_path, "--data.validation", "10", "--train.batch", "5")
+    for changed, sentence in (
+        ({"train_labels": None}, "it lacks train_labels"),
+        ({"train_images": np.zeros((80, 28, 28, 1))}, "has dtype float64; it must be uint8"),
+        ({"test_labels": np.full(20, 77, np.uint8)}, "run from 77 to 77"),
+        (arrays(shape=(30, 30, 1)), "'lenet5' takes images whose height and width"),
+    ):
+        write_npz(tmp_path, "own", **changed)
+        done = command_line(*QUICK, *own)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert sentence in done.stderr
+
+
+def test_report_of_nothing(command_line: Call, tmp_path: Path) -> None:
+    done = command_line("-m", "analysis.report", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "is not a run folder" in done.stderr

@@ -1,0 +1,92 @@
+"""Every shipped config builds and runs two steps."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, arrays, write_npz
+
+from lthjax import config, models, prune, rng, study, train
+
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+# The counts of Frankle & Carbin 2019, figure 2, and the rates, optimiser and lengths of its table
+PAPER = {
+    "lenet300_mnist_paper": ("lenet300", 266_200, 50_000, 1.2e-3, None),
+    "conv2_cifar_paper": ("conv2", 4_300_992, 20_000, 2e-4, 0.1),
+    "conv4_cifar_paper": ("conv4", 2_425_024, 25_000, 3e-4, 0.1),
+    "conv6_cifar_paper": ("conv6", 2_261_184, 30_000, 3e-4, 0.15),
+}
+
+
+def test_all_are_there() -> None:
+    names = {path.stem for path in CONFIGS}
+    assert names >= {"quickstart", "lenet5_mnist", "cifar_cnn", *PAPER}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
+    loaded = config.load(path)
+    assert loaded.name == path.stem
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    for part in (f"python run.py --config configs/{path.name}", "Time:", "Result:"):
+        assert part in docstring
+    shape = (32, 32, 3) if "cifar" in loaded.data.name else (28, 28, 1)
+    write_npz(tmp_path, loaded.data.name, **arrays(train=400, shape=shape))
+    small = dataclasses.replace(
+        loaded,
+        data=dataclasses.replace(loaded.data, validation=100),
+        train=dataclasses.replace(loaded.train, steps=2, eval_every=2),
+    )
+    prepared = study.prepare(small, tmp_path)
+    seed = small.seeds[0]
+    trainer = study.make_trainer(prepared, 1, [seed])
+    variables = prepared.model.init(rng.stream(seed, "init"))
+    job = train.Job(seed, 0, 0, 2, variables, prune.ones(variables.params))
+    results = train.train(trainer, [job], lambda *_: None)
+    assert results[0].status == "done"
+    assert prune.magnitude(results[0].variables.params, job.mask, small.prune.rate)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_configs_have_the_papers_numbers(name: str) -> None:
+    model, weights, steps, rate, convolutions = PAPER[name]
+    got = config.load(ROOT / "configs" / f"{name}.py")
+    assert (got.model, got.train.steps, got.train.batch, got.train.eval_every) == (model, steps, 60, 100)
+    assert (got.optim.name, got.optim.lr, got.optim.schedule) == ("adam", rate, "constant")
+    assert (len(got.seeds), got.repeats, got.rewind) == (5, (("reinit", 3),), (0,))
+    assert (got.data.validation, got.prune.criterion, got.prune.scope) == (5000, "large_final", "layer")
+    shape = (28, 28, 1) if model == "lenet300" else (32, 32, 3)
+    paths = [p for p in _paths(model, shape) if p.endswith("kernel")]
+    rates = dict(zip(paths, prune._rates(got.prune.rate, paths), strict=True))
+    expected = {"conv": convolutions, "fc": 0.2, "output": 0.1}
+    for path, of_path in rates.items():
+        assert of_path == next(r for layer, r in expected.items() if path.startswith(layer))
+
+
+def _paths(model: str, shape: tuple[int, int, int]) -> list[str]:
+    import jax
+
+    built = models.build(model, shape, 10)
+    return prune.paths(jax.eval_shape(built.init, jax.random.key(0)).params)
+
+
+def test_published_densities_follow_from_counts_and_rates() -> None:
+    """Ten rounds of the paper's rates leave 1/9.1 (Conv-2), 1/7.5 (Conv-4), 1/6.5 (Conv-6)."""
+    import jax
+    import jax.numpy as jnp
+
+    for name, saved in (("conv2", 9.1), ("conv4", 7.5), ("conv6", 6.5)):
+        got = config.load(ROOT / "configs" / f"{name}_cifar_paper.py")
+        built = models.build(name, (32, 32, 3), 10)
+        params = jax.eval_shape(built.init, jax.random.key(0)).params
+        left = total = 0
+        for path, leaf in zip(prune.paths(params), jax.tree.leaves(params), strict=True):
+            if path.endswith("kernel"):
+                n = leaf.size
+                total += n
+                for _ in range(10):
+                    n -= int(prune.count(prune._rates(got.prune.rate, [path])[0], jnp.int32(n)))
+                left += n
+        assert total / left == pytest.approx(saved, abs=0.06)

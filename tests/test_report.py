@@ -1,0 +1,166 @@
+import csv
+import html.parser
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import analysis
+from analysis import cells, figures, report
+from lthjax import study
+from lthjax.errors import UserError
+from lthjax.stats import mean_interval
+
+
+def row(seed: int, level: int, arm: str, accuracy: float | None, **changes: object) -> cells.Row:
+    chain = "dense" if arm == "dense" else "rewind-0"
+    made = cells.Row(
+        seed, chain, level, arm, 1, 0.8**level, round(1000 * 0.8**level), accuracy, 0.1, 0.99, 0.97, 0.1,
+        100 * level, accuracy, 500, 1.5, "done" if accuracy is not None else "diverged",
+    )  # fmt: skip
+    return made._replace(**changes)
+
+
+ROWS = [
+    row(0, 0, "dense", 0.95),
+    row(1, 0, "dense", 0.97),
+    row(0, 1, "ticket", 0.96),
+    row(1, 1, "ticket", 0.98),
+    row(0, 1, "reinit", 0.90),
+    row(0, 1, "reinit", 0.94, repeat=2),
+    row(1, 1, "reinit", 0.91),
+    row(0, 2, "ticket", 0.93),
+    row(1, 2, "ticket", 0.90),
+    row(1, 2, "reinit", None),
+]
+
+
+def test_mean_interval_by_hand() -> None:
+    """Mean 3, s = sqrt(2.5), t(.975, 4) = 2.776445."""
+    got = mean_interval([1, 2, 3, 4, 5])
+    half = 2.7764451 * np.sqrt(2.5) / np.sqrt(5)
+    assert got == pytest.approx((3, 3 - half, 3 + half, 5), rel=1e-6)
+    assert mean_interval([2.0])[0] == 2.0
+    assert np.isnan(mean_interval([2.0]).low)
+    assert mean_interval([]).n == 0
+
+
+def test_repeats_are_averaged_within_a_seed_and_diverged_left_out() -> None:
+    reinit = cells.select(ROWS, level=1, arm="reinit")
+    assert cells.by_seed(reinit, "test_accuracy") == {0: pytest.approx(0.92), 1: pytest.approx(0.91)}
+    assert cells.by_seed(cells.select(ROWS, level=2, arm="reinit"), "test_accuracy") == {}
+
+
+def test_table_of_levels() -> None:
+    table = report._levels(ROWS, "rewind-0")
+    assert table.header[3:] == ["ticket", "reinit", "ticket − dense (pp)", "ticket − reinit (pp)"]
+    dense, first, second = table.rows
+    assert dense[:3] == ["0 (dense)", "1,000", "100.0"]
+    assert dense[3].startswith("96.00 [")
+    # seeds 0 and 1: 96 - 95 and 98 - 97; 96 - 92 and 98 - 91
+    assert first[5] == "+1.00 [+1.00, +1.00]"
+    assert first[6].startswith("+5.50 [")
+    assert second[4] == "–"
+    assert all(len(line) == len(table.header) for line in (dense, first, second))
+
+
+def test_figures_show_every_seed_and_the_means() -> None:
+    figure = figures.accuracy(ROWS, "title")
+    axes = figure.axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert {"dense (n = 2)", "ticket (n = 2)", "reinit (n = 2)"} <= lines.keys()
+    np.testing.assert_allclose(lines["ticket (n = 2)"].get_ydata(), [97, 91.5])
+    np.testing.assert_allclose(lines["ticket (n = 2)"].get_xdata(), [80, 64])
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim()[0] > axes.get_xlim()[1], "fewer weights are to the right"
+    assert "%" in axes.get_xlabel()
+    assert "%" in axes.get_ylabel()
+    points = [line for line in axes.get_lines() if line.get_marker() == "."]
+    shown = sorted(float(y) for line in points for y in np.atleast_1d(line.get_ydata()))
+    np.testing.assert_allclose(shown, sorted([96, 98, 92, 91, 93, 90]))
+    assert "steps" in figures.early_stop(ROWS, "title").axes[0].get_ylabel()
+
+
+class Page(html.parser.HTMLParser):
+    """The references of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+
+
+def test_report_of_a_run(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:
+    run = study.run(tiny(rewind=(0, 3)), tmp_path / "runs")
+    page = report.build(run)
+    assert page == run / "report" / "index.html"
+    for name in ("accuracy", "early_stop"):
+        assert (run / "report" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert b"<svg" in (run / "report" / f"{name}.svg").read_bytes()
+    parsed = Page()
+    text = page.read_text()
+    parsed.feed(text)
+    assert parsed.references
+    assert all(ref.startswith("data:") for ref in parsed.references), "nothing leaves the page"
+    assert "script" not in parsed.tags
+    for expected in ("LeNet-300-100 on few", "Rewound to step 0", "Rewound to step 3", "seed", "jax "):
+        assert expected in text
+    with (run / "report" / "cells.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == [
+        "seed",
+        "chain",
+        "level",
+        "arm",
+        "repeat",
+        "density",
+        "weights_left",
+        "test_accuracy",
+        "test_loss",
+        "train_accuracy",
+        "validation_accuracy",
+        "validation_loss",
+        "early_stop_step",
+        "early_stop_test_accuracy",
+        "steps",
+        "seconds",
+        "status",
+    ]
+    assert len(lines) == 2 * (1 + 2 * 2 * 3)
+    dense = [line for line in lines if line["arm"] == "dense"]
+    assert [(d["seed"], d["chain"], d["level"], d["density"]) for d in dense] == [
+        ("0", "dense", "0", "1.0"), ("1", "dense", "0", "1.0")]  # fmt: skip
+    ticket = next(x for x in lines if (x["chain"], x["level"], x["arm"]) == ("rewind-3", "1", "ticket"))
+    result = json.loads((run / "seed=0/chain=rewind-3/level=01/ticket/result.json").read_text())
+    assert float(ticket["test_accuracy"]) == result["test_accuracy"]
+    assert (ticket["steps"], ticket["status"]) == ("9", "done")
+    assert int(ticket["weights_left"]) == result["weights_left"] == 266_200 - 53_040 - 100
+    assert analysis.load(run)[0].arm == "dense"
+
+
+def test_an_unchanged_report_is_left_alone_and_a_changed_one_is_not(
+    tiny: Callable[..., study.Prepared], tmp_path: Path
+) -> None:
+    run = study.run(tiny(levels=0), tmp_path / "runs")
+    page = report.build(run, only_if_changed=True)
+    when = page.stat().st_mtime_ns
+    assert report.build(run, only_if_changed=True).stat().st_mtime_ns == when
+    study.run(tiny(levels=1), tmp_path / "runs")
+    assert report.build(run, only_if_changed=True).stat().st_mtime_ns > when
+
+
+def test_not_a_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        report.build(tmp_path)
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UserError, match="no finished cell in it yet"):
+        report.build(tmp_path)
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(UserError, match="the folder is damaged"):
+        report.build(tmp_path)

@@ -1,0 +1,356 @@
+"""Whole studies: what a cell is made of, resuming, widening, divergence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from analysis import load
+from lthjax import config, imp, prune, rng, study, train
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+from lthjax.store import Store, folder, state_folder
+
+Make = Callable[..., study.Prepared]
+
+
+def numbers(run: Path) -> list[tuple]:
+    """cells.csv without `seconds`, the one thing that may differ."""
+    return [row._replace(seconds=0.0) for row in load(run)]
+
+
+def opened(prepared: study.Prepared, out: Path) -> Store:
+    return Store(out / prepared.folder, prepared.identity, {})
+
+
+def same(a: object, b: object) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture
+def finished(tiny: Make, tmp_path: Path) -> tuple[study.Prepared, Path]:
+    prepared = tiny(rewind=(0, "3 steps"), repeats=(("reinit", 2),))
+    return prepared, study.run(prepared, tmp_path / "runs")
+
+
+def test_every_planned_cell_is_there_and_says_what_it_came_from(
+    finished: tuple[study.Prepared, Path],
+) -> None:
+    prepared, run = finished
+    rows = load(run)
+    planned = imp.cells(prepared.study, prepared.lengths)
+    # 2 seeds x (dense + 2 chains x 2 levels x (ticket, 2 reinit, random))
+    assert len(rows) == len(planned) == len(set(planned)) == 2 * (1 + 2 * 2 * 4)
+    assert {(r.seed, r.chain, r.level, r.arm, r.repeat) for r in rows} == {tuple(c) for c in planned}
+    result = json.loads(
+        (run / "seed=1" / "chain=rewind-3" / "level=02" / "reinit.r2" / "result.json").read_text()
+    )
+    assert result["made_from"] == {
+        "parent": "seed=1/chain=rewind-3/level=01/ticket",
+        "origin": "seed=1/state=0",
+        "criterion": "large_final",
+        "scope": "layer",
+        "rate": [["output", 0.1], [".", 0.2]],
+    }
+    assert (result["start"], result["steps"]) == (0, 12)
+    assert "cpu" in result["platform"]
+    ticket = json.loads(
+        (run / "seed=1" / "chain=rewind-3" / "level=02" / "ticket" / "result.json").read_text()
+    )
+    assert (ticket["start"], ticket["steps"]) == (3, 9)
+    assert ticket["made_from"]["origin"] == "seed=1/state=3"
+    assert study.plan(prepared, run.parent).missing == []
+
+
+def test_masks_and_start_weights_are_what_they_claim(
+    finished: tuple[study.Prepared, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rebuilds every task of a seed from the store, by the definition, with numpy."""
+    prepared, run = finished
+    store = opened(prepared, run.parent)
+    initial = prepared.model.init(rng.stream(0, "init"))
+    like = prune.ones(initial.params)
+    same(store.state(0, 0, initial), initial)
+    for chain in imp.chains(prepared.lengths):
+        origin = store.state(0, chain.rewind, initial)
+        parent = Cell(0, DENSE, 0, DENSE)
+        for level in (1, 2):
+            ticket = Cell(0, chain.name, level, "ticket")
+            old, new = store.mask(parent, like), store.mask(ticket, like)
+            final = store.variables(parent, initial).params
+            for layer, rate in (("fc1", 0.2), ("fc2", 0.2), ("output", 0.1)):
+                was, now = np.asarray(old[layer]["kernel"]), np.asarray(new[layer]["kernel"])
+                assert not (now & ~was).any()
+                removed = int(np.floor(rate * was.sum() + 0.5))
+                assert now.sum() == was.sum() - removed
+                values = np.abs(np.asarray(final[layer]["kernel"]))
+                assert values[was & ~now].max() <= values[now].min()
+                assert new[layer]["bias"].shape == ()
+            shuffled = store.mask(Cell(0, chain.name, level, "random"), like)
+            assert study.layers(shuffled) == study.layers(new)
+            assert not np.array_equal(shuffled["fc1"]["kernel"], new["fc1"]["kernel"])
+            same(store.mask(Cell(0, chain.name, level, "reinit", 2), like), new)
+            tasks = next(
+                imp.rounds(
+                    prepared.study,
+                    chain,
+                    0,
+                    prepared.model,
+                    initial,
+                    origin,
+                    imp.Ticket(old, final),
+                    level,
+                )
+            )
+            by_arm = {(t.cell.arm, t.cell.repeat): t for t in tasks}
+            same(by_arm["ticket", 1].variables.params, prune.apply(origin.params, new))
+            same(by_arm["random", 1].variables.params, prune.apply(origin.params, shuffled))
+            fresh = [by_arm["reinit", r].variables.params["fc1"]["kernel"] for r in (1, 2)]
+            assert not np.array_equal(*fresh)
+            kept = np.asarray(new["fc1"]["kernel"])
+            assert all((np.asarray(f)[~kept] == 0).all() for f in fresh)
+            spread = np.asarray(fresh[0])[kept].std()
+            assert spread == pytest.approx(np.sqrt(2 / (784 + 300)), rel=0.05)
+            starts = {arm: t.start for (arm, _), t in by_arm.items()}
+            assert starts == {"ticket": chain.rewind, "random": chain.rewind, "reinit": 0}
+            parent = ticket
+
+
+def test_late_rewinding_starts_bitwise_at_the_dense_network_of_that_step(
+    finished: tuple[study.Prepared, Path],
+) -> None:
+    """The state at step 3 is what a dense training stopped there has; the ticket is it under the mask."""
+    prepared, run = finished
+    store = opened(prepared, run.parent)
+    initial = prepared.model.init(rng.stream(1, "init"))
+    trainer = study.make_trainer(prepared, None, [1])
+    job = train.Job(1, 0, 0, 3, initial, prune.ones(initial.params))
+    (dense,) = train.train(trainer, [job], lambda *_: None)
+    same(store.state(1, 3, initial), dense.variables)
+
+
+def test_the_same_study_twice_gives_the_same_bits(tiny: Make, tmp_path: Path) -> None:
+    runs = [study.run(tiny(), tmp_path / name) for name in ("one", "two")]
+    assert numbers(runs[0]) == numbers(runs[1])
+
+
+def test_a_study_cut_anywhere_goes_on_to_the_same_numbers(tiny: Make, tmp_path: Path) -> None:
+    whole = study.run(tiny(rewind=(0, 3)), tmp_path / "whole")
+
+    class Stop:
+        def __init__(self, after: int) -> None:
+            self.left = after
+
+        def begin(self, *_: object) -> None: ...
+        def chunk(self, *_: object) -> None: ...
+        def end(self) -> None: ...
+        def finished(self, *_: object) -> None: ...
+        def advance(self, *_: object) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+    cut = tmp_path / "cut"
+    stops = 0
+    for after in (1, 4, 9, 14, 1000):
+        try:
+            run = study.run(tiny(rewind=(0, 3)), cut, watch=Stop(after))
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops >= 3
+    assert numbers(run) == numbers(whole)
+    assert not list(run.glob(".tmp-*"))
+
+
+def test_a_killed_process_leaves_whole_cells_and_its_rerun_the_same_numbers(
+    tiny: Make, tmp_path: Path
+) -> None:
+    prepared = tiny(train=config.Train(steps=200, batch=20, eval_every=20))
+    whole = study.run(prepared, tmp_path / "whole")
+    (tmp_path / "c.py").write_text(
+        "from lthjax.config import *\n"
+        "config = Study(name='tiny', seeds=(0, 1), levels=2, model='lenet300', "
+        "data=Data(name='few', validation=40), train=Train(steps=200, batch=20, eval_every=20))\n"
+    )
+    command = [sys.executable, "run.py", "--config", tmp_path / "c.py", "--quiet",
+               "--data-dir", tmp_path / "data", "--out", tmp_path / "killed"]  # fmt: skip
+    run = tmp_path / "killed" / prepared.folder
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not (run / "seed=0" / "dense" / "result.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(load(run)) < len(load(whole))
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{run}/report/index.html\n"
+    assert numbers(run) == numbers(whole)
+
+
+def test_widening_keeps_every_old_cell_and_agrees_with_the_wide_study(tiny: Make, tmp_path: Path) -> None:
+    narrow = tiny(seeds=(1,), levels=1, arms=("ticket",))
+    run = study.run(narrow, tmp_path / "runs")
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.glob("seed=*/**/*") if p.is_file()}
+    wide = tiny(rewind=(0, 3, 7), repeats=(("reinit", 2),), control_levels=(2,))
+    assert wide.folder == narrow.folder
+    assert study.run(wide, tmp_path / "runs") == run
+    for path, (when, content) in before.items():
+        assert (path.stat().st_mtime_ns, path.read_bytes()) == (when, content), path
+    at_once = study.run(wide, tmp_path / "at_once")
+    assert numbers(run) == numbers(at_once)
+    for step in (0, 3, 7):
+        initial = wide.model.init(rng.stream(1, "init"))
+        same(
+            opened(wide, tmp_path / "runs").state(1, step, initial),
+            opened(wide, tmp_path / "at_once").state(1, step, initial),
+        )
+
+
+def test_control_levels(tiny: Make, tmp_path: Path) -> None:
+    rows = load(study.run(tiny(levels=3, control_levels=(2, 9)), tmp_path / "runs"))
+    assert {row.level for row in rows if row.arm in ("reinit", "random")} == {2}
+    assert {row.level for row in rows if row.arm == "ticket"} == {1, 2, 3}
+
+
+def test_global_scope_and_levels_zero(tiny: Make, tmp_path: Path) -> None:
+    rows = load(study.run(tiny(prune=config.Prune(scope="global", rate=0.3), levels=1), tmp_path / "runs"))
+    left = {row.weights_left for row in rows if row.level == 1}
+    assert left == {266_200 - 79_860}
+    dense = load(study.run(tiny(levels=0), tmp_path / "runs"))
+    assert [row.arm for row in dense] == [DENSE, DENSE]
+
+
+def test_controls_share_order_and_split_with_their_ticket(tiny: Make, tmp_path: Path) -> None:
+    """Trained again as a control with the ticket's own start, a cell has the ticket's numbers."""
+    prepared = tiny(seeds=(0,), levels=1, arms=("ticket",))
+    run = study.run(prepared, tmp_path / "runs")
+    store = opened(prepared, tmp_path / "runs")
+    initial = prepared.model.init(rng.stream(0, "init"))
+    cell = Cell(0, "rewind-0", 1, "ticket")
+    mask = store.mask(cell, prune.ones(initial.params))
+    trainer = study.make_trainer(prepared, None, [0])
+    job = train.Job(0, 1, 0, 12, initial, mask)
+    (again,) = train.train(trainer, [job], lambda *_: None)
+    same(again.variables, store.variables(cell, initial))
+    assert run.is_dir()
+
+
+def test_a_diverged_ticket_ends_its_chain_and_the_study_goes_on(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = tiny(levels=3)
+    genuine = train.train
+
+    def spoil(trainer: train.Trainer, jobs: list[train.Job], progress: object) -> list[train.Trained]:
+        results = genuine(trainer, jobs, progress)  # type: ignore[arg-type]
+        return [
+            r._replace(status="diverged", reason="spoilt", scalars={}) if (j.seed, j.level) == (0, 2) else r
+            for j, r in zip(jobs, results, strict=True)
+        ]
+
+    monkeypatch.setattr(train, "train", spoil)
+    run = study.run(prepared, tmp_path / "runs")
+    rows = load(run)
+    bad = [row for row in rows if row.status == "diverged"]
+    assert {(row.seed, row.level) for row in bad} == {(0, 2)}
+    assert all(row.test_accuracy is None for row in bad)
+    assert max(row.level for row in rows if row.seed == 0) == 2
+    assert max(row.level for row in rows if row.seed == 1) == 3
+    assert study.plan(prepared, tmp_path / "runs").missing == []
+    assert study.run(prepared, tmp_path / "runs") == run
+    assert not (folder(run, Cell(0, "rewind-0", 2, "ticket")) / "variables").exists()
+
+
+def test_a_diverged_dense_network_leaves_the_other_seeds(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = train.train
+
+    def spoil(trainer: train.Trainer, jobs: list[train.Job], progress: object) -> list[train.Trained]:
+        results = genuine(trainer, jobs, progress)  # type: ignore[arg-type]
+        return [
+            r._replace(status="diverged", reason="spoilt", scalars={}) if (j.seed, j.level) == (0, 0) else r
+            for j, r in zip(jobs, results, strict=True)
+        ]
+
+    monkeypatch.setattr(train, "train", spoil)
+    prepared = tiny()
+    rows = load(study.run(prepared, tmp_path / "runs"))
+    assert [row.level for row in rows if row.seed == 0] == [0]
+    assert len([row for row in rows if row.seed == 1]) == 7
+    assert study.plan(prepared, tmp_path / "runs").missing == []
+
+
+def test_a_learning_rate_that_diverges_is_recorded(tiny: Make, tmp_path: Path) -> None:
+    rows = load(study.run(tiny(optim=config.Optim(name="sgd", lr=1e30)), tmp_path / "runs"))
+    assert {row.status for row in rows} == {"diverged"}
+    assert len(rows) == 2
+
+
+# The store
+
+
+def test_the_lock(tiny: Make, tmp_path: Path) -> None:
+    prepared = tiny()
+    with (
+        opened(prepared, tmp_path / "runs"),
+        pytest.raises(UserError, match="another process is running this study"),
+    ):
+        study.run(prepared, tmp_path / "runs")
+    study.run(prepared, tmp_path / "runs")
+
+
+def test_a_folder_of_another_config_is_refused(tiny: Make, tmp_path: Path) -> None:
+    prepared = tiny(levels=0)
+    run = study.run(prepared, tmp_path / "runs")
+    about = json.loads((run / "study.json").read_text())
+    about["identity"]["optim.lr"] = 0.5
+    (run / "study.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"made by another config: optim.lr is 0.5 there and 0.0012 here"):
+        study.plan(prepared, tmp_path / "runs")
+
+
+def test_an_unwritable_folder_is_refused(tiny: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out: .* cannot be written \(Not a directory\)"):
+        study.run(tiny(), tmp_path / "file")
+
+
+def test_a_cell_is_whole_or_not_there(tiny: Make, tmp_path: Path) -> None:
+    prepared = tiny()
+    initial = prepared.model.init(rng.stream(0, "init"))
+    mask = prune.ones(initial.params)
+    cell = Cell(0, DENSE, 0, DENSE)
+    with opened(prepared, tmp_path / "runs") as store:
+        with pytest.raises(ValueError, match="JSON compliant"):
+            store.write(cell, {"loss": float("nan")}, mask, initial)
+        assert not store.has(cell)
+        store.write(cell, {"loss": 1.0}, mask, initial)
+        assert store.result(cell) == {"loss": 1.0}
+        same(store.variables(cell, initial), initial)
+        left = list(store.path.glob(".tmp-*"))
+        assert len(left) == 1
+    with opened(prepared, tmp_path / "runs"):
+        assert not left[0].exists()
+
+
+def test_masks_round_trip_bit_packed(tiny: Make, tmp_path: Path) -> None:
+    prepared = tiny()
+    initial = prepared.model.init(rng.stream(0, "init"))
+    mask = prune.random(jax.random.key(0), prune.ones(initial.params), 0.37)
+    cell = Cell(0, "rewind-0", 1, "ticket")
+    with opened(prepared, tmp_path / "runs") as store:
+        store.write(cell, {}, mask, None)
+        same(store.mask(cell, mask), mask)
+        assert (folder(store.path, cell) / "mask.npz").stat().st_size < 266_200 / 8 + 4000
+    assert state_folder(Path("r"), 3, 500) == Path("r/seed=3/state=500")

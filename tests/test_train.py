@@ -1,0 +1,275 @@
+"""Training against a plain second implementation, and what must not change its bits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax._src import monitoring
+
+from lthjax import config, data, models, optim, prune, replicate, rng, study, train
+from lthjax.models import Variables
+
+Make = Callable[..., study.Prepared]
+
+
+def trainer_of(prepared: study.Prepared, width: int = 2) -> train.Trainer:
+    seeds = prepared.study.seeds
+    mesh = replicate.mesh(width)
+    return train.make(
+        prepared.model,
+        optim.make(prepared.study.optim, prepared.lengths),
+        prepared.lengths,
+        prepared.dataset,
+        {seed: data.split(prepared.dataset, seed, prepared.study.data.validation) for seed in seeds},
+        batch=prepared.study.train.batch,
+        augment=prepared.study.data.augment,
+        mesh=mesh,
+        width=width,
+    )
+
+
+def job_of(prepared: study.Prepared, seed: int = 0, density: float = 1.0, **changes: object) -> train.Job:
+    variables = prepared.model.init(rng.stream(seed, "init"))
+    mask = prune.magnitude(variables.params, prune.ones(variables.params), 1 - density)
+    job = train.Job(seed, 0, 0, prepared.lengths.total, variables, mask)
+    return job._replace(**changes)  # type: ignore[arg-type]
+
+
+def nothing(steps: int, accuracy: float | None) -> None: ...
+
+
+def run(trainer: train.Trainer, *jobs: train.Job) -> list[train.Trained]:
+    return train.train(trainer, jobs, nothing)
+
+
+def same(a: object, b: object) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_against_a_plain_loop(tiny: Make, optimiser: str) -> None:
+    """The same training with jax.grad, optax alone, numpy batches and products with the mask."""
+    rate = {"adam": 1e-3, "sgd": 1e-2}[optimiser]
+    prepared = tiny(
+        optim=config.Optim(name=optimiser, lr=rate, schedule="cosine", warmup=3)  # type: ignore[arg-type]
+    )
+    job = job_of(prepared, density=0.3)
+    (got,) = run(trainer_of(prepared), job)
+
+    model, dataset = prepared.model, prepared.dataset
+    split = data.split(dataset, 0, 40)
+    schedule = optax.join_schedules(
+        [optax.linear_schedule(0, rate, 3), optax.cosine_decay_schedule(rate, 9)], [3]
+    )
+    tx = optax.adam(schedule) if optimiser == "adam" else optax.sgd(schedule, momentum=0.9)
+    mask = jax.tree.map(lambda m: m.astype(jnp.float32), job.mask)
+    params = jax.tree.map(jnp.multiply, job.variables.params, mask)
+    state = tx.init(params)
+
+    def images(index: np.ndarray, source: np.ndarray) -> np.ndarray:
+        mean, std = split.mean.reshape(1, 1, 1, -1), split.std.reshape(1, 1, 1, -1)
+        return (source[index].astype(np.float32) / 255 - mean) / std
+
+    def cross_entropy(params: dict, x: np.ndarray, y: np.ndarray) -> jax.Array:
+        logits, _ = model.apply(params, {}, jnp.asarray(x), True)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(y)[:, None], 1).mean()
+
+    losses = []
+    for i in range(12):
+        epoch, place = divmod(i, 8)
+        key = rng.stream(0, "order", 0, epoch)
+        index = split.train[np.asarray(jax.random.permutation(key, 160))][20 * place : 20 * place + 20]
+        x, y = images(index, dataset.train_images), dataset.train_labels[index]
+        loss, gradients = jax.value_and_grad(cross_entropy)(params, x, y)
+        updates, state = tx.update(jax.tree.map(jnp.multiply, gradients, mask), state, params)
+        params = jax.tree.map(jnp.multiply, optax.apply_updates(params, updates), mask)
+        losses.append(float(loss))
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got.variables.params, params)
+    assert got.curves["step"] == [5, 10, 12]
+    means = [np.mean(losses[:5]), np.mean(losses[5:10]), np.mean(losses[10:])]
+    assert got.curves["train_loss"] == pytest.approx(means, rel=1e-4)
+    for part, index, source, labels in (
+        ("test", np.arange(60), dataset.test_images, dataset.test_labels),
+        ("validation", split.validation, dataset.train_images, dataset.train_labels),
+    ):
+        x, y = images(index, source), labels[index]
+        logits, _ = model.apply(params, {}, jnp.asarray(x), False)
+        accuracy = float((np.argmax(logits, 1) == y).mean())
+        assert got.scalars[f"{part}_accuracy"] == pytest.approx(accuracy)
+        assert got.scalars[f"{part}_loss"] == pytest.approx(float(cross_entropy(params, x, y)), rel=1e-4)
+    logits, _ = model.apply(params, {}, jnp.asarray(images(split.train, dataset.train_images)), False)
+    accuracy = float((np.argmax(logits, 1) == dataset.train_labels[split.train]).mean())
+    assert got.scalars["train_accuracy"] == pytest.approx(accuracy)
+
+
+def test_pruned_weights_are_exactly_zero_and_others_move(tiny: Make) -> None:
+    prepared = tiny(optim=config.Optim(weight_decay=0.1))
+    job = job_of(prepared, density=0.2)
+    (got,) = run(trainer_of(prepared), job)
+    for layer in ("fc1", "fc2", "output"):
+        kernel, mask = got.variables.params[layer]["kernel"], np.asarray(job.mask[layer]["kernel"])
+        assert (kernel[~mask] == 0).all()
+        assert (kernel[mask] != np.asarray(job.variables.params[layer]["kernel"])[mask]).mean() > 0.9
+
+
+def test_neighbours_and_twice_the_same_bits(tiny: Make) -> None:
+    prepared = tiny(model="lenet5")
+    trainer = trainer_of(prepared)
+    one, two = job_of(prepared, 0, 0.5), job_of(prepared, 1)
+    together, again, swapped = run(trainer, one, two), run(trainer, one, two), run(trainer, two, one)
+    (alone,) = run(trainer, one)
+    (narrow,) = run(trainer_of(prepared, 1), one)
+    for other in (again[0], swapped[1], alone, narrow):
+        same(together[0].variables, other.variables)
+        assert together[0].scalars == other.scalars
+    same(together[1].variables, swapped[0].variables)
+
+
+def test_captures_are_states_on_the_way_and_cutting_there_changes_nothing(tiny: Make) -> None:
+    prepared = tiny(model="lenet5")
+    trainer = trainer_of(prepared)
+    job = job_of(prepared)
+    (plain,) = run(trainer, job)
+    (captured,) = run(trainer, job._replace(captures=(0, 3, 7)))
+    same(plain.variables, captured.variables)
+    assert plain.curves == captured.curves
+    same(captured.states[0], job.variables)
+    for step in (3, 7):
+        (shorter,) = run(trainer, job._replace(stop=step))
+        same(captured.states[step], shorter.variables)
+
+
+def test_an_evaluation_interval_longer_than_the_training(tiny: Make) -> None:
+    prepared = tiny(train=config.Train(steps=4, batch=20, eval_every=50))
+    (got,) = run(trainer_of(prepared), job_of(prepared))
+    assert got.curves["step"] == [4]
+
+
+def test_order_is_a_permutation_an_epoch_and_differs_by_level_and_seed() -> None:
+    split = np.arange(100, 165, dtype=np.int32)
+    lengths = config.Lengths(6, 50, 10, 0, (), (0,))  # 6 batches of 10 of 65 images
+    whole = train.order(split, lengths, 10, 3, 2, 0, 20)
+    for epoch in range(3):
+        seen = whole[6 * epoch : 6 * epoch + 6].ravel()
+        assert len(set(seen.tolist())) == 60
+        assert set(seen.tolist()) <= set(split.tolist())
+    assert not np.array_equal(whole[:6], whole[6:12])
+    np.testing.assert_array_equal(train.order(split, lengths, 10, 3, 2, 5, 9), whole[5:14])
+    assert not np.array_equal(train.order(split, lengths, 10, 3, 1, 0, 20), whole)
+    assert not np.array_equal(train.order(split, lengths, 10, 4, 2, 0, 20), whole)
+
+
+def test_a_start_at_k_takes_the_batches_from_k_on(tiny: Make) -> None:
+    """sgd without momentum has no memory: going on from the state at k is the rest of the training."""
+    prepared = tiny(optim=config.Optim(name="sgd", lr=0.05, momentum=0.0, schedule="cosine"))
+    trainer = trainer_of(prepared)
+    (whole,) = run(trainer, job_of(prepared, captures=(7,)))
+    (rest,) = run(trainer, job_of(prepared, start=7, variables=whole.states[7]))
+    same(whole.variables, rest.variables)
+    assert rest.curves["step"] == [10, 12]
+
+
+def test_early_stop_is_the_first_lowest_validation_loss() -> None:
+    record = train._Record()
+    for at, loss in ((10, 3.0), (20, 1.0), (30, 1.0), (40, 2.0)):
+        record.add_losses(at - 10, np.ones(10))
+        record.add_evaluation(at, train.Measured(loss, 0.5), train.Measured(1.0, at / 100))
+    got = record.result(Variables({}, {}), 0.9, 0.8, 1.0)
+    assert got.scalars["early_stop_step"] == 20
+    assert got.scalars["early_stop_test_accuracy"] == 0.2
+    assert got.scalars["test_accuracy"] == 0.4
+    assert (got.scalars["train_accuracy"], got.scalars["early_stop_train_accuracy"]) == (0.9, 0.8)
+
+
+def test_train_accuracy_at_the_early_stop_is_that_of_the_weights_there(tiny: Make) -> None:
+    prepared = tiny(
+        optim=config.Optim(lr=0.01), train=config.Train(steps=60, batch=20, eval_every=4), seeds=(0,)
+    )
+    trainer = trainer_of(prepared)
+    (got,) = run(trainer, job_of(prepared))
+    step = int(got.scalars["early_stop_step"])
+    assert step < 60, "this training must have its lowest validation loss before the end"
+    (shorter,) = run(trainer, job_of(prepared, stop=step))
+    assert got.scalars["early_stop_train_accuracy"] == shorter.scalars["train_accuracy"]
+    assert got.scalars["early_stop_test_accuracy"] == shorter.scalars["test_accuracy"]
+
+
+def test_divergence_ends_one_training_with_its_reason_and_leaves_its_neighbour(tiny: Make) -> None:
+    prepared = tiny()
+    trainer = trainer_of(prepared)
+    bad = job_of(prepared)
+    kernel = bad.variables.params["fc1"]["kernel"].at[3, 3].set(jnp.nan)
+    params = {**bad.variables.params, "fc1": {**bad.variables.params["fc1"], "kernel": kernel}}
+    bad = bad._replace(variables=Variables(params, {}))
+    good = job_of(prepared, 1)
+    diverged, fine = run(trainer, bad, good)
+    assert (diverged.status, diverged.scalars) == ("diverged", {})
+    assert diverged.reason == "the training loss was not finite at step 0"
+    (alone,) = run(trainer, good)
+    same(fine.variables, alone.variables)
+    told: list[int] = []
+    train.train(trainer, [bad], lambda steps, accuracy: told.append(steps))
+    assert sum(told) == 12, "what is not trained for divergence is not waited for"
+
+
+def test_augmentation_changes_training_and_is_reproducible(tiny: Make) -> None:
+    prepared = tiny(data=config.Data(name="few", validation=40, augment=True))
+    trainer = trainer_of(prepared)
+    (one,), (two,) = run(trainer, job_of(prepared)), run(trainer, job_of(prepared))
+    same(one.variables, two.variables)
+    (plain,) = run(trainer_of(tiny()), job_of(prepared))
+    assert not np.array_equal(one.variables.params["fc1"]["kernel"], plain.variables.params["fc1"]["kernel"])
+
+
+def test_one_training_program_whatever_levels_arms_seeds_and_rewind_points(
+    tiny: Make, tmp_path: Path
+) -> None:
+    traced: list[str] = []
+
+    def listen(event: str, seconds: float, **named: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            traced.append(str(named.get("fun_name")))
+
+    def compiled(**changes: object) -> dict[str, int]:
+        traced.clear()
+        jax.clear_caches()
+        study.run(tiny(**changes), tmp_path / "runs")
+        return {name: sum(name in t for t in traced) for name in ("segment", "evaluate")}
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        few = compiled(name="a", seeds=(0, 1), levels=1, arms=("ticket",))
+        many = compiled(name="b", seeds=(0, 1, 2), levels=3, rewind=(0, 3, 7), repeats=(("reinit", 2),))
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
+    # One to train; one to evaluate for each number of images: validation, test, train.
+    assert few == many == {"segment": 1, "evaluate": 3}
+
+
+def test_models_agree_on_one_step_with_the_builtin_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of LeNet-5 in float64 with the fast convolutions and with the built-in ones."""
+    from lthjax import conv
+
+    with jax.enable_x64(True):
+        optimiser = optim.make(config.Optim(), config.Lengths(5, 10, 5, 0, (), (0,)))
+        generator = np.random.default_rng(0)
+        batch = (jnp.asarray(generator.normal(size=(4, 28, 28, 1))), jnp.asarray([1, 2, 3, 4]))
+
+        def one() -> tuple:
+            model = models.build("lenet5", (28, 28, 1), 10)
+            params = jax.tree.map(lambda p: p.astype(jnp.float64), model.init(jax.random.key(0)).params)
+            mask = prune.magnitude(params, prune.ones(params), 0.5)
+            state = train.State(prune.apply(params, mask), {}, optimiser.at(0).init(params))
+            for i in range(200 // 20):
+                state, loss = train.step(model, optimiser, state, mask, batch, jnp.int32(i))
+            return state.params, loss
+
+        fast = one()
+        monkeypatch.setattr(conv, "_conv", conv._builtin)
+        plain = one()
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), fast, plain)
