@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> None:
     from analysis import report
     from lthjax import progress, study
 
+    if options.chunk is not None and options.chunk < 1:
+        raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
     prepared = study.prepare(options.study, options.data_dir)
     if options.dry_run:
         plan = study.plan(prepared, options.out)

@@ -247,7 +247,8 @@ def _facts(study: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("Training", f"{lengths['total']:,} steps of batch {study['config']['train']['batch']} "
                      f"({lengths['total'] / lengths['per_epoch']:.1f} epochs), evaluated every "
                      f"{lengths['evaluate']:,} steps"),
-        ("Time", f"{seconds / 60:.1f} minutes of training in all, {seconds / len(rows):.1f} s a cell"),
+        ("Time", f"{seconds / 60:.1f} minutes of training in all, {seconds / len(rows):.1f} s a cell; "
+                 f"{sum(row.steps for row in rows) / seconds:,.0f} steps a second, evaluation included"),
         ("Devices", study["devices"]),
         ("Versions", versions),
         ("Commit", study["git"] or "not known"),

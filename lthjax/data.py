@@ -438,14 +438,16 @@ def _decode_cifar(files: Mapping[str, Path]) -> dict[str, np.ndarray]:
 def _through_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
     """Any other image-classification set, downloaded and prepared by TFDS with TensorFlow."""
     tfds = _tfds()
-    known = tfds.list_builders(with_community_datasets=False)
-    if name.split("/")[0] not in known:
+    try:
+        tfds.builder_cls(name)
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        known = tfds.list_builders(with_community_datasets=False)
         own = sorted(p.stem for p in folder.glob("*.npz")) if folder.is_dir() else []
         suggestion = str(unknown("data.name", name, [EMBEDDED, *known, *own])).split(" Known:")[0]
         raise UserError(
             f"{suggestion} Built in: {EMBEDDED}; fetched: {', '.join(CATALOGUE)}; in {str(folder)!r}: "
             f"{', '.join(own) or 'none'}; any other TFDS image-classification set with TensorFlow."
-        )
+        ) from None
     try:
         import tensorflow  # type: ignore[import-not-found] # noqa: F401
     except ImportError:
@@ -454,8 +456,12 @@ def _through_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
             f"tensorflow, or put {name}.npz into {str(folder)!r}."
         ) from None
     builder = tfds.builder(name, data_dir=str(folder))
-    _look_first(name, builder.url_infos or {"https://storage.googleapis.com": None}, folder)
-    builder.download_and_prepare(file_format="array_record")
+    if builder.url_infos:
+        _look_first(name, builder.url_infos, folder)
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # as many kinds as there are data sets
+        raise _unreachable(name, folder, _first_line(error)) from error
     return _read_prepared(Path(builder.data_dir))
 
 

@@ -104,6 +104,7 @@ BAD = {
     "rewind": (["--rewind", "450"], "rewind: 450 is step 450, beyond the end of training at step 450"),
     "batch": (["--train.batch", "9001"], "train.batch: 9001 is larger than the train split of 9000"),
     "seeds": (["--seeds", "1", "1"], "seeds: (1, 1) is not allowed; it must be all different"),
+    "chunk": (["--chunk", "0"], "--chunk: 0 is not allowed; it must be 1 or more"),
     "shape": (["--model", "conv6"], "divisible by 8, not 28x28x1"),
     "out": (["--out", "/proc/nowhere"], "--out: '/proc/nowhere/"),
 }

@@ -113,25 +113,11 @@ def test_report_of_a_run(tiny: Callable[..., study.Prepared], tmp_path: Path) ->
         assert expected in text
     with (run / "report" / "cells.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert list(lines[0]) == [
-        "seed",
-        "chain",
-        "level",
-        "arm",
-        "repeat",
-        "density",
-        "weights_left",
-        "test_accuracy",
-        "test_loss",
-        "train_accuracy",
-        "validation_accuracy",
-        "validation_loss",
-        "early_stop_step",
-        "early_stop_test_accuracy",
-        "steps",
-        "seconds",
-        "status",
-    ]
+    columns = (
+        "seed chain level arm repeat density weights_left test_accuracy test_loss train_accuracy "
+        "validation_accuracy validation_loss early_stop_step early_stop_test_accuracy steps seconds status"
+    )
+    assert list(lines[0]) == columns.split()
     assert len(lines) == 2 * (1 + 2 * 2 * 3)
     dense = [line for line in lines if line["arm"] == "dense"]
     assert [(d["seed"], d["chain"], d["level"], d["density"]) for d in dense] == [
