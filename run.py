@@ -6,7 +6,10 @@ python run.py --config configs/cifar_cnn.py --dry-run
 """
 
 import argparse
+import contextlib
+import io
 import logging
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +69,23 @@ def parse(arguments: list[str]) -> Options:
         print(f"{__doc__}\nconfigs: {there}", file=sys.stdout if "--help" in arguments else sys.stderr)
         raise SystemExit(0 if {"--help", "-h"} & set(arguments) else 2)
     default = Options(config=Path(path), study=config.load(path))
-    return tyro.cli(Options, default=default, args=arguments, prog="run.py")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Options, default=default, args=arguments, prog="run.py", console_outputs=True)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(one_sentence(said.getvalue())) from None
+
+
+def one_sentence(box: str) -> str:
+    """What is said in the box that tyro draws around an error, without the box and its advice."""
+    lines = [line.strip("│ \n") for line in box.splitlines() if line.startswith("│")]
+    heading, _, advice = re.sub("─{4,}", "\n", " ".join(lines)).partition("\n")
+    meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", advice)
+    hint = f"did you mean {meant[1]}? " if meant else ""
+    return f"{heading.strip().rstrip('.')}; {hint}--help lists every option and its values."
 
 
 if __name__ == "__main__":

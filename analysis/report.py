@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.cells import Row, arms, by_seed, chains, load, select, to_csv
+from lthjax import config, imp
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.stats import Interval, mean_interval
@@ -162,9 +163,15 @@ def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:
             f"{len(diverged)} of {len(rows)} cells diverged (their loss was not finite) and are left out of "
             "figures and means; a chain ends where its ticket diverges."
         )
-    planned = study.get("cells")
-    if planned is not None and len(rows) < planned:
-        notes.append(f"{len(rows)} of {planned} cells are there so far; the rest is not trained yet.")
+    planned = imp.cells(config.from_dict(study["config"]), config.Lengths(**study["lengths"]))
+    missing = len(
+        set(planned) - {imp.Cell(row.seed, row.chain, row.level, row.arm, row.repeat) for row in rows}
+    )
+    if missing:
+        reason = (
+            "lie behind a diverged training or are not trained yet" if diverged else "are not trained yet"
+        )
+        notes.append(f"{missing} of the {len(planned)} cells last asked for {reason}.")
     return notes
 
 
@@ -202,7 +209,7 @@ def _levels(rows: Sequence[Row], chain: str) -> Table:
         line = [str(level), f"{of_level[0].weights_left:,}", f"{100 * of_level[0].density:.1f}"]
         line += [_percent(mean_interval(list(values.values()))) for values in accuracies.values()]
         line += [
-            _points(_difference(accuracies["ticket"], other))
+            _points(_difference(accuracies.get("ticket", {}), other))
             for other in (dense, *(accuracies[arm] for arm in controls))
         ]
         lines.append(line)
@@ -240,7 +247,7 @@ def _facts(study: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
     seconds = sum(row.seconds for row in rows)
     versions = ", ".join(f"{name} {version}" for name, version in study["versions"].items())
     return [
-        ("Command", study["command"]),
+        ("Commands", "; ".join(study.get("commands", []))),
         ("Data", f"{data['name']} ({data['train']:,} train, {data['validation']:,} validation by seed, "
                  f"{data['test']:,} test images of {'×'.join(map(str, data['shape']))}), read from "
                  f"{data['source']}, content hash {data['digest']}"),

@@ -7,13 +7,14 @@ that `--help` answers at once.
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import runpy
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from lthjax.errors import UserError, unknown
 
@@ -150,15 +151,60 @@ def load(path: str | Path) -> Study:
         found = runpy.run_path(str(path)).get("config")
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path}: {_config_failure(error, path)}") from error
     if not isinstance(found, Study):
         what = "no `config`" if found is None else f"a `config` of type {type(found).__name__}"
         raise UserError(f"{path}: it defines {what}; end it with `config = Study(...)`.")
+    _check_types(found, "")
     return found
 
 
-def _config_failure(error: Exception, path: Path) -> str:
+def from_dict(fields: dict[str, Any]) -> Study:
+    """The study that `dataclasses.asdict` and JSON made these fields of."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    inner = {"data": Data, "train": Train, "optim": Optim, "prune": Prune}
+    made = {
+        name: inner[name](**{k: tuples(v) for k, v in value.items()}) if name in inner else tuples(value)
+        for name, value in fields.items()
+    }
+    return Study(**made)
+
+
+def _check_types(part: Any, prefix: str) -> None:
+    """Raises for a field whose value is not of its declared type."""
+    hints = get_type_hints(type(part))
+    for field_ in dataclasses.fields(part):
+        value, hint = getattr(part, field_.name), hints[field_.name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, hint):  # type: ignore[arg-type]
+            _check_types(value, f"{prefix}{field_.name}.")
+        elif not _fits(value, hint):
+            written = getattr(part.__class__, "__annotations__", {}).get(field_.name, hint)
+            kind = getattr(written, "__name__", str(written)) if isinstance(written, type) else str(written)
+            raise UserError(f"{prefix}{field_.name}: {value!r} is not allowed; it must be of type {kind}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if arguments[-1] is Ellipsis:
+            return all(_fits(v, arguments[0]) for v in value)
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if origin is Literal:
+        return isinstance(value, str)  # which ones is for `validate` to say
+    if arguments:
+        return any(_fits(value, option) for option in arguments)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _config_failure(error: BaseException, path: Path) -> str:
     """One clause on why a config file does not run."""
     typo = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     classes = {c.__name__: c for c in (Study, Data, Optim, Train, Prune)}
@@ -182,7 +228,7 @@ def parse_duration(value: Duration, name: str) -> tuple[int, Literal["steps", "e
     if match is None:
         raise UserError(
             f"{name}: {value!r} is not a duration; write a number of steps (500 or '500 steps') or "
-            "of epochs ('2 epochs')."
+            "of epochs ('2 epochs'), with its unit in one pair of quotes."
         )
     return int(match[1]), "epochs" if (match[2] or "").startswith("epoch") else "steps"
 
@@ -226,6 +272,7 @@ def validate(study: Study) -> None:
     for arm, times in study.repeats:
         among("repeats", arm, [a for a in ARMS if a != "ticket"])
         need(whole(times, 1), f"repeats of {arm}", times, "a whole number, 1 or more")
+    need(_unique(arm for arm, _ in study.repeats), "repeats", study.repeats, "one pair for an arm")
     for level in study.control_levels:
         need(whole(level, 1), "control_levels", level, "whole numbers, 1 or more")
     among("model", study.model, MODELS)
@@ -233,9 +280,10 @@ def validate(study: Study) -> None:
     need(whole(study.train.batch, 1), "train.batch", study.train.batch, "1 or more")
     among("optim.name", study.optim.name, ("adam", "sgd"))
     among("optim.schedule", study.optim.schedule, ("constant", "cosine", "steps"))
-    need(study.optim.lr > 0, "optim.lr", study.optim.lr, "above 0")
+    need(0 < study.optim.lr < math.inf, "optim.lr", study.optim.lr, "above 0 and finite")
     need(0 <= study.optim.momentum < 1, "optim.momentum", study.optim.momentum, "in [0, 1)")
-    need(study.optim.weight_decay >= 0, "optim.weight_decay", study.optim.weight_decay, "0 or more")
+    need(0 <= study.optim.weight_decay < math.inf, "optim.weight_decay", study.optim.weight_decay,
+         "0 or more and finite")  # fmt: skip
     need(0 < study.optim.decay <= 1, "optim.decay", study.optim.decay, "in (0, 1]")
     if study.optim.schedule != "steps":
         need(not study.optim.milestones, "optim.milestones", study.optim.milestones,
@@ -246,6 +294,7 @@ def validate(study: Study) -> None:
     if isinstance(rates, int | float):
         need(0 < rates < 1, "prune.rate", rates, "in (0, 1), for example 0.2")
     else:
+        need(len(rates) > 0, "prune.rate", rates, "a number, or pairs of a regex and a number")
         need(study.prune.scope == "layer", "prune.rate", rates,
              "one number where prune.scope is 'global'")  # fmt: skip
         for pattern, rate in rates:
@@ -268,10 +317,15 @@ def lengths(study: Study, train_split: int) -> Lengths:
     Raises:
         UserError: the batch is larger than the train split, or a duration is out of range.
     """
+    if train_split < 1:
+        raise UserError(
+            f"data.validation: {study.data.validation} is not allowed; it must be less than the "
+            f"{train_split + study.data.validation} train images that there are."
+        )
     if train_split < study.train.batch:
         raise UserError(
             f"train.batch: {study.train.batch} is larger than the train split of "
-            f"{max(train_split, 0)} images (data.validation holds out {study.data.validation}); "
+            f"{train_split} images (data.validation holds out {study.data.validation}); "
             "it must be at most that."
         )
     per_epoch = train_split // study.train.batch
@@ -300,11 +354,19 @@ def lengths(study: Study, train_split: int) -> Lengths:
     milestones = tuple(steps(m, "optim.milestones") for m in study.optim.milestones)
     if list(milestones) != sorted(set(milestones)):
         raise UserError(f"optim.milestones: {study.optim.milestones!r} must increase.")
+    warmup = steps(study.optim.warmup, "optim.warmup")
+    if warmup >= total:
+        raise UserError(f"optim.warmup: {study.optim.warmup!r} is not over before step {total}, the end.")
+    if milestones and not warmup <= milestones[0] <= milestones[-1] < total:
+        raise UserError(
+            f"optim.milestones: {study.optim.milestones!r} must lie between the end of the warm-up at step "
+            f"{warmup} and the end of training at step {total}."
+        )
     return Lengths(
         per_epoch=per_epoch,
         total=total,
         evaluate=min(evaluate, total),
-        warmup=steps(study.optim.warmup, "optim.warmup"),
+        warmup=warmup,
         milestones=milestones,
         rewind=rewind,
     )

@@ -212,7 +212,10 @@ def augment(key: jax.Array, batch: jax.Array, pad: int = 4) -> jax.Array:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(f"{path}: it is a single array; make it with numpy.savez.")
             missing = [k for k in _KEYS if k not in archive]
             if missing:
                 raise UserError(f"{path}: it lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}.")
@@ -251,14 +254,15 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
             f"{source}: test_images are {shapes[1]}, train_images {shapes[0]}; they must be alike."
         )
     declared = int(arrays["classes"]) if "classes" in arrays else _CLASSES.get(name)
-    classes = declared or int(arrays["train_labels"].max()) + 1
+    # A class that no train image has cannot be learnt; so many are a mistake, not a data set.
+    most = len(arrays["train_labels"]) - 1
+    classes = declared or min(int(arrays["train_labels"].max()), most) + 1
     for part in ("train", "test"):
         labels = arrays[f"{part}_labels"]
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
-            raise UserError(
-                f"{source}: {part}_labels run from {low} to {high}; they must lie in 0 to {classes - 1}."
-            )
+            allowed = f"in 0 to {classes - 1}" if classes > 0 else "at 0 and above"
+            raise UserError(f"{source}: {part}_labels run from {low} to {high}; they must lie {allowed}.")
     if classes < 2:
         raise UserError(f"{source}: train_labels hold one class only; two or more are needed.")
     clean = {k: np.ascontiguousarray(arrays[k], np.uint8 if "images" in k else np.int32) for k in _KEYS}
@@ -442,7 +446,7 @@ def _through_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
         tfds.builder_cls(name)
     except (tfds.core.DatasetNotFoundError, ValueError):
         known = tfds.list_builders(with_community_datasets=False)
-        own = sorted(p.stem for p in folder.glob("*.npz")) if folder.is_dir() else []
+        own = sorted(p.stem for p in folder.glob("*.npz") if p.is_file())
         suggestion = str(unknown("data.name", name, [EMBEDDED, *known, *own])).split(" Known:")[0]
         raise UserError(
             f"{suggestion} Built in: {EMBEDDED}; fetched: {', '.join(CATALOGUE)}; in {str(folder)!r}: "

@@ -37,7 +37,7 @@ class Lines:
 
     def begin(self, prepared: Prepared, plan: Plan) -> None:
         self._total = plan.steps
-        self._cells, self._all = len(plan.cells) - len(plan.missing), len(plan.cells)
+        self._cells, self._all = len(plan.done), len(plan.done) + len(plan.missing)
         self._began = self._last = time.monotonic()
         self._say(f"{prepared.folder}: {len(plan.missing)} of {len(plan.cells)} cells to train")
 
@@ -141,7 +141,8 @@ def plan_text(prepared: Prepared, plan: Plan, cost: Estimate, out: Path) -> str:
     params = jax.eval_shape(prepared.model.init, jax.random.key(0)).params
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     weights = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim >= 2)
-    done = len(plan.cells) - len(plan.missing)
+    behind = len(plan.cells) - len(plan.done) - len(plan.missing)
+    unreachable = f"; {behind} lie behind a diverged training" if behind else ""
     controls = study.control_levels or "every level"
     chains = ", ".join(chain.name for chain in imp.chains(lengths))
     rows = [
@@ -151,7 +152,7 @@ def plan_text(prepared: Prepared, plan: Plan, cost: Estimate, out: Path) -> str:
         ("network", f"{study.model}: {parameters:,} parameters, {weights:,} prunable weights"),
         ("cells", f"{len(plan.cells)}: {len(study.seeds)} seeds, dense and {study.levels} levels, chains "
                   f"{chains}, arms {', '.join(study.arms)} (controls at {controls})"),
-        ("done", f"{done} cells; {len(plan.missing)} to train"),
+        ("done", f"{len(plan.done)} cells; {len(plan.missing)} to train{unreachable}"),
         ("steps", f"{lengths.total:,} a training of batch {study.train.batch} "
                   f"({lengths.per_epoch:,} an epoch), evaluated every {lengths.evaluate:,}; "
                   f"{plan.steps:,} in all"),

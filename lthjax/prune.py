@@ -15,9 +15,11 @@ Paths are the keys from the root to a leaf joined by "/", for example `conv1/ker
 is pure; those that take masks work under `jit` and `vmap`.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from numbers import Real
 from typing import Any, Literal
 
 import jax
@@ -112,7 +114,8 @@ def by_score(scores: PyTree, mask: PyTree, rate: Rate, *, scope: Scope = "layer"
     """Prunes the survivors of the lowest scores; otherwise as `magnitude`.
 
     Args:
-        scores: a pytree of the mask's treedef, floats of the leaves' shapes. NaN counts as highest.
+        scores: a pytree of the mask's treedef, real numbers of the leaves' shapes. NaN counts as
+            highest. With scope "global" leaves of different dtypes are promoted to one.
         mask, rate, scope: as for `magnitude`.
 
     Raises:
@@ -125,21 +128,25 @@ def by_score(scores: PyTree, mask: PyTree, rate: Rate, *, scope: Scope = "layer"
     leaves, treedef = jax.tree.flatten(mask)
     values = jax.tree.leaves(scores)
     if scope == "global":
-        if not isinstance(rate, int | float):
+        if not isinstance(rate, float | Real):
             raise ValueError("rate: with scope 'global' it is one number for all layers.")
-        prunable = [i for i, m in enumerate(leaves) if m.ndim]
+        prunable = [i for i, m in enumerate(leaves) if jnp.ndim(m)]
         if not prunable:
             return mask
+        _check_size(sum(leaves[i].size for i in prunable))
+        common = jnp.result_type(*(values[i] for i in prunable))
+        values = [jnp.asarray(v, common) if i in prunable else v for i, v in enumerate(values)]
         flat = jnp.concatenate([leaves[i].ravel() for i in prunable])
         keys = jnp.concatenate([_order(values[i]).ravel() for i in prunable])
-        kept = _remove_lowest(keys, flat, count(rate, flat.sum(dtype=jnp.int32)))
+        kept = _remove_lowest(keys, flat, count(float(str(rate)), flat.sum(dtype=jnp.int32)))
         ends = np.cumsum([leaves[i].size for i in prunable])[:-1].tolist()
         for i, part in zip(prunable, jnp.split(kept, ends), strict=True):
             leaves[i] = part.reshape(leaves[i].shape)
         return jax.tree.unflatten(treedef, leaves)
     rates = _rates(rate, paths(mask))
     pruned = [
-        _prune_leaf(v, m, r) if m.ndim and r else m for v, m, r in zip(values, leaves, rates, strict=True)
+        _prune_leaf(v, m, r) if jnp.ndim(m) and r else m
+        for v, m, r in zip(values, leaves, rates, strict=True)
     ]
     return jax.tree.unflatten(treedef, pruned)
 
@@ -153,7 +160,7 @@ def random(key: jax.Array, mask: PyTree, rate: Rate, *, scope: Scope = "layer") 
     """
     leaves, treedef = jax.tree.flatten(mask)
     keys = jax.random.split(key, len(leaves))
-    scores = [jax.random.bits(k, m.shape, jnp.uint32) for k, m in zip(keys, leaves, strict=True)]
+    scores = [jax.random.bits(k, jnp.shape(m), jnp.uint32) for k, m in zip(keys, leaves, strict=True)]
     return by_score(jax.tree.unflatten(treedef, scores), mask, rate, scope=scope)
 
 
@@ -167,38 +174,42 @@ def shuffle(key: jax.Array, mask: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(mask)
     keys = jax.random.split(key, len(leaves))
     shuffled = [
-        jax.random.permutation(k, m.ravel()).reshape(m.shape) if m.ndim else m
+        jax.random.permutation(k, m.ravel()).reshape(m.shape) if jnp.ndim(m) else m
         for k, m in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, shuffled)
 
 
-def masked(optimiser: optax.GradientTransformation, mask: PyTree) -> optax.GradientTransformation:
-    """An optimiser under which pruned weights, and their moments, are exactly 0 after every step.
+def masked(optimiser: optax.GradientTransformation, mask: PyTree) -> optax.GradientTransformationExtraArgs:
+    """An optimiser under which pruned weights are exactly 0 after every step.
 
     The gradient and the parameters are masked before the optimiser sees them, so that neither
     momentum nor weight decay brings a weight back, and the update is what takes a pruned weight to
-    0, wherever it was. (`optax.masked` is another thing: it leaves out whole leaves.)
+    0 from any finite value. Moments that start at 0 stay exactly 0 for pruned weights, if the state
+    comes from this transformation's own `init` or one of the same mask, and the optimiser adds no
+    noise of its own. (`optax.masked` is another thing: it leaves out whole leaves.)
 
     Args:
         optimiser: any optax gradient transformation.
         mask: the mask; may be traced.
 
     Returns:
-        A gradient transformation whose `update` needs the parameters.
+        A gradient transformation whose `update` needs the parameters and hands on any further
+        arguments.
     """
+    optimiser = optax.with_extra_args_support(optimiser)
 
     def init(params: PyTree) -> Any:
         return optimiser.init(apply(params, mask))
 
-    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError("params: prune.masked needs them: update(gradients, state, params).")
-        inner, state = optimiser.update(apply(updates, mask), state, apply(params, mask))
+        inner, state = optimiser.update(apply(updates, mask), state, apply(params, mask), **extra)
         exact = jax.tree.map(lambda m, u, p: jnp.where(m, u, -p), mask, inner, params)
         return exact, state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def density(mask: PyTree) -> jax.Array:
@@ -209,7 +220,7 @@ def density(mask: PyTree) -> jax.Array:
 
 def totals(mask: PyTree) -> tuple[jax.Array, int]:
     """(prunable weights left, int32 of shape (); prunable weights, int)."""
-    prunable = [m for m in jax.tree.leaves(mask) if m.ndim]
+    prunable = [m for m in jax.tree.leaves(mask) if jnp.ndim(m)]
     left = sum((m.sum(dtype=jnp.int32) for m in prunable), start=jnp.int32(0))
     return left, sum(m.size for m in prunable)
 
@@ -227,7 +238,7 @@ def count(rate: float, n: int | jax.Array) -> int | jax.Array:
     Raises:
         ValueError: the rate is outside [0, 1].
     """
-    decimal = Decimal(str(rate))
+    decimal = Decimal(str(rate)) if math.isfinite(rate) else Decimal(2)
     if not 0 <= decimal <= 1:
         raise ValueError(f"rate: {rate!r} is outside [0, 1]; it is the share of survivors removed.")
     if decimal == 1:
@@ -262,25 +273,43 @@ def _check(tree: PyTree, mask: PyTree) -> None:
 
 def _rates(rate: Rate, names: list[str]) -> list[float]:
     """The rate of every path."""
-    if isinstance(rate, int | float):
-        return [rate] * len(names)
-    rules = list(rate.items() if isinstance(rate, Mapping) else rate)
+    if isinstance(rate, Real):
+        return [float(str(rate))] * len(names)
+    rules: list[tuple[str, float]] = list(rate.items() if isinstance(rate, Mapping) else rate)  # type: ignore[arg-type]
+    for rule, _ in rules:
+        try:
+            re.compile(rule)
+        except re.error as error:
+            raise ValueError(f"rate: {rule!r} is not a regex: {error}.") from error
     return [next((r for rule, r in rules if re.search(rule, name)), 0.0) for name in names]
 
 
 def _prune_leaf(scores: jax.Array, mask: jax.Array, rate: float) -> jax.Array:
     flat = mask.ravel()
+    _check_size(flat.size)
     removed = count(rate, flat.sum(dtype=jnp.int32))
     return _remove_lowest(_order(scores).ravel(), flat, removed).reshape(mask.shape)
+
+
+def _check_size(size: int) -> None:
+    if size >= 2**31 // 10:
+        raise ValueError(
+            f"mask: {size:,} weights are ranked together; counts are exact below {2**31 // 10:,}. Prune "
+            "layer by layer, or split the leaf."
+        )
 
 
 def _order(scores: jax.Array) -> jax.Array:
     """Unsigned integers in the same order as the scores; -0 equals 0, NaN is highest."""
     scores = jnp.asarray(scores)
-    if jnp.issubdtype(scores.dtype, jnp.unsignedinteger):
-        return scores
-    width = 64 if scores.dtype == jnp.float64 else 32
+    width = 64 if scores.dtype.itemsize == 8 else 32
     unsigned = jnp.uint64 if width == 64 else jnp.uint32
+    if jnp.issubdtype(scores.dtype, jnp.unsignedinteger) or scores.dtype == bool:
+        return scores.astype(unsigned)
+    if jnp.issubdtype(scores.dtype, jnp.integer):
+        signed = scores.astype(jnp.int64 if width == 64 else jnp.int32)
+        bits = jax.lax.bitcast_convert_type(signed, unsigned)
+        return bits ^ jnp.array(1 << (width - 1), unsigned)
     scores = scores.astype(jnp.float64 if width == 64 else jnp.float32)
     scores = jnp.where(scores == 0, 0, scores)
     bits = jax.lax.bitcast_convert_type(scores, unsigned)

@@ -17,7 +17,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,7 +63,12 @@ class Store:
             ) from error
         for left in self.path.glob(".tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
-        text = json.dumps({"identity": self._identity, **self._about}, indent=1) + "\n"
+        about = {"identity": self._identity, **self._about}
+        if (self.path / "study.json").exists():
+            # A folder may be filled by several commands, each for some of its cells.
+            earlier = [c for c in read_study(self.path).get("commands", []) if c not in about["commands"]]
+            about["commands"] = [*earlier, *about["commands"]]
+        text = json.dumps(about, indent=1) + "\n"
         _write_whole(self.path / "study.json", text)
         return self
 
@@ -106,11 +112,15 @@ class Store:
 
     def mask(self, cell: Cell, like: PyTree) -> PyTree:
         """A cell's mask; `like` is a mask of the same shapes."""
-        with np.load(folder(self.path, cell) / "mask.npz") as packed:
-            leaves = [
-                jnp.asarray(np.unpackbits(packed[p], count=max(m.size, 1)).astype(bool).reshape(m.shape))
-                for p, m in zip(prune.paths(like), jax.tree.leaves(like), strict=True)
-            ]
+        path = folder(self.path, cell) / "mask.npz"
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
+                leaves = [
+                    jnp.asarray(np.unpackbits(packed[p], count=max(m.size, 1)).astype(bool).reshape(m.shape))
+                    for p, m in zip(prune.paths(like), jax.tree.leaves(like), strict=True)
+                ]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(path, error) from error
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def variables(self, cell: Cell, like: Variables) -> Variables:
@@ -125,6 +135,9 @@ class Store:
     def _whole(self, target: Path) -> Iterator[Path]:
         """A temporary folder that becomes `target` when the block ends well."""
         part = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.path))
+        if target.exists():
+            # A folder without its result.json: somebody has been at it.
+            shutil.rmtree(target)
         yield part
         for file in part.rglob("*"):
             if file.is_file():
@@ -154,13 +167,7 @@ def read_result(cell_folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not there or not JSON.
     """
-    path = cell_folder / "result.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path}: it cannot be read ({error}); delete {cell_folder} and run again."
-        ) from error
+    return _read_json(cell_folder / "result.json", ("seed", "chain", "level", "arm", "repeat", "status"))
 
 
 def read_study(run: Path) -> dict[str, Any]:
@@ -169,13 +176,9 @@ def read_study(run: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is not JSON.
     """
-    path = run / "study.json"
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{run}: it is not a run folder (no study.json in it).") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: it is not JSON ({error}); the folder is damaged.") from error
+    if not (run / "study.json").is_file():
+        raise UserError(f"{run}: it is not a run folder (no study.json in it).")
+    return _read_json(run / "study.json", ("identity", "config", "lengths"))
 
 
 def check_identity(run: Path, identity: dict[str, Any]) -> None:
@@ -186,7 +189,7 @@ def check_identity(run: Path, identity: dict[str, Any]) -> None:
     """
     if not (run / "study.json").exists():
         return
-    there = read_study(run).get("identity", {})
+    there = read_study(run)["identity"]
     for name in sorted(there.keys() | identity.keys()):
         if there.get(name) != identity.get(name):
             raise UserError(
@@ -208,8 +211,30 @@ def _load(path: Path, like: Variables) -> Variables:
     host = jax.local_devices()[0]
     place = jax.sharding.SingleDeviceSharding(host)
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like._asdict())
-    with _quiet():
-        return Variables(**ocp.load(path, template))
+    try:
+        with _quiet():
+            return Variables(**ocp.load(path, template))
+    except Exception as error:  # Orbax and tensorstore raise many kinds
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    lost = path if path.name == "study.json" else path.parent
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"{path}: it cannot be read ({reason}); delete {lost} and run again, which makes it anew."
+    )
+
+
+def _read_json(path: Path, needed: Iterable[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        lacking = [key for key in needed if key not in value] if isinstance(value, dict) else ["an object"]
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if lacking:
+        raise _damaged(path, ValueError(f"it lacks {', '.join(lacking)}"))
+    return value
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ import jax
 import numpy as np
 
 from lthjax import config, data, imp, models, optim, prune, replicate, rng, train
+from lthjax.arms import ARMS
+from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell, Chain, Task, Ticket
 from lthjax.models import Model, Variables
 from lthjax.store import Store, check_identity, folder, read_result, state_folder
@@ -58,11 +61,13 @@ class Plan(NamedTuple):
 
     Attributes:
         cells: all cells of the study.
-        missing: those not in the run folder and not behind a diverged ticket.
+        done: those in the run folder.
+        missing: those that are not, but for those behind a diverged training.
         steps: replicate steps that the missing ones take.
     """
 
     cells: list[Cell]
+    done: list[Cell]
     missing: list[Cell]
     steps: int
 
@@ -115,7 +120,22 @@ def prepare(study: config.Study, data_dir: str | Path = "data") -> Prepared:
     dataset = data.load(study.data.name, data_dir)
     lengths = config.lengths(study, len(dataset.train_images) - study.data.validation)
     model = models.build(study.model, dataset.shape, dataset.classes)
+    _check_rates(study, model)
     return Prepared(study, dataset, lengths, model, config.identity(study, lengths, dataset.digest))
+
+
+def _check_rates(study: config.Study, model: Model) -> None:
+    """Raises for a pruning rate whose pattern matches no weight: a slip, or another model's."""
+    mask = prune.ones(jax.eval_shape(model.init, jax.random.key(0)).params)
+    leaves = zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
+    weights = [path for path, leaf in leaves if leaf.ndim]
+    if isinstance(study.prune.rate, tuple):
+        for pattern, _ in study.prune.rate:
+            if not any(re.search(pattern, path) for path in weights):
+                raise UserError(
+                    f"prune.rate: {pattern!r} matches no weight of {study.model}; its weights are "
+                    f"{', '.join(weights)}."
+                )
 
 
 def plan(prepared: Prepared, out: str | Path = "runs") -> Plan:
@@ -149,7 +169,9 @@ def plan(prepared: Prepared, out: str | Path = "runs") -> Plan:
                 ticket = Cell(seed, chain.name, level, "ticket")
                 if ticket not in absent and _diverged(run, ticket):
                     break
-    return Plan(imp.cells(study, lengths), missing, steps)
+    cells = imp.cells(study, lengths)
+    done = [cell for cell in cells if _there(folder(run, cell))]
+    return Plan(cells, done, missing, steps)
 
 
 def run(
@@ -414,7 +436,9 @@ class _Run:
             if parent is None
             else {
                 "parent": str(folder(Path(), parent)),
-                "origin": str(state_folder(Path(), cell.seed, job.start)),
+                "origin": str(state_folder(Path(), cell.seed, job.start))
+                if ARMS[cell.arm].start == "rewind"
+                else "fresh weights",
                 **pruned,
             },
             "platform": devices(),
@@ -492,7 +516,6 @@ def _about(prepared: Prepared) -> dict[str, Any]:
     return {
         "config": dataclasses.asdict(prepared.study),
         "lengths": prepared.lengths._asdict(),
-        "cells": len(imp.cells(prepared.study, prepared.lengths)),
         "data": {
             "name": prepared.dataset.name,
             "source": prepared.dataset.source,
@@ -503,7 +526,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
             "validation": prepared.study.data.validation,
             "test": len(prepared.dataset.test_images),
         },
-        "command": " ".join(sys.argv),
+        "commands": [" ".join(sys.argv)],
         "versions": {"python": platform.python_version(), **versions},
         "devices": devices(),
         "git": _git_commit(),

@@ -478,6 +478,28 @@ class Probed(NamedTuple):
     bytes: int
 
 
+def prepared_segment(trainer: Trainer, job: Job) -> Callable[[], State]:
+    """A function that trains a whole chunk of copies of a job one segment on at every call.
+
+    For measurement: everything is on the devices before it is called.
+    """
+    width, every = trainer.width, trainer.lengths.evaluate
+    mask = replicate.stack(trainer.mesh, [job.mask] * width)
+    feed = replicate.stack(trainer.mesh, [_feed(trainer, job)] * width)
+    state = replicate.stack(trainer.mesh, [trainer.init(job.variables, job.mask)] * width)
+    split = trainer.splits[job.seed].train
+    rows = order(split, trainer.lengths, trainer.batch, job.seed, job.level, 0, every)
+    each = (mask, feed, replicate.stack(trainer.mesh, [rows] * width))
+    shared = (trainer.images, np.int32(0), np.int32(every))
+
+    def run() -> State:
+        nonlocal state
+        state, _ = trainer.segment(shared, state, each)
+        return state
+
+    return run
+
+
 def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
     """Measures what a job like this costs, for about so many seconds after compilation."""
     width = trainer.width

@@ -118,6 +118,9 @@ def test_durations_in_steps_and_epochs() -> None:
         (Study(control_levels=(0,)), "control_levels: 0"),
         (Study(name="../x"), "name: '../x' .* names a folder"),
         (Study(train=Train(batch=0)), "train.batch: 0"),
+        (Study(optim=Optim(lr=float("inf"))), "optim.lr: inf .* above 0 and finite"),
+        (Study(prune=Prune(rate=())), r"prune.rate: \(\) is not allowed"),
+        (Study(repeats=(("reinit", 2), ("reinit", 3))), "repeats: .* one pair for an arm"),
         (Study(optim=Optim(lr=0.0)), "optim.lr: 0.0 .* above 0"),
         (Study(optim=Optim(momentum=1.0)), "optim.momentum"),
         (Study(optim=Optim(milestones=(5,))), "optim.milestones"),
@@ -141,6 +144,11 @@ def test_validation_names_field_value_and_range(study: Study, sentence: str) -> 
         (Study(rewind=("400 epochs",)), "rewind: '400 epochs' is step 6400, beyond the end"),
         (Study(rewind=(16, "1 epoch")), "rewind: .* names a step twice"),
         (Study(rewind=()), "rewind: it is empty"),
+        (Study(optim=Optim(warmup=5000)), "optim.warmup: 5000 is not over before step 5000"),
+        (
+            Study(optim=Optim(schedule="steps", milestones=(10, 5000))),
+            "must lie between the end of the warm-up at step 0 and the end",
+        ),
         (Study(train=Train(steps=0)), "train.steps: 0 is no training"),
         (Study(train=Train(eval_every=0)), "train.eval_every: 0"),
     ],
@@ -167,7 +175,29 @@ def test_load_errors(tmp_path: Path) -> None:
         config.load(written("from lthjax.config import Study\nconfig = Study(sedes=(1,))"))
     with pytest.raises(UserError, match="field of Train: 'step' is not known; did you mean 'steps'"):
         config.load(written("from lthjax.config import *\nconfig = Study(train=Train(step=1))"))
+    for fields, sentence in {
+        "name=5": "name: 5 is not allowed; it must be of type str",
+        "seeds=5": r"seeds: 5 is not allowed; it must be of type tuple\[int, ...\]",
+        "arms='ticket'": "arms: 'ticket' is not allowed",
+        "data='mnist'": "data: 'mnist' is not allowed; it must be of type Data",
+        "optim=Optim(lr='0.1')": "optim.lr: '0.1' is not allowed; it must be of type float",
+        "repeats={'reinit': 2}": "repeats: {'reinit': 2} is not allowed",
+        "model=None": "model: None is not allowed",
+        "train=Train(batch=True)": "train.batch: True is not allowed",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            config.load(written(f"from lthjax.config import *\nconfig = Study({fields})"))
+    with pytest.raises(UserError, match="line 2: SystemExit"):
+        config.load(written("import sys\nsys.exit(3)"))
     with pytest.raises(UserError, match="line 2: ZeroDivisionError"):
         config.load(written("x = 1\ny = x / 0\n"))
     with pytest.raises(UserError, match="line 1: SyntaxError"):
         config.load(written("config = ("))
+
+
+def test_a_study_comes_back_from_json() -> None:
+    import json
+
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        study = config.load(path)
+        assert config.from_dict(json.loads(json.dumps(dataclasses.asdict(study)))) == study

@@ -93,6 +93,19 @@ def test_not_an_npz(tmp_path: Path) -> None:
         data.load("mnist", tmp_path)
 
 
+def test_labels_without_bound_and_a_single_array(tmp_path: Path) -> None:
+    write_npz(tmp_path, "own", train_labels=np.r_[np.zeros(79, int), 10**9])
+    with pytest.raises(UserError, match="train_labels run from 0 to 1000000000; they must lie in 0 to 79"):
+        data.load("own", tmp_path)
+    write_npz(tmp_path, "own", train_labels=np.full(80, -1))
+    with pytest.raises(UserError, match="run from -1 to -1; they must lie at 0 and above"):
+        data.load("own", tmp_path)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(UserError, match="it is a single array"):
+        data.load("one", tmp_path)
+
+
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     write_npz(tmp_path, "own", train_labels=np.zeros(80, int), test_labels=np.zeros(20, int))
     with pytest.raises(UserError, match="one class only"):

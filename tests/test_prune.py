@@ -225,10 +225,43 @@ def test_masked_dense_is_the_bare_optimiser() -> None:
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+def test_whole_numbers_are_ranked_exactly() -> None:
+    scores = jnp.array([[2**24 + 1, 2**24, -5, -(2**31)]], jnp.int32)
+    mask = prune.by_score({"w": scores}, {"w": jnp.ones((1, 4), bool)}, 0.75)
+    np.testing.assert_array_equal(mask["w"], [[True, False, False, False]])
+
+
+def test_global_scope_over_mixed_dtypes() -> None:
+    with jax.enable_x64(True):
+        params = {"a": jnp.full((4, 4), 100.0, jnp.float32), "b": jnp.full((4, 4), 0.001, jnp.float64)}
+        mask = prune.magnitude(params, prune.ones(params), 0.5, scope="global")
+        assert (int(mask["a"].sum()), int(mask["b"].sum())) == (16, 0)
+    params = {"a": jnp.full((4, 4), 100, jnp.uint8), "b": jnp.full((4, 4), 0.001)}
+    mask = prune.by_score(params, prune.ones(params), 0.5, scope="global")
+    assert (int(mask["a"].sum()), int(mask["b"].sum())) == (16, 0)
+
+
+def test_masked_hands_on_further_arguments() -> None:
+    params = tree()
+    tx = prune.masked(optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()), prune.ones(params))
+    tx.update(params, tx.init(params), params, value=jnp.float32(1.0))
+
+
+def test_more_weights_than_can_be_counted_are_refused() -> None:
+    shape = jax.ShapeDtypeStruct((20_000, 20_000), jnp.float32)
+    mask = jax.ShapeDtypeStruct((20_000, 20_000), jnp.bool_)
+    with pytest.raises(ValueError, match="400,000,000 weights are ranked together"):
+        jax.eval_shape(lambda p, m: prune.magnitude({"w": p}, {"w": m}, 0.5), shape, mask)
+
+
 def test_misuse_is_named() -> None:
     params, mask = tree(), prune.ones(tree())
     with pytest.raises(ValueError, match=r"rate: 1.5 is outside \[0, 1\]"):
         prune.magnitude(params, mask, 1.5)
+    with pytest.raises(ValueError, match=r"rate: nan is outside \[0, 1\]"):
+        prune.magnitude(params, mask, float("nan"))
+    with pytest.raises(ValueError, match=r"rate: '\(' is not a regex"):
+        prune.magnitude(params, mask, {"(": 0.1})
     with pytest.raises(ValueError, match="scope: 'layre' is not known"):
         prune.magnitude(params, mask, 0.5, scope="layre")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one number"):

@@ -144,9 +144,9 @@ def test_an_unchanged_report_is_left_alone_and_a_changed_one_is_not(
 def test_not_a_run_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run folder"):
         report.build(tmp_path)
-    (tmp_path / "study.json").write_text("{}")
+    (tmp_path / "study.json").write_text('{"identity": {}, "config": {}, "lengths": {}}')
     with pytest.raises(UserError, match="no finished cell in it yet"):
         report.build(tmp_path)
     (tmp_path / "study.json").write_text("{")
-    with pytest.raises(UserError, match="the folder is damaged"):
+    with pytest.raises(UserError, match="it cannot be read"):
         report.build(tmp_path)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from analysis import load
+from analysis import load, report
 from lthjax import config, imp, prune, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
@@ -29,7 +29,7 @@ def numbers(run: Path) -> list[tuple]:
 
 
 def opened(prepared: study.Prepared, out: Path) -> Store:
-    return Store(out / prepared.folder, prepared.identity, {})
+    return Store(out / prepared.folder, prepared.identity, study._about(prepared))
 
 
 def same(a: object, b: object) -> None:
@@ -56,7 +56,7 @@ def test_every_planned_cell_is_there_and_says_what_it_came_from(
     )
     assert result["made_from"] == {
         "parent": "seed=1/chain=rewind-3/level=01/ticket",
-        "origin": "seed=1/state=0",
+        "origin": "fresh weights",
         "criterion": "large_final",
         "scope": "layer",
         "rate": [["output", 0.1], [".", 0.2]],
@@ -295,6 +295,8 @@ def test_a_learning_rate_that_diverges_is_recorded(tiny: Make, tmp_path: Path) -
     rows = load(study.run(tiny(optim=config.Optim(name="sgd", lr=1e30)), tmp_path / "runs"))
     assert {row.status for row in rows} == {"diverged"}
     assert len(rows) == 2
+    plan = study.plan(tiny(optim=config.Optim(name="sgd", lr=1e30)), tmp_path / "runs")
+    assert (len(plan.cells), len(plan.done), len(plan.missing)) == (14, 2, 0)
 
 
 # The store
@@ -320,6 +322,42 @@ def test_a_folder_of_another_config_is_refused(tiny: Make, tmp_path: Path) -> No
         study.plan(prepared, tmp_path / "runs")
 
 
+def test_damaged_files_are_named_and_a_deleted_cell_is_made_anew(tiny: Make, tmp_path: Path) -> None:
+    prepared = tiny(seeds=(0,), levels=1)
+    run = study.run(prepared, tmp_path / "runs")
+    before = numbers(run)
+    wider = tiny(seeds=(0,), levels=2)
+    ticket = folder(run, Cell(0, "rewind-0", 1, "ticket"))
+    for file, content in (
+        (ticket / "mask.npz", b"no npz"),
+        (ticket / "result.json", b"[]"),
+        (ticket / "result.json", b"\xff"),
+        (run / "study.json", b"[]"),
+        (run / "study.json", b"\xff"),
+    ):
+        good = file.read_bytes()
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{file.name}: it cannot be read .* run again"):
+            study.run(wider, tmp_path / "runs")
+        file.write_bytes(good)
+    (ticket / "variables").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="variables: it cannot be read"):
+        study.run(wider, tmp_path / "runs")
+    (ticket / "result.json").unlink()
+    assert report.build(run).is_file()
+    study.run(prepared, tmp_path / "runs")
+    assert numbers(run) == before
+
+
+def test_study_json_remembers_every_command(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for levels, name in ((0, "first"), (1, "second"), (1, "not needed")):
+        monkeypatch.setattr(sys, "argv", [name])
+        run = study.run(tiny(levels=levels), tmp_path / "runs")
+    assert json.loads((run / "study.json").read_text())["commands"] == ["first", "second"]
+
+
 def test_an_unwritable_folder_is_refused(tiny: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--out: .* cannot be written \(Not a directory\)"):
@@ -335,8 +373,9 @@ def test_a_cell_is_whole_or_not_there(tiny: Make, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="JSON compliant"):
             store.write(cell, {"loss": float("nan")}, mask, initial)
         assert not store.has(cell)
-        store.write(cell, {"loss": 1.0}, mask, initial)
-        assert store.result(cell) == {"loss": 1.0}
+        result = {**cell._asdict(), "status": "done", "test_loss": 1.0}
+        store.write(cell, result, mask, initial)
+        assert store.result(cell) == result
         same(store.variables(cell, initial), initial)
         left = list(store.path.glob(".tmp-*"))
         assert len(left) == 1

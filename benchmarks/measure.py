@@ -1,0 +1,80 @@
+"""Measuring: interleaved pairs, this machine's peak, and what a training step has to compute."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lthjax.models import Model
+
+
+class Pairs(NamedTuple):
+    """Two sides timed in turn.
+
+    Attributes:
+        ours: median seconds.
+        peer: median seconds.
+        ratio: median over the pairs of peer / ours; above 1 ours is faster.
+        spread: (lowest, highest) ratio of a pair.
+    """
+
+    ours: float
+    peer: float
+    ratio: float
+    spread: tuple[float, float]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of a call that returns when its work is done."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def pairs(ours: Callable[[], object], peer: Callable[[], object], count: int) -> Pairs:
+    """Times both in turn, `count` times each, after one call each that is not counted."""
+    ours()
+    peer()
+    timed = [(seconds(ours), seconds(peer)) for _ in range(count)]
+    ratios = [theirs / mine for mine, theirs in timed]
+    return Pairs(
+        statistics.median(mine for mine, _ in timed),
+        statistics.median(theirs for _, theirs in timed),
+        statistics.median(ratios),
+        (min(ratios), max(ratios)),
+    )
+
+
+def matmul_peak(size: int = 2048, repeats: int = 5) -> float:
+    """The best GFLOP/s of a float32 matrix product of this size on all of this machine."""
+    a = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    best = min(seconds(lambda: product(a, a).block_until_ready()) for _ in range(repeats))
+    return 2 * size**3 / best / 1e9
+
+
+def step_gflop(model: Model, batch: int) -> float:
+    """GFLOP of the matrix products and convolutions of one training step.
+
+    Forward, weight gradient and input gradient cost the same; the first layer has no input gradient.
+    """
+    params = jax.eval_shape(model.init, jax.random.key(0)).params
+    height, width, _ = model.input_shape
+    macs: list[int] = []
+    # Layers in the order of their names' kinds: convolutions, dense layers, output.
+    for name in sorted(params, key=lambda n: (("conv", "fc", "output").index(n.rstrip("0123456789")), n)):
+        kernel = params[name]["kernel"]
+        if kernel.ndim == 4:
+            same = kernel.shape[0] == 3 or name == "conv1"
+            if not same:
+                height, width = height - kernel.shape[0] + 1, width - kernel.shape[1] + 1
+            macs.append(kernel.size * height * width)
+            if model.name == "lenet5" or int(name[4:]) % 2 == 0:
+                height, width = height // 2, width // 2
+        else:
+            macs.append(kernel.size)
+    return 2 * batch * (3 * sum(macs) - macs[0]) / 1e9

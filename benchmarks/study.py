@@ -1,0 +1,200 @@
+"""A whole small study against a plain sequential PyTorch loop that does the same work.
+
+    python -m benchmarks.study [--json]
+
+LeNet-5 on mnist_10k: seeds x (dense, then levels x (ticket, reinit, random)), every training evaluated on
+validation and test at the same steps and on its train split at the end; ours also writes every cell. Each
+side runs in processes of its own, in turn, so that peak memory is its own.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LEVELS, SEEDS, STEPS, EVERY, BATCH = 3, (0, 1), 1000, 250, 60
+
+
+def ours() -> dict[str, Any]:
+    """One study of ours, with the seconds that its parts take and what it compiles."""
+    from lthjax import config, replicate, study, train
+    from lthjax.store import Store
+
+    replicate.use_all_cores()
+    import jax
+    from jax import monitoring
+
+    compiled: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
+
+    def listen(event: str, seconds: float, **named: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled[str(named.get("fun_name"))] += 1
+            spent["compile"] += seconds  # type: ignore[assignment]
+
+    def timed(name: str, fn: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began, compiling = time.perf_counter(), spent["compile"]
+            out = jax.block_until_ready(fn(*args, **kwargs))
+            spent[name] += time.perf_counter() - began - (spent["compile"] - compiling)  # type: ignore[assignment]
+            return out
+
+        return call
+
+    monitoring.register_event_duration_secs_listener(listen)
+    make = train.make
+
+    def instrumented(*args: Any, **kwargs: Any) -> train.Trainer:
+        trainer = make(*args, **kwargs)
+        return trainer._replace(
+            segment=timed("train", trainer.segment), evaluate=timed("evaluate", trainer.evaluate)
+        )
+
+    train.make = instrumented
+    Store.write = timed("store", Store.write)  # type: ignore[method-assign]
+    Store.write_state = timed("store", Store.write_state)  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as out:
+        began = time.perf_counter()
+        prepared = study.prepare(
+            config.Study(
+                seeds=SEEDS,
+                levels=LEVELS,
+                model="lenet5",
+                data=config.Data(name="mnist_10k", validation=1000),
+                train=config.Train(steps=STEPS, batch=BATCH, eval_every=EVERY),
+            )
+        )
+        study.run(prepared, out)
+        total = time.perf_counter() - began
+    parts = {name: spent[name] for name in ("train", "evaluate", "store", "compile")}
+    parts["host"] = total - sum(parts.values())
+    programs = sum(n for name, n in compiled.items() if "segment" in name)
+    return {"seconds": total, "parts": parts, "programs": programs, "compilations": sum(compiled.values())}
+
+
+def peer() -> dict[str, Any]:
+    """The same trainings in PyTorch, one after another."""
+    import torch
+
+    from benchmarks.peer import Loop
+    from lthjax import data
+
+    began = time.perf_counter()
+    dataset = data.load("mnist_10k")
+    images = np.concatenate([dataset.train_images, dataset.test_images])
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    pixels = dataset.train_images / 255
+    mean, std = (np.array([v], np.float32) for v in (pixels.mean(), pixels.std()))
+    generator = np.random.default_rng(0)
+    rates = [0.2, 0.2, 0.2, 0.2, 0.1]
+    test = np.arange(10_000, 12_000)
+
+    def training(loop: Loop) -> None:
+        loop.reset()
+        for _ in range(STEPS // EVERY):
+            order = np.concatenate([generator.permutation(9000) for _ in range(EVERY * BATCH // 9000 + 1)])
+            loop.train(order[: EVERY * BATCH].reshape(EVERY, BATCH))
+            loop.evaluate(np.arange(9000, 10_000))
+            loop.evaluate(test)
+        loop.evaluate(np.arange(9000))
+
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        loop = Loop("lenet5", images, labels, BATCH, 1.2e-3, mean, std)
+        origin = [p.detach().clone() for p in loop.model.parameters()]
+        training(loop)
+        for _ in range(LEVELS):
+            loop.prune(rates)
+            final: list[torch.Tensor] = []
+            masks = loop.masks
+            for arm in ("ticket", "reinit", "random"):
+                with torch.no_grad():
+                    for p, o in zip(loop.model.parameters(), origin, strict=True):
+                        p.copy_(o)
+                    if arm == "reinit":
+                        for w in loop.weights():
+                            torch.nn.init.xavier_normal_(w)
+                loop.masks = masks
+                if arm == "random":
+                    loop.masks = [m.flatten()[torch.randperm(m.numel())].reshape(m.shape) for m in masks]
+                training(loop)
+                if arm == "ticket":
+                    final = [p.detach().clone() for p in loop.model.parameters()]
+            loop.masks = masks
+            with torch.no_grad():
+                for p, f in zip(loop.model.parameters(), final, strict=True):
+                    p.copy_(f)
+    return {"seconds": time.perf_counter() - began}
+
+
+def measured(side: str) -> dict[str, Any]:
+    """A side's own account, and its process's peak memory and wall time."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.study", "--side", side],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert process.stdout is not None
+    text = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"the {side} side failed")
+    return json.loads(text) | {
+        "wall": time.perf_counter() - began,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps({"ours": ours, "peer": peer}[options.side]()))
+        return
+    runs = [(measured("ours"), measured("peer")) for _ in range(options.pairs)]
+    ratios = [b["seconds"] / a["seconds"] for a, b in runs]
+    mine = sorted((a for a, _ in runs), key=lambda a: a["seconds"])[len(runs) // 2]
+    cells = len(SEEDS) * (1 + 3 * LEVELS)
+    total, parts = mine["seconds"], mine["parts"]
+    got = {
+        "cells": cells,
+        "ours_s": total,
+        "peer_s": statistics.median(b["seconds"] for _, b in runs),
+        "ratio": statistics.median(ratios),
+        "spread": [min(ratios), max(ratios)],
+        "ours_peak_mib": mine["peak_mib"],
+        "peer_peak_mib": statistics.median(b["peak_mib"] for _, b in runs),
+        "compile_s": parts["compile"],
+        "training_programs": mine["programs"],
+        "compilations": mine["compilations"],
+        "shares": {name: value / total for name, value in parts.items()},
+    }
+    if options.json:
+        print(json.dumps(got))
+        return
+    print(
+        f"{cells} cells of {STEPS} steps: ours {got['ours_s']:.1f} s, PyTorch {got['peer_s']:.1f} s, "
+        f"ratio {got['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})\n"
+        f"peak memory: ours {got['ours_peak_mib']:.0f} MiB, PyTorch {got['peer_peak_mib']:.0f} MiB\n"
+        f"compiled: {got['training_programs']} training program, {got['compilations']} programs in all, "
+        f"{got['compile_s']:.1f} s\n"
+        "share of time: " + ", ".join(f"{name} {100 * s:.1f} %" for name, s in got["shares"].items())
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""One training step against PyTorch.
+
+python -m benchmarks.train_step --model lenet5 --batch 60 --replicates 2 [--json]
+"""
+
+import argparse
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import measure
+from lthjax import config, data, models, optim, prune, replicate, rng, train
+from lthjax.train import Job
+
+
+def run(model: str, batch: int, replicates: int, steps: int, count: int) -> dict[str, Any]:
+    """Measures both sides.
+
+    Args:
+        model: a key of `lthjax.models.MODELS`.
+        batch: images in a batch.
+        replicates: trained together by us, one after another by the peer.
+        steps: in a measurement.
+        count: of pairs.
+    """
+    from benchmarks.peer import Loop
+
+    dataset = images(model)
+    study = config.Study(model=model, train=config.Train(steps=steps, batch=batch, eval_every=steps))
+    lengths = config.lengths(study, len(dataset.train_images) - 1000)
+    split = data.split(dataset, 0, 1000)
+    built = models.build(model, dataset.shape, dataset.classes)
+    mesh = replicate.mesh(replicates)
+    trainer = train.make(
+        built,
+        optim.make(study.optim, lengths),
+        lengths,
+        dataset,
+        {0: split},
+        batch=batch,
+        augment=False,
+        mesh=mesh,
+        width=replicate.width(mesh, replicates, replicates),
+    )
+    order = train.order(split.train, lengths, batch, 0, 0, 0, steps)
+    variables = built.init(rng.stream(0, "init"))
+    mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.5)
+    segment = train.prepared_segment(trainer, Job(0, 0, 0, steps, variables, mask))
+    loop = Loop(model, dataset.train_images, dataset.train_labels, batch, 1.2e-3, split.mean, split.std)
+    # The peer trains its replicates one after another: one stands for all.
+    timed = measure.pairs(lambda: jax.block_until_ready(segment()), lambda: loop.train(order), count)
+    ours = 1000 * timed.ours / steps / trainer.width
+    rate = measure.step_gflop(built, batch) / (ours / 1000)
+    peak = measure.matmul_peak()
+    return {
+        "model": model,
+        "batch": batch,
+        "replicates": trainer.width,
+        "ours_ms": ours,
+        "peer_ms": 1000 * timed.peer / steps,
+        "ratio": timed.ratio * trainer.width,
+        "spread": [bound * trainer.width for bound in timed.spread],
+        "gflops": rate,
+        "peak_gflops": peak,
+        "share_of_peak": rate / peak,
+    }
+
+
+def images(model: str) -> data.Dataset:
+    """Random images of the model's size: what they show does not change what a step costs."""
+    shape = (28, 28, 1) if model.startswith("lenet") else (32, 32, 3)
+    generator = np.random.default_rng(0)
+    return data.Dataset(
+        "random",
+        generator.integers(0, 256, (11_000, *shape), np.uint8),
+        generator.integers(0, 10, 11_000, np.int32),
+        generator.integers(0, 256, (1000, *shape), np.uint8),
+        generator.integers(0, 10, 1000, np.int32),
+        10,
+        "random",
+        "a generator",
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
+    parser.add_argument("--model", choices=sorted(models.MODELS), default="lenet5")
+    parser.add_argument("--batch", type=int, default=60)
+    parser.add_argument("--replicates", type=int, default=None, help="by default one for each device")
+    parser.add_argument("--steps", type=int, default=None, help="in a measurement; by default about 2 s")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    replicate.use_all_cores()
+    replicates = options.replicates or len(jax.local_devices())
+    default = {"lenet300": 1000, "lenet5": 150, "small_cnn": 16}.get(options.model, 8)
+    got = run(options.model, options.batch, replicates, options.steps or default, options.pairs)
+    if options.json:
+        print(json.dumps(got))
+        return
+    low, high = got["spread"]
+    print(
+        f"{got['model']}, batch {got['batch']}, {got['replicates']} replicates: "
+        f"ours {got['ours_ms']:.2f} ms a step and replicate, PyTorch {got['peer_ms']:.2f} ms, "
+        f"ratio {got['ratio']:.2f} ({low:.2f} to {high:.2f}); {got['gflops']:.0f} GFLOP/s, "
+        f"{100 * got['share_of_peak']:.0f} % of {got['peak_gflops']:.0f} for a matrix product"
+    )
+
+
+if __name__ == "__main__":
+    main()
