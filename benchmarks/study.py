@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,18 @@ def ours() -> dict[str, Any]:
     from jax import monitoring
 
     compiled: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
 
-    def listen(event: str, seconds: float, **named: object) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            compiled[str(named.get("fun_name"))] += 1
-            spent["compile"] += seconds  # type: ignore[assignment]
+            compiled[str(kwargs.get("fun_name"))] += 1
+            spent["compile"] += duration_secs
 
     def timed(name: str, fn: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             began, compiling = time.perf_counter(), spent["compile"]
             out = jax.block_until_ready(fn(*args, **kwargs))
-            spent[name] += time.perf_counter() - began - (spent["compile"] - compiling)  # type: ignore[assignment]
+            spent[name] += time.perf_counter() - began - (spent["compile"] - compiling)
             return out
 
         return call

@@ -315,9 +315,12 @@ class _Run:
         """The first in the queue, and those after it that start and stop with it."""
         self._queue.sort(key=lambda item: item.priority)
         start, stop = self._queue[0].job.start, self._queue[0].job.stop
-        alike = [i for i in self._queue if (i.job.start, i.job.stop) == (start, stop)]
-        chunk = alike[: self._trainer.width]
-        self._queue = [item for item in self._queue if item not in chunk]
+        chunk: list[_Item] = []
+        rest: list[_Item] = []
+        for item in self._queue:
+            alike = (item.job.start, item.job.stop) == (start, stop)
+            (chunk if alike and len(chunk) < self._trainer.width else rest).append(item)
+        self._queue = rest
         return chunk
 
     def _begin_seed(self, seed: int) -> None:

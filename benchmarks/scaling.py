@@ -1,0 +1,129 @@
+"""How cost grows: with replicates, with levels, and at the start.
+
+    python -m benchmarks.scaling [--json]
+
+Cost a replicate for R = 1 ... 16 trained in one program; seconds a cell for studies of more and more
+levels; wall time of `run.py --help` and of a study that is finished already.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks import measure
+from benchmarks.train_step import images
+from lthjax import config, data, models, optim, prune, replicate, rng, study, train
+
+ROOT = Path(__file__).parent.parent
+
+
+def replicates(model: str, batch: int, steps: int, count: int) -> dict[str, dict[str, float]]:
+    """Milliseconds a step and replicate for every R: median, lowest and highest of interleaved rounds."""
+    dataset = images(model)
+    asked = config.Study(model=model, train=config.Train(steps=steps, batch=batch, eval_every=steps))
+    lengths = config.lengths(asked, len(dataset.train_images) - 1000)
+    built = models.build(model, dataset.shape, dataset.classes)
+    variables = built.init(rng.stream(0, "init"))
+    job = train.Job(0, 0, 0, steps, variables, prune.ones(variables.params))
+    segments = {}
+    for r in (1, 2, 4, 8, 16):
+        mesh = replicate.mesh(r)
+        trainer = train.make(
+            built,
+            optim.make(asked.optim, lengths),
+            lengths,
+            dataset,
+            {0: data.split(dataset, 0, 1000)},
+            batch=batch,
+            augment=False,
+            mesh=mesh,
+            width=replicate.width(mesh, r, r),
+        )
+        segments[r] = train.prepared_segment(trainer, job)
+        jax.block_until_ready(segments[r]())
+    timed: dict[int, list[float]] = {r: [] for r in segments}
+    for _ in range(count):
+        for r, segment in segments.items():
+            taken = measure.seconds(lambda segment=segment: jax.block_until_ready(segment()))  # type: ignore[misc]
+            timed[r].append(1000 * taken / steps / r)
+    return {
+        str(r): {"ms": statistics.median(v), "lowest": min(v), "highest": max(v)} for r, v in timed.items()
+    }
+
+
+def levels() -> dict[str, float]:
+    """Seconds a cell, compilation included, of studies of 2, 4 and 8 levels."""
+    found = {}
+    for count in (2, 4, 8):
+        asked = config.Study(
+            seeds=(0, 1),
+            levels=count,
+            arms=("ticket",),
+            model="lenet5",
+            data=config.Data(name="mnist_10k", validation=1000),
+            train=config.Train(steps=150, batch=60, eval_every=150),
+        )
+        with tempfile.TemporaryDirectory() as out:
+            jax.clear_caches()
+            began = time.perf_counter()
+            study.run(study.prepare(asked), out)
+            found[str(count)] = (time.perf_counter() - began) / (2 * (count + 1))
+    return found
+
+
+def starts(count: int) -> dict[str, float]:
+    """Median wall seconds of `--help`, and of a study that is finished."""
+    small = ["--levels", "1", "--train.steps", "2", "--control-levels", "1"]
+    with tempfile.TemporaryDirectory() as out:
+        base = [sys.executable, "run.py", "--config", "configs/quickstart.py"]
+
+        def call(*more: str) -> None:
+            subprocess.run([*base, *more], cwd=ROOT, capture_output=True, check=True)
+
+        call(*small, "--out", out)
+        return {
+            "help_s": statistics.median(measure.seconds(lambda: call("--help")) for _ in range(count)),
+            "finished_s": statistics.median(
+                measure.seconds(lambda: call(*small, "--out", out)) for _ in range(count)
+            ),
+        }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--model", choices=sorted(models.MODELS), default="lenet5")
+    parser.add_argument("--batch", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    replicate.use_all_cores()
+    got: dict[str, Any] = {
+        "model": options.model,
+        "batch": options.batch,
+        "replicates": replicates(options.model, options.batch, options.steps, options.rounds),
+        "levels_s_a_cell": levels(),
+        **starts(options.rounds),
+    }
+    if options.json:
+        print(json.dumps(got))
+        return
+    for r, row in got["replicates"].items():
+        span = f"({row['lowest']:.2f} to {row['highest']:.2f})"
+        print(f"{options.model}, {r} replicates: {row['ms']:.2f} ms a step and replicate {span}")
+    for count, seconds in got["levels_s_a_cell"].items():
+        print(f"{count} levels: {seconds:.2f} s a cell, compilation included")
+    print(f"--help: {got['help_s']:.2f} s; a finished study: {got['finished_s']:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""That the peer does the same work, and that the figures are what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import measure
+from lthjax import models
+
+
+def test_gflop_of_a_step_by_hand() -> None:
+    lenet5 = models.build("lenet5", (28, 28, 1), 10)
+    macs = [150 * 28 * 28, 2400 * 10 * 10, 400 * 120, 120 * 84, 84 * 10]
+    assert measure.step_gflop(lenet5, 60) == pytest.approx(2 * 60 * (3 * sum(macs) - macs[0]) / 1e9)
+    conv2 = models.build("conv2", (32, 32, 3), 10)
+    macs = [1728 * 1024, 36_864 * 1024, 16_384 * 256, 256 * 256, 2560]
+    assert measure.step_gflop(conv2, 60) == pytest.approx(2 * 60 * (3 * sum(macs) - macs[0]) / 1e9)
+
+
+def test_pairs_interleave_and_take_medians() -> None:
+    called: list[str] = []
+    got = measure.pairs(lambda: called.append("a"), lambda: called.append("b"), 3)
+    assert called == ["a", "b"] * 4
+    assert got.spread[0] <= got.ratio <= got.spread[1]
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_twin_computes_the_same_function(name: str) -> None:
+    torch = pytest.importorskip("torch", reason="the peer of the benchmarks needs the extra `bench`")
+    from benchmarks import peer
+
+    shape = (28, 28, 1) if name.startswith("lenet") else (32, 32, 3)
+    model = models.build(name, shape, 10)
+    params = jax.tree.map(np.asarray, model.init(jax.random.key(0)).params)
+    twin = peer.build(name, shape)
+    layers = [layer for layer in twin if hasattr(layer, "weight")]
+    names = sorted(params, key=lambda n: (("conv", "fc", "output").index(n.rstrip("0123456789")), n))
+    flat_from = None
+    with torch.no_grad():
+        for layer, layer_name in zip(layers, names, strict=True):
+            kernel = params[layer_name]["kernel"]
+            if kernel.ndim == 4:
+                layer.weight.copy_(torch.tensor(kernel.transpose(3, 2, 0, 1).copy()))
+                flat_from = kernel.shape[3]
+            else:
+                if flat_from:  # the first dense layer reads [H, W, C] here and [C, H, W] there
+                    side = int((kernel.shape[0] // flat_from) ** 0.5)
+                    kernel = kernel.reshape(side, side, flat_from, -1).transpose(2, 0, 1, 3)
+                    kernel = kernel.reshape(side * side * flat_from, -1)
+                    flat_from = None
+                layer.weight.copy_(torch.tensor(kernel.T.copy()))
+    x = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    ours, _ = model.apply(params, {}, jnp.asarray(x), False)
+    for layer in layers:
+        torch.nn.init.zeros_(layer.bias)
+    theirs = twin(torch.tensor(x.transpose(0, 3, 1, 2).copy())).detach().numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
