@@ -19,6 +19,6 @@ config = Study(
     control_levels=(3, 6, 9, 11),
     model="small_cnn",
     data=Data(name="cifar10"),
-    train=Train(steps=2400, batch=128, eval_every=300),
+    train=Train(steps=2000, batch=128, eval_every=250),
     optim=Optim(lr=1e-3),
 )
