@@ -19,34 +19,19 @@ from typing import Any
 import jax
 
 from benchmarks import measure
-from benchmarks.train_step import images
-from lthjax import config, data, models, optim, prune, replicate, rng, study, train
+from benchmarks.train_step import trainer_of
+from lthjax import config, models, prune, replicate, rng, study, train
 
 ROOT = Path(__file__).parent.parent
 
 
 def replicates(model: str, batch: int, steps: int, count: int) -> dict[str, dict[str, float]]:
     """Milliseconds a step and replicate for every R: median, lowest and highest of interleaved rounds."""
-    dataset = images(model)
-    asked = config.Study(model=model, train=config.Train(steps=steps, batch=batch, eval_every=steps))
-    lengths = config.lengths(asked, len(dataset.train_images) - 1000)
-    built = models.build(model, dataset.shape, dataset.classes)
-    variables = built.init(rng.stream(0, "init"))
-    job = train.Job(0, 0, 0, steps, variables, prune.ones(variables.params))
     segments = {}
     for r in (1, 2, 4, 8, 16):
-        mesh = replicate.mesh(r)
-        trainer = train.make(
-            built,
-            optim.make(asked.optim, lengths),
-            lengths,
-            dataset,
-            {0: data.split(dataset, 0, 1000)},
-            batch=batch,
-            augment=False,
-            mesh=mesh,
-            width=replicate.width(mesh, r, r),
-        )
+        trainer, built, _ = trainer_of(model, batch, r, steps)
+        variables = built.init(rng.stream(0, "init"))
+        job = train.Job(0, 0, 0, steps, variables, prune.ones(variables.params))
         segments[r] = train.prepared_segment(trainer, job)
         jax.block_until_ready(segments[r]())
     timed: dict[int, list[float]] = {r: [] for r in segments}

@@ -27,23 +27,8 @@ def run(model: str, batch: int, replicates: int, steps: int, count: int) -> dict
     """
     from benchmarks.peer import Loop
 
-    dataset = images(model)
-    study = config.Study(model=model, train=config.Train(steps=steps, batch=batch, eval_every=steps))
-    lengths = config.lengths(study, len(dataset.train_images) - 1000)
-    split = data.split(dataset, 0, 1000)
-    built = models.build(model, dataset.shape, dataset.classes)
-    mesh = replicate.mesh(replicates)
-    trainer = train.make(
-        built,
-        optim.make(study.optim, lengths),
-        lengths,
-        dataset,
-        {0: split},
-        batch=batch,
-        augment=False,
-        mesh=mesh,
-        width=replicate.width(mesh, replicates, replicates),
-    )
+    trainer, built, dataset = trainer_of(model, batch, replicates, steps)
+    split, lengths = trainer.splits[0], trainer.lengths
     order = train.order(split.train, lengths, batch, 0, 0, 0, steps)
     variables = built.init(rng.stream(0, "init"))
     mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.5)
@@ -66,6 +51,29 @@ def run(model: str, batch: int, replicates: int, steps: int, count: int) -> dict
         "peak_gflops": peak,
         "share_of_peak": rate / peak,
     }
+
+
+def trainer_of(
+    model: str, batch: int, replicates: int, steps: int
+) -> tuple[train.Trainer, models.Model, data.Dataset]:
+    """Programs that train so many replicates together in segments of so many steps, on random images."""
+    dataset = images(model)
+    study = config.Study(model=model, train=config.Train(steps=steps, batch=batch, eval_every=steps))
+    lengths = config.lengths(study, len(dataset.train_images) - 1000)
+    built = models.build(model, dataset.shape, dataset.classes)
+    mesh = replicate.mesh(replicates)
+    trainer = train.make(
+        built,
+        optim.make(study.optim, lengths),
+        lengths,
+        dataset,
+        {0: data.split(dataset, 0, 1000)},
+        batch=batch,
+        augment=False,
+        mesh=mesh,
+        width=replicate.width(mesh, replicates, replicates),
+    )
+    return trainer, built, dataset
 
 
 def images(model: str) -> data.Dataset:

@@ -245,20 +245,26 @@ def test_controls_share_order_and_split_with_their_ticket(tiny: Make, tmp_path: 
     assert run.is_dir()
 
 
+def spoil(monkeypatch: pytest.MonkeyPatch, seed: int, level: int) -> None:
+    """Has every training of this seed and level diverge."""
+    genuine = train.train
+
+    def spoilt(trainer: train.Trainer, jobs: list[train.Job], progress: object) -> list[train.Trained]:
+        results = genuine(trainer, jobs, progress)  # type: ignore[arg-type]
+        bad = {"status": "diverged", "reason": "spoilt", "scalars": {}}
+        return [
+            result._replace(**bad) if (job.seed, job.level) == (seed, level) else result  # type: ignore[arg-type]
+            for job, result in zip(jobs, results, strict=True)
+        ]
+
+    monkeypatch.setattr(train, "train", spoilt)
+
+
 def test_a_diverged_ticket_ends_its_chain_and_the_study_goes_on(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = tiny(levels=3)
-    genuine = train.train
-
-    def spoil(trainer: train.Trainer, jobs: list[train.Job], progress: object) -> list[train.Trained]:
-        results = genuine(trainer, jobs, progress)  # type: ignore[arg-type]
-        return [
-            r._replace(status="diverged", reason="spoilt", scalars={}) if (j.seed, j.level) == (0, 2) else r
-            for j, r in zip(jobs, results, strict=True)
-        ]
-
-    monkeypatch.setattr(train, "train", spoil)
+    spoil(monkeypatch, 0, 2)
     run = study.run(prepared, tmp_path / "runs")
     rows = load(run)
     bad = [row for row in rows if row.status == "diverged"]
@@ -274,16 +280,7 @@ def test_a_diverged_ticket_ends_its_chain_and_the_study_goes_on(
 def test_a_diverged_dense_network_leaves_the_other_seeds(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = train.train
-
-    def spoil(trainer: train.Trainer, jobs: list[train.Job], progress: object) -> list[train.Trained]:
-        results = genuine(trainer, jobs, progress)  # type: ignore[arg-type]
-        return [
-            r._replace(status="diverged", reason="spoilt", scalars={}) if (j.seed, j.level) == (0, 0) else r
-            for j, r in zip(jobs, results, strict=True)
-        ]
-
-    monkeypatch.setattr(train, "train", spoil)
+    spoil(monkeypatch, 0, 0)
     prepared = tiny()
     rows = load(study.run(prepared, tmp_path / "runs"))
     assert [row.level for row in rows if row.seed == 0] == [0]
