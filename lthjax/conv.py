@@ -3,9 +3,9 @@
 XLA:CPU compiles the built-in gradients of a convolution badly inside `lax.scan` and its kin: the
 weight gradient of a 3x3 convolution with 64 channels takes two orders of magnitude longer than
 outside. Here the gradients are written as ordinary forward convolutions whose operands are laid out
-explicitly behind an optimisation barrier. With few input channels a matrix product over gathered
-patches is faster still. Elsewhere (GPU, TPU) the built-in convolution is right and is used: the
-choice is made at lowering, by platform.
+explicitly behind an optimisation barrier, and convolutions of few channels are brought into a form
+that XLA:CPU is fast at. Elsewhere (GPU, TPU) the built-in convolution is right and is used: the
+choice is made at lowering, by platform. docs/performance.md has the measurements.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,13 @@ from jax import lax
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Up to this many input channels the patches are so short that gathering them is cheaper than what
-# the convolution kernel loses on them; from 16 on the gathering costs more (measured).
+# XLA:CPU hands a convolution to its fast library only where the input or output has more channels.
+_SLOW_CHANNELS = 16
+# With so few input channels the gradient by patches is cheaper than that by a convolution.
 _PATCHES_UP_TO = 8
+# Up to this width of the output the weight gradient is faster two rows at a time, whose operands stay
+# in the cache.
+_NARROW = 16
 
 
 def conv2d(x: jax.Array, w: jax.Array, padding: str | Padding = "SAME") -> jax.Array:
@@ -120,8 +124,28 @@ def _patches(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
     return (x.reshape(-1, kh * kw * c) @ w.reshape(-1, k)).reshape(n, height, width, k)
 
 
+def _blocked(x: jax.Array, w: jax.Array, padding: Padding, block: int) -> jax.Array:
+    """The convolution on images whose columns are taken `block` at a time, as more channels."""
+    kh, kw, c, k = w.shape
+    n, height, width, _ = x.shape
+    vertical, (left, right) = padding
+    out_width = width + left + right - kw + 1
+    blocks = -(-out_width // block)
+    taps = -(-(block + kw - 1) // block)
+    reach = (blocks + taps - 1) * block
+    x = jnp.pad(x, ((0, 0), (0, 0), (left, reach - width - left), (0, 0)))
+    # What gives a block's column q is the kernel, q columns further right.
+    wide = [jnp.pad(w, ((0, 0), (q, taps * block - kw - q), (0, 0), (0, 0))) for q in range(block)]
+    wide = jnp.stack(wide, axis=3).reshape(kh, taps, block * c, block * k)
+    y = _builtin(x.reshape(n, height, -1, block * c), wide, (vertical, (0, 0)))
+    return y.reshape(n, -1, blocks * block, k)[:, :, :out_width]
+
+
 def _forward_cpu(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
-    return (_patches if w.shape[2] <= _PATCHES_UP_TO else _builtin)(x, w, padding)
+    block = 1
+    while block * max(w.shape[2:]) <= _SLOW_CHANNELS:
+        block *= 2
+    return _blocked(x, w, padding, block) if block > 1 else _builtin(x, w, padding)
 
 
 def _input_gradient_cpu(x: jax.Array, w: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
@@ -131,14 +155,29 @@ def _input_gradient_cpu(x: jax.Array, w: jax.Array, dy: jax.Array, padding: Padd
     flipped, dy = lax.optimization_barrier((flipped, dy))
     (top, bottom), (left, right) = padding
     kh, kw = w.shape[:2]
-    return _builtin(dy, flipped, ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right)))
+    return _forward_cpu(dy, flipped, ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right)))
 
 
 def _weight_gradient_cpu(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
     # dw[i, j, c, k] = sum over n, h, w of x[n, h + i, w + j, c] dy[n, h, w, k]: a convolution in
     # which c counts the images, n the channels, and dy is the kernel.
-    images, kernel = lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
-    return _builtin(images, kernel, padding).transpose(1, 2, 0, 3)
+    n, height, width, c = x.shape
+    pixels, kernel = lax.optimization_barrier((x.transpose(1, 2, 0, 3), dy.transpose(1, 2, 0, 3)))
+    # The transpose as a product with the identity: exact, and faster than XLA's loop.
+    images = lax.dot_general(jnp.eye(c, dtype=x.dtype), pixels.reshape(-1, c), (((1,), (1,)), ((), ())))
+    images = lax.optimization_barrier(images.reshape(c, height, width, n))
+    (top, bottom), horizontal = padding
+    out_height, out_width = kernel.shape[:2]
+    kh = height + top + bottom - out_height + 1
+    rows = 2 if out_width <= _NARROW else out_height
+    total: Any = 0
+    for first in range(0, out_height, rows):
+        last = min(first + rows, out_height)
+        start, stop = first - top, last + kh - 1 - top
+        above, below = max(-start, 0), max(stop - height, 0)
+        part = images[:, start + above : stop - below]
+        total = total + _builtin(part, kernel[first:last], ((above, below), horizontal))
+    return total.transpose(1, 2, 0, 3)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
