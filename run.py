@@ -36,6 +36,8 @@ class Options:
     """Print the plan (cells, parameters, steps, memory, time) and train nothing."""
     quiet: bool = False
     """Show no progress."""
+    cache: bool = True
+    """Keep compiled programs in the user's cache folder, for the next run."""
     chunk: int | None = None
     """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
 
@@ -46,10 +48,12 @@ def main(arguments: list[str]) -> None:
 
     # What follows loads JAX; `--help` above does not wait for it.
     from analysis import report
-    from lthjax import progress, study
+    from lthjax import progress, replicate, study
 
     if options.chunk is not None and options.chunk < 1:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
+    if options.cache:
+        replicate.keep_programs()
     prepared = study.prepare(options.study, options.data_dir)
     if options.dry_run:
         plan = study.plan(prepared, options.out)

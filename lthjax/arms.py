@@ -12,6 +12,7 @@ import jax
 from lthjax import prune
 
 PyTree = Any
+_shuffle = jax.jit(prune.shuffle)
 
 
 class Context(NamedTuple):
@@ -66,7 +67,7 @@ ARMS: dict[str, Arm] = {
         summary="the ticket's mask on fresh weights of the same distribution, trained from step 0",
     ),
     "random": Arm(
-        mask=lambda context: prune.shuffle(context.key, context.mask),
+        mask=lambda context: _shuffle(context.key, context.mask),
         params=lambda context, mask: context.origin,
         summary="a random mask of the ticket's layer-wise densities on the weights it is rewound to",
     ),

@@ -66,8 +66,11 @@ class Train:
     """Length of a training, in steps or epochs."""
     batch: int = 60
     """Images in a batch."""
-    eval_every: Duration = 100
+    eval_every: Duration = 250
     """Validation and test are evaluated after every so many steps or epochs, and after the last step."""
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """Of the factors in matrix products and convolutions; sums and weights are float32. A GPU or TPU is
+    faster with the other two; a CPU computes in float32 whatever is asked."""
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,8 @@ def _blocked(x: jax.Array, w: jax.Array, padding: Padding, block: int) -> jax.Ar
     reach = (blocks + taps - 1) * block
     x = jnp.pad(x, ((0, 0), (0, 0), (left, reach - width - left), (0, 0)))
     # What gives a block's column q is the kernel, q columns further right.
-    wide = [jnp.pad(w, ((0, 0), (q, taps * block - kw - q), (0, 0), (0, 0))) for q in range(block)]
-    wide = jnp.stack(wide, axis=3).reshape(kh, taps, block * c, block * k)
+    shifted = [jnp.pad(w, ((0, 0), (q, taps * block - kw - q), (0, 0), (0, 0))) for q in range(block)]
+    wide = jnp.stack(shifted, axis=3).reshape(kh, taps, block * c, block * k)
     y = _builtin(x.reshape(n, height, -1, block * c), wide, (vertical, (0, 0)))
     return y.reshape(n, -1, blocks * block, k)[:, :, :out_width]
 

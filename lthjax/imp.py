@@ -23,6 +23,7 @@ from lthjax.models import Model, Variables
 
 PyTree = Any
 DENSE = "dense"
+_apply = jax.jit(prune.apply)
 
 
 class Cell(NamedTuple):
@@ -129,14 +130,15 @@ def rounds(
         The tasks of a level, its ticket first; wants the trained ticket sent back.
     """
     for level in range(first, study.levels + 1):
-        scores, mask = next_mask(study.prune, origin.params, parent)
+        # On the host, as what comes from the store is: arrays of either kind would compile twice.
+        scores, mask = jax.device_get(next_mask(study.prune, origin.params, parent))
         tasks = []
         for cell in cells_at(study, seed, chain, level):
             arm = ARMS[cell.arm]
             key = rng.stream(seed, f"arm/{chain.name}/{cell.arm}", level, cell.repeat)
             context = Context(key, lambda k: model.init(k).params, origin.params, parent.final, mask, scores)
-            own = arm.mask(context)
-            params = prune.apply(arm.params(context, own), own)
+            own = jax.device_get(arm.mask(context))
+            params = jax.device_get(_apply(arm.params(context, own), own))
             stats = origin.stats if arm.start == "rewind" else initial.stats
             tasks.append(Task(cell, start_of(cell, chain), Variables(params, stats), own))
         parent = yield tasks

@@ -6,9 +6,14 @@ for bit. On accelerators they run together (`vmap`).
 """
 
 import contextlib
+import hashlib
+import logging
 import os
+import platform
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 _AXIS = "replicates"
+_log = logging.getLogger(__name__)
 
 
 def use_all_cores() -> None:
@@ -29,6 +35,31 @@ def use_all_cores() -> None:
         return
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", cores())
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs in the user's cache folder, so that the next run need not compile them.
+
+    The folder is `lthjax/programs` under XDG_CACHE_HOME or ~/.cache (on Windows LOCALAPPDATA), with one
+    folder for each version of jaxlib and kind of processor: a program compiled for one processor may
+    not run on another that shares the home folder. Does nothing where JAX has a cache folder already.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    kind = f"{platform.machine()} {platform.processor()}"
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        kind = next(line for line in lines if line.lower().startswith(("flags", "features")))
+    digest = hashlib.sha256(kind.encode()).hexdigest()[:8]
+    folder = Path(home) / "lthjax" / "programs" / f"jaxlib-{metadata.version('jaxlib')}-{digest}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _log.warning("compiled programs are not kept: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def cores() -> int:

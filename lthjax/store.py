@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lthjax import prune
@@ -116,7 +115,7 @@ class Store:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
                 leaves = [
-                    jnp.asarray(np.unpackbits(packed[p], count=max(m.size, 1)).astype(bool).reshape(m.shape))
+                    np.unpackbits(packed[p], count=max(m.size, 1)).astype(bool).reshape(m.shape)
                     for p, m in zip(prune.paths(like), jax.tree.leaves(like), strict=True)
                 ]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -124,7 +123,7 @@ class Store:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def variables(self, cell: Cell, like: Variables) -> Variables:
-        """A cell's final weights and statistics; `like` gives shapes and dtypes."""
+        """A cell's final weights and statistics, numpy; `like` gives shapes and dtypes."""
         return _load(folder(self.path, cell) / "variables", like)
 
     def state(self, seed: int, step: int, like: Variables) -> Variables:
@@ -213,7 +212,7 @@ def _load(path: Path, like: Variables) -> Variables:
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like._asdict())
     try:
         with _quiet():
-            return Variables(**ocp.load(path, template))
+            return Variables(**jax.device_get(ocp.load(path, template)))
     except Exception as error:  # Orbax and tensorstore raise many kinds
         raise _damaged(path, error) from error
 

@@ -262,6 +262,7 @@ def make_trainer(prepared: Prepared, chunk: int | None, seeds: Sequence[int]) ->
         {seed: data.split(prepared.dataset, seed, study.data.validation) for seed in seeds},
         batch=study.train.batch,
         augment=study.data.augment,
+        precision=study.train.precision,
         mesh=mesh,
         width=replicate.width(mesh, widest, chunk),
     )
@@ -324,7 +325,7 @@ class _Run:
         return chunk
 
     def _begin_seed(self, seed: int) -> None:
-        initial = self._prepared.model.init(rng.stream(seed, "init"))
+        initial = jax.device_get(self._prepared.model.init(rng.stream(seed, "init")))
         self._initial[seed] = initial
         if not self._store.has_state(seed, 0):
             self._store.write_state(seed, 0, initial)
@@ -336,7 +337,8 @@ class _Run:
             return
         # A rewind point asked for later is found by going the dense network's first steps again.
         stop = max(states) if present else self._lengths.total
-        job = train.Job(seed, 0, 0, stop, initial, prune.ones(initial.params), states)
+        mask = jax.device_get(prune.ones(initial.params))
+        job = train.Job(seed, 0, 0, stop, initial, mask, states)
         self._queue.append(_Item((0, 0, 0, seed), None if present else dense, job))
 
     def _begin_chains(self, seed: int) -> None:

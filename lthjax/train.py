@@ -123,7 +123,7 @@ class Trainer(NamedTuple):
         images: all images, on every device.
         train_count: how many of them are train images; the rest is test.
         splits: seed -> split.
-        init: variables -> State, of one replicate.
+        init: compiled; (variables, mask) -> State, of one replicate.
         segment: compiled; see `make`.
         evaluate: compiled; see `make`.
         keep: compiled; (best, params and stats, better [R]) -> best.
@@ -182,6 +182,7 @@ def make(
     *,
     batch: int,
     augment: bool,
+    precision: str = "float32",
     mesh: Mesh,
     width: int,
 ) -> Trainer:
@@ -193,6 +194,7 @@ def make(
         splits: seed -> split, for every seed to be trained.
         batch: images in a batch.
         augment: whether batches are augmented.
+        precision: of the factors in matrix products and convolutions, as in `config.Train`.
         mesh: devices.
         width: replicates in a chunk, a multiple of the number of devices.
     """
@@ -216,7 +218,8 @@ def make(
             state, loss = step(model, optimiser, state, mask, batch, start + i)
             return state, losses.at[i].set(loss)
 
-        return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
+        with jax.default_matmul_precision(precision):
+            return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
 
     def evaluate(shared: PyTree, variables: Variables, each: PyTree) -> tuple[jax.Array, jax.Array]:
         (images,) = shared
@@ -231,7 +234,8 @@ def make(
             hits = logits.argmax(-1) == labels
             return jnp.where(real, losses, 0).sum(), (real & hits).sum(dtype=jnp.int32)
 
-        return jax.lax.map(row, rows)
+        with jax.default_matmul_precision(precision):
+            return jax.lax.map(row, rows)
 
     @jax.jit
     def keep(best: Variables, now: Variables, better: jax.Array) -> Variables:
@@ -248,7 +252,7 @@ def make(
         images=replicate.share(mesh, data.stack(dataset)),
         train_count=len(dataset.train_images),
         splits=splits,
-        init=init,
+        init=jax.jit(init),
         segment=replicate.spread(segment, mesh, donate=True),
         evaluate=replicate.spread(evaluate, mesh),
         keep=keep,
@@ -315,7 +319,7 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
     state = replicate.stack(mesh, [trainer.init(job.variables, job.mask) for job in padded])
     # A copy, as the state's own buffers are handed on to every next segment.
     best = jax.tree.map(jnp.copy, Variables(state.params, state.stats))
-    rows = {name: _rows(trainer, padded, name) for name in ("validation", "test", "train")}
+    held_out, seen = _rows(trainer, padded, "validation", "test"), _rows(trainer, padded, "train")
     progresses = [_Record() for _ in jobs]
     marks = {*range(start - start % every, stop, every), stop}
     marks |= {step for job in jobs for step in job.captures}
@@ -343,9 +347,7 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
             for i in wanted:
                 progresses[i].states[at] = copies[i]
         if at > start and (at == stop or at % every == 0):
-            measured = [
-                _evaluate(trainer, now, feed, rows[name], len(jobs)) for name in ("validation", "test")
-            ]
+            measured = _evaluate(trainer, now, feed, held_out, len(jobs))
             better = [
                 record.add_evaluation(at, *values)
                 for record, *values in zip(progresses, *measured, strict=True)
@@ -360,10 +362,10 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
 
     now = Variables(state.params, state.stats)
     finals = replicate.unstack(now, len(jobs))
-    ends = [m.accuracy for m in _evaluate(trainer, now, feed, rows["train"], len(jobs))]
+    ends = [m.accuracy for m in _evaluate(trainer, now, feed, seen, len(jobs))[0]]
     earlies = ends
     if not all(record.ended_best() for record in progresses):
-        earlies = [m.accuracy for m in _evaluate(trainer, best, feed, rows["train"], len(jobs))]
+        earlies = [m.accuracy for m in _evaluate(trainer, best, feed, seen, len(jobs))[0]]
     seconds = (time.perf_counter() - began) / len(jobs)
     return [
         record.result(final, end, early, seconds)
@@ -432,34 +434,56 @@ def _feed(trainer: Trainer, job: Job) -> Feed:
     return Feed(split.mean, split.std, jax.random.key_data(key))  # type: ignore[arg-type]
 
 
-def _rows(trainer: Trainer, jobs: Sequence[Job], name: str) -> jax.Array:
-    """Indices of the images of a part, in rows of one evaluation batch, filled up with -1."""
-    total = len(trainer.images.labels)
+class _Rows(NamedTuple):
+    """What is evaluated in one go.
+
+    Attributes:
+        images: indices, one part after another, int32 [R, rows, batch], filled up with -1.
+        parts: rows of every part.
+    """
+
+    images: jax.Array
+    parts: tuple[int, ...]
+
+
+def _rows(trainer: Trainer, jobs: Sequence[Job], *names: str) -> _Rows:
+    """The images of these parts of the data, in batches for evaluation."""
     platform = trainer.mesh.devices.flat[0].platform
     batch = _EVALUATION_BATCH.get(platform, _EVALUATION_BATCH_ELSEWHERE)
 
-    def indices(job: Job) -> np.ndarray:
+    def indices(job: Job, name: str) -> np.ndarray:
         if name == "test":
-            index = np.arange(trainer.train_count, total, dtype=np.int32)
-        else:
-            index = getattr(trainer.splits[job.seed], name)
-        size = min(batch, len(index))
-        filled = np.full(-(-len(index) // size) * size, -1, np.int32)
-        filled[: len(index)] = index
-        return filled.reshape(-1, size)
+            return np.arange(trainer.train_count, len(trainer.images.labels), dtype=np.int32)
+        return getattr(trainer.splits[job.seed], name)
 
-    return replicate.stack(trainer.mesh, [indices(job) for job in jobs])
+    sizes = [len(indices(jobs[0], name)) for name in names]
+    batch = min(batch, max(sizes))
+    parts = tuple(-(-size // batch) for size in sizes)
+
+    def filled(job: Job) -> np.ndarray:
+        rows = np.full((sum(parts), batch), -1, np.int32)
+        for name, first, count in zip(names, np.cumsum([0, *parts]), parts, strict=False):
+            index = indices(job, name)
+            rows[first : first + count].ravel()[: len(index)] = index
+        return rows
+
+    return _Rows(replicate.stack(trainer.mesh, [filled(job) for job in jobs]), parts)
 
 
 def _evaluate(
-    trainer: Trainer, variables: Variables, feed: Feed, rows: jax.Array, count: int
-) -> list[Measured]:
-    """Mean loss and accuracy of the first `count` replicates."""
-    losses, hits = trainer.evaluate((trainer.images,), variables, (feed, rows))
-    images = (np.asarray(rows) >= 0).sum((1, 2))[:count]
-    mean = np.asarray(losses, np.float64)[:count].sum(1) / images
-    share = np.asarray(hits, np.int64)[:count].sum(1) / images
-    return [Measured(float(m), float(s)) for m, s in zip(mean, share, strict=True)]
+    trainer: Trainer, variables: Variables, feed: Feed, rows: _Rows, count: int
+) -> list[list[Measured]]:
+    """For every part, mean loss and accuracy of the first `count` replicates."""
+    losses, hits = trainer.evaluate((trainer.images,), variables, (feed, rows.images))
+    images = (np.asarray(rows.images) >= 0).sum(2)
+    measured = []
+    for last, rows_in_part in zip(np.cumsum(rows.parts), rows.parts, strict=True):
+        part = (slice(count), slice(last - rows_in_part, last))
+        n = images[part].sum(1)
+        mean = np.asarray(losses, np.float64)[part].sum(1) / n
+        share = np.asarray(hits, np.int64)[part].sum(1) / n
+        measured.append([Measured(float(m), float(s)) for m, s in zip(mean, share, strict=True)])
+    return measured
 
 
 class Probed(NamedTuple):
@@ -522,15 +546,14 @@ def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
         count = min(2 * count, trainer.lengths.evaluate)
     now = Variables(state.params, state.stats)
     costs = []
-    for names in (("validation", "test"), ("train", "train")):
-        rows = [_rows(trainer, [job] * width, name) for name in names]
-        for index in rows:
-            _evaluate(trainer, now, feed, index[:, :1], width)
+    for rows in (_rows(trainer, [job] * width, "validation", "test"), _rows(trainer, [job] * width, "train")):
+        # Of a whole pass the first rows only: all would be too long to wait for.
+        few = _Rows(rows.images[:, : 1 + rows.images.shape[1] // 10], (1 + rows.images.shape[1] // 10,))
+        _evaluate(trainer, now, feed, few, width)
         began = time.perf_counter()
-        for index in rows:
-            # A whole pass over few rows would be too short to time, over all too long to wait for.
-            _evaluate(trainer, now, feed, index[:, :1], width)
-        costs.append((time.perf_counter() - began) * rows[0].shape[1] / width)
+        _evaluate(trainer, now, feed, few, width)
+        costs.append((time.perf_counter() - began) * rows.images.shape[1] / few.parts[0] / width)
     parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     memory = sum(int(getattr(sizes, part, 0)) for part in parts)
-    return Probed(taken / count / width, costs[0], costs[1], memory)
+    # Twice on the train split: at the end, and for the early stop.
+    return Probed(taken / count / width, costs[0], 2 * costs[1], memory)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -247,29 +248,56 @@ def test_one_training_program_whatever_levels_arms_seeds_and_rewind_points(
         many = compiled(name="b", seeds=(0, 1, 2), levels=3, rewind=(0, 3, 7), repeats=(("reinit", 2),))
     finally:
         monitoring.unregister_event_duration_listener(listen)
-    # One to train; one to evaluate for each number of images: validation, test, train.
-    assert few == many == {"segment": 1, "evaluate": 3}
+    # One to train; one to evaluate validation and test, and one for the train split.
+    assert few == many == {"segment": 1, "evaluate": 2}
 
 
-def test_models_agree_over_ten_steps_with_the_builtin_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten steps of LeNet-5 in float64 with the fast convolutions and with the built-in ones."""
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 5e-5)])
+@pytest.mark.parametrize("name", ["lenet5", "small_cnn"])
+def test_two_hundred_steps_as_with_the_builtin_convolution(
+    name: str, dtype: type, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fast path as it is trained, in a compiled loop, against plain steps one after another."""
     from lthjax import conv
 
-    with jax.enable_x64(True):
-        optimiser = optim.make(config.Optim(), config.Lengths(5, 10, 5, 0, (), (0,)))
+    shape = (28, 28, 1) if name == "lenet5" else (32, 32, 3)
+    steps, batch = 200, 4
+    with jax.enable_x64(dtype == np.float64):
         generator = np.random.default_rng(0)
-        batch = (jnp.asarray(generator.normal(size=(4, 28, 28, 1))), jnp.asarray([1, 2, 3, 4]))
+        images = jnp.asarray(generator.normal(size=(steps, batch, *shape)), dtype)
+        labels = jnp.asarray(generator.integers(0, 10, (steps, batch)))
+        optimiser = optim.make(config.Optim(lr=2e-5), config.Lengths(steps, steps, steps, 0, (), (0,)))
+        model = models.build(name, shape, 10)
+        params = jax.tree.map(lambda p: p.astype(dtype), model.init(jax.random.key(0)).params)
+        mask = prune.magnitude(params, prune.ones(params), 0.5)
+        params = prune.apply(params, mask)
+        first = train.State(params, {}, optimiser.at(0).init(params))
 
-        def one() -> tuple:
-            model = models.build("lenet5", (28, 28, 1), 10)
-            params = jax.tree.map(lambda p: p.astype(jnp.float64), model.init(jax.random.key(0)).params)
-            mask = prune.magnitude(params, prune.ones(params), 0.5)
-            state = train.State(prune.apply(params, mask), {}, optimiser.at(0).init(params))
-            for i in range(10):
-                state, loss = train.step(model, optimiser, state, mask, batch, jnp.int32(i))
-            return state.params, loss
+        def step(i: jax.Array, state: train.State) -> train.State:
+            return train.step(model, optimiser, state, mask, (images[i], labels[i]), i)[0]
 
-        fast = one()
+        fast = jax.jit(lambda state: jax.lax.fori_loop(0, steps, step, state))(first)
         monkeypatch.setattr(conv, "_conv", conv._builtin)
-        plain = one()
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), fast, plain)
+        monkeypatch.setattr(conv, "max_pool", lambda x: nn.max_pool(x, (2, 2), (2, 2)))
+        plain, one = first, jax.jit(lambda i, state: step(i, state))
+        for i in range(steps):
+            plain = one(jnp.int32(i), plain)
+    moved = [
+        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (first.params, fast.params)), strict=True)
+    ]
+    assert min(moved) > 10 * tolerance
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), fast.params, plain.params
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "says"), [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")]
+)
+def test_precision_reaches_every_product(tiny: Make, precision: str, says: str) -> None:
+    prepared = tiny(train=config.Train(steps=2, batch=20, precision=precision))  # type: ignore[arg-type]
+    trainer = study.make_trainer(prepared, 2, [0])
+    text = str(jax.make_jaxpr(train.prepared_segment(trainer, job_of(prepared)))())
+    products = text.count("dot_general[")
+    assert products >= 8
+    assert text.count(f"precision=(Precision.{says}, Precision.{says})") == products
