@@ -1,13 +1,15 @@
 """What is trained at a level: the ticket and its controls, one row of `ARMS` each.
 
-An arm is a leaf of its chain: it is trained once on the level's mask and nothing is pruned from it,
-but for `ticket`, from whose final weights the next level's mask is made.
+An arm is a leaf of its chain: it is trained once on the level's mask and nothing is pruned from it.
+From the final weights of a chain's leader the next level's mask is made: `ticket` leads the chains that
+rewind, and a row with `leads` a chain of its own.
 """
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lthjax import prune
 
@@ -23,14 +25,16 @@ class Context(NamedTuple):
         init: key -> fresh parameters of the model's initial distribution.
         origin: the parameters that the chain rewinds to (step 0 or step k).
         final: the parameters from which this level's mask was made.
+        parent: the mask from which this level's mask was made.
         mask: the ticket's mask at this level.
-        scores: the criterion's scores of `final`, by which the mask was made.
+        scores: the criterion's scores, by which the mask was made.
     """
 
     key: jax.Array
     init: Callable[[jax.Array], PyTree]
     origin: PyTree
     final: PyTree
+    parent: PyTree
     mask: PyTree
     scores: PyTree
 
@@ -44,6 +48,8 @@ class Arm(NamedTuple):
         train: whether the cell is trained, or evaluated as it stands.
         start: "rewind" starts at the chain's rewind step and trains what is left; "zero" starts at
             step 0 and trains all steps, for weights that have no state at the rewind step.
+        leads: whether it has a chain of its own, in which it is what the next mask is made from.
+        criterion: of its own chain, where that is not the study's.
         summary: one line for help and report.
     """
 
@@ -51,24 +57,180 @@ class Arm(NamedTuple):
     params: Callable[[Context, PyTree], PyTree]
     train: bool = True
     start: Literal["rewind", "zero"] = "rewind"
+    leads: bool = False
+    criterion: str | None = None
     summary: str = ""
+
+
+def _ticket_mask(context: Context) -> PyTree:
+    return context.mask
+
+
+def _origin(context: Context, mask: PyTree) -> PyTree:
+    return context.origin
+
+
+def _fresh(context: Context, mask: PyTree) -> PyTree:
+    return context.init(context.key)
+
+
+def _rescaled(context: Context, mask: PyTree) -> PyTree:
+    """Fresh weights, every unit's scaled by the root of its inputs / surviving inputs."""
+
+    @jax.jit
+    def rescaled(params: PyTree, mask: PyTree) -> PyTree:
+        def leaf(w: jax.Array, m: jax.Array) -> jax.Array:
+            if not jnp.ndim(m):
+                return w
+            inputs = tuple(range(w.ndim - 1))
+            share = m.mean(axis=inputs, keepdims=True, dtype=w.dtype)
+            return w / jnp.sqrt(jnp.where(share > 0, share, 1))
+
+        return jax.tree.map(leaf, params, mask)
+
+    return rescaled(context.init(context.key), mask)
+
+
+def _permuted(context: Context, mask: PyTree) -> PyTree:
+    """The survivors' original values in another order, layer by layer."""
+    return _permute(context.key, context.origin, mask)
+
+
+@jax.jit
+def _permute(key: jax.Array, params: PyTree, mask: PyTree) -> PyTree:
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+
+    def leaf(key: jax.Array, w: jax.Array, m: jax.Array) -> jax.Array:
+        if not jnp.ndim(m):
+            return w
+        kept = m.ravel()
+        places = jnp.argsort(~kept, stable=True)
+        drawn = jnp.argsort(jnp.where(kept, jax.random.uniform(key, kept.shape), 2.0))
+        return jnp.zeros(kept.shape, w.dtype).at[places].set(w.ravel()[drawn]).reshape(w.shape)
+
+    permuted = [leaf(k, w, m) for k, w, m in zip(keys, leaves, jax.tree.leaves(mask), strict=True)]
+    return jax.tree.unflatten(treedef, permuted)
+
+
+def _sign_constant(context: Context, mask: PyTree) -> PyTree:
+    """The original signs times the standard deviation of the layer's original weights."""
+    return jax.tree.map(lambda w, m: jnp.sign(w) * jnp.std(w) if jnp.ndim(m) else w, context.origin, mask)
+
+
+def _sign_only(context: Context, mask: PyTree) -> PyTree:
+    """Fresh magnitudes with the original signs."""
+    fresh = context.init(context.key)
+    return jax.tree.map(lambda f, w, m: jnp.copysign(f, w) if jnp.ndim(m) else w, fresh, context.origin, mask)
+
+
+def _inverted(context: Context) -> PyTree:
+    """The mask that keeps the worst: as many in every layer, but of the lowest scores."""
+    opposite = jax.tree.map(_opposite, context.scores)
+    alive = zip(prune.survivors(context.parent), prune.survivors(context.mask), strict=True)
+    return prune.remove_counted(opposite, context.parent, [was - left for (was, _), (left, _) in alive])
+
+
+def _opposite(scores: jax.Array) -> jax.Array:
+    return ~scores if jnp.issubdtype(scores.dtype, jnp.unsignedinteger) else -scores
+
+
+def _by_rule(rule: Callable[..., PyTree]) -> Callable[[Context], PyTree]:
+    """A random mask by rule, of the ticket's density."""
+
+    def mask(context: Context) -> PyTree:
+        left, total = prune.totals(context.mask)
+        leaves = zip(prune.paths(context.mask), jax.tree.leaves(context.mask), strict=True)
+        prunable = {path for path, m in leaves if jnp.ndim(m)}
+        return rule(context.key, context.origin, int(left) / total, prunable=lambda path, _: path in prunable)
+
+    return mask
 
 
 ARMS: dict[str, Arm] = {
     "ticket": Arm(
-        mask=lambda context: context.mask,
-        params=lambda context, mask: context.origin,
+        _ticket_mask,
+        _origin,
+        leads=True,
         summary="the ticket: its mask on the weights it is rewound to",
     ),
     "reinit": Arm(
-        mask=lambda context: context.mask,
-        params=lambda context, mask: context.init(context.key),
+        _ticket_mask,
+        _fresh,
         start="zero",
         summary="the ticket's mask on fresh weights of the same distribution, trained from step 0",
     ),
     "random": Arm(
-        mask=lambda context: _shuffle(context.key, context.mask),
-        params=lambda context, mask: context.origin,
+        lambda context: _shuffle(context.key, context.mask),
+        _origin,
         summary="a random mask of the ticket's layer-wise densities on the weights it is rewound to",
+    ),
+    "reinit_rescaled": Arm(
+        _ticket_mask,
+        _rescaled,
+        start="zero",
+        summary="as reinit, every unit's weights scaled to its surviving inputs",
+    ),
+    "reshuffle": Arm(
+        _ticket_mask,
+        _permuted,
+        summary="the ticket's mask, the survivors' values permuted within their layer",
+    ),
+    "sign_constant": Arm(
+        _ticket_mask,
+        _sign_constant,
+        summary="the ticket's mask on the signs of its weights times their layer's standard deviation",
+    ),
+    "sign_only": Arm(
+        _ticket_mask,
+        _sign_only,
+        start="zero",
+        summary="the ticket's mask on fresh magnitudes with the signs of its weights, trained from step 0",
+    ),
+    "random_uniform": Arm(
+        _by_rule(prune.uniform),
+        _origin,
+        summary="a random mask of the ticket's density, the same in every layer",
+    ),
+    "random_erk": Arm(
+        _by_rule(prune.erk),
+        _origin,
+        summary="a random mask of the ticket's density, layers by the ERK rule",
+    ),
+    "random_smart_ratio": Arm(
+        _by_rule(prune.smart_ratio),
+        _origin,
+        summary="a random mask of the ticket's density, layers by the smart-ratio rule",
+    ),
+    "invert": Arm(
+        _inverted,
+        _origin,
+        summary="the opposite choice: of the last level's survivors the worst stay, as many in every layer",
+    ),
+    "untrained": Arm(
+        _ticket_mask,
+        _origin,
+        train=False,
+        summary="the ticket before training",
+    ),
+    "untrained_sign_constant": Arm(
+        _ticket_mask,
+        _sign_constant,
+        train=False,
+        summary="sign_constant before training",
+    ),
+    "reinit_chain": Arm(
+        _ticket_mask,
+        _fresh,
+        start="zero",
+        leads=True,
+        summary="iterative pruning with fresh weights in every round, a chain of its own",
+    ),
+    "random_chain": Arm(
+        _ticket_mask,
+        _origin,
+        leads=True,
+        criterion="random",
+        summary="iterative pruning of random weights in every round, a chain of its own",
     ),
 }

@@ -78,12 +78,21 @@ class Prune:
     """What is removed in a round."""
 
     criterion: str = "large_final"
-    """Score by which weights are ranked, the lowest go: large_final (magnitude of the trained weight)."""
+    """Score by which weights are ranked, the lowest go: large_final (magnitude of the trained weight),
+    small_final, large_init, small_init, large_init_large_final, magnitude_increase, movement, random,
+    taylor, snip, grasp, synflow."""
     scope: Literal["layer", "global"] = "layer"
     """Rank within every layer, or over all layers together."""
     rate: float | tuple[tuple[str, float], ...] = (("output", 0.1), (".", 0.2))
     """Share of the remaining weights removed in a round: one number, or pairs of a regex on the
     weight's path and a number, of which the first match wins."""
+    rates: tuple[float, ...] = ()
+    """One rate a level, instead of `rate`."""
+    density: float | None = None
+    """Density at the last level, of every layer or (scope global) of all, instead of `rate`. With
+    one level: one-shot."""
+    course: Literal["geometric", "linear", "cubic"] = "geometric"
+    """How `density` is approached over the levels."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +282,7 @@ def validate(study: Study) -> None:
         among("arms", arm, ARMS)
     need(_unique(study.arms), "arms", study.arms, "all different; leave out the duplicates")
     for arm, times in study.repeats:
-        among("repeats", arm, [a for a in ARMS if a != "ticket"])
+        among("repeats", arm, [a for a in ARMS if not ARMS[a].leads])
         need(whole(times, 1), f"repeats of {arm}", times, "a whole number, 1 or more")
     need(_unique(arm for arm, _ in study.repeats), "repeats", study.repeats, "one pair for an arm")
     for level in study.control_levels:
@@ -306,6 +315,19 @@ def validate(study: Study) -> None:
                 re.compile(pattern)
             except re.error as error:
                 raise UserError(f"prune.rate: {pattern!r} is not a regex: {error}.") from error
+    for rate in study.prune.rates:
+        need(0 < rate < 1, "prune.rates", rate, "in (0, 1), for example 0.2")
+    need(
+        not study.prune.rates or len(study.prune.rates) >= study.levels,
+        "prune.rates",
+        study.prune.rates,
+        f"one for each of the {study.levels} levels, or empty",
+    )
+    need(study.prune.density is None or 0 < study.prune.density < 1, "prune.density", study.prune.density,
+         "in (0, 1), for example 0.1")  # fmt: skip
+    need(study.prune.density is None or not study.prune.rates, "prune.density", study.prune.density,
+         "left out where prune.rates is given")  # fmt: skip
+    among("prune.course", study.prune.course, ("geometric", "linear", "cubic"))
     for name, value in _durations(study):
         parse_duration(value, name)
 
@@ -390,6 +412,9 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
     fields["train.eval_every"] = in_steps.evaluate
     fields["optim.warmup"] = in_steps.warmup
     fields["optim.milestones"] = in_steps.milestones
+    if study.prune.density is not None:
+        fields["levels"] = study.levels  # which then say what each of them prunes
+    fields["prune.rates"] = study.prune.rates[: study.levels]
     return json.loads(json.dumps({**fields, "data.digest": digest}))
 
 

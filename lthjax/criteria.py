@@ -1,16 +1,89 @@
 """What a weight is worth: scores by which survivors are ranked before pruning; the lowest go.
 
-One row a criterion: (initial, final) -> scores, leaf by leaf. `initial` is the state that the chain
-rewinds to, `final` the trained weights. Names are those of Zhou et al. 2019 (arXiv 1905.01067).
+One row a criterion: weights -> scores. Names of those that look at magnitudes are those of Zhou et
+al. 2019 (arXiv 1905.01067), table 1, with alpha = 1.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-Criterion = Callable[[jax.Array, jax.Array], jax.Array]
+from lthjax.prune import _scores
+
+PyTree = Any
+
+
+class Weights(NamedTuple):
+    """What a criterion may look at.
+
+    Attributes:
+        initial: the weights that the chain rewinds to, the pruned ones 0.
+        final: the trained weights, the pruned ones 0.
+        key: this level's own random stream.
+        loss: weights -> mean loss on a fixed batch of train images, nats.
+        logits: (weights, images) -> logits.
+        shape: of one image, batch axis included: (1, H, W, C).
+    """
+
+    initial: PyTree
+    final: PyTree
+    key: jax.Array
+    loss: Callable[[PyTree], jax.Array]
+    logits: Callable[[PyTree, jax.Array], jax.Array]
+    shape: tuple[int, ...]
+
+
+class Criterion(NamedTuple):
+    """A row of `CRITERIA`.
+
+    Attributes:
+        score: weights -> scores, a pytree like the weights.
+        summary: one line for help and report.
+    """
+
+    score: Callable[[Weights], PyTree]
+    summary: str
+
+
+def _random(weights: Weights) -> PyTree:
+    leaves, treedef = jax.tree.flatten(weights.final)
+    keys = jax.random.split(weights.key, len(leaves))
+    drawn = [jax.random.bits(k, leaf.shape, jnp.uint32) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, drawn)
+
+
+def _by_leaf(score: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[Weights], PyTree]:
+    """The criterion that looks at every weight by itself: (initial, final) -> score."""
+    return lambda weights: jax.tree.map(score, weights.initial, weights.final)
+
 
 CRITERIA: dict[str, Criterion] = {
-    "large_final": lambda initial, final: jnp.abs(final),
+    "large_final": Criterion(_by_leaf(lambda i, f: jnp.abs(f)), "magnitude of the trained weight"),
+    "small_final": Criterion(_by_leaf(lambda i, f: -jnp.abs(f)), "the opposite of large_final"),
+    "large_init": Criterion(_by_leaf(lambda i, f: jnp.abs(i)), "magnitude of the initial weight"),
+    "small_init": Criterion(_by_leaf(lambda i, f: -jnp.abs(i)), "the opposite of large_init"),
+    "large_init_large_final": Criterion(
+        _by_leaf(lambda i, f: jnp.minimum(jnp.abs(i), jnp.abs(f))), "the smaller of the two magnitudes"
+    ),
+    "magnitude_increase": Criterion(
+        _by_leaf(lambda i, f: jnp.abs(f) - jnp.abs(i)), "by how much training raised the magnitude"
+    ),
+    "movement": Criterion(_by_leaf(lambda i, f: jnp.abs(f - i)), "how far training moved the weight"),
+    "random": Criterion(_random, "chance"),
+    "taylor": Criterion(
+        lambda w: _scores.saliency(w.loss, w.final), "|gradient times weight| of the trained network"
+    ),
+    "snip": Criterion(
+        lambda w: _scores.saliency(w.loss, w.initial), "|gradient times weight| before training"
+    ),
+    "grasp": Criterion(
+        lambda w: _scores.gradient_flow(w.loss, w.initial),
+        "what the weight does to gradient flow before training",
+    ),
+    "synflow": Criterion(
+        lambda w: _scores.synaptic_flow(w.logits, w.initial, w.shape),
+        "synaptic flow before training, without data",
+    ),
 }

@@ -14,14 +14,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import optax
 
 from lthjax import prune, rng
 from lthjax.arms import ARMS, Context
-from lthjax.config import Lengths, Prune, Study, repeats
-from lthjax.criteria import CRITERIA
+from lthjax.config import Lengths, Study, repeats
+from lthjax.criteria import CRITERIA, Weights
 from lthjax.models import Model, Variables
 
 PyTree = Any
+Scope = prune.Scope
 DENSE = "dense"
 _apply = jax.jit(prune.apply)
 
@@ -45,17 +48,27 @@ class Cell(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """What makes masks: with the study's criterion, scope and rates, the step it rewinds to."""
+    """What makes masks: with the study's scope and rates, the step it rewinds to.
+
+    Attributes:
+        name: `rewind-K`, or `ARM-K` where another arm leads.
+        rewind: K, the step.
+        leader: the arm from whose final weights the next mask is made.
+        criterion: a key of `CRITERIA`.
+    """
 
     name: str
     rewind: int
+    leader: str
+    criterion: str
 
 
 class Task(NamedTuple):
-    """A cell to be trained: from which step, on which weights, under which mask."""
+    """A cell to be trained: its first step and one past its last, on which weights, under which mask."""
 
     cell: Cell
     start: int
+    stop: int
     variables: Variables
     mask: PyTree
 
@@ -67,22 +80,36 @@ class Ticket(NamedTuple):
     final: PyTree
 
 
-def chains(lengths: Lengths) -> list[Chain]:
-    """The study's chains, one a rewind step."""
-    return [Chain(f"rewind-{k}", k) for k in sorted(lengths.rewind)]
+def chains(study: Study, lengths: Lengths) -> list[Chain]:
+    """The study's chains: one a rewind step, then those of the arms that lead their own.
+
+    An arm that starts at step 0 whatever the rewind step has one chain only.
+    """
+    leaders = ["ticket", *(arm for arm in study.arms if arm != "ticket" and ARMS[arm].leads)]
+    steps = sorted(lengths.rewind)
+    return [
+        Chain(
+            f"{'rewind' if arm == 'ticket' else arm}-{k}",
+            k,
+            arm,
+            ARMS[arm].criterion or study.prune.criterion,
+        )
+        for arm in leaders
+        for k in (steps if ARMS[arm].start == "rewind" else steps[:1])
+    ]
 
 
-def arms_at(study: Study, level: int) -> list[str]:
-    """The arms that run at a level: the ticket, and the controls where they run."""
-    controls = not study.control_levels or level in study.control_levels
-    return ["ticket", *(arm for arm in study.arms if arm != "ticket" and controls)]
+def arms_at(study: Study, chain: Chain, level: int) -> list[str]:
+    """A chain's arms at a level: its leader, and on the ticket's chain the controls where they run."""
+    runs = chain.leader == "ticket" and (not study.control_levels or level in study.control_levels)
+    return [chain.leader, *(arm for arm in study.arms if runs and not ARMS[arm].leads)]
 
 
 def cells_at(study: Study, seed: int, chain: Chain, level: int) -> list[Cell]:
-    """The cells of one seed, chain and level, the ticket first."""
+    """The cells of one seed, chain and level, the leader first."""
     return [
         Cell(seed, chain.name, level, arm, repeat)
-        for arm in arms_at(study, level)
+        for arm in arms_at(study, chain, level)
         for repeat in range(1, repeats(study, arm) + 1)
     ]
 
@@ -93,65 +120,141 @@ def cells(study: Study, lengths: Lengths) -> list[Cell]:
     return dense + [
         cell
         for level in range(1, study.levels + 1)
-        for chain in chains(lengths)
+        for chain in chains(study, lengths)
         for seed in study.seeds
         for cell in cells_at(study, seed, chain, level)
     ]
 
 
-def start_of(cell: Cell, chain: Chain) -> int:
-    """The step from which a cell is trained."""
-    return chain.rewind if ARMS[cell.arm].start == "rewind" else 0
+def span_of(cell: Cell, chain: Chain, total: int) -> tuple[int, int]:
+    """(first step, one past the last) of a cell's training; the same where it is not trained."""
+    start = chain.rewind if ARMS[cell.arm].start == "rewind" else 0
+    return start, total if ARMS[cell.arm].train else start
 
 
 def rounds(
     study: Study,
+    lengths: Lengths,
     chain: Chain,
     seed: int,
     model: Model,
     initial: Variables,
     origin: Variables,
     parent: Ticket,
+    batch: tuple[Any, Any],
     first: int = 1,
 ) -> Generator[list[Task], Ticket, None]:
     """The rounds of one seed's chain, from level `first` on.
 
     Args:
         study: the study.
+        lengths: its durations in steps.
         chain: the chain.
         seed: the seed.
-        model: for fresh weights.
+        model: for fresh weights, and for criteria that look at gradients.
         initial: the state at step 0.
         origin: the state at the chain's rewind step.
-        parent: the trained ticket of level `first` - 1 (of the dense network for level 1).
+        parent: the trained leader of level `first` - 1 (the dense network for level 1).
+        batch: (images float32 [B, H, W, C], labels int32 [B]), likewise.
         first: where to begin; a chain that was cut is taken up at the first level not complete.
 
     Yields:
-        The tasks of a level, its ticket first; wants the trained ticket sent back.
+        The tasks of a level, its leader first; wants the trained leader sent back.
     """
     for level in range(first, study.levels + 1):
+        key = rng.stream(seed, f"criterion/{chain.name}", level)
+        going = removals(study, level, parent.mask)
+        made = next_mask((chain.criterion, study.prune.scope), model, key, origin, parent, batch, going)
         # On the host, as what comes from the store is: arrays of either kind would compile twice.
-        scores, mask = jax.device_get(next_mask(study.prune, origin.params, parent))
+        scores, mask = jax.device_get(made)
         tasks = []
         for cell in cells_at(study, seed, chain, level):
             arm = ARMS[cell.arm]
             key = rng.stream(seed, f"arm/{chain.name}/{cell.arm}", level, cell.repeat)
-            context = Context(key, lambda k: model.init(k).params, origin.params, parent.final, mask, scores)
+            context = Context(
+                key, lambda k: model.init(k).params, origin.params, parent.final, parent.mask, mask, scores
+            )
             own = jax.device_get(arm.mask(context))
             params = jax.device_get(_apply(arm.params(context, own), own))
             stats = origin.stats if arm.start == "rewind" else initial.stats
-            tasks.append(Task(cell, start_of(cell, chain), Variables(params, stats), own))
+            tasks.append(Task(cell, *span_of(cell, chain, lengths.total), Variables(params, stats), own))
         parent = yield tasks
 
 
-@partial(jax.jit, static_argnums=0)
-def next_mask(config: Prune, origin: PyTree, parent: Ticket) -> tuple[PyTree, PyTree]:
-    """(scores of the trained weights, mask of the next level).
+def schedule_at(study: Study, level: int) -> dict[str, Any]:
+    """What a level prunes: {"rate": share of the survivors} or {"density": what it is pruned to}.
+
+    Densities approach the last level's. Geometric: d**(l/L). Linear: 1 - (1 - d) l/L. Cubic:
+    1 - (1 - d) (1 - (1 - l/L)**3), of Zhu & Gupta 2017 (arXiv 1710.01878).
+    """
+    config = study.prune
+    if config.density is None:
+        return {"rate": config.rates[level - 1] if config.rates else config.rate}
+    part, gone = level / study.levels, 1 - config.density
+    if level == study.levels:
+        return {"density": config.density}
+    if config.course == "geometric":
+        return {"density": config.density**part}
+    return {"density": 1 - gone * (part if config.course == "linear" else 1 - (1 - part) ** 3)}
+
+
+def removals(study: Study, level: int, mask: PyTree) -> np.ndarray:
+    """How many weights a level removes from every leaf of a mask, or in scope "global" from all.
 
     Args:
-        config: criterion, scope, rates.
-        origin: the weights that the chain rewinds to.
-        parent: the trained ticket.
+        study: for the schedule.
+        level: from 1.
+        mask: the last level's.
+
+    Returns:
+        int32 [leaves], or [1].
     """
-    scores = jax.tree.map(CRITERIA[config.criterion], origin, parent.final)
-    return scores, prune.by_score(scores, parent.mask, config.rate, scope=config.scope)
+    sizes = [(int(left), size) for left, size in prune.survivors(mask, study.prune.scope)]
+    how = schedule_at(study, level)
+    if "density" in how:
+        going = [max(left - int(prune.count(how["density"], size)), 0) for left, size in sizes]
+    else:
+        rates = prune.rates_of(how["rate"], prune.paths(mask))
+        going = [int(prune.count(r, left)) for r, (left, _) in zip(rates, sizes, strict=False)]
+    return np.array(going, np.int32)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def next_mask(
+    how: tuple[str, Scope],
+    model: Model,
+    key: jax.Array,
+    origin: Variables,
+    parent: Ticket,
+    batch: tuple[jax.Array, jax.Array],
+    going: jax.Array,
+) -> tuple[PyTree, PyTree]:
+    """(scores, mask of the next level).
+
+    Args:
+        how: criterion and scope.
+        model: for criteria that look at gradients.
+        key: for the criterion "random".
+        origin: the state that the chain rewinds to.
+        parent: the trained leader.
+        batch: for criteria that look at gradients.
+        going: how many weights are removed, as `removals` says.
+    """
+    images, labels = batch
+
+    def logits(params: PyTree, images: jax.Array) -> jax.Array:
+        return model.apply(params, origin.stats, images, False)[0]
+
+    def loss(params: PyTree) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels).mean()
+
+    weights = Weights(
+        prune.apply(origin.params, parent.mask),
+        prune.apply(parent.final, parent.mask),
+        key,
+        loss,
+        logits,
+        (1, *model.input_shape),
+    )
+    scores = CRITERIA[how[0]].score(weights)
+    return scores, prune.remove_counted(scores, parent.mask, list(going), scope=how[1])

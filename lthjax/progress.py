@@ -144,7 +144,7 @@ def plan_text(prepared: Prepared, plan: Plan, cost: Estimate, out: Path) -> str:
     behind = len(plan.cells) - len(plan.done) - len(plan.missing)
     unreachable = f"; {behind} lie behind a diverged training" if behind else ""
     controls = study.control_levels or "every level"
-    chains = ", ".join(chain.name for chain in imp.chains(lengths))
+    chains = ", ".join(chain.name for chain in imp.chains(study, lengths))
     rows = [
         ("folder", str(out / prepared.folder)),
         ("data", f"{dataset.name} from {dataset.source}: {len(dataset.train_images) - study.data.validation} "

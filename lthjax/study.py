@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lthjax import config, data, imp, models, optim, prune, replicate, rng, train
@@ -159,15 +160,16 @@ def plan(prepared: Prepared, out: str | Path = "runs") -> Plan:
             continue
         else:
             steps += max(needed, default=0)
-        for chain in imp.chains(lengths):
+        for chain in imp.chains(study, lengths):
             for level in range(1, study.levels + 1):
                 absent = [
                     cell for cell in imp.cells_at(study, seed, chain, level) if not _there(folder(run, cell))
                 ]
                 missing += absent
-                steps += sum(lengths.total - imp.start_of(cell, chain) for cell in absent)
-                ticket = Cell(seed, chain.name, level, "ticket")
-                if ticket not in absent and _diverged(run, ticket):
+                spans = [imp.span_of(cell, chain, lengths.total) for cell in absent]
+                steps += sum(stop - start for start, stop in spans)
+                leader = Cell(seed, chain.name, level, chain.leader)
+                if leader not in absent and _diverged(run, leader):
                     break
     cells = imp.cells(study, lengths)
     done = [cell for cell in cells if _there(folder(run, cell))]
@@ -251,7 +253,8 @@ def make_trainer(prepared: Prepared, chunk: int | None, seeds: Sequence[int]) ->
     study = prepared.study
     widest = max(
         len(study.seeds),
-        len(study.seeds) * sum(len(imp.cells_at(study, 0, c, 1)) for c in imp.chains(prepared.lengths)),
+        len(study.seeds)
+        * sum(len(imp.cells_at(study, 0, c, 1)) for c in imp.chains(study, prepared.lengths)),
     )
     mesh = replicate.mesh(widest)
     return train.make(
@@ -289,7 +292,7 @@ class _Run:
         self._prepared, self._store, self._watch = prepared, store, watch
         self._study, self._lengths = prepared.study, prepared.lengths
         self._trainer = make_trainer(prepared, chunk, self._study.seeds)
-        self._chains = imp.chains(self._lengths)
+        self._chains = imp.chains(self._study, self._lengths)
         self._rounds: dict[tuple[int, str], Generator[list[Task], Ticket, None]] = {}
         self._initial: dict[int, Variables] = {}
         self._queue: list[_Item] = []
@@ -356,16 +359,26 @@ class _Run:
                 origin = self._store.state(seed, chain.rewind, initial)
                 self._rounds[seed, chain.name] = imp.rounds(
                     self._study,
+                    self._lengths,
                     chain,
                     seed,
                     self._prepared.model,
                     initial,
                     origin,
                     self._ticket(parent),
+                    self._batch(seed),
                     level,
                 )
                 self._next_level(seed, chain, None)
                 break
+
+    def _batch(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first batch of the seed's dense network, on which criteria see gradients."""
+        split, dataset = self._trainer.splits[seed], self._prepared.dataset
+        index = train.order(split.train, self._lengths, self._study.train.batch, seed, 0, 0, 1)[0]
+        images = jnp.asarray(dataset.train_images[index])
+        scaled = data.gather(images, jnp.arange(len(index)), jnp.asarray(split.mean), jnp.asarray(split.std))
+        return np.asarray(scaled), dataset.train_labels[index]
 
     def _ticket(self, cell: Cell) -> Ticket:
         """A trained ticket, or the dense network, from the store."""
@@ -391,7 +404,7 @@ class _Run:
 
     def _item(self, chain: Chain, task: Task, place: int) -> _Item:
         cell = task.cell
-        job = train.Job(cell.seed, cell.level, task.start, self._lengths.total, task.variables, task.mask)
+        job = train.Job(cell.seed, cell.level, task.start, task.stop, task.variables, task.mask)
         order = (cell.level, int(place > 0), self._chains.index(chain), cell.seed, place)
         return _Item(order, cell, job)
 
@@ -410,20 +423,14 @@ class _Run:
                 self._watch.finished(cell, result)
         if cell is None or cell.arm == DENSE:
             self._begin_chains(seed)
-        elif cell.arm == "ticket" and trained.status == "done":
-            chain = next(c for c in self._chains if c.name == cell.chain)
+            return
+        chain = next(c for c in self._chains if c.name == cell.chain)
+        if cell.arm == chain.leader and trained.status == "done":
             self._next_level(seed, chain, Ticket(item.job.mask, trained.variables.params))
 
     def _result(self, cell: Cell, job: train.Job, trained: train.Trained) -> dict[str, Any]:
         """The contents of a cell's result.json."""
         left, total = prune.totals(job.mask)
-        parent = None
-        if cell.level == 1:
-            parent = Cell(cell.seed, DENSE, 0, DENSE)
-        elif cell.level > 1:
-            parent = Cell(cell.seed, cell.chain, cell.level - 1, "ticket")
-        pruned = {"criterion": self._study.prune.criterion, "scope": self._study.prune.scope,
-                  "rate": self._study.prune.rate}  # fmt: skip
         return {
             **cell._asdict(),
             "status": trained.status,
@@ -437,16 +444,25 @@ class _Run:
             "seconds": trained.seconds,
             "curves": trained.curves,
             "layers": layers(job.mask),
-            "made_from": None
-            if parent is None
-            else {
-                "parent": str(folder(Path(), parent)),
-                "origin": str(state_folder(Path(), cell.seed, job.start))
-                if ARMS[cell.arm].start == "rewind"
-                else "fresh weights",
-                **pruned,
-            },
+            "made_from": self._made_from(cell, job),
             "platform": devices(),
+        }
+
+    def _made_from(self, cell: Cell, job: train.Job) -> dict[str, Any] | None:
+        """What a cell's mask and weights came from; None for the dense network."""
+        if cell.arm == DENSE:
+            return None
+        chain = next(c for c in self._chains if c.name == cell.chain)
+        parent = Cell(cell.seed, cell.chain, cell.level - 1, chain.leader)
+        if cell.level == 1:
+            parent = Cell(cell.seed, DENSE, 0, DENSE)
+        rewound = ARMS[cell.arm].start == "rewind"
+        return {
+            "parent": str(folder(Path(), parent)),
+            "origin": str(state_folder(Path(), cell.seed, job.start)) if rewound else "fresh weights",
+            "criterion": chain.criterion,
+            "scope": self._study.prune.scope,
+            **imp.schedule_at(self._study, cell.level),
         }
 
 

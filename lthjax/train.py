@@ -71,7 +71,7 @@ class Job(NamedTuple):
         seed: fixes split and order.
         level: index of the order.
         start: first step; moments are fresh, learning rate and order are those of this step.
-        stop: one past the last step.
+        stop: one past the last step; the same as start where it is only to be evaluated.
         variables: start weights, on which the mask is applied; statistics.
         mask: the mask.
         captures: steps, start <= step < stop, whose state is wanted.
@@ -93,8 +93,8 @@ class Trained(NamedTuple):
         variables: final weights and statistics; numpy.
         states: step -> weights and statistics as they were, for every capture.
         curves: "step" and, for the evaluations at these steps, "train_loss" (mean over the steps
-            since the last one), "validation_loss", "validation_accuracy", "test_loss",
-            "test_accuracy"; accuracies are fractions, losses nats.
+            since the last one, None where there was none), "validation_loss", "validation_accuracy",
+            "test_loss", "test_accuracy"; accuracies are fractions, losses nats.
         scalars: "train_accuracy" (whole train split, at the end), "early_stop_step" (first step of
             the lowest validation loss), "early_stop_test_accuracy", "early_stop_train_accuracy",
             and the end of every curve. Empty where diverged.
@@ -105,8 +105,8 @@ class Trained(NamedTuple):
 
     variables: Variables
     states: dict[int, Variables]
-    curves: dict[str, list[float]]
-    scalars: dict[str, float]
+    curves: dict[str, list[Any]]
+    scalars: dict[str, Any]
     status: Literal["done", "diverged"]
     reason: str
     seconds: float
@@ -346,7 +346,7 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
             copies = replicate.unstack(now, len(jobs))
             for i in wanted:
                 progresses[i].states[at] = copies[i]
-        if at > start and (at == stop or at % every == 0):
+        if at == stop or (at > start and at % every == 0):
             measured = _evaluate(trainer, now, feed, held_out, len(jobs))
             better = [
                 record.add_evaluation(at, *values)
@@ -385,7 +385,7 @@ class _Record:
 
     def __init__(self) -> None:
         self.states: dict[int, Variables] = {}
-        self.curves: dict[str, list[float]] = {name: [] for name in _CURVES}
+        self.curves: dict[str, list[Any]] = {name: [] for name in _CURVES}
         self.reason = ""
         self.losses: list[np.ndarray] = []
 
@@ -402,7 +402,8 @@ class _Record:
         if self.reason:
             return False
         lowest = min(self.curves["validation_loss"], default=math.inf)
-        train_loss = float(np.concatenate(self.losses).mean(dtype=np.float64))
+        steps = np.concatenate(self.losses) if self.losses else None
+        train_loss = None if steps is None else float(steps.mean(dtype=np.float64))
         self.losses = []
         for name, value in zip(_CURVES, (at, train_loss, *validation, *test), strict=True):
             self.curves[name].append(value)

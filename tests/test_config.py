@@ -36,6 +36,9 @@ def test_golden_fingerprint_of_the_defaults() -> None:
         "prune.criterion": "large_final",
         "prune.scope": "layer",
         "prune.rate": [["output", 0.1], [".", 0.2]],
+        "prune.rates": [],
+        "prune.density": None,
+        "prune.course": "geometric",
     }
     assert config.fingerprint(resolved(Study())) == "2ed9add0"
 
@@ -65,6 +68,9 @@ def test_a_field_added_with_a_default_renames_no_run(monkeypatch: pytest.MonkeyP
         Study(optim=Optim(warmup=10)),
         Study(prune=Prune(scope="global", rate=0.2)),
         Study(prune=Prune(rate=(("output", 0.1), (".", 0.25)))),
+        Study(prune=Prune(rates=(0.2,) * 12)),
+        Study(prune=Prune(density=0.1)),
+        Study(prune=Prune(density=0.1, course="cubic")),
     ],
 )
 def test_what_changes_numbers_changes_the_fingerprint(changed: Study) -> None:
@@ -110,6 +116,10 @@ def test_durations_in_steps_and_epochs() -> None:
         (Study(prune=Prune(rate=(("fc", 20.0),))), r"prune.rate of 'fc': 20.0 .* in \(0, 1\)"),
         (Study(prune=Prune(rate=(("(", 0.2),))), r"prune.rate: '\(' is not a regex"),
         (Study(prune=Prune(scope="global")), "one number where prune.scope is 'global'"),
+        (Study(prune=Prune(rates=(0.2, 1.5))), "prune.rates: 1.5 is not allowed"),
+        (Study(levels=3, prune=Prune(rates=(0.2, 0.5))), "one for each of the 3 levels"),
+        (Study(prune=Prune(density=0.0)), "prune.density: 0.0 is not allowed"),
+        (Study(levels=1, prune=Prune(rates=(0.2,), density=0.1)), "left out where prune.rates is given"),
         (Study(prune=Prune(criterion="large")), "prune.criterion: 'large' is not known"),
         (Study(seeds=(1, 2, 1)), r"seeds: \(1, 2, 1\) .* leave out the duplicates"),
         (Study(seeds=()), "seeds: .* at least one seed"),

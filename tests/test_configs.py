@@ -59,7 +59,7 @@ def test_paper_configs_have_the_papers_numbers(name: str) -> None:
     assert (got.data.validation, got.prune.criterion, got.prune.scope) == (5000, "large_final", "layer")
     shape = (28, 28, 1) if model == "lenet300" else (32, 32, 3)
     paths = [p for p in _paths(model, shape) if p.endswith("kernel")]
-    rates = dict(zip(paths, prune._rates(got.prune.rate, paths), strict=True))
+    rates = dict(zip(paths, prune.rates_of(got.prune.rate, paths), strict=True))
     expected = {"conv": convolutions, "fc": 0.2, "output": 0.1}
     for path, of_path in rates.items():
         assert of_path == next(r for layer, r in expected.items() if path.startswith(layer))
@@ -87,6 +87,6 @@ def test_published_densities_follow_from_counts_and_rates() -> None:
                 n = leaf.size
                 total += n
                 for _ in range(10):
-                    n -= int(prune.count(prune._rates(got.prune.rate, [path])[0], jnp.int32(n)))
+                    n -= int(prune.count(prune.rates_of(got.prune.rate, [path])[0], jnp.int32(n)))
                 left += n
         assert total / left == pytest.approx(saved, abs=0.06)

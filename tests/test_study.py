@@ -80,7 +80,7 @@ def test_masks_and_start_weights_are_what_they_claim(
     initial = prepared.model.init(rng.stream(0, "init"))
     like = prune.ones(initial.params)
     same(store.state(0, 0, initial), initial)
-    for chain in imp.chains(prepared.lengths):
+    for chain in imp.chains(prepared.study, prepared.lengths):
         origin = store.state(0, chain.rewind, initial)
         parent = Cell(0, DENSE, 0, DENSE)
         for level in (1, 2):
@@ -102,12 +102,14 @@ def test_masks_and_start_weights_are_what_they_claim(
             tasks = next(
                 imp.rounds(
                     prepared.study,
+                    prepared.lengths,
                     chain,
                     0,
                     prepared.model,
                     initial,
                     origin,
                     imp.Ticket(old, final),
+                    (np.zeros((2, 28, 28, 1), np.float32), np.zeros(2, np.int32)),
                     level,
                 )
             )

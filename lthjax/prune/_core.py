@@ -1,23 +1,8 @@
-"""Masks for any pytree of parameters: select exactly k weights, prune, keep pruned, and count.
-
-A mask is a pytree of the same treedef as the parameters. A leaf that may be pruned has a bool mask
-of its own shape, True where the weight is kept; a leaf that may not be pruned has the 0-d mask True.
-That is decided once, by `ones`, and every other function goes by it.
-
-    from lthjax import prune
-
-    mask = prune.ones(params)
-    mask = prune.magnitude(params, mask, 0.2)          # 20 % of what is left, in every layer
-    tx = prune.masked(optax.adam(1e-3), mask)          # pruned weights stay exactly 0
-    params = prune.apply(initial_params, mask)         # rewind
-
-Paths are the keys from the root to a leaf joined by "/", for example `conv1/kernel`. Every function
-is pure; those that take masks work under `jit` and `vmap`.
-"""
+"""Masks, exact selection of k weights, and the optimiser that keeps them. Public through `lthjax.prune`."""
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any, Literal
@@ -30,19 +15,6 @@ import optax
 PyTree = Any
 Scope = Literal["layer", "global"]
 Rate = float | Mapping[str, float] | Iterable[tuple[str, float]]
-
-__all__ = [
-    "apply",
-    "by_score",
-    "count",
-    "density",
-    "magnitude",
-    "masked",
-    "ones",
-    "paths",
-    "random",
-    "shuffle",
-]
 
 
 def paths(tree: PyTree) -> list[str]:
@@ -85,12 +57,18 @@ def apply(params: PyTree, mask: PyTree) -> PyTree:
         params: a pytree of arrays.
         mask: its mask.
     """
-    _check(params, mask)
+    check(params, mask)
     return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), mask, params)
 
 
-def magnitude(params: PyTree, mask: PyTree, rate: Rate, *, scope: Scope = "layer") -> PyTree:
+def magnitude(
+    params: PyTree, mask: PyTree, rate: Rate, *, scope: Scope = "layer", granularity: str = "weight"
+) -> PyTree:
     """Prunes the smallest surviving weights by absolute value.
+
+        >>> mask = magnitude({"w": jnp.array([[3.0, -1.0, 2.0, -4.0]])}, ones({"w": jnp.zeros((1, 4))}), 0.5)
+        >>> mask["w"].tolist()
+        [[True, False, False, True]]
 
     Args:
         params: a pytree of arrays.
@@ -100,55 +78,206 @@ def magnitude(params: PyTree, mask: PyTree, rate: Rate, *, scope: Scope = "layer
             not pruned. With scope "global" one number.
         scope: "layer" removes the share in every leaf; "global" over all leaves together, without
             any normalisation between layers.
+        granularity: what is removed at a time. "weight"; "unit-l1" or "unit-l2": all weights of an
+            output unit or filter (the last axis), by the sum or the Euclidean norm of its
+            survivors, the rate then being of units; "N:M", for example "2:4": of every M
+            consecutive weights along the input axis (the last but one) the N highest stay, for
+            which the rate has to be 1 - N/M and the scope "layer".
 
     Returns:
         The new mask, in which exactly floor(rate * n + 1/2) of n survivors are gone, the rate taken
         as the decimal that it was written as; of equal weights the lowest index goes first.
 
-    Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2 (layer) and appendix (global).
+    Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2 (layer) and appendix (global); units:
+    Li et al. 2017 (arXiv 1608.08710); N:M: Mishra et al. 2021 (arXiv 2104.08378).
     """
-    return by_score(jax.tree.map(jnp.abs, params), mask, rate, scope=scope)
+    return by_score(jax.tree.map(jnp.abs, params), mask, rate, scope=scope, granularity=granularity)
 
 
-def by_score(scores: PyTree, mask: PyTree, rate: Rate, *, scope: Scope = "layer") -> PyTree:
+def by_score(
+    scores: PyTree, mask: PyTree, rate: Rate, *, scope: Scope = "layer", granularity: str = "weight"
+) -> PyTree:
     """Prunes the survivors of the lowest scores; otherwise as `magnitude`.
 
     Args:
         scores: a pytree of the mask's treedef, real numbers of the leaves' shapes. NaN counts as
             highest. With scope "global" leaves of different dtypes are promoted to one.
-        mask, rate, scope: as for `magnitude`.
+        mask, rate, scope, granularity: as for `magnitude`. A unit's score is the sum of its
+            survivors' scores, for "unit-l2" of their squares with their signs.
 
     Raises:
-        ValueError: a rate outside [0, 1], a mapping of rates with scope "global", an unknown scope,
-            or scores that do not fit the mask.
+        ValueError: a rate outside [0, 1], a mapping of rates with scope "global", an unknown scope
+            or granularity, or scores that do not fit the mask.
     """
-    _check(scores, mask)
-    if scope not in ("layer", "global"):
-        raise ValueError(f"scope: {scope!r} is not known; it is 'layer' or 'global'.")
+    check(scores, mask)
+    if scope == "global" and not isinstance(rate, Real):
+        raise ValueError("rate: with scope 'global' it is one number for all layers.")
+    rates = rates_of(rate, paths(mask))
+    pattern = _pattern(granularity)
+    if pattern is None:
+        alive = survivors(mask, scope, granularity)
+        going = [count(r, left) for r, (left, _) in zip(rates, alive, strict=False)]
+        return remove_counted(scores, mask, going, scope=scope, granularity=granularity)
+    kept, group = pattern
+    if scope != "layer":
+        raise ValueError(f"scope: with granularity {granularity!r} it is 'layer', not {scope!r}.")
+    for r in rates:
+        if r and not math.isclose(r, 1 - kept / group):
+            raise ValueError(f"rate: with granularity {granularity!r} it is {1 - kept / group:g}, not {r!r}.")
     leaves, treedef = jax.tree.flatten(mask)
-    values = jax.tree.leaves(scores)
-    if scope == "global":
-        if not isinstance(rate, float | Real):
-            raise ValueError("rate: with scope 'global' it is one number for all layers.")
-        prunable = [i for i, m in enumerate(leaves) if jnp.ndim(m)]
-        if not prunable:
-            return mask
-        _check_size(sum(leaves[i].size for i in prunable))
-        common = jnp.result_type(*(values[i] for i in prunable))
-        values = [jnp.asarray(v, common) if i in prunable else v for i, v in enumerate(values)]
-        flat = jnp.concatenate([leaves[i].ravel() for i in prunable])
-        keys = jnp.concatenate([_order(values[i]).ravel() for i in prunable])
-        kept = _remove_lowest(keys, flat, count(float(str(rate)), flat.sum(dtype=jnp.int32)))
-        ends = np.cumsum([leaves[i].size for i in prunable])[:-1].tolist()
-        for i, part in zip(prunable, jnp.split(kept, ends), strict=True):
-            leaves[i] = part.reshape(leaves[i].shape)
-        return jax.tree.unflatten(treedef, leaves)
-    rates = _rates(rate, paths(mask))
     pruned = [
-        _prune_leaf(v, m, r) if jnp.ndim(m) and r else m
-        for v, m, r in zip(values, leaves, rates, strict=True)
+        _prune_pattern(path, v, m, kept, group) if jnp.ndim(m) and r else m
+        for path, v, m, r in zip(paths(mask), jax.tree.leaves(scores), leaves, rates, strict=True)
     ]
     return jax.tree.unflatten(treedef, pruned)
+
+
+def to_density(
+    scores: PyTree, mask: PyTree, density: float, *, scope: Scope = "layer", granularity: str = "weight"
+) -> PyTree:
+    """Prunes the survivors of the lowest scores until a density is reached.
+
+    Args:
+        scores, mask, scope: as for `by_score`.
+        density: what is left of all prunable weights (units), in [0, 1]: floor(density * n + 1/2) of n, of
+            every layer or of all together. Where no more than that survive, nothing goes.
+        granularity: "weight", "unit-l1" or "unit-l2".
+
+    Returns:
+        The new mask.
+
+    Raises:
+        ValueError: as `by_score`.
+    """
+    check(scores, mask)
+    if _pattern(granularity) is not None:
+        raise ValueError(f"granularity: {granularity!r} has a density of its own; use by_score.")
+    if not (isinstance(density, Real) and 0 <= density <= 1):
+        raise ValueError(f"density: {density!r} is outside [0, 1]; it is the share of weights kept.")
+
+    going = [
+        jnp.maximum(left - count(float(str(density)), size), 0)
+        for left, size in survivors(mask, scope, granularity)
+    ]
+    return remove_counted(scores, mask, going, scope=scope, granularity=granularity)
+
+
+def survivors(
+    mask: PyTree, scope: Scope = "layer", granularity: str = "weight"
+) -> list[tuple[jax.Array, int]]:
+    """(prunable weights left, prunable weights) of every leaf, or, with scope "global", of all as one.
+
+    Args:
+        mask: the mask; (0, 0) for a leaf that may not be pruned.
+        scope: "layer" or "global".
+        granularity: "weight", or of a unit: then units with any weight left.
+    """
+    if scope not in ("layer", "global"):
+        raise ValueError(f"scope: {scope!r} is not known; it is 'layer' or 'global'.")
+    leaves = jax.tree.leaves(mask)
+    if granularity != "weight":
+        leaves = [_alive(m) if jnp.ndim(m) else m for m in leaves]
+    counted = [
+        (m.sum(dtype=jnp.int32), m.size) if jnp.ndim(m) else (jnp.zeros((), jnp.int32), 0) for m in leaves
+    ]
+    if scope == "layer":
+        return counted
+    left = sum((left for left, _ in counted), start=jnp.zeros((), jnp.int32))
+    return [(left, sum(size for _, size in counted))]
+
+
+def remove_counted(
+    scores: PyTree,
+    mask: PyTree,
+    going: Sequence[int | jax.Array],
+    *,
+    scope: Scope = "layer",
+    granularity: str = "weight",
+) -> PyTree:
+    """Prunes exactly so many survivors, those of the lowest scores.
+
+    Args:
+        scores, mask, scope, granularity: as for `by_score`; granularity not "N:M".
+        going: how many weights (units) go of every leaf, or, with scope "global", one number; at most
+            as many as survive; may be traced, so that one program serves any counts.
+
+    Returns:
+        The new mask.
+    """
+    check(scores, mask)
+    whole, treedef = jax.tree.flatten(mask)
+    prunable = [i for i, m in enumerate(whole) if jnp.ndim(m)]
+    values, masks = dict(enumerate(jax.tree.leaves(scores))), {i: whole[i] for i in prunable}
+    if granularity != "weight":
+        values, masks = _units(values, masks, granularity)
+    if scope == "global" and prunable:
+        common = jnp.result_type(*(values[i] for i in prunable))
+        keys = jnp.concatenate([_order(jnp.asarray(values[i], common)).ravel() for i in prunable])
+        flat = jnp.concatenate([masks[i].ravel() for i in prunable])
+        kept = _remove_lowest(keys, flat, going[0])
+        ends = np.cumsum([masks[i].size for i in prunable])[:-1].tolist()
+        parts = dict(zip(prunable, jnp.split(kept, ends), strict=True))
+    else:
+        parts = {i: _remove_lowest(_order(values[i]).ravel(), masks[i].ravel(), going[i]) for i in prunable}
+    for i in prunable:
+        # A unit's mask is spread over its weights by broadcasting along the last axis.
+        whole[i] = whole[i] & parts[i].reshape(masks[i].shape)
+    return jax.tree.unflatten(treedef, whole)
+
+
+def _units(
+    values: dict[int, jax.Array], masks: dict[int, jax.Array], granularity: str
+) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
+    """Scores and mask of output units: float and bool [1, ..., 1, units]."""
+
+    def score(value: jax.Array, mask: jax.Array) -> jax.Array:
+        value = jnp.where(mask, value, 0)
+        if granularity == "unit-l2":
+            value = value * jnp.abs(value)
+        return value.sum(axis=tuple(range(value.ndim - 1)), keepdims=True)
+
+    return (
+        {i: score(values[i], m) for i, m in masks.items()},
+        {i: _alive(m) for i, m in masks.items()},
+    )
+
+
+def _alive(mask: jax.Array) -> jax.Array:
+    return mask.any(axis=tuple(range(mask.ndim - 1)), keepdims=True)
+
+
+def _pattern(granularity: str) -> tuple[int, int] | None:
+    """(N, M) of "N:M", None of "weight" and of units."""
+    if granularity in ("weight", "unit-l1", "unit-l2"):
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", granularity)
+    if match is None or not 0 < int(match[1]) < int(match[2]):
+        raise ValueError(
+            f"granularity: {granularity!r} is not known; it is 'weight', 'unit-l1', 'unit-l2' or 'N:M' "
+            "with 0 < N < M, for example '2:4'."
+        )
+    return int(match[1]), int(match[2])
+
+
+def _prune_pattern(path: str, scores: jax.Array, mask: jax.Array, kept: int, group: int) -> jax.Array:
+    """Of every `group` consecutive weights along the last axis but one, the `kept` highest."""
+    if mask.shape[-2] % group:
+        raise ValueError(
+            f"granularity: leaf {path!r} has {mask.shape[-2]} inputs, not a multiple of {group}; leave it "
+            "out by a mapping of rates."
+        )
+
+    def groups(array: jax.Array) -> jax.Array:
+        last = jnp.moveaxis(array, -2, -1)
+        return last.reshape(*last.shape[:-1], -1, group)
+
+    survivors = groups(mask)
+    # Pruned weights rank below all others; of equal ones the lowest index ranks lowest.
+    ranked = jnp.lexsort((groups(_order(scores)), survivors), axis=-1)
+    place = jnp.argsort(ranked, axis=-1)
+    stays = survivors & (place >= group - kept)
+    back = stays.reshape(*stays.shape[:-2], -1)
+    return jnp.moveaxis(back, -1, -2)
 
 
 def random(key: jax.Array, mask: PyTree, rate: Rate, *, scope: Scope = "layer") -> PyTree:
@@ -256,7 +385,7 @@ def _path(keys: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def _check(tree: PyTree, mask: PyTree) -> None:
+def check(tree: PyTree, mask: PyTree) -> None:
     """Raises where a leaf and its mask do not fit, naming the leaf."""
     forms: list[Any] = [jax.tree.structure(tree), jax.tree.structure(mask)]
     if forms[0] != forms[1]:
@@ -271,8 +400,8 @@ def _check(tree: PyTree, mask: PyTree) -> None:
             )
 
 
-def _rates(rate: Rate, names: list[str]) -> list[float]:
-    """The rate of every path."""
+def rates_of(rate: Rate, names: list[str]) -> list[float]:
+    """The rate of every path; 0 where no regex matches. `rate` as for `magnitude`."""
     if isinstance(rate, Real):
         return [float(str(rate))] * len(names)
     rules: list[tuple[str, float]] = list(rate.items() if isinstance(rate, Mapping) else rate)  # type: ignore[arg-type]
@@ -282,21 +411,6 @@ def _rates(rate: Rate, names: list[str]) -> list[float]:
         except re.error as error:
             raise ValueError(f"rate: {rule!r} is not a regex: {error}.") from error
     return [next((r for rule, r in rules if re.search(rule, name)), 0.0) for name in names]
-
-
-def _prune_leaf(scores: jax.Array, mask: jax.Array, rate: float) -> jax.Array:
-    flat = mask.ravel()
-    _check_size(flat.size)
-    removed = count(rate, flat.sum(dtype=jnp.int32))
-    return _remove_lowest(_order(scores).ravel(), flat, removed).reshape(mask.shape)
-
-
-def _check_size(size: int) -> None:
-    if size >= 2**31 // 10:
-        raise ValueError(
-            f"mask: {size:,} weights are ranked together; counts are exact below {2**31 // 10:,}. Prune "
-            "layer by layer, or split the leaf."
-        )
 
 
 def _order(scores: jax.Array) -> jax.Array:
@@ -329,6 +443,11 @@ def _remove_lowest(keys: jax.Array, kept: jax.Array, removed: int | jax.Array) -
         kept: bool [n].
         removed: how many to remove, at most kept.sum(); may be traced.
     """
+    if kept.size >= 2**31 // 10:
+        raise ValueError(
+            f"mask: {kept.size:,} weights are ranked together; counts are exact below {2**31 // 10:,}. Prune "
+            "layer by layer, or split the leaf."
+        )
     width = keys.dtype.itemsize * 8
 
     def narrow(i: jax.Array, threshold: jax.Array) -> jax.Array:

@@ -1,0 +1,68 @@
+"""Masks for any pytree of parameters: select exactly k weights, prune, keep pruned, and count.
+
+A mask is a pytree of the same treedef as the parameters. A leaf that may be pruned has a bool mask
+of its own shape, True where the weight is kept; a leaf that may not be pruned has the 0-d mask True.
+That is decided once, by `ones`, and every other function goes by it.
+
+    from lthjax import prune
+
+    mask = prune.ones(params)
+    mask = prune.magnitude(params, mask, 0.2)          # 20 % of what is left, in every layer
+    tx = prune.masked(optax.adam(1e-3), mask)          # pruned weights stay exactly 0
+    params = prune.apply(initial_params, mask)         # rewind
+
+Paths are the keys from the root to a leaf joined by "/", for example `conv1/kernel`. Every function
+is pure; those that take masks work under `jit` and `vmap`.
+"""
+
+from lthjax.prune._accounting import overlap, table
+from lthjax.prune._core import (
+    Scope,
+    apply,
+    by_score,
+    count,
+    density,
+    magnitude,
+    masked,
+    ones,
+    paths,
+    random,
+    rates_of,
+    remove_counted,
+    shuffle,
+    survivors,
+    to_density,
+    totals,
+)
+from lthjax.prune._files import Ticket, load, save
+from lthjax.prune._rules import erk, grasp, smart_ratio, snip, synflow, uniform
+
+__all__ = [
+    "Scope",
+    "Ticket",
+    "apply",
+    "by_score",
+    "count",
+    "density",
+    "erk",
+    "grasp",
+    "load",
+    "magnitude",
+    "masked",
+    "ones",
+    "overlap",
+    "paths",
+    "random",
+    "rates_of",
+    "remove_counted",
+    "save",
+    "shuffle",
+    "smart_ratio",
+    "snip",
+    "survivors",
+    "synflow",
+    "table",
+    "to_density",
+    "totals",
+    "uniform",
+]

@@ -1,0 +1,218 @@
+"""Masks of a given density without training: random by rule, and from scores at initialisation."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lthjax.prune import _scores
+from lthjax.prune._core import apply as masked_params
+from lthjax.prune._core import count, ones, remove_counted, to_density, totals
+
+PyTree = Any
+Prunable = str | Callable[[str, jax.Array], bool] | None
+
+
+def uniform(key: jax.Array, params: PyTree, density: float, *, prunable: Prunable = None) -> PyTree:
+    """A random mask of the same density in every layer.
+
+    Args:
+        key: a PRNG key.
+        params: a pytree of arrays; only its shapes matter.
+        density: share of the weights kept, in [0, 1]; floor(density * n + 1/2) of a layer's n.
+        prunable: as for `prune.ones`.
+
+    Returns:
+        The mask.
+    """
+    mask = ones(params, prunable)
+    _check_density(density)
+    return _random(key, mask, [int(count(float(str(density)), n)) for n in _sizes(mask)])
+
+
+def erk(key: jax.Array, params: PyTree, density: float, *, prunable: Prunable = None) -> PyTree:
+    """A random mask whose layers have densities proportional to (sum of dimensions) / (their product).
+
+        >>> params = {"a": jnp.zeros((10, 10)), "b": jnp.zeros((100, 100))}
+        >>> mask = erk(jax.random.key(0), params, 0.1)
+        >>> int(mask["a"].sum()), int(mask["b"].sum())
+        (92, 918)
+
+    Args:
+        key, params, density, prunable: as for `uniform`; floor(density * n + 1/2) of all n weights are
+            kept. A layer that would get more than it has stays dense, and the others share the rest.
+
+    Returns:
+        The mask.
+
+    Source: Evci et al. 2020, RigL (arXiv 1911.11134), section 3: Erdos-Renyi kernel, after Mocanu et
+    al. 2018 (arXiv 1707.04780).
+    """
+    mask = ones(params, prunable)
+    shapes = [m.shape for m in jax.tree.leaves(mask) if jnp.ndim(m)]
+    return _random(key, mask, _shares([sum(shape) / math.prod(shape) for shape in shapes], mask, density))
+
+
+def smart_ratio(key: jax.Array, params: PyTree, density: float, *, prunable: Prunable = None) -> PyTree:
+    """A random mask whose layers thin out with depth: layer l of L in proportion to m**2 + m, m = L-l+1.
+
+    The last layer keeps 0.3 of its weights, or more where the others are full; where that is more than
+    all that are to be kept, every layer gets the same density. The order of the layers is that of the
+    leaves (dictionaries: of their sorted keys).
+
+    Args:
+        key, params, density, prunable: as for `erk`.
+
+    Returns:
+        The mask.
+
+    Source: Su et al. 2020 (arXiv 2009.11094), section 4.
+    """
+    mask = ones(params, prunable)
+    sizes = _sizes(mask)
+    depth = len(sizes)
+    _check_density(density)
+    kept = int(count(float(str(density)), sum(sizes)))
+    last = int(count(0.3, sizes[-1])) if sizes else 0
+    if depth < 2 or last >= kept:
+        return uniform(key, params, density, prunable=prunable)
+    last = max(last, kept - sum(sizes[:-1]))
+    ratios: list[float] = [(depth - i) ** 2 + (depth - i) for i in range(depth - 1)]
+    return _random(key, mask, _shares(ratios, mask, density, fixed=[last]))
+
+
+def snip(
+    loss: Callable[[PyTree, Any], jax.Array],
+    params: PyTree,
+    batch: Any,
+    density: float,
+    *,
+    prunable: Prunable = None,
+) -> PyTree:
+    """A mask that keeps the weights of the highest |g * w|, over all layers together.
+
+    Args:
+        loss: (parameters, batch) -> mean loss, shape ().
+        params: initial weights.
+        batch: what the loss takes.
+        density: share of the weights kept, exactly floor(density * n + 1/2) of all n.
+        prunable: as for `prune.ones`.
+
+    Returns:
+        The mask.
+
+    Source: Lee et al. 2019 (arXiv 1810.02340), algorithm 1.
+    """
+    scores = _scores.saliency(lambda p: loss(p, batch), params)
+    return to_density(scores, ones(params, prunable), density, scope="global")
+
+
+def grasp(
+    loss: Callable[[PyTree, Any], jax.Array],
+    params: PyTree,
+    batch: Any,
+    density: float,
+    *,
+    prunable: Prunable = None,
+) -> PyTree:
+    """A mask without the weights whose removal least reduces the gradient's norm.
+
+    Args:
+        loss, params, batch, density, prunable: as for `snip`.
+
+    Returns:
+        The mask.
+
+    Source: Wang et al. 2020 (arXiv 2002.07376), algorithm 1, at temperature 1.
+    """
+    scores = _scores.gradient_flow(lambda p: loss(p, batch), params)
+    return to_density(scores, ones(params, prunable), density, scope="global")
+
+
+def synflow(
+    apply: Callable[[PyTree, jax.Array], jax.Array],
+    params: PyTree,
+    shape: tuple[int, ...],
+    density: float,
+    *,
+    rounds: int = 100,
+    prunable: Prunable = None,
+) -> PyTree:
+    """A mask that conserves synaptic flow, found without data in rounds of exponential density.
+
+    Args:
+        apply: (parameters, input) -> output.
+        params: initial weights.
+        shape: of the input, batch axis included, for example (1, 28, 28, 1).
+        density: share of the weights kept, exactly floor(density * n + 1/2) of all n.
+        rounds: after round i of them the density is density ** (i / rounds).
+        prunable: as for `prune.ones`.
+
+    Returns:
+        The mask.
+
+    Source: Tanaka et al. 2020 (arXiv 2006.05467), algorithm 1.
+    """
+    mask = ones(params, prunable)
+    total = totals(mask)[1]
+    _check_density(density)
+    densities = [density ** (i / rounds) for i in range(1, rounds)] + [density]
+    targets = jnp.array([count(float(str(d)), total) for d in densities], jnp.int32)
+
+    def one(i: jax.Array, mask: PyTree) -> PyTree:
+        scores = _scores.synaptic_flow(apply, masked_params(params, mask), shape)
+        return remove_counted(scores, mask, [totals(mask)[0] - targets[i]], scope="global")
+
+    return jax.lax.fori_loop(0, rounds, one, mask)
+
+
+def _sizes(mask: PyTree) -> list[int]:
+    return [m.size for m in jax.tree.leaves(mask) if jnp.ndim(m)]
+
+
+def _check_density(density: float) -> None:
+    if not (isinstance(density, float | int) and 0 <= density <= 1):
+        raise ValueError(f"density: {density!r} is outside [0, 1]; it is the share of weights kept.")
+
+
+def _random(key: jax.Array, mask: PyTree, kept: list[int]) -> PyTree:
+    """A random mask with so many survivors in every prunable leaf."""
+    leaves, treedef = jax.tree.flatten(mask)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    bits = [jax.random.bits(k, jnp.shape(m), jnp.uint32) for k, m in zip(keys, leaves, strict=False)]
+    of_leaf = iter(kept)
+    going = [m.size - next(of_leaf) if jnp.ndim(m) else 0 for m in leaves]
+    return remove_counted(jax.tree.unflatten(treedef, bits), mask, going)
+
+
+def _shares(ratios: list[float], mask: PyTree, density: float, fixed: list[int] | None = None) -> list[int]:
+    """How many weights every layer keeps, in all exactly floor(density * n + 1/2) of n.
+
+    Args:
+        ratios: relative densities of the layers; of those not `fixed`.
+        mask: for the layers' sizes.
+        density: of all.
+        fixed: what the last layers keep, whatever the density.
+    """
+    _check_density(density)
+    sizes = _sizes(mask)
+    last = fixed or []
+    left = int(count(float(str(density)), sum(sizes))) - sum(last)
+    sizes = sizes[: len(ratios)]
+    dense: set[int] = set()
+    while True:
+        free = [i for i in range(len(sizes)) if i not in dense]
+        rest = left - sum(sizes[i] for i in dense)
+        scale = rest / sum(ratios[i] * sizes[i] for i in free) if free else 0.0
+        over = {i for i in free if scale * ratios[i] > 1}
+        if not over:
+            break
+        dense |= over
+    exact = [float(n) if i in dense else scale * ratios[i] * n for i, n in enumerate(sizes)]
+    kept = [math.floor(x) for x in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: kept[i] - exact[i])
+    for i in [i for i in by_remainder if kept[i] < sizes[i]][: left - sum(kept)]:
+        kept[i] += 1
+    return kept + last

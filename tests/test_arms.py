@@ -1,0 +1,228 @@
+"""Criteria, arms, chains and schedules, as a study runs them."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lthjax import config, imp, models, prune, rng, study
+from lthjax.arms import ARMS, Context
+from lthjax.criteria import CRITERIA
+from lthjax.imp import Cell
+from lthjax.store import Store
+
+Make = Callable[..., study.Prepared]
+PATHS = {"a": (6, 4), "b": (4, 3)}
+
+
+def model() -> models.Model:
+    """A bilinear network whose derivatives can be written down: x a b, without nonlinearity."""
+
+    def init(key: jax.Array) -> models.Variables:
+        keys = jax.random.split(key)
+        drawn = {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, PATHS.items(), strict=True)}
+        return models.Variables(drawn, {})
+
+    def apply(params: dict, stats: dict, images: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+        return images.reshape(len(images), -1) @ params["a"] @ params["b"], stats
+
+    return models.Model("bilinear", (2, 3, 1), 3, init, apply)
+
+
+INITIAL = model().init(jax.random.key(0))
+FINAL = model().init(jax.random.key(1)).params
+BATCH = (
+    np.random.default_rng(0).normal(size=(5, 2, 3, 1)).astype(np.float32),
+    np.array([0, 1, 2, 1, 0], np.int32),
+)
+
+
+def scores_of(criterion: str) -> dict[str, np.ndarray]:
+    full = jax.tree.map(np.asarray, prune.ones(FINAL))
+    parent = imp.Ticket(full, FINAL)
+    going = np.array([5, 3], np.int32)
+    scores, mask = imp.next_mask(
+        (criterion, "layer"), model(), jax.random.key(2), INITIAL, parent, BATCH, going
+    )
+    assert int(mask["a"].sum()) == 24 - 5
+    assert int(mask["b"].sum()) == 12 - 3
+    for name, kept in mask.items():
+        assert np.asarray(scores[name])[~kept].max() <= np.asarray(scores[name])[kept].min()
+    return {name: np.asarray(s, np.float64) for name, s in scores.items()}
+
+
+def gradients(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the mean cross-entropy, by hand: dL/dz = (softmax - onehot) / n."""
+    x = BATCH[0].reshape(5, -1).astype(np.float64)
+    z = x @ a @ b
+    p = np.exp(z - z.max(1, keepdims=True))
+    delta = (p / p.sum(1, keepdims=True) - np.eye(3)[BATCH[1]]) / 5
+    return x.T @ delta @ b.T, (x @ a).T @ delta
+
+
+def by_hand(criterion: str) -> tuple[np.ndarray, np.ndarray]:
+    initial = [np.asarray(INITIAL.params[n], np.float64) for n in PATHS]
+    final = [np.asarray(FINAL[n], np.float64) for n in PATHS]
+    if criterion in ("taylor", "snip"):
+        at = final if criterion == "taylor" else initial
+        ga, gb = gradients(*at)
+        return abs(ga * at[0]), abs(gb * at[1])
+    if criterion == "grasp":
+        # H g by central differences of the hand-written gradient along g.
+        g, h = gradients(*initial), 1e-5
+        up = gradients(*(w + h * d for w, d in zip(initial, g, strict=True)))
+        down = gradients(*(w - h * d for w, d in zip(initial, g, strict=True)))
+        return tuple(w * (u - d) / (2 * h) for w, u, d in zip(initial, up, down, strict=True))  # type: ignore[return-value]
+    if criterion == "synflow":
+        a, b = map(abs, initial)
+        # R = 1' |a| |b| 1: the score of a weight is the sum of the paths through it.
+        return a * b.sum(1), a.sum(0)[:, None] * b
+    by_weight = {
+        "large_final": lambda i, f: abs(f),
+        "small_final": lambda i, f: -abs(f),
+        "large_init": lambda i, f: abs(i),
+        "small_init": lambda i, f: -abs(i),
+        "large_init_large_final": lambda i, f: np.minimum(abs(i), abs(f)),
+        "magnitude_increase": lambda i, f: abs(f) - abs(i),
+        "movement": lambda i, f: abs(f - i),
+    }[criterion]
+    return tuple(by_weight(i, f) for i, f in zip(initial, final, strict=True))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("criterion", sorted(set(CRITERIA) - {"random"}))
+def test_scores_by_hand(criterion: str) -> None:
+    for name, expected in zip(PATHS, by_hand(criterion), strict=True):
+        np.testing.assert_allclose(scores_of(criterion)[name], expected, rtol=2e-3, atol=2e-5)
+
+
+def test_random_scores_are_other_with_another_key_and_uniform() -> None:
+    one = scores_of("random")
+    assert len(np.unique(one["a"])) == 24
+    assert 0.2 < one["a"].mean() / 2**32 < 0.8
+
+
+def context(origin: dict | None = None) -> Context:
+    origin = origin or INITIAL.params
+    parent = jax.device_get(prune.magnitude(FINAL, prune.ones(FINAL), 0.25))
+    mask = jax.device_get(prune.magnitude(FINAL, parent, 0.5))
+    scores = jax.tree.map(jnp.abs, FINAL)
+    fresh = lambda key: model().init(key).params  # noqa: E731
+    return Context(jax.random.key(3), fresh, origin, FINAL, parent, mask, scores)
+
+
+@pytest.mark.parametrize("name", sorted(ARMS))
+def test_every_arm_keeps_as_many_weights_as_the_ticket(name: str) -> None:
+    at = context()
+    mask = ARMS[name].mask(at)
+    params = ARMS[name].params(at, mask)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, FINAL)
+    assert int(prune.totals(mask)[0]) == int(prune.totals(at.mask)[0])
+
+
+def test_arms_by_definition() -> None:
+    at = context()
+    kept = {n: np.asarray(m) for n, m in at.mask.items()}
+
+    def start(name: str) -> dict[str, np.ndarray]:
+        return {n: np.asarray(p) for n, p in ARMS[name].params(at, ARMS[name].mask(at)).items()}
+
+    for n in PATHS:
+        origin = np.asarray(at.origin[n])
+        moved = start("reshuffle")[n]
+        assert sorted(moved[kept[n]]) == sorted(origin[kept[n]])
+        assert not np.array_equal(moved[kept[n]], origin[kept[n]])
+        np.testing.assert_allclose(start("sign_constant")[n], np.sign(origin) * origin.std(), rtol=1e-5)
+        fresh = start("reinit")[n]
+        np.testing.assert_array_equal(start("sign_only")[n], np.abs(fresh) * np.sign(origin))
+        share = kept[n].mean(0)
+        scaled = np.where(share > 0, fresh / np.sqrt(np.where(share > 0, share, 1)), fresh)
+        np.testing.assert_allclose(start("reinit_rescaled")[n], scaled, rtol=1e-5)
+        worst = np.asarray(ARMS["invert"].mask(at)[n])
+        parent, scores = np.asarray(at.parent[n]), np.asarray(at.scores[n])
+        assert worst.sum() == kept[n].sum()
+        assert not (worst & ~parent).any()
+        assert scores[worst].max() <= scores[parent & ~worst].min()
+
+
+def opened(prepared: study.Prepared, run: Path) -> Store:
+    return Store(run, prepared.identity, json.loads((run / "study.json").read_text()))
+
+
+def test_a_study_of_every_arm_and_criterion(tiny: Make, tmp_path: Path) -> None:
+    """Runs them all; two chains rewind, two lead themselves."""
+    arms = tuple(ARMS)
+    prepared = tiny(arms=arms, seeds=(0,), rewind=(0, 3), levels=2)
+    run = study.run(prepared, tmp_path / "runs")
+    names = [chain.name for chain in imp.chains(prepared.study, prepared.lengths)]
+    assert names == ["rewind-0", "rewind-3", "reinit_chain-0", "random_chain-0", "random_chain-3"]
+    assert not study.plan(prepared, tmp_path / "runs").missing
+    with opened(prepared, run) as store:
+        untrained = store.result(Cell(0, "rewind-3", 1, "untrained"))
+        assert (untrained["steps"], untrained["start"]) == (0, 3)
+        assert untrained["curves"]["train_loss"] == [None]
+        initial = prepared.model.init(rng.stream(0, "init"))
+        like = prune.ones(initial.params)
+        mask = store.mask(Cell(0, "rewind-3", 1, "untrained"), like)
+        origin = prune.apply(store.state(0, 3, initial).params, mask)
+        kept = store.variables(Cell(0, "rewind-3", 1, "untrained"), initial).params
+        jax.tree.map(np.testing.assert_array_equal, kept, origin)
+        second = store.result(Cell(0, "reinit_chain-0", 2, "reinit_chain"))
+        assert second["made_from"]["parent"] == "seed=0/chain=reinit_chain-0/level=01/reinit_chain"
+        # The mask of a chain is made from its own leader.
+        leader = Cell(0, "reinit_chain-0", 1, "reinit_chain")
+        expected = prune.magnitude(
+            store.variables(leader, initial).params, store.mask(leader, like), prepared.study.prune.rate
+        )
+        got = store.mask(Cell(0, "reinit_chain-0", 2, "reinit_chain"), like)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        chance = store.mask(Cell(0, "random_chain-0", 1, "random_chain"), like)
+        ticket = store.mask(Cell(0, "rewind-0", 1, "ticket"), like)
+        iou, by_chance = prune.overlap(chance, ticket)
+        assert abs(float(iou) - float(by_chance)) < 0.01
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "grasp", "synflow", "random"])
+def test_a_study_by_criterion(tiny: Make, tmp_path: Path, criterion: str) -> None:
+    prepared = tiny(prune=config.Prune(criterion=criterion), seeds=(0,), arms=("ticket",), levels=1)
+    run = study.run(prepared, tmp_path / "runs")
+    with opened(prepared, run) as store:
+        assert store.result(Cell(0, "rewind-0", 1, "ticket"))["density"] == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "densities"),
+    [
+        ({"rates": (0.5, 0.2, 0.1)}, (0.5, 0.4, 0.36)),
+        ({"density": 0.125}, (0.5, 0.25, 0.125)),
+        ({"density": 0.1, "course": "linear"}, (0.7, 0.4, 0.1)),
+        ({"density": 0.1, "course": "cubic"}, (1 - 0.9 * 19 / 27, 1 - 0.9 * 26 / 27, 0.1)),
+    ],
+)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_schedules_reach_their_densities_exactly(changes: dict, densities: tuple, scope: str) -> None:
+    """Counts by numpy in float64, layer by layer and over all, with the model's own shapes."""
+    how = config.Prune(scope=scope, rate=0.2)  # type: ignore[arg-type]
+    asked = config.Study(levels=3, prune=dataclasses.replace(how, **changes))
+    config.validate(asked)
+    params = models.build("lenet300", (28, 28, 1), 10).init(jax.random.key(0)).params
+    mask = jax.device_get(prune.ones(params))
+    scores = jax.tree.map(jnp.abs, params)
+    sizes = [784 * 300, 300 * 100, 100 * 10] if scope == "layer" else [784 * 300 + 300 * 100 + 100 * 10]
+    left = list(sizes)
+    for level, density in enumerate(densities, 1):
+        mask = jax.device_get(
+            prune.remove_counted(
+                scores, mask, list(imp.removals(asked, level, mask)), scope=asked.prune.scope
+            )
+        )
+        if "rates" in changes:
+            left = [n - int(np.floor(changes["rates"][level - 1] * n + 0.5)) for n in left]
+        else:
+            left = [int(np.floor(density * n + 0.5)) for n in sizes]
+        got = [int(n) for n, size in prune.survivors(mask, asked.prune.scope) if size]
+        assert got == left

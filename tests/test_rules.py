@@ -1,0 +1,261 @@
+"""Masks by rule and from scores at initialisation, structures, files and accounting."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lthjax import models, prune
+
+PARAMS = {
+    "conv": {"bias": jnp.zeros(8), "kernel": jax.random.normal(jax.random.key(0), (3, 3, 4, 8))},
+    "fc": {"bias": jnp.zeros(10), "kernel": jax.random.normal(jax.random.key(1), (32, 10))},
+    "out": {"kernel": jax.random.normal(jax.random.key(2), (10, 5))},
+}
+SIZES = [288, 320, 50]
+
+
+def kept(mask: dict) -> list[int]:
+    return [int(left) for left, size in prune.survivors(mask) if size]
+
+
+@pytest.mark.parametrize("rule", [prune.uniform, prune.erk, prune.smart_ratio])
+@given(density=st.floats(0, 1), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_random_rules_keep_exactly_their_density(rule, density: float, seed: int) -> None:
+    mask = rule(jax.random.key(seed), PARAMS, density)
+    counts = kept(mask)
+    whole = int(np.floor(density * 658 + 0.5))
+    if rule is prune.uniform:
+        assert counts == [int(prune.count(density, n)) for n in SIZES]
+    elif rule is prune.erk or counts != [int(prune.count(density, n)) for n in SIZES]:
+        assert abs(sum(counts) - whole) <= 0
+    assert mask["conv"]["bias"].shape == ()
+
+
+def test_erk_and_smart_ratio_by_hand() -> None:
+    # ERK at density 0.1: 65.8 -> 66 weights, layer l gets eps * (sum of dimensions).
+    dims = np.array([3 + 3 + 4 + 8, 32 + 10, 10 + 5])
+    exact = 66 * dims / dims.sum()
+    assert all(
+        abs(k - e) < 1 for k, e in zip(kept(prune.erk(jax.random.key(0), PARAMS, 0.1)), exact, strict=True)
+    )
+    # At density 0.4 the last layer would need more than it has: it stays dense, the others share.
+    counts = kept(prune.erk(jax.random.key(0), PARAMS, 0.4))
+    assert counts[2] == 50
+    assert sum(counts) == 263
+    share = (263 - 50) * dims[:2] / dims[:2].sum()
+    assert all(abs(k - e) < 1 for k, e in zip(counts[:2], share, strict=True))
+    # Smart ratio, L = 3: ratios 3*4 = 12 and 2*3 = 6, the last 0.3 * 50 = 15.
+    counts = kept(prune.smart_ratio(jax.random.key(0), PARAMS, 0.2))
+    assert counts[2] == 15
+    exact = (132 - 15) * np.array([12 * 288, 6 * 320]) / (12 * 288 + 6 * 320)
+    assert all(abs(k - e) < 1 for k, e in zip(counts[:2], exact, strict=True))
+
+
+def test_every_weight_is_as_likely() -> None:
+    masks = [
+        np.asarray(prune.uniform(jax.random.key(i), {"w": jnp.zeros((5, 8))}, 0.3)["w"]) for i in range(400)
+    ]
+    often = np.mean(masks, axis=0)
+    assert abs(often - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / 400)
+
+
+def test_snip_grasp_and_synflow_are_their_formulas() -> None:
+    """On x a b, whose gradients are written out with numpy; SynFlow's rounds too."""
+    a, b = np.asarray(PARAMS["fc"]["kernel"], np.float64), np.asarray(PARAMS["out"]["kernel"], np.float64)
+    params = {"a": jnp.asarray(a, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
+    x = np.random.default_rng(0).normal(size=(6, 32))
+    y = np.random.default_rng(1).normal(size=(6, 5))
+
+    def gradient(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+        error = (x @ a @ b - y) / 6
+        return [x.T @ error @ b.T, (x @ a).T @ error]
+
+    def keep_highest(scores: list[np.ndarray], n: int) -> list[np.ndarray]:
+        order = np.argsort(np.concatenate([s.ravel() for s in scores]))
+        flat = np.zeros(order.size, bool)
+        flat[order[order.size - n :]] = True
+        return [flat[:320].reshape(32, 10), flat[320:].reshape(10, 5)]
+
+    def loss(p: dict, batch: tuple) -> jax.Array:
+        return 0.5 * ((batch[0] @ p["a"] @ p["b"] - batch[1]) ** 2).sum() / 6
+
+    batch = (jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32))
+    g = gradient(a, b)
+    expected = keep_highest([abs(g[0] * a), abs(g[1] * b)], 111)
+    got = prune.snip(loss, params, batch, 0.3)
+    assert sum((np.asarray(got[n]) != m).sum() for n, m in zip("ab", expected, strict=True)) == 0
+    h = 1e-4
+    up, down = gradient(a + h * g[0], b + h * g[1]), gradient(a - h * g[0], b - h * g[1])
+    scores = [w * (u - d) / (2 * h) for w, u, d in zip((a, b), up, down, strict=True)]
+    got = prune.grasp(loss, params, batch, 0.3)
+    expected = keep_highest(scores, 111)
+    assert sum((np.asarray(got[n]) != m).sum() for n, m in zip("ab", expected, strict=True)) <= 2
+
+    masks = [np.ones_like(a, bool), np.ones_like(b, bool)]
+    for i in range(1, 11):
+        left, right = abs(a) * masks[0], abs(b) * masks[1]
+        scores = [left * right.sum(1), left.sum(0)[:, None] * right]
+        scores = [np.where(m, s, -1) for s, m in zip(scores, masks, strict=True)]
+        masks = keep_highest(scores, int(np.floor(0.05 ** (i / 10) * 370 + 0.5)))
+    got = prune.synflow(lambda p, x: x @ p["a"] @ p["b"], params, (1, 32), 0.05, rounds=10)
+    assert sum((np.asarray(got[n]) != m).sum() for n, m in zip("ab", masks, strict=True)) == 0
+    # One round would cut this layer off; iterating conserves the flow.
+    assert all(m.any() for m in jax.tree.leaves(got))
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_units(norm: str, scope: str) -> None:
+    params = {"a": PARAMS["conv"]["kernel"], "b": PARAMS["fc"]["kernel"]}
+    first = prune.magnitude(params, prune.ones(params), 0.3)
+    mask = prune.magnitude(params, first, 0.5, scope=scope, granularity=f"unit-{norm}")  # type: ignore[arg-type]
+    norms, units = {}, {}
+    for n, p in params.items():
+        flat = (np.asarray(p) * np.asarray(first[n])).reshape(-1, p.shape[-1])
+        norms[n] = np.linalg.norm(flat, ord=1 if norm == "l1" else 2, axis=0)
+        alive = np.asarray(mask[n]).reshape(flat.shape)
+        units[n] = alive.any(0)
+        np.testing.assert_array_equal(alive, np.asarray(first[n]).reshape(flat.shape) & units[n])
+    if scope == "layer":
+        assert {n: u.sum() for n, u in units.items()} == {"a": 4, "b": 5}
+        assert all(norms[n][~u].max() <= norms[n][u].min() for n, u in units.items())
+    else:
+        both, alive = (np.concatenate([d["a"], d["b"]]) for d in (norms, units))
+        assert alive.sum() == 9
+        assert both[~alive].max() <= both[alive].min()
+
+
+def test_two_of_four() -> None:
+    mask = prune.magnitude(PARAMS, prune.ones(PARAMS), {"conv": 0.5, "fc": 0.5}, granularity="2:4")
+    for name in ("conv", "fc"):
+        w = np.abs(np.moveaxis(np.asarray(PARAMS[name]["kernel"]), -2, -1)).reshape(-1, 4)
+        m = np.moveaxis(np.asarray(mask[name]["kernel"]), -2, -1).reshape(-1, 4)
+        assert (m.sum(1) == 2).all()
+        assert (np.where(m, w, np.inf).min(1) >= np.where(m, -np.inf, w).max(1)).all()
+    assert mask["out"]["kernel"].all()
+    with pytest.raises(ValueError, match="'out/kernel' has 10 inputs, not a multiple of 4"):
+        prune.magnitude(PARAMS, prune.ones(PARAMS), 0.5, granularity="2:4")
+    with pytest.raises(ValueError, match=r"it is 0\.5, not 0\.2"):
+        prune.magnitude(PARAMS, prune.ones(PARAMS), 0.2, granularity="2:4")
+    with pytest.raises(ValueError, match="granularity: 'row' is not known"):
+        prune.magnitude(PARAMS, prune.ones(PARAMS), 0.2, granularity="row")
+
+
+def test_overlap_of_random_masks_is_chance() -> None:
+    keys = jax.random.split(jax.random.key(0), 200)
+    some = [prune.uniform(k, PARAMS, 0.3) for k in keys]
+    found = [prune.overlap(a, b) for a, b in zip(some[::2], some[1::2], strict=True)]
+    ious = [float(o.iou) for o in found]
+    error = np.std(ious) / np.sqrt(len(ious))
+    assert abs(np.mean(ious) - float(found[0].chance)) < 4 * error
+    assert error < 0.005
+    assert float(prune.overlap(some[0], some[0]).iou) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "layers"),
+    [
+        # positions x weights: LeNet-5 conv1 28*28*150, conv2 10*10*2400, then the dense layers once.
+        (
+            "lenet5",
+            (28, 28, 1),
+            {"conv1": 117_600, "conv2": 240_000, "fc1": 48_000, "fc2": 10_080, "output": 840},
+        ),
+        ("lenet300", (28, 28, 1), {"fc1": 235_200, "fc2": 30_000, "output": 1000}),
+        (
+            "small_cnn",
+            (32, 32, 3),
+            {
+                "conv1": 442_368,
+                "conv2": 2_359_296,
+                "conv3": 1_179_648,
+                "conv4": 2_359_296,
+                "fc1": 262_144,
+                "output": 1280,
+            },
+        ),
+    ],
+)
+def test_table_counts_multiplications(name: str, shape: tuple, layers: dict[str, int]) -> None:
+    model = models.build(name, shape, 10)
+    params = model.init(jax.random.key(0)).params
+    mask = prune.magnitude(params, prune.ones(params), 0.5)
+    table = prune.table(params, mask, apply=lambda p, x: model.apply(p, {}, x, False)[0], shape=(1, *shape))
+    assert {row.path.split("/")[0]: row.macs for row in table.rows if row.prunable} == layers
+    text = str(table)
+    assert f"{sum(layers.values()):,}" in text
+    assert "50.0 %" in text
+    with pytest.raises(ValueError, match="MACs need both"):
+        prune.table(params, mask, shape=(1, 28, 28, 1))
+
+
+def test_table_of_a_plain_flax_network_with_masked_weights() -> None:
+    net = nn.Sequential([nn.Conv(4, (3, 3), strides=2), nn.relu, lambda x: x.reshape(1, -1), nn.Dense(3)])
+    params = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 2)))
+    table = prune.table(params, prune.ones(params), apply=net.apply, shape=(1, 8, 8, 2))
+    assert [row.macs for row in table.rows if row.prunable] == [4 * 4 * 72, 4 * 4 * 4 * 3]
+
+
+def ticket(path: Path, dtype: str = "float32") -> tuple[dict, dict]:
+    params = jax.tree.map(lambda p: p.astype(dtype), PARAMS)
+    mask = prune.magnitude(params, prune.ones(params), 0.5)
+    prune.save(path, params, mask, origin=params, metadata={"seed": 3, "accuracy": 0.98})
+    return params, mask
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_ticket_survives_its_file(tmp_path: Path, dtype: str) -> None:
+    params, mask = ticket(tmp_path / "t.safetensors", dtype)
+    got = prune.load(tmp_path / "t.safetensors")
+    assert got.metadata == {"seed": 3, "accuracy": 0.98}
+    for mine, theirs in ((got.params, params), (got.mask, mask), (got.origin, params)):
+        assert jax.tree.structure(mine) == jax.tree.structure(theirs)
+        jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    assert got.params["fc"]["kernel"].dtype == dtype
+    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+def test_a_ticket_is_read_without_this_package(tmp_path: Path) -> None:
+    _, mask = ticket(tmp_path / "t.safetensors")
+    code = (
+        "import sys, json, numpy; from safetensors.numpy import load_file\n"
+        "t = load_file(sys.argv[1]); w = t['params/fc/kernel']\n"
+        "m = numpy.unpackbits(t['mask/fc/kernel'], count=w.size).reshape(w.shape)\n"
+        "print(int(m.sum()), 'lthjax' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "t.safetensors"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(int(mask["fc"]["kernel"].sum())), "False"]
+
+
+def test_damaged_files_give_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    ticket(path)
+    whole = path.read_bytes()
+    for i, contents in enumerate(
+        (b"", b"\x80\x04]", whole[:100], whole[:-1], whole.replace(b"lthjax-ticket-1", b"lthjax-ticket-9"))
+    ):
+        path.write_bytes(contents)
+        with pytest.raises(ValueError, match=r"not a ticket that prune\.save wrote, or damaged") as caught:
+            prune.load(path)
+        assert "\n" not in str(caught.value), i
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        prune.load(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"metadata: .*what JSON can hold"):
+        prune.save(path, PARAMS, prune.ones(PARAMS), metadata={"a": object()})
+    with pytest.raises(ValueError, match="two leaves have one path"):
+        prune.save(
+            path,
+            {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}},
+            {"a/b": jnp.ones(()), "a": {"b": jnp.ones(())}},
+        )
