@@ -432,6 +432,7 @@ def _order(scores: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(scores), ~jnp.zeros_like(bits), ordered)
 
 
+@jax.jit
 def _remove_lowest(keys: jax.Array, kept: jax.Array, removed: int | jax.Array) -> jax.Array:
     """`kept` without exactly `removed` of its True entries: those of the lowest keys.
 
