@@ -10,12 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.cells import Row, arms, by_seed, chains, select
+from lthjax.arms import ARMS
 from lthjax.imp import DENSE
 from lthjax.stats import mean_interval
 
 # Okabe & Ito's colours, told apart by the colour-blind; markers tell arms apart in grey print.
 _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
 _MARKERS = {"ticket": "o", "reinit": "s", "random": "^"}
+_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
+_OTHER_MARKERS = ("D", "v", "P", "X", "<", ">", "*", "p", "h")
 _LINES = ("-", "--", ":", "-.")
 # The interval of two seeds is so wide (t = 12.7) that bands would hide what they lie behind: thin bars.
 _BAND_FROM = 3
@@ -82,14 +85,14 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
             densities.update(x)
             intervals = [mean_interval(of_level) for _, of_level in points]
             n = max(i.n for i in intervals)
-            colour = _COLOURS.get(arm, "#CC79A7")
+            colour, marker = _look(arm)
             name = f"{arm}, {_rewound(chain)}" if several else arm
             axes.plot(
                 x,
                 [i.mean for i in intervals],
                 line,
                 color=colour,
-                marker=_MARKERS.get(arm, "D"),
+                marker=marker,
                 ms=5,
                 label=f"{name} (n = {n})",
             )
@@ -114,6 +117,13 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
     axes.set_xlabel("weights left (% of prunable weights, log scale)")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9)
+
+
+def _look(arm: str) -> tuple[str, str]:
+    """An arm's colour and marker, the same in every figure."""
+    place = list(ARMS).index(arm)
+    others = (_OTHER_COLOURS[place % len(_OTHER_COLOURS)], _OTHER_MARKERS[place % len(_OTHER_MARKERS)])
+    return _COLOURS.get(arm, others[0]), _MARKERS.get(arm, others[1])
 
 
 def _point(rows: Sequence[Row], column: str, unit: float) -> tuple[float, tuple[float, ...]]:

@@ -190,11 +190,11 @@ def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
 
 
 def _levels(rows: Sequence[Row], chain: str) -> Table:
-    """A chain's levels: accuracy of every arm, and the ticket's paired differences."""
-    names = arms(rows)
-    controls = [arm for arm in names if arm != "ticket"]
-    header = ["level", "weights left", "%", *names, "ticket − dense (pp)"]
-    header += [f"ticket − {arm} (pp)" for arm in controls]
+    """A chain's levels: accuracy of every arm, and its leader's paired differences."""
+    names = arms(select(rows, chain=chain))
+    leader, *controls = names
+    header = ["level", "weights left", "%", *names, f"{leader} − dense (pp)"]
+    header += [f"{leader} − {arm} (pp)" for arm in controls]
     dense_rows = select(rows, chain=DENSE)
     dense = _accuracies(dense_rows)
     lines = []
@@ -209,11 +209,13 @@ def _levels(rows: Sequence[Row], chain: str) -> Table:
         line = [str(level), f"{of_level[0].weights_left:,}", f"{100 * of_level[0].density:.1f}"]
         line += [_percent(mean_interval(list(values.values()))) for values in accuracies.values()]
         line += [
-            _points(_difference(accuracies.get("ticket", {}), other))
+            _points(_difference(accuracies[leader], other))
             for other in (dense, *(accuracies[arm] for arm in controls))
         ]
         lines.append(line)
-    return Table(f"Rewound to step {chain.rpartition('-')[2]}", header, lines)
+    made_by, _, step = chain.rpartition("-")
+    led = "" if leader == "ticket" else f"{made_by}: "
+    return Table(f"{led}Rewound to step {step}", header, lines)
 
 
 def _accuracies(rows: Sequence[Row]) -> dict[int, float]:

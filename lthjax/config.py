@@ -423,10 +423,15 @@ def fingerprint(full: dict[str, Any]) -> str:
 
     So that a field added later with a default that keeps the old behaviour renames no old run.
     """
-    defaults = json.loads(json.dumps(_flat(Study())))
-    kept = {k: v for k, v in full.items() if k not in defaults or defaults[k] != v}
+    usual = defaults()
+    kept = {k: v for k, v in full.items() if k not in usual or usual[k] != v}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def defaults() -> dict[str, Any]:
+    """Every field's default by dotted name, as in `identity`."""
+    return json.loads(json.dumps(_flat(Study())))
 
 
 def repeats(study: Study, arm: str) -> int:

@@ -25,7 +25,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from lthjax import prune
+from lthjax import config, prune
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -188,12 +188,14 @@ def check_identity(run: Path, identity: dict[str, Any]) -> None:
     """
     if not (run / "study.json").exists():
         return
-    there = read_study(run)["identity"]
-    for name in sorted(there.keys() | identity.keys()):
-        if there.get(name) != identity.get(name):
+    # A field that is newer than the folder had its default's meaning when the folder was made.
+    usual = config.defaults()
+    there, here = ({**usual, **fields} for fields in (read_study(run)["identity"], identity))
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
             raise UserError(
                 f"{run}: it was made by another config: {name} is {there.get(name)!r} there and "
-                f"{identity.get(name)!r} here; choose another folder with --out, or another name."
+                f"{here.get(name)!r} here; choose another folder with --out, or another name."
             )
 
 

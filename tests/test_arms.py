@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from analysis import export
 from lthjax import config, imp, models, prune, rng, study
 from lthjax.arms import ARMS, Context
 from lthjax.criteria import CRITERIA
+from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.store import Store
 
@@ -226,3 +228,44 @@ def test_schedules_reach_their_densities_exactly(changes: dict, densities: tuple
             left = [int(np.floor(density * n + 0.5)) for n in sizes]
         got = [int(n) for n, size in prune.survivors(mask, asked.prune.scope) if size]
         assert got == left
+
+
+def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable) -> None:
+    prepared = tiny(seeds=(0,), levels=1, arms=("ticket", "reinit"), rewind=(3,))
+    run = study.run(prepared, tmp_path / "runs")
+    file = tmp_path / "t.safetensors"
+    done = command_line("-m", "analysis.export", run, file, "--level", 1, "--chain", "rewind-3")
+    assert done.stdout.strip() == str(file), done.stderr
+    ticket = prune.load(file)
+    store = opened(prepared, run)
+    initial = prepared.model.init(rng.stream(0, "init"))
+    cell = Cell(0, "rewind-3", 1, "ticket")
+    same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)  # noqa: E731
+    same(ticket.params, store.variables(cell, initial).params)
+    same(ticket.mask, store.mask(cell, prune.ones(initial.params)))
+    same(ticket.origin, store.state(0, 3, initial).params)
+    assert ticket.metadata["test_accuracy"] == store.result(cell)["test_accuracy"]
+    assert (ticket.metadata["seed"], ticket.metadata["level"], ticket.metadata["model"]) == (0, 1, "lenet300")
+    fresh = export.export(run, Cell(0, "rewind-3", 1, "reinit"), file)
+    assert prune.load(fresh).origin is None
+    for wrong, says in (
+        (["--level", 7], "has no cell rewind-3, level 7"),
+        (["--level", 1, "--seed", 5], "--seed: 5"),
+    ):
+        failed = command_line("-m", "analysis.export", run, file, "--chain", "rewind-3", *wrong)
+        assert failed.returncode == 2
+        assert says in failed.stderr
+        assert "Traceback" not in failed.stderr
+
+
+def test_a_folder_older_than_a_field_is_gone_on_with(tiny: Make, tmp_path: Path) -> None:
+    prepared = tiny(seeds=(0,), levels=1, arms=("ticket",))
+    run = study.run(prepared, tmp_path / "runs")
+    about = json.loads((run / "study.json").read_text())
+    del about["identity"]["prune.course"]
+    (run / "study.json").write_text(json.dumps(about))
+    assert not study.plan(prepared, tmp_path / "runs").missing
+    about["identity"]["prune.course"] = "cubic"
+    (run / "study.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"prune\.course is 'cubic' there and 'geometric' here"):
+        study.plan(prepared, tmp_path / "runs")

@@ -1,0 +1,105 @@
+"""Writes a cell of a run folder as one safetensors file, which any framework reads.
+
+python -m analysis.export runs/quickstart-0123abcd --seed 0 --level 7 --arm ticket ticket.safetensors
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+
+from analysis.cells import Row, load, select
+from lthjax import config, models, prune
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+from lthjax.store import Store, read_study
+
+_SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "steps")
+
+
+def export(run: str | Path, cell: Cell, to: str | Path) -> Path:
+    """Writes a cell's final weights, mask and the weights that it started from.
+
+    Args:
+        run: the run folder.
+        cell: which; done, not diverged.
+        to: the file; replaced if it is there.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: there is no such cell, it diverged, or the file cannot be written.
+    """
+    run, to = Path(run), Path(to)
+    about = read_study(run)
+    row = _row(load(run), cell)
+    study = config.from_dict(about["config"])
+    shape = tuple(about["data"]["shape"])
+    model = models.build(study.model, shape, about["data"]["classes"])
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    store = Store(run, about["identity"], about)
+    mask = store.mask(cell, prune.ones(like.params))
+    trained = store.variables(cell, like)
+    made = store.result(cell)["made_from"]
+    # Fresh weights are no state of the study's.
+    start = 0 if made is None else int(made["origin"].rpartition("=")[2]) if "=" in made["origin"] else None
+    origin = None if start is None else store.state(cell.seed, start, like).params
+    metadata = {
+        "study": run.name,
+        "model": study.model,
+        "input_shape": list(shape),
+        **cell._asdict(),
+        **{name: getattr(row, name) for name in _SAID},
+        "made_from": made,
+    }
+    try:
+        prune.save(to, trained.params, mask, origin=origin, metadata=metadata)
+    except OSError as error:
+        raise UserError(f"{to}: it cannot be written ({error.strerror}); choose another file.") from error
+    return to
+
+
+def _row(rows: list[Row], cell: Cell) -> Row:
+    of_seed = [row for row in rows if row.seed == cell.seed]
+    if not of_seed:
+        raise UserError(f"--seed: {cell.seed} is not in the run; it has {sorted({r.seed for r in rows})}.")
+    found = [
+        row
+        for row in select(of_seed, chain=cell.chain, level=cell.level, arm=cell.arm)
+        if row.repeat == cell.repeat
+    ]
+    if not found:
+        there = sorted({(r.chain, r.level, r.arm) for r in of_seed})
+        words = "; ".join(f"{chain}, level {level}, {arm}" for chain, level, arm in there)
+        raise UserError(
+            f"seed {cell.seed} has no cell {cell.chain}, level {cell.level}, {cell.arm}, "
+            f"repeat {cell.repeat}; it has: {words}."
+        )
+    if found[0].status != "done":
+        raise UserError("the cell diverged, and its weights were not kept; choose another.")
+    return found[0]
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.export", description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("file", help="the safetensors file to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--level", type=int, required=True, help="0 is the dense network")
+    parser.add_argument("--arm", default="ticket")
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--chain", default="rewind-0")
+    options = parser.parse_args(arguments)
+    chain, arm = (options.chain, options.arm) if options.level else (DENSE, DENSE)
+    print(export(options.run, Cell(options.seed, chain, options.level, arm, options.repeat), options.file))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
