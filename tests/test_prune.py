@@ -183,8 +183,12 @@ def test_apply_gives_positive_zeros_even_for_nan() -> None:
         optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1), optax.sgd(0.1)),
         ADAFACTOR,
         optax.lion(0.01),
+        optax.multi_transform(
+            {"conv": optax.adamw(0.01), "rest": optax.sgd(0.1, momentum=0.9)},
+            lambda params: {layer: "conv" if "conv" in layer else "rest" for layer in params},
+        ),
     ],
-    ids=["momentum", "nesterov", "adam", "adamw", "chain", "adafactor", "lion"],
+    ids=["momentum", "nesterov", "adam", "adamw", "chain", "adafactor", "lion", "multi_transform"],
 )
 def test_pruned_weights_and_moments_stay_exactly_zero(
     optimiser: optax.GradientTransformation,

@@ -1,0 +1,14 @@
+"""The examples in the docstrings of the pruning library."""
+
+import doctest
+
+import pytest
+
+from lthjax.prune import _accounting, _core, _rules
+
+
+@pytest.mark.parametrize("module", [_core, _rules, _accounting])
+def test_examples(module: object) -> None:
+    found = doctest.testmod(module)  # type: ignore[arg-type]
+    assert found.attempted > 0
+    assert found.failed == 0
