@@ -99,7 +99,7 @@ def select(
 
 
 def chains(rows: Sequence[Row]) -> list[str]:
-    """The chains of a table by rewind step, without the dense network's."""
+    """The chains of a table by rewind step, those of other leaders last, without the dense network's."""
     return sorted({row.chain for row in rows} - {DENSE}, key=_by_number)
 
 
@@ -112,7 +112,8 @@ def _place(row: Row) -> tuple[int, tuple[int, str], int, str, int]:
     return (row.seed, _by_number(row.chain), row.level, row.arm, row.repeat)
 
 
-def _by_number(chain: str) -> tuple[int, str]:
+def _by_number(chain: str) -> tuple[bool, int, str]:
     """Chains in the order of their rewind steps, the dense network before all."""
     number = chain.rpartition("-")[2]
-    return (int(number) if number.isdigit() else -1, chain)
+    led = not chain.startswith(("rewind-", DENSE))
+    return (led, int(number) if number.isdigit() else -1, chain)

@@ -6,7 +6,7 @@ laptop: 3x3 convolutions 16-16, pool, 32-32, pool, dense 128; 279,984 weights.
     python run.py --config configs/cifar_cnn.py
 
 Needs cifar10.npz in data/, or a network to fetch it once.
-Time: about 2.5 hours on 2 x86-64 cores, as `--dry-run` estimates it.
+Time: about 1 h 45 min on 2 x86-64 cores, as `--dry-run` estimates it.
 Result: the report in the run folder.
 """
 

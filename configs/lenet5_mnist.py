@@ -7,7 +7,7 @@ steps (5.5 epochs).
     python run.py --config configs/lenet5_mnist.py
 
 Needs mnist.npz in data/, or a network to fetch it once.
-Time: about 2.5 hours on 2 x86-64 cores, as `--dry-run` estimates it.
+Time: about 1 h 10 min on 2 x86-64 cores, as `--dry-run` estimates it.
 Result: the report in the run folder.
 """
 
