@@ -108,7 +108,7 @@ def arms(rows: Sequence[Row]) -> list[str]:
     return sorted({row.arm for row in rows} - {DENSE}, key=list(ARMS).index)
 
 
-def _place(row: Row) -> tuple[int, tuple[int, str], int, str, int]:
+def _place(row: Row) -> tuple[int, tuple[bool, int, str], int, str, int]:
     return (row.seed, _by_number(row.chain), row.level, row.arm, row.repeat)
 
 
