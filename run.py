@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import config
+from lthjax import config, errors
 from lthjax.errors import UserError
 
 
@@ -94,11 +94,4 @@ def one_sentence(box: str) -> str:
 
 if __name__ == "__main__":
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    errors.command_line(main)

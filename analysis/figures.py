@@ -48,7 +48,7 @@ def early_stop(rows: Sequence[Row], title: str) -> Figure:
     """The step of the lowest validation loss against weights left."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(title)
-        _against_weights(axes, rows, "early_stop_step", 1.0)
+        _against_weights(axes, [row for row in rows if row.steps], "early_stop_step", 1.0)
         axes.set_ylabel("early-stop step (steps of training)")
         return figure
 

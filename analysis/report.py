@@ -8,7 +8,6 @@ import base64
 import io
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,8 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.cells import Row, arms, by_seed, chains, load, select, to_csv
-from lthjax import config, imp
+from lthjax import config, errors, imp
+from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.stats import Interval, mean_interval
@@ -152,10 +152,11 @@ def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:
             f"{row.weights_left:,} weights, {100 * row.density:.1f} % ({chain}, level {row.level}): "
             f"{_points(difference)} pp."
         )
-    if any(not chain.endswith("-0") for chain in chains(rows)) and "reinit" in arms(rows):
+    fresh = [arm for arm in arms(rows) if ARMS[arm].start == "zero"]
+    if any(not chain.endswith("-0") for chain in chains(rows)) and fresh:
         notes.append(
-            "Rewound tickets start at their rewind step and train the steps that are left; reinit has no "
-            "state there and trains all steps from step 0, which favours the control."
+            "Rewound tickets start at their rewind step and train the steps that are left. Without a state "
+            f"there, these train all steps from step 0, which favours them: {', '.join(fresh)}."
         )
     diverged = [row for row in rows if row.status == "diverged"]
     if diverged:
@@ -191,8 +192,9 @@ def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
 
 def _levels(rows: Sequence[Row], chain: str) -> Table:
     """A chain's levels: accuracy of every arm, and its leader's paired differences."""
-    names = arms(select(rows, chain=chain))
-    leader, *controls = names
+    leader = imp.leader(chain)
+    controls = [arm for arm in arms(select(rows, chain=chain)) if arm != leader]
+    names = [leader, *controls]
     header = ["level", "weights left", "%", *names, f"{leader} − dense (pp)"]
     header += [f"{leader} − {arm} (pp)" for arm in controls]
     dense_rows = select(rows, chain=DENSE)
@@ -213,9 +215,8 @@ def _levels(rows: Sequence[Row], chain: str) -> Table:
             for other in (dense, *(accuracies[arm] for arm in controls))
         ]
         lines.append(line)
-    made_by, _, step = chain.rpartition("-")
-    led = "" if leader == "ticket" else f"{made_by}: "
-    return Table(f"{led}Rewound to step {step}", header, lines)
+    led = "" if leader == "ticket" else f"{leader}: "
+    return Table(f"{led}Rewound to step {chain.rpartition('-')[2]}", header, lines)
 
 
 def _accuracies(rows: Sequence[Row]) -> dict[int, float]:
@@ -275,8 +276,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    errors.command_line(main)
