@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
+from lthjax.stats import Interval, mean_interval
 from lthjax.store import read_result, read_study
 
 
@@ -83,6 +84,16 @@ def by_seed(rows: Iterable[Row], column: str) -> dict[int, float]:
         if value is not None:
             values.setdefault(row.seed, []).append(value)
     return {seed: sum(of_seed) / len(of_seed) for seed, of_seed in sorted(values.items())}
+
+
+def accuracies(rows: Iterable[Row]) -> dict[int, float]:
+    """Seed -> test accuracy at the end in percent, repeats averaged."""
+    return {seed: 100 * value for seed, value in by_seed(rows, "test_accuracy").items()}
+
+
+def difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
+    """The mean difference with its interval, paired over the seeds that both have."""
+    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
 
 def select(
