@@ -1,11 +1,10 @@
 """A run folder as a table: one row a cell."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from analysis import page
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
 from lthjax.stats import Interval, mean_interval
@@ -69,11 +68,7 @@ def load(run: str | Path) -> list[Row]:
 
 def to_csv(rows: Iterable[Row]) -> str:
     """cells.csv: a header, then one line a row; floats as Python writes them, None as nothing."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    return text.getvalue()
+    return page.to_csv(COLUMNS, rows)
 
 
 def by_seed(rows: Iterable[Row], column: str) -> dict[int, float]:

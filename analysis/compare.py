@@ -1,8 +1,6 @@
 """Several run folders side by side: networks, data sets, rewind points, or pruning schedules."""
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +91,12 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
         "Test accuracy at the end of training minus that of the same seed's dense network, in percentage "
         "points; one panel an arm, on shared axes. Lines are means over seeds, points the seeds, bars the "
         "95 % interval of the mean by Student's t. Look for where each line leaves zero.",
-    )
+        (("study", "arm", "density", "seed", "test_accuracy_percent", "dense_percent", "trainings"), [
+            (entry.name, arm, point.density, seed, value, entry.dense.get(seed), point.trainings)
+            for entry in found for arm, points in entry.arms.items() for point in points
+            for seed, value in point.accuracies.items()
+        ]),
+    )  # fmt: skip
     return Section(
         "Against the dense network",
         figures=[drawn],
@@ -183,7 +186,12 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
         "the larger marks their mean with its 95 % interval (hollow: global pruning). The scales of accuracy "
         "differ. Look for the leftmost mark that is level with "
         "the highest.",
-    )
+        (("at_most", "study", "density", "trainings", "seed", "test_accuracy_percent"), [
+            (density, entry.name, point.density, point.trainings, seed, value)
+            for density in targets(found) for entry, point, *_ in cheapest(found, density)
+            for seed, value in point.accuracies.items()
+        ]),
+    )  # fmt: skip
     return Section(
         "Schedules",
         notes=notes,
@@ -197,12 +205,8 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
 
 def _csv(folders: Sequence[Path], tables: Sequence[Sequence[Row]]) -> str:
     """The rows of all runs, with the run's folder before each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *COLUMNS])
-    for folder, rows in zip(folders, tables, strict=True):
-        writer.writerows([folder.name, *row] for row in rows)
-    return text.getvalue()
+    lines = [[folder.name, *row] for folder, rows in zip(folders, tables, strict=True) for row in rows]
+    return page.to_csv(["run", *COLUMNS], lines)
 
 
 def _facts(

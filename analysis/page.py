@@ -1,6 +1,7 @@
 """A self-contained page: figures and tables into one HTML file, and beside it as files of their own."""
 
 import base64
+import csv
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -23,21 +24,26 @@ class Drawn(NamedTuple):
         title: of it, in the page's words.
         figure: the figure itself.
         caption: what is shown, n, interval, what to see.
+        data: (header, rows) of what is drawn, for its CSV.
+        raster: whether the page shows the PNG, because the SVG is too large.
     """
 
     name: str
     title: str
     figure: Figure
     caption: str
+    data: tuple[Sequence[str], Sequence[Sequence[Any]]]
+    raster: bool = False
 
 
 class Shown(NamedTuple):
-    """A figure as the page shows it; `svg` is base64."""
+    """A figure as the page shows it: `image` and the files to be had, by name, as data URLs."""
 
     name: str
     title: str
     caption: str
-    svg: str
+    image: str
+    files: dict[str, str]
 
 
 class Table(NamedTuple):
@@ -68,7 +74,7 @@ def write(
     config: str,
     table: tuple[str, str],
 ) -> Path:
-    """Writes `index.html`, every figure as PNG and SVG, and a table as CSV.
+    """Writes `index.html`, every figure as PNG, SVG and the CSV of its data, and a table as CSV.
 
     Args:
         folder: where; made if it is not there.
@@ -103,7 +109,7 @@ def write(
             facts=list(facts),
             config=config,
             table=table[0],
-            cells=base64.b64encode(table[1].encode()).decode(),
+            cells=data_url(table[1].encode(), "csv"),
         )
         page.write_text(html, encoding="utf-8")
         part = folder / f".{table[0]}.tmp"
@@ -114,14 +120,31 @@ def write(
     return page
 
 
+def to_csv(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A header and rows as CSV; floats as Python writes them, None as nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def _written(folder: Path, drawn: Drawn) -> Shown:
-    drawn.figure.savefig(folder / f"{drawn.name}.png", dpi=160)
-    svg = io.BytesIO()
-    # No date and no random names, so that the same cells give the same file.
+    """Writes a figure's files. Without date and random names, so that the same cells give the same."""
+    files = {kind: folder / f"{drawn.name}.{kind}" for kind in ("png", "svg", "csv")}
     with matplotlib.rc_context({"svg.hashsalt": "lthjax"}):
-        drawn.figure.savefig(svg, format="svg", metadata={"Date": None})
-    (folder / f"{drawn.name}.svg").write_bytes(svg.getvalue())
-    return Shown(drawn.name, drawn.title, drawn.caption, base64.b64encode(svg.getvalue()).decode())
+        drawn.figure.savefig(files["svg"], metadata={"Date": None})
+    drawn.figure.savefig(files["png"], dpi=160, metadata={"Software": None})
+    files["csv"].write_text(to_csv(*drawn.data))
+    kind = "png" if drawn.raster else "svg"
+    urls = {files[name].name: data_url(files[name].read_bytes(), name) for name in (kind, "csv")}
+    return Shown(drawn.name, drawn.title, drawn.caption, urls[files[kind].name], urls)
+
+
+def data_url(contents: bytes, kind: str) -> str:
+    """Bytes as a URL that needs no file; `kind` is "png", "svg", "csv" or "json"."""
+    media = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv", "json": "application/json"}
+    return f"data:{media[kind]};base64,{base64.b64encode(contents).decode()}"
 
 
 def percent(interval: Interval) -> str:

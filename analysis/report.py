@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import compare, figures, page
-from analysis.cells import Row, accuracies, arms, chains, difference, load, select, to_csv
+from analysis.cells import COLUMNS, Row, accuracies, arms, chains, difference, load, select, to_csv
 from analysis.entries import title
 from analysis.page import Drawn, Section, Table
 from lthjax import config, errors, imp
@@ -52,6 +52,7 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
             "averaged), lines their mean, bands (bars for two seeds) the 95 % interval of the mean by "
             "Student's t, cut off at the figure's edge. The dense network is the horizontal line. Look for "
             "how far to the right the ticket stays at it, and where the controls leave it.",
+            (COLUMNS, rows),
         ),
         Drawn(
             "early_stop",
@@ -59,6 +60,7 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
             figures.early_stop(rows, f"{heading}: early stopping"),
             "The step of the lowest validation loss, found after training, among the steps at which it was "
             "evaluated; a lower one means faster learning. Points, lines and bands as above.",
+            (COLUMNS, rows),
         ),
     ]
     seeds = len({row.seed for row in rows})
