@@ -228,7 +228,7 @@ def test_sign_flips_by_hand() -> None:
     assert got == [4 / 8, 2 / 8, 7 / 8]
     got = [stats.sign_flip_p_value([0.1, 0.2, -0.3], alternative=a) for a in ALTERNATIVES]  # type: ignore[arg-type]
     assert got == [1, 5 / 8, 5 / 8]
-    assert stats.sign_flip_p_value([5, 6, 8], 4) == stats.sign_flip_p_value([1, 2, 4])
+    assert stats.sign_flip_p_value([3, 6, 8], 4) == 4 / 8, "not the 2 / 8 about 0"
     assert stats.sign_flip_p_value([0.0, 0.0]) == 1
     assert math.isnan(stats.sign_flip_p_value([]))
     with pytest.raises(UserError, match="at most 20"):
@@ -317,11 +317,8 @@ def test_hedges_gz_by_hand() -> None:
     got = stats.hedges_gz([1, 2, 3, 4, 5])
     assert got.g == pytest.approx(3 / math.sqrt(2.5) * math.sqrt(2 / math.pi), rel=1e-12)
     assert got.n == 5
-    # Two values: ν = 1, of which there is no unbiased estimate, but an interval.
-    two = stats.hedges_gz([1.0, 3.0])
-    assert math.isnan(two.g)
-    assert two.low < 2 / math.sqrt(2) < two.high
-    for few in ([], [1.0], [2.0, 2.0, 2.0]):
+    # Of two values, ν = 1, there is no unbiased estimate.
+    for few in ([], [1.0], [1.0, 3.0], [2.0, 2.0, 2.0]):
         assert np.isnan(stats.hedges_gz(few)[:3]).all()
 
 
@@ -335,7 +332,7 @@ def test_hedges_gz_is_unbiased(n: int) -> None:
         assert j * mean_of_d == pytest.approx(effect, rel=1e-9)
 
 
-@pytest.mark.parametrize("n", [2, 3, 6, 10])
+@pytest.mark.parametrize("n", [3, 6, 10])
 @pytest.mark.parametrize("mean", [-30.0, -0.7, 0.0, 0.3, 5.0])
 def test_interval_of_the_effect(n: int, mean: float) -> None:
     """At its bounds, t has the tails .025 and .975: P(t' ≤ t) = ∫ Φ(t √(c / ν) − δ√n) dχ²(c)."""
@@ -353,7 +350,7 @@ def test_interval_of_the_effect(n: int, mean: float) -> None:
         assert probability == pytest.approx(expected, abs=1e-6)
 
 
-@given(VALUES.filter(varied))
+@given(VALUES.filter(lambda values: len(values) > 2 and varied(values)))
 @settings(deadline=None, max_examples=25)
 def test_the_effect_turns_with_the_sign_and_agrees_with_t(values: list[float]) -> None:
     got, turned = stats.hedges_gz(values), stats.hedges_gz([-value for value in values])
@@ -366,9 +363,9 @@ def test_the_effect_turns_with_the_sign_and_agrees_with_t(values: list[float]) -
 
 def test_an_effect_beyond_all_measure() -> None:
     """The limit for large t meets the root: no step at |t| = 1,000."""
-    for n in (2, 5, 20):
+    for n in (3, 5, 20):
         near = [stats._noncentrality(t, n - 1, p) / t for p in (0.975, 0.025) for t in (999.9, 1000.1)]
-        assert near[0] == pytest.approx(near[1], rel=1e-3 if n == 2 else 1e-4)
+        assert near[0] == pytest.approx(near[1], rel=1e-4)
         assert near[2] == pytest.approx(near[3], rel=1e-4)
     huge = stats.hedges_gz([1.0, 1.0 + 1e-9, 1.0 - 1e-9])
     assert huge.g > 1e8
