@@ -51,6 +51,7 @@ _PAIRS, _QUICK_PAIRS = 15, 5
 
 # Compiled once a shape, whatever the level.
 _forward = jax.jit(savings.forward, static_argnums=0)
+_masked = jax.jit(prune.apply)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -299,7 +300,7 @@ def timings(
         RuntimeError: a variant computes something else than the dense network.
     """
     layers = model.layers
-    params = jax.device_put(prune.apply(ticket.params, ticket.mask))
+    params = _masked(ticket.params, ticket.mask)
     survivors = max(int(np.count_nonzero(params[x.name]["kernel"])) for x in layers if not x.size)
     mask, narrower = jax.device_put(ticket.mask), jax.device_put(small.params)
     bcsr, bcoo = (savings.sparsified(layers, params, kind) for kind in ("BCSR", "BCOO"))
@@ -399,7 +400,7 @@ def _deviation(
     model: Model, ticket: prune.Ticket, small: savings.Compacted, images: jax.Array, batch: int = 500
 ) -> float:
     """Largest difference of logits over the images, divided by the largest logit."""
-    params = prune.apply(ticket.params, ticket.mask)
+    params = _masked(ticket.params, ticket.mask)
     difference = largest = np.float32(0)
     for first in range(0, len(images), batch):
         x = images[first : first + batch]

@@ -22,6 +22,7 @@ from scipy.sparse import csr_array
 
 from lthjax import conv, prune
 from lthjax.models import Layer
+from lthjax.prune._core import check
 
 PyTree = Any
 # What a 16-bit index can address.
@@ -184,7 +185,9 @@ def compact(layers: Sequence[Layer], params: PyTree, mask: PyTree) -> Compacted:
     """
     if not layers:
         raise ValueError("layers: there are none; only sequential networks can be compacted.")
-    params, mask = jax.device_get((prune.apply(params, mask), mask))
+    check(params, mask)
+    params, mask = jax.device_get((params, mask))
+    params = jax.tree.map(lambda m, p: np.where(m, p, np.zeros_like(p)), mask, params)
     if {layer.name for layer in layers} != params.keys():
         raise ValueError(f"layers: {[layer.name for layer in layers]} are not those of {sorted(params)}.")
     forms = _forms(layers, params)
@@ -237,10 +240,8 @@ def sparsified(layers: Sequence[Layer], params: PyTree, kind: Literal["BCOO", "B
     made = {name: dict(of_layer) for name, of_layer in params.items()}
     for layer in layers:
         if not layer.size:
-            kernel = jnp.asarray(params[layer.name]["kernel"])
-            made[layer.name]["kernel"] = (
-                sparse.BCOO.fromdense(kernel) if kind == "BCOO" else sparse.BCSR.fromdense(kernel.T)
-            )
+            kernel = np.asarray(params[layer.name]["kernel"])
+            made[layer.name]["kernel"] = _bcoo(kernel) if kind == "BCOO" else _bcsr(kernel.T)
     return made
 
 
@@ -277,6 +278,20 @@ def scipy_forward(layers: Sequence[Layer], params: PyTree) -> Callable[[jax.Arra
         return (matrix @ x + bias).T
 
     return logits
+
+
+def _bcoo(matrix: np.ndarray) -> sparse.BCOO:
+    indices = np.argwhere(matrix).astype(np.int32)
+    values = jnp.asarray(matrix[tuple(indices.T)])
+    return sparse.BCOO(
+        (values, jnp.asarray(indices)), shape=matrix.shape, indices_sorted=True, unique_indices=True
+    )
+
+
+def _bcsr(matrix: np.ndarray) -> sparse.BCSR:
+    csr = csr_array(matrix)
+    parts = (jnp.asarray(csr.data), jnp.asarray(csr.indices), jnp.asarray(csr.indptr))
+    return sparse.BCSR(parts, shape=matrix.shape, indices_sorted=True, unique_indices=True)
 
 
 def _linear(layer: Layer, params: PyTree, x: jax.Array) -> jax.Array:
