@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -375,15 +376,31 @@ def test_a_timing_in_words() -> None:
     assert said(1.1, 0.9, 1.2) == "no clear difference: 1.10× its speed (0.90–1.20)"
 
 
+@pytest.mark.parametrize("n", [6, 7, 15, 40])
+def test_the_interval_of_a_median_holds_it_in_95_of_100(n: int) -> None:
+    """Against the binomial sums: the chance that the true median is outside is at most 5 %, and a rank
+    further in it would be more."""
+    low, high = command.median_interval([float(i) for i in np.random.default_rng(0).permutation(n)])
+    rank = int(low) + 1
+    assert high == n - rank
+
+    def outside(rank: int) -> float:
+        return 2 * sum(math.comb(n, i) for i in range(rank)) / 2**n
+
+    assert outside(rank) <= 0.05 < outside(rank + 1)
+    with pytest.raises(ValueError, match="5 are too few"):
+        command.median_interval([1.0] * 5)
+
+
 def test_timing_takes_what_it_is_given_a_call() -> None:
-    """A dense network that sleeps four times as long: the ratio is of calls, not of samples."""
+    """A dense network that sleeps ten times as long: the ratio is of calls, not of samples."""
     import time
 
     def sleeps(seconds: float) -> Callable[[jax.Array], Any]:
         return lambda x: time.sleep(seconds)
 
-    got = command._timing(2, "masked", sleeps(0.002), sleeps(0.02), jnp.zeros(1), 5)
-    assert got.pairs == 5
+    got = command._timing(2, "masked", sleeps(0.002), sleeps(0.02), jnp.zeros(1), 6)
+    assert got.pairs == 6
     assert 4 < got.ratio < 11
     assert got.low <= got.ratio <= got.high
     assert got.ratio == pytest.approx(got.dense_seconds / got.seconds, rel=0.3)
