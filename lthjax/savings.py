@@ -204,10 +204,10 @@ def compact(layers: Sequence[Layer], params: PyTree, mask: PyTree) -> Compacted:
     before = [np.ones(forms[0][1], bool), *keep]
 
     def narrow(i: int, kernel: np.ndarray) -> np.ndarray:
-        layer, part = layers[i], kernel.reshape(forms[i])[:, before[i]][:, :, keep[i]]
+        layer, part = layers[i], kernel[:, before[i]][:, :, keep[i]]
         places, inputs, outputs = part.shape
         leading = (layer.size, layer.size, inputs) if layer.size else (places * inputs,)
-        return part.reshape(*leading, outputs).astype(params[layer.name]["kernel"].dtype)
+        return part.reshape(*leading, outputs)
 
     small: dict[str, dict[str, np.ndarray]] = {}
     small_mask: dict[str, dict[str, np.ndarray]] = {}
@@ -215,11 +215,11 @@ def compact(layers: Sequence[Layer], params: PyTree, mask: PyTree) -> Compacted:
         own, own_mask = params[layer.name], mask[layer.name]
         small[layer.name] = {
             "bias": biases[i][keep[i]].astype(own["bias"].dtype),
-            "kernel": narrow(i, kernels[i]),
+            "kernel": narrow(i, kernels[i]).astype(own["kernel"].dtype),
         }
         small_mask[layer.name] = {
             "bias": own_mask["bias"][keep[i]] if np.ndim(own_mask["bias"]) else own_mask["bias"],
-            "kernel": narrow(i, left[i]).astype(bool) if np.ndim(own_mask["kernel"]) else own_mask["kernel"],
+            "kernel": narrow(i, left[i]) if np.ndim(own_mask["kernel"]) else own_mask["kernel"],
         }
     kept = {layer.name: np.flatnonzero(k) for layer, k in zip(layers, keep, strict=True)}
     narrower = tuple(layer._replace(features=len(kept[layer.name])) for layer in layers)
@@ -229,8 +229,8 @@ def compact(layers: Sequence[Layer], params: PyTree, mask: PyTree) -> Compacted:
 def sparsified(layers: Sequence[Layer], params: PyTree, kind: Literal["BCOO", "BCSR"]) -> PyTree:
     """The parameters with dense layers' kernels as sparse matrices of jax.experimental, for `forward`.
 
-    Convolutions stay as they are: the library has no sparse ones. Each format lies as its product is
-    implemented: BCOO [inputs, outputs], BCSR [outputs, inputs].
+    Convolutions stay dense. BCOO matrices are [inputs, outputs], for x W, which is the faster way round;
+    BCSR ones are [outputs, inputs], for (W x), the only way round that the library has.
 
     Args:
         layers: of a sequential network.
