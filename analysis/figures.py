@@ -121,7 +121,7 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
 
 def _look(arm: str) -> tuple[str, str]:
     """An arm's colour and marker, the same in every figure."""
-    place = list(ARMS).index(arm)
+    place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
     others = (_OTHER_COLOURS[place % len(_OTHER_COLOURS)], _OTHER_MARKERS[place % len(_OTHER_MARKERS)])
     return _COLOURS.get(arm, others[0]), _MARKERS.get(arm, others[1])
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from analysis import figures
 from analysis.cells import Row, arms, by_seed, chains, load, select, to_csv
 from lthjax import config, imp
+from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.stats import Interval, mean_interval
@@ -163,7 +164,10 @@ def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:
             f"{len(diverged)} of {len(rows)} cells diverged (their loss was not finite) and are left out of "
             "figures and means; a chain ends where its ticket diverges."
         )
-    planned = imp.cells(config.from_dict(study["config"]), config.Lengths(**study["lengths"]))
+    asked = config.from_dict(study["config"])
+    # What an arm from outside the package adds is not known where it is not loaded.
+    known = all(arm in ARMS for arm in asked.arms)
+    planned = imp.cells(asked, config.Lengths(**study["lengths"])) if known else []
     missing = len(
         set(planned) - {imp.Cell(row.seed, row.chain, row.level, row.arm, row.repeat) for row in rows}
     )

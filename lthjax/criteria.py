@@ -87,3 +87,4 @@ CRITERIA: dict[str, Criterion] = {
         "synaptic flow before training, without data",
     ),
 }
+"""The criteria by name; a new one is a new row."""

@@ -114,7 +114,8 @@ def overlap(a: PyTree, b: PyTree) -> Overlap:
         (0.333, 0.333)
 
     Args:
-        a, b: masks of one tree; leaves that may not be pruned do not count.
+        a: a mask; leaves that may not be pruned do not count.
+        b: a mask of the same tree.
 
     Raises:
         ValueError: the masks do not fit each other.
