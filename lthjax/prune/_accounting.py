@@ -87,7 +87,8 @@ class Table(NamedTuple):
         from rich.console import Console
 
         out = io.StringIO()
-        Console(file=out, width=120).print(self.__rich__())
+        # Plain also in a notebook, where rich would display the table itself, and write escape codes.
+        Console(file=out, width=120, force_jupyter=False, force_terminal=False).print(self.__rich__())
         return out.getvalue()
 
 
