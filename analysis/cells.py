@@ -15,11 +15,18 @@ class Row(NamedTuple):
     """A cell in numbers, as in cells.csv.
 
     Attributes:
-        seed, chain, level, arm, repeat: which cell; the dense network is level 0 of chain "dense".
+        seed: the seed.
+        chain: the chain's name; "dense" for the dense network.
+        level: pruning rounds gone before; the dense network is level 0.
+        arm: the arm's name, or "dense".
+        repeat: from 1.
         density: weights left / prunable weights.
         weights_left: prunable weights left.
-        test_accuracy, train_accuracy, validation_accuracy: fractions, at the end of training.
-        test_loss, validation_loss: nats, at the end.
+        test_accuracy: a fraction, at the end of training.
+        test_loss: nats, at the end.
+        train_accuracy: a fraction, of the whole train split, at the end.
+        validation_accuracy: a fraction, at the end.
+        validation_loss: nats, at the end.
         early_stop_step: the first step of the lowest validation loss.
         early_stop_test_accuracy: the test accuracy there.
         steps: steps trained.
@@ -110,8 +117,10 @@ def chains(rows: Sequence[Row]) -> list[str]:
 
 
 def arms(rows: Sequence[Row]) -> list[str]:
-    """The arms of a table in the order of `ARMS`, without the dense network."""
-    return sorted({row.arm for row in rows} - {DENSE}, key=list(ARMS).index)
+    """The arms of a table in the order of `ARMS`, any others after them, without the dense network."""
+    places = {arm: place for place, arm in enumerate(ARMS)}
+    # An arm from outside the package need not be known here: it comes last.
+    return sorted({row.arm for row in rows} - {DENSE}, key=lambda arm: (places.get(arm, len(places)), arm))
 
 
 def _place(row: Row) -> tuple[int, tuple[bool, int, str], int, str, int]:

@@ -182,7 +182,7 @@ def _look(arm: str) -> tuple[str, str]:
     """An arm's colour and marker, the same in every figure."""
     if arm == DENSE:
         return _COLOURS[DENSE], ""
-    place = list(ARMS).index(arm)
+    place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
     others = (_OTHER_COLOURS[place % len(_OTHER_COLOURS)], _OTHER_MARKERS[place % len(_OTHER_MARKERS)])
     return _COLOURS.get(arm, others[0]), _MARKERS.get(arm, others[1])
 
@@ -205,8 +205,8 @@ def _rewound(chain: str) -> str:
 
 def compared(entries: Sequence[Entry], heading: str) -> Figure:
     """Every entry's difference to its dense network against weights left; one panel an arm."""
-    there = {arm for entry in entries for arm in entry.arms}
-    names = [arm for arm in ARMS if arm in there]
+    there = dict.fromkeys(arm for entry in entries for arm in entry.arms)
+    names = sorted(there, key=lambda arm: list(ARMS).index(arm) if arm in ARMS else len(ARMS))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(max(7.2, 4.2 * len(names)), 4.8), layout="constrained")
         panels = figure.subplots(1, max(len(names), 1), sharex=True, sharey=True, squeeze=False)[0]

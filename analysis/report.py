@@ -146,7 +146,7 @@ def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:
             f"{row.weights_left:,} weights, {100 * row.density:.1f} % ({chain}, level {row.level}): "
             f"{page.points(gain)} pp."
         )
-    fresh = [arm for arm in arms(rows) if ARMS[arm].start == "zero"]
+    fresh = [arm for arm in arms(rows) if arm in ARMS and ARMS[arm].start == "zero"]
     if any(not chain.endswith("-0") for chain in chains(rows)) and fresh:
         notes.append(
             "Rewound tickets start at their rewind step and train the steps that are left. Without a state "
@@ -158,7 +158,10 @@ def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:
             f"{len(diverged)} of {len(rows)} cells diverged (their loss was not finite) and are left out of "
             "figures and means; a chain ends where its ticket diverges."
         )
-    planned = imp.cells(config.from_dict(study["config"]), config.Lengths(**study["lengths"]))
+    asked = config.from_dict(study["config"])
+    # What an arm from outside the package adds is not known where it is not loaded.
+    known = all(arm in ARMS for arm in asked.arms)
+    planned = imp.cells(asked, config.Lengths(**study["lengths"])) if known else []
     missing = len(
         set(planned) - {imp.Cell(row.seed, row.chain, row.level, row.arm, row.repeat) for row in rows}
     )

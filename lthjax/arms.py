@@ -235,3 +235,4 @@ ARMS: dict[str, Arm] = {
         summary="iterative pruning of random weights in every round, a chain of its own",
     ),
 }
+"""The arms by name; a new one is a new row."""

@@ -81,3 +81,4 @@ CRITERIA: dict[str, Criterion] = {
         "synaptic flow before training, without data",
     ),
 }
+"""The criteria by name; a new one is a new row."""

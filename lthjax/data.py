@@ -173,7 +173,8 @@ def gather(
     Args:
         images: uint8 [N, H, W, C].
         index: int32 [B].
-        mean, std: float32 [C], of pixels in [0, 1].
+        mean: float32 [C], of pixels in [0, 1].
+        std: float32 [C], likewise.
         key: a PRNG key for `augment`, or None.
 
     Returns:

@@ -155,6 +155,7 @@ MODELS: dict[str, Entry] = {
         "Conv-6: Conv-4 and conv 256-256, pool (2,261,184 weights on CIFAR-10)",
     ),
 }
+"""The networks by name; a new one is a new row."""
 
 
 def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:

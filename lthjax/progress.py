@@ -110,10 +110,13 @@ class Bar:
 
 
 def watch(quiet: bool) -> Silent | Lines | Bar:
-    """What suits standard error: nothing, lines, or a bar."""
+    """What suits standard error: nothing, lines (also in a notebook), or a bar."""
     console = Console(stderr=True)
     if quiet:
         return Silent()
+    if console.is_jupyter:
+        # Where rich makes every line, and every move of a bar, an output of its own.
+        return Lines(Console(stderr=True, force_jupyter=False, force_terminal=False))
     return Bar(console) if console.is_terminal else Lines(console)
 
 

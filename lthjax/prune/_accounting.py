@@ -87,7 +87,8 @@ class Table(NamedTuple):
         from rich.console import Console
 
         out = io.StringIO()
-        Console(file=out, width=120).print(self.__rich__())
+        # Plain also in a notebook, where rich would display the table itself, and write escape codes.
+        Console(file=out, width=120, force_jupyter=False, force_terminal=False).print(self.__rich__())
         return out.getvalue()
 
 
@@ -114,7 +115,8 @@ def overlap(a: PyTree, b: PyTree) -> Overlap:
         (0.333, 0.333)
 
     Args:
-        a, b: masks of one tree; leaves that may not be pruned do not count.
+        a: a mask; leaves that may not be pruned do not count.
+        b: a mask of the same tree.
 
     Raises:
         ValueError: the masks do not fit each other.

@@ -102,8 +102,11 @@ def by_score(
     Args:
         scores: a pytree of the mask's treedef, real numbers of the leaves' shapes. NaN counts as
             highest. With scope "global" leaves of different dtypes are promoted to one.
-        mask, rate, scope, granularity: as for `magnitude`. A unit's score is the sum of its
-            survivors' scores, for "unit-l2" of their squares with their signs.
+        mask: as for `magnitude`.
+        rate: as for `magnitude`.
+        scope: as for `magnitude`.
+        granularity: as for `magnitude`. A unit's score is the sum of its survivors' scores, for
+            "unit-l2" of their squares with their signs.
 
     Raises:
         ValueError: a rate outside [0, 1], a mapping of rates with scope "global", an unknown scope
@@ -138,9 +141,11 @@ def to_density(
     """Prunes the survivors of the lowest scores until a density is reached.
 
     Args:
-        scores, mask, scope: as for `by_score`.
+        scores: as for `by_score`.
+        mask: as for `by_score`.
         density: what is left of all prunable weights (units), in [0, 1]: floor(density * n + 1/2) of n, of
             every layer or of all together. Where no more than that survive, nothing goes.
+        scope: as for `by_score`.
         granularity: "weight", "unit-l1" or "unit-l2".
 
     Returns:
@@ -195,9 +200,12 @@ def remove_counted(
     """Prunes exactly so many survivors, those of the lowest scores.
 
     Args:
-        scores, mask, scope, granularity: as for `by_score`; granularity not "N:M".
+        scores: as for `by_score`.
+        mask: as for `by_score`.
         going: how many weights (units) go of every leaf, or, with scope "global", one number; at most
             as many as survive; may be traced, so that one program serves any counts.
+        scope: as for `by_score`.
+        granularity: as for `by_score`, but not "N:M".
 
     Returns:
         The new mask.
@@ -283,7 +291,9 @@ def random(key: jax.Array, mask: PyTree, rate: Rate, *, scope: Scope = "layer") 
 
     Args:
         key: a PRNG key.
-        mask, rate, scope: as for `magnitude`.
+        mask: as for `magnitude`.
+        rate: as for `magnitude`.
+        scope: as for `magnitude`.
     """
     return by_score(random_scores(key, mask), mask, rate, scope=scope)
 

@@ -49,8 +49,11 @@ def erk(key: jax.Array, params: PyTree, density: float, *, prunable: Prunable = 
         (92, 918)
 
     Args:
-        key, params, density, prunable: as for `uniform`; floor(density * n + 1/2) of all n weights are
-            kept. A layer that would get more than it has stays dense, and the others share the rest.
+        key: as for `uniform`.
+        params: as for `uniform`.
+        density: share of the weights kept, exactly floor(density * n + 1/2) of all n. A layer that
+            would get more than it has stays dense, and the others share the rest.
+        prunable: as for `uniform`.
 
     Returns:
         The mask.
@@ -71,7 +74,10 @@ def smart_ratio(key: jax.Array, params: PyTree, density: float, *, prunable: Pru
     leaves (dictionaries: of their sorted keys).
 
     Args:
-        key, params, density, prunable: as for `erk`.
+        key: as for `erk`.
+        params: as for `erk`.
+        density: as for `erk`.
+        prunable: as for `erk`.
 
     Returns:
         The mask.
@@ -128,7 +134,11 @@ def grasp(
     """A mask without the weights whose removal least reduces the gradient's norm.
 
     Args:
-        loss, params, batch, density, prunable: as for `snip`.
+        loss: as for `snip`.
+        params: as for `snip`.
+        batch: as for `snip`.
+        density: as for `snip`.
+        prunable: as for `snip`.
 
     Returns:
         The mask.

@@ -1,0 +1,161 @@
+"""The snippets of docs/extending.md and docs/pruning.md, run as they stand, from outside the package."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import run
+from analysis import load, report
+from lthjax import config, prune, rng, study, train
+from lthjax.arms import ARMS
+from lthjax.criteria import CRITERIA
+from lthjax.imp import DENSE, Cell
+from lthjax.models import MODELS
+from lthjax.store import Store
+
+ARGUMENTS = ["--config", "mine.py", "--quiet", "--train.steps", "20", "--train.eval-every", "10"]
+ARGUMENTS += ["--levels", "2", "--arms", "ticket", "mine", "--rewind", "5"]
+
+
+def snippets(page: str, title: str = "") -> list[str]:
+    """The Python of a page, of one title where a title is given."""
+    head = f' title="{title}"' if title else ""
+    return re.findall(rf"^```python{head}\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.S | re.M)
+
+
+@pytest.fixture
+def tables() -> Iterator[tuple[dict[str, Any], ...]]:
+    """The three tables, as they were again afterwards."""
+    known: tuple[dict[str, Any], ...] = (ARMS, CRITERIA, MODELS)
+    before = [dict(table) for table in known]
+    yield known
+    for table, rows in zip(known, before, strict=True):
+        table.clear()
+        table.update(rows)
+
+
+def test_the_snippets_are_short() -> None:
+    own, made = snippets("extending.md", "mine.py"), snippets("extending.md", "make_data.py")
+    assert (len(own), len(made)) == (4, 1)
+    assert max(sum(bool(line.strip()) for line in snippet.splitlines()) for snippet in own + made) <= 10
+
+
+def test_own_data_network_criterion_and_arm_make_a_study(
+    tables: tuple[dict[str, Any], ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(snippets("extending.md", "make_data.py")[0], {})
+    Path("mine.py").write_text("\n".join(snippets("extending.md", "mine.py")))
+    jobs: list[train.Job] = []
+    genuine = train.train
+
+    def noted(trainer: train.Trainer, some: list[train.Job], progress: Any) -> list[train.Trained]:
+        jobs.extend(some)
+        return genuine(trainer, some, progress)
+
+    monkeypatch.setattr(train, "train", noted)
+    run.main(ARGUMENTS)
+    page = Path(capsys.readouterr().out.strip())
+    folder = page.parent.parent
+    # Dense, and at two levels ticket and mine.
+    assert [(row.level, row.arm) for row in load(folder)] == [
+        (0, DENSE), (1, "mine"), (1, "ticket"), (2, "mine"), (2, "ticket"),
+    ]  # fmt: skip
+    assert len(jobs) == 5
+
+    loaded = config.load("mine.py")
+    assert (loaded.model, loaded.prune.criterion, loaded.data.name) == ("mine", "mine", "mine")
+    prepared = study.prepare(run.parse(ARGUMENTS).study)
+    assert (prepared.dataset.classes, len(prepared.dataset.train_images)) == (2, 2000)
+    store = Store(folder, prepared.identity, {})
+    initial = jax.device_get(prepared.model.init(rng.stream(0, "init")))
+    assert {p: w.shape for p, w in zip(prune.paths(initial.params), jax.tree.leaves(initial.params),
+                                       strict=True) if w.ndim > 1} == {
+        "fc1/kernel": (784, 32), "output/kernel": (32, 2),
+    }  # fmt: skip
+
+    # The criterion: 20 % (10 % of the output layer) of the lowest sign(origin) * final are gone.
+    origin = store.state(0, 5, initial).params
+    final = store.variables(Cell(0, DENSE, 0, DENSE), initial).params
+    ticket = Cell(0, "rewind-5", 1, "ticket")
+    mask = store.mask(ticket, prune.ones(initial.params))
+    for layer, going in (("fc1", 5018), ("output", 6)):
+        scores = (np.sign(origin[layer]["kernel"]) * final[layer]["kernel"]).ravel()
+        kept = np.ones(scores.size, bool)
+        kept[np.argsort(scores, kind="stable")[:going]] = False
+        np.testing.assert_array_equal(mask[layer]["kernel"].ravel(), kept)
+
+    magnitude = prune.magnitude(final, prune.ones(final), 0.2)["fc1"]["kernel"]
+    assert (magnitude != mask["fc1"]["kernel"]).any()
+
+    # The arm: the ticket's mask and magnitudes, about half of the signs turned, biases as they were.
+    (job,) = [job for job in jobs if job.level == 1 and not starts_at(origin, job)]
+    start = job.variables.params
+    jax.tree.map(np.testing.assert_array_equal, job.mask, mask)
+    ours, theirs = start["fc1"]["kernel"], origin["fc1"]["kernel"] * mask["fc1"]["kernel"]
+    np.testing.assert_array_equal(np.abs(ours), np.abs(theirs))
+    turned = (np.sign(ours) != np.sign(theirs))[mask["fc1"]["kernel"]].mean()
+    assert 0.45 < turned < 0.55
+    np.testing.assert_array_equal(start["fc1"]["bias"], origin["fc1"]["bias"])
+
+    # Again: nothing is trained. Where the file is not loaded, its arm is still in the report.
+    run.main(ARGUMENTS)
+    assert len(jobs) == 5
+    for table in tables:
+        del table["mine"]
+    written = page.read_text()
+    assert "<th>mine</th>" in written
+    page.unlink()
+    assert "<th>mine</th>" in report.build(folder).read_text()
+
+
+def starts_at(origin: Any, job: train.Job) -> bool:
+    """Whether a training starts at the origin under its own mask."""
+    start, kept = job.variables.params["fc1"]["kernel"], job.mask["fc1"]["kernel"]
+    return bool((start == origin["fc1"]["kernel"] * kept).all())
+
+
+def test_the_page_on_own_models_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    got: dict[str, Any] = {}
+    with jax.numpy_rank_promotion("allow"):
+        exec("\n".join(snippets("pruning.md")), got)
+    # Twice a fifth: 256 - 51 - 41 and 96 - 19 - 15 weights are left, of every library's network.
+    for library in ("", "linen_", "nnx_", "haiku_", "eqx_"):
+        mask, ticket, origin = (got[library + name] for name in ("mask", "ticket", "origin"))
+        left = sorted(int(m.sum()) for m in jax.tree.leaves(mask) if m.ndim)
+        assert left == [62, 164], library
+        for m, t, o in zip(*map(jax.tree.leaves, (mask, ticket, origin)), strict=True):
+            np.testing.assert_array_equal(t, np.where(m, o, 0))
+    out = capsys.readouterr().out
+    assert "226" in out
+    assert "Overlap(iou=" in out
+
+    def left_of(name: str) -> list[int]:
+        return [int(got[name][layer]["w"].sum()) for layer in ("hidden", "output")]
+
+    assert left_of("by_layer") == [205, 86]
+    assert sum(left_of("over_all")) == 282
+    assert left_of("units") == [8 * 24, 96]
+    assert left_of("pattern") == [128, 48]
+    assert left_of("no_output") == [256, 1]
+    assert sum(left_of("by_score")) == 35
+    assert left_of("shuffled") == [164, 62]
+    assert sum(left_of("erk")) == 226
+    loaded = got["loaded"]
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, got["ticket"])
+    jax.tree.map(np.testing.assert_array_equal, loaded.mask, got["mask"])
+    jax.tree.map(np.testing.assert_array_equal, loaded.origin, got["origin"])
+    arrays = (got["model"].layers[0].kernel[...], got["nnx_ticket"]["layers"][0]["kernel"][...])
+    np.testing.assert_array_equal(*arrays)

@@ -1,0 +1,138 @@
+"""The notebooks: executed with few steps, and what they print and draw; what is kept in them."""
+
+import base64
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import nbformat
+import numpy as np
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+
+from analysis import load
+from lthjax import prune
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def execute(name: str, where: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> Any:
+    """A notebook after its execution in a folder; raises where a cell does."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    for variable, value in {
+        "LTHJAX_NOTEBOOK_STEPS": str(steps),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "IPYTHONDIR": str(where / ".ipython"),
+        "JUPYTER_RUNTIME_DIR": str(where / ".jupyter"),
+    }.items():
+        monkeypatch.setenv(variable, value)
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    for cell in notebook.cells:
+        cell.outputs = []
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", coalesce_streams=True,
+                            resources={"metadata": {"path": str(where)}})  # fmt: skip
+    return client.execute()
+
+
+def printed(notebook: Any, name: str = "stdout") -> str:
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    return "".join(output.text for output in outputs if output.get("name") == name)
+
+
+def figures(notebook: Any) -> list[bytes]:
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    pngs = (output.data["image/png"] for output in outputs if "image/png" in output.get("data", {}))
+    return [base64.b64decode(png) for png in pngs]
+
+
+def check_drawn(png: bytes, colours: list[str]) -> None:
+    """It is a figure with marks of these colours on white."""
+    pixels = np.round(255 * matplotlib.image.imread(io.BytesIO(png))[..., :3]).astype(int)
+    assert 0.5 < (pixels == 255).all(-1).mean() < 0.99
+    for colour in colours:
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (abs(pixels - wanted).max(-1) <= 2).sum() > 50, colour
+
+
+def left_after(rounds: int, n: int, percent: int) -> int:
+    """What is left of n when floor(rate n + 1/2) of them go in every round."""
+    for _ in range(rounds):
+        n -= (percent * n + 50) // 100
+    return n
+
+
+ARMS = ["#0072b2", "#d55e00", "#009e73"]
+
+
+def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = execute("quickstart.ipynb", tmp_path, monkeypatch, steps=3)
+    out = printed(notebook)
+    left = {
+        "hidden1/w": left_after(14, 78_400, 20),
+        "hidden2/w": left_after(14, 5000, 20),
+        "output/w": left_after(14, 500, 10),
+    }
+    for path, n in left.items():
+        row = next(line for line in out.splitlines() if path in line)
+        assert f"{n:,}" in row.replace("│", " ").split()
+    total = sum(left.values())
+    assert f"level 14: {100 * total / 83_900:5.1f} % of the weights" in out
+    (sums,) = (line for line in out.splitlines() if "all prunable" in line)
+    assert f"{total:,}" in sums.replace("│", " ").split()
+    assert len(re.findall(r"reinit [\d.]+ %, random [\d.]+ %", out)) == 7
+    assert out.endswith("trained again from the file, every weight is the same: True\n")
+    (figure,) = figures(notebook)
+    check_drawn(figure, ARMS)
+    ticket = prune.load(tmp_path / "ticket.safetensors")
+    assert int(prune.totals(ticket.mask)[0]) == total
+    assert ticket.metadata["level"] == 14
+    assert ticket.origin is not None
+
+
+def test_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = execute("colab_tpu.ipynb", tmp_path, monkeypatch, steps=2)
+    out, told = printed(notebook), printed(notebook, "stderr")
+    # 2 seeds x (dense + 8 tickets + 4 levels x 2 controls), of 2 steps each.
+    assert ": 0 of 34 cells are done, 68 steps to go\n" in out
+    assert "unplugged\n5 of 34 cells are done, " in out
+    assert "34 of 34 cells are done, 0 steps to go, after" in out
+    assert "; 36 of 36 result files as they were\n" in out
+    assert "29 of 34 cells to train" in told
+    assert len(re.findall(r"^\[\d+/34\] seed", told, re.M)) == 34
+    (run,) = (tmp_path / "runs").iterdir()
+    rows = load(run)
+    assert len(rows) == 34
+    # LeNet-5's layers after eight rounds of 20 %, of 10 % in the output layer.
+    left = sum(left_after(8, n, 20) for n in (150, 2400, 48_000, 10_080)) + left_after(8, 840, 10)
+    assert {row.weights_left for row in rows if row.level == 8} == {left}
+    for row in rows:
+        if row.level == 8:
+            line = rf"{row.seed} +8 +{row.arm} +{left:,} +{100 * row.test_accuracy:.2f} %"
+            assert re.search(line, out), line
+    drawn = figures(notebook)
+    assert len(drawn) == 2
+    for figure in drawn:
+        check_drawn(figure, [*ARMS, "#444444"])
+
+
+@pytest.mark.parametrize("name", ["quickstart.ipynb", "colab_tpu.ipynb"])
+def test_what_is_kept_was_executed_and_is_small(name: str) -> None:
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = str([cell.outputs for cell in code])
+    assert not re.search(r"/(home|root|tmp|work|Users|usr|var)/|Traceback|Warning", outputs)
+    assert figures(notebook)
+    for figure in figures(notebook):
+        assert len(figure) < 100_000
+        check_drawn(figure, ARMS)
+    last = {
+        "quickstart.ipynb": "every weight is the same: True",
+        "colab_tpu.ipynb": "34 of 34 cells are done",
+    }
+    assert last[name] in printed(notebook)
