@@ -19,7 +19,8 @@ such a pytree, with weights that make the sum a mean).
 
 Everything is for reverse mode twice over, the gradient of <gradient, v>: by symmetry that is the
 product with v, and it goes through functions with a reverse rule of their own, as those of
-`lthjax.conv` are.
+`lthjax.conv` are. A loop over data belongs into `chunks`, not into the loss: JAX 0.10 does not take
+second derivatives of a `lax.scan` over such functions.
 """
 
 from collections.abc import Callable
@@ -175,6 +176,10 @@ def operator(loss: Loss, params: PyTree, mask: PyTree, chunks: PyTree = None) ->
 
 def extremes(on: Operator, key: jax.Array, count: int = 10, steps: int = 40) -> Extremes:
     """The largest and smallest eigenvalues by Lanczos from one random start.
+
+    One start meets an eigenvalue that is repeated once, until it has met all others or rounding brings
+    up the rest: of repeated ones (0 above all, and biases behind which a network is cut off) there may
+    be more than it says.
 
     Args:
         on: the operator.

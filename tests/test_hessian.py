@@ -44,7 +44,9 @@ def tiny_net() -> tuple[Callable[..., jax.Array], Any, Any, Any]:
 
     def loss(params: Any, batch: Any, convolve: Any = conv.conv2d) -> jax.Array:
         images, labels = batch
-        hidden = jnp.tanh(convolve(images, params["conv"]["kernel"], "SAME") + params["conv"]["bias"][None, None, None])
+        hidden = jnp.tanh(
+            convolve(images, params["conv"]["kernel"], "SAME") + params["conv"]["bias"][None, None, None]
+        )
         logits = conv.max_pool(hidden).reshape(len(images), -1) @ params["fc"]["kernel"]
         logits = logits + params["fc"]["bias"][None]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum() / 6
@@ -70,43 +72,55 @@ def test_products_are_those_of_the_explicit_hessian(x64: None) -> None:
     expected = explicit(loss, params, mask, batch)
     n = len(expected)
     chunked = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), batch)
-    for arguments in ((lambda p: loss(p, batch), params, mask), (loss, params, mask, chunked)):
-        on = hessian.operator(*arguments)
-        got = np.asarray(jax.jit(on.product)(jnp.eye(n)))
-        np.testing.assert_allclose(got, expected, atol=1e-12)
-        np.testing.assert_allclose(got, got.T, atol=1e-12)
-        outside = ~np.asarray(on.kept)
-        assert outside.sum() == sum(int((~m).sum()) for m in jax.tree.leaves(mask))
-        # Whatever comes in, nothing leaves the mask: zeros to the bit, and no NaN gets through.
-        dirty = jnp.where(on.kept, 1.0, jnp.nan)[None]
-        out = np.asarray(on.product(dirty))[0]
-        assert np.isfinite(out).all()
-        assert not out[outside].any()
-        assert not np.signbit(out[outside]).any()
     on = hessian.operator(loss, params, mask, chunked)
-    assert int(hessian.dimension(params, mask)) == int(on.kept.sum()) == 7 + round(54 * 0.4) + round(108 * 0.4)
+    product = jax.jit(on.product)
+    got = np.asarray(product(jnp.eye(n)))
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+    np.testing.assert_allclose(got, got.T, atol=1e-12)
+    outside = ~np.asarray(on.kept)
+    assert outside.sum() == sum(int((~m).sum()) for m in jax.tree.leaves(mask))
+    # Whatever comes in, nothing leaves the mask: zeros to the bit, and no NaN gets through.
+    out = np.asarray(product(jnp.broadcast_to(jnp.where(on.kept, 1.0, jnp.nan), (n, n))))
+    assert np.isfinite(out).all()
+    assert not out[:, outside].any()
+    assert not np.signbit(out[:, outside]).any()
+    assert (
+        int(hessian.dimension(params, mask)) == int(on.kept.sum()) == 7 + round(54 * 0.4) + round(108 * 0.4)
+    )
 
 
 def test_hvp_takes_and_gives_pytrees() -> None:
-    loss, params, mask, batch = tiny_net()
-    vector = jax.tree.map(lambda p: jax.random.normal(KEY, p.shape), params)
-    # Pruned weights count as 0 also where they are not.
-    got = hessian.hvp(lambda p: loss(p, batch), params, mask, vector)
-    expected = explicit(loss, params, mask, batch) @ np.asarray(ravel_pytree(vector)[0])
-    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, params)
-    np.testing.assert_allclose(ravel_pytree(got)[0], expected, atol=1e-5)
+    """Of sum w**4 / 12, whose Hessian is diag(w**2); pruned weights count as 0 also where they are not."""
+    params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.array([5.0])}
+    mask = {"w": jnp.array([[True, False], [True, True]]), "b": jnp.array(True)}
+    vector = jax.tree.map(jnp.ones_like, params)
+    got = hessian.hvp(
+        lambda p: (p["w"] ** 4).sum() / 12 + (p["b"] ** 4).sum() / 12 + p["w"][0, 0] * p["w"][0, 1],
+        params,
+        mask,
+        vector,
+    )
+    np.testing.assert_allclose(got["w"], [[1, 0], [9, 16]], rtol=1e-6)
+    np.testing.assert_allclose(got["b"], [25], rtol=1e-6)
 
 
 def test_mask_may_be_traced_and_one_program_serves_all() -> None:
-    loss, params, mask, batch = tiny_net()
+    params = {"w": jax.random.normal(KEY, (5, 8))}
+    x = jax.random.normal(jax.random.key(1), (9, 5))
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.tanh(x @ params["w"]).prod(1).sum()
+
     compiled = jax.jit(
-        lambda params, mask: hessian.extremes(
-            hessian.operator(lambda p: loss(p, batch), params, mask), KEY, 3, 30
-        ).largest
+        lambda params, mask: hessian.extremes(hessian.operator(loss, params, mask), KEY, 3, 30).largest
     )
-    for m in (mask, prune.magnitude(params, mask, 0.5), prune.ones(params)):
-        exact = np.linalg.eigvalsh(explicit(loss, params, m, batch))[::-1][:3]
-        np.testing.assert_allclose(compiled(params, m), exact, rtol=1e-4)
+    mask = prune.ones(params)
+    for _ in range(3):
+        flat, kept = prune.apply(params, mask)["w"], np.asarray(mask["w"]).ravel()
+        whole = np.asarray(jax.hessian(lambda w: loss({"w": w.reshape(5, 8)}))(flat.ravel()))
+        exact = np.linalg.eigvalsh(whole[np.ix_(kept, kept)])[::-1][:3]
+        np.testing.assert_allclose(compiled(params, mask), exact, rtol=1e-3, atol=1e-5)
+        mask = prune.magnitude(params, mask, 0.2)
     assert compiled._cache_size() == 1  # type: ignore[attr-defined]
 
 
@@ -180,6 +194,9 @@ def test_quadrature_is_exact_for_the_moments_of_its_probes(x64: None) -> None:
     found = hessian.density(on, KEY, probes=3, steps=6)
     probes = np.asarray(jnp.where(kept[None], jax.random.rademacher(KEY, (3, 70), float), 0)) / np.sqrt(50)
     np.testing.assert_allclose(found.weights.sum(1), 1, rtol=1e-12)
+    reach = float(found.nodes.max() - found.nodes.min())
+    np.testing.assert_allclose(found.sigma, reach / 100, rtol=1e-9)
+    np.testing.assert_allclose(found.grid[-1] - found.grid[0], 1.08 * reach, rtol=1e-9)
     for power in range(12):
         moments = [v @ np.linalg.matrix_power(whole, power) @ v for v in probes]
         np.testing.assert_allclose((found.weights * found.nodes**power).sum(1), moments, rtol=1e-9, atol=1e-9)
@@ -189,22 +206,20 @@ def test_density_is_the_smoothed_spectrum(x64: None) -> None:
     """With as many steps as dimensions and many probes: Gaussians on the eigenvalues themselves."""
     exact = np.array([-1.0, 0.0, 0.0, 0.5, 3.0, 3.1])
     _, on = matrix(exact, np.arange(9) < 6)
-    found = hessian.density(on, KEY, probes=3000, steps=6, points=400, sigma=0.2)
+    found = hessian.density(on, KEY, probes=600, steps=6, points=200, sigma=0.2)
     bells = np.exp(-0.5 * ((np.asarray(found.grid)[:, None] - exact) / 0.2) ** 2) / (0.2 * np.sqrt(2 * np.pi))
-    assert np.abs(found.density - bells.mean(1)).max() < 0.03 * bells.mean(1).max()
+    assert np.abs(found.density - bells.mean(1)).max() < 0.06 * bells.mean(1).max()
     np.testing.assert_allclose(np.trapezoid(found.density, found.grid), 1, atol=1e-3)
-    usual = hessian.density(on, KEY, probes=4, steps=6)
-    np.testing.assert_allclose(usual.sigma, 4.1 / 100, rtol=1e-9)
-    np.testing.assert_allclose(usual.grid[jnp.array([0, -1])], [-1 - 0.164, 3.1 + 0.164], rtol=1e-9)
 
 
 class Spectrum(NamedTuple):
-    """A LeNet-5's operator and its exact eigenvalues, ascending."""
+    """A LeNet-5 under a mask, its data, its exact eigenvalues, ascending, and its Hessian's diagonal."""
 
     params: Any
     mask: Any
     chunks: landscape.Chunk
     exact: np.ndarray
+    diagonal: np.ndarray
 
 
 def lenet5_loss(params: Any, chunk: landscape.Chunk) -> jax.Array:
@@ -214,27 +229,28 @@ def lenet5_loss(params: Any, chunk: landscape.Chunk) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def lenet5() -> Spectrum:
-    """2.5 % of the weights of LeNet-5, scaled to what is left, on 40 digits in two chunks."""
+    """2 % of the weights of LeNet-5, scaled to what is left, on 24 digits in two chunks.
+
+    By ERK, which leaves every layer enough to carry the images through. A network that is cut off
+    somewhere has nothing but biases left, whose eigenvalues are repeated.
+    """
     model = models.build("lenet5", (28, 28, 1), 10)
     params = model.init(KEY).params
-    mask = prune.uniform(KEY, params, 0.025)
-    params = jax.tree.map(lambda p, m: p / jnp.sqrt(0.025) if m.ndim else p, params, mask)
+    mask = prune.erk(KEY, params, 0.02)
+    params = jax.tree.map(lambda p, m: p / jnp.sqrt(m.mean()) if m.ndim else p, params, mask)
     digits = data.load("mnist_10k")
-    images = (digits.train_images[:40] / 255 - 0.1307) / 0.3081
-    chunks = landscape.chunks(images, digits.train_labels[:40], 20)
-    on = hessian.operator(lenet5_loss, params, mask, chunks)
+    images = (digits.train_images[:24] / 255 - 0.1307) / 0.3081
+    # All in one chunk for what is exact.
+    whole_chunk = jax.tree.map(lambda x: x[0], landscape.chunks(images, digits.train_labels[:24], 24))
+    chunks = landscape.chunks(images, digits.train_labels[:24], 12)
+    on = hessian.operator(lambda p: lenet5_loss(p, whole_chunk), params, mask)
     where = np.flatnonzero(on.kept)
-
-    @jax.jit
-    def rows(index: jax.Array, params: Any, mask: Any, chunks: landscape.Chunk) -> jax.Array:
-        units = jax.nn.one_hot(index, len(on.kept))
-        return hessian.operator(lenet5_loss, params, mask, chunks).product(units)
-
-    padded = np.resize(where, -(-len(where) // 150) * 150).reshape(-1, 150)
-    whole = np.concatenate([np.asarray(rows(part, params, mask, chunks))[:, where] for part in padded])
+    rows = jax.jit(lambda index: on.product(jax.nn.one_hot(index, len(on.kept))))
+    padded = np.resize(where, -(-len(where) // 200) * 200).reshape(-1, 200)
+    whole = np.concatenate([np.asarray(rows(part))[:, where] for part in padded])
     whole = whole[: len(where)].astype(np.float64)
     np.testing.assert_allclose(whole, whole.T, atol=1e-4 * np.abs(whole).max())
-    return Spectrum(params, mask, chunks, np.linalg.eigvalsh((whole + whole.T) / 2))
+    return Spectrum(params, mask, chunks, np.linalg.eigvalsh((whole + whole.T) / 2), np.diag(whole))
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +274,9 @@ def test_golden_trace(lenet5: Spectrum, estimates: Any) -> None:
     found: hessian.Trace = estimates[1]
     assert abs(found.total - lenet5.exact.sum()) < 4 * found.error
     assert abs(found.mean - lenet5.exact.mean()) < 4 * found.mean_error
-    assert found.error < 0.2 * lenet5.exact.sum()
+    # The variance of one sample is twice the sum of squares beside the diagonal.
+    expected = np.sqrt(2 * ((lenet5.exact**2).sum() - (lenet5.diagonal**2).sum()) / 40)
+    np.testing.assert_allclose(found.error, expected, rtol=0.4)
 
 
 def test_golden_density_moments(lenet5: Spectrum, estimates: Any) -> None:
