@@ -113,12 +113,14 @@ class Entry(NamedTuple):
     """A row of `MODELS`.
 
     Attributes:
-        layers: all but the output layer, which depends on the number of classes.
+        network: its layers, all but the output layer, which depends on the number of classes; or, for
+            what is no sequence of layers, number of classes -> Flax module, called as
+            `module(images, train=False)`.
         divisor: what the sides of its images must be divisible by.
         summary: one line for help and errors.
     """
 
-    layers: tuple[Layer, ...]
+    network: tuple[Layer, ...] | Callable[[int], nn.Module]
     divisor: int
     summary: str
 
@@ -178,8 +180,12 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
             f"model: {name!r} takes images whose height and width are at least 8 and divisible by "
             f"{entry.divisor}, not {height}x{width}x{channels}; choose another model or data set."
         )
-    layers = (*entry.layers, Layer("output", classes))
-    module = _Sequential(layers)
+    layers: tuple[Layer, ...] = ()
+    if isinstance(entry.network, tuple):
+        layers = (*entry.network, Layer("output", classes))
+        module: nn.Module = _Sequential(layers)
+    else:
+        module = entry.network(classes)
 
     def init(key: jax.Array) -> Variables:
         variables = dict(module.init(key, jnp.zeros((1, *input_shape)), train=False))
