@@ -335,7 +335,7 @@ class _Work:
         todo = self._plan([Cell(seed, DENSE, 0, DENSE) for seed in states], missing)
         time = ""
         if todo.steps:
-            cost = study.estimate(self._prepared, todo, self._chunk)
+            cost = study.estimate([self._prepared], [todo], self._chunk)
             time = f" (about {progress.duration(cost.seconds)})"
         self._say(
             f"{len(states)} dense trainings to be gone again as far as the states asked for, and "
@@ -352,7 +352,7 @@ class _Work:
     @contextlib.contextmanager
     def _watched(self, todo: study.Plan) -> Iterator[study.Watch]:
         watch = progress.watch(self._quiet)
-        watch.begin(self._prepared, todo)
+        watch.begin(self._asked.run.name, todo)
         try:
             yield watch
         finally:
@@ -363,13 +363,13 @@ class _Work:
     ) -> Iterator[tuple[Cell, train.Job, train.Trained]]:
         """Trains in chunks of the same first and last step, and yields what is finished."""
         if self._trainer is None:
-            self._trainer = study.make_trainer(self._prepared, self._chunk, self._study.seeds)
+            self._trainer = study.make_trainer([self._prepared], self._chunk, self._study.seeds)
         spans: dict[tuple[int, int], list[tuple[Cell, train.Job]]] = {}
         for cell, job in jobs:
             spans.setdefault((job.start, job.stop), []).append((cell, job))
         width = self._trainer.width
         for alike in [of[i : i + width] for of in spans.values() for i in range(0, len(of), width)]:
-            watch.chunk([cell for cell, _ in alike])
+            watch.chunk([cell for cell, _ in alike], "")
             results = train.train(self._trainer, [job for _, job in alike], watch.advance)
             for (cell, job), trained in zip(alike, results, strict=True):
                 yield cell, job, trained
@@ -495,28 +495,9 @@ class _Work:
             return
         with self._watched(self._plan([], [cell for cell, _ in jobs])) as watch:
             for cell, job, trained in self._train(jobs, watch):
-                result = self._result(cell, job, trained)
+                result = study.result_of(cell, job, trained, self._basis(cell))
                 self._kept.write(cell, result, job.mask, None)
-                watch.finished(cell, result)
-
-    def _result(self, cell: Cell, job: train.Job, trained: train.Trained) -> dict[str, Any]:
-        left, total = prune.totals(job.mask)
-        return {
-            **cell._asdict(),
-            "status": trained.status,
-            "reason": trained.reason,
-            "density": int(left) / total,
-            "weights_left": int(left),
-            "weights": total,
-            **trained.scalars,
-            "start": job.start,
-            "steps": job.stop - job.start,
-            "seconds": trained.seconds,
-            "curves": trained.curves,
-            "layers": study.layers(job.mask),
-            "made_from": self._basis(cell),
-            "platform": study.devices(),
-        }
+                watch.finished(cell, result, "")
 
     def trials(self) -> list[Trial]:
         """Every trained mask of the levels looked at: ours, the tickets, and the run's random ones."""
