@@ -62,7 +62,7 @@ class Effect(NamedTuple):
 
     Attributes:
         g: the estimate, Hedges' g_z; NaN for fewer than three values or identical ones.
-        low: lower bound; NaN for fewer than two values or identical ones.
+        low: lower bound, likewise.
         high: upper bound, likewise.
         n: number of values.
     """
@@ -353,12 +353,12 @@ def hedges_gz(values: Sequence[float], confidence: float = 0.95) -> Effect:
     _inside("confidence", confidence, 0, 1)
     numbers = _finite("values", values)
     n = len(numbers)
-    if n < 2 or _identical(numbers):
+    if n < 3 or _identical(numbers):
         return Effect(float("nan"), float("nan"), float("nan"), n)
     d, nu = float(np.mean(numbers) / np.std(numbers, ddof=1)), n - 1
     t, tail = d * math.sqrt(n), (1 - confidence) / 2
     low, high = _noncentrality(t, nu, 1 - tail), _noncentrality(t, nu, tail)
-    j = math.exp(math.lgamma(nu / 2) - math.lgamma((nu - 1) / 2)) / math.sqrt(nu / 2) if nu > 1 else math.nan
+    j = math.exp(math.lgamma(nu / 2) - math.lgamma((nu - 1) / 2)) / math.sqrt(nu / 2)
     return Effect(j * d, low / math.sqrt(n), high / math.sqrt(n), n)
 
 
@@ -553,7 +553,9 @@ def _noncentrality(t: float, nu: int, p: float) -> float:
     # between the sums of their quantiles at half the tails.
     low = spread(1 - (1 - p) / 2) + stats.norm.ppf((1 - p) / 2)
     high = spread(p / 2) + stats.norm.isf(p / 2)
-    return float(optimize.brentq(lambda delta: stats.nct.cdf(t, nu, delta) - p, low, high))
+    # scipy 1.13 warns of a division by zero at some arguments, where its value is right.
+    with np.errstate(divide="ignore"):
+        return float(optimize.brentq(lambda delta: stats.nct.cdf(t, nu, delta) - p, low, high))
 
 
 def _outcome(supported: bool, refuted: bool) -> Outcome:

@@ -129,6 +129,7 @@ def test_verdicts_of_few_and_of_identical_values() -> None:
 
 
 @given(VALUES, NUMBERS, NUMBERS)
+@settings(deadline=None)
 def test_verdicts_turn_with_the_sign_and_move_with_the_values(
     values: list[float], threshold: float, shift: float
 ) -> None:
@@ -228,7 +229,7 @@ def test_sign_flips_by_hand() -> None:
     assert got == [4 / 8, 2 / 8, 7 / 8]
     got = [stats.sign_flip_p_value([0.1, 0.2, -0.3], alternative=a) for a in ALTERNATIVES]  # type: ignore[arg-type]
     assert got == [1, 5 / 8, 5 / 8]
-    assert stats.sign_flip_p_value([5, 6, 8], 4) == stats.sign_flip_p_value([1, 2, 4])
+    assert stats.sign_flip_p_value([3, 6, 8], 4) == 4 / 8, "not the 2 / 8 about 0"
     assert stats.sign_flip_p_value([0.0, 0.0]) == 1
     assert math.isnan(stats.sign_flip_p_value([]))
     with pytest.raises(UserError, match="at most 20"):
@@ -290,6 +291,7 @@ def test_holm_is_statsmodels() -> None:
 
 
 @given(PS)
+@settings(deadline=None)
 def test_holm_is_its_definition_and_keeps_order(ps: list[float]) -> None:
     """Of p, the largest over all q ≤ p of q times the number of p-values that are q or more."""
     got = stats.holm(ps)
@@ -317,11 +319,8 @@ def test_hedges_gz_by_hand() -> None:
     got = stats.hedges_gz([1, 2, 3, 4, 5])
     assert got.g == pytest.approx(3 / math.sqrt(2.5) * math.sqrt(2 / math.pi), rel=1e-12)
     assert got.n == 5
-    # Two values: ν = 1, of which there is no unbiased estimate, but an interval.
-    two = stats.hedges_gz([1.0, 3.0])
-    assert math.isnan(two.g)
-    assert two.low < 2 / math.sqrt(2) < two.high
-    for few in ([], [1.0], [2.0, 2.0, 2.0]):
+    # Of two values, ν = 1, there is no unbiased estimate.
+    for few in ([], [1.0], [1.0, 3.0], [2.0, 2.0, 2.0]):
         assert np.isnan(stats.hedges_gz(few)[:3]).all()
 
 
@@ -335,7 +334,7 @@ def test_hedges_gz_is_unbiased(n: int) -> None:
         assert j * mean_of_d == pytest.approx(effect, rel=1e-9)
 
 
-@pytest.mark.parametrize("n", [2, 3, 6, 10])
+@pytest.mark.parametrize("n", [3, 6, 10])
 @pytest.mark.parametrize("mean", [-30.0, -0.7, 0.0, 0.3, 5.0])
 def test_interval_of_the_effect(n: int, mean: float) -> None:
     """At its bounds, t has the tails .025 and .975: P(t' ≤ t) = ∫ Φ(t √(c / ν) − δ√n) dχ²(c)."""
@@ -353,7 +352,7 @@ def test_interval_of_the_effect(n: int, mean: float) -> None:
         assert probability == pytest.approx(expected, abs=1e-6)
 
 
-@given(VALUES.filter(varied))
+@given(VALUES.filter(lambda values: len(values) > 2 and varied(values)))
 @settings(deadline=None, max_examples=25)
 def test_the_effect_turns_with_the_sign_and_agrees_with_t(values: list[float]) -> None:
     got, turned = stats.hedges_gz(values), stats.hedges_gz([-value for value in values])
@@ -366,9 +365,9 @@ def test_the_effect_turns_with_the_sign_and_agrees_with_t(values: list[float]) -
 
 def test_an_effect_beyond_all_measure() -> None:
     """The limit for large t meets the root: no step at |t| = 1,000."""
-    for n in (2, 5, 20):
+    for n in (3, 5, 20):
         near = [stats._noncentrality(t, n - 1, p) / t for p in (0.975, 0.025) for t in (999.9, 1000.1)]
-        assert near[0] == pytest.approx(near[1], rel=1e-3 if n == 2 else 1e-4)
+        assert near[0] == pytest.approx(near[1], rel=1e-4)
         assert near[2] == pytest.approx(near[3], rel=1e-4)
     huge = stats.hedges_gz([1.0, 1.0 + 1e-9, 1.0 - 1e-9])
     assert huge.g > 1e8
@@ -420,10 +419,15 @@ def test_smallest_match_by_hand() -> None:
 
 
 def test_an_accuracy_at_the_tolerance_matches_whatever_the_rounding() -> None:
-    """Twenty images of 10,000 fewer than the dense network are within 0.2 pp, twenty-one are not."""
-    for hits in range(9_000, 10_000, 7):
-        assert stats.smallest_match([(0.5, (hits - 20) / 10_000)], hits / 10_000, 0.002) == 0.5
-        assert stats.smallest_match([(0.5, (hits - 21) / 10_000)], hits / 10_000, 0.002) is None
+    """Fifty images of 10,000 fewer than the dense network are within 0.5 pp, 51 are not.
+
+    In percent, 99.27 is less than 99.77 − 0.5 in floating point.
+    """
+    for hits in range(9_900, 10_001):
+        for unit in (1, 100):
+            fewer = [[(0.5, unit * ((hits - images) / 10_000))] for images in (50, 51)]
+            got = [stats.smallest_match(curve, unit * (hits / 10_000), unit * 0.005) for curve in fewer]
+            assert got == [0.5, None]
 
 
 CURVES = st.dictionaries(
@@ -432,6 +436,7 @@ CURVES = st.dictionaries(
 
 
 @given(CURVES, st.integers(0, 100).map(lambda i: i / 100), st.sampled_from([0.0, 0.05, 0.3]))
+@settings(deadline=None)
 def test_matches_and_crossings_are_in_order(
     curve: list[tuple[float, float]], dense: float, tolerance: float
 ) -> None:
@@ -458,6 +463,7 @@ def test_crossing_by_hand() -> None:
     assert stats.crossing(curve, 0.93) == pytest.approx(0.4)
     assert stats.crossing(curve, 0.94) == pytest.approx(0.8 * 0.25 ** (1 / 3))
     assert stats.crossing(curve, 0.96) == pytest.approx(0.8)
+    assert stats.crossing([(0.8, 0.96 - 1e-7), (0.2, 0.90)], 0.96) == 0.8, "below by rounding alone"
     assert stats.crossing(curve, 0.97) == 0.8, "it starts below"
     assert stats.crossing(curve, 0.90) is None, "at the target is not below it"
     assert stats.crossing([], 0.9) is None
@@ -534,6 +540,7 @@ def test_area_between_by_hand() -> None:
 
 
 @given(CURVES, CURVES, NUMBERS)
+@settings(deadline=None)
 def test_area_turns_and_shifts(
     ours: list[tuple[float, float]], theirs: list[tuple[float, float]], shift: float
 ) -> None:
