@@ -510,20 +510,22 @@ def humped(at: float) -> list[tuple[float, float]]:
     return [(2 * at, 0.985), (at / 2, 0.975)]
 
 
-@pytest.mark.parametrize("n", [3, 6])
+@pytest.mark.parametrize("n", [3, 6, 10])
 def test_coverage_of_the_iso_accuracy_interval(n: int) -> None:
-    """Log-normal crossings about 5 % and 20 %: the true geometric mean of the ratios is 4."""
-    drawn = np.random.default_rng(n).normal(0, 0.15, (1000, 2, n))
-    hits = []
-    for tickets, controls in np.exp(drawn) * np.array([0.05, 0.2]).reshape(2, 1):
+    """Log-normal crossings about 1 % and 4 %, so a geometric mean of 4: 2.5 % lie beyond either bound."""
+    drawn = np.random.default_rng(n).normal(0, 0.5, (1000, 2, n))
+    beyond = []
+    for tickets, controls in np.exp(drawn) * np.array([0.01, 0.04]).reshape(2, 1):
         got = stats.iso_accuracy(
             dict(enumerate(map(humped, tickets))),
             dict(enumerate(map(humped, controls))),
             dict.fromkeys(range(n), 0.98),
         )
         assert got.interval.n == n
-        hits.append(got.interval.low <= 4 <= got.interval.high)
-    assert within(np.mean(hits), 0.95, 1000)
+        beyond.append((got.interval.low > 4, got.interval.high < 4))
+    too_high, too_low = np.mean(beyond, axis=0)
+    assert within(too_high, 0.025, 1000)
+    assert within(too_low, 0.025, 1000)
 
 
 def test_area_between_by_hand() -> None:
