@@ -11,7 +11,7 @@ cells are only read; what this writes lies in RUN/predict:
   scores.csv                        `Row`: how well every score finds a ticket's mask
   functional.csv                    `Trial`: what predicted masks are worth, trained
   about.json                        chain, levels, seeds, steps, notes
-  bars, curve, functional           figures, as PNG and SVG
+  predict_bars, _curve, _functional figures, as PNG, SVG and the CSV of their data
   seed=3/state=50/                  the dense network at a step that the run did not keep
   seed=3/chain=C/level=07/ARM/      a trained mask; ARM is predicted or predicted_shuffled
 """
@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import csv
 import dataclasses
-import io
 import json
 import os
 import sys
@@ -35,16 +34,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import cells, figures
-from lthjax import config, data, predict, progress, prune, replicate, rng, study, train
+from analysis import cells, figures, page
+from analysis.page import Drawn, Link, Section
+from analysis.verdicts import Finding
+from lthjax import config, data, errors, predict, progress, prune, replicate, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 from lthjax.predict import PIXEL_VARIANCE, SCORES, Layers
-from lthjax.stats import mean_interval
+from lthjax.stats import mean_interval, paired, verdict
 from lthjax.store import Store, read_study
 
 PyTree = Any
+ABOUT = "predict/about.json"
 LOGISTIC = "logistic"
 MEAN, POOLED = "mean", "pooled"
 PREDICTED, TWIN = "predicted", "predicted_shuffled"
@@ -596,14 +598,6 @@ def _read(path: Path, kind: type[_Kind]) -> list[_Kind]:
         return [kind(*(value(n, line[n]) for n in kind._fields)) for line in csv.DictReader(file)]
 
 
-def _to_csv(rows: Iterable[Row] | Iterable[Trial], columns: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
 def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], notes: list[str]) -> None:
     about = {
         "chain": asked.chain,
@@ -613,21 +607,11 @@ def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], note
         "images": asked.batches * asked.prepared.study.train.batch,
         "notes": notes,
     }
-    drawn = {"bars": bars(rows), "curve": curve(rows)}
-    if any(trial.mask == PREDICTED for trial in trials):
-        drawn["functional"] = functional(trials)
     try:
-        for name, figure in drawn.items():
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=160)
-            _write_whole(where / f"{name}.png", picture.getvalue())
-            picture = io.BytesIO()
-            with matplotlib.rc_context(figures._STYLE):
-                # No date, so that the same rows give the same file.
-                figure.savefig(picture, format="svg", metadata={"Date": None})
-            _write_whole(where / f"{name}.svg", picture.getvalue())
-        _write_whole(where / "scores.csv", _to_csv(rows, Row._fields))
-        _write_whole(where / "functional.csv", _to_csv(trials, Trial._fields))
+        for of_figure in drawn(rows, trials):
+            page.show(where, of_figure)
+        _write_whole(where / "scores.csv", page.to_csv(Row._fields, rows).encode())
+        _write_whole(where / "functional.csv", page.to_csv(Trial._fields, trials).encode())
         # Last, as it is what says that the rest is there.
         _write_whole(where / "about.json", (json.dumps(about, indent=1) + "\n").encode())
     except OSError as error:
@@ -638,6 +622,94 @@ def _write_whole(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.tmp")
     part.write_bytes(content)
     os.replace(part, path)
+
+
+def drawn(rows: Sequence[Row], trials: Sequence[Trial]) -> list[Drawn]:
+    """The figures of what was found, with their captions."""
+    found = [
+        Drawn(
+            "predict_bars",
+            "How well scores at initialisation find the ticket's mask",
+            bars(rows),
+            "AUROC within layers, and precision at the mask's own number of weights over its density, each "
+            "averaged over the layers; one panel a level. Points are seeds, bars their mean, lines the 95 % "
+            "interval (of three seeds or more), dashes chance. The logistic predictor is tested on a seed "
+            "that it has not seen; hatched is the same on masks shuffled within layers, which must lie at "
+            "chance. Look for how far the best bar is from chance, and from 1.",
+            (Row._fields, [row for row in rows if row.step == 0]),
+        ),
+        Drawn(
+            "predict_curve",
+            "When in training the ticket's mask becomes predictable",
+            curve(rows),
+            "AUROC within layers of every score, taken at a step of the dense network's training; lines are "
+            "means over seeds, points seeds, the band the 95 % interval of the logistic predictor (of three "
+            "seeds or more). Look for the step at which the lines leave their level at step 0.",
+            (Row._fields, [row for row in rows if row.layer == MEAN]),
+        ),
+    ]
+    if any(trial.mask == PREDICTED for trial in trials):
+        found.append(
+            Drawn(
+                "predict_functional",
+                "What predicted masks are worth, trained",
+                functional(trials),
+                "Test accuracy at the end of training from the weights that the ticket starts from: the "
+                "ticket's mask, the mask that the other seeds' predictor gives, the same shuffled within "
+                "layers, and random masks, all of the ticket's layer-wise densities. Small points are seeds, "
+                "large ones their mean, lines the 95 % interval (of three seeds or more). Look for whether "
+                "predicted lies above its shuffled twin, and how far below the ticket.",
+                (Trial._fields, trials),
+            )
+        )
+    return found
+
+
+def section(run: Path) -> Section | None:
+    """The report's section, where the run has been looked at."""
+    if not (run / ABOUT).is_file():
+        return None
+    found = load(run)
+    return Section("predict", "Predictability", found.notes, drawn(found.rows, found.trials))
+
+
+def findings(run: Path) -> list[Finding]:
+    """Whether masks are predictable, and worth something, at the level nearest to 10 % of the weights."""
+    claim = "The ticket's mask is predictable at initialisation: AUROC within layers above chance"
+    if not (run / ABOUT).is_file():
+        return [Finding(claim, "not tested", "no scores", 0, f"python -m analysis.predict {run}")]
+    found = load(run)
+    held = [r for r in found.rows if (r.step, r.score, r.mask, r.layer) == (0, LOGISTIC, "ticket", MEAN)]
+    if not held:
+        return [
+            Finding(claim, "not tested", "one seed: none is held out", 0, f"python -m analysis.predict {run}")
+        ]
+    level = min(held, key=lambda row: abs(np.log((row.density or 1.0) / 0.1))).level
+    own = [row for row in held if row.level == level]
+    values = [float(row.auroc or 0) for row in own]
+    interval = mean_interval(values)
+    bracket = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval.n > 1 else ""
+    at = f"at {100 * (own[0].density or 1.0):.1f} % of the weights"
+    link = Link("predictability", "#predict")
+    made = [
+        Finding(claim, verdict(values, 0.5).outcome, f"{interval.mean:.3f}{bracket} {at}", interval.n, link)
+    ]
+    trained = [trial for trial in found.trials if trial.level == level]
+    accuracies = {
+        mask: _by_seed(trial for trial in trained if trial.mask == mask) for mask in (PREDICTED, TWIN)
+    }
+    gaps = paired(accuracies[PREDICTED], accuracies[TWIN])
+    if gaps:
+        made.append(
+            Finding(
+                "Predicted masks train to more than the same shuffled within layers",
+                verdict(gaps).outcome,
+                f"{page.points(mean_interval(gaps))} pp {at}",
+                len(gaps),
+                link,
+            )
+        )
+    return made
 
 
 _LABELS = {name: score.label for name, score in SCORES.items()} | {
@@ -745,7 +817,7 @@ def functional(trials: Sequence[Trial]) -> Figure:
         figure, grid, levels = _panels([t for t in trials if t.mask == PREDICTED], 1, (2.6, 3.6))
         for axes, level in zip(grid[0], levels, strict=True):
             for place, (mask, (_, colour, marker)) in enumerate(_MASKS.items()):
-                values = _accuracies(t for t in trials if (t.level, t.mask) == (level, mask))
+                values = [*_by_seed(t for t in trials if (t.level, t.mask) == (level, mask)).values()]
                 if not values:
                     continue
                 interval = mean_interval(values)
@@ -788,13 +860,13 @@ def _bar(axes: Axes, place: int, values: Sequence[float], chance: float, colour:
     axes.plot(values, [place] * len(values), ".", color=colour, ms=4)
 
 
-def _accuracies(trials: Iterable[Trial]) -> list[float]:
-    """Test accuracy in percent, one a seed: repeats averaged, diverged ones left out."""
+def _by_seed(trials: Iterable[Trial]) -> dict[int, float]:
+    """Seed -> test accuracy in percent: repeats averaged, diverged ones left out."""
     values: dict[int, list[float]] = {}
     for trial in trials:
         if trial.test_accuracy is not None:
             values.setdefault(trial.seed, []).append(100 * trial.test_accuracy)
-    return [sum(of_seed) / len(of_seed) for _, of_seed in sorted(values.items())]
+    return {seed: sum(of_seed) / len(of_seed) for seed, of_seed in sorted(values.items())}
 
 
 def main(arguments: list[str]) -> None:
@@ -844,11 +916,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    errors.command_line(main)

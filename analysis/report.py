@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import compare, curves, page, verdicts
+from analysis import compare, curves, page, predict, savings, verdicts
 from analysis.cells import Row, accuracies, arms, chains, difference, load, select, to_csv
 from analysis.entries import title
 from analysis.page import Section, Table
@@ -40,7 +40,7 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
         raise UserError(f"{run}: there is no finished cell in it yet; run the study first.")
     folder = run / "report"
     table = to_csv(rows)
-    if only_if_changed and _is_of(folder, table):
+    if only_if_changed and _is_of(folder, table, run):
         return folder / "index.html"
     heading = title(study)
     seeds = len({row.seed for row in rows})
@@ -57,7 +57,7 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
 
 
 def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: str) -> list[Section]:
-    found = verdicts.findings(study, rows)
+    found = [*verdicts.findings(study, rows), *savings.findings(run), *predict.findings(run)]
     said = [[f.claim, f.outcome, f.estimate, str(f.n or "–"), f.where] for f in found]
     header = ["claim", "verdict", "estimate", "n", "where, or the command that tests it"]
     own = chains(rows)
@@ -78,6 +78,7 @@ def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: st
             tables=[*(_levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])],
             remark=_remark(study, rows),
         ),
+        *(section for section in (savings.section(run), predict.section(run)) if section is not None),
     ]
 
 
@@ -94,10 +95,13 @@ def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> P
     return pages[0] if len(pages) == 1 else compare.build(runs)
 
 
-def _is_of(folder: Path, table: str) -> bool:
-    """Whether a report is there and shows these cells."""
-    cells = folder / "cells.csv"
-    return (folder / "index.html").is_file() and cells.is_file() and cells.read_text() == table
+def _is_of(folder: Path, table: str, run: Path) -> bool:
+    """Whether a report is there and shows these cells, and what other analyses have found."""
+    written, cells = folder / "index.html", folder / "cells.csv"
+    if not (written.is_file() and cells.is_file() and cells.read_text() == table):
+        return False
+    others = [run / savings.FILE, run / predict.ABOUT]
+    return all(other.stat().st_mtime <= written.stat().st_mtime for other in others if other.is_file())
 
 
 _RULES = (

@@ -6,6 +6,7 @@ as not tested, with the command that tests it.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -71,7 +72,8 @@ def differences(rows: Sequence[Row], chain: str, arm: str, other: str) -> list[L
 
 def in_range(levels: Sequence[Level]) -> list[Level]:
     """The levels of 80 to 90 % sparsity."""
-    return [level for level in levels if RANGE[0] <= level.density <= RANGE[1]]
+    # A mean of equal densities differs from them by rounding.
+    return [level for level in levels if RANGE[0] - 1e-9 <= level.density <= RANGE[1] + 1e-9]
 
 
 def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
@@ -281,7 +283,7 @@ def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
         fractions = list(by_seed(of_cell, "test_accuracy").values())
         share = stats.collapse_share(fractions, classes)
         if share.collapsed:
-            median = sorted(100 * value for value in fractions)[len(fractions) // 2]
+            median = 100 * statistics.median(fractions)
             lines.append(
                 [
                     chain,
