@@ -69,7 +69,7 @@ def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: st
         Section(
             "gaps",
             "Differences",
-            tables=[verdicts.gaps(rows, chain) for chain in tickets],
+            tables=[of(rows, chain) for chain in tickets for of in (verdicts.summaries, verdicts.gaps)],
             remark=_TESTS,
         ),
         Section(
@@ -113,10 +113,12 @@ _RULES = (
     "so “undecided”. “10–15 points” is tested as 10 points or more."
 )
 _TESTS = (
-    "Differences in percentage points, paired by seed, with the 95 % interval of Student's t. p-values are "
-    "two-sided: by t, the same adjusted by Holm within the block of one control, and by exact sign flips, "
-    "which cannot go below 2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, "
-    "unbiased, with its 95 % interval."
+    "An arm matches the dense network of its seed down to a density if it does so at every larger one; the "
+    "area between two curves is taken on the densities that both have. Differences in percentage points, "
+    "paired by seed, with the 95 % interval of Student's t. p-values are two-sided: by t, the same "
+    "adjusted by Holm within the block of one control, and by exact sign flips, which cannot go below "
+    "2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, unbiased, with its 95 % "
+    "interval."
 )
 
 

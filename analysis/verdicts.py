@@ -274,6 +274,32 @@ def gaps(rows: Sequence[Row], chain: str) -> Table:
     return Table(f"Rewound to step {chain.rpartition('-')[2]}", header, lines, 2)
 
 
+def summaries(rows: Sequence[Row], chain: str) -> Table:
+    """Every arm over all densities: how sparse it matches the dense network, and its area to the ticket."""
+    dense = accuracies(select(rows, chain=DENSE))
+    tickets = _curves(rows, chain, "ticket")
+    lines = []
+    for arm in arms(select(rows, chain=chain)):
+        curves = {seed: curve for seed, curve in _curves(rows, chain, arm).items() if seed in dense}
+        line = [arm]
+        for margin in (0.0, TOLERANCE, 2.0):
+            found = [
+                stats.smallest_match(curve, dense[seed], margin, unbroken=True)
+                for seed, curve in curves.items()
+            ]
+            line.append(", ".join("none" if least is None else f"{100 * least:.1f}" for least in found))
+        areas = [
+            area
+            for seed, curve in curves.items()
+            if seed in tickets and (area := stats.area_between(tickets[seed], curve)) is not None
+        ]
+        line.append("" if arm == "ticket" else page.points(stats.mean_interval(areas)))
+        lines.append(line)
+    header = ["arm", "matches dense down to (%), each seed", f"within {TOLERANCE:g} pp", "within 2 pp",
+              "ticket − arm, mean over log density (pp)"]  # fmt: skip
+    return Table(f"Over all densities, rewound to step {chain.rpartition('-')[2]}", header, lines, 4)
+
+
 def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
     """The share of runs below twice chance, where there are any."""
     lines = []

@@ -166,6 +166,21 @@ def test_table_of_differences_is_scipys() -> None:
     assert table.rows[3][4] == "< .001"
 
 
+def test_summaries_by_hand() -> None:
+    rows = run({"ticket": {0.5: 1.0, 0.25: 0.0, 0.1: -1.5}, "reinit": {0.5: 0.9, 0.25: -1.0, 0.1: -3.0}})
+    ticket, reinit = verdicts.summaries(rows, "rewind-0").rows
+    # Noise is below -0 for three of the six at 25 %, and never beyond 0.3.
+    assert ticket[1].split(", ") == ["50.0" if NOISE[seed] < 0 else "25.0" for seed in SEEDS]
+    assert set(ticket[2].split(", ")) == {"25.0"}
+    assert set(ticket[3].split(", ")) == {"10.0"}
+    assert set(reinit[2].split(", ")) == {"50.0"}
+    assert ticket[4] == ""
+    # Mean gaps 0.1, 1, 1.5 over log density: trapezoids.
+    widths = np.log([0.5 / 0.25, 0.25 / 0.1])
+    area = np.dot(widths, [(0.1 + 1) / 2, (1 + 1.5) / 2]) / widths.sum()
+    assert reinit[4].startswith(f"{area:+.2f} [")
+
+
 def test_collapsed_runs_are_counted() -> None:
     rows = run({"ticket": {0.02: 0.0}}) + [
         row(seed, "rewind-0", 1, "reinit", 0.02, percent)
