@@ -248,12 +248,12 @@ def test_a_whole_run(
     before = untouched(run)
     with pytest.raises(UserError, match="its predictability is not known yet"):
         command.load(run)
-    options = [str(run), "--levels", "1", "2", "--steps", "2", "3", "12", "--images", "45",
+    options = [str(run), "--levels", "1", "2", "--steps", "3", "12", "--images", "45",
                "--data-dir", str(tmp_path / "data")]  # fmt: skip
     command.main(options)
     said = capsys.readouterr()
     assert said.out == f"{run / 'predict'}\n"
-    # 2 seeds x 3 steps, and 2 seeds x 2 levels x 2 masks x 12 steps
+    # 2 seeds x 3 steps again, and 2 seeds x 2 levels x 2 masks x 12 steps
     assert "2 dense trainings to be gone again" in said.err
     assert "8 predicted masks to be trained: 102 steps in all (about " in said.err
     assert untouched(run) == before, "the run's own cells are only read"
@@ -282,7 +282,7 @@ def test_a_whole_run(
     assert at[1, 2, 0, "snip", "ticket", "mean"].auroc == pytest.approx(np.mean(aurocs))
     assert at[1, 2, 0, "snip", "ticket", "pooled"].density is None
     assert {r.layer for r in found.rows if r.score == "pixel_variance"} == {"fc1/kernel", "mean", "pooled"}
-    assert {r.step for r in found.rows if r.score == "movement"} == {2, 3, 12}
+    assert {r.step for r in found.rows if r.score == "movement"} == {3, 12}
     assert {r.step for r in found.rows if r.mask == "shuffled"} == {0}
     for seed in (0, 1):
         predicted, null = (at[seed, 2, 0, "logistic", kind, "fc1/kernel"] for kind in ("ticket", "shuffled"))
@@ -315,7 +315,7 @@ def test_a_whole_run(
     assert command.load(run) == found
 
     # Where the ticket itself is predicted, its own numbers come out: same start, same order of data.
-    asked = command.ask(run, tmp_path / "data", levels=[2], steps=[2], images=45)
+    asked = command.ask(run, tmp_path / "data", levels=[2], steps=[0], images=45)
     for cell in (Cell(s, "rewind-0", 2, "predicted") for s in (0, 1)):
         (folder(run / "predict", cell) / "result.json").unlink()
     tickets = iter(
@@ -332,7 +332,7 @@ def test_a_whole_run(
     # A ticket that diverged leaves one seed at level 2, and so nothing to hold out.
     result = folder(run, Cell(1, "rewind-0", 2, "ticket")) / "result.json"
     result.write_text(json.dumps(json.loads(result.read_text()) | {"status": "diverged", "reason": "spoilt"}))
-    command.build(command.ask(run, tmp_path / "data", steps=[0], images=45), training=False)
+    command.build(command.ask(run, tmp_path / "data", levels=[2], steps=[0], images=45), training=False)
     found = command.load(run)
     assert "The ticket of seed 1 at level 2 diverged and is left out." in found.notes
     assert any("no held-out test" in note for note in found.notes)
