@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import config
+from lthjax import config, errors
 from lthjax.errors import UserError
 
 
@@ -44,7 +44,8 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """Plans, trains, reports."""
-    options = parse(arguments)
+    sweep = parse(arguments)
+    options = sweep[0]
 
     # What follows loads JAX; `--help` above does not wait for it.
     from analysis import report
@@ -54,17 +55,18 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
     if options.cache:
         replicate.keep_programs()
-    prepared = study.prepare(options.study, options.data_dir)
+    prepared = study.prepare_all([one.study for one in sweep], options.data_dir)
     if options.dry_run:
-        plan = study.plan(prepared, options.out)
-        print(progress.plan_text(prepared, plan, study.estimate(prepared, plan, options.chunk), options.out))
+        plans = study.plan_all(prepared, options.out)
+        cost = study.estimate(prepared, plans, options.chunk)
+        print(progress.plan_text(prepared, plans, cost, options.out))
         return
-    run = study.run(prepared, options.out, watch=progress.watch(options.quiet), chunk=options.chunk)
-    print(report.build(run, only_if_changed=True))
+    runs = study.run_all(prepared, options.out, watch=progress.watch(options.quiet), chunk=options.chunk)
+    print(report.build_all(runs, only_if_changed=True))
 
 
-def parse(arguments: list[str]) -> Options:
-    """The options, with the config file's study as their default."""
+def parse(arguments: list[str]) -> list[Options]:
+    """The options, with the config file's study as their default; of a sweep once for each study."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     path = first.parse_known_args(arguments)[0].config
@@ -72,11 +74,19 @@ def parse(arguments: list[str]) -> Options:
         there = ", ".join(str(p) for p in sorted(Path("configs").glob("*.py"))) or "none here"
         print(f"{__doc__}\nconfigs: {there}", file=sys.stdout if "--help" in arguments else sys.stderr)
         raise SystemExit(0 if {"--help", "-h"} & set(arguments) else 2)
-    default = Options(config=Path(path), study=config.load(path))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Options, default=default, args=arguments, prog="run.py", console_outputs=True)
+            return [
+                tyro.cli(
+                    Options,
+                    default=Options(config=Path(path), study=study),
+                    args=arguments,
+                    prog="run.py",
+                    console_outputs=True,
+                )
+                for study in config.load_all(path)
+            ]
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -94,11 +104,4 @@ def one_sentence(box: str) -> str:
 
 if __name__ == "__main__":
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    errors.command_line(main)

@@ -1,13 +1,13 @@
 """A run folder as a table: one row a cell."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from analysis import page
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
+from lthjax.stats import Interval, mean_interval
 from lthjax.store import read_result, read_study
 
 
@@ -75,11 +75,7 @@ def load(run: str | Path) -> list[Row]:
 
 def to_csv(rows: Iterable[Row]) -> str:
     """cells.csv: a header, then one line a row; floats as Python writes them, None as nothing."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    return text.getvalue()
+    return page.to_csv(COLUMNS, rows)
 
 
 def by_seed(rows: Iterable[Row], column: str) -> dict[int, float]:
@@ -90,6 +86,16 @@ def by_seed(rows: Iterable[Row], column: str) -> dict[int, float]:
         if value is not None:
             values.setdefault(row.seed, []).append(value)
     return {seed: sum(of_seed) / len(of_seed) for seed, of_seed in sorted(values.items())}
+
+
+def accuracies(rows: Iterable[Row]) -> dict[int, float]:
+    """Seed -> test accuracy at the end in percent, repeats averaged."""
+    return {seed: 100 * value for seed, value in by_seed(rows, "test_accuracy").items()}
+
+
+def difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
+    """The mean difference with its interval, paired over the seeds that both have."""
+    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
 
 def select(

@@ -4,13 +4,13 @@ python -m analysis.export runs/quickstart-0123abcd --seed 0 --level 7 --arm tick
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import jax
 
 from analysis.cells import Row, load, select
-from lthjax import config, models, prune
+from lthjax import arms, config, errors, models, prune
+from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.store import Store, read_study
@@ -19,7 +19,9 @@ _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "ste
 
 
 def export(run: str | Path, cell: Cell, to: str | Path) -> Path:
-    """Writes a cell's final weights, mask and the weights that it started from.
+    """Writes a cell's final weights, its mask and, as origin, the rewind state that it started from.
+
+    An arm that starts from other weights (fresh, permuted, signs alone) has no origin in its file.
 
     Args:
         run: the run folder.
@@ -42,17 +44,16 @@ def export(run: str | Path, cell: Cell, to: str | Path) -> Path:
     store = Store(run, about["identity"], about)
     mask = store.mask(cell, prune.ones(like.params))
     trained = store.variables(cell, like)
-    made = store.result(cell)["made_from"]
-    # Fresh weights are no state of the study's.
-    start = 0 if made is None else int(made["origin"].rpartition("=")[2]) if "=" in made["origin"] else None
-    origin = None if start is None else store.state(cell.seed, start, like).params
+    result = store.result(cell)
+    rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound
+    origin = store.state(cell.seed, result["start"], like).params if rewound else None
     metadata = {
         "study": run.name,
         "model": study.model,
         "input_shape": list(shape),
         **cell._asdict(),
         **{name: getattr(row, name) for name in _SAID},
-        "made_from": made,
+        "made_from": result["made_from"],
     }
     try:
         prune.save(to, trained.params, mask, origin=origin, metadata=metadata)
@@ -98,8 +99,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    errors.command_line(main)

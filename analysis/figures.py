@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.cells import Row, arms, by_seed, chains, select
+from analysis.entries import Entry, at_most
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
 from lthjax.stats import mean_interval
@@ -29,34 +30,32 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lthjax",
     "font.family": "DejaVu Sans",
 }
 
 
-def accuracy(rows: Sequence[Row], title: str) -> Figure:
+def accuracy(rows: Sequence[Row], heading: str) -> Figure:
     """Test accuracy at the end of training against weights left."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(title)
+        figure, axes = _figure(heading)
         _against_weights(axes, rows, "test_accuracy", 100.0)
         axes.set_ylabel("test accuracy at the end (%)")
         return figure
 
 
-def early_stop(rows: Sequence[Row], title: str) -> Figure:
+def early_stop(rows: Sequence[Row], heading: str) -> Figure:
     """The step of the lowest validation loss against weights left."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(title)
-        _against_weights(axes, rows, "early_stop_step", 1.0)
+        figure, axes = _figure(heading)
+        _against_weights(axes, [row for row in rows if row.steps], "early_stop_step", 1.0)
         axes.set_ylabel("early-stop step (steps of training)")
         return figure
 
 
-def _figure(title: str) -> tuple[Figure, Axes]:
+def _figure(heading: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(heading, loc="left", fontsize=11)
     return figure, axes
 
 
@@ -104,12 +103,7 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
             for left, of_level in points:
                 shown += of_level
                 axes.plot([left] * len(of_level), of_level, ".", color=colour, ms=3, alpha=0.7)
-    axes.set_xscale("log")
-    if densities:
-        axes.set_xlim(max(max(densities), 100.0) * 1.08, min(densities) / 1.08)
-        axes.xaxis.set_major_locator(FixedLocator(_ticks(min(densities))))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    _weights_axis(axes, densities)
     if shown:
         # By the points: an interval of two seeds can be wider than the figure.
         spread = max(shown) - min(shown) or 1.0
@@ -117,6 +111,16 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
     axes.set_xlabel("weights left (% of prunable weights, log scale)")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9)
+
+
+def _weights_axis(axes: Axes, densities: set[float]) -> None:
+    """Weights left in percent, on a log scale from 100 down to the lowest density."""
+    axes.set_xscale("log")
+    if densities:
+        axes.set_xlim(max(max(densities), 100.0) * 1.08, min(densities) / 1.08)
+        axes.xaxis.set_major_locator(FixedLocator(_ticks(min(densities))))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
 def _look(arm: str) -> tuple[str, str]:
@@ -140,3 +144,105 @@ def _ticks(lowest: float) -> list[float]:
 
 def _rewound(chain: str) -> str:
     return f"rewound to {chain.rpartition('-')[2]}"
+
+
+def compared(entries: Sequence[Entry], heading: str) -> Figure:
+    """Every entry's difference to its dense network against weights left; one panel an arm."""
+    there = {arm for entry in entries for arm in entry.arms}
+    names = [arm for arm in ARMS if arm in there]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(max(7.2, 4.2 * len(names)), 4.8), layout="constrained")
+        panels = figure.subplots(1, max(len(names), 1), sharex=True, sharey=True, squeeze=False)[0]
+        densities: set[float] = set()
+        for axes, arm in zip(panels, names, strict=False):
+            axes.axhline(0, color=_COLOURS[DENSE], lw=1)
+            axes.set_title(arm, loc="left", fontsize=10)
+            axes.set_xlabel("weights left (% of prunable weights, log scale)")
+            for entry, (colour, marker, line) in zip(entries, _looks(entries), strict=True):
+                points = entry.arms.get(arm, [])
+                x = [100 * point.density for point in points]
+                densities.update(x)
+                gains = [
+                    [value - entry.dense[seed] for seed, value in p.accuracies.items() if seed in entry.dense]
+                    for p in points
+                ]
+                intervals = [mean_interval(gain) for gain in gains]
+                axes.plot(
+                    x, [i.mean for i in intervals], line, color=colour, marker=marker, ms=4, label=entry.name
+                )
+                for left, gain, interval in zip(x, gains, intervals, strict=True):
+                    axes.plot([left] * len(gain), gain, ".", color=colour, ms=2.5, alpha=0.6)
+                    if interval.n >= _BAND_FROM:
+                        axes.vlines(left, interval.low, interval.high, color=colour, alpha=0.35, lw=1)
+        _weights_axis(panels[0], densities)
+        panels[0].set_ylabel("test accuracy − dense (pp)")
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
+        _legend_below(figure, panels[0])
+        return figure
+
+
+def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> Figure:
+    """Accuracy against trainings; one panel a density, on one axis of costs."""
+    columns = min(max(len(densities), 1), 3)
+    rows = -(-max(len(densities), 1) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.6 * columns, 3.3 * rows + 1.0), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+        for axes in panels[len(densities) :]:
+            axes.set_visible(False)
+        for axes, density in zip(panels, densities, strict=False):
+            axes.set_title(f"≤ {100 * density:.1f} % of the weights", loc="left", fontsize=10)
+            for entry, (colour, marker, _) in zip(entries, _looks(entries), strict=True):
+                point = at_most(entry.arms.get("ticket", []), density)
+                if point is None:
+                    continue
+                values = list(point.accuracies.values())
+                interval = mean_interval(values)
+                axes.plot([point.trainings] * len(values), values, ".", color=colour, ms=3, alpha=0.6)
+                if interval.n >= _BAND_FROM:
+                    axes.vlines(point.trainings, interval.low, interval.high, color=colour, alpha=0.4, lw=1)
+                axes.plot(
+                    point.trainings,
+                    interval.mean,
+                    marker,
+                    color=colour,
+                    ms=7,
+                    mfc="none" if entry.variant.startswith("global") else colour,
+                    label=entry.name,
+                )
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(FixedLocator([1, 2, 3, 5, 10, 20, 30, 50, 100]))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("cost (trainings, log scale)")
+        figure.supylabel("test accuracy at the end (%)", fontsize=10)
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
+        _legend_below(figure, panels[0])
+        return figure
+
+
+def _looks(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
+    """(colour, marker, line) of every entry: colour and marker by `how`, line by `variant`."""
+    palette = (*list(_COLOURS.values())[:3], *_OTHER_COLOURS, "#000000")
+    markers = (*_MARKERS.values(), *_OTHER_MARKERS)
+    hows, variants = ([*dict.fromkeys(values)] for values in zip(*(e[:2] for e in entries), strict=True))
+    if len(hows) == 1:
+        hows, of_entry = variants, [(e.variant, e.how) for e in entries]
+        variants = [entries[0].how]
+    else:
+        of_entry = [(e.how, e.variant) for e in entries]
+    return [
+        (
+            palette[hows.index(how) % len(palette)],
+            markers[hows.index(how) % len(markers)],
+            _LINES[variants.index(variant) % len(_LINES)],
+        )
+        for how, variant in of_entry
+    ]
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 3), fontsize=8)

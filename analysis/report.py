@@ -4,43 +4,21 @@ python -m analysis.report runs/quickstart-0123abcd
 """
 
 import argparse
-import base64
-import io
 import json
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jinja2
-from matplotlib.figure import Figure
-
-from analysis import figures
-from analysis.cells import Row, arms, by_seed, chains, load, select, to_csv
-from lthjax import config, imp
+from analysis import compare, figures, page
+from analysis.cells import COLUMNS, Row, accuracies, arms, chains, difference, load, select, to_csv
+from analysis.entries import title
+from analysis.page import Drawn, Section, Table
+from lthjax import config, errors, imp
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.stats import Interval, mean_interval
 from lthjax.store import read_study
-
-
-class Shown(NamedTuple):
-    """A figure as the page shows it."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
-
-
-class Table(NamedTuple):
-    """A table as the page shows it."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
@@ -61,79 +39,70 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
     if not rows:
         raise UserError(f"{run}: there is no finished cell in it yet; run the study first.")
     folder = run / "report"
-    page, table = folder / "index.html", to_csv(rows)
-    written = (folder / "cells.csv").read_text() if (folder / "cells.csv").is_file() else None
-    if only_if_changed and page.is_file() and written == table:
-        return page
-    title = _title(study)
+    table = to_csv(rows)
+    if only_if_changed and _is_of(folder, table):
+        return folder / "index.html"
+    heading = title(study)
     drawn = [
-        (
+        Drawn(
             "accuracy",
             "Test accuracy against weights left",
-            figures.accuracy(rows, f"{title}: accuracy"),
+            figures.accuracy(rows, f"{heading}: accuracy"),
             "Test accuracy at the end of training for every level and arm. Points are seeds (repeats "
             "averaged), lines their mean, bands (bars for two seeds) the 95 % interval of the mean by "
             "Student's t, cut off at the figure's edge. The dense network is the horizontal line. Look for "
             "how far to the right the ticket stays at it, and where the controls leave it.",
+            (COLUMNS, rows),
         ),
-        (
+        Drawn(
             "early_stop",
             "Early-stop step against weights left",
-            figures.early_stop(rows, f"{title}: early stopping"),
+            figures.early_stop(rows, f"{heading}: early stopping"),
             "The step of the lowest validation loss, found after training, among the steps at which it was "
             "evaluated; a lower one means faster learning. Points, lines and bands as above.",
+            (COLUMNS, rows),
         ),
     ]
-    try:
-        folder.mkdir(exist_ok=True)
-        shown = [_write_figure(folder, *of_figure) for of_figure in drawn]
-        html = _render(title, study, rows, table, shown)
-        page.write_text(html, encoding="utf-8")
-        # Last, as it is what says that the rest shows these cells.
-        part = folder / ".cells.csv.tmp"
-        part.write_text(table)
-        os.replace(part, folder / "cells.csv")
-    except OSError as error:
-        raise UserError(f"{folder}: the report cannot be written ({error.strerror}).") from error
-    return page
-
-
-def _write_figure(folder: Path, name: str, title: str, figure: Figure, caption: str) -> Shown:
-    figure.savefig(folder / f"{name}.png", dpi=160)
-    svg = io.BytesIO()
-    # No date, so that the same cells give the same file.
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    (folder / f"{name}.svg").write_bytes(svg.getvalue())
-    return Shown(name, title, caption, base64.b64encode(svg.getvalue()).decode())
-
-
-def _render(title: str, study: dict[str, Any], rows: Sequence[Row], cells: str, shown: list[Shown]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
     seeds = len({row.seed for row in rows})
-    return environment.get_template("report.html").render(
-        title=title,
+    return page.write(
+        folder,
+        title=heading,
         subtitle=f"Lottery-ticket study {study['config']['name']!r}: {len(rows)} cells, {seeds} "
         f"seed{'s' if seeds > 1 else ''}.",
-        notes=_notes(study, rows),
-        figures=shown,
-        tables=[_levels(rows, chain) for chain in chains(rows)],
+        sections=[
+            Section("Accuracy and early stopping", _notes(study, rows), drawn),
+            Section("Levels", tables=[_levels(rows, chain) for chain in chains(rows)], remark=_REMARK),
+        ],
         facts=_facts(study, rows),
         config=json.dumps(study["config"], indent=1),
-        cells=base64.b64encode(cells.encode()).decode(),
+        table=("cells.csv", table),
     )
 
 
-def _title(study: dict[str, Any]) -> str:
-    names = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Small CNN"}
-    names |= {f"conv{n}": f"Conv-{n}" for n in (2, 4, 6)}
-    sets = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST"}
-    sets |= {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist_10k": "10,000 images of MNIST"}
-    model, data = study["config"]["model"], study["config"]["data"]["name"]
-    return f"{names.get(model, model)} on {sets.get(data, data)}"
+def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
+    """Writes the reports of run folders and, of several, the page that compares them.
+
+    Returns:
+        The path of the only report, or of the comparison.
+
+    Raises:
+        UserError: as `build`.
+    """
+    pages = [build(run, only_if_changed=only_if_changed) for run in runs]
+    return pages[0] if len(pages) == 1 else compare.build(runs)
+
+
+def _is_of(folder: Path, table: str) -> bool:
+    """Whether a report is there and shows these cells."""
+    cells = folder / "cells.csv"
+    return (folder / "index.html").is_file() and cells.is_file() and cells.read_text() == table
+
+
+_REMARK = (
+    "Test accuracy at the end of training in percent, mean over seeds with the 95 % interval of Student's t "
+    "in brackets; differences in percentage points (pp), paired by seed, repeats averaged within a seed. One "
+    "seed has no interval."
+)
 
 
 def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:
@@ -141,22 +110,23 @@ def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:
     notes = []
     dense, best = select(rows, chain=DENSE), _sparsest_match(rows)
     if dense:
-        accuracy = _percent(mean_interval(list(_accuracies(dense).values())))
+        accuracy = page.percent(mean_interval(list(accuracies(dense).values())))
         notes.append(
             f"The dense network has {accuracy} % test accuracy with "
             f"{dense[0].weights_left:,} prunable weights."
         )
     if best is not None:
-        chain, row, difference = best
+        chain, row, gain = best
         notes.append(
             f"The sparsest tickets whose mean accuracy is that of the dense network or more have "
             f"{row.weights_left:,} weights, {100 * row.density:.1f} % ({chain}, level {row.level}): "
-            f"{_points(difference)} pp."
+            f"{page.points(gain)} pp."
         )
-    if any(not chain.endswith("-0") for chain in chains(rows)) and "reinit" in arms(rows):
+    fresh = [arm for arm in arms(rows) if arm in ARMS and ARMS[arm].start == "zero"]
+    if any(not chain.endswith("-0") for chain in chains(rows)) and fresh:
         notes.append(
-            "Rewound tickets start at their rewind step and train the steps that are left; reinit has no "
-            "state there and trains all steps from step 0, which favours the control."
+            "Rewound tickets start at their rewind step and train the steps that are left. Without a state "
+            f"there, these train all steps from step 0, which favours them: {', '.join(fresh)}."
         )
     diverged = [row for row in rows if row.status == "diverged"]
     if diverged:
@@ -181,70 +151,45 @@ def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:
 
 def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
     """The sparsest level at which the mean ticket is at least as good as the mean dense network."""
-    dense = _accuracies(select(rows, chain=DENSE))
+    dense = accuracies(select(rows, chain=DENSE))
     matching = []
     for chain in chains(rows):
         tickets = select(rows, chain=chain, arm="ticket")
         for level in {row.level for row in tickets}:
             of_level = select(tickets, level=level)
-            difference = _difference(_accuracies(of_level), dense)
-            if difference.n and difference.mean >= 0:
-                matching.append((chain, of_level[0], difference))
+            gain = difference(accuracies(of_level), dense)
+            if gain.n and gain.mean >= 0:
+                matching.append((chain, of_level[0], gain))
     return min(matching, key=lambda found: found[1].density, default=None)
 
 
 def _levels(rows: Sequence[Row], chain: str) -> Table:
     """A chain's levels: accuracy of every arm, and its leader's paired differences."""
-    names = arms(select(rows, chain=chain))
-    leader, *controls = names
+    leader = imp.leader(chain)
+    controls = [arm for arm in arms(select(rows, chain=chain)) if arm != leader]
+    names = [leader, *controls]
     header = ["level", "weights left", "%", *names, f"{leader} − dense (pp)"]
     header += [f"{leader} − {arm} (pp)" for arm in controls]
     dense_rows = select(rows, chain=DENSE)
-    dense = _accuracies(dense_rows)
+    dense = accuracies(dense_rows)
     lines = []
     if dense_rows:
         first = dense_rows[0]
-        accuracy = _percent(mean_interval(list(dense.values())))
+        accuracy = page.percent(mean_interval(list(dense.values())))
         blank = [""] * (len(header) - 4)
         lines.append(["0 (dense)", f"{first.weights_left:,}", "100.0", accuracy, *blank])
     for level in sorted({row.level for row in select(rows, chain=chain)}):
         of_level = select(rows, chain=chain, level=level)
-        accuracies = {arm: _accuracies(select(of_level, arm=arm)) for arm in names}
+        of_arm = {arm: accuracies(select(of_level, arm=arm)) for arm in names}
         line = [str(level), f"{of_level[0].weights_left:,}", f"{100 * of_level[0].density:.1f}"]
-        line += [_percent(mean_interval(list(values.values()))) for values in accuracies.values()]
+        line += [page.percent(mean_interval(list(values.values()))) for values in of_arm.values()]
         line += [
-            _points(_difference(accuracies[leader], other))
-            for other in (dense, *(accuracies[arm] for arm in controls))
+            page.points(difference(of_arm[leader], other))
+            for other in (dense, *(of_arm[arm] for arm in controls))
         ]
         lines.append(line)
-    made_by, _, step = chain.rpartition("-")
-    led = "" if leader == "ticket" else f"{made_by}: "
-    return Table(f"{led}Rewound to step {step}", header, lines)
-
-
-def _accuracies(rows: Sequence[Row]) -> dict[int, float]:
-    return {seed: 100 * value for seed, value in by_seed(rows, "test_accuracy").items()}
-
-
-def _difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
-    """The mean difference over the seeds that both have."""
-    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
-
-
-def _percent(interval: Interval) -> str:
-    if not interval.n:
-        return "–"
-    if interval.n == 1:
-        return f"{interval.mean:.2f}"
-    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-
-
-def _points(interval: Interval) -> str:
-    if not interval.n:
-        return "–"
-    if interval.n == 1:
-        return f"{interval.mean:+.2f}"
-    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+    led = "" if leader == "ticket" else f"{leader}: "
+    return Table(f"{led}Rewound to step {chain.rpartition('-')[2]}", header, lines)
 
 
 def _facts(study: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -271,16 +216,13 @@ def _facts(study: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
 def main(arguments: list[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.report", description="Writes the report of run folders."
+        prog="python -m analysis.report",
+        description="Writes the reports of run folders and, of several, the page that compares them; prints "
+        "the path of the last page.",
     )
     parser.add_argument("run", nargs="+", help="a run folder, for example runs/quickstart-0123abcd")
-    for run in parser.parse_args(arguments).run:
-        print(build(run))
+    print(build_all(parser.parse_args(arguments).run))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    errors.command_line(main)

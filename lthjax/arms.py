@@ -66,7 +66,8 @@ def _ticket_mask(context: Context) -> PyTree:
     return context.mask
 
 
-def _origin(context: Context, mask: PyTree) -> PyTree:
+def rewound(context: Context, mask: PyTree) -> PyTree:
+    """The weights at the rewind step, as they were saved."""
     return context.origin
 
 
@@ -76,19 +77,19 @@ def _fresh(context: Context, mask: PyTree) -> PyTree:
 
 def _rescaled(context: Context, mask: PyTree) -> PyTree:
     """Fresh weights, every unit's scaled by the root of its inputs / surviving inputs."""
+    return _rescale(context.init(context.key), mask)
 
-    @jax.jit
-    def rescaled(params: PyTree, mask: PyTree) -> PyTree:
-        def leaf(w: jax.Array, m: jax.Array) -> jax.Array:
-            if not jnp.ndim(m):
-                return w
-            inputs = tuple(range(w.ndim - 1))
-            share = m.mean(axis=inputs, keepdims=True, dtype=w.dtype)
-            return w / jnp.sqrt(jnp.where(share > 0, share, 1))
 
-        return jax.tree.map(leaf, params, mask)
+@jax.jit
+def _rescale(params: PyTree, mask: PyTree) -> PyTree:
+    def leaf(w: jax.Array, m: jax.Array) -> jax.Array:
+        if not jnp.ndim(m):
+            return w
+        inputs = tuple(range(w.ndim - 1))
+        share = m.mean(axis=inputs, keepdims=True, dtype=w.dtype)
+        return w / jnp.sqrt(jnp.where(share > 0, share, 1))
 
-    return rescaled(context.init(context.key), mask)
+    return jax.tree.map(leaf, params, mask)
 
 
 def _permuted(context: Context, mask: PyTree) -> PyTree:
@@ -150,7 +151,7 @@ def _by_rule(rule: Callable[..., PyTree]) -> Callable[[Context], PyTree]:
 ARMS: dict[str, Arm] = {
     "ticket": Arm(
         _ticket_mask,
-        _origin,
+        rewound,
         leads=True,
         summary="the ticket: its mask on the weights it is rewound to",
     ),
@@ -162,7 +163,7 @@ ARMS: dict[str, Arm] = {
     ),
     "random": Arm(
         lambda context: _shuffle(context.key, context.mask),
-        _origin,
+        rewound,
         summary="a random mask of the ticket's layer-wise densities on the weights it is rewound to",
     ),
     "reinit_rescaled": Arm(
@@ -189,27 +190,27 @@ ARMS: dict[str, Arm] = {
     ),
     "random_uniform": Arm(
         _by_rule(prune.uniform),
-        _origin,
+        rewound,
         summary="a random mask of the ticket's density, the same in every layer",
     ),
     "random_erk": Arm(
         _by_rule(prune.erk),
-        _origin,
+        rewound,
         summary="a random mask of the ticket's density, layers by the ERK rule",
     ),
     "random_smart_ratio": Arm(
         _by_rule(prune.smart_ratio),
-        _origin,
+        rewound,
         summary="a random mask of the ticket's density, layers by the smart-ratio rule",
     ),
     "invert": Arm(
         _inverted,
-        _origin,
+        rewound,
         summary="the opposite choice: of the last level's survivors the worst stay, as many in every layer",
     ),
     "untrained": Arm(
         _ticket_mask,
-        _origin,
+        rewound,
         train=False,
         summary="the ticket before training",
     ),
@@ -228,7 +229,7 @@ ARMS: dict[str, Arm] = {
     ),
     "random_chain": Arm(
         _ticket_mask,
-        _origin,
+        rewound,
         leads=True,
         criterion="random",
         summary="iterative pruning of random weights in every round, a chain of its own",

@@ -1,7 +1,7 @@
 """What a study is: frozen dataclasses, read from a Python file, overridden, validated, fingerprinted.
 
-A config file is Python that ends in `config = Study(...)`. This module loads neither jax nor flax, so
-that `--help` answers at once.
+A config file is Python that ends in `config = Study(...)`, or in `configs`, a list of them. This module
+loads neither jax nor flax, so that `--help` answers at once.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import math
 import re
 import runpy
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -151,7 +151,19 @@ def load(path: str | Path) -> Study:
     """The study in a config file.
 
     Raises:
-        UserError: there is no such file, it does not run, or it does not define `config`.
+        UserError: as `load_all`, or it defines several.
+    """
+    found = load_all(path)
+    if len(found) > 1:
+        raise UserError(f"{path}: it defines {len(found)} studies; load them with config.load_all.")
+    return found[0]
+
+
+def load_all(path: str | Path) -> list[Study]:
+    """The studies in a config file: its `config`, or all of its `configs`.
+
+    Raises:
+        UserError: there is no such file, it does not run, or it does not define one of them.
     """
     path = Path(path)
     if not path.is_file():
@@ -160,16 +172,24 @@ def load(path: str | Path) -> Study:
             raise unknown("--config", str(path), there)
         raise UserError(f"--config: {str(path)!r} is not a file; give the path of a config file.")
     try:
-        found = runpy.run_path(str(path)).get("config")
+        defined = runpy.run_path(str(path))
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         raise UserError(f"{path}: {_config_failure(error, path)}") from error
-    if not isinstance(found, Study):
-        what = "no `config`" if found is None else f"a `config` of type {type(found).__name__}"
-        raise UserError(f"{path}: it defines {what}; end it with `config = Study(...)`.")
-    _check_types(found, "")
-    return found
+    wanted = "end it with `config = Study(...)`, or with `configs`, a list of studies"
+    there = [name for name in ("config", "configs") if name in defined]
+    if len(there) != 1:
+        raise UserError(f"{path}: it defines {' and '.join(there) or 'no `config`'}; {wanted}.")
+    found = defined[there[0]]
+    studies = list(found) if there == ["configs"] and isinstance(found, list | tuple) else [found]
+    strange = [type(study).__name__ for study in studies if not isinstance(study, Study)]
+    if strange or not studies:
+        what = f"of type {strange[0]}" if strange else "that is empty"
+        raise UserError(f"{path}: it defines a `{there[0]}` {what}; {wanted}.")
+    for study in studies:
+        _check_types(study, "")
+    return studies
 
 
 def from_dict(fields: dict[str, Any]) -> Study:
@@ -184,6 +204,23 @@ def from_dict(fields: dict[str, Any]) -> Study:
         for name, value in fields.items()
     }
     return Study(**made)
+
+
+def replaced(study: Study, fields: Mapping[str, Any]) -> Study:
+    """The study with other values of some fields, by dotted name: {"levels": 3, "train.steps": 500}.
+
+    Raises:
+        UserError: there is no such field.
+    """
+    known = flat(study)
+    for name in fields:
+        if name not in known:
+            raise unknown("field", name, known)
+    whole = dataclasses.asdict(study)
+    for name, value in fields.items():
+        part, _, inner = name.rpartition(".")
+        (whole[part] if part else whole)[inner] = value
+    return from_dict(whole)
 
 
 def _check_types(part: Any, prefix: str) -> None:
@@ -307,7 +344,8 @@ def validate(study: Study) -> None:
         need(0 < rates < 1, "prune.rate", rates, "in (0, 1), for example 0.2")
     else:
         need(len(rates) > 0, "prune.rate", rates, "a number, or pairs of a regex and a number")
-        need(study.prune.scope == "layer", "prune.rate", rates,
+        used = study.prune.density is None and not study.prune.rates
+        need(not used or study.prune.scope == "layer", "prune.rate", rates,
              "one number where prune.scope is 'global'")  # fmt: skip
         for pattern, rate in rates:
             need(0 < rate < 1, f"prune.rate of {pattern!r}", rate, "in (0, 1), for example 0.2")
@@ -405,7 +443,7 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
         in_steps: its durations.
         digest: the content hash of its data.
     """
-    fields = _flat(study)
+    fields = flat(study)
     for name in _WIDENING:
         del fields[name]
     fields["train.steps"] = in_steps.total
@@ -431,7 +469,7 @@ def fingerprint(full: dict[str, Any]) -> str:
 
 def defaults() -> dict[str, Any]:
     """Every field's default by dotted name, as in `identity`."""
-    return json.loads(json.dumps(_flat(Study())))
+    return json.loads(json.dumps(flat(Study())))
 
 
 def repeats(study: Study, arm: str) -> int:
@@ -449,15 +487,15 @@ def _durations(study: Study) -> list[tuple[str, Duration]]:
     ]
 
 
-def _flat(study: Study) -> dict[str, Any]:
-    """{"train.batch": 60, ...}"""
-    flat: dict[str, Any] = {}
+def flat(study: Study) -> dict[str, Any]:
+    """A study's fields by dotted name: {"train.batch": 60, ...}."""
+    fields: dict[str, Any] = {}
     for name, value in dataclasses.asdict(study).items():
         if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+            fields |= {f"{name}.{inner}": v for inner, v in value.items()}
         else:
-            flat[name] = value
-    return flat
+            fields[name] = value
+    return fields
 
 
 def _unique(values: Iterable[object]) -> bool:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lthjax.prune import _scores
+from lthjax.prune._core import random_scores
 
 PyTree = Any
 
@@ -47,13 +48,6 @@ class Criterion(NamedTuple):
     summary: str
 
 
-def _random(weights: Weights) -> PyTree:
-    leaves, treedef = jax.tree.flatten(weights.final)
-    keys = jax.random.split(weights.key, len(leaves))
-    drawn = [jax.random.bits(k, leaf.shape, jnp.uint32) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, drawn)
-
-
 def _by_leaf(score: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[Weights], PyTree]:
     """The criterion that looks at every weight by itself: (initial, final) -> score."""
     return lambda weights: jax.tree.map(score, weights.initial, weights.final)
@@ -71,7 +65,7 @@ CRITERIA: dict[str, Criterion] = {
         _by_leaf(lambda i, f: jnp.abs(f) - jnp.abs(i)), "by how much training raised the magnitude"
     ),
     "movement": Criterion(_by_leaf(lambda i, f: jnp.abs(f - i)), "how far training moved the weight"),
-    "random": Criterion(_random, "chance"),
+    "random": Criterion(lambda w: random_scores(w.key, w.final), "chance"),
     "taylor": Criterion(
         lambda w: _scores.saliency(w.loss, w.final), "|gradient times weight| of the trained network"
     ),

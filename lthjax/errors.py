@@ -1,7 +1,8 @@
-"""The one error a user can cause, and how names are suggested in it."""
+"""The one error a user can cause: how names are suggested in it, and how a command ends with it."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -17,3 +18,15 @@ def unknown(field: str, value: object, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(f"{field}: {value!r} is not known; {hint}Known: {', '.join(names)}.")
+
+
+def command_line(main: Callable[[list[str]], None]) -> None:
+    """Runs a command: a user's mistake ends it with its one sentence and status 2, Ctrl-C with 130."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -26,6 +26,7 @@ from lthjax.models import Model, Variables
 PyTree = Any
 Scope = prune.Scope
 DENSE = "dense"
+_TICKET, _REWIND = "ticket", "rewind"
 _apply = jax.jit(prune.apply)
 
 
@@ -85,11 +86,11 @@ def chains(study: Study, lengths: Lengths) -> list[Chain]:
 
     An arm that starts at step 0 whatever the rewind step has one chain only.
     """
-    leaders = ["ticket", *(arm for arm in study.arms if arm != "ticket" and ARMS[arm].leads)]
+    leaders = [_TICKET, *(arm for arm in study.arms if arm != _TICKET and ARMS[arm].leads)]
     steps = sorted(lengths.rewind)
     return [
         Chain(
-            f"{'rewind' if arm == 'ticket' else arm}-{k}",
+            f"{_REWIND if arm == _TICKET else arm}-{k}",
             k,
             arm,
             ARMS[arm].criterion or study.prune.criterion,
@@ -99,9 +100,15 @@ def chains(study: Study, lengths: Lengths) -> list[Chain]:
     ]
 
 
+def leader(chain: str) -> str:
+    """The arm that leads the chain of that name."""
+    made_by = chain.rpartition("-")[0]
+    return _TICKET if made_by == _REWIND else made_by
+
+
 def arms_at(study: Study, chain: Chain, level: int) -> list[str]:
     """A chain's arms at a level: its leader, and on the ticket's chain the controls where they run."""
-    runs = chain.leader == "ticket" and (not study.control_levels or level in study.control_levels)
+    runs = chain.leader == _TICKET and (not study.control_levels or level in study.control_levels)
     return [chain.leader, *(arm for arm in study.arms if runs and not ARMS[arm].leads)]
 
 

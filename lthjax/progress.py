@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from lthjax import imp
 from lthjax.imp import DENSE, Cell
-from lthjax.study import Estimate, Plan, Prepared, describe, devices, outcome
+from lthjax.study import Estimate, Plan, Prepared, describe, devices, outcome, together
 
 _LINE_SECONDS = 10.0
 
@@ -19,10 +19,10 @@ _LINE_SECONDS = 10.0
 class Silent:
     """Shows nothing."""
 
-    def begin(self, prepared: Prepared, plan: Plan) -> None: ...
-    def chunk(self, cells: Sequence[Cell]) -> None: ...
+    def begin(self, title: str, plan: Plan) -> None: ...
+    def chunk(self, cells: Sequence[Cell], label: str) -> None: ...
     def advance(self, steps: int, accuracy: float | None) -> None: ...
-    def finished(self, cell: Cell, result: dict[str, Any]) -> None: ...
+    def finished(self, cell: Cell, result: dict[str, Any], label: str) -> None: ...
     def end(self) -> None: ...
 
 
@@ -35,14 +35,14 @@ class Lines:
         self._began = self._last = 0.0
         self._what = ""
 
-    def begin(self, prepared: Prepared, plan: Plan) -> None:
+    def begin(self, title: str, plan: Plan) -> None:
         self._total = plan.steps
         self._cells, self._all = len(plan.done), len(plan.done) + len(plan.missing)
         self._began = self._last = time.monotonic()
-        self._say(f"{prepared.folder}: {len(plan.missing)} of {len(plan.cells)} cells to train")
+        self._say(f"{title}: {len(plan.missing)} of {len(plan.cells)} cells to train")
 
-    def chunk(self, cells: Sequence[Cell]) -> None:
-        self._what = summary(cells)
+    def chunk(self, cells: Sequence[Cell], label: str) -> None:
+        self._what = _labelled(label, summary(cells))
 
     def advance(self, steps: int, accuracy: float | None) -> None:
         self._done += steps
@@ -55,9 +55,9 @@ class Lines:
         seen = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
         self._say(f"{self._what}{seen}, {rate:.0f} steps/s, {duration(left)} left")
 
-    def finished(self, cell: Cell, result: dict[str, Any]) -> None:
+    def finished(self, cell: Cell, result: dict[str, Any], label: str) -> None:
         self._cells += 1
-        self._say(f"[{self._cells}/{self._all}] {describe(cell)}: {outcome(result)}")
+        self._say(f"[{self._cells}/{self._all}] {_labelled(label, describe(cell))}: {outcome(result)}")
 
     def end(self) -> None: ...
 
@@ -83,15 +83,15 @@ class Bar:
         )
         self._began = 0.0
 
-    def begin(self, prepared: Prepared, plan: Plan) -> None:
+    def begin(self, title: str, plan: Plan) -> None:
         self._began = time.monotonic()
         self._task = self._bar.add_task(
-            "", total=plan.steps, study=prepared.study.name, what="compiling", speed="", accuracy=""
+            "", total=plan.steps, study=title, what="compiling", speed="", accuracy=""
         )
         self._bar.start()
 
-    def chunk(self, cells: Sequence[Cell]) -> None:
-        self._bar.update(self._task, what=summary(cells))
+    def chunk(self, cells: Sequence[Cell], label: str) -> None:
+        self._bar.update(self._task, what=_labelled(label, summary(cells)))
 
     def advance(self, steps: int, accuracy: float | None) -> None:
         self._bar.advance(self._task, steps)
@@ -101,8 +101,9 @@ class Bar:
         if accuracy is not None:
             self._bar.update(self._task, accuracy=f"test {100 * accuracy:.2f} %")
 
-    def finished(self, cell: Cell, result: dict[str, Any]) -> None:
-        self._bar.console.print(f"{describe(cell)}: {outcome(result)}", highlight=False, markup=False)
+    def finished(self, cell: Cell, result: dict[str, Any], label: str) -> None:
+        line = f"{_labelled(label, describe(cell))}: {outcome(result)}"
+        self._bar.console.print(line, highlight=False, markup=False)
 
     def end(self) -> None:
         self._bar.stop()
@@ -128,6 +129,10 @@ def summary(cells: Sequence[Cell]) -> str:
     return f"level {'-'.join(map(str, levels))} {', '.join(arms)}"
 
 
+def _labelled(label: str, what: str) -> str:
+    return f"{label}: {what}" if label else what
+
+
 def duration(seconds: float) -> str:
     """`2 h 05 min`, `3 min 20 s` or `12 s`."""
     whole = round(seconds)
@@ -138,29 +143,52 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def plan_text(prepared: Prepared, plan: Plan, cost: Estimate, out: Path) -> str:
-    """The plan of a study, for a person: what would be trained, and what it would cost."""
+def plan_text(studies: Sequence[Prepared], plans: Sequence[Plan], cost: Estimate, out: Path) -> str:
+    """The plan of a study or a sweep, for a person: what would be trained, and what it would cost."""
+    if len(studies) == 1:
+        rows = [("folder", str(out / studies[0].folder)), *_about(studies[0])]
+    else:
+        rows = []
+        for one, plan in zip(studies, plans, strict=True):
+            left = f"{len(plan.missing)} of {len(plan.cells)} cells to train"
+            rows.append(("study", f"{one.label}: {left}, {out / one.folder}"))
+        for one in {one.training: one for one in reversed(studies)}.values():
+            rows += _about(one)
+    whole = together(plans)
+    behind = len(whole.cells) - len(whole.done) - len(whole.missing)
+    unreachable = f"; {behind} lie behind a diverged training" if behind else ""
+    if len(studies) == 1:
+        rows.append(("cells", f"{len(whole.cells)}: {_cells(studies[0])}"))
+    rows += [
+        ("done", f"{len(whole.done)} cells; {len(whole.missing)} to train{unreachable}"),
+        ("steps", f"{whole.steps:,} in all"),
+        ("memory", f"about {cost.bytes / 2**20:,.0f} MiB for images and the training program"),
+        ("speed", f"{1000 * cost.step_seconds:.2f} ms a step and replicate, measured on {devices()}"),
+        ("time", f"about {duration(cost.seconds)}"),
+    ]
+    return "\n".join(f"{name:8} {value}" for name, value in rows)
+
+
+def _about(prepared: Prepared) -> list[tuple[str, str]]:
+    """Data, network and training in words."""
     study, lengths, dataset = prepared.study, prepared.lengths, prepared.dataset
     params = jax.eval_shape(prepared.model.init, jax.random.key(0)).params
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     weights = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim >= 2)
-    behind = len(plan.cells) - len(plan.done) - len(plan.missing)
-    unreachable = f"; {behind} lie behind a diverged training" if behind else ""
-    controls = study.control_levels or "every level"
-    chains = ", ".join(chain.name for chain in imp.chains(study, lengths))
-    rows = [
-        ("folder", str(out / prepared.folder)),
+    return [
         ("data", f"{dataset.name} from {dataset.source}: {len(dataset.train_images) - study.data.validation} "
                  f"train, {study.data.validation} validation, {len(dataset.test_images)} test"),
         ("network", f"{study.model}: {parameters:,} parameters, {weights:,} prunable weights"),
-        ("cells", f"{len(plan.cells)}: {len(study.seeds)} seeds, dense and {study.levels} levels, chains "
-                  f"{chains}, arms {', '.join(study.arms)} (controls at {controls})"),
-        ("done", f"{len(plan.done)} cells; {len(plan.missing)} to train{unreachable}"),
-        ("steps", f"{lengths.total:,} a training of batch {study.train.batch} "
-                  f"({lengths.per_epoch:,} an epoch), evaluated every {lengths.evaluate:,}; "
-                  f"{plan.steps:,} in all"),
-        ("memory", f"about {cost.bytes / 2**20:,.0f} MiB for images and the training program"),
-        ("speed", f"{1000 * cost.step_seconds:.2f} ms a step and replicate, measured on {devices()}"),
-        ("time", f"about {duration(cost.seconds)}"),
+        ("training", f"{lengths.total:,} steps of batch {study.train.batch} "
+                     f"({lengths.per_epoch:,} an epoch), evaluated every {lengths.evaluate:,}"),
     ]  # fmt: skip
-    return "\n".join(f"{name:8} {value}" for name, value in rows)
+
+
+def _cells(prepared: Prepared) -> str:
+    study = prepared.study
+    controls = study.control_levels or "every level"
+    chains = ", ".join(chain.name for chain in imp.chains(study, prepared.lengths))
+    return (
+        f"{len(study.seeds)} seeds, dense and {study.levels} levels, chains {chains}, arms "
+        f"{', '.join(study.arms)} (controls at {controls})"
+    )

@@ -1,17 +1,36 @@
 """Statistics over seeds. The unit is the seed: repeats are averaged within it before.
 
-scipy supplies the distributions.
+Functions take numbers, one a seed, and are pure. scipy supplies distributions and tests. Bounds and
+p-values by Student's t are exact where the values are normal. All seeds share one test set, so what they
+say holds for it; `sampling_error` is how far another one of its size would move a single accuracy.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
+
+from lthjax.errors import UserError, unknown
+
+Outcome = Literal["supported", "refuted", "undecided"]
+Alternative = Literal["two-sided", "greater", "less"]
+
+Curve = Iterable[tuple[float, float]]
+"""(density, accuracy) of one seed and arm, in any order, every density once, densities in (0, 1]."""
+
+# Values that differ by less than this share of the largest differ by rounding alone.
+_ROUNDING = 1e-12
+# Accuracies are counts of images: what differs by less than an image of a million is rounding.
+_SLACK = 1e-6
+# 2^20 sums take 8 MB and some milliseconds.
+_MOST_FLIPS = 20
 
 
 class Interval(NamedTuple):
-    """A mean and its two-sided 95 % confidence interval.
+    """A mean and its confidence interval, two-sided and of 95 % unless the function says otherwise.
 
     Attributes:
         mean: of the values; NaN where there are none.
@@ -26,20 +45,567 @@ class Interval(NamedTuple):
     n: int
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean of independent values with Student's t interval: mean -+ t(n - 1) s / sqrt(n).
+class Verdict(NamedTuple):
+    """What the values say about a claim.
 
-    For a paired comparison give the differences, one a seed.
+    Attributes:
+        outcome: "supported", "refuted" or "undecided"; the last for fewer than two values.
+        bounds: the mean with a lower and an upper bound, each one-sided, from which it was read.
+    """
+
+    outcome: Outcome
+    bounds: Interval
+
+
+class Effect(NamedTuple):
+    """A standardised effect: the population's mean over its standard deviation.
+
+    Attributes:
+        g: the estimate, Hedges' g_z; NaN for fewer than three values or identical ones.
+        low: lower bound, likewise.
+        high: upper bound, likewise.
+        n: number of values.
+    """
+
+    g: float
+    low: float
+    high: float
+    n: int
+
+
+class Share(NamedTuple):
+    """The share of runs that collapsed, and its confidence interval.
+
+    Attributes:
+        share: collapsed / n; NaN where there are no runs.
+        low: lower bound; 0 where there are none.
+        high: upper bound; 1 where there are none.
+        collapsed: number of runs that did.
+        n: number of runs.
+    """
+
+    share: float
+    low: float
+    high: float
+    collapsed: int
+    n: int
+
+
+class Ratio(NamedTuple):
+    """A seed's ratio of two densities, or what is known of it: low = high where it is known.
+
+    Attributes:
+        low: the ratio is this or more; 0 where nothing is known.
+        high: the ratio is this or less; infinite where nothing is known.
+    """
+
+    low: float
+    high: float
+
+
+class IsoAccuracy(NamedTuple):
+    """Iso-accuracy compression over seeds.
+
+    Attributes:
+        interval: geometric mean and interval of the ratios that are known.
+        ratios: seed -> its ratio or the bounds of it.
+        censored: seeds of which only bounds are known; they are not in the interval.
+    """
+
+    interval: Interval
+    ratios: dict[int, Ratio]
+    censored: int
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """ours − theirs over the seeds that both have, by ascending seed.
 
     Args:
-        values: one a seed.
-        confidence: of the two-sided interval, in (0, 1).
+        ours: seed -> value.
+        theirs: seed -> value.
     """
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The mean of independent values with Student's t interval: mean ∓ t(n − 1) s / √n.
+
+    For a paired comparison give the differences, one a seed. Identical values give bounds equal to the
+    mean, which is all that they say; accuracies are counts of images, so two or three seeds may well agree
+    by chance, and such bounds are then too narrow.
+
+    Args:
+        values: one a seed; NaN among them makes the result NaN.
+        confidence: of the two-sided interval, in (0, 1).
+
+    Raises:
+        UserError: the confidence is out of range.
+    """
+    _inside("confidence", confidence, 0, 1)
     n = len(values)
     if n == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
+    if n > 1 and _identical(values):
+        return Interval(float(values[0]), float(values[0]), float(values[0]), n)
     mean = float(np.mean(values))
     if n == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
+
+
+def bounds(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The mean with a lower and an upper bound, each one-sided: mean ∓ t(confidence, n − 1) s / √n.
+
+    Each bound by itself holds with that confidence; at 95 % the two are the 90 % interval.
+
+    Args:
+        values: one a seed.
+        confidence: of either bound, in (0.5, 1).
+
+    Raises:
+        UserError: the confidence is out of range.
+    """
+    _inside("confidence", confidence, 0.5, 1)
+    return mean_interval(values, 2 * confidence - 1)
+
+
+def geometric_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The geometric mean of positive values: the t interval of their logarithms, transformed back.
+
+    Args:
+        values: ratios, one a seed.
+        confidence: of the two-sided interval, in (0, 1).
+
+    Raises:
+        UserError: a value is not positive and finite, or the confidence is out of range.
+    """
+    for value in _finite("values", values):
+        if value <= 0:
+            raise UserError(f"values: {value:g} has no logarithm; a geometric mean is of positive values.")
+    mean, low, high, n = mean_interval([math.log(value) for value in values], confidence)
+    return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
+
+
+def verdict(values: Sequence[float], threshold: float = 0.0, confidence: float = 0.95) -> Verdict:
+    """The claim that the mean is above a threshold.
+
+    Supported if the lower one-sided bound is above the threshold, refuted if the upper one is below it. At
+    95 % a mean at the threshold is wrongly found above in 5 % of the cases, and below in 5 %. For the claim
+    that the mean is below, turn the signs of values and threshold.
+
+    Args:
+        values: differences, one a seed, without diverged runs.
+        threshold: in the values' unit.
+        confidence: of either bound, in (0.5, 1).
+
+    Raises:
+        UserError: a value is not finite, or the confidence is out of range.
+    """
+    found = bounds(_finite("values", values), confidence)
+    return Verdict(_outcome(found.low > threshold, found.high < threshold), found)
+
+
+def noninferior(values: Sequence[float], margin: float, confidence: float = 0.95) -> Verdict:
+    """The claim "within the margin" in one direction: the mean difference is above −margin.
+
+    Args:
+        values: differences, ours − theirs, one a seed.
+        margin: the loss that is still accepted, in the values' unit, 0 or more.
+        confidence: of either bound, in (0.5, 1).
+
+    Raises:
+        UserError: the margin is negative, a value is not finite, or the confidence is out of range.
+    """
+    return verdict(values, -_not_negative("margin", margin), confidence)
+
+
+def equivalent(values: Sequence[float], margin: float, confidence: float = 0.95) -> Verdict:
+    """The claim "within the margin" in both directions, by two one-sided tests (TOST).
+
+    Supported if both one-sided bounds (at 95 % the 90 % interval) lie inside ±margin, refuted if both lie
+    outside on one side. A mean at the margin is wrongly found inside in 5 % of the cases at most, and
+    outside in 5 % where the margin is several standard errors wide, growing to 10 % as it shrinks to none.
+
+    Args:
+        values: differences, one a seed.
+        margin: in the values' unit, 0 or more.
+        confidence: of either bound, in (0.5, 1).
+
+    Raises:
+        UserError: the margin is negative, a value is not finite, or the confidence is out of range.
+    """
+    _not_negative("margin", margin)
+    found = bounds(_finite("values", values), confidence)
+    inside = found.low > -margin and found.high < margin
+    return Verdict(_outcome(inside, found.low > margin or found.high < -margin), found)
+
+
+def conjunction(outcomes: Iterable[Outcome]) -> Outcome:
+    """The claim that all claims of a family hold, for example one at every level of a range.
+
+    Intersection–union: supported if all are, which at 95 % happens wrongly in 5 % of the cases at most,
+    without a correction. Refuted if any is, which has no such limit: of k true claims whose means lie at
+    their thresholds one is refuted in up to k times 5 %. Else, and for no claims at all, undecided.
+    """
+    found = list(outcomes)
+    for outcome in found:
+        if outcome not in ("supported", "refuted", "undecided"):
+            raise unknown("outcomes", outcome, ("supported", "refuted", "undecided"))
+    return _outcome(bool(found) and all(o == "supported" for o in found), "refuted" in found)
+
+
+def t_p_value(values: Sequence[float], null: float = 0.0, alternative: Alternative = "two-sided") -> float:
+    """The p-value of Student's t test that the mean is `null`; on differences it is the paired test.
+
+    NaN for fewer than two values. Identical values have t = ±∞, or 0 where they equal `null`.
+
+    Args:
+        values: one a seed.
+        null: the mean under the null hypothesis.
+        alternative: that the mean differs ("two-sided"), is "greater" or is "less".
+
+    Raises:
+        UserError: a value is not finite, or the alternative is not known.
+    """
+    _known(alternative)
+    numbers = _finite("values", values)
+    if len(numbers) < 2:
+        return float("nan")
+    if _identical(numbers):
+        # scipy divides by zero here.
+        side = float(np.sign(numbers[0] - null))
+        return {"two-sided": 1 - abs(side), "greater": (1 - side) / 2, "less": (1 + side) / 2}[alternative]
+    return float(stats.ttest_1samp(numbers, null, alternative=alternative).pvalue)
+
+
+def sign_flip_p_value(
+    values: Sequence[float], null: float = 0.0, alternative: Alternative = "two-sided"
+) -> float:
+    """The exact p-value of the sign-flip test: all 2ⁿ signs of the differences from `null` are tried.
+
+    It needs symmetry, not normality. It cannot go below 2/2ⁿ two-sided and 1/2ⁿ one-sided: for p < 5 % that
+    takes six values and five. NaN for no values.
+
+    Args:
+        values: one a seed, 20 at most.
+        null: the centre of symmetry under the null hypothesis.
+        alternative: that the mean differs ("two-sided"), is "greater" or is "less".
+
+    Raises:
+        UserError: there are too many values, one is not finite, or the alternative is not known.
+    """
+    _known(alternative)
+    differences = [value - null for value in _finite("values", values)]
+    if not differences:
+        return float("nan")
+    if len(differences) > _MOST_FLIPS:
+        raise UserError(
+            f"values: of {len(differences)} values not all signs can be tried; at most {_MOST_FLIPS}, "
+            "else use t_p_value."
+        )
+    sums = np.zeros(1)
+    for difference in differences:
+        sums = np.concatenate([sums + difference, sums - difference])
+    # Sums that are equal differ by rounding.
+    least = sum(differences), _ROUNDING * sum(map(abs, differences))
+    if alternative == "two-sided":
+        reached = np.abs(sums) >= abs(least[0]) - least[1]
+    else:
+        sign = 1 if alternative == "greater" else -1
+        reached = sign * sums >= sign * least[0] - least[1]
+    return float(np.mean(reached))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given.
+
+    The i-th smallest of m is multiplied by m − i + 1, then none is less than the one before it (Holm 1979).
+    Taking those below 5 % as found, a family has a false find in 5 % of the cases at most. Use p-values
+    by t: those of sign flips have a floor that no family survives at few seeds.
+
+    Raises:
+        UserError: one is not in [0, 1]; leave out what could not be tested.
+    """
+    for p in p_values:
+        if not 0 <= p <= 1:
+            raise UserError(f"p_values: {p:g} is not in [0, 1]; leave out what could not be tested.")
+    order = np.argsort(p_values, kind="stable")
+    raised = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(raised), 1)
+    return [float(p) for p in adjusted]
+
+
+def hedges_gz(values: Sequence[float], confidence: float = 0.95) -> Effect:
+    """Hedges' g_z of paired differences: J mean / s, unbiased for the population's mean over its deviation.
+
+    J = Γ(ν/2) / (√(ν/2) Γ((ν − 1)/2)) with ν = n − 1: the exact form, not 1 − 3/(4ν − 1) (Hedges 1981).
+    The interval inverts the noncentral t distribution, so it is not centred at g; beyond |t| = 1,000 it takes
+    the limit for large t, which is right to four digits.
+
+    Args:
+        values: differences, one a seed.
+        confidence: of the two-sided interval, in (0, 1).
+
+    Raises:
+        UserError: a value is not finite, or the confidence is out of range.
+    """
+    _inside("confidence", confidence, 0, 1)
+    numbers = _finite("values", values)
+    n = len(numbers)
+    if n < 3 or _identical(numbers):
+        return Effect(float("nan"), float("nan"), float("nan"), n)
+    d, nu = float(np.mean(numbers) / np.std(numbers, ddof=1)), n - 1
+    t, tail = d * math.sqrt(n), (1 - confidence) / 2
+    low, high = _noncentrality(t, nu, 1 - tail), _noncentrality(t, nu, tail)
+    j = math.exp(math.lgamma(nu / 2) - math.lgamma((nu - 1) / 2)) / math.sqrt(nu / 2)
+    return Effect(j * d, low / math.sqrt(n), high / math.sqrt(n), n)
+
+
+def collapse_share(accuracies: Sequence[float], classes: int, confidence: float = 0.95) -> Share:
+    """The share of runs that collapsed: whose accuracy is below twice chance, 2 / classes.
+
+    With the Clopper–Pearson interval, which covers at least as often as it says at any number of runs. It
+    takes the runs as independent: give one a seed.
+
+    Args:
+        accuracies: fractions.
+        classes: of the data, three or more.
+        confidence: of the two-sided interval, in (0, 1).
+
+    Raises:
+        UserError: an accuracy is not in [0, 1], there are too few classes, or the confidence is out of range.
+    """
+    _inside("confidence", confidence, 0, 1)
+    if classes < 3:
+        raise UserError(f"classes: {classes} is too few; twice chance is below 1 from three classes on.")
+    collapsed, n = sum(_fraction(accuracy) < 2 / classes for accuracy in accuracies), len(accuracies)
+    if n == 0:
+        return Share(float("nan"), 0.0, 1.0, 0, 0)
+    low, high = stats.binomtest(collapsed, n).proportion_ci(confidence, method="exact")
+    return Share(collapsed / n, float(low), float(high), collapsed, n)
+
+
+def sampling_error(accuracy: float, images: int) -> float:
+    """The standard error of one accuracy that comes from the choice of test images: √(p (1 − p) / images).
+
+    A fraction. Of a difference on the same images it is an overestimate, as both err on many of the same.
+
+    Args:
+        accuracy: a fraction.
+        images: in the test set.
+
+    Raises:
+        UserError: the accuracy is not in [0, 1], or there are no images.
+    """
+    if images < 1:
+        raise UserError(f"images: {images} is too few; a test set has one or more.")
+    return math.sqrt(_fraction(accuracy) * (1 - accuracy) / images)
+
+
+def smallest_match(
+    curve: Curve, dense: float, tolerance: float = 0.0, *, unbroken: bool = False
+) -> float | None:
+    """The smallest matching density of a seed: the lowest at which accuracy ≥ dense − tolerance.
+
+    That is how sparse a matching subnetwork was found, whatever came before it; with many levels and noise it
+    is a lucky pick. With `unbroken` it is the lowest density down to which every larger one on the curve
+    matches too: there one unlucky level ends it. The first is the default because it is what papers call the
+    sparsest matching ticket; where the two differ much, noise decides, and both belong in a report.
+
+    Args:
+        curve: (density, accuracy); the dense network counts only if it is in it.
+        dense: the dense network's accuracy of this seed, in the curve's unit.
+        tolerance: in that unit, 0 or more.
+        unbroken: whether all larger densities must match.
+
+    Returns:
+        A density of the curve, or None where none matches.
+
+    Raises:
+        UserError: the curve is not one, or the tolerance is negative.
+    """
+    target = dense - _not_negative("tolerance", tolerance) - _SLACK
+    points = _descending(curve)
+    if unbroken:
+        points = list(itertools.takewhile(lambda point: point[1] >= target, points))
+    return min((density for density, accuracy in points if accuracy >= target), default=None)
+
+
+def crossing(curve: Curve, target: float) -> float | None:
+    """The density at which accuracy first falls below a target, coming from the largest density.
+
+    Accuracy is interpolated linearly in log density, between the last point at or above the target and
+    the first below it; what comes after is not looked at.
+
+    Returns:
+        The density; the largest where the curve starts below the target, None where it never falls below.
+
+    Raises:
+        UserError: the curve is not one.
+    """
+    before: tuple[float, float] | None = None
+    for density, accuracy in _descending(curve):
+        if accuracy < target - _SLACK:
+            if before is None:
+                return density
+            way = max(0.0, (before[1] - target) / (before[1] - accuracy))
+            return float(before[0] * (density / before[0]) ** way)
+        before = density, accuracy
+    return None
+
+
+def iso_ratio(ticket: Curve, control: Curve, dense: float, tolerance: float = 0.0) -> Ratio:
+    """A seed's iso-accuracy ratio: the control's density over the ticket's, each where accuracy first falls.
+
+    It falls where it is below dense − tolerance, as `crossing` finds it. Both curves start at the dense
+    network, density 1, which takes the place of a point there. A curve that never falls is censored: its
+    density is below its smallest, and only a bound of the ratio is known. At tolerance 0 a level that is
+    worse by one image is a fall; a tolerance makes the ratio steadier.
+
+    Args:
+        ticket: (density, accuracy) of one seed.
+        control: likewise.
+        dense: the dense network's accuracy of this seed, in the curves' unit.
+        tolerance: in that unit, 0 or more.
+
+    Returns:
+        The ratio, or its bounds: (least, ∞) if the ticket never falls, (0, most) if the control never does,
+        (0, ∞) if neither.
+
+    Raises:
+        UserError: a curve is not one, or the tolerance is negative.
+    """
+    target = dense - _not_negative("tolerance", tolerance)
+    lows, highs = [], []
+    for curve in (ticket, control):
+        points = [(1.0, dense), *(point for point in _descending(curve) if point[0] < 1)]
+        at = crossing(points, target)
+        lows.append(0.0 if at is None else at)
+        highs.append(points[-1][0] if at is None else at)
+    return Ratio(lows[1] / highs[0], highs[1] / lows[0] if lows[0] else math.inf)
+
+
+def iso_accuracy(
+    tickets: Mapping[int, Curve],
+    controls: Mapping[int, Curve],
+    dense: Mapping[int, float],
+    tolerance: float = 0.0,
+    confidence: float = 0.95,
+) -> IsoAccuracy:
+    """Iso-accuracy compression over the seeds that all three have: the geometric mean of `iso_ratio`.
+
+    Censored seeds are counted and left out. Where it is tickets that never fall, those left out have the
+    largest ratios and the mean is too low; their bounds are in `ratios`.
+
+    Args:
+        tickets: seed -> (density, accuracy).
+        controls: likewise.
+        dense: seed -> the dense network's accuracy, in the curves' unit.
+        tolerance: in that unit, 0 or more.
+        confidence: of the two-sided interval, in (0, 1).
+
+    Raises:
+        UserError: a curve is not one, the tolerance is negative, or the confidence is out of range.
+    """
+    seeds = sorted(tickets.keys() & controls.keys() & dense.keys())
+    ratios = {seed: iso_ratio(tickets[seed], controls[seed], dense[seed], tolerance) for seed in seeds}
+    known = [ratio.low for ratio in ratios.values() if ratio.low == ratio.high]
+    return IsoAccuracy(geometric_interval(known, confidence), ratios, len(ratios) - len(known))
+
+
+def area_between(ours: Curve, theirs: Curve) -> float | None:
+    """The mean of ours − theirs over log density, on the range of densities that both curves cover.
+
+    Both are linear in log density between their points, so the trapezoid rule on the points of both is exact.
+
+    Returns:
+        In the curves' unit; None where they have no range in common.
+
+    Raises:
+        UserError: a curve is not one.
+    """
+    both = []
+    for curve in (ours, theirs):
+        ascending = np.array(_descending(curve)[::-1]).reshape(-1, 2)
+        both.append((np.log(ascending[:, 0]), ascending[:, 1]))
+    (x, y), (u, v) = both
+    if not len(x) or not len(u):
+        return None
+    low, high = max(x[0], u[0]), min(x[-1], u[-1])
+    if low >= high:
+        return None
+    grid = np.union1d(x, u)
+    grid = grid[(grid >= low) & (grid <= high)]
+    return float(np.trapezoid(np.interp(grid, x, y) - np.interp(grid, u, v), grid) / (high - low))
+
+
+def _noncentrality(t: float, nu: int, p: float) -> float:
+    """The noncentrality at which a noncentral t variable is at most t with probability p."""
+    if t < 0:
+        return -_noncentrality(-t, nu, 1 - p)
+
+    def spread(q: float) -> float:
+        """t times the upper quantile of the sample deviation over the population's."""
+        return t * math.sqrt(stats.chi2.isf(q, nu) / nu)
+
+    if t > 1000:
+        return spread(p)
+    # The noncentrality is the upper p quantile of t times that deviation plus a standard normal, so it lies
+    # between the sums of their quantiles at half the tails.
+    low = spread(1 - (1 - p) / 2) + stats.norm.ppf((1 - p) / 2)
+    high = spread(p / 2) + stats.norm.isf(p / 2)
+    return float(optimize.brentq(lambda delta: stats.nct.cdf(t, nu, delta) - p, low, high))
+
+
+def _outcome(supported: bool, refuted: bool) -> Outcome:
+    return "refuted" if refuted else "supported" if supported else "undecided"
+
+
+def _descending(curve: Curve) -> list[tuple[float, float]]:
+    """The points of a curve from its largest density down."""
+    points = sorted(((float(d), float(a)) for d, a in curve), reverse=True)
+    _finite("curve", [accuracy for _, accuracy in points])
+    for density, _ in points:
+        if not 0 < density <= 1:
+            raise UserError(f"curve: density {density:g} is not in (0, 1].")
+    for (density, _), (following, _) in itertools.pairwise(points):
+        if density == following:
+            raise UserError(
+                f"curve: density {density:g} occurs twice; average repeats within the seed first."
+            )
+    return points
+
+
+def _identical(values: Sequence[float]) -> bool:
+    return bool(np.ptp(values) <= _ROUNDING * np.max(np.abs(values)))
+
+
+def _finite(field: str, values: Sequence[float]) -> Sequence[float]:
+    for value in values:
+        if not math.isfinite(value):
+            raise UserError(f"{field}: {value} is not a finite number; leave diverged runs out.")
+    return values
+
+
+def _fraction(accuracy: float) -> float:
+    if not 0 <= accuracy <= 1:
+        raise UserError(f"accuracy: {accuracy:g} is not in [0, 1]; give a fraction, not percent.")
+    return accuracy
+
+
+def _inside(field: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        raise UserError(f"{field}: {value:g} is not between {low:g} and {high:g}.")
+
+
+def _not_negative(field: str, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise UserError(f"{field}: {value:g} is not allowed; give 0 or more, in the unit of the values.")
+    return value
+
+
+def _known(alternative: str) -> None:
+    if alternative not in ("two-sided", "greater", "less"):
+        raise unknown("alternative", alternative, ("two-sided", "greater", "less"))

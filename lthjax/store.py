@@ -105,6 +105,18 @@ class Store:
             _save(part / "variables", variables)
             _write_json(part / "result.json", {"seed": seed, "step": step})
 
+    def copy_seed(self, other: "Store", seed: int) -> None:
+        """Copies the dense network and the rewind states of a seed that are not there from another folder."""
+        sources = [
+            *(other.path / f"seed={seed}").glob("state=*"),
+            folder(other.path, Cell(seed, DENSE, 0, DENSE)),
+        ]
+        for source in sources:
+            target = self.path / source.relative_to(other.path)
+            if not (target / "result.json").is_file():
+                with self._whole(target) as part:
+                    shutil.copytree(source, part, dirs_exist_ok=True)
+
     def result(self, cell: Cell) -> dict[str, Any]:
         """What `write` was given as result."""
         return read_result(folder(self.path, cell))

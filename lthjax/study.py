@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import config, data, imp, models, optim, prune, replicate, rng, train
+from lthjax import config, data, imp, models, optim, prune, replicate, rng, sweep, train
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell, Chain, Task, Ticket
@@ -43,6 +43,7 @@ class Prepared(NamedTuple):
         lengths: its durations in steps.
         model: its network.
         identity: what its numbers depend on, by name.
+        label: what tells it apart from the other studies of a sweep; "" where there are none.
     """
 
     study: config.Study
@@ -50,11 +51,18 @@ class Prepared(NamedTuple):
     lengths: config.Lengths
     model: Model
     identity: dict[str, Any]
+    label: str = ""
 
     @property
     def folder(self) -> str:
         """The name of the run folder."""
         return f"{self.study.name}-{config.fingerprint(self.identity)}"
+
+    @property
+    def training(self) -> str:
+        """The fingerprint of all but pruning: studies of the same one have the same dense networks."""
+        pruning = ("levels", "prune.")
+        return config.fingerprint({k: v for k, v in self.identity.items() if not k.startswith(pruning)})
 
 
 class Plan(NamedTuple):
@@ -88,18 +96,18 @@ class Estimate(NamedTuple):
 
 
 class Watch(Protocol):
-    """What wants to be told how a study is getting on."""
+    """What wants to be told how studies are getting on. `label` is `Prepared.label`."""
 
-    def begin(self, prepared: Prepared, plan: Plan) -> None:
-        """Before the first training."""
+    def begin(self, title: str, plan: Plan) -> None:
+        """Before the first training; the plan of all studies together."""
 
-    def chunk(self, cells: Sequence[Cell]) -> None:
-        """These are trained next."""
+    def chunk(self, cells: Sequence[Cell], label: str) -> None:
+        """These are trained next; the label of the first one's study."""
 
     def advance(self, steps: int, accuracy: float | None) -> None:
         """So many replicate steps are done; the mean test accuracy where it was evaluated."""
 
-    def finished(self, cell: Cell, result: dict[str, Any]) -> None:
+    def finished(self, cell: Cell, result: dict[str, Any], label: str) -> None:
         """A cell was written."""
 
     def end(self) -> None:
@@ -116,13 +124,47 @@ def prepare(study: config.Study, data_dir: str | Path = "data") -> Prepared:
     Raises:
         UserError: something in the config is not allowed or does not fit the data.
     """
+    return prepare_all([study], data_dir)[0]
+
+
+def prepare_all(studies: Sequence[config.Study], data_dir: str | Path = "data") -> list[Prepared]:
+    """Prepares the studies of a sweep; each data set is loaded once.
+
+    Args:
+        studies: the configs.
+        data_dir: the data folder.
+
+    Raises:
+        UserError: as `prepare`; or two of them would fill the same folder.
+    """
     replicate.use_all_cores()
-    config.validate(study)
-    dataset = data.load(study.data.name, data_dir)
+    for study in studies:
+        config.validate(study)
+    datasets = {
+        name: data.load(name, data_dir) for name in dict.fromkeys(study.data.name for study in studies)
+    }
+    prepared = [
+        _prepare(study, datasets[study.data.name], label)
+        for study, label in zip(studies, sweep.labels(studies), strict=True)
+    ]
+    first: dict[str, int] = {}
+    for number, one in enumerate(prepared, 1):
+        same = first.setdefault(one.folder, number)
+        if same != number:
+            raise UserError(
+                f"configs: studies {same} and {number} differ in nothing that changes a number, and would "
+                f"share the folder {one.folder}; leave one out, or make them one with more seeds, levels or "
+                "arms."
+            )
+    return prepared
+
+
+def _prepare(study: config.Study, dataset: data.Dataset, label: str) -> Prepared:
     lengths = config.lengths(study, len(dataset.train_images) - study.data.validation)
     model = models.build(study.model, dataset.shape, dataset.classes)
     _check_rates(study, model)
-    return Prepared(study, dataset, lengths, model, config.identity(study, lengths, dataset.digest))
+    identity = config.identity(study, lengths, dataset.digest)
+    return Prepared(study, dataset, lengths, model, identity, label)
 
 
 def _check_rates(study: config.Study, model: Model) -> None:
@@ -139,12 +181,21 @@ def _check_rates(study: config.Study, model: Model) -> None:
                 )
 
 
-def plan(prepared: Prepared, out: str | Path = "runs") -> Plan:
+def plan(
+    prepared: Prepared, out: str | Path = "runs", lent: Mapping[int, Iterable[int]] | None = None
+) -> Plan:
     """The cells of a study, and which are missing from its run folder.
+
+    Args:
+        prepared: the study.
+        out: the folder of run folders.
+        lent: seeds whose dense network comes from another study of the sweep, and the rewind states
+            that come with it.
 
     Raises:
         UserError: the folder was made by another config.
     """
+    lent = lent or {}
     run = Path(out) / prepared.folder
     check_identity(run, prepared.identity)
     study, lengths = prepared.study, prepared.lengths
@@ -152,10 +203,11 @@ def plan(prepared: Prepared, out: str | Path = "runs") -> Plan:
     missing: list[Cell] = []
     for seed in study.seeds:
         dense = Cell(seed, DENSE, 0, DENSE)
-        needed = [k for k in lengths.rewind if not _there(state_folder(run, seed, k))]
+        coming = lent.get(seed, ())
+        needed = [k for k in lengths.rewind if k not in coming and not _there(state_folder(run, seed, k))]
         if not _there(folder(run, dense)):
             missing.append(dense)
-            steps += lengths.total
+            steps += max(needed, default=0) if seed in lent else lengths.total
         elif _diverged(run, dense):
             continue
         else:
@@ -174,6 +226,31 @@ def plan(prepared: Prepared, out: str | Path = "runs") -> Plan:
     cells = imp.cells(study, lengths)
     done = [cell for cell in cells if _there(folder(run, cell))]
     return Plan(cells, done, missing, steps)
+
+
+def plan_all(studies: Sequence[Prepared], out: str | Path = "runs") -> list[Plan]:
+    """The plans of a sweep's studies. What one of them lends to others is trained once."""
+    plans = []
+    for lender, one in zip(_lenders(studies), studies, strict=True):
+        lent = {} if lender is one else dict.fromkeys(lender.study.seeds, lender.lengths.rewind)
+        plans.append(plan(one, out, lent))
+    return plans
+
+
+def together(plans: Sequence[Plan]) -> Plan:
+    """Several plans as one."""
+    return Plan(
+        [cell for one in plans for cell in one.cells],
+        [cell for one in plans for cell in one.done],
+        [cell for one in plans for cell in one.missing],
+        sum(one.steps for one in plans),
+    )
+
+
+def _lenders(studies: Sequence[Prepared]) -> list[Prepared]:
+    """For every study the first that has the same dense networks: itself, or one that lends them."""
+    first: dict[str, Prepared] = {}
+    return [first.setdefault(one.training, one) for one in studies]
 
 
 def run(
@@ -199,34 +276,85 @@ def run(
     Raises:
         UserError: the run folder cannot be written, was made by another config, or is in use.
     """
-    path = Path(out) / prepared.folder
-    todo = plan(prepared, out)
+    return run_all([prepared], out, watch=watch, chunk=chunk)[0]
+
+
+def run_all(
+    studies: Sequence[Prepared],
+    out: str | Path = "runs",
+    *,
+    watch: Watch | None = None,
+    chunk: int | None = None,
+) -> list[Path]:
+    """Trains what is missing of a sweep, as `run` does of one study.
+
+    Studies that differ in pruning alone share their dense networks: those of the first are copied to
+    the others, bit for bit what they would have trained themselves.
+
+    Args:
+        studies: those of one `prepare_all`.
+        out: as for `run`.
+        watch: as for `run`.
+        chunk: as for `run`.
+
+    Returns:
+        The run folders, in the order of the studies.
+
+    Raises:
+        UserError: as `run`.
+    """
+    paths = [Path(out) / one.folder for one in studies]
+    todo = together(plan_all(studies, out))
     if not todo.missing and not todo.steps:
-        return path
-    with Store(path, prepared.identity, _about(prepared)) as store, _logged(path / "log.txt"):
+        return paths
+    with contextlib.ExitStack() as stack:
+        stores = [
+            stack.enter_context(Store(path, one.identity, _about(one)))
+            for path, one in zip(paths, studies, strict=True)
+        ]
+        for path in paths:
+            stack.enter_context(_logged(path))
         # Asked again under the lock: another process may just have finished.
-        todo = plan(prepared, out)
+        todo = together(plan_all(studies, out))
         if watch is not None:
-            watch.begin(prepared, todo)
+            several = f"{studies[0].study.name}: {len(studies)} studies"
+            watch.begin(studies[0].folder if len(studies) == 1 else several, todo)
         try:
-            _Run(prepared, store, watch, chunk).go()
+            _drive(studies, stores, watch, chunk)
         finally:
             if watch is not None:
                 watch.end()
-    return path
+    return paths
 
 
-def estimate(prepared: Prepared, todo: Plan, chunk: int | None = None) -> Estimate:
+def estimate(studies: Sequence[Prepared], plans: Sequence[Plan], chunk: int | None = None) -> Estimate:
     """Measures what is missing by training a few steps of it, on this machine.
 
     Args:
-        prepared: the study.
-        todo: its plan.
+        studies: the studies of a sweep, or a single one.
+        plans: theirs.
         chunk: as for `run`.
+
+    Returns:
+        Seconds and bytes of all together; the seconds of a step are those of the slowest.
     """
+    parts = []
+    for training in dict.fromkeys(one.training for one in studies):
+        alike = [pair for pair in zip(studies, plans, strict=True) if pair[0].training == training]
+        parts.append(_estimate([one for one, _ in alike], together([plan for _, plan in alike]), chunk))
+    return Estimate(
+        sum(part.seconds for part in parts),
+        max(part.step_seconds for part in parts),
+        sum(part.bytes for part in parts),
+    )
+
+
+def _estimate(studies: Sequence[Prepared], todo: Plan, chunk: int | None) -> Estimate:
+    """The cost of studies that differ in pruning alone."""
     began = time.perf_counter()
+    prepared = studies[0]
     seed = prepared.study.seeds[0]
-    trainer = make_trainer(prepared, chunk, [seed])
+    trainer = make_trainer(studies, chunk, [seed])
     variables = prepared.model.init(rng.stream(seed, "init"))
     probe = min(prepared.lengths.evaluate, prepared.lengths.total)
     job = train.Job(seed, 0, 0, probe, variables, prune.ones(variables.params))
@@ -242,19 +370,20 @@ def estimate(prepared: Prepared, todo: Plan, chunk: int | None = None) -> Estima
     return Estimate(compiled + seconds if cells else 0.0, timed.step_seconds, timed.bytes)
 
 
-def make_trainer(prepared: Prepared, chunk: int | None, seeds: Sequence[int]) -> train.Trainer:
-    """The compiled programs of a study.
+def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable[int]) -> train.Trainer:
+    """The compiled programs of studies that differ in pruning alone.
 
     Args:
-        prepared: the study.
+        studies: the studies.
         chunk: replicates in a program, or None.
         seeds: those to be trained.
     """
+    prepared = studies[0]
     study = prepared.study
-    widest = max(
-        len(study.seeds),
-        len(study.seeds)
-        * sum(len(imp.cells_at(study, 0, c, 1)) for c in imp.chains(study, prepared.lengths)),
+    widest = sum(
+        len(one.study.seeds)
+        * max(1, sum(len(imp.cells_at(one.study, 0, c, 1)) for c in imp.chains(one.study, one.lengths)))
+        for one in studies
     )
     mesh = replicate.mesh(widest)
     return train.make(
@@ -272,63 +401,110 @@ def make_trainer(prepared: Prepared, chunk: int | None, seeds: Sequence[int]) ->
 
 
 class _Item(NamedTuple):
-    """A training in the queue: its job, and the cell it makes (None: only rewind states)."""
+    """A training in the queue: of which study, its job, and the cell it makes (None: only rewind states)."""
 
     priority: tuple[int, ...]
+    run: "_Run"
     cell: Cell | None
     job: train.Job
 
+    @property
+    def alike(self) -> tuple[int, int, int]:
+        """What is trained in one program has this in common."""
+        return id(self.run.trainer), self.job.start, self.job.stop
 
-class _Run:
-    """One run of a study: a queue of trainings, and the chains that feed it.
 
-    A finished dense network starts its seed's chains; a finished ticket makes the next level's
-    tasks. The queue is served in the order of levels, in chunks of the same first step; so the
-    devices stay busy whatever the number of seeds and arms. What is trained together changes no
+def _drive(
+    studies: Sequence[Prepared], stores: Sequence[Store], watch: Watch | None, chunk: int | None
+) -> None:
+    """Serves one queue that all studies fill.
+
+    It is served in the order of studies and levels, in chunks of the same program and first step; so
+    the devices stay busy whatever the number of seeds and arms. What is trained together changes no
     number.
     """
+    _log.info("lthjax on %s, %s", devices(), " ".join(sys.argv))
+    queue: list[_Item] = []
+    trainers: dict[str, train.Trainer] = {}
+    for one in studies:
+        if one.training not in trainers:
+            alike = [other for other in studies if other.training == one.training]
+            seeds = dict.fromkeys(seed for other in alike for seed in other.study.seeds)
+            trainers[one.training] = make_trainer(alike, chunk, seeds)
+    runs = [
+        _Run(number, one, store, trainers[one.training], queue, watch)
+        for number, (one, store) in enumerate(zip(studies, stores, strict=True))
+    ]
+    for lender, run in zip(_lenders(studies), runs, strict=True):
+        run.begin(next(other for other in runs if other.prepared is lender))
+    while queue:
+        queue.sort(key=lambda item: item.priority)
+        first = queue[0]
+        taken = [item for item in queue if item.alike == first.alike][: first.run.trainer.width]
+        queue[:] = [item for item in queue if not any(item is other for other in taken)]
+        named = [item.cell or Cell(item.job.seed, DENSE, 0, DENSE) for item in taken]
+        if watch is not None:
+            watch.chunk(named, first.run.prepared.label)
+        for item, cell in zip(taken, named, strict=True):
+            item.run.log("training %s", describe(cell))
+        advance = (lambda *_: None) if watch is None else watch.advance
+        results = train.train(first.run.trainer, [item.job for item in taken], advance)
+        for item, trained in zip(taken, results, strict=True):
+            item.run.finish(item, trained)
 
-    def __init__(self, prepared: Prepared, store: Store, watch: Watch | None, chunk: int | None) -> None:
-        self._prepared, self._store, self._watch = prepared, store, watch
+
+class _Run:
+    """One study's part in a drive: its store, and the chains that feed the queue.
+
+    A finished dense network starts its seed's chains; a finished ticket makes the next level's
+    tasks.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        prepared: Prepared,
+        store: Store,
+        trainer: train.Trainer,
+        queue: list[_Item],
+        watch: Watch | None,
+    ) -> None:
+        self.prepared, self.trainer = prepared, trainer
+        self._number, self._store, self._queue, self._watch = number, store, queue, watch
         self._study, self._lengths = prepared.study, prepared.lengths
-        self._trainer = make_trainer(prepared, chunk, self._study.seeds)
         self._chains = imp.chains(self._study, self._lengths)
         self._rounds: dict[tuple[int, str], Generator[list[Task], Ticket, None]] = {}
         self._initial: dict[int, Variables] = {}
-        self._queue: list[_Item] = []
+        self._borrowers: list[_Run] = []
 
-    def go(self) -> None:
-        _log.info("lthjax on %s, %s", devices(), " ".join(sys.argv))
+    def begin(self, lender: "_Run") -> None:
+        """Queues what can be trained at once; waits for the lender's dense networks where it has any."""
+        if lender is not self:
+            lender._borrowers.append(self)
         for seed in self._study.seeds:
-            self._begin_seed(seed)
-        while self._queue:
-            chunk = self._take()
-            named = [item.cell or Cell(item.job.seed, DENSE, 0, DENSE) for item in chunk]
-            if self._watch is not None:
-                self._watch.chunk(named)
-            _log.info("training %s", ", ".join(map(describe, named)))
-            results = train.train(self._trainer, [item.job for item in chunk], self._advance)
-            for item, trained in zip(chunk, results, strict=True):
-                self._finish(item, trained)
+            if lender is self or seed not in lender._study.seeds:
+                self._begin_seed(seed)
+            elif lender._store.has(Cell(seed, DENSE, 0, DENSE)):
+                self._borrow(lender, seed)
 
-    def _advance(self, steps: int, accuracy: float | None) -> None:
+    def _borrow(self, lender: "_Run", seed: int) -> None:
+        """Copies a seed's dense network and rewind states from another study, and begins there."""
+        if not self._store.has(Cell(seed, DENSE, 0, DENSE)):
+            self._store.copy_seed(lender._store, seed)
+            self._told(Cell(seed, DENSE, 0, DENSE), self._store.result(Cell(seed, DENSE, 0, DENSE)))
+        self._begin_seed(seed)
+
+    def log(self, words: str, *values: object) -> None:
+        """Writes to this study's log."""
+        _log.info(words, *values, extra={"folder": self.prepared.folder})
+
+    def _told(self, cell: Cell, result: dict[str, Any]) -> None:
+        self.log("%s: %s", describe(cell), outcome(result))
         if self._watch is not None:
-            self._watch.advance(steps, accuracy)
-
-    def _take(self) -> list[_Item]:
-        """The first in the queue, and those after it that start and stop with it."""
-        self._queue.sort(key=lambda item: item.priority)
-        start, stop = self._queue[0].job.start, self._queue[0].job.stop
-        chunk: list[_Item] = []
-        rest: list[_Item] = []
-        for item in self._queue:
-            alike = (item.job.start, item.job.stop) == (start, stop)
-            (chunk if alike and len(chunk) < self._trainer.width else rest).append(item)
-        self._queue = rest
-        return chunk
+            self._watch.finished(cell, result, self.prepared.label)
 
     def _begin_seed(self, seed: int) -> None:
-        initial = jax.device_get(self._prepared.model.init(rng.stream(seed, "init")))
+        initial = jax.device_get(self.prepared.model.init(rng.stream(seed, "init")))
         self._initial[seed] = initial
         if not self._store.has_state(seed, 0):
             self._store.write_state(seed, 0, initial)
@@ -342,7 +518,7 @@ class _Run:
         stop = max(states) if present else self._lengths.total
         mask = jax.device_get(prune.ones(initial.params))
         job = train.Job(seed, 0, 0, stop, initial, mask, states)
-        self._queue.append(_Item((0, 0, 0, seed), None if present else dense, job))
+        self._queue.append(_Item((self._number, 0, 0, 0, seed), self, None if present else dense, job))
 
     def _begin_chains(self, seed: int) -> None:
         """Takes up every chain of a seed at the first level that is not complete."""
@@ -362,7 +538,7 @@ class _Run:
                     self._lengths,
                     chain,
                     seed,
-                    self._prepared.model,
+                    self.prepared.model,
                     initial,
                     origin,
                     self._ticket(parent),
@@ -374,7 +550,7 @@ class _Run:
 
     def _batch(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """The first batch of the seed's dense network, on which criteria see gradients."""
-        split, dataset = self._trainer.splits[seed], self._prepared.dataset
+        split, dataset = self.trainer.splits[seed], self.prepared.dataset
         index = train.order(split.train, self._lengths, self._study.train.batch, seed, 0, 0, 1)[0]
         images = jnp.asarray(dataset.train_images[index])
         scaled = data.gather(images, jnp.arange(len(index)), jnp.asarray(split.mean), jnp.asarray(split.std))
@@ -405,10 +581,11 @@ class _Run:
     def _item(self, chain: Chain, task: Task, place: int) -> _Item:
         cell = task.cell
         job = train.Job(cell.seed, cell.level, task.start, task.stop, task.variables, task.mask)
-        order = (cell.level, int(place > 0), self._chains.index(chain), cell.seed, place)
-        return _Item(order, cell, job)
+        order = (self._number, cell.level, int(place > 0), self._chains.index(chain), cell.seed, place)
+        return _Item(order, self, cell, job)
 
-    def _finish(self, item: _Item, trained: train.Trained) -> None:
+    def finish(self, item: _Item, trained: train.Trained) -> None:
+        """Writes what was trained, and queues what follows from it."""
         seed = item.job.seed
         for step, variables in trained.states.items():
             if not self._store.has_state(seed, step):
@@ -418,11 +595,12 @@ class _Run:
             result = self._result(cell, item.job, trained)
             done = trained.status == "done"
             self._store.write(cell, result, item.job.mask, trained.variables if done else None)
-            _log.info("%s: %s", describe(cell), outcome(result))
-            if self._watch is not None:
-                self._watch.finished(cell, result)
+            self._told(cell, result)
         if cell is None or cell.arm == DENSE:
             self._begin_chains(seed)
+            for borrower in self._borrowers if cell is not None else []:
+                if seed in borrower._study.seeds:
+                    borrower._borrow(self, seed)
             return
         chain = next(c for c in self._chains if c.name == cell.chain)
         if cell.arm == chain.leader and trained.status == "done":
@@ -467,11 +645,12 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Writes what the package logs to a file, too."""
+def _logged(run: Path) -> Iterator[None]:
+    """Writes what the package logs to a run folder's log.txt, too, but for what is of other folders."""
     logger = logging.getLogger("lthjax")
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(run / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.addFilter(lambda record: getattr(record, "folder", run.name) == run.name)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

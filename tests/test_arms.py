@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from analysis import export
 from lthjax import config, imp, models, prune, rng, study
@@ -16,6 +17,7 @@ from lthjax.arms import ARMS, Context
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
 from lthjax.imp import Cell
+from lthjax.prune._core import random_scores
 from lthjax.store import Store
 
 Make = Callable[..., study.Prepared]
@@ -103,9 +105,10 @@ def test_scores_by_hand(criterion: str) -> None:
 
 
 def test_random_scores_are_other_with_another_key_and_uniform() -> None:
-    one = scores_of("random")
-    assert len(np.unique(one["a"])) == 24
-    assert 0.2 < one["a"].mean() / 2**32 < 0.8
+    one, other = (random_scores(jax.random.key(k), {"a": jnp.zeros((40, 50))})["a"] for k in (0, 1))
+    assert (one != other).mean() > 0.99
+    assert stats.kstest(np.ravel(one) / 2**32, "uniform").pvalue > 1e-3
+    assert len(np.unique(scores_of("random")["a"])) == 24
 
 
 def context(origin: dict | None = None) -> Context:
@@ -231,7 +234,7 @@ def test_schedules_reach_their_densities_exactly(changes: dict, densities: tuple
 
 
 def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable) -> None:
-    prepared = tiny(seeds=(0,), levels=1, arms=("ticket", "reinit"), rewind=(3,))
+    prepared = tiny(seeds=(0,), levels=1, arms=("ticket", "reinit", "reshuffle"), rewind=(3,))
     run = study.run(prepared, tmp_path / "runs")
     file = tmp_path / "t.safetensors"
     done = command_line("-m", "analysis.export", run, file, "--level", 1, "--chain", "rewind-3")
@@ -246,8 +249,10 @@ def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable) 
     same(ticket.origin, store.state(0, 3, initial).params)
     assert ticket.metadata["test_accuracy"] == store.result(cell)["test_accuracy"]
     assert (ticket.metadata["seed"], ticket.metadata["level"], ticket.metadata["model"]) == (0, 1, "lenet300")
-    fresh = export.export(run, Cell(0, "rewind-3", 1, "reinit"), file)
-    assert prune.load(fresh).origin is None
+    for arm in ("reinit", "reshuffle"):
+        assert prune.load(export.export(run, Cell(0, "rewind-3", 1, arm), file)).origin is None
+    dense = prune.load(export.export(run, Cell(0, "dense", 0, "dense"), file))
+    same(dense.origin, initial.params)
     for wrong, says in (
         (["--level", 7], "has no cell rewind-3, level 7"),
         (["--level", 1, "--seed", 5], "--seed: 5"),

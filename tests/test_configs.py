@@ -41,7 +41,7 @@ def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
     )
     prepared = study.prepare(small, tmp_path)
     seed = small.seeds[0]
-    trainer = study.make_trainer(prepared, 1, [seed])
+    trainer = study.make_trainer([prepared], 1, [seed])
     variables = prepared.model.init(rng.stream(seed, "init"))
     job = train.Job(seed, 0, 0, 2, variables, prune.ones(variables.params))
     results = train.train(trainer, [job], lambda *_: None)

@@ -1,13 +1,14 @@
-"""The examples in the docstrings of the pruning library."""
+"""The examples in docstrings."""
 
 import doctest
 
 import pytest
 
+from lthjax import sweep
 from lthjax.prune import _accounting, _core, _rules
 
 
-@pytest.mark.parametrize("module", [_core, _rules, _accounting])
+@pytest.mark.parametrize("module", [_core, _rules, _accounting, sweep])
 def test_examples(module: object) -> None:
     found = doctest.testmod(module)  # type: ignore[arg-type]
     assert found.attempted > 0

@@ -33,10 +33,11 @@ def test_random_rules_keep_exactly_their_density(rule, density: float, seed: int
     mask = rule(jax.random.key(seed), PARAMS, density)
     counts = kept(mask)
     whole = int(np.floor(density * 658 + 0.5))
-    if rule is prune.uniform:
+    # Smart ratio is uniform where the last layer's 0.3 * 50 = 15 are all that is to be kept.
+    if rule is prune.uniform or (rule is prune.smart_ratio and whole <= 15):
         assert counts == [int(prune.count(density, n)) for n in SIZES]
-    elif rule is prune.erk or counts != [int(prune.count(density, n)) for n in SIZES]:
-        assert abs(sum(counts) - whole) <= 0
+    else:
+        assert sum(counts) == whole
     assert mask["conv"]["bias"].shape == ()
 
 
@@ -108,8 +109,6 @@ def test_snip_grasp_and_synflow_are_their_formulas() -> None:
         masks = keep_highest(scores, int(np.floor(0.05 ** (i / 10) * 370 + 0.5)))
     got = prune.synflow(lambda p, x: x @ p["a"] @ p["b"], params, (1, 32), 0.05, rounds=10)
     assert sum((np.asarray(got[n]) != m).sum() for n, m in zip("ab", masks, strict=True)) == 0
-    # One round would cut this layer off; iterating conserves the flow.
-    assert all(m.any() for m in jax.tree.leaves(got))
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])

@@ -134,7 +134,7 @@ def test_late_rewinding_starts_bitwise_at_the_dense_network_of_that_step(
     prepared, run = finished
     store = opened(prepared, run.parent)
     initial = prepared.model.init(rng.stream(1, "init"))
-    trainer = study.make_trainer(prepared, None, [1])
+    trainer = study.make_trainer([prepared], None, [1])
     job = train.Job(1, 0, 0, 3, initial, prune.ones(initial.params))
     (dense,) = train.train(trainer, [job], lambda *_: None)
     same(store.state(1, 3, initial), dense.variables)
@@ -240,7 +240,7 @@ def test_controls_share_order_and_split_with_their_ticket(tiny: Make, tmp_path: 
     initial = prepared.model.init(rng.stream(0, "init"))
     cell = Cell(0, "rewind-0", 1, "ticket")
     mask = store.mask(cell, prune.ones(initial.params))
-    trainer = study.make_trainer(prepared, None, [0])
+    trainer = study.make_trainer([prepared], None, [0])
     job = train.Job(0, 1, 0, 12, initial, mask)
     (again,) = train.train(trainer, [job], lambda *_: None)
     same(again.variables, store.variables(cell, initial))

@@ -296,7 +296,7 @@ def test_two_hundred_steps_as_with_the_builtin_convolution(
 )
 def test_precision_reaches_every_product(tiny: Make, precision: str, says: str) -> None:
     prepared = tiny(train=config.Train(steps=2, batch=20, precision=precision))  # type: ignore[arg-type]
-    trainer = study.make_trainer(prepared, 2, [0])
+    trainer = study.make_trainer([prepared], 2, [0])
     text = str(jax.make_jaxpr(train.prepared_segment(trainer, job_of(prepared)))())
     products = text.count("dot_general[")
     assert products >= 8

@@ -157,9 +157,7 @@ def to_density(
     check(scores, mask)
     if _pattern(granularity) is not None:
         raise ValueError(f"granularity: {granularity!r} has a density of its own; use by_score.")
-    if not (isinstance(density, Real) and 0 <= density <= 1):
-        raise ValueError(f"density: {density!r} is outside [0, 1]; it is the share of weights kept.")
-
+    check_density(density)
     going = [
         jnp.maximum(left - count(float(str(density)), size), 0)
         for left, size in survivors(mask, scope, granularity)
@@ -297,10 +295,15 @@ def random(key: jax.Array, mask: PyTree, rate: Rate, *, scope: Scope = "layer") 
         rate: as for `magnitude`.
         scope: as for `magnitude`.
     """
-    leaves, treedef = jax.tree.flatten(mask)
-    keys = jax.random.split(key, len(leaves))
-    scores = [jax.random.bits(k, jnp.shape(m), jnp.uint32) for k, m in zip(keys, leaves, strict=True)]
-    return by_score(jax.tree.unflatten(treedef, scores), mask, rate, scope=scope)
+    return by_score(random_scores(key, mask), mask, rate, scope=scope)
+
+
+def random_scores(key: jax.Array, tree: PyTree) -> PyTree:
+    """Scores by which survivors are chosen at random: uint32 of the shapes of a tree's leaves."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    drawn = [jax.random.bits(k, jnp.shape(leaf), jnp.uint32) for k, leaf in zip(keys, leaves, strict=False)]
+    return jax.tree.unflatten(treedef, drawn)
 
 
 def shuffle(key: jax.Array, mask: PyTree) -> PyTree:
@@ -359,9 +362,13 @@ def density(mask: PyTree) -> jax.Array:
 
 def totals(mask: PyTree) -> tuple[jax.Array, int]:
     """(prunable weights left, int32 of shape (); prunable weights, int)."""
-    prunable = [m for m in jax.tree.leaves(mask) if jnp.ndim(m)]
-    left = sum((m.sum(dtype=jnp.int32) for m in prunable), start=jnp.int32(0))
-    return left, sum(m.size for m in prunable)
+    return survivors(mask, "global")[0]
+
+
+def check_density(density: float) -> None:
+    """Raises for what is no share of weights kept."""
+    if not (isinstance(density, Real) and 0 <= density <= 1):
+        raise ValueError(f"density: {density!r} is outside [0, 1]; it is the share of weights kept.")
 
 
 def count(rate: float, n: int | jax.Array) -> int | jax.Array:

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 
 from lthjax.prune import _scores
 from lthjax.prune._core import apply as masked_params
-from lthjax.prune._core import count, ones, remove_counted, to_density, totals
+from lthjax.prune._core import (
+    check_density,
+    count,
+    ones,
+    random_scores,
+    remove_counted,
+    to_density,
+    totals,
+)
 
 PyTree = Any
 Prunable = str | Callable[[str, jax.Array], bool] | None
@@ -28,7 +36,7 @@ def uniform(key: jax.Array, params: PyTree, density: float, *, prunable: Prunabl
         The mask.
     """
     mask = ones(params, prunable)
-    _check_density(density)
+    check_density(density)
     return _random(key, mask, [int(count(float(str(density)), n)) for n in _sizes(mask)])
 
 
@@ -79,7 +87,7 @@ def smart_ratio(key: jax.Array, params: PyTree, density: float, *, prunable: Pru
     mask = ones(params, prunable)
     sizes = _sizes(mask)
     depth = len(sizes)
-    _check_density(density)
+    check_density(density)
     kept = int(count(float(str(density)), sum(sizes)))
     last = int(count(0.3, sizes[-1])) if sizes else 0
     if depth < 2 or last >= kept:
@@ -167,7 +175,7 @@ def synflow(
     """
     mask = ones(params, prunable)
     total = totals(mask)[1]
-    _check_density(density)
+    check_density(density)
     densities = [density ** (i / rounds) for i in range(1, rounds)] + [density]
     targets = jnp.array([count(float(str(d)), total) for d in densities], jnp.int32)
 
@@ -182,19 +190,11 @@ def _sizes(mask: PyTree) -> list[int]:
     return [m.size for m in jax.tree.leaves(mask) if jnp.ndim(m)]
 
 
-def _check_density(density: float) -> None:
-    if not (isinstance(density, float | int) and 0 <= density <= 1):
-        raise ValueError(f"density: {density!r} is outside [0, 1]; it is the share of weights kept.")
-
-
 def _random(key: jax.Array, mask: PyTree, kept: list[int]) -> PyTree:
     """A random mask with so many survivors in every prunable leaf."""
-    leaves, treedef = jax.tree.flatten(mask)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    bits = [jax.random.bits(k, jnp.shape(m), jnp.uint32) for k, m in zip(keys, leaves, strict=False)]
     of_leaf = iter(kept)
-    going = [m.size - next(of_leaf) if jnp.ndim(m) else 0 for m in leaves]
-    return remove_counted(jax.tree.unflatten(treedef, bits), mask, going)
+    going = [m.size - next(of_leaf) if jnp.ndim(m) else 0 for m in jax.tree.leaves(mask)]
+    return remove_counted(random_scores(key, mask), mask, going)
 
 
 def _shares(ratios: list[float], mask: PyTree, density: float, fixed: list[int] | None = None) -> list[int]:
@@ -206,7 +206,7 @@ def _shares(ratios: list[float], mask: PyTree, density: float, fixed: list[int] 
         density: of all.
         fixed: what the last layers keep, whatever the density.
     """
-    _check_density(density)
+    check_density(density)
     sizes = _sizes(mask)
     last = fixed or []
     left = int(count(float(str(density)), sum(sizes))) - sum(last)

@@ -1,0 +1,223 @@
+"""Several run folders side by side: networks, data sets, rewind points, or pruning schedules."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis import figures, page
+from analysis.cells import COLUMNS, Row, difference, load
+from analysis.entries import Entry, Point, at_most, entries, title
+from analysis.page import Drawn, Section, Table
+from lthjax.errors import UserError
+from lthjax.stats import Interval, mean_interval
+from lthjax.store import read_study
+
+# What the cheapest schedule may lose to the best one, in percentage points of mean accuracy.
+MARGIN = 0.2
+_DENSITIES = (0.5, 0.2, 0.1, 0.05)
+
+
+def build(runs: Sequence[str | Path]) -> Path:
+    """Writes the comparison of run folders beside the first of them, as `comparisons/NAME-HASH/`.
+
+    Args:
+        runs: two run folders or more.
+
+    Returns:
+        The path of its `index.html`.
+
+    Raises:
+        UserError: one is no run folder, or has no cell, or the page cannot be written.
+    """
+    folders = [Path(run) for run in runs]
+    twice = [str(run) for i, run in enumerate(folders) if run.absolute() in map(Path.absolute, folders[:i])]
+    if twice:
+        raise UserError(f"run: {twice[0]!r} is named twice; name every run folder once.")
+    about = [read_study(run) for run in folders]
+    tables = [load(run) for run in folders]
+    empty = [run for run, rows in zip(folders, tables, strict=True) if not rows]
+    if empty:
+        raise UserError(f"{empty[0]}: there is no finished cell in it yet; run the study first.")
+    found = entries(about, tables)
+    digest = hashlib.sha256(" ".join(sorted(run.name for run in folders)).encode()).hexdigest()[:8]
+    names = dict.fromkeys(study["config"]["name"] for study in about)
+    heading = "; ".join(dict.fromkeys(map(title, about)))
+    sections = [_overview(found, heading)]
+    if _one_training(about) and len({entry.how for entry in found}) > 1:
+        sections.append(_schedules(found, heading))
+    return page.write(
+        folders[0].parent / "comparisons" / f"{'-'.join(list(names)[:3])}-{digest}",
+        title=f"{heading}: {len(runs)} studies compared",
+        subtitle=f"{sum(map(len, tables))} cells of {len(runs)} studies.",
+        sections=sections,
+        facts=_facts(folders, about, tables),
+        config=json.dumps([study["config"] for study in about], indent=1),
+        table=("comparison.csv", _csv(folders, tables)),
+    )
+
+
+def _one_training(about: Sequence[dict[str, Any]]) -> bool:
+    """Whether the runs differ in pruning alone."""
+    rest = [
+        {k: v for k, v in study["identity"].items() if k != "levels" and not k.startswith("prune.")}
+        for study in about
+    ]
+    return all(other == rest[0] for other in rest)
+
+
+def _overview(found: Sequence[Entry], heading: str) -> Section:
+    lines = []
+    for entry in found:
+        tickets = entry.arms.get("ticket", [])
+        matching = [point for point in tickets if _gain(entry, point).mean >= 0]
+        sparsest = min(matching, key=lambda point: point.density, default=None)
+        best = max(tickets, key=lambda point: _gain(entry, point).mean, default=None)
+        lines.append(
+            [
+                entry.name,
+                page.percent(mean_interval(list(entry.dense.values()))),
+                f"{100 * sparsest.density:.1f}" if sparsest else "none",
+                page.points(_gain(entry, best)) if best else "–",
+                f"{100 * best.density:.1f}" if best else "–",
+            ]
+        )
+    header = ["study", "dense (%)", "sparsest that matches (%)", "best gain (pp)", "at (%)"]
+    drawn = Drawn(
+        "compared",
+        "Difference to the dense network against weights left",
+        figures.compared(found, f"{heading}: difference to dense"),
+        "Test accuracy at the end of training minus that of the same seed's dense network, in percentage "
+        "points; one panel an arm, on shared axes. Lines are means over seeds, points the seeds, bars the "
+        "95 % interval of the mean by Student's t. Look for where each line leaves zero.",
+        (("study", "arm", "density", "seed", "test_accuracy_percent", "dense_percent", "trainings"), [
+            (entry.name, arm, point.density, seed, value, entry.dense.get(seed), point.trainings)
+            for entry in found for arm, points in entry.arms.items() for point in points
+            for seed, value in point.accuracies.items()
+        ]),
+    )  # fmt: skip
+    return Section(
+        "Against the dense network",
+        figures=[drawn],
+        tables=[Table("Tickets", header, lines)],
+        remark="Accuracies in percent, mean over seeds with the 95 % interval of Student's t in brackets. "
+        "The sparsest ticket that matches is the one of the lowest density whose mean accuracy is the dense "
+        "network's or more; the best gain is the largest mean difference of any level, found by looking at "
+        "all of them, so it flatters.",
+    )
+
+
+def _gain(entry: Entry, point: Point) -> Interval:
+    return difference(point.accuracies, entry.dense)
+
+
+def targets(found: Sequence[Entry]) -> list[float]:
+    """The densities at which schedules are compared: those of one-shot pruning, or usual ones."""
+    shot = {round(p.density, 4) for e in found if e.how == "one-shot" for p in e.arms.get("ticket", [])}
+    lowest = max(min((p.density for p in e.arms.get("ticket", [])), default=1.0) for e in found)
+    return sorted(shot, reverse=True) or [density for density in _DENSITIES if density >= lowest]
+
+
+def cheapest(
+    found: Sequence[Entry], density: float, margin: float = MARGIN
+) -> list[tuple[Entry, Point, Interval, bool]]:
+    """The schedules that reach a density, cheapest first: (entry, its point, difference to the best, near).
+
+    Args:
+        found: the entries.
+        density: each is taken at its first level of no more than that.
+        margin: `near` says that the mean over seeds is within so many points of the best mean.
+    """
+    there = [(entry, at_most(entry.arms.get("ticket", []), density)) for entry in found]
+    reached = [(entry, point) for entry, point in there if point is not None]
+    if not reached:
+        return []
+    best = max((point for _, point in reached), key=_mean)
+    rows = [
+        (entry, point, difference(point.accuracies, best.accuracies), _mean(point) >= _mean(best) - margin)
+        for entry, point in reached
+    ]
+    return sorted(rows, key=lambda row: (row[1].trainings, -_mean(row[1])))
+
+
+def _mean(point: Point) -> float:
+    return mean_interval(list(point.accuracies.values())).mean
+
+
+def _schedules(found: Sequence[Entry], heading: str) -> Section:
+    notes, lines = [], []
+    for density in targets(found):
+        ranked = cheapest(found, density)
+        near = [row for row in ranked if row[3]]
+        if not near:
+            continue
+        best = max(ranked, key=lambda row: _mean(row[1]))
+        entry, point, lost, _ = near[0]
+        best_is = f"best is {best[0].name} ({_mean(best[1]):.2f} %, {best[1].trainings:.3g} trainings)"
+        if entry is best[0]:
+            cheap = f"nothing cheaper is within {MARGIN:g} points"
+        else:
+            cheap = (
+                f"the cheapest within {MARGIN:g} points is {entry.name} ({_mean(point):.2f} %, "
+                f"{point.trainings:.3g} trainings, difference {page.points(lost)} pp)"
+            )
+        notes.append(f"At {100 * density:.1f} % of the weights or fewer: {best_is}; {cheap}.")
+        for entry, point, lost, close in ranked:
+            lines.append(
+                [
+                    f"≤ {100 * density:.1f}",
+                    entry.name,
+                    f"{100 * point.density:.1f}",
+                    f"{point.trainings:.3g}",
+                    page.percent(mean_interval(list(point.accuracies.values()))),
+                    "best" if point is best[1] else page.points(lost),
+                    "yes" if close else "no",
+                ]
+            )
+    header = ["weights (%)", "schedule", "reached (%)", "trainings", "accuracy (%)", "− best (pp)",
+              f"within {MARGIN:g} pp"]  # fmt: skip
+    drawn = Drawn(
+        "cost",
+        "Accuracy against cost",
+        figures.cost(found, targets(found), f"{heading}: accuracy against cost"),
+        "Test accuracy of the ticket at its first level of no more than the density above each panel, "
+        "against what it costs to get there in whole trainings, the dense one included. Points are seeds, "
+        "the larger marks their mean with its 95 % interval (hollow: global pruning). The scales of accuracy "
+        "differ. Look for the leftmost mark that is level with "
+        "the highest.",
+        (("at_most", "study", "density", "trainings", "seed", "test_accuracy_percent"), [
+            (density, entry.name, point.density, point.trainings, seed, value)
+            for density in targets(found) for entry, point, *_ in cheapest(found, density)
+            for seed, value in point.accuracies.items()
+        ]),
+    )  # fmt: skip
+    return Section(
+        "Schedules",
+        notes=notes,
+        figures=[drawn],
+        tables=[Table("By density, cheapest first", header, lines)],
+        remark="Every schedule is taken at its first level of no more than the density, so a coarse one may "
+        "be sparser than asked. The best is the one of the highest mean on these very seeds; differences to "
+        "it are paired by seed, with the 95 % interval of Student's t, and the choice flatters it.",
+    )
+
+
+def _csv(folders: Sequence[Path], tables: Sequence[Sequence[Row]]) -> str:
+    """The rows of all runs, with the run's folder before each."""
+    lines = [[folder.name, *row] for folder, rows in zip(folders, tables, strict=True) for row in rows]
+    return page.to_csv(["run", *COLUMNS], lines)
+
+
+def _facts(
+    folders: Sequence[Path], about: Sequence[dict[str, Any]], tables: Sequence[Sequence[Row]]
+) -> list[tuple[str, str]]:
+    commands = dict.fromkeys(command for study in about for command in study.get("commands", []))
+    seconds = sum(row.seconds for rows in tables for row in rows)
+    return [
+        ("Commands", "; ".join(commands)),
+        ("Run folders", ", ".join(folder.name for folder in folders)),
+        ("Time", f"{seconds / 60:.1f} minutes of training in all"),
+        ("Devices", ", ".join(dict.fromkeys(study["devices"] for study in about))),
+        ("Commit", ", ".join(dict.fromkeys(study["git"] or "not known" for study in about))),
+    ]

@@ -1,0 +1,113 @@
+"""What run folders hold that can be compared, and what it is called."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from analysis.cells import Row, accuracies, arms, chains, select
+from lthjax import config, imp, sweep
+from lthjax.imp import DENSE
+
+# Fields that only add cells tell no runs apart.
+_WIDENING = ("name", "seeds", "arms", "repeats", "control_levels", "rewind")
+
+
+class Point(NamedTuple):
+    """An arm at one level.
+
+    Attributes:
+        density: weights left / prunable weights, mean over seeds.
+        accuracies: seed -> test accuracy at the end in percent.
+        trainings: dense trainings' worth of steps that it takes to get there, the dense one included.
+    """
+
+    density: float
+    accuracies: dict[int, float]
+    trainings: float
+
+
+class Entry(NamedTuple):
+    """What is compared: the levels of a run's chain, or the one-shot tickets of several runs.
+
+    Attributes:
+        how: the pruning schedule where it differs, else what the run is.
+        variant: what tells it from others of the same `how`: the scope, a field, a rewind point.
+        dense: seed -> accuracy of the dense network in percent.
+        arms: arm -> its points, densest first.
+    """
+
+    how: str
+    variant: str
+    dense: dict[int, float]
+    arms: dict[str, list[Point]]
+
+    @property
+    def name(self) -> str:
+        """Both in words."""
+        return ", ".join(part for part in (self.how, self.variant) if part)
+
+
+def title(study: dict[str, Any]) -> str:
+    """What a study trains, for a heading: `LeNet-5 on MNIST`; from its study.json."""
+    names = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Small CNN"}
+    names |= {f"conv{n}": f"Conv-{n}" for n in (2, 4, 6)}
+    sets = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST"}
+    sets |= {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist_10k": "10,000 images of MNIST"}
+    model, data = study["config"]["model"], study["config"]["data"]["name"]
+    return f"{names.get(model, model)} on {sets.get(data, data)}"
+
+
+def entries(about: Sequence[dict[str, Any]], tables: Sequence[Sequence[Row]]) -> list[Entry]:
+    """What there is to compare, in the order of the runs.
+
+    Args:
+        about: every run's study.json.
+        tables: every run's rows.
+    """
+    studies = [config.from_dict(study["config"]) for study in about]
+    plain = [config.replaced(study, {name: None for name in _WIDENING}) for study in studies]
+    labels = sweep.labels(plain)
+    found: dict[tuple[str, str], Entry] = {}
+    for study, label, facts, rows in zip(studies, labels, about, tables, strict=True):
+        how, variant = _split(study, label, facts)
+        for chain in [c for c in chains(rows) if imp.leader(c) == "ticket"]:
+            several = len(chains(rows)) > 1 or not chain.endswith("-0")
+            rewound = f"rewound to {chain.rpartition('-')[2]}" if several else ""
+            own = select(rows, chain=chain)
+            points = {
+                arm: [
+                    _point(rows, chain, select(own, arm=arm, level=level), facts["lengths"]["total"])
+                    for level in sorted({row.level for row in own if row.arm == arm})
+                ]
+                for arm in arms(own)
+            }
+            key = (how, ", ".join(part for part in (variant, rewound) if part))
+            entry = found.setdefault(key, Entry(*key, accuracies(select(rows, chain=DENSE)), {}))
+            for arm, of_arm in points.items():
+                joined = [*entry.arms.get(arm, []), *(point for point in of_arm if point.accuracies)]
+                entry.arms[arm] = sorted(joined, key=lambda point: -point.density)
+    return list(found.values())
+
+
+def _split(study: config.Study, label: str, facts: dict[str, Any]) -> tuple[str, str]:
+    """(how, variant) of a run: its schedule without the density it aims at, if that tells runs apart."""
+    schedule = sweep.schedule(study)
+    if not label.startswith(schedule):
+        return title(facts), label
+    how, _, scope = schedule.rpartition(", ")
+    if study.levels == 1 and study.prune.density is not None:
+        how = "one-shot"
+    return how, scope + label.removeprefix(schedule)
+
+
+def _point(rows: Sequence[Row], chain: str, cells: Sequence[Row], total: int) -> Point:
+    """The point of an arm and level; costs are those of the chain's leader before it, and its own."""
+    level, leader = cells[0].level, imp.leader(chain)
+    before = {row.level: row.steps for row in select(rows, chain=chain, arm=leader) if row.level < level}
+    steps = total + sum(before.values()) + cells[0].steps
+    density = sum(row.density for row in cells) / len(cells)
+    return Point(density, accuracies(cells), steps / total)
+
+
+def at_most(points: Sequence[Point], density: float) -> Point | None:
+    """The densest point of no more than a density (within half a percent of it); None if none is."""
+    return next((point for point in points if point.density <= 1.005 * density), None)

@@ -1,0 +1,164 @@
+"""A self-contained page: figures and tables into one HTML file, and beside it as files of their own."""
+
+import base64
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib
+from matplotlib.figure import Figure
+
+from lthjax.errors import UserError
+from lthjax.stats import Interval
+
+
+class Drawn(NamedTuple):
+    """A figure and what is said of it.
+
+    Attributes:
+        name: of its files.
+        title: of it, in the page's words.
+        figure: the figure itself.
+        caption: what is shown, n, interval, what to see.
+        data: (header, rows) of what is drawn, for its CSV.
+        raster: whether the page shows the PNG, because the SVG is too large.
+    """
+
+    name: str
+    title: str
+    figure: Figure
+    caption: str
+    data: tuple[Sequence[str], Sequence[Sequence[Any]]]
+    raster: bool = False
+
+
+class Shown(NamedTuple):
+    """A figure as the page shows it: `image` and the files to be had, by name, as data URLs."""
+
+    name: str
+    title: str
+    caption: str
+    image: str
+    files: dict[str, str]
+
+
+class Table(NamedTuple):
+    """A table as the page shows it."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+class Section(NamedTuple):
+    """A part of the page: text, then figures, then tables, then a remark on the tables."""
+
+    title: str
+    notes: Sequence[str] = ()
+    figures: Sequence[Drawn] = ()
+    tables: Sequence[Table] = ()
+    remark: str = ""
+
+
+def write(
+    folder: Path,
+    *,
+    title: str,
+    subtitle: str,
+    sections: Iterable[Section],
+    facts: Iterable[tuple[str, str]],
+    config: str,
+    table: tuple[str, str],
+) -> Path:
+    """Writes `index.html`, every figure as PNG, SVG and the CSV of its data, and a table as CSV.
+
+    Args:
+        folder: where; made if it is not there.
+        title, subtitle: of the page.
+        sections: its parts.
+        facts: (name, value) of what was run.
+        config: of what was run, as text.
+        table: (file name, text) of the CSV; written last, as it says that the rest shows its cells.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = folder / "index.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shown: list[dict[str, Any]] = [
+            {**section._asdict(), "figures": [_written(folder, drawn) for drawn in section.figures]}
+            for section in sections
+        ]
+        html = environment.get_template("report.html").render(
+            title=title,
+            subtitle=subtitle,
+            sections=shown,
+            facts=list(facts),
+            config=config,
+            table=table[0],
+            cells=data_url(table[1].encode(), "csv"),
+        )
+        page.write_text(html, encoding="utf-8")
+        part = folder / f".{table[0]}.tmp"
+        part.write_text(table[1])
+        os.replace(part, folder / table[0])
+    except OSError as error:
+        raise UserError(f"{folder}: the report cannot be written ({error.strerror}).") from error
+    return page
+
+
+def to_csv(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A header and rows as CSV; floats as Python writes them, None as nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _written(folder: Path, drawn: Drawn) -> Shown:
+    """Writes a figure's files. Without date and random names, so that the same cells give the same."""
+    files = {kind: folder / f"{drawn.name}.{kind}" for kind in ("png", "svg", "csv")}
+    with matplotlib.rc_context({"svg.hashsalt": "lthjax"}):
+        drawn.figure.savefig(files["svg"], metadata={"Date": None})
+    drawn.figure.savefig(files["png"], dpi=160, metadata={"Software": None})
+    files["csv"].write_text(to_csv(*drawn.data))
+    kind = "png" if drawn.raster else "svg"
+    urls = {files[name].name: data_url(files[name].read_bytes(), name) for name in (kind, "csv")}
+    return Shown(drawn.name, drawn.title, drawn.caption, urls[files[kind].name], urls)
+
+
+def data_url(contents: bytes, kind: str) -> str:
+    """Bytes as a URL that needs no file; `kind` is "png", "svg", "csv" or "json"."""
+    media = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv", "json": "application/json"}
+    return f"data:{media[kind]};base64,{base64.b64encode(contents).decode()}"
+
+
+def percent(interval: Interval) -> str:
+    """An accuracy in a table: `97.12 [96.90, 97.34]`; "–" where there is none."""
+    return _bracketed(interval, "")
+
+
+def points(interval: Interval) -> str:
+    """A difference in a table: `+0.21 [-0.10, +0.52]`."""
+    return _bracketed(interval, "+")
+
+
+def _bracketed(interval: Interval, sign: str) -> str:
+    if not interval.n:
+        return "–"
+    mean = f"{interval.mean:{sign}.2f}"
+    return mean if interval.n == 1 else f"{mean} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"

@@ -1,0 +1,37 @@
+"""Pruning rates and schedules: LeNet-5 on MNIST, 10, 20, 40 and 60 % a round and one-shot.
+
+Frankle & Carbin 2019 (arXiv 1803.03635) compare one-shot with iterative pruning in section 2 and rates
+in an appendix. Here every schedule goes to about 5 % of the weights (60 % a round to 2.6 %), layer by
+layer and globally, and one-shot pruning to densities that 20 % a round passes. The dense networks are
+trained once and shared.
+
+    python run.py --config configs/rates_lenet5.py
+
+Needs mnist.npz in data/, or a network to fetch it once.
+Time: about 45 minutes on 2 x86-64 cores, as `--dry-run` estimates it.
+Result: the page that compares the studies, which names the cheapest schedule for every density.
+"""
+
+from lthjax import sweep
+from lthjax.config import Data, Study, Train
+
+base = Study(
+    name="rates_lenet5",
+    seeds=(0, 1, 2),
+    arms=("ticket",),
+    model="lenet5",
+    data=Data(name="mnist"),
+    train=Train(steps=2500, batch=60, eval_every=500),
+)
+rounds = sweep.zipped(
+    sweep.values("prune.rate", 0.1, 0.2, 0.4, 0.6),
+    sweep.values("levels", 28, 13, 6, 4),
+)
+one_shot = sweep.product(
+    sweep.values("levels", 1),
+    sweep.values("prune.density", *(round(0.8**level, 4) for level in (3, 6, 9, 13))),
+)
+configs = sweep.studies(
+    base,
+    sweep.product(sweep.values("prune.scope", "layer", "global"), [*rounds, *one_shot]),
+)

@@ -1,0 +1,111 @@
+"""Several studies from one: settings are lists of {field: value}, made by small pure functions.
+
+from lthjax import sweep
+from lthjax.config import Study
+
+configs = sweep.studies(
+    Study(name="rates"),
+    sweep.product(sweep.values("prune.scope", "layer", "global"), sweep.values("prune.rate", 0.2, 0.4)),
+)
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lthjax import config
+from lthjax.config import Study
+from lthjax.errors import UserError
+
+Settings = Mapping[str, Any]
+_SCHEDULE = ("levels", "prune.rate", "prune.rates", "prune.density", "prune.course")
+
+
+def values(field: str, *of_field: Any) -> list[Settings]:
+    """One setting a value.
+
+    >>> values("prune.rate", 0.2, 0.4)
+    [{'prune.rate': 0.2}, {'prune.rate': 0.4}]
+    """
+    return [{field: value} for value in of_field]
+
+
+def product(*axes: Iterable[Settings]) -> list[Settings]:
+    """Every combination of one setting from each axis, the last axis going round fastest.
+
+    >>> product(values("model", "lenet300", "lenet5"), values("optim.lr", 0.1))
+    [{'model': 'lenet300', 'optim.lr': 0.1}, {'model': 'lenet5', 'optim.lr': 0.1}]
+
+    Raises:
+        UserError: two axes set the same field.
+    """
+    return [_merged(combination) for combination in itertools.product(*axes)]
+
+
+def zipped(*axes: Sequence[Settings]) -> list[Settings]:
+    """The first settings of all axes together, then the second ones, and so on.
+
+    >>> zipped(values("levels", 9, 4), values("prune.rate", 0.2, 0.4))
+    [{'levels': 9, 'prune.rate': 0.2}, {'levels': 4, 'prune.rate': 0.4}]
+
+    Raises:
+        UserError: the axes differ in length, or two set the same field.
+    """
+    lengths = [len(axis) for axis in axes]
+    if len(set(lengths)) > 1:
+        raise UserError(f"sweep.zipped: its axes have {lengths} settings; they must have as many each.")
+    return [_merged(together) for together in zip(*axes, strict=True)]
+
+
+def studies(base: Study, settings: Iterable[Settings]) -> list[Study]:
+    """The base with each of the settings.
+
+    Raises:
+        UserError: a setting names a field that there is not.
+    """
+    return [config.replaced(base, setting) for setting in settings]
+
+
+def schedule(study: Study) -> str:
+    """How a study prunes, in words: `20 % a round, layer-wise`, `one-shot to 5 %, global`."""
+    prune = study.prune
+    if prune.density is not None and study.levels == 1:
+        how = f"one-shot to {_percent(prune.density)}"
+    elif prune.density is not None:
+        how = f"{prune.course} to {_percent(prune.density)} in {study.levels} rounds"
+    elif prune.rates:
+        how = f"{', '.join(map(_percent, prune.rates))}, a round each"
+    elif isinstance(prune.rate, tuple):
+        how = f"{', '.join(f'{_percent(rate)} ({pattern})' for pattern, rate in prune.rate)} a round"
+    else:
+        how = f"{_percent(prune.rate)} a round"
+    return f"{how}, {'global' if prune.scope == 'global' else 'layer-wise'}"
+
+
+def labels(of_studies: Sequence[Study]) -> list[str]:
+    """What tells studies apart, in words; "" for each where nothing does.
+
+    Fields that all have in common are left out; the pruning schedule is told as `schedule` does.
+    """
+    flat = [config.flat(study) for study in of_studies]
+    differing = [name for name in flat[0] if any(fields[name] != flat[0][name] for fields in flat)]
+    scheduled = any(name in (*_SCHEDULE, "prune.scope") for name in differing)
+    others = [name for name in differing if name not in (*_SCHEDULE, "prune.scope")]
+    return [
+        ", ".join([*([schedule(study)] if scheduled else []), *(f"{n} {fields[n]}" for n in others)])
+        for study, fields in zip(of_studies, flat, strict=True)
+    ]
+
+
+def _merged(parts: Iterable[Settings]) -> Settings:
+    merged: dict[str, Any] = {}
+    for part in parts:
+        twice = merged.keys() & part.keys()
+        if twice:
+            raise UserError(f"sweep: {sorted(twice)[0]} is set by two axes; leave it out of one.")
+        merged |= part
+    return merged
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"

@@ -1,0 +1,582 @@
+"""Statistics against scipy and statsmodels, by hand, as properties, and by simulation."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.stats import multitest, proportion, weightstats
+
+from lthjax import stats
+from lthjax.errors import UserError
+
+NUMBERS = st.integers(-1000, 1000).map(lambda i: i / 100)
+VALUES = st.lists(NUMBERS, min_size=2, max_size=12)
+PS = st.lists(st.floats(0, 1), max_size=12)
+TURNED = {"supported": "refuted", "refuted": "supported", "undecided": "undecided"}
+ALTERNATIVES = ("two-sided", "greater", "less")
+TICKET = [(1.0, 0.98), (0.8, 0.981), (0.4, 0.975), (0.2, 0.98), (0.1, 0.90)]
+# Cases of a simulation.
+MANY = 2500
+
+
+def varied(values: list[float]) -> bool:
+    return len(set(values)) > 1
+
+
+def samples(n: int, mean: float = 0.0, many: int = MANY) -> list[list[float]]:
+    """Normal values of variance 1, n to a study; the same at every call."""
+    return np.random.default_rng(n).normal(mean, 1, (many, n)).tolist()
+
+
+def within(often: float, expected: float, many: int = MANY) -> bool:
+    """Whether a share of `many` cases lies within 3.5 standard errors of what is expected."""
+    return abs(often - expected) <= 3.5 * math.sqrt(expected * (1 - expected) / many)
+
+
+def at_most(often: float, limit: float, many: int = MANY) -> bool:
+    """Whether a share of `many` cases is at most the limit, and 3.5 standard errors."""
+    return often <= limit + 3.5 * math.sqrt(limit * (1 - limit) / many)
+
+
+# Intervals
+
+
+def test_paired_takes_common_seeds_in_order() -> None:
+    assert stats.paired({3: 5.0, 0: 1.0, 7: 9.0}, {0: 0.5, 3: 7.0, 8: 1.0}) == [0.5, -2.0]
+    assert stats.paired({1: 1.0}, {2: 1.0}) == []
+
+
+def test_bounds_by_hand() -> None:
+    """Mean 3, s = √2.5; t(.95, 4) = 2.131847, one-sided, where the two-sided interval has 2.776445."""
+    half = 2.1318468 * math.sqrt(2.5 / 5)
+    assert stats.bounds([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - half, 3 + half, 5), rel=1e-7)
+
+
+@given(VALUES.filter(varied), st.floats(0.51, 0.99))
+@settings(deadline=None)
+def test_intervals_are_scipys(values: list[float], confidence: float) -> None:
+    two = scipy.stats.ttest_1samp(values, 0).confidence_interval(confidence)
+    assert stats.mean_interval(values, confidence)[1:3] == pytest.approx(two, rel=1e-9, abs=1e-9)
+    low = scipy.stats.ttest_1samp(values, 0, alternative="greater").confidence_interval(confidence).low
+    high = scipy.stats.ttest_1samp(values, 0, alternative="less").confidence_interval(confidence).high
+    assert stats.bounds(values, confidence)[1:3] == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+
+
+def test_identical_and_few_values() -> None:
+    # 0.1 + 0.1 + 0.1 is not 0.3 in floating point.
+    assert stats.mean_interval([0.1] * 3) == (0.1, 0.1, 0.1, 3)
+    assert stats.bounds([0.0, 0.0]) == (0, 0, 0, 2)
+    for values in ([], [1.0]):
+        assert np.isnan(stats.bounds(values)[1:3]).all()
+    assert np.isnan(stats.mean_interval([1.0, math.nan, 2.0])[:3]).all()
+
+
+@pytest.mark.parametrize("n", [3, 5, 6, 10])
+def test_coverage_of_the_intervals(n: int) -> None:
+    """Exactly 95 % for normal values: of the two-sided interval, of either bound."""
+    two = [stats.mean_interval(values) for values in samples(n)]
+    assert within(np.mean([i.low <= 0 <= i.high for i in two]), 0.95)
+    one = [stats.bounds(values) for values in samples(n)]
+    assert within(np.mean([i.low <= 0 for i in one]), 0.95)
+    assert within(np.mean([i.high >= 0 for i in one]), 0.95)
+
+
+def test_geometric_interval_by_hand() -> None:
+    """Logs 0, ln 2, 2 ln 2: mean ln 2, s = ln 2, so the bounds are 2 · 2^∓(4.302653 / √3)."""
+    wide = 2 ** (4.3026527 / math.sqrt(3))
+    assert stats.geometric_interval([1, 2, 4]) == pytest.approx((2, 2 / wide, 2 * wide, 3), rel=1e-7)
+    assert np.isnan(stats.geometric_interval([])[:3]).all()
+    with pytest.raises(UserError, match="values: 0 has no logarithm"):
+        stats.geometric_interval([1.0, 0.0])
+
+
+# Verdicts
+
+
+def test_verdicts_by_hand() -> None:
+    """Values 9, 10, 11: mean 10, s / √3 = 0.577350, t(.95, 2) = 2.919986: bounds 8.31414 and 11.68586."""
+    values = [9.0, 10.0, 11.0]
+    cases = [(8.3, "supported"), (8.32, "undecided"), (11.68, "undecided"), (11.69, "refuted")]
+    for threshold, outcome in cases:
+        assert stats.verdict(values, threshold).outcome == outcome
+    assert stats.verdict(values).bounds == pytest.approx((10, 8.31414, 11.68586, 3), abs=1e-5)
+    # The same about 0, ∓1.68586.
+    for margin, outcome in ((1.7, "supported"), (1.68, "undecided"), (0.0, "undecided")):
+        assert stats.noninferior([-1.0, 0.0, 1.0], margin).outcome == outcome
+        assert stats.equivalent([-1.0, 0.0, 1.0], margin).outcome == outcome
+    # Above is not inferior, and not equivalent; below is inferior. Bounds 8.3 and 11.7, margin 8 or 12.
+    below = [-value for value in values]
+    assert stats.noninferior(values, 8).outcome == "supported"
+    assert stats.noninferior(below, 8).outcome == stats.equivalent(below, 8).outcome == "refuted"
+    assert stats.equivalent(values, 8).outcome == "refuted"
+    assert stats.equivalent(values, 10).outcome == stats.equivalent(below, 10).outcome == "undecided"
+    assert stats.equivalent(values, 12).outcome == "supported"
+
+
+def test_verdicts_of_few_and_of_identical_values() -> None:
+    for values in ([], [100.0]):
+        assert stats.verdict(values).outcome == stats.equivalent(values, 1000).outcome == "undecided"
+    assert stats.verdict([0.3, 0.3], 0.2).outcome == "supported"
+    assert stats.verdict([0.3, 0.3], 0.3).outcome == "undecided"
+    assert stats.verdict([0.3, 0.3], 0.4).outcome == "refuted"
+    assert stats.noninferior([0.0, 0.0, 0.0], 0.2).outcome == "supported"
+
+
+@given(VALUES, NUMBERS, NUMBERS)
+def test_verdicts_turn_with_the_sign_and_move_with_the_values(
+    values: list[float], threshold: float, shift: float
+) -> None:
+    got = stats.verdict(values, threshold)
+    turned = stats.verdict([-value for value in values], -threshold)
+    assert turned.outcome == TURNED[got.outcome]
+    moved = stats.bounds([value + shift for value in values])
+    assert moved[:3] == pytest.approx([shift + b for b in got.bounds[:3]], rel=1e-9, abs=1e-9)
+    margin = abs(threshold)
+    assert stats.equivalent(values, margin).outcome == stats.equivalent([-v for v in values], margin).outcome
+    assert stats.noninferior(values, margin) == stats.verdict(values, -margin)
+
+
+@given(VALUES.filter(varied), NUMBERS)
+@settings(deadline=None)
+def test_verdicts_are_tests_at_5_percent(values: list[float], threshold: float) -> None:
+    """By p-values of scipy and of statsmodels, where they are not at the limit itself."""
+    for alternative, outcome in (("greater", "supported"), ("less", "refuted")):
+        p = scipy.stats.ttest_1samp(values, threshold, alternative=alternative).pvalue
+        if abs(p - 0.05) > 1e-9:
+            assert (stats.verdict(values, threshold).outcome == outcome) == (p < 0.05)
+    margin = abs(threshold)
+    p = weightstats.ttost_paired(np.array(values), np.zeros(len(values)), -margin, margin)[0]
+    if abs(p - 0.05) > 1e-9:
+        assert (stats.equivalent(values, margin).outcome == "supported") == (p < 0.05)
+
+
+@pytest.mark.parametrize("n", [3, 5, 6, 10])
+def test_false_verdicts_at_the_boundary(n: int) -> None:
+    """Exactly 5 % at the threshold itself, either way; for margins of 20 standard errors too."""
+    for threshold, judge in (
+        (2.0, stats.verdict),
+        (-2.0, lambda values, limit: stats.noninferior(values, -limit)),
+    ):
+        outcomes = np.array([judge(values, threshold).outcome for values in samples(n, threshold)])
+        assert within(np.mean(outcomes == "supported"), 0.05)
+        assert within(np.mean(outcomes == "refuted"), 0.05)
+    margin = 20 / math.sqrt(n)
+    outcomes = np.array([stats.equivalent(values, margin).outcome for values in samples(n, margin)])
+    assert within(np.mean(outcomes == "supported"), 0.05)
+    assert within(np.mean(outcomes == "refuted"), 0.05)
+
+
+def test_false_equivalence_with_narrow_margins() -> None:
+    """At the margin: never above 5 % supported; refuted up to the 10 % that the docstring gives."""
+    for margin, refuted in ((0.5, None), (0.0, 0.1)):
+        outcomes = np.array([stats.equivalent(values, margin).outcome for values in samples(5, margin)])
+        assert at_most(np.mean(outcomes == "supported"), 0.05)
+        assert at_most(np.mean(outcomes == "refuted"), 0.1)
+        if refuted is not None:
+            assert within(np.mean(outcomes == "refuted"), refuted)
+
+
+def test_conjunction() -> None:
+    s, r, u = "supported", "refuted", "undecided"
+    cases: list[tuple[list, str]] = [([s], s), ([s, s], s), ([s, u], u), ([u, r, s], r), ([r], r), ([], u)]
+    for outcomes, expected in cases:
+        assert stats.conjunction(outcomes) == stats.conjunction(reversed(outcomes)) == expected
+    with pytest.raises(UserError, match="did you mean 'supported'"):
+        stats.conjunction(["suported"])  # type: ignore[list-item]
+
+
+def test_false_conjunctions() -> None:
+    """One of three levels at the threshold: 5 % supported. All three there: 1 − .95³ = 14.3 % refuted."""
+    drawn = np.random.default_rng(0).normal(0, 1, (1000, 3, 5))
+    for means, outcome, expected in (([0, 9, 9], "supported", 0.05), ([0, 0, 0], "refuted", 1 - 0.95**3)):
+        families = [[stats.verdict(level).outcome for level in f] for f in drawn + np.reshape(means, (3, 1))]
+        often = np.mean([stats.conjunction(family) == outcome for family in families])
+        assert within(often, expected, 1000)
+
+
+# p-values and effect sizes
+
+
+@given(VALUES.filter(varied), NUMBERS, st.sampled_from(ALTERNATIVES))
+@settings(deadline=None)
+def test_t_p_value_from_the_distribution(values: list[float], null: float, alternative: str) -> None:
+    """t and its tail written out, where the function calls scipy's test."""
+    n = len(values)
+    mean = sum(values) / n
+    s = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    t = (mean - null) / (s / math.sqrt(n))
+    tail = {"two-sided": -abs(t), "greater": -t, "less": t}[alternative]
+    expected = (2 if alternative == "two-sided" else 1) * scipy.special.stdtr(n - 1, tail)
+    assert stats.t_p_value(values, null, alternative) == pytest.approx(expected, rel=1e-6, abs=1e-12)  # type: ignore[arg-type]
+
+
+def test_t_p_value_of_identical_and_few_values() -> None:
+    got = [[stats.t_p_value([0.1] * 3, null, a) for a in ALTERNATIVES] for null in (0, 0.1, 1)]  # type: ignore[arg-type]
+    assert got == [[0, 0, 1], [1, 0.5, 0.5], [0, 1, 0]]
+    assert math.isnan(stats.t_p_value([1.0]))
+
+
+def test_sign_flips_by_hand() -> None:
+    """Of 8 sums of ±1 ±2 ±4, two (7 and 5) are 5 or more; 1 + 2 − 3 = 0 ties with −1 − 2 + 3."""
+    got = [stats.sign_flip_p_value([-1, 2, 4], alternative=a) for a in ALTERNATIVES]  # type: ignore[arg-type]
+    assert got == [4 / 8, 2 / 8, 7 / 8]
+    got = [stats.sign_flip_p_value([0.1, 0.2, -0.3], alternative=a) for a in ALTERNATIVES]  # type: ignore[arg-type]
+    assert got == [1, 5 / 8, 5 / 8]
+    assert stats.sign_flip_p_value([3, 6, 8], 4) == 4 / 8, "not the 2 / 8 about 0"
+    assert stats.sign_flip_p_value([0.0, 0.0]) == 1
+    assert math.isnan(stats.sign_flip_p_value([]))
+    with pytest.raises(UserError, match="at most 20"):
+        stats.sign_flip_p_value([1.0] * 21)
+
+
+def test_the_floor_of_sign_flips_and_what_it_does_to_holm() -> None:
+    for n in range(1, 13):
+        best = [1.0 + i for i in range(n)]
+        assert stats.sign_flip_p_value(best) == 2 / 2**n
+        assert stats.sign_flip_p_value(best, alternative="greater") == 1 / 2**n
+        assert (stats.sign_flip_p_value(best) < 0.05) == (n >= 6)
+    assert min(stats.holm([2 / 2**6] * 2)) > 0.05
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=7), st.sampled_from(ALTERNATIVES))
+@settings(deadline=None, max_examples=60)
+def test_sign_flips_are_scipys_permutations(values: list[int], alternative: str) -> None:
+    expected = scipy.stats.permutation_test(
+        (np.array(values, float),),
+        lambda x, axis: np.sum(x, axis=axis),
+        permutation_type="samples",
+        n_resamples=np.inf,
+        alternative=alternative,
+    ).pvalue
+    got = stats.sign_flip_p_value(values, alternative=alternative)  # type: ignore[arg-type]
+    assert got == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("p_value", "expected"), [(stats.t_p_value, 0.05), (stats.sign_flip_p_value, 2 / 64)]
+)
+def test_false_finds_of_p_values(p_value: Callable[..., float], expected: float) -> None:
+    """At n = 6 two-sided sign flips have the level 2/64, the largest below 5 %; one-sided 3/64."""
+    one_sided = 0.05 if expected == 0.05 else 3 / 64
+    for alternative, level in (("two-sided", expected), ("greater", one_sided), ("less", one_sided)):
+        found = [p_value(values, alternative=alternative) < 0.05 for values in samples(6, many=1000)]
+        assert within(np.mean(found), level, 1000)
+
+
+def test_holm_by_hand() -> None:
+    """.01 · 4, .02 · 3, .03 · 2 raised to the .06 before it, .9 · 1."""
+    assert stats.holm([0.03, 0.9, 0.01, 0.02]) == pytest.approx([0.06, 0.9, 0.04, 0.06])
+    assert stats.holm([0.6, 0.7]) == [1, 1]
+    assert stats.holm([]) == []
+    for bad in (-0.1, 1.1, math.nan):
+        with pytest.raises(UserError, match="p_values"):
+            stats.holm([0.5, bad])
+
+
+def test_holm_is_statsmodels() -> None:
+    """On a few families, with ties: a call of it takes 0.1 s."""
+    generator = np.random.default_rng(0)
+    for m in (1, 2, 5, 12):
+        ps = np.round(generator.uniform(size=m) ** 3, 2)
+        np.testing.assert_allclose(
+            stats.holm(ps.tolist()), multitest.multipletests(ps, method="holm")[1], rtol=1e-12
+        )
+
+
+@given(PS)
+def test_holm_is_its_definition_and_keeps_order(ps: list[float]) -> None:
+    """Of p, the largest over all q ≤ p of q times the number of p-values that are q or more."""
+    got = stats.holm(ps)
+    expected = [min(1, max(q * sum(other >= q for other in ps) for q in ps if q <= p)) for p in ps]
+    assert got == pytest.approx(expected, rel=1e-12)
+    assert all(p <= adjusted <= 1 for p, adjusted in zip(ps, got, strict=True))
+    for p, a in zip(ps, got, strict=True):
+        assert all(a <= b for q, b in zip(ps, got, strict=True) if p <= q)
+
+
+def test_false_finds_of_a_family() -> None:
+    """Four true nulls: any false find in 5 % at most; without Holm it would be 1 − .95⁴ = 18.5 %."""
+    found = []
+    for family in np.random.default_rng(1).normal(0, 1, (600, 4, 5)):
+        raw = [stats.t_p_value(values) for values in family]
+        found.append((min(raw) < 0.05, min(stats.holm(raw)) < 0.05))
+    plain, adjusted = np.mean(found, axis=0)
+    assert within(plain, 1 - 0.95**4, 600)
+    # The smallest of four is below .05 / 4 in 1 − (1 − .0125)⁴ = 4.9 % of the cases.
+    assert within(adjusted, 1 - (1 - 0.0125) ** 4, 600)
+
+
+def test_hedges_gz_by_hand() -> None:
+    """Values 1 … 5: d = 3 / √2.5; ν = 4: J = Γ(2) / (√2 Γ(1.5)) = 1 / (√2 √π / 2) = √(2 / π)."""
+    got = stats.hedges_gz([1, 2, 3, 4, 5])
+    assert got.g == pytest.approx(3 / math.sqrt(2.5) * math.sqrt(2 / math.pi), rel=1e-12)
+    assert got.n == 5
+    # Of two values, ν = 1, there is no unbiased estimate.
+    for few in ([], [1.0], [1.0, 3.0], [2.0, 2.0, 2.0]):
+        assert np.isnan(stats.hedges_gz(few)[:3]).all()
+
+
+@pytest.mark.parametrize("n", [3, 5, 6, 10])
+def test_hedges_gz_is_unbiased(n: int) -> None:
+    """E d = E t / √n, with the mean of the noncentral t distribution; J = g / d undoes its bias."""
+    values = samples(n, many=1)[0]
+    j = stats.hedges_gz(values).g / (np.mean(values) / np.std(values, ddof=1))
+    for effect in (0.3, 2.0):
+        mean_of_d = scipy.stats.nct.mean(n - 1, effect * math.sqrt(n)) / math.sqrt(n)
+        assert j * mean_of_d == pytest.approx(effect, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [3, 6, 10])
+@pytest.mark.parametrize("mean", [-30.0, -0.7, 0.0, 0.3, 5.0])
+def test_interval_of_the_effect(n: int, mean: float) -> None:
+    """At its bounds, t has the tails .025 and .975: P(t' ≤ t) = ∫ Φ(t √(c / ν) − δ√n) dχ²(c)."""
+    values = samples(n, mean, 1)[0]
+    got = stats.hedges_gz(values)
+    nu, t = n - 1, np.mean(values) / np.std(values, ddof=1) * math.sqrt(n)
+    for effect, expected in ((got.low, 0.975), (got.high, 0.025)):
+        probability = scipy.integrate.quad(
+            lambda x, at: scipy.special.ndtr(t * x / math.sqrt(nu) - at) * scipy.stats.chi.pdf(x, nu),
+            0,
+            15,
+            args=(effect * math.sqrt(n),),
+            limit=500,
+        )[0]
+        assert probability == pytest.approx(expected, abs=1e-6)
+
+
+@given(VALUES.filter(lambda values: len(values) > 2 and varied(values)))
+@settings(deadline=None, max_examples=25)
+def test_the_effect_turns_with_the_sign_and_agrees_with_t(values: list[float]) -> None:
+    got, turned = stats.hedges_gz(values), stats.hedges_gz([-value for value in values])
+    assert turned[1:3] == pytest.approx((-got.high, -got.low), rel=1e-6, abs=1e-9)
+    # At no effect the noncentral t is Student's, so both intervals leave 0 out together.
+    mean = stats.mean_interval(values)
+    if min(abs(mean.low), abs(mean.high)) > 1e-6:
+        assert (got.low > 0, got.high < 0) == (mean.low > 0, mean.high < 0)
+
+
+def test_an_effect_beyond_all_measure() -> None:
+    """The limit for large t meets the root: no step at |t| = 1,000."""
+    for n in (3, 5, 20):
+        near = [stats._noncentrality(t, n - 1, p) / t for p in (0.975, 0.025) for t in (999.9, 1000.1)]
+        assert near[0] == pytest.approx(near[1], rel=1e-4)
+        assert near[2] == pytest.approx(near[3], rel=1e-4)
+    huge = stats.hedges_gz([1.0, 1.0 + 1e-9, 1.0 - 1e-9])
+    assert huge.g > 1e8
+    assert 0 < huge.low < huge.g < huge.high < math.inf
+
+
+# Accuracies
+
+
+def test_collapse_share() -> None:
+    """Below 20 % of ten classes, and not at it."""
+    got = stats.collapse_share([0.1, 0.1999, 0.2, 0.9, 0.98], 10)
+    assert got[:1] + got[3:] == (0.4, 2, 5)
+    assert got[1:3] == pytest.approx(proportion.proportion_confint(2, 5, method="beta"), rel=1e-9)
+    none = stats.collapse_share([0.9] * 5, 10)
+    # None of 5: the upper bound solves (1 − p)⁵ = .025.
+    assert none == pytest.approx((0, 0, 1 - 0.025**0.2, 0, 5), rel=1e-9)
+    assert stats.collapse_share([0.1] * 5, 10).low == pytest.approx(0.025**0.2, rel=1e-9)
+    assert stats.collapse_share([], 10)[1:] == (0, 1, 0, 0)
+    for arguments, match in ((([0.5], 2), "classes: 2"), (([98.0], 10), "accuracy: 98 .*percent")):
+        with pytest.raises(UserError, match=match):
+            stats.collapse_share(*arguments)
+
+
+def test_sampling_error_is_the_published_one() -> None:
+    """√(.98 · .02 / 10⁴) = .0014 and √(.8 · .2 / 10⁴) = .0040."""
+    assert stats.sampling_error(0.98, 10_000) == pytest.approx(0.0014)
+    assert stats.sampling_error(0.80, 10_000) == pytest.approx(0.0040)
+    drawn = np.random.default_rng(0).binomial(500, 0.9, 4000) / 500
+    # The standard error of a standard deviation is about its 1/√(2 · 4000).
+    assert stats.sampling_error(0.9, 500) == pytest.approx(drawn.std(), rel=3.5 / math.sqrt(8000))
+    with pytest.raises(UserError, match="accuracy: 98 "):
+        stats.sampling_error(98, 10_000)
+    with pytest.raises(UserError, match="images: 0"):
+        stats.sampling_error(0.98, 0)
+
+
+def test_smallest_match_by_hand() -> None:
+    """At .98: 1, .8 and .2 match; at .975 also .4; at .9 all; at .99 none."""
+    cases = [(0.98, 0, 0.2, 0.8), (0.98, 0.005, 0.2, 0.2), (0.98, 0.08, 0.1, 0.1), (0.99, 0, None, None)]
+    for dense, tolerance, any_match, unbroken in cases:
+        for curve in (TICKET, TICKET[::-1]):
+            assert stats.smallest_match(curve, dense, tolerance) == any_match
+            assert stats.smallest_match(curve, dense, tolerance, unbroken=True) == unbroken
+    # The densest does not match, a sparser one does.
+    assert stats.smallest_match([(0.8, 0.9), (0.6, 0.98)], 0.98) == 0.6
+    assert stats.smallest_match([(0.8, 0.9), (0.6, 0.98)], 0.98, unbroken=True) is None
+    assert stats.smallest_match([], 0.98) is None
+
+
+def test_an_accuracy_at_the_tolerance_matches_whatever_the_rounding() -> None:
+    """Twenty images of 10,000 fewer than the dense network are within 0.2 pp, twenty-one are not."""
+    for hits in range(9_000, 10_000, 7):
+        assert stats.smallest_match([(0.5, (hits - 20) / 10_000)], hits / 10_000, 0.002) == 0.5
+        assert stats.smallest_match([(0.5, (hits - 21) / 10_000)], hits / 10_000, 0.002) is None
+
+
+CURVES = st.dictionaries(
+    st.integers(1, 100).map(lambda i: i / 100), st.integers(0, 100).map(lambda i: i / 100), min_size=1
+).map(lambda d: list(d.items()))
+
+
+@given(CURVES, st.integers(0, 100).map(lambda i: i / 100), st.sampled_from([0.0, 0.05, 0.3]))
+def test_matches_and_crossings_are_in_order(
+    curve: list[tuple[float, float]], dense: float, tolerance: float
+) -> None:
+    anywhere = stats.smallest_match(curve, dense, tolerance)
+    unbroken = stats.smallest_match(curve, dense, tolerance, unbroken=True)
+    at = stats.crossing(curve, dense - tolerance)
+    if unbroken is None:
+        assert at == max(curve)[0]
+        assert anywhere is None or anywhere < at
+    else:
+        assert anywhere is not None
+        assert anywhere <= unbroken
+        # The crossing lies between the last unbroken match and the next density.
+        lower = [density for density, _ in curve if density < unbroken]
+        assert (at is None) == (not lower)
+        assert at is None or max(lower) < at + 1e-12 <= unbroken + 2e-12
+    looser = stats.smallest_match(curve, dense, tolerance + 0.1)
+    assert anywhere is None or (looser is not None and looser <= anywhere)
+
+
+def test_crossing_by_hand() -> None:
+    """From .96 at density .8 to .90 at .2, .93 is half of the way: √(.8 · .2) = .4."""
+    curve = [(0.2, 0.90), (0.8, 0.96), (0.05, 0.99)]
+    assert stats.crossing(curve, 0.93) == pytest.approx(0.4)
+    assert stats.crossing(curve, 0.94) == pytest.approx(0.8 * 0.25 ** (1 / 3))
+    assert stats.crossing(curve, 0.96) == pytest.approx(0.8)
+    assert stats.crossing(curve, 0.97) == 0.8, "it starts below"
+    assert stats.crossing(curve, 0.90) is None, "at the target is not below it"
+    assert stats.crossing([], 0.9) is None
+
+
+def test_iso_ratio_by_hand() -> None:
+    """Dense .98, tolerance .01: the ticket passes .97 half of the way from .2 to .05, the control at .4."""
+    ticket = [(0.8, 0.985), (0.2, 0.98), (0.05, 0.96)]
+    control = [(0.8, 0.98), (0.2, 0.96)]
+    assert stats.iso_ratio(ticket, control, 0.98, 0.01) == pytest.approx((4, 4))
+    assert stats.iso_ratio(control, ticket, 0.98, 0.01) == pytest.approx((1 / 4, 1 / 4))
+    # At no tolerance the ticket falls from .2 on, the control from .8 on.
+    assert stats.iso_ratio(ticket, control, 0.98) == pytest.approx((4, 4))
+    # Below at its first level: it falls half of the way from the dense network, density 1, to there.
+    low = [(0.25, 0.96)]
+    assert stats.iso_ratio(ticket, low, 0.98, 0.01) == pytest.approx((5, 5))
+    assert stats.iso_ratio(ticket, [(1.0, 0.5), *low], 0.98, 0.01) == pytest.approx((5, 5))
+
+
+def test_iso_ratio_of_curves_that_never_fall() -> None:
+    falls, stays = [(0.8, 0.98), (0.2, 0.96)], [(0.8, 0.98), (0.02, 0.98)]
+    assert stats.iso_ratio(stays, falls, 0.98, 0.01) == pytest.approx((0.4 / 0.02, math.inf))
+    assert stats.iso_ratio(falls, stays, 0.98, 0.01) == pytest.approx((0, 0.02 / 0.4))
+    assert stats.iso_ratio(stays, stays, 0.98, 0.01) == (0, math.inf)
+
+
+def test_iso_accuracy_counts_what_it_leaves_out() -> None:
+    falls, stays = [(0.8, 0.98), (0.2, 0.96)], [(0.8, 0.98), (0.02, 0.98)]
+    deep = [(0.2, 0.98), (0.05, 0.96)]
+    tickets = {0: deep, 1: stays, 2: falls, 3: deep, 9: deep}
+    controls = {0: falls, 1: falls, 2: falls, 3: stays, 8: falls}
+    got = stats.iso_accuracy(tickets, controls, dict.fromkeys(range(12), 0.98), 0.01)
+    assert list(got.ratios) == [0, 1, 2, 3]
+    assert got.censored == 2
+    assert got.interval == pytest.approx(stats.geometric_interval([4, 1]), rel=1e-9)
+    assert got.ratios[1] == pytest.approx((20, math.inf))
+    assert got.ratios[3] == pytest.approx((0, 0.2))
+    nothing = stats.iso_accuracy({}, controls, {})
+    assert (nothing.interval.n, nothing.ratios, nothing.censored) == (0, {}, 0)
+
+
+def humped(at: float) -> list[tuple[float, float]]:
+    """A curve above .98 that passes it at `at`, half of the way between two points in log density."""
+    return [(2 * at, 0.985), (at / 2, 0.975)]
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_coverage_of_the_iso_accuracy_interval(n: int) -> None:
+    """Log-normal crossings about 5 % and 20 %: the true geometric mean of the ratios is 4."""
+    drawn = np.random.default_rng(n).normal(0, 0.15, (1000, 2, n))
+    hits = []
+    for tickets, controls in np.exp(drawn) * np.array([0.05, 0.2]).reshape(2, 1):
+        got = stats.iso_accuracy(
+            dict(enumerate(map(humped, tickets))),
+            dict(enumerate(map(humped, controls))),
+            dict.fromkeys(range(n), 0.98),
+        )
+        assert got.interval.n == n
+        hits.append(got.interval.low <= 4 <= got.interval.high)
+    assert within(np.mean(hits), 0.95, 1000)
+
+
+def test_area_between_by_hand() -> None:
+    """From 1 to 1/4 ours falls by 2 in log density, theirs lies at 0: the mean of 4 … 2 is 3."""
+    assert stats.area_between([(1, 4.0), (0.25, 2.0)], [(1, 0.0), (0.25, 0.0)]) == pytest.approx(3)
+    # Common range 1/2 … 1/4, where ours goes from 3 to 2 and theirs from 1 to 0.
+    assert stats.area_between([(1, 4.0), (0.25, 2.0)], [(0.5, 1.0), (0.125, -1.0)]) == pytest.approx(2)
+    # A kink of one that the other has no point at: triangle of height 2 over the whole range.
+    assert stats.area_between([(1, 0.0), (0.5, 2.0), (0.25, 0.0)], [(1, 0.0), (0.25, 0.0)]) == pytest.approx(
+        1
+    )
+    assert stats.area_between([(1, 4.0), (0.5, 2.0)], [(0.5, 0.0), (0.25, 0.0)]) is None
+    assert stats.area_between([], [(1, 1.0)]) is None
+
+
+@given(CURVES, CURVES, NUMBERS)
+def test_area_turns_and_shifts(
+    ours: list[tuple[float, float]], theirs: list[tuple[float, float]], shift: float
+) -> None:
+    area = stats.area_between(ours, theirs)
+    back = stats.area_between(theirs, ours)
+    moved = stats.area_between([(density, value + shift) for density, value in ours], theirs)
+    low = max(min(ours)[0], min(theirs)[0])
+    high = min(max(ours)[0], max(theirs)[0])
+    if low >= high:
+        assert area is back is moved is None
+        return
+    assert area == pytest.approx(-back, abs=1e-9)
+    assert moved == pytest.approx(area + shift, abs=1e-9)
+    # A second route: many small steps.
+    grid = np.linspace(math.log(low), math.log(high), 20_001)
+    drawn = [
+        np.interp(grid, np.log([d for d, _ in c]), [a for _, a in c]) for c in (sorted(ours), sorted(theirs))
+    ]
+    assert area == pytest.approx(np.mean(drawn[0] - drawn[1]), abs=1e-3)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: stats.mean_interval([1, 2], 95), "confidence: 95 is not between 0 and 1"),
+        (lambda: stats.bounds([1, 2], 0.05), "confidence: 0.05 is not between 0.5 and 1"),
+        (lambda: stats.verdict([1, math.nan]), "values: nan is not a finite number; leave diverged runs out"),
+        (lambda: stats.equivalent([1, math.inf], 1), "values: inf is not a finite number"),
+        (lambda: stats.noninferior([1, 2], -0.5), "margin: -0.5 is not allowed"),
+        (lambda: stats.equivalent([1, 2], -0.5), "margin: -0.5 is not allowed"),
+        (lambda: stats.t_p_value([1, 2], alternative="more"), "alternative: 'more' is not known"),
+        (lambda: stats.sign_flip_p_value([1, 2], alternative="grater"), "did you mean 'greater'"),
+        (lambda: stats.sign_flip_p_value([1, math.nan]), "values: nan"),
+        (lambda: stats.hedges_gz([1, math.nan]), "values: nan"),
+        (lambda: stats.hedges_gz([1, 2], 1), "confidence: 1 "),
+        (lambda: stats.smallest_match(TICKET, 0.98, -1), "tolerance: -1 is not allowed"),
+        (lambda: stats.iso_ratio(TICKET, TICKET, 0.98, math.nan), "tolerance: nan is not allowed"),
+        (lambda: stats.crossing([(80, 0.9)], 0.9), r"curve: density 80 is not in \(0, 1\]"),
+        (lambda: stats.crossing([(0.0, 0.9)], 0.9), "curve: density 0 "),
+        (lambda: stats.crossing([(0.5, math.nan)], 0.9), "curve: nan"),
+        (lambda: stats.area_between([(0.5, 1), (0.5, 2)], TICKET), "density 0.5 occurs twice"),
+    ],
+)
+def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call()

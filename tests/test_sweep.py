@@ -1,0 +1,255 @@
+"""Sweeps: several studies from one, run as one, compared on one page."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import compare, load, report
+from analysis.entries import Entry, Point, at_most, entries
+from lthjax import config, study, sweep
+from lthjax.config import Study
+from lthjax.errors import UserError
+from lthjax.store import read_study
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_axes_and_their_products() -> None:
+    rates, nets = sweep.values("prune.rate", 0.2, 0.4), sweep.values("model", "lenet300", "lenet5")
+    made = sweep.studies(Study(levels=3), sweep.product(nets, rates))
+    assert [(s.model, s.prune.rate, s.levels) for s in made] == [
+        ("lenet300", 0.2, 3), ("lenet300", 0.4, 3), ("lenet5", 0.2, 3), ("lenet5", 0.4, 3)
+    ]  # fmt: skip
+    assert sweep.zipped(nets, rates) == [
+        {"model": "lenet300", "prune.rate": 0.2},
+        {"model": "lenet5", "prune.rate": 0.4},
+    ]
+    with pytest.raises(UserError, match=r"sweep\.zipped: its axes have \[2, 1\] settings"):
+        sweep.zipped(rates, sweep.values("levels", 1))
+    with pytest.raises(UserError, match=r"prune\.rate is set by two axes"):
+        sweep.product(rates, rates)
+    with pytest.raises(UserError, match=r"field: 'prune\.rat' is not known; did you mean 'prune\.rate'"):
+        sweep.studies(Study(), sweep.values("prune.rat", 0.1))
+
+
+def test_replacing_a_field_is_writing_it() -> None:
+    changed = config.replaced(Study(), {"optim.lr": 0.5, "seeds": [1, 2], "name": "x"})
+    assert changed == Study(name="x", seeds=(1, 2), optim=config.Optim(lr=0.5))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prune.rate": 0.2}, "20 % a round, layer-wise"),
+        ({}, "10 % (output), 20 % (.) a round, layer-wise"),
+        ({"prune.rates": (0.5, 0.25)}, "50 %, 25 %, a round each, layer-wise"),
+        ({"prune.density": 0.1, "levels": 1, "prune.scope": "global"}, "one-shot to 10 %, global"),
+        (
+            {"prune.density": 0.1, "levels": 4, "prune.course": "cubic"},
+            "cubic to 10 % in 4 rounds, layer-wise",
+        ),
+    ],
+)
+def test_schedules_in_words(fields: dict, words: str) -> None:
+    assert sweep.schedule(config.replaced(Study(), fields)) == words
+
+
+def test_labels_say_what_differs() -> None:
+    base = Study(prune=config.Prune(rate=0.2))
+    by_rate = sweep.studies(
+        base, sweep.product(sweep.values("prune.rate", 0.2, 0.4), sweep.values("optim.lr", 1, 2))
+    )
+    assert sweep.labels(by_rate) == [
+        f"{rate} % a round, layer-wise, optim.lr {lr}" for rate in (20, 40) for lr in (1, 2)
+    ]
+    assert sweep.labels([base]) == [""]
+
+
+def test_config_files_of_several_studies(tmp_path: Path) -> None:
+    head = "from lthjax.config import Study\n"
+    file = tmp_path / "c.py"
+    file.write_text(f"{head}configs = [Study(levels=1), Study(levels=2)]\n")
+    assert [one.levels for one in config.load_all(file)] == [1, 2]
+    with pytest.raises(UserError, match=r"defines 2 studies; load them with config\.load_all"):
+        config.load(file)
+    for wrong, says in {
+        "configs = []": r"a `configs` that is empty; end it with",
+        "configs = [Study(), 3]": r"a `configs` of type int",
+        "config = Study(); configs = [Study()]": r"defines config and configs",
+        "x = 1": r"defines no `config`",
+        "configs = [Study(), Study(levels='2')]": r"levels: '2' is not allowed",
+    }.items():
+        file.write_text(head + wrong)
+        with pytest.raises(UserError, match=says):
+            config.load_all(file)
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    """Every cell's masks and weights, and its result but for the seconds."""
+    found = {}
+    for file in sorted(run.rglob("*")):
+        name = str(file.relative_to(run))
+        if name.startswith("seed=") and file.is_file():
+            text = file.read_bytes()
+            if file.name == "result.json":
+                text = re.sub(rb'"seconds": [^,]*,', b"", text)
+            if "variables" not in name:
+                found[name] = text
+    return found
+
+
+def weights(run: Path) -> np.ndarray:
+    rows = load(run)
+    return np.array([[row.test_loss, row.validation_loss, row.train_accuracy] for row in rows])
+
+
+def test_a_sweep_is_its_studies_and_trains_a_dense_network_once(tiny: Callable, tmp_path: Path) -> None:
+    base = tiny(arms=("ticket",), levels=2, seeds=(0, 1)).study
+    settings = [
+        {"prune.rate": 0.3},
+        {"prune.rate": 0.5, "seeds": (1, 2)},
+        {"prune.density": 0.2, "levels": 1, "rewind": (4,)},
+        {"optim.lr": 1e-4, "levels": 0},
+    ]
+    studies = study.prepare_all(sweep.studies(base, settings), tmp_path / "data")
+    plans = study.plan_all(studies, tmp_path / "sweep")
+    # Of the second study's dense networks seed 2 is its own; the third goes 4 steps for its rewind states;
+    # the fourth has other dense networks.
+    assert [plan.steps for plan in plans] == [12 * 6, 12 * 5, 2 * (4 + 8), 12 * 2]
+    told: list[tuple[str, str]] = []
+
+    class Watch:
+        steps = 0
+
+        def begin(self, title: str, plan: study.Plan) -> None:
+            assert (title, plan.steps) == ("tiny: 4 studies", 180)
+
+        def chunk(self, *_: object) -> None: ...
+        def end(self) -> None: ...
+        def advance(self, steps: int, accuracy: float | None) -> None:
+            self.steps += steps
+
+        def finished(self, cell: object, result: dict, label: str) -> None:
+            told.append((label, result["arm"]))
+
+    watch = Watch()
+    runs = study.run_all(studies, tmp_path / "sweep", watch=watch)
+    assert watch.steps == 180
+    assert len(told) == sum(len(plan.cells) for plan in plans)
+    assert [told.count((one.label, "dense")) for one in studies] == [2, 2, 2, 2]
+    for one, run in zip(studies, runs, strict=True):
+        alone = study.run(one, tmp_path / "alone")
+        assert bits(run) == bits(alone)
+        np.testing.assert_array_equal(weights(run), weights(alone))
+        assert "lr" in one.label or "lr" not in (run / "log.txt").read_text()
+    logs = [(run / "log.txt").read_text().count("level 1, ticket: ") for run in runs]
+    assert logs == [2, 2, 2, 0]
+    assert not study.together(study.plan_all(studies, tmp_path / "sweep")).missing
+    # Cut off in the middle, it goes on where it was.
+    shutil.rmtree(runs[1] / "seed=1")
+    again = study.plan_all(studies, tmp_path / "sweep")
+    assert [plan.steps for plan in again] == [0, 24, 0, 0]
+    study.run_all(studies, tmp_path / "sweep")
+    assert bits(runs[1]) == bits(tmp_path / "alone" / runs[1].name)
+
+
+def test_studies_that_would_share_a_folder_are_refused(tiny: Callable, tmp_path: Path) -> None:
+    base = tiny().study
+    with pytest.raises(UserError, match="studies 1 and 2 differ in nothing that changes a number"):
+        study.prepare_all(sweep.studies(base, sweep.values("seeds", (0,), (1,))), tmp_path / "data")
+
+
+def entry(how: str, points: list[tuple[float, float, tuple[float, ...]]], dense: float = 90.0) -> Entry:
+    made = [Point(density, dict(enumerate(values)), cost) for density, cost, values in points]
+    return Entry(how, "layer-wise", dict.fromkeys(range(3), dense), {"ticket": made})
+
+
+def test_the_cheapest_near_the_best() -> None:
+    slow = entry("slow", [(0.5, 4, (91, 92, 93)), (0.1, 11, (90, 91, 92))])
+    fast = entry("fast", [(0.4, 2, (91, 91.7, 92.8)), (0.09, 4, (89, 89, 89))])
+    shot = entry("one-shot", [(0.5, 2, (80, 80, 80)), (0.1, 2, (70, 70, 70))])
+    found = [slow, fast, shot]
+    assert compare.targets(found) == [0.5, 0.1]
+    half = compare.cheapest(found, 0.5)
+    assert [(row[0].how, row[3]) for row in half] == [("fast", True), ("one-shot", False), ("slow", True)]
+    # fast - slow by seed: 0, -0.3, -0.2
+    assert half[0][2].mean == pytest.approx(-0.5 / 3)
+    assert half[0][2].n == 3
+    tenth = compare.cheapest(found, 0.1)
+    assert [row[0].how for row in tenth if row[3]] == ["slow"]
+    assert compare.cheapest([fast], 0.05) == []
+    assert at_most(fast.arms["ticket"], 0.3) == fast.arms["ticket"][1]
+
+
+def test_the_comparison_page(tiny: Callable, tmp_path: Path) -> None:
+    base = tiny(arms=("ticket",), seeds=(0, 1, 2)).study
+    shots = sweep.product(sweep.values("levels", 1), sweep.values("prune.density", 0.5, 0.25))
+    settings = [{"prune.rate": 0.5}, *shots, *sweep.product(sweep.values("prune.scope", "global"), shots)]
+    studies = study.prepare_all(sweep.studies(base, settings), tmp_path / "data")
+    runs = study.run_all(studies, tmp_path / "runs")
+    found = entries([read_study(run) for run in runs], [load(run) for run in runs])
+    assert [(one.how, one.variant) for one in found] == [
+        ("50 % a round", "layer-wise"),
+        ("one-shot", "layer-wise"),
+        ("one-shot", "global"),
+    ]
+    assert [[point.trainings for point in one.arms["ticket"]] for one in found] == [[2, 3], [2, 2], [2, 2]]
+    page = report.build_all(runs)
+    text = page.read_text()
+    assert page.parent.parent == tmp_path / "runs" / "comparisons"
+    rows = [row for run in runs for row in load(run)]
+    lines = (page.parent / "comparison.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(rows)
+    assert lines[0].startswith("run,seed,chain,level")
+    # Of equal cost the better one is named; the same cells give the same page.
+    first = re.search(
+        r"At 50\.0 % of the weights or fewer: best is ([^(]+) \(([\d.]+) %, 2 trainings\)", text
+    )
+    assert first is not None
+    accuracy = {one.name: compare._mean(at_most(one.arms["ticket"], 0.5)) for one in found}  # type: ignore[arg-type]
+    assert float(first[2]) == pytest.approx(max(accuracy.values()), abs=0.006)
+    assert accuracy[first[1]] == max(accuracy.values())
+    before = page.read_bytes()
+    report.build_all(runs)
+    assert page.read_bytes() == before
+    with pytest.raises(UserError, match="is named twice"):
+        report.build_all([runs[0], runs[0]])
+
+
+def test_networks_and_rewind_points_are_compared(tiny: Callable, tmp_path: Path) -> None:
+    one = study.run(tiny(levels=1, rewind=(0, 4)), tmp_path / "runs")
+    other = study.run(tiny(levels=1, model="lenet5"), tmp_path / "runs")
+    found = entries([read_study(run) for run in (one, other)], [load(run) for run in (one, other)])
+    assert [found_.name for found_ in found] == [
+        "LeNet-300-100 on few, model lenet300, rewound to 0",
+        "LeNet-300-100 on few, model lenet300, rewound to 4",
+        "LeNet-5 on few, model lenet5",
+    ]
+    assert [sorted(one.arms) for one in found] == [["random", "reinit", "ticket"]] * 3
+    text = report.build_all([one, other]).read_text()
+    assert "Schedules" not in text
+    assert "LeNet-300-100 on few; LeNet-5 on few: 2 studies compared" in text
+
+
+def test_overrides_go_to_every_study_of_a_sweep(command_line: Call, tmp_path: Path) -> None:
+    file = tmp_path / "two.py"
+    file.write_text(
+        "from lthjax import sweep\nfrom lthjax.config import Data, Study\n"
+        "base = Study(name='two', data=Data('mnist_10k', 1000), arms=('ticket',), levels=1)\n"
+        "configs = sweep.studies(base, sweep.values('prune.rate', 0.2, 0.4))\n"
+    )
+    few = ("--train.steps", "6", "--seeds", "7", "--out", tmp_path / "runs")
+    planned = command_line("run.py", "--config", file, *few, "--dry-run")
+    assert "20 % a round, layer-wise: 2 of 2 cells to train" in planned.stdout, planned.stderr
+    assert "18 in all" in planned.stdout
+    done = command_line("run.py", "--config", file, *few)
+    assert Path(done.stdout.strip()).parent.parent == tmp_path / "runs" / "comparisons", done.stderr
+    assert "[4/4] 40 % a round, layer-wise: seed 7, rewind-0, level 1, ticket" in done.stderr
+    same = command_line("run.py", "--config", file, *few, "--prune.rate", "0.3")
+    assert same.returncode == 2
+    assert "error: configs: studies 1 and 2 differ in nothing" in same.stderr
