@@ -98,6 +98,7 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
         ]),
     )  # fmt: skip
     return Section(
+        "dense",
         "Against the dense network",
         figures=[drawn],
         tables=[Table("Tickets", header, lines)],
@@ -193,10 +194,11 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
         ]),
     )  # fmt: skip
     return Section(
+        "schedules",
         "Schedules",
         notes=notes,
         figures=[drawn],
-        tables=[Table("By density, cheapest first", header, lines)],
+        tables=[Table("By density, cheapest first", header, lines, 2)],
         remark="Every schedule is taken at its first level of no more than the density, so a coarse one may "
         "be sparser than asked. The best is the one of the highest mean on these very seeds; differences to "
         "it are paired by seed, with the 95 % interval of Student's t, and the choice flatters it.",

@@ -1,6 +1,6 @@
 """The figures of a report, each a function from rows to a matplotlib Figure, in one house style."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,7 +13,7 @@ from analysis.cells import Row, arms, by_seed, chains, select
 from analysis.entries import Entry, at_most
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
-from lthjax.stats import mean_interval
+from lthjax.stats import Interval, mean_interval
 
 # Okabe & Ito's colours, told apart by the colour-blind; markers tell arms apart in grey print.
 _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
@@ -23,6 +23,7 @@ _OTHER_MARKERS = ("D", "v", "P", "X", "<", ">", "*", "p", "h")
 _LINES = ("-", "--", ":", "-.")
 # The interval of two seeds is so wide (t = 12.7) that bands would hide what they lie behind: thin bars.
 _BAND_FROM = 3
+_WEIGHTS = "weights left (% of prunable weights, log scale)"
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -50,6 +51,73 @@ def early_stop(rows: Sequence[Row], heading: str) -> Figure:
         _against_weights(axes, [row for row in rows if row.steps], "early_stop_step", 1.0)
         axes.set_ylabel("early-stop step (steps of training)")
         return figure
+
+
+def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
+    """Ticket − control against weights left; `levels` are `verdicts.Level`s by arm."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(heading)
+        axes.axhspan(10, 15, color="#999999", alpha=0.25, lw=0, label="10–15 points")
+        axes.axhline(0, color=_COLOURS[DENSE], lw=1)
+        densities: set[float] = set()
+        shown: list[float] = []
+        for arm, of_arm in levels.items():
+            x = [100 * level.density for level in of_arm]
+            densities.update(x)
+            shown += [value for level in of_arm for value in level.values]
+            intervals = [mean_interval(level.values) for level in of_arm]
+            _line(axes, x, intervals, f"ticket − {arm}", *_look(arm), "-")
+            for left, level in zip(x, of_arm, strict=True):
+                axes.plot([left] * len(level.values), level.values, ".", color=_look(arm)[0], ms=3, alpha=0.7)
+        _weights_axis(axes, densities)
+        low, high = min([0.0, *shown]), max([0.0, *shown])
+        axes.set_ylim(low - 0.08 * (high - low or 1), high + 0.08 * (high - low or 1))
+        axes.set_xlabel(_WEIGHTS)
+        axes.set_ylabel("difference in test accuracy (pp)")
+        axes.legend(fontsize=9, loc="upper left")
+        return figure
+
+
+def learning(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], heading: str) -> Figure:
+    """Accuracy over training; panel -> arm -> (steps [S], accuracies in percent [cells, S])."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(max(7.2, 3.3 * len(panels)), 3.9), layout="constrained")
+        grid = figure.subplots(1, max(len(panels), 1), sharex=True, sharey=True, squeeze=False)[0]
+        ends = []
+        for axes, (name, curves) in zip(grid, panels.items(), strict=False):
+            axes.set_title(name, loc="left", fontsize=10)
+            axes.set_xlabel("step of training")
+            for place, (arm, (steps, values)) in enumerate(curves.items()):
+                intervals = [mean_interval(list(column)) for column in values.T]
+                _line(axes, list(steps), intervals, arm, _look(arm)[0], "", _LINES[place % len(_LINES)])
+                ends += [interval.mean for interval in intervals[-1:] + intervals[len(intervals) // 4 :]]
+        if ends:
+            spread = max(ends) - min(ends) or 1.0
+            grid[0].set_ylim(min(ends) - 0.1 * spread, max(ends) + 0.1 * spread)
+        grid[0].set_ylabel("test accuracy (%)")
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
+        _legend_below(figure, grid[0])
+        return figure
+
+
+def _line(
+    axes: Axes,
+    x: list[float],
+    intervals: Sequence[Interval],
+    label: str,
+    colour: str,
+    marker: str,
+    line: str,
+) -> None:
+    """Means as a line; their intervals as a band, or as bars for two values."""
+    means = [interval.mean for interval in intervals]
+    axes.plot(x, means, line, color=colour, marker=marker, ms=5, label=label)
+    lows, highs = [i.low for i in intervals], [i.high for i in intervals]
+    n = max((interval.n for interval in intervals), default=0)
+    if n >= _BAND_FROM:
+        axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
+    elif n == 2 and marker:
+        axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
 
 
 def _figure(heading: str) -> tuple[Figure, Axes]:
@@ -86,20 +154,7 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
             n = max(i.n for i in intervals)
             colour, marker = _look(arm)
             name = f"{arm}, {_rewound(chain)}" if several else arm
-            axes.plot(
-                x,
-                [i.mean for i in intervals],
-                line,
-                color=colour,
-                marker=marker,
-                ms=5,
-                label=f"{name} (n = {n})",
-            )
-            lows, highs = [i.low for i in intervals], [i.high for i in intervals]
-            if n >= _BAND_FROM:
-                axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
-            elif n == 2:
-                axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
+            _line(axes, x, intervals, f"{name} (n = {n})", colour, marker, line)
             for left, of_level in points:
                 shown += of_level
                 axes.plot([left] * len(of_level), of_level, ".", color=colour, ms=3, alpha=0.7)
@@ -108,7 +163,7 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
         # By the points: an interval of two seeds can be wider than the figure.
         spread = max(shown) - min(shown) or 1.0
         axes.set_ylim(min(shown) - 0.08 * spread, max(shown) + 0.08 * spread)
-    axes.set_xlabel("weights left (% of prunable weights, log scale)")
+    axes.set_xlabel(_WEIGHTS)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9)
 
@@ -125,6 +180,8 @@ def _weights_axis(axes: Axes, densities: set[float]) -> None:
 
 def _look(arm: str) -> tuple[str, str]:
     """An arm's colour and marker, the same in every figure."""
+    if arm == DENSE:
+        return _COLOURS[DENSE], ""
     place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
     others = (_OTHER_COLOURS[place % len(_OTHER_COLOURS)], _OTHER_MARKERS[place % len(_OTHER_MARKERS)])
     return _COLOURS.get(arm, others[0]), _MARKERS.get(arm, others[1])
@@ -148,8 +205,8 @@ def _rewound(chain: str) -> str:
 
 def compared(entries: Sequence[Entry], heading: str) -> Figure:
     """Every entry's difference to its dense network against weights left; one panel an arm."""
-    there = {arm for entry in entries for arm in entry.arms}
-    names = [arm for arm in ARMS if arm in there]
+    there = dict.fromkeys(arm for entry in entries for arm in entry.arms)
+    names = sorted(there, key=lambda arm: list(ARMS).index(arm) if arm in ARMS else len(ARMS))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(max(7.2, 4.2 * len(names)), 4.8), layout="constrained")
         panels = figure.subplots(1, max(len(names), 1), sharex=True, sharey=True, squeeze=False)[0]
@@ -157,7 +214,7 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
         for axes, arm in zip(panels, names, strict=False):
             axes.axhline(0, color=_COLOURS[DENSE], lw=1)
             axes.set_title(arm, loc="left", fontsize=10)
-            axes.set_xlabel("weights left (% of prunable weights, log scale)")
+            axes.set_xlabel(_WEIGHTS)
             for entry, (colour, marker, line) in zip(entries, _looks(entries), strict=True):
                 points = entry.arms.get(arm, [])
                 x = [100 * point.density for point in points]

@@ -46,17 +46,33 @@ class Shown(NamedTuple):
     files: dict[str, str]
 
 
+class Link(NamedTuple):
+    """Words that lead to an address, for example `#levels` on the page."""
+
+    text: str
+    href: str
+
+
 class Table(NamedTuple):
-    """A table as the page shows it."""
+    """A table as the page shows it.
+
+    Attributes:
+        title: of it; "" where the section's will do.
+        header: names of the columns.
+        rows: their cells.
+        words: how many of the first columns are words and not numbers.
+    """
 
     title: str
     header: list[str]
-    rows: list[list[str]]
+    rows: Sequence[Sequence[str | Link]]
+    words: int = 1
 
 
 class Section(NamedTuple):
-    """A part of the page: text, then figures, then tables, then a remark on the tables."""
+    """A part of the page: text, figures, tables, a remark on the tables; `#anchor` leads to it."""
 
+    anchor: str
     title: str
     notes: Sequence[str] = ()
     figures: Sequence[Drawn] = ()
@@ -108,6 +124,8 @@ def write(
             sections=shown,
             facts=list(facts),
             config=config,
+            config_url=data_url(config.encode(), "json"),
+            outcomes=("supported", "refuted", "undecided", "not tested"),
             table=table[0],
             cells=data_url(table[1].encode(), "csv"),
         )

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import compare, figures, page
-from analysis.cells import COLUMNS, Row, accuracies, arms, chains, difference, load, select, to_csv
+from analysis import compare, curves, page, verdicts
+from analysis.cells import Row, accuracies, arms, chains, difference, load, select, to_csv
 from analysis.entries import title
-from analysis.page import Drawn, Section, Table
-from lthjax import config, errors, imp
+from analysis.page import Section, Table
+from lthjax import config, errors, imp, stats
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
@@ -43,40 +43,42 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
     if only_if_changed and _is_of(folder, table):
         return folder / "index.html"
     heading = title(study)
-    drawn = [
-        Drawn(
-            "accuracy",
-            "Test accuracy against weights left",
-            figures.accuracy(rows, f"{heading}: accuracy"),
-            "Test accuracy at the end of training for every level and arm. Points are seeds (repeats "
-            "averaged), lines their mean, bands (bars for two seeds) the 95 % interval of the mean by "
-            "Student's t, cut off at the figure's edge. The dense network is the horizontal line. Look for "
-            "how far to the right the ticket stays at it, and where the controls leave it.",
-            (COLUMNS, rows),
-        ),
-        Drawn(
-            "early_stop",
-            "Early-stop step against weights left",
-            figures.early_stop(rows, f"{heading}: early stopping"),
-            "The step of the lowest validation loss, found after training, among the steps at which it was "
-            "evaluated; a lower one means faster learning. Points, lines and bands as above.",
-            (COLUMNS, rows),
-        ),
-    ]
     seeds = len({row.seed for row in rows})
     return page.write(
         folder,
         title=heading,
         subtitle=f"Lottery-ticket study {study['config']['name']!r}: {len(rows)} cells, {seeds} "
         f"seed{'s' if seeds > 1 else ''}.",
-        sections=[
-            Section("Accuracy and early stopping", _notes(study, rows), drawn),
-            Section("Levels", tables=[_levels(rows, chain) for chain in chains(rows)], remark=_REMARK),
-        ],
+        sections=_sections(run, study, rows, heading),
         facts=_facts(study, rows),
         config=json.dumps(study["config"], indent=1),
         table=("cells.csv", table),
     )
+
+
+def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: str) -> list[Section]:
+    found = verdicts.findings(study, rows)
+    said = [[f.claim, f.outcome, f.estimate, str(f.n or "–"), f.where] for f in found]
+    header = ["claim", "verdict", "estimate", "n", "where, or the command that tests it"]
+    own = chains(rows)
+    tickets = [chain for chain in own if imp.leader(chain) == "ticket"]
+    collapsed = verdicts.collapsed(rows, study["data"]["classes"])
+    return [
+        Section("verdicts", "Verdicts", _notes(study, rows), (), [Table("", header, said, 5)], _RULES),
+        Section("accuracy", "Accuracy", figures=curves.drawn(run, rows, heading)),
+        Section(
+            "gaps",
+            "Differences",
+            tables=[verdicts.gaps(rows, chain) for chain in tickets],
+            remark=_TESTS,
+        ),
+        Section(
+            "levels",
+            "Levels",
+            tables=[*(_levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])],
+            remark=_remark(study, rows),
+        ),
+    ]
 
 
 def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
@@ -98,11 +100,33 @@ def _is_of(folder: Path, table: str) -> bool:
     return (folder / "index.html").is_file() and cells.is_file() and cells.read_text() == table
 
 
-_REMARK = (
-    "Test accuracy at the end of training in percent, mean over seeds with the 95 % interval of Student's t "
-    "in brackets; differences in percentage points (pp), paired by seed, repeats averaged within a seed. One "
-    "seed has no interval."
+_RULES = (
+    "Rules, fixed before the data: a claim is supported if the lower one-sided 95 % bound of its mean lies "
+    "above its threshold, refuted if the upper one lies below, else undecided; seeds are the unit, arms "
+    "of a seed are paired. A claim about 80–90 % sparsity is one about every level of that range; its "
+    "estimate is that of the least favourable level, with the two-sided 95 % interval. Claims about some "
+    "density are searched for over all levels, with Holm's correction. Few seeds give wide intervals, and "
+    "so “undecided”. “10–15 points” is tested as 10 points or more."
 )
+_TESTS = (
+    "Differences in percentage points, paired by seed, with the 95 % interval of Student's t. p-values are "
+    "two-sided: by t, the same adjusted by Holm within the block of one control, and by exact sign flips, "
+    "which cannot go below 2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, "
+    "unbiased, with its 95 % interval."
+)
+
+
+def _remark(study: dict[str, Any], rows: Sequence[Row]) -> str:
+    images = study["data"]["test"]
+    typical = max((row.test_accuracy for row in rows if row.test_accuracy is not None), default=0.5)
+    error = 100 * stats.sampling_error(typical, images)
+    return (
+        "Test accuracy at the end of training in percent, mean over seeds with the 95 % interval of "
+        "Student's t in brackets; differences in percentage points (pp), paired by seed, repeats averaged "
+        f"within a seed. One seed has no interval. Another {images:,} test images would move an accuracy of "
+        f"{100 * typical:.1f} % by {error:.2f} points (standard error). A run has collapsed if it has less "
+        "than twice the accuracy of chance."
+    )
 
 
 def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:

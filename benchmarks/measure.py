@@ -19,12 +19,14 @@ class Pairs(NamedTuple):
         peer: median seconds.
         ratio: median over the pairs of peer / ours; above 1 ours is faster.
         spread: (lowest, highest) ratio of a pair.
+        ratios: of every pair, in the order of time.
     """
 
     ours: float
     peer: float
     ratio: float
     spread: tuple[float, float]
+    ratios: tuple[float, ...]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -45,6 +47,7 @@ def pairs(ours: Callable[[], object], peer: Callable[[], object], count: int) ->
         statistics.median(theirs for _, theirs in timed),
         statistics.median(ratios),
         (min(ratios), max(ratios)),
+        tuple(ratios),
     )
 
 

@@ -8,7 +8,7 @@ that XLA:CPU is fast at. Elsewhere (GPU, TPU) the built-in convolution is right 
 choice is made at lowering, by platform. docs/performance.md has the measurements.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,9 @@ def conv2d(x: jax.Array, w: jax.Array, padding: str | Padding = "SAME") -> jax.A
         padding: "SAME", "VALID", or ((top, bottom), (left, right)) in pixels.
 
     Returns:
-        float [N, H', W', K], equal to `lax.conv_general_dilated` up to rounding, gradients included.
+        float [N, H', W', K], equal to `lax.conv_general_dilated` up to rounding, gradients of any order
+        included. They are for reverse mode: a Hessian-vector product is `jax.vjp(jax.grad(f), x)`,
+        not `jax.jvp(jax.grad(f), ...)`.
     """
     return _conv(x, w, _explicit(padding, w.shape))
 
@@ -148,9 +150,30 @@ def _forward_cpu(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
     return _blocked(x, w, padding, block) if block > 1 else _builtin(x, w, padding)
 
 
-def _input_gradient_cpu(x: jax.Array, w: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
+def _images(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.ShapeDtypeStruct:
+    """The shape of images that this kernel brings to this output."""
+    (top, bottom), (left, right) = padding
+    (n, height, width, _), (kh, kw, c, _) = dy.shape, w.shape
+    return jax.ShapeDtypeStruct(
+        (n, height + kh - 1 - top - bottom, width + kw - 1 - left - right, c), dy.dtype
+    )
+
+
+def _kernel(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.ShapeDtypeStruct:
+    """The shape of a kernel that brings these images to this output."""
+    (top, bottom), (left, right) = padding
+    (_, height, width, c), (_, out_height, out_width, k) = x.shape, dy.shape
+    kh, kw = height + top + bottom - out_height + 1, width + left + right - out_width + 1
+    return jax.ShapeDtypeStruct((kh, kw, c, k), dy.dtype)
+
+
+def _transposed(function: Callable[[jax.Array], jax.Array], at: Any, dy: jax.Array) -> jax.Array:
+    return jax.linear_transpose(function, at)(dy)[0]
+
+
+def _input_gradient_cpu(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
     if w.shape[2] <= _PATCHES_UP_TO:
-        return jax.linear_transpose(lambda x: _patches(x, w, padding), x)(dy)[0]
+        return _transposed(lambda x: _patches(x, w, padding), _images(w, dy, padding), dy)
     flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
     flipped, dy = lax.optimization_barrier((flipped, dy))
     (top, bottom), (left, right) = padding
@@ -180,6 +203,11 @@ def _weight_gradient_cpu(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.A
     return total.transpose(1, 2, 0, 3)
 
 
+# A convolution y of images x with a kernel w is linear in either, and so are its two gradients: all
+# three are derivatives of one trilinear form <y(x, w), dy>. The gradients of each are therefore the
+# other two, and a gradient of a gradient, as a Hessian-vector product is, is as fast as the first.
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
     return lax.platform_dependent(
@@ -190,32 +218,48 @@ def _conv(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
     )
 
 
-def _conv_forward(
-    x: jax.Array, w: jax.Array, padding: Padding
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, w, padding), (x, w)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _input_gradient(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
+    return lax.platform_dependent(
+        w,
+        dy,
+        cpu=lambda w, dy: _input_gradient_cpu(w, dy, padding),
+        default=lambda w, dy: _transposed(lambda x: _builtin(x, w, padding), _images(w, dy, padding), dy),
+    )
 
 
-def _conv_backward(
-    padding: Padding, saved: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _weight_gradient(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
+    return lax.platform_dependent(
+        x,
+        dy,
+        cpu=lambda x, dy: _weight_gradient_cpu(x, dy, padding),
+        default=lambda x, dy: _transposed(lambda w: _builtin(x, w, padding), _kernel(x, dy, padding), dy),
+    )
+
+
+def _both(
+    function: Callable[[jax.Array, jax.Array, Padding], jax.Array],
+) -> Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
+    return lambda a, b, padding: (function(a, b, padding), (a, b))
+
+
+def _conv_backward(padding: Padding, saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Two separate functions, so that the compiler can drop the input gradient of a first layer.
     x, w = saved
-    # Two separate choices, so that the compiler can drop the input gradient of a first layer.
-    dx = lax.platform_dependent(
-        x,
-        w,
-        dy,
-        cpu=lambda x, w, dy: _input_gradient_cpu(x, w, dy, padding),
-        default=lambda x, w, dy: jax.vjp(lambda x: _builtin(x, w, padding), x)[1](dy)[0],
-    )
-    dw = lax.platform_dependent(
-        x,
-        w,
-        dy,
-        cpu=lambda x, w, dy: _weight_gradient_cpu(x, dy, padding),
-        default=lambda x, w, dy: jax.vjp(lambda w: _builtin(x, w, padding), w)[1](dy)[0],
-    )
-    return dx, dw
+    return _input_gradient(w, dy, padding), _weight_gradient(x, dy, padding)
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+def _input_gradient_backward(padding: Padding, saved: Any, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
+    w, dy = saved
+    return _weight_gradient(dx, dy, padding), _conv(dx, w, padding)
+
+
+def _weight_gradient_backward(padding: Padding, saved: Any, dw: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, dy = saved
+    return _input_gradient(dw, dy, padding), _conv(x, dw, padding)
+
+
+_conv.defvjp(_both(_conv), _conv_backward)
+_input_gradient.defvjp(_both(_input_gradient), _input_gradient_backward)
+_weight_gradient.defvjp(_both(_weight_gradient), _weight_gradient_backward)

@@ -25,6 +25,25 @@ class Variables(NamedTuple):
     stats: PyTree
 
 
+class Layer(NamedTuple):
+    """A layer of a sequential network. A ReLU follows every one but the last.
+
+    Attributes:
+        name: of its parameters: `bias`, and `kernel` [size, size, inputs, features] or [inputs, features].
+        features: channels or units.
+        size: side of a convolution's kernel; 0 for a dense layer, which reads its input flattened, the
+            channels last.
+        padding: of a convolution, "SAME" or "VALID"; its stride is 1.
+        pool: whether max-pooling over 2 by 2 windows of stride 2 follows.
+    """
+
+    name: str
+    features: int
+    size: int = 0
+    padding: str = "SAME"
+    pool: bool = False
+
+
 class Model(NamedTuple):
     """A network as two pure functions.
 
@@ -35,6 +54,7 @@ class Model(NamedTuple):
         init: key -> Variables; float32.
         apply: (params, stats, images float [N, H, W, C], train) -> (logits float [N, classes],
             stats).
+        layers: all its layers, where it is sequential; else ().
     """
 
     name: str
@@ -42,114 +62,97 @@ class Model(NamedTuple):
     classes: int
     init: Callable[[jax.Array], Variables]
     apply: Callable[[PyTree, PyTree, jax.Array, bool], tuple[jax.Array, PyTree]]
+    layers: tuple[Layer, ...] = ()
 
 
 _INIT = nn.initializers.glorot_normal()
 
 
-def _dense(features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, kernel_init=_INIT, name=name)
+class _Sequential(nn.Module):
+    """Layers one after another."""
+
+    layers: tuple[Layer, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        for layer in self.layers:
+            x = _product(layer)(x if layer.size else x.reshape(x.shape[0], -1))
+            if layer is not self.layers[-1]:
+                # Pooling first is cheaper; ReLU and maximum are monotone, so the values are the same.
+                x = nn.relu(conv.max_pool(x) if layer.pool else x)
+        return x
 
 
-def _conv(features: int, size: int, name: str, padding: str = "SAME") -> nn.Conv:
+def _product(layer: Layer) -> nn.Module:
+    if not layer.size:
+        return nn.Dense(layer.features, kernel_init=_INIT, name=layer.name)
     return nn.Conv(
-        features,
-        (size, size),
-        padding=padding,
+        layer.features,
+        (layer.size, layer.size),
+        padding=layer.padding,
         kernel_init=_INIT,
         conv_general_dilated=conv.general_dilated,
-        name=name,
+        name=layer.name,
     )
 
 
-def _pooled(x: jax.Array) -> jax.Array:
-    """ReLU, then max-pool, in the cheaper order: both are monotone, so the values are the same."""
-    return nn.relu(conv.max_pool(x))
+def _dense(*widths: int) -> tuple[Layer, ...]:
+    return tuple(Layer(f"fc{i}", width) for i, width in enumerate(widths, 1))
 
 
-class _FullyConnected(nn.Module):
-    """ReLU layers of the given widths, then the output layer."""
-
-    widths: tuple[int, ...]
-    classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = x.reshape(x.shape[0], -1)
-        for i, width in enumerate(self.widths, 1):
-            x = nn.relu(_dense(width, f"fc{i}")(x))
-        return _dense(self.classes, "output")(x)
-
-
-class _LeNet5(nn.Module):
-    """conv 6@5x5 same, pool, conv 16@5x5 valid, pool, 120, 84, output."""
-
-    classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = _pooled(_conv(6, 5, "conv1")(x))
-        x = _pooled(_conv(16, 5, "conv2", "VALID")(x))
-        x = x.reshape(x.shape[0], -1)
-        x = nn.relu(_dense(120, "fc1")(x))
-        x = nn.relu(_dense(84, "fc2")(x))
-        return _dense(self.classes, "output")(x)
-
-
-class _PooledPairs(nn.Module):
-    """Pairs of 3x3 same convolutions, each pair followed by a pool; then dense layers."""
-
-    pairs: tuple[int, ...]
-    widths: tuple[int, ...]
-    classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        for i, channels in enumerate(self.pairs):
-            x = nn.relu(_conv(channels, 3, f"conv{2 * i + 1}")(x))
-            x = _pooled(_conv(channels, 3, f"conv{2 * i + 2}")(x))
-        x = x.reshape(x.shape[0], -1)
-        for i, width in enumerate(self.widths, 1):
-            x = nn.relu(_dense(width, f"fc{i}")(x))
-        return _dense(self.classes, "output")(x)
+def _pooled_pairs(*channels: int) -> tuple[Layer, ...]:
+    """Pairs of 3x3 same convolutions, each pair followed by a pool."""
+    return tuple(
+        Layer(f"conv{2 * i + j}", features, 3, pool=j == 2)
+        for i, features in enumerate(channels)
+        for j in (1, 2)
+    )
 
 
 class Entry(NamedTuple):
-    """A row of `MODELS`: what makes the network, and what its images' sides must be divisible by."""
+    """A row of `MODELS`.
 
-    make: Callable[[int], nn.Module]
+    Attributes:
+        network: its layers, all but the output layer, which depends on the number of classes; or, for
+            what is no sequence of layers, number of classes -> Flax module, called as
+            `module(images, train=False)`.
+        divisor: what the sides of its images must be divisible by.
+        summary: one line for help and errors.
+    """
+
+    network: tuple[Layer, ...] | Callable[[int], nn.Module]
     divisor: int
     summary: str
 
 
 MODELS: dict[str, Entry] = {
     "lenet300": Entry(
-        lambda classes: _FullyConnected((300, 100), classes),
+        _dense(300, 100),
         1,
         "LeNet-300-100: fully connected 300, 100 (266,200 weights on MNIST)",
     ),
     "lenet5": Entry(
-        lambda classes: _LeNet5(classes),
+        (Layer("conv1", 6, 5, pool=True), Layer("conv2", 16, 5, "VALID", pool=True), *_dense(120, 84)),
         4,
         "LeNet-5: conv 6@5x5 same, pool, conv 16@5x5 valid, pool, 120, 84 (61,470 weights on MNIST)",
     ),
     "small_cnn": Entry(
-        lambda classes: _PooledPairs((16, 32), (128,), classes),
+        (*_pooled_pairs(16, 32), *_dense(128)),
         4,
         "conv 16-16, pool, 32-32, pool, dense 128 (279,984 weights on CIFAR-10)",
     ),
     "conv2": Entry(
-        lambda classes: _PooledPairs((64,), (256, 256), classes),
+        (*_pooled_pairs(64), *_dense(256, 256)),
         2,
         "Conv-2: conv 64-64, pool, 256, 256 (4,300,992 weights on CIFAR-10)",
     ),
     "conv4": Entry(
-        lambda classes: _PooledPairs((64, 128), (256, 256), classes),
+        (*_pooled_pairs(64, 128), *_dense(256, 256)),
         4,
         "Conv-4: Conv-2 and conv 128-128, pool (2,425,024 weights on CIFAR-10)",
     ),
     "conv6": Entry(
-        lambda classes: _PooledPairs((64, 128, 256), (256, 256), classes),
+        (*_pooled_pairs(64, 128, 256), *_dense(256, 256)),
         8,
         "Conv-6: Conv-4 and conv 256-256, pool (2,261,184 weights on CIFAR-10)",
     ),
@@ -177,7 +180,12 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
             f"model: {name!r} takes images whose height and width are at least 8 and divisible by "
             f"{entry.divisor}, not {height}x{width}x{channels}; choose another model or data set."
         )
-    module = entry.make(classes)
+    layers: tuple[Layer, ...] = ()
+    if isinstance(entry.network, tuple):
+        layers = (*entry.network, Layer("output", classes))
+        module: nn.Module = _Sequential(layers)
+    else:
+        module = entry.network(classes)
 
     def init(key: jax.Array) -> Variables:
         variables = dict(module.init(key, jnp.zeros((1, *input_shape)), train=False))
@@ -190,4 +198,4 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
         logits, updated = module.apply(variables, images, train=train, mutable=list(stats))
         return logits, dict(updated)
 
-    return Model(name, input_shape, classes, jax.jit(init), apply)
+    return Model(name, input_shape, classes, jax.jit(init), apply, layers)

@@ -592,7 +592,7 @@ class _Run:
                 self._store.write_state(seed, step, variables)
         cell = item.cell
         if cell is not None:
-            result = self._result(cell, item.job, trained)
+            result = result_of(cell, item.job, trained, self._made_from(cell, item.job))
             done = trained.status == "done"
             self._store.write(cell, result, item.job.mask, trained.variables if done else None)
             self._told(cell, result)
@@ -605,26 +605,6 @@ class _Run:
         chain = next(c for c in self._chains if c.name == cell.chain)
         if cell.arm == chain.leader and trained.status == "done":
             self._next_level(seed, chain, Ticket(item.job.mask, trained.variables.params))
-
-    def _result(self, cell: Cell, job: train.Job, trained: train.Trained) -> dict[str, Any]:
-        """The contents of a cell's result.json."""
-        left, total = prune.totals(job.mask)
-        return {
-            **cell._asdict(),
-            "status": trained.status,
-            "reason": trained.reason,
-            "density": int(left) / total,
-            "weights_left": int(left),
-            "weights": total,
-            **trained.scalars,
-            "start": job.start,
-            "steps": job.stop - job.start,
-            "seconds": trained.seconds,
-            "curves": trained.curves,
-            "layers": layers(job.mask),
-            "made_from": self._made_from(cell, job),
-            "platform": devices(),
-        }
 
     def _made_from(self, cell: Cell, job: train.Job) -> dict[str, Any] | None:
         """What a cell's mask and weights came from; None for the dense network."""
@@ -663,6 +643,29 @@ def _logged(run: Path) -> Iterator[None]:
         logger.propagate = propagate
         logger.removeHandler(handler)
         handler.close()
+
+
+def result_of(
+    cell: Cell, job: train.Job, trained: train.Trained, made_from: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The contents of a cell's result.json."""
+    left, total = prune.totals(job.mask)
+    return {
+        **cell._asdict(),
+        "status": trained.status,
+        "reason": trained.reason,
+        "density": int(left) / total,
+        "weights_left": int(left),
+        "weights": total,
+        **trained.scalars,
+        "start": job.start,
+        "steps": job.stop - job.start,
+        "seconds": trained.seconds,
+        "curves": trained.curves,
+        "layers": layers(job.mask),
+        "made_from": made_from,
+        "platform": devices(),
+    }
 
 
 def layers(mask: Any) -> list[dict[str, Any]]:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,27 @@ def test_values_and_gradients_are_those_of_the_builtin(
             got = jax.jit(ours)(x, w)
         for mine, expected in zip(got, (y, *theirs(dy)), strict=True):
             np.testing.assert_allclose(mine, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("images", "kernel", "padding"), CASES[1:9:3])
+def test_gradients_of_gradients_are_those_of_the_builtin(
+    images: tuple, kernel: tuple, padding: object
+) -> None:
+    """Reverse over reverse: every gradient of the input's and the weights' gradients."""
+    with jax.enable_x64(True):
+        x, w = draw(images, 0), draw(kernel, 1)
+
+        def second(convolve: Any) -> Any:
+            def value(x: jax.Array, w: jax.Array) -> jax.Array:
+                return jnp.sin(convolve(x, w, padding)).sum()
+
+            def once(x: jax.Array, w: jax.Array) -> jax.Array:
+                return sum((g**2).sum() for g in jax.grad(value, (0, 1))(x, w))  # type: ignore[return-value]
+
+            return jax.jit(jax.grad(once, (0, 1)))(x, w)
+
+        for mine, expected in zip(second(conv.conv2d), second(builtin), strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-8)
 
 
 def test_under_vmap() -> None:

@@ -4,11 +4,11 @@ import doctest
 
 import pytest
 
-from lthjax import sweep
+from lthjax import savings, sweep
 from lthjax.prune import _accounting, _core, _rules
 
 
-@pytest.mark.parametrize("module", [_core, _rules, _accounting, sweep])
+@pytest.mark.parametrize("module", [_core, _rules, _accounting, savings, sweep])
 def test_examples(module: object) -> None:
     found = doctest.testmod(module)  # type: ignore[arg-type]
     assert found.attempted > 0

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import lax
 
-from lthjax import models, prune
+from lthjax import conv, models, prune
+from lthjax.prune import _scores
 
 PARAMS = {
     "conv": {"bias": jnp.zeros(8), "kernel": jax.random.normal(jax.random.key(0), (3, 3, 4, 8))},
@@ -67,6 +70,24 @@ def test_every_weight_is_as_likely() -> None:
     ]
     often = np.mean(masks, axis=0)
     assert abs(often - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / 400)
+
+
+def test_grasp_goes_through_the_convolution_of_the_models() -> None:
+    """Its scores are w (H g), here by forward over reverse through the built-in convolution."""
+    params = {"a": jax.random.normal(jax.random.key(0), (3, 3, 2, 4))}
+    x = jax.random.normal(jax.random.key(1), (3, 6, 6, 2))
+
+    def builtin(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def loss(params: dict, convolve: Any = conv.conv2d) -> jax.Array:
+        return jnp.tanh(convolve(x, params["a"])).sum() ** 2 / 100
+
+    slope = jax.grad(lambda p: loss(p, builtin))
+    _, curved = jax.jvp(slope, (params,), (slope(params),))
+    expected = params["a"] * curved["a"]
+    got = _scores.gradient_flow(loss, params)["a"]
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 def test_snip_grasp_and_synflow_are_their_formulas() -> None:

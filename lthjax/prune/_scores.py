@@ -33,7 +33,9 @@ def gradient_flow(loss: Loss, params: PyTree) -> PyTree:
     Source: Wang et al. 2020, GraSP (arXiv 2002.07376), equation 8.
     """
     gradient = jax.grad(loss)
-    _, curved = jax.jvp(gradient, (params,), (gradient(params),))
+    # Reverse over reverse: functions with a reverse rule of their own have no forward one.
+    at, pull = jax.vjp(gradient, params)
+    (curved,) = pull(at)
     return jax.tree.map(jnp.multiply, params, curved)
 
 

@@ -1,0 +1,123 @@
+"""The figures of a report that show accuracy: against weights left, against the controls, over training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from analysis import figures, verdicts
+from analysis.cells import COLUMNS, Row, arms, chains, select
+from analysis.page import Drawn
+from lthjax import imp
+from lthjax.imp import DENSE
+from lthjax.store import folder, read_result
+
+# Learning curves are shown at the levels nearest to these densities, and at the last.
+_SHOWN = (0.2, 0.1)
+_AT_MOST = ("ticket", "reinit", "random")
+
+
+def drawn(run: Path, rows: Sequence[Row], heading: str) -> list[Drawn]:
+    """The figures of a run, as far as it has data for them."""
+    found = [
+        Drawn(
+            "accuracy",
+            "Test accuracy against weights left",
+            figures.accuracy(rows, f"{heading}: accuracy"),
+            "Test accuracy at the end of training for every level and arm. Points are seeds (repeats "
+            "averaged), lines their mean, bands (bars for two seeds) the 95 % interval of the mean by "
+            "Student's t, cut off at the figure's edge. The dense network is the horizontal line. Look for "
+            "how far to the right the ticket stays at it, and where the controls leave it.",
+            (COLUMNS, rows),
+        )
+    ]
+    chain = next((chain for chain in chains(rows) if imp.leader(chain) == "ticket"), None)
+    controls = [arm for arm in arms(select(rows, chain=chain)) if arm != "ticket"] if chain else []
+    if chain and controls:
+        gaps = {arm: verdicts.differences(rows, chain, "ticket", arm) for arm in controls}
+        found.append(
+            Drawn(
+                "gaps",
+                "How much better tickets are than their controls",
+                figures.gaps(gaps, f"{heading}: ticket − control"),
+                "Test accuracy of the ticket minus that of a control of the same seed and level, in "
+                "percentage points, at the end of training. Points are seeds, lines their mean, bands "
+                "(bars for two seeds) the 95 % interval of the mean by Student's t. The grey band is the "
+                "gap of 10 to 15 points that is often claimed. Look for where a line leaves zero, and "
+                "where it enters the band.",
+                (
+                    ("arm", "level", "density", "seed_number", "ticket_minus_arm_points"),
+                    [
+                        (arm, level.level, level.density, number, value)
+                        for arm, levels in gaps.items()
+                        for level in levels
+                        for number, value in enumerate(level.values)
+                    ],
+                ),
+            )
+        )
+    if any(row.early_stop_step for row in rows):
+        found.append(
+            Drawn(
+                "early_stop",
+                "Early-stop step against weights left",
+                figures.early_stop(rows, f"{heading}: early stopping"),
+                "The step of the lowest validation loss, found after training, among the steps at which it "
+                "was evaluated; a lower one means faster learning. Points, lines and bands as in the first "
+                "figure.",
+                (COLUMNS, rows),
+            )
+        )
+    if chain:
+        learning = _learning(run, rows, chain)
+        found.append(
+            Drawn(
+                "learning",
+                "Learning curves",
+                figures.learning(learning, f"{heading}: learning curves"),
+                "Test accuracy over training, mean over seeds, with the band of the 95 % interval from three "
+                "seeds on; one panel a level, on shared axes. The dense network is in every panel. Look for "
+                "which arm rises first, and which ends highest.",
+                (
+                    ("panel", "arm", "step", "seed_number", "test_accuracy_percent"),
+                    [
+                        (panel, arm, int(step), number, float(value))
+                        for panel, curves in learning.items()
+                        for arm, (steps, values) in curves.items()
+                        for number, of_seed in enumerate(values)
+                        for step, value in zip(steps, of_seed, strict=True)
+                    ],
+                ),
+            )
+        )
+    return found
+
+
+def _learning(
+    run: Path, rows: Sequence[Row], chain: str
+) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Panel -> arm -> (steps [S], test accuracies in percent [cells, S])."""
+    tickets = [row for row in select(rows, chain=chain, arm="ticket") if row.status == "done"]
+    if not tickets:
+        levels = []
+    else:
+        wanted = [min(tickets, key=lambda row: abs(np.log(row.density / near))).level for near in _SHOWN]
+        levels = sorted({*wanted, max(row.level for row in tickets)})
+    panels = {}
+    dense = _of_cells(run, select(rows, chain=DENSE))
+    for level in levels:
+        of_level = select(rows, chain=chain, level=level)
+        name = f"{100 * of_level[0].density:.1f} % of the weights"
+        shown = {arm: _of_cells(run, select(of_level, arm=arm)) for arm in _AT_MOST}
+        panels[name] = {arm: curves for arm, curves in {DENSE: dense, **shown}.items() if len(curves[1])}
+    return panels
+
+
+def _of_cells(run: Path, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    done = [row for row in rows if row.status == "done" and row.steps]
+    curves = [
+        read_result(folder(run, imp.Cell(row.seed, row.chain, row.level, row.arm, row.repeat)))["curves"]
+        for row in done
+    ]
+    steps = np.array(curves[0]["step"] if curves else [])
+    return steps, np.array([np.multiply(100, curve["test_accuracy"]) for curve in curves])

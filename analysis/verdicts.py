@@ -1,0 +1,320 @@
+"""The claims that are made of winning tickets, each held against a run: supported, refuted, undecided.
+
+Claims and rules are fixed before the data: "at 80 to 90 % sparsity" means at every level of that range,
+bounds are one-sided at 95 %, seeds are the unit and pair the arms. What a run has no data for is named
+as not tested, with the command that tests it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from analysis import page
+from analysis.cells import Row, accuracies, arms, by_seed, chains, select
+from analysis.page import Link, Table
+from lthjax import imp, stats
+from lthjax.imp import DENSE
+from lthjax.stats import Interval, Outcome
+
+Said = Outcome | Literal["not tested"]
+# Densities of 80 to 90 % sparsity.
+RANGE = (0.1, 0.2)
+# Percentage points below the dense network that still count as its accuracy, for savings.
+TOLERANCE = 0.5
+_ALPHA = 0.05
+
+
+class Finding(NamedTuple):
+    """A claim and what came of it.
+
+    Attributes:
+        claim: in words.
+        outcome: what the data say.
+        estimate: with its interval.
+        n: seeds.
+        where: where to look, or the command that tests it.
+    """
+
+    claim: str
+    outcome: Said
+    estimate: str
+    n: int
+    where: str | Link
+
+
+class Level(NamedTuple):
+    """Paired differences at one level, in percentage points.
+
+    Attributes:
+        level: of the chain.
+        density: weights left / prunable weights.
+        values: one a seed.
+    """
+
+    level: int
+    density: float
+    values: list[float]
+
+
+def differences(rows: Sequence[Row], chain: str, arm: str, other: str) -> list[Level]:
+    """arm − other at every level that has both, in percentage points; `other` may be the dense network."""
+    dense = accuracies(select(rows, chain=DENSE))
+    found = []
+    for level in sorted({row.level for row in select(rows, chain=chain, arm=arm)}):
+        ours = select(rows, chain=chain, level=level, arm=arm)
+        theirs = select(rows, chain=chain, level=level, arm=other)
+        values = stats.paired(accuracies(ours), dense if other == DENSE else accuracies(theirs))
+        if values:
+            found.append(Level(level, sum(row.density for row in ours) / len(ours), values))
+    return found
+
+
+def in_range(levels: Sequence[Level]) -> list[Level]:
+    """The levels of 80 to 90 % sparsity."""
+    return [level for level in levels if RANGE[0] <= level.density <= RANGE[1]]
+
+
+def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
+    """The claims that a run's accuracies speak to.
+
+    Args:
+        study: the run's study.json.
+        rows: its cells.
+    """
+    tickets = [chain for chain in chains(rows) if imp.leader(chain) == "ticket"]
+    again = _command(study)
+    if not tickets:
+        return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
+    chain = tickets[0]
+    to_dense = differences(rows, chain, "ticket", DENSE)
+    found = [
+        _everywhere(
+            f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network",
+            to_dense,
+            _within(margin),
+            f"{again} --levels 11",
+            "levels",
+        )
+        for margin in (2, 0.5, 0.2)
+    ]
+    for control, words in (("reinit", "reinitialised ones"), ("random", "random pruning")):
+        gaps = differences(rows, chain, "ticket", control)
+        command = f"{again} --levels 11 --arms ticket {control}"
+        if control == "reinit":
+            claim = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
+            found += [
+                _everywhere(claim, gaps, lambda v: stats.verdict(v, 10).outcome, command, "gaps"),
+                _somewhere("… by 10 points or more at some density", gaps, 10, command),
+            ]
+        found += [
+            _everywhere(
+                f"Tickets beat {words} at 80–90 % sparsity",
+                gaps,
+                lambda v: stats.verdict(v).outcome,
+                command,
+                "gaps",
+            ),
+            _somewhere("… at some density", gaps, 0, command),
+        ]
+    found += [_saved(rows, chain), _iso_accuracy(rows, chain, again)]
+    found += _late(rows, tickets, again)
+    return found
+
+
+def _within(margin: float) -> Callable[[list[float]], Outcome]:
+    return lambda values: stats.noninferior(values, margin).outcome
+
+
+def _everywhere(
+    claim: str, levels: Sequence[Level], say: Callable[[list[float]], Outcome], command: str, where: str
+) -> Finding:
+    """A claim on every level of the range; the estimate is that of its worst level."""
+    levels = in_range(levels)
+    if not levels:
+        return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
+    worst = min(levels, key=lambda level: sum(level.values) / len(level.values))
+    return Finding(
+        claim,
+        stats.conjunction(say(level.values) for level in levels),
+        f"{_at(worst)}, the least of {len(levels)} level{'s' if len(levels) > 1 else ''}",
+        min(len(level.values) for level in levels),
+        Link("levels" if where == "levels" else "gaps", f"#{where}"),
+    )
+
+
+def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: str) -> Finding:
+    """A claim on any level, searched for; p-values by t, adjusted for the search by Holm.
+
+    Never refuted: that it is not found does not say that it is not there, but for a gap that is refuted
+    at every level.
+    """
+    tested = [level for level in levels if len(level.values) > 1]
+    if not levels:
+        return Finding(claim, "not tested", "no such cells", 0, command)
+    if not tested:
+        return Finding(claim, "undecided", "one seed", 1, Link("gaps", "#gaps"))
+    p_values = [stats.t_p_value(level.values, threshold, "greater") for level in tested]
+    clear = [level for level, p in zip(tested, stats.holm(p_values), strict=True) if p < _ALPHA]
+    n = min(len(level.values) for level in tested)
+    if clear:
+        first = max(clear, key=lambda level: level.density)
+        return Finding(claim, "supported", f"first at {_at(first)}", n, Link("gaps", "#gaps"))
+    most = max(tested, key=lambda level: sum(level.values) / len(level.values))
+    refuted = all(stats.verdict(level.values, threshold).outcome == "refuted" for level in tested)
+    return Finding(
+        claim, "refuted" if refuted else "undecided", f"at most {_at(most)}", n, Link("gaps", "#gaps")
+    )
+
+
+def _saved(rows: Sequence[Row], chain: str) -> Finding:
+    claim = f"5–10× fewer weights within {TOLERANCE:g} points of the dense network"
+    dense = accuracies(select(rows, chain=DENSE))
+    factors: dict[int, float] = {}
+    open_ended = 0
+    for seed, curve in _curves(rows, chain, "ticket").items():
+        if seed not in dense:
+            continue
+        smallest = stats.smallest_match(curve, dense[seed], TOLERANCE, unbroken=True)
+        factors[seed] = 1 / (smallest or 1.0)
+        open_ended += smallest == min(density for density, _ in curve)
+    if not factors:
+        return Finding(claim, "not tested", "no ticket is trained yet", 0, "")
+    logs = [math.log(factor) for factor in factors.values()]
+    outcome = stats.verdict(logs, math.log(5)).outcome
+    if open_ended and outcome == "refuted":
+        outcome = "undecided"
+    ratio = stats.geometric_interval(list(factors.values()))
+    least = f"; {open_ended} of {len(factors)} seeds still match at the last level" if open_ended else ""
+    return Finding(claim, outcome, f"{_times(ratio)}{least}", len(factors), Link("levels", "#levels"))
+
+
+def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
+    claim = f"Reinitialised masks need more weights than tickets {TOLERANCE:g} points below dense"
+    dense = accuracies(select(rows, chain=DENSE))
+    tickets, controls = (_curves(rows, chain, arm) for arm in ("ticket", "reinit"))
+    found = stats.iso_accuracy(tickets, controls, dense, TOLERANCE)
+    if not found.ratios:
+        return Finding(claim, "not tested", "no such cells", 0, f"{again} --arms ticket reinit")
+    known = [ratio.low for ratio in found.ratios.values() if ratio.low == ratio.high]
+    outcome = stats.verdict([math.log(ratio) for ratio in known]).outcome
+    censored = (
+        f"; {found.censored} of {len(found.ratios)} seeds do not fall that low" if found.censored else ""
+    )
+    if censored and outcome == "refuted":
+        outcome = "undecided"
+    said = _times(found.interval) if known else "no seed's tickets fall that low"
+    return Finding(claim, outcome, f"{said}{censored}", len(known), Link("levels", "#levels"))
+
+
+def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Finding]:
+    """Each later rewind step against the first."""
+    claim = "Late rewinding helps at 80–90 % sparsity"
+    if len(tickets) < 2:
+        return [
+            Finding(claim, "not tested", "one rewind step", 0, f'{again} --rewind 0 "1 epoch"'),
+        ]
+    first, *later = tickets
+    found = []
+    for chain in later:
+        step = chain.rpartition("-")[2]
+        levels = []
+        for level in sorted({row.level for row in select(rows, chain=chain, arm="ticket")}):
+            ours, theirs = (select(rows, chain=c, level=level, arm="ticket") for c in (chain, first))
+            values = stats.paired(accuracies(ours), accuracies(theirs))
+            if values:
+                levels.append(Level(level, sum(row.density for row in ours) / len(ours), values))
+        found.append(
+            _everywhere(
+                f"{claim}: to step {step} against {first.rpartition('-')[2]}",
+                levels,
+                lambda values: stats.verdict(values).outcome,
+                f"{again} --levels 11",
+                "levels",
+            )
+        )
+    return found
+
+
+def _curves(rows: Sequence[Row], chain: str, arm: str) -> dict[int, list[tuple[float, float]]]:
+    """Seed -> (density, accuracy in percent) of an arm."""
+    curves: dict[int, dict[float, float]] = {}
+    own = select(rows, chain=chain, arm=arm)
+    for level in sorted({row.level for row in own}):
+        of_level = select(own, level=level)
+        density = by_seed(of_level, "density")
+        for seed, value in accuracies(of_level).items():
+            # A level at which no weight was left to remove is the one before it, trained again.
+            curves.setdefault(seed, {}).setdefault(density[seed], value)
+    return {seed: list(curve.items()) for seed, curve in curves.items()}
+
+
+def gaps(rows: Sequence[Row], chain: str) -> Table:
+    """Ticket against every control and the dense network, level by level, with p-values and effect sizes."""
+    lines = []
+    for other in (DENSE, *(arm for arm in arms(select(rows, chain=chain)) if arm != "ticket")):
+        levels = [level for level in differences(rows, chain, "ticket", other) if len(level.values) > 1]
+        by_t = [stats.t_p_value(level.values) for level in levels]
+        for level, p, adjusted in zip(levels, by_t, stats.holm(by_t), strict=True):
+            g, low, high, _ = stats.hedges_gz(level.values)
+            lines.append(
+                [
+                    f"{100 * level.density:.1f}",
+                    f"ticket − {other}",
+                    page.points(stats.mean_interval(level.values)),
+                    str(len(level.values)),
+                    _p(p),
+                    _p(adjusted),
+                    _p(stats.sign_flip_p_value(level.values)) if len(level.values) <= 20 else "–",
+                    "–" if math.isnan(g) else f"{g:+.1f} [{low:+.1f}, {high:+.1f}]",
+                ]
+            )
+    header = ["weights (%)", "difference", "pp", "n", "p (t)", "p (Holm)", "p (sign flips)", "Hedges' g_z"]
+    return Table(f"Rewound to step {chain.rpartition('-')[2]}", header, lines, 2)
+
+
+def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
+    """The share of runs below twice chance, where there are any; with two classes that says nothing."""
+    if classes < 3:
+        return None
+    lines = []
+    places = dict.fromkeys((row.chain, row.level, row.arm) for row in rows)
+    for chain, level, arm in places:
+        of_cell = select(rows, chain=chain, level=level, arm=arm)
+        fractions = list(by_seed(of_cell, "test_accuracy").values())
+        share = stats.collapse_share(fractions, classes)
+        if share.collapsed:
+            median = sorted(100 * value for value in fractions)[len(fractions) // 2]
+            lines.append(
+                [
+                    chain,
+                    f"{100 * of_cell[0].density:.1f}",
+                    arm,
+                    f"{share.collapsed} of {share.n}",
+                    f"{100 * share.low:.0f}–{100 * share.high:.0f} %",
+                    f"{median:.2f}",
+                ]
+            )
+    header = ["chain", "weights (%)", "arm", "collapsed", "95 % interval", "median accuracy (%)"]
+    return Table("Collapsed runs", header, lines, 3) if lines else None
+
+
+def _at(level: Level) -> str:
+    return (
+        f"{page.points(stats.mean_interval(level.values))} pp at {100 * level.density:.1f} % of the weights"
+    )
+
+
+def _times(ratio: Interval) -> str:
+    if ratio.n < 2:
+        return f"{ratio.mean:.1f}×"
+    return f"{ratio.mean:.1f}× [{ratio.low:.1f}, {ratio.high:.1f}]"
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0")
+
+
+def _command(study: Mapping[str, Any]) -> str:
+    """The command that made the run, to be widened."""
+    commands = study.get("commands") or ["run.py --config CONFIG"]
+    return f"python {commands[0]}"

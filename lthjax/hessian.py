@@ -1,0 +1,357 @@
+"""The Hessian of a loss inside a mask: products, extreme eigenvalues, trace, spectral density.
+
+The space is that of the parameters that the mask keeps: the surviving weights, and every entry of the
+leaves that may not be pruned (their mask is the 0-d True), biases among them. Its dimension k counts
+both. The Hessian is taken at m * theta, and is m * H * m.
+
+Vectors are flat, of the size of all parameters in the order of `jax.flatten_util.ravel_pytree`, and
+exactly 0 outside the mask. So no shape depends on how many weights survive: the mask may be traced,
+and one compiled program serves all levels, arms and seeds.
+
+    @jax.jit
+    def spectrum(params, mask, chunks, key):
+        operator = hessian.operator(loss, params, mask, chunks)
+        return hessian.extremes(operator, key), hessian.density(operator, key)
+
+A loss over more data than fit in memory at once is `loss(params, chunk)` with `chunks`, a pytree of
+arrays with a leading axis of chunks; the whole loss is the *sum* over them (`landscape.chunks` makes
+such a pytree, with weights that make the sum a mean).
+
+Everything is for reverse mode twice over, the gradient of <gradient, v>: by symmetry that is the
+product with v, and it goes through functions with a reverse rule of their own, as those of
+`lthjax.conv` are. A loop over data belongs into `chunks`, not into the loss: JAX 0.10 does not take
+second derivatives of a `lax.scan` over such functions.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from lthjax import prune
+
+PyTree = Any
+Loss = Callable[..., jax.Array]
+"""(params) -> loss, shape (); or (params, chunk) -> this chunk's share in the loss."""
+
+
+class Operator(NamedTuple):
+    """A symmetric linear map of the space inside a mask to itself.
+
+    Attributes:
+        product: float [p, n] -> float [p, n], every row by itself; 0 outside the mask.
+        kept: bool [n], the mask.
+    """
+
+    product: Callable[[jax.Array], jax.Array]
+    kept: jax.Array
+
+
+class Lanczos(NamedTuple):
+    """p tridiagonal matrices T = Q A Q^T, of p start vectors.
+
+    Attributes:
+        diagonal: float [p, m]; NaN from where the space was exhausted.
+        beside: float [p, m]; entry i couples rows i and i + 1; the last couples with what was left
+            out.
+        basis: float [p, m, n], the orthonormal rows of Q.
+    """
+
+    diagonal: jax.Array
+    beside: jax.Array
+    basis: jax.Array
+
+
+class Extremes(NamedTuple):
+    """The two ends of a spectrum.
+
+    Attributes:
+        largest: float [count], descending; NaN where the space has fewer dimensions.
+        smallest: float [count], ascending; likewise.
+        largest_error: float [count]; there is an eigenvalue at most this far from the value.
+        smallest_error: float [count].
+        vectors: float [count, n], unit eigenvectors of the largest.
+    """
+
+    largest: jax.Array
+    smallest: jax.Array
+    largest_error: jax.Array
+    smallest_error: jax.Array
+    vectors: jax.Array
+
+
+class Trace(NamedTuple):
+    """An estimate of a trace.
+
+    Attributes:
+        total: float (), the trace.
+        error: float (), its standard error over the probes.
+        mean: float (), the trace divided by k: the mean eigenvalue.
+        mean_error: float (), its standard error.
+    """
+
+    total: jax.Array
+    error: jax.Array
+    mean: jax.Array
+    mean_error: jax.Array
+
+
+class Density(NamedTuple):
+    """An estimate of the density of a spectrum, normalised to 1.
+
+    Attributes:
+        grid: float [points], eigenvalues.
+        density: float [points], per unit of eigenvalue, smoothed by a Gaussian of width `sigma`.
+        sigma: float ().
+        nodes: float [probes, steps], the quadrature's: its mean of f(eigenvalue) is the sum of
+            weights * f(nodes), averaged over the probes.
+        weights: float [probes, steps]; a probe's add up to 1.
+    """
+
+    grid: jax.Array
+    density: jax.Array
+    sigma: jax.Array
+    nodes: jax.Array
+    weights: jax.Array
+
+
+def dimension(params: PyTree, mask: PyTree) -> jax.Array:
+    """k: surviving weights and all entries of the leaves that may not be pruned; int32 ()."""
+    return _kept(params, mask).sum(dtype=jnp.int32)
+
+
+def hvp(loss: Loss, params: PyTree, mask: PyTree, vector: PyTree, chunks: PyTree = None) -> PyTree:
+    """m * (H (m * v)), with H the loss's Hessian at m * theta.
+
+    Args:
+        loss: (params) -> (), or with chunks (params, chunk) -> (), whose sum is the loss.
+        params: a pytree of float arrays.
+        mask: its mask.
+        vector: v, a pytree like the parameters.
+        chunks: a pytree of arrays with a leading axis of chunks, or None.
+
+    Returns:
+        A pytree like the parameters, exactly 0 outside the mask.
+    """
+    flat, unravel = ravel_pytree(vector)
+    return unravel(operator(loss, params, mask, chunks).product(flat[None])[0])
+
+
+def operator(loss: Loss, params: PyTree, mask: PyTree, chunks: PyTree = None) -> Operator:
+    """The Hessian inside the mask as an operator; arguments as for `hvp`.
+
+    The gradient is linearised once a chunk for all vectors of a call, which is why they come
+    together: for a convolutional network eight cost less than six by themselves.
+    """
+    start, unravel = ravel_pytree(prune.apply(params, mask))
+    kept = _kept(params, mask)
+
+    def of_chunk(vectors: jax.Array, *chunk: PyTree) -> jax.Array:
+        _, pull = jax.vjp(jax.grad(lambda flat: loss(unravel(flat), *chunk)), start)
+
+        # One after another on CPU, where batched convolutions are slow.
+        def one_by_one(vectors: jax.Array) -> jax.Array:
+            return lax.map(lambda v: pull(v)[0], vectors)
+
+        def together(vectors: jax.Array) -> jax.Array:
+            return jax.vmap(lambda v: pull(v)[0])(vectors)
+
+        return lax.platform_dependent(vectors, cpu=one_by_one, default=together)
+
+    def product(vectors: jax.Array) -> jax.Array:
+        inside = jnp.where(kept[None], vectors.astype(start.dtype), 0)
+        if chunks is None:
+            whole = of_chunk(inside)
+        else:
+            whole, _ = lax.scan(
+                lambda total, chunk: (total + of_chunk(inside, chunk), None), jnp.zeros_like(inside), chunks
+            )
+        return jnp.where(kept[None], whole, 0)
+
+    return Operator(product, kept)
+
+
+def extremes(on: Operator, key: jax.Array, count: int = 10, steps: int = 40) -> Extremes:
+    """The largest and smallest eigenvalues by Lanczos from one random start.
+
+    One start meets an eigenvalue that is repeated once, until it has met all others or rounding brings
+    up the rest: of repeated ones (0 above all, and biases behind which a network is cut off) there may
+    be more than it says.
+
+    Args:
+        on: the operator.
+        key: for the start.
+        count: how many at either end, at most `steps`.
+        steps: products; isolated eigenvalues converge first, the errors say how far they are.
+    """
+    if not 1 <= count <= steps:
+        raise ValueError(f"count: it is from 1 to steps = {steps}, not {count}.")
+    run = lanczos(on, _gaussian(key, on.kept, 1), steps, key)
+    values, vectors = _diagonalised(run)
+    values, vectors = values[0], vectors[0]
+    # There are NaN behind the found ones, which are ascending.
+    found = jnp.isfinite(values).sum()
+    up = jnp.arange(count)
+    down = found - 1 - up
+    error = jnp.abs(vectors[-1]) * run.beside[0, -1]
+    there = up < found
+
+    def taken(of: jax.Array, index: jax.Array) -> jax.Array:
+        return jnp.where(there, of[index], jnp.nan)
+
+    return Extremes(
+        taken(values, down),
+        taken(values, up),
+        taken(error, down),
+        taken(error, up),
+        jnp.where(there[:, None], vectors.T[down] @ run.basis[0], jnp.nan),
+    )
+
+
+def trace(on: Operator, key: jax.Array, probes: int = 32) -> Trace:
+    """The trace by Hutchinson's estimator with Rademacher vectors inside the mask.
+
+    Args:
+        on: the operator.
+        key: for the probes.
+        probes: products, 2 or more.
+
+    Source: Hutchinson 1989, doi 10.1080/03610918908812806.
+    """
+    if probes < 2:
+        raise ValueError(f"probes: a standard error takes 2 or more, not {probes}.")
+    vectors = _rademacher(key, on.kept, probes)
+    samples = (vectors * on.product(vectors)).sum(1)
+    total, error = samples.mean(), samples.std(ddof=1) / jnp.sqrt(probes)
+    k = on.kept.sum()
+    return Trace(total, error, total / k, error / k)
+
+
+def density(
+    on: Operator,
+    key: jax.Array,
+    probes: int = 8,
+    steps: int = 30,
+    *,
+    points: int = 1024,
+    sigma: float | None = None,
+) -> Density:
+    """The spectral density by stochastic Lanczos quadrature.
+
+    Needs probes * steps products, and memory for as many vectors.
+
+    Args:
+        on: the operator.
+        key: for the probes, Rademacher vectors inside the mask.
+        probes: how many are averaged.
+        steps: of Lanczos; m steps give the first 2 m moments of a probe's own spectrum exactly.
+        points: of the grid, from 4 sigma under the lowest node to 4 above the highest.
+        sigma: width of the Gaussian, in units of eigenvalue; by default a hundredth of the
+            spectrum's range.
+
+    Source: Lin, Saad & Yang 2016 (arXiv 1308.5467), section 3.2; Ghorbani, Krishnan & Xiao 2019
+    (arXiv 1901.10159), section 2.
+    """
+    run = lanczos(on, _rademacher(key, on.kept, probes), steps, key)
+    values, vectors = _diagonalised(run)
+    found = jnp.isfinite(values)
+    weights = jnp.where(found, vectors[:, 0] ** 2, 0)
+    weights = weights / weights.sum(1, keepdims=True)
+    lowest, highest = jnp.nanmin(values), jnp.nanmax(values)
+    nodes = jnp.where(found, values, 0)
+    if sigma is None:
+        spread = highest - lowest
+        # Where all eigenvalues are one and the same, any width does.
+        width = jnp.where(spread > 0, spread / 100, 1.0)
+    else:
+        width = jnp.asarray(sigma, nodes.dtype)
+    grid = jnp.linspace(lowest - 4 * width, highest + 4 * width, points)
+    bells = jax.scipy.stats.norm.pdf(grid[:, None], nodes.reshape(1, -1), width)
+    return Density(grid, bells @ weights.ravel() / probes, width, nodes, weights)
+
+
+def lanczos(on: Operator, starts: jax.Array, steps: int, key: jax.Array) -> Lanczos:
+    """Lanczos with full re-orthogonalisation, twice a step, for several start vectors side by side.
+
+    Where a start's Krylov space ends before `steps`, it goes on with a random vector orthogonal to
+    what there is, uncoupled from it; where the whole space ends, with zeros.
+
+    Args:
+        on: the operator.
+        starts: float [p, n], 0 outside the mask, none of them 0.
+        steps: m, products of each.
+        key: for vectors that go on.
+    """
+    starts = starts / jnp.linalg.norm(starts, axis=1, keepdims=True)
+    p, n = starts.shape
+    small = 100 * jnp.finfo(starts.dtype).eps
+
+    def cleared(vectors: jax.Array, basis: jax.Array) -> jax.Array:
+        for _ in range(2):
+            vectors = vectors - jnp.einsum("pm,pmn->pn", jnp.einsum("pmn,pn->pm", basis, vectors), basis)
+        return vectors
+
+    def step(i: jax.Array, carry: tuple) -> tuple:
+        diagonal, beside, basis, scale = carry
+        at = basis[:, i]
+        image = on.product(at)
+        a = (image * at).sum(1)
+        exhausted = ~at.any(1)
+        rest = cleared(image, basis)
+        b = jnp.linalg.norm(rest, axis=1)
+        scale = jnp.maximum(scale, jnp.linalg.norm(image, axis=1))
+        ended = b <= small * scale
+
+        def fresh() -> jax.Array:
+            drawn = _gaussian(jax.random.fold_in(key, i), on.kept, p)
+            before = jnp.linalg.norm(drawn, axis=1)
+            drawn = cleared(drawn, basis)
+            after = jnp.linalg.norm(drawn, axis=1)
+            return jnp.where((after > 1e-4 * before)[:, None], drawn / after[:, None], 0)
+
+        new = lax.cond(ended.any(), fresh, lambda: jnp.zeros_like(rest))
+        b = jnp.where(ended, 0, b)
+        following = jnp.where(ended[:, None], new, rest / jnp.where(ended, 1, b)[:, None])
+        return (
+            diagonal.at[:, i].set(jnp.where(exhausted, jnp.nan, a)),
+            beside.at[:, i].set(b),
+            basis.at[:, i + 1].set(following, mode="drop"),
+            scale,
+        )
+
+    dtype = starts.dtype
+    basis = jnp.zeros((p, steps, n), dtype).at[:, 0].set(starts)
+    empty = jnp.zeros((p, steps), dtype)
+    diagonal, beside, basis, _ = lax.fori_loop(0, steps, step, (empty, empty, basis, jnp.zeros(p, dtype)))
+    return Lanczos(diagonal, beside, basis)
+
+
+def _diagonalised(run: Lanczos) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues [p, m], ascending, NaN at the end, and eigenvectors [p, m, m] in columns of T."""
+    a, b = run.diagonal, run.beside[:, :-1]
+    real = jnp.isfinite(a)
+    # What is not there goes to the very end, uncoupled, as an eigenvalue beyond all others.
+    beyond = 1 + jnp.nansum(jnp.abs(a), axis=1, keepdims=True) + 2 * b.sum(1, keepdims=True)
+    matrices = jax.vmap(lambda a, b: jnp.diag(a) + jnp.diag(b, 1) + jnp.diag(b, -1))(
+        jnp.where(real, a, beyond), b
+    )
+    values, vectors = jnp.linalg.eigh(matrices)
+    there = jnp.arange(a.shape[1])[None] < real.sum(1, keepdims=True)
+    return jnp.where(there, values, jnp.nan), vectors
+
+
+def _kept(params: PyTree, mask: PyTree) -> jax.Array:
+    shaped = jax.tree.map(lambda m, p: jnp.broadcast_to(m, jnp.shape(p)).ravel(), mask, params)
+    return jnp.concatenate(jax.tree.leaves(shaped))
+
+
+def _rademacher(key: jax.Array, kept: jax.Array, count: int) -> jax.Array:
+    drawn = jax.random.rademacher(key, (count, kept.size), jnp.result_type(float))
+    return jnp.where(kept[None], drawn, 0)
+
+
+def _gaussian(key: jax.Array, kept: jax.Array, count: int) -> jax.Array:
+    return jnp.where(kept[None], jax.random.normal(key, (count, kept.size)), 0)
