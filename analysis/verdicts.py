@@ -301,7 +301,9 @@ def summaries(rows: Sequence[Row], chain: str) -> Table:
 
 
 def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
-    """The share of runs below twice chance, where there are any."""
+    """The share of runs below twice chance, where there are any; with two classes that says nothing."""
+    if classes < 3:
+        return None
     lines = []
     places = dict.fromkeys((row.chain, row.level, row.arm) for row in rows)
     for chain, level, arm in places:

@@ -293,7 +293,9 @@ def run_all(
 
     Args:
         studies: those of one `prepare_all`.
-        out, watch, chunk: as for `run`.
+        out: as for `run`.
+        watch: as for `run`.
+        chunk: as for `run`.
 
     Returns:
         The run folders, in the order of the studies.
