@@ -20,10 +20,12 @@ _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE
 _MARKERS = {"ticket": "o", "reinit": "s", "random": "^"}
 _OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
 _OTHER_MARKERS = ("D", "v", "P", "X", "<", ">", "*", "p", "h")
+_PALETTE = (*list(_COLOURS.values())[:3], *_OTHER_COLOURS, "#000000")
+_SERIES_MARKERS = (*_MARKERS.values(), *_OTHER_MARKERS)
 _LINES = ("-", "--", ":", "-.")
 # The interval of two seeds is so wide (t = 12.7) that bands would hide what they lie behind: thin bars.
 _BAND_FROM = 3
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,7 +38,7 @@ _STYLE: dict[Any, Any] = {
 
 def accuracy(rows: Sequence[Row], heading: str) -> Figure:
     """Test accuracy at the end of training against weights left."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure(heading)
         _against_weights(axes, rows, "test_accuracy", 100.0)
         axes.set_ylabel("test accuracy at the end (%)")
@@ -45,7 +47,7 @@ def accuracy(rows: Sequence[Row], heading: str) -> Figure:
 
 def early_stop(rows: Sequence[Row], heading: str) -> Figure:
     """The step of the lowest validation loss against weights left."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure(heading)
         _against_weights(axes, [row for row in rows if row.steps], "early_stop_step", 1.0)
         axes.set_ylabel("early-stop step (steps of training)")
@@ -82,28 +84,10 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
                 continue
             x = [left for left, _ in points]
             densities.update(x)
-            intervals = [mean_interval(of_level) for _, of_level in points]
-            n = max(i.n for i in intervals)
-            colour, marker = _look(arm)
+            shown += [value for _, of_level in points for value in of_level]
             name = f"{arm}, {_rewound(chain)}" if several else arm
-            axes.plot(
-                x,
-                [i.mean for i in intervals],
-                line,
-                color=colour,
-                marker=marker,
-                ms=5,
-                label=f"{name} (n = {n})",
-            )
-            lows, highs = [i.low for i in intervals], [i.high for i in intervals]
-            if n >= _BAND_FROM:
-                axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
-            elif n == 2:
-                axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
-            for left, of_level in points:
-                shown += of_level
-                axes.plot([left] * len(of_level), of_level, ".", color=colour, ms=3, alpha=0.7)
-    _weights_axis(axes, densities)
+            curve(axes, x, [of_level for _, of_level in points], (*look(arm), line), name)
+    weights_axis(axes, densities)
     if shown:
         # By the points: an interval of two seeds can be wider than the figure.
         spread = max(shown) - min(shown) or 1.0
@@ -113,21 +97,59 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
         axes.legend(fontsize=9)
 
 
-def _weights_axis(axes: Axes, densities: set[float]) -> None:
-    """Weights left in percent, on a log scale from 100 down to the lowest density."""
+def curve(
+    axes: Axes,
+    x: Sequence[float],
+    values: Sequence[Sequence[float]],
+    style: tuple[str, str, str],
+    name: str,
+    *,
+    interval: bool = True,
+) -> None:
+    """A line of means with their 95 % intervals, and every value as a point.
+
+    Args:
+        axes: where.
+        x: the places.
+        values: those at every place, one a seed, at least one.
+        style: colour, marker and line.
+        name: in the legend, with the largest n.
+        interval: whether it is drawn; of values that are not independent it would mislead.
+    """
+    colour, marker, line = style
+    intervals = [mean_interval(at) for at in values]
+    n = max((i.n for i in intervals), default=0)
+    label = f"{name} (n = {n})"
+    axes.plot(x, [i.mean for i in intervals], line, color=colour, marker=marker, ms=5, label=label)
+    lows, highs = [i.low for i in intervals], [i.high for i in intervals]
+    if interval and n >= _BAND_FROM:
+        axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
+    elif interval and n == 2:
+        axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
+    for place, at in zip(x, values, strict=True):
+        axes.plot([place] * len(at), at, ".", color=colour, ms=3, alpha=0.7)
+
+
+def weights_axis(axes: Axes, densities: set[float]) -> None:
+    """Weights left in percent on the x axis, on a log scale from 100 down to the lowest density."""
     axes.set_xscale("log")
     if densities:
         axes.set_xlim(max(max(densities), 100.0) * 1.08, min(densities) / 1.08)
-        axes.xaxis.set_major_locator(FixedLocator(_ticks(min(densities))))
+        axes.xaxis.set_major_locator(FixedLocator(ticks(min(densities))))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
-def _look(arm: str) -> tuple[str, str]:
+def look(arm: str) -> tuple[str, str]:
     """An arm's colour and marker, the same in every figure."""
     place = list(ARMS).index(arm)
     others = (_OTHER_COLOURS[place % len(_OTHER_COLOURS)], _OTHER_MARKERS[place % len(_OTHER_MARKERS)])
     return _COLOURS.get(arm, others[0]), _MARKERS.get(arm, others[1])
+
+
+def series(place: int) -> tuple[str, str]:
+    """Colour and marker of the nth of several things that are no arms."""
+    return _PALETTE[place % len(_PALETTE)], _SERIES_MARKERS[place % len(_SERIES_MARKERS)]
 
 
 def _point(rows: Sequence[Row], column: str, unit: float) -> tuple[float, tuple[float, ...]]:
@@ -136,7 +158,7 @@ def _point(rows: Sequence[Row], column: str, unit: float) -> tuple[float, tuple[
     return left, tuple(unit * value for value in by_seed(rows, column).values())
 
 
-def _ticks(lowest: float) -> list[float]:
+def ticks(lowest: float) -> list[float]:
     """100, 50, 20, 10, ... down to the lowest."""
     ticks = [m * 10.0**e for e in range(2, -4, -1) for m in (5, 2, 1)]
     return [tick for tick in ticks if lowest / 1.5 <= tick <= 100]
@@ -150,7 +172,7 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
     """Every entry's difference to its dense network against weights left; one panel an arm."""
     there = {arm for entry in entries for arm in entry.arms}
     names = [arm for arm in ARMS if arm in there]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(7.2, 4.2 * len(names)), 4.8), layout="constrained")
         panels = figure.subplots(1, max(len(names), 1), sharex=True, sharey=True, squeeze=False)[0]
         densities: set[float] = set()
@@ -174,10 +196,10 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
                     axes.plot([left] * len(gain), gain, ".", color=colour, ms=2.5, alpha=0.6)
                     if interval.n >= _BAND_FROM:
                         axes.vlines(left, interval.low, interval.high, color=colour, alpha=0.35, lw=1)
-        _weights_axis(panels[0], densities)
+        weights_axis(panels[0], densities)
         panels[0].set_ylabel("test accuracy − dense (pp)")
         figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
-        _legend_below(figure, panels[0])
+        legend_below(figure, panels[0])
         return figure
 
 
@@ -185,7 +207,7 @@ def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> 
     """Accuracy against trainings; one panel a density, on one axis of costs."""
     columns = min(max(len(densities), 1), 3)
     rows = -(-max(len(densities), 1) // columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * columns, 3.3 * rows + 1.0), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
         for axes in panels[len(densities) :]:
@@ -218,14 +240,12 @@ def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> 
             axes.set_xlabel("cost (trainings, log scale)")
         figure.supylabel("test accuracy at the end (%)", fontsize=10)
         figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
-        _legend_below(figure, panels[0])
+        legend_below(figure, panels[0])
         return figure
 
 
 def _looks(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
     """(colour, marker, line) of every entry: colour and marker by `how`, line by `variant`."""
-    palette = (*list(_COLOURS.values())[:3], *_OTHER_COLOURS, "#000000")
-    markers = (*_MARKERS.values(), *_OTHER_MARKERS)
     hows, variants = ([*dict.fromkeys(values)] for values in zip(*(e[:2] for e in entries), strict=True))
     if len(hows) == 1:
         hows, of_entry = variants, [(e.variant, e.how) for e in entries]
@@ -233,16 +253,12 @@ def _looks(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
     else:
         of_entry = [(e.how, e.variant) for e in entries]
     return [
-        (
-            palette[hows.index(how) % len(palette)],
-            markers[hows.index(how) % len(markers)],
-            _LINES[variants.index(variant) % len(_LINES)],
-        )
-        for how, variant in of_entry
+        (*series(hows.index(how)), _LINES[variants.index(variant) % len(_LINES)]) for how, variant in of_entry
     ]
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, below them; the entries are those of one."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 3), fontsize=8)
