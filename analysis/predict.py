@@ -725,14 +725,14 @@ _COLOURS = {
     "synflow": "#999999",
     "fisher": "#8A6D00",
     PIXEL_VARIANCE: "#000000",
-    LOGISTIC: figures._COLOURS["ticket"],
+    LOGISTIC: figures.look("ticket")[0],
 }
 _MARKERS = dict(zip(_COLOURS, "Dv<s>PXho", strict=True))
 _MASKS = {
-    "ticket": ("ticket", figures._COLOURS["ticket"], "o"),
+    "ticket": ("ticket", figures.look("ticket")[0], "o"),
     PREDICTED: ("predicted", "#E69F00", "D"),
     TWIN: ("shuffled\npredicted", "#CC79A7", "v"),
-    "random": ("random", figures._COLOURS["random"], "^"),
+    "random": ("random", figures.look("random")[0], "^"),
 }
 _PANELS = 4
 _CHANCE = "#444444"
@@ -748,7 +748,7 @@ def bars(rows: Sequence[Row]) -> Figure:
     shown = [(name, "ticket") for name in _COLOURS] + [(LOGISTIC, "shuffled")]
     shown = [of for of in shown if any((row.score, row.mask) == of for row in rows)]
     measures = (("auroc", 0.5, "AUROC within layers"), ("lift", 1.0, "precision@k / density"))
-    with matplotlib.rc_context(figures._STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure, grid, levels = _panels(rows, len(measures), (2.9, 0.3 * len(shown) + 0.9))
         for line, (measure, chance, name_of) in zip(grid, measures, strict=True):
             for axes, level in zip(line, levels, strict=True):
@@ -774,7 +774,7 @@ def curve(rows: Sequence[Row]) -> Figure:
     """
     rows = [row for row in rows if row.layer == MEAN and row.mask == "ticket"]
     last = max((row.step for row in rows), default=0)
-    with matplotlib.rc_context(figures._STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure, grid, levels = _panels(rows, 1, (2.9, 4.2))
         for axes, level in zip(grid[0], levels, strict=True):
             for name, colour in _COLOURS.items():
@@ -790,7 +790,7 @@ def curve(rows: Sequence[Row]) -> Figure:
                     )
                 for step, of_step in zip(x, points, strict=True):
                     axes.plot([step] * len(of_step), of_step, ".", color=colour, ms=2.5, alpha=0.6)
-                if name == LOGISTIC and intervals and intervals[0].n >= figures._BAND_FROM:
+                if name == LOGISTIC and intervals and intervals[0].n >= figures.BAND_FROM:
                     lows, highs = [i.low for i in intervals], [i.high for i in intervals]
                     axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
             axes.axhline(0.5, color=_CHANCE, lw=1, ls="--")
@@ -813,7 +813,7 @@ def functional(trials: Sequence[Trial]) -> Figure:
     Small points are seeds (repeats averaged), large ones their mean, lines its 95 % interval (of three
     seeds or more).
     """
-    with matplotlib.rc_context(figures._STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure, grid, levels = _panels([t for t in trials if t.mask == PREDICTED], 1, (2.6, 3.6))
         for axes, level in zip(grid[0], levels, strict=True):
             for place, (mask, (_, colour, marker)) in enumerate(_MASKS.items()):
@@ -823,7 +823,7 @@ def functional(trials: Sequence[Trial]) -> Figure:
                 interval = mean_interval(values)
                 axes.plot([place + 0.15] * len(values), values, ".", color=colour, ms=5, alpha=0.7)
                 axes.plot([place], [interval.mean], marker=marker, color=colour, ms=8)
-                if interval.n >= figures._BAND_FROM:
+                if interval.n >= figures.BAND_FROM:
                     axes.vlines(place, interval.low, interval.high, color=colour, lw=1.5, alpha=0.6)
             axes.set_xticks(range(len(_MASKS)), [name for name, _, _ in _MASKS.values()], fontsize=8)
             axes.set_xlim(-0.6, len(_MASKS) - 0.4)
@@ -855,7 +855,7 @@ def _bar(axes: Axes, place: int, values: Sequence[float], chance: float, colour:
     interval = mean_interval(values)
     hatch = "////" if null else None
     axes.barh(place, interval.mean - chance, 0.7, chance, color=colour, alpha=0.45, hatch=hatch)
-    if interval.n >= figures._BAND_FROM:
+    if interval.n >= figures.BAND_FROM:
         axes.hlines(place, interval.low, interval.high, color=colour, lw=1.5)
     axes.plot(values, [place] * len(values), ".", color=colour, ms=4)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import compare, curves, page, predict, savings, verdicts
+from analysis import compare, curves, page, predict, savings, structure, verdicts
 from analysis.cells import Row, accuracies, arms, chains, difference, load, select, to_csv
 from analysis.entries import title
 from analysis.page import Section, Table
@@ -63,6 +63,7 @@ def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: st
     own = chains(rows)
     tickets = [chain for chain in own if imp.leader(chain) == "ticket"]
     collapsed = verdicts.collapsed(rows, study["data"]["classes"])
+    survivors = structure.figures(run)
     return [
         Section("verdicts", "Verdicts", _notes(study, rows), (), [Table("", header, said, 5)], _RULES),
         Section("accuracy", "Accuracy", figures=curves.drawn(run, rows, heading)),
@@ -78,6 +79,7 @@ def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: st
             tables=[*(_levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])],
             remark=_remark(study, rows),
         ),
+        *([Section("structure", "What survives", figures=survivors)] if survivors else []),
         *(section for section in (savings.section(run), predict.section(run)) if section is not None),
     ]
 
