@@ -300,7 +300,7 @@ def test_a_whole_run(
             store.mask(Cell(trial.seed, "rewind-0", trial.level, "ticket"), like)
         )
         assert abs(trial.iou - trial.iou_chance) < 0.01 or trial.mask in ("ticket", "predicted")
-    for name in ("bars", "curve", "functional"):
+    for name in ("predict_bars", "predict_curve", "predict_functional"):
         assert (run / "predict" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert b"<svg" in (run / "predict" / f"{name}.svg").read_bytes()
 
