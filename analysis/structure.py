@@ -534,10 +534,10 @@ def _unit_degrees(run: _Run) -> Drawn:
         ),
         f"Share of units with at most so many surviving weights at level {level} ({run.chain}; "
         f"{_seeds(len(tickets))} pooled): left the weights into a layer's output units (filters), right "
-        "those out of its input units (channels). The dashed line is what shuffling the mask within its layer "
-        "gives, exactly (hypergeometric). Where the ticket's is flatter, it crowds survivors on some units "
-        "and starves others; the number is its variance over units, as a multiple of a shuffled mask's (mean "
-        "over seeds; of few units it is noisy).",
+        "those out of its input units (channels). The dashed line is what shuffling the mask within its "
+        "layer gives, exactly (hypergeometric). Where the ticket's is flatter, it crowds survivors on some "
+        "units and starves others; the number is its variance over units, as a multiple of a shuffled "
+        "mask's (mean over seeds; of few units it is noisy).",
         (_Degree._fields, rows),
     )
 
@@ -788,8 +788,8 @@ def _mask_overlap(run: _Run) -> Drawn | None:
         "Overlap of masks",
         _draw_overlaps(rows, run.chain, f"{run.heading}: overlap of masks"),
         "Weights that two masks share, divided by the weights that either keeps, over all layers. "
-        f"{words}The dashed line is chance: random masks with the same number of survivors in every layer, which is "
-        "ρ / (2 − ρ) where every layer has density ρ."
+        f"{words}The dashed line is chance: random masks with the same number of survivors in every layer, "
+        "which is ρ / (2 − ρ) where every layer has density ρ."
         + (" Masks that share nothing have no place on a log scale." if nothing else ""),
         (_Overlap._fields, rows),
     )
