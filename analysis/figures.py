@@ -310,4 +310,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     """One legend for all panels, below them; the entries are those of one."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 3), fontsize=8)
+        # About twelve characters of this size fit an inch.
+        fitting = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 6))
+        columns = max(1, min(len(handles), 3, fitting))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)

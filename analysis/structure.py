@@ -534,9 +534,9 @@ def _unit_degrees(run: _Run) -> Drawn:
         f"Share of units with at most so many surviving weights at level {level} ({run.chain}; "
         f"{_seeds(len(tickets))} pooled): left the weights into a layer's output units (filters), right "
         "those out of its input units (channels). The dashed line is what shuffling the mask within its "
-        "layer gives, exactly (hypergeometric). Where the ticket's is flatter, it crowds survivors on "
-        "some units and starves others; the number is its variance over units, as a multiple of a "
-        "shuffled mask's (mean over seeds; of few units it is noisy).",
+        "layer gives, exactly (hypergeometric). Where the ticket's is flatter, it crowds survivors on some "
+        "units and starves others; the number is its variance over units, as a multiple of a shuffled "
+        "mask's (mean over seeds; of few units it is noisy).",
         (_Degree._fields, rows),
     )
 
