@@ -822,13 +822,15 @@ def _draw_overlaps(rows: Sequence[_Overlap], chain: str, heading: str) -> Figure
 
 
 def _open(path: Path) -> _Run | None:
-    """A run folder for reading; None where no chain has a ticket yet."""
+    """A run folder for reading; None where no chain has a ticket yet, or the network is not known here."""
     about = read_study(path)
     rows = [row for row in load(path) if row.status == "done" and row.weights_left]
     led = [chain for chain in chains(rows) if select(rows, chain=chain, arm="ticket")]
     if not led:
         return None
     study = config.from_dict(about["config"])
+    if study.model not in models.MODELS:  # one from outside the package, which is not loaded
+        return None
     height, width, channels = about["data"]["shape"]
     model = models.build(study.model, (height, width, channels), about["data"]["classes"])
     like = jax.eval_shape(model.init, jax.random.key(0))
