@@ -113,14 +113,14 @@ def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
 
 def write_figure(folder: Path, name: str, figure: Figure, *, vector: bool = True) -> None:
     """Writes a figure as PNG and, unless its SVG would be too large, as SVG."""
+    # No date, no version and no random names, so that the same rows give the same file.
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=160)
+    figure.savefig(picture, format="png", dpi=160, metadata={"Software": None})
     write_whole(folder / f"{name}.png", picture.getvalue())
     if not vector:
         return
     picture = io.BytesIO()
-    with matplotlib.rc_context(figures._STYLE):
-        # No date, so that the same rows give the same file.
+    with matplotlib.rc_context({**figures._STYLE, "svg.hashsalt": "lthjax"}):
         figure.savefig(picture, format="svg", metadata={"Date": None})
     write_whole(folder / f"{name}.svg", picture.getvalue())
 

@@ -53,7 +53,6 @@ from analysis.landscape_table import (
     cell_of,
     differences,
     findings,
-    found_at,
     items,
     level_folder,
     load,
@@ -573,8 +572,8 @@ class _Work:
         ]
         if len(matched) < len(lower):
             notes.append(
-                f"Train losses are not matched in {len(lower) - len(matched)} of {len(lower)} pairs, for want "
-                "of replays; there sharpness is known only at the end of training, where losses differ."
+                f"Train losses are not matched in {len(lower) - len(matched)} of {len(lower)} pairs, for "
+                "want of replays; there sharpness is known only at the end of training, where losses differ."
             )
         absent = self._missing_siblings()
         if absent:
@@ -652,28 +651,33 @@ def _passes(item: Item, how: Settings) -> tuple[float, float]:
 
 
 def _write(asked: Asked, where: Path, rows: list[Row], notes: list[str]) -> None:
-    about = {
-        "chain": asked.chain,
-        "level": asked.level,
-        "density": _density(asked.run, asked.chain, asked.level),
-        "rewind": asked.rewind,
-        "arms": asked.arms,
-        "planes": asked.planes,
-        "settings": asked.settings._asdict(),
-        "notes": notes,
+    density = _density(asked.run, asked.chain, asked.level)
+    scope = (asked.rewind, asked.arms, asked.planes, asked.settings)
+    found = Found(asked.run, asked.chain, asked.level, density, *scope, rows, notes)
+    about = {name: value for name, value in found._asdict().items() if name not in ("run", "rows")}
+    about["settings"] = asked.settings._asdict()
+    written = {
+        "landscape.csv": page.to_csv(Row._fields, rows),
+        "differences.csv": page.to_csv(Difference._fields, differences(rows)),
+        # Last, as it is what says that the rest is there.
+        "about.json": json.dumps(about, indent=1) + "\n",
     }
     try:
+        if all(_same(where / name, text) for name, text in written.items()):
+            return
         where.mkdir(parents=True, exist_ok=True)
-        extra.write_whole(where / "landscape.csv", page.to_csv(Row._fields, rows).encode())
-        table = page.to_csv(Difference._fields, differences(rows))
-        extra.write_whole(where / "differences.csv", table.encode())
-        # Last, as it is what says that the rest is there.
-        extra.write_whole(where / "about.json", (json.dumps(about, indent=1) + "\n").encode())
-        for figure in drawn_of(found_at(asked.run, where)):
-            name = figure.name.partition("_level_")[0]
+        (where / "about.json").unlink(missing_ok=True)
+        for figure in drawn_of(found):
+            name = figure.name.removeprefix("landscape_").partition("_")[0]
             extra.write_figure(where, name, figure.figure, vector=not figure.raster)
+        for name, text in written.items():
+            extra.write_whole(where / name, text.encode())
     except OSError as error:
         raise UserError(f"{where}: it cannot be written ({error.strerror}).") from error
+
+
+def _same(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
 def _density(run: Path, chain: str, level: int) -> float:

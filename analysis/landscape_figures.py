@@ -279,7 +279,8 @@ def _spectra(found: Found, of: _Arrays) -> Drawn | None:
         figure,
         "Left: density of the eigenvalues of the train loss's Hessian inside the mask, by stochastic "
         f"Lanczos quadrature ({how.probes} probes of {how.probe_steps} steps, {how.spectrum_images:,} "
-        f"images), smoothed by a Gaussian of width {sigma:.2g}; thick lines are means over seeds, thin ones seeds. "
+        f"images), smoothed by a Gaussian of width {sigma:.2g}; thick lines are means over seeds, thin ones "
+        "seeds. "
         f"Right: the {how.eigenvalues} largest eigenvalues ({how.steps} Lanczos steps), points seeds, lines "
         f"their mean. {_about_level(found).capitalize()}, n = {seeds}. Every density is over its own space: "
         "a sparse network has fewer dimensions. Look at how far the right tails reach; the networks' train "
