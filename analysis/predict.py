@@ -17,15 +17,11 @@ cells are only read; what this writes lies in RUN/predict:
 """
 
 import argparse
-import contextlib
-import csv
-import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +30,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import cells, figures, page
+from analysis import cells, extra, figures, page
 from analysis.page import Drawn, Link, Section
 from analysis.verdicts import Finding
-from lthjax import config, data, errors, predict, progress, prune, replicate, rng, study, train
+from lthjax import data, errors, predict, progress, prune, replicate, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -174,15 +170,7 @@ def ask(
         UserError: the run has no such chain, level or ticket; a step is out of range; the data differ.
     """
     run = Path(run)
-    about, rows = read_study(run), cells.load(run)
-    tickets = [row for row in rows if row.arm == "ticket"]
-    if not tickets:
-        raise UserError(f"{run}: there is no ticket in it yet; run the study first.")
-    chains = cells.chains(tickets)
-    chain = chains[0] if chain is None else chain
-    if chain not in chains:
-        raise UserError(f"--chain: {chain!r} has no ticket in the run; it may be {', '.join(chains)}.")
-    tickets = cells.select(tickets, chain=chain)
+    about, chain, rewind, _, tickets = extra.opened(run, chain)
     done = [row for row in tickets if row.status == "done"]
     there = sorted({row.level for row in done})
     if not there:
@@ -196,22 +184,16 @@ def ask(
     nearest = {min(there, key=lambda n, near=near: abs(density[n] - near)) for near in _NEAR}  # type: ignore[misc]
     chosen = sorted({*levels} if levels else {*nearest, there[-1]})
     seeds = {n: sorted(row.seed for row in cells.select(done, level=n)) for n in chosen}
-    wanted = config.from_dict(about["config"])
-    every = tuple(sorted({seed for of_level in seeds.values() for seed in of_level}))
-    prepared = study.prepare(dataclasses.replace(wanted, seeds=every), data_dir)
-    if prepared.dataset.digest != about["data"]["digest"]:
-        raise UserError(
-            f"--data-dir: {wanted.data.name} there has content hash {prepared.dataset.digest}, the run's "
-            f"has {about['data']['digest']}; name the folder of the data that the run was trained on."
-        )
-    total, rewind = prepared.lengths.total, int(chain.rpartition("-")[2])
+    every = {seed for of_level in seeds.values() for seed in of_level}
+    prepared = extra.prepared(about, every, data_dir)
+    total = prepared.lengths.total
     for step in steps or ():
         if not 0 <= step <= total:
             raise UserError(f"--steps: {step} is not allowed; it must be from 0 to {total}, the last step.")
     if images < 1:
         raise UserError(f"--images: {images} is not allowed; it must be 1 or more.")
     looked_at = {round(share * total) for share in _SHARES} | {total} if steps is None else {*steps}
-    batches = min(-(-images // wanted.train.batch), prepared.lengths.per_epoch)
+    batches = min(-(-images // prepared.study.train.batch), prepared.lengths.per_epoch)
     return Asked(
         run,
         prepared,
@@ -351,30 +333,13 @@ class _Work:
         steps += len(trainings) * (self._prepared.lengths.total - self._asked.rewind)
         return study.Plan([*replays, *trainings], [], [*replays, *trainings], steps)
 
-    @contextlib.contextmanager
-    def _watched(self, todo: study.Plan) -> Iterator[study.Watch]:
-        watch = progress.watch(self._quiet)
-        watch.begin(self._asked.run.name, todo)
-        try:
-            yield watch
-        finally:
-            watch.end()
-
     def _train(
         self, jobs: Sequence[tuple[Cell, train.Job]], watch: study.Watch
     ) -> Iterator[tuple[Cell, train.Job, train.Trained]]:
         """Trains in chunks of the same first and last step, and yields what is finished."""
         if self._trainer is None:
             self._trainer = study.make_trainer([self._prepared], self._chunk, self._study.seeds)
-        spans: dict[tuple[int, int], list[tuple[Cell, train.Job]]] = {}
-        for cell, job in jobs:
-            spans.setdefault((job.start, job.stop), []).append((cell, job))
-        width = self._trainer.width
-        for alike in [of[i : i + width] for of in spans.values() for i in range(0, len(of), width)]:
-            watch.chunk([cell for cell, _ in alike], "")
-            results = train.train(self._trainer, [job for _, job in alike], watch.advance)
-            for (cell, job), trained in zip(alike, results, strict=True):
-                yield cell, job, trained
+        yield from extra.in_chunks(self._trainer, jobs, watch)
 
     def replay(self) -> None:
         """Goes the dense networks' first steps again for the states that nobody has kept."""
@@ -385,7 +350,8 @@ class _Work:
             jobs.append((Cell(seed, DENSE, 0, DENSE), job))
         if not jobs:
             return
-        with self._watched(self._plan([cell for cell, _ in jobs], [])) as watch:
+        todo = self._plan([cell for cell, _ in jobs], [])
+        with extra.watched(self._asked.run.name, todo, self._quiet) as watch:
             for cell, job, trained in self._train(jobs, watch):
                 for step in job.captures:
                     self._kept.write_state(cell.seed, step, trained.states[step])
@@ -495,7 +461,8 @@ class _Work:
             jobs.append((cell, train.Job(cell.seed, cell.level, start, stop, origin, mask)))
         if not jobs:
             return
-        with self._watched(self._plan([], [cell for cell, _ in jobs])) as watch:
+        todo = self._plan([], [cell for cell, _ in jobs])
+        with extra.watched(self._asked.run.name, todo, self._quiet) as watch:
             for cell, job, trained in self._train(jobs, watch):
                 result = study.result_of(cell, job, trained, self._basis(cell))
                 self._kept.write(cell, result, job.mask, None)
@@ -576,26 +543,12 @@ def load(run: str | Path) -> Loaded:
         )
     try:
         notes = json.loads((where / "about.json").read_text(encoding="utf-8"))["notes"]
-        return Loaded(_read(where / "scores.csv", Row), _read(where / "functional.csv", Trial), notes)
+        rows = extra.read_rows(where / "scores.csv", Row)
+        return Loaded(rows, extra.read_rows(where / "functional.csv", Trial), notes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{where}: it cannot be read ({error}); run python -m analysis.predict {run} again."
         ) from error
-
-
-_Kind = TypeVar("_Kind", Row, Trial)
-
-
-def _read(path: Path, kind: type[_Kind]) -> list[_Kind]:
-    hints = get_type_hints(kind)
-
-    def value(name: str, text: str) -> Any:
-        if not text and hints[name] is not str:
-            return None
-        return next(of for of in (str, int, float) if hints[name] in (of, of | None))(text)
-
-    with path.open(newline="", encoding="utf-8") as file:
-        return [kind(*(value(n, line[n]) for n in kind._fields)) for line in csv.DictReader(file)]
 
 
 def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], notes: list[str]) -> None:
@@ -610,18 +563,12 @@ def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], note
     try:
         for of_figure in drawn(rows, trials):
             page.show(where, of_figure)
-        _write_whole(where / "scores.csv", page.to_csv(Row._fields, rows).encode())
-        _write_whole(where / "functional.csv", page.to_csv(Trial._fields, trials).encode())
+        extra.write_whole(where / "scores.csv", page.to_csv(Row._fields, rows).encode())
+        extra.write_whole(where / "functional.csv", page.to_csv(Trial._fields, trials).encode())
         # Last, as it is what says that the rest is there.
-        _write_whole(where / "about.json", (json.dumps(about, indent=1) + "\n").encode())
+        extra.write_whole(where / "about.json", (json.dumps(about, indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(f"{where}: it cannot be written ({error.strerror}).") from error
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def drawn(rows: Sequence[Row], trials: Sequence[Trial]) -> list[Drawn]:
