@@ -3,16 +3,12 @@
 import contextlib
 import csv
 import dataclasses
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
-import matplotlib
-from matplotlib.figure import Figure
-
-from analysis import cells, figures
+from analysis import cells
 from lthjax import config, progress, study, train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
@@ -109,20 +105,6 @@ def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
 
     with path.open(newline="", encoding="utf-8") as file:
         return [kind(*(value(n, line[n]) for n in names)) for line in csv.DictReader(file)]
-
-
-def write_figure(folder: Path, name: str, figure: Figure, *, vector: bool = True) -> None:
-    """Writes a figure as PNG and, unless its SVG would be too large, as SVG."""
-    # No date, no version and no random names, so that the same rows give the same file.
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=160, metadata={"Software": None})
-    write_whole(folder / f"{name}.png", picture.getvalue())
-    if not vector:
-        return
-    picture = io.BytesIO()
-    with matplotlib.rc_context({**figures.STYLE, "svg.hashsalt": "lthjax"}):
-        figure.savefig(picture, format="svg", metadata={"Date": None})
-    write_whole(folder / f"{name}.svg", picture.getvalue())
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -14,7 +14,7 @@ matched train loss. The run's own cells are only read; what this writes lies in 
   chain=C/level=07/landscape.csv      `Row`: one a seed, arm and quantity
   chain=C/level=07/differences.csv    `Difference`: ticket − other arm, paired over seeds
   chain=C/level=07/about.json         what was asked, notes
-  chain=C/level=07/                   figures, as PNG and, but for surfaces, SVG
+  chain=C/level=07/                   figures, as PNG, SVG and the CSV of their data
   seed=3/chain=C/level=07/ARM/        arrays: point, lines, plane, spectrum, path_OTHER (.npz)
   seed=3/chain=C/level=07/ARM_sibling/, ARM_matched_OTHER/    trained networks; the latter with arrays
   seed=3/dense/                       arrays of the dense network, the same for all levels
@@ -43,6 +43,7 @@ from analysis.landscape_table import (
     END,
     KINDS,
     MATCHED,
+    QUANTITIES,
     SIBLING,
     Asked,
     Difference,
@@ -668,8 +669,7 @@ def _write(asked: Asked, where: Path, rows: list[Row], notes: list[str]) -> None
         where.mkdir(parents=True, exist_ok=True)
         (where / "about.json").unlink(missing_ok=True)
         for figure in drawn_of(found):
-            name = figure.name.removeprefix("landscape_").partition("_")[0]
-            extra.write_figure(where, name, figure.figure, vector=not figure.raster)
+            page.show(where, figure)
         for name, text in written.items():
             extra.write_whole(where / name, text.encode())
     except OSError as error:
@@ -683,6 +683,43 @@ def _same(path: Path, text: str) -> bool:
 def _density(run: Path, chain: str, level: int) -> float:
     tickets = cells.select(cells.load(run), chain=chain, level=level, arm="ticket")
     return float(np.mean([row.density for row in tickets]))
+
+
+def written(run: Path) -> list[Path]:
+    """The files that say that there is something to report."""
+    return sorted((run / "landscape").glob("chain=*/level=*/about.json"))
+
+
+def section(run: Path) -> page.Section | None:
+    """The report's section, where the run has been looked at; differences at the end and at matched loss."""
+    found = load(run)
+    if not found:
+        return None
+    header = ["level", "difference", "at", "quantity", "mean", "95 % interval", "n"]
+    lines = [
+        [
+            str(one.level),
+            f"ticket − {row.other}",
+            row.where,
+            QUANTITIES.get(row.quantity, row.quantity),
+            f"{row.mean:+.3g}",
+            "–" if row.n < 2 else f"[{row.low:+.3g}, {row.high:+.3g}]",
+            str(row.n),
+        ]
+        for one in found
+        for row in differences(one.rows)
+    ]
+    table = page.Table("Differences, paired by seed", header, lines, 4)
+    return page.Section(
+        "landscape", "Landscape", [note for one in found for note in one.notes], drawn(run), [table], _REMARK
+    )
+
+
+_REMARK = (
+    "Measured inside the mask, on the same train images for all arms of a seed. “end” is after training, "
+    "where arms differ in train loss too; “matched” takes the arm that ends at the lower train loss at the "
+    "step at which its loss was nearest to the other's end. Intervals are Student's t over seeds."
+)
 
 
 def main(arguments: list[str]) -> None:

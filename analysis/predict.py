@@ -612,6 +612,11 @@ def drawn(rows: Sequence[Row], trials: Sequence[Trial]) -> list[Drawn]:
     return found
 
 
+def written(run: Path) -> list[Path]:
+    """The files that say that there is something to report."""
+    return [run / ABOUT] if (run / ABOUT).is_file() else []
+
+
 def section(run: Path) -> Section | None:
     """The report's section, where the run has been looked at."""
     if not (run / ABOUT).is_file():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import compare, curves, page, predict, savings, structure, verdicts
+from analysis import compare, curves, landscape, page, predict, savings, structure, verdicts
 from analysis.cells import Row, accuracies, arms, chains, difference, load, select, to_csv
 from analysis.entries import title
 from analysis.page import Section, Table
@@ -56,8 +56,14 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
     )
 
 
+# What else may have been found out of a run: each says what it has written, its verdicts and its section.
+_OTHERS = (savings, predict, landscape)
+
+
 def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: str) -> list[Section]:
-    found = [*verdicts.findings(study, rows), *savings.findings(run), *predict.findings(run)]
+    found = verdicts.findings(study, rows)
+    for other in _OTHERS:
+        found += other.findings(run)
     said = [[f.claim, f.outcome, f.estimate, str(f.n or "–"), f.where] for f in found]
     header = ["claim", "verdict", "estimate", "n", "where, or the command that tests it"]
     own = chains(rows)
@@ -80,7 +86,7 @@ def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: st
             remark=_remark(study, rows),
         ),
         *([Section("structure", "What survives", figures=survivors)] if survivors else []),
-        *(section for section in (savings.section(run), predict.section(run)) if section is not None),
+        *(section for other in _OTHERS if (section := other.section(run)) is not None),
     ]
 
 
@@ -102,8 +108,8 @@ def _is_of(folder: Path, table: str, run: Path) -> bool:
     written, cells = folder / "index.html", folder / "cells.csv"
     if not (written.is_file() and cells.is_file() and cells.read_text() == table):
         return False
-    others = [run / savings.FILE, run / predict.ABOUT]
-    return all(other.stat().st_mtime <= written.stat().st_mtime for other in others if other.is_file())
+    others = [path for other in _OTHERS for path in other.written(run)]
+    return all(other.stat().st_mtime <= written.stat().st_mtime for other in others)
 
 
 _RULES = (

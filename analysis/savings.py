@@ -551,6 +551,11 @@ _REMARK = (
 )
 
 
+def written(run: Path) -> list[Path]:
+    """The files that say that there is something to report."""
+    return [run / FILE] if (run / FILE).is_file() else []
+
+
 def section(run: Path) -> Section | None:
     """The report's section, where the run has savings.json."""
     if not (run / FILE).is_file():
