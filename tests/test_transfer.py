@@ -1,15 +1,23 @@
 """Transfer by hand on tiny networks, planted permutations, and the two commands on a tiny study."""
 
+import csv
+import dataclasses
 import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from conftest import write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lthjax import geography, models, prune, transfer
+from analysis import transfer as command
+from lthjax import config, geography, models, prune, study, train, transfer
 from lthjax.errors import UserError
 from lthjax.models import Layer, Model, Variables
 
@@ -310,3 +318,167 @@ def test_pairs_are_worth_their_seeds() -> None:
     own = {3: 1.0, 5: 4.0, 8: 2.5, 9: 0.5}
     values = {(a, b): (own[a] + own[b]) / 2 for a, b in itertools.combinations(own, 2)}
     np.testing.assert_allclose(geography.over_pairs(values), list(own.values()))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of seconds, of one family."""
+    for name, widths in {"narrow": (12, 8), "wide": (20, 8)}.items():
+        layers = tuple(Layer(f"fc{i}", width) for i, width in enumerate(widths, 1))
+        monkeypatch.setitem(models.MODELS, name, models.Entry(layers, 1, "for a test"))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[train.Job]:
+    """The jobs that are trained from now on."""
+    jobs: list[train.Job] = []
+    really = train.train
+
+    def note(trainer: train.Trainer, chunk: Any, progress: Any) -> Any:
+        jobs.extend(chunk)
+        return really(trainer, chunk, progress)
+
+    monkeypatch.setattr(train, "train", note)
+    return jobs
+
+
+def moved_to(prepared: study.Prepared, out: Path) -> command.Target:
+    return command.Target(prepared, out / prepared.folder, False)
+
+
+def test_tickets_moved_within_a_run_and_to_a_wider_network(
+    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "runs"
+    how = {"model": "narrow", "arms": ("ticket",), "prune": config.Prune(rate=0.5)}
+    narrow = tiny(**how)
+    run = study.run(narrow, out)
+    source = command.source_of(run, levels=[2])
+    at_home, elsewhere = command.Target(narrow, run, True), tiny_wide(narrow, tmp_path)
+
+    # To itself: the ticket again, bit for bit; its init is its own, so there is no `transferred_init`.
+    jobs = counted(monkeypatch)
+    command.build([source], [at_home], out, pairs=["same"])
+    assert len(jobs) == 2 * 4
+    rows = command.load(run)
+    by_arm = {(row.seed, row.arm): row for row in rows}
+    assert len(rows) == len(by_arm) == 2 * 6
+    for seed in (0, 1):
+        ticket, again = by_arm[seed, "ticket"], by_arm[seed, "transferred"]
+        assert again[6:] == ticket[6:]
+        assert (again.shared_init, again.own_level, again.source_seed) == (True, 2, seed)
+        cell = run / f"seed={seed}/chain=rewind-0/level=02/ticket/result.json"
+        copy = run / f"transfer/from={run.name}/source_seed={seed}" / cell.relative_to(run).parent.parent
+        first, second = (json.loads(p.read_text()) for p in (cell, copy / "transferred/result.json"))
+        assert first["curves"] == second["curves"]
+        assert by_arm[seed, "shuffled"].density == again.density
+        assert [of["left"] for of in first["layers"]] == [
+            of["left"] for of in json.loads((copy / "shuffled/result.json").read_text())["layers"]
+        ]
+        assert by_arm[seed, "random_uniform"].density == pytest.approx(again.density, abs=1e-3)
+    assert {tuple(d.values) for d in command.differences(rows, ["ticket"])} == {(0.0, 0.0)}
+
+    # To the other seed, and to a wider network whose own run is trained first.
+    jobs.clear()
+    command.build([source], [at_home, elsewhere], out)
+    assert (elsewhere.run / "seed=1/dense/result.json").is_file()
+    within, across = 2 * 5, 2 * 5
+    assert len(jobs) == within + across + 2 * 3  # the wider one's own: dense and two levels, two seeds
+    theirs = command.load(elsewhere.run)
+    assert {(row.source_seed, row.seed) for row in theirs} == {(0, 0), (1, 1)}
+    assert not any(row.shared_init for row in theirs)
+    with (out / "transfer" / "transfer.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(command.load(run)) + len(theirs) == 12 + 14 + 14
+    assert {row["source_seed"] + row["seed"] for row in table if row["target"] == run.name} == {
+        "00", "11", "01", "10",
+    }  # fmt: skip
+    for row in theirs:
+        if row.arm in ("transferred", "shuffled"):
+            assert row.density == pytest.approx(by_arm[0, "ticket"].density, abs=1e-3)
+    assert all(
+        (out / "transfer" / f"transfer_matrix.{kind}").stat().st_size for kind in ("png", "svg", "csv")
+    )
+
+    # Again: nothing is trained, and the table is the same.
+    jobs.clear()
+    before = (out / "transfer" / "transfer.csv").read_bytes()
+    command.build([source], [at_home, elsewhere], out)
+    assert jobs == []
+    assert (out / "transfer" / "transfer.csv").read_bytes() == before
+    assert [found.outcome for found in command.findings(elsewhere.run)] != ["not tested"] * 2
+    assert [one.name for one in command.drawn(elsewhere.run)] == ["transfer_matrix", "transfer_arms"]
+    # One cell lost: it alone is trained again, to the same numbers.
+    lost = next(elsewhere.run.glob("transfer/*/*/seed=1/*/*/shuffled"))
+    shutil.rmtree(lost)
+    assert len(command.load(elsewhere.run)) == 13
+    command.build([source], [at_home, elsewhere], out)
+    assert len(jobs) == 1
+    assert (out / "transfer" / "transfer.csv").read_bytes() == before
+
+
+def tiny_wide(narrow: study.Prepared, tmp_path: Path) -> command.Target:
+    """The wider network's study, another learning rate too."""
+    wide = study.prepare(
+        dataclasses.replace(narrow.study, model="wide", name="wide", optim=config.Optim(lr=1e-3)),
+        tmp_path / "data",
+    )
+    return moved_to(wide, tmp_path / "runs")
+
+
+def test_impossible_pairs_are_refused_before_any_training(
+    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "runs"
+    narrow = tiny(model="narrow", arms=("ticket",), levels=1, seeds=(0,))
+    with pytest.raises(UserError, match="it is not a run folder"):
+        command.source_of(out)
+    run = study.run(narrow, out)
+    source = command.source_of(run)
+    assert source.seeds == {1: [0]}
+    jobs = counted(monkeypatch)
+    lenet5 = dataclasses.replace(narrow.study, model="lenet5")
+    target = moved_to(study.prepare(lenet5, tmp_path / "data"), out)
+    with pytest.raises(UserError, match="of narrow cannot be moved to lenet5: narrow has no convolution"):
+        command.build([source], [target], out)
+    assert not target.run.exists()
+    own = command.Target(narrow, run, True)
+    with pytest.raises(UserError, match="--pairs: other leaves nothing to move"):
+        command.build([source], [own], out)
+    with pytest.raises(UserError, match="--arms: 'shufled' is not known; did you mean 'shuffled'"):
+        command.build([source], [own], out, arms=["shufled"])
+    with pytest.raises(UserError, match="nothing was moved to"):
+        command.build([], [own], out)
+    assert jobs == []
+    with pytest.raises(UserError, match=r"--levels: 2 has no trained ticket of rewind-0 in .*; it may be 1"):
+        command.source_of(run, levels=[2])
+    with pytest.raises(UserError, match="--chain: 'rewind-9' has no ticket"):
+        command.source_of(run, chain="rewind-9")
+    write_npz(tmp_path / "others", "few")
+    with pytest.raises(UserError, match="--data-dir: few there has content hash"):
+        command.targets_of([run], out, tmp_path / "others")
+    assert {found.outcome for found in command.findings(run)} == {"not tested"}
+    assert command.drawn(run) == []
+
+
+def test_whose_mask_goes_to_which_seed() -> None:
+    assert [command._partner(seed, [0, 3, 7], "other") for seed in (0, 3, 5, 7, 9)] == [3, 7, 7, 0, 0]
+    assert [command._partner(seed, [0, 3], "same") for seed in (0, 1)] == [0, None]
+    assert command._partner(4, [4], "other") is None
+
+
+def row(arm: str, accuracy: float | None, seed: int = 0, source_seed: int = 0) -> command.Row:
+    return command.Row("a", "b", source_seed, seed, 3, arm, 0.1, 3, True, accuracy, 1, "done")
+
+
+def test_differences_pair_the_targets_seeds() -> None:
+    """Two masks on one seed count once; a diverged cell and its partner not at all."""
+    rows = [
+        *(row("transferred", v, s, 9) for s, v in enumerate((0.5, 0.7, 0.9))),
+        row("transferred", 0.6, 0, 8),
+        *(row("ticket", v, s, 9) for s, v in enumerate((0.8, 0.6, None))),
+        row("ticket", 0.8, 0, 8),
+    ]
+    (one,) = command.differences(rows)
+    assert one[:6] == ("a", "b", "other", 3, pytest.approx(0.1), "ticket")
+    assert one.values == pytest.approx([-25, 10])
+    assert one.interval.mean == pytest.approx(-7.5)
