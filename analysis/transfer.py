@@ -47,17 +47,17 @@ from lthjax.store import Store, read_result, read_study
 
 PyTree = Any
 Pair = Literal["same", "other"]
-MOVED, TICKET = "transferred", "ticket"
+MOVED, CARRIED, TICKET = "transferred", "transferred_init", "ticket"
 ARMS = {
     MOVED: "the source's mask on the target's own weights at its rewind step",
-    "transferred_init": "the same mask on the source's weights at its rewind step, carried along",
+    CARRIED: "the same mask on the source's weights at its rewind step, carried along",
     "transferred_reinit": "the same mask on fresh weights, trained from step 0",
     "shuffled": "the same mask shuffled within its layers: their densities alone",
     "random_uniform": "a random mask of the same density, the same in every layer",
 }
 _ORDER = (DENSE, TICKET, *ARMS)
-_AGAINST = {TICKET: "the target's own ticket", "shuffled": "shuffled within layers"}
-_PAIRS = {"same": "of the same seed", "other": "of another seed"}
+_AGAINST = {TICKET: "the target's own ticket", "shuffled": "the mask shuffled within layers"}
+_PAIRS = {"same": "mask of the same seed", "other": "mask of another seed"}
 _NEAR = (0.1, 0.03)
 _shuffle = jax.jit(prune.shuffle)
 _uniform = jax.jit(prune.uniform, static_argnums=2)
@@ -110,6 +110,7 @@ class Difference(NamedTuple):
     Attributes:
         source, target, pair, level: which ticket, moved where.
         density: mean of the moved masks'.
+        arm: "transferred" or "transferred_init".
         other: the arm that is subtracted.
         values: percentage points, one a seed of the target.
     """
@@ -119,6 +120,7 @@ class Difference(NamedTuple):
     pair: Pair
     level: int
     density: float
+    arm: str
     other: str
     values: list[float]
 
@@ -351,7 +353,7 @@ def build(
         for target in targets:
             transfer.check(source.model, target.prepared.model)
     for target in targets:
-        if not target.given:
+        if sources and not target.given:
             study.run(target.prepared, out, watch=progress.watch(quiet), chunk=chunk)
     for target in targets:
         asked = [move for source in sources for move in moves(source, target, pairs, chain)]
@@ -482,7 +484,7 @@ class _Work:
         own = self._store.state(move.seed, self._rewind, self._like)
         for arm in absent:
             kept_mask, variables, start = mask, own, self._rewind
-            if arm == "transferred_init":
+            if arm == CARRIED:
                 values = store.state(move.source_seed, source.rewind, like)
                 variables = transfer.initial(source.model, self._model, ticket, values, own)
                 if _same(*(jax.tree.map(np.multiply, mask, of.params) for of in (variables, own))):
@@ -592,12 +594,13 @@ def differences(rows: Iterable[Row], others: Sequence[str] = (*_AGAINST, DENSE))
         of.setdefault(place, {}).setdefault(row.arm, []).append(row)
     found = []
     for place, arms in of.items():
-        ours = arms.get(MOVED, [])
-        for other in others:
-            values = stats.paired(_accuracies(ours), _accuracies(arms.get(other, [])))
-            if values:
-                density = float(np.mean([row.density for row in ours]))
-                found.append(Difference(*place, density, other, values))
+        for arm in (MOVED, CARRIED):
+            ours = arms.get(arm, [])
+            for other in others:
+                values = stats.paired(_accuracies(ours), _accuracies(arms.get(other, [])))
+                if values:
+                    density = float(np.mean([row.density for row in ours]))
+                    found.append(Difference(*place, density, arm, other, values))
     return found
 
 
@@ -650,16 +653,18 @@ def findings(run: str | Path) -> list[Finding]:
     """What was found of tickets moved to a run."""
     run = Path(run)
     as_good = f"Tickets moved here are within {MARGIN:g} points of the run's own"
-    beat = "Moved masks beat the same masks shuffled within layers"
-    moved = differences(load(run))
+    beat = "Tickets moved here beat the same masks shuffled within layers"
+    # A run's own ticket on its own seed is the ticket again.
+    moved = [one for one in differences(load(run)) if (one.source, one.pair) != (run.name, "same")]
     if not moved:
         command = f"python -m analysis.transfer --from RUN --to {run}"
         return [
             Finding(claim, "not tested", "no ticket was moved here", 0, command) for claim in (as_good, beat)
         ]
     said, found = _names([run]), []
-    for source, pair in dict.fromkeys((one.source, one.pair) for one in moved):
-        own = [one for one in moved if (one.source, one.pair) == (source, pair)]
+    for source, pair, arm in dict.fromkeys((one.source, one.pair, one.arm) for one in moved):
+        own = [one for one in moved if (one.source, one.pair, one.arm) == (source, pair, arm)]
+        along = ", its initial values carried along" if arm == CARRIED else ""
         for claim, other in ((as_good, TICKET), (beat, "shuffled")):
             against = [one for one in own if one.other == other]
             if not against:
@@ -674,7 +679,7 @@ def findings(run: str | Path) -> list[Finding]:
             several = f", the least of {len(against)} levels" if len(against) > 1 else ""
             found.append(
                 Finding(
-                    f"{claim}: from {said[source]}, {_PAIRS[pair]}",
+                    f"{claim}: from {said[source]}, {_PAIRS[pair]}{along}",
                     outcome,
                     f"{page.points(worst.interval)} pp at {100 * worst.density:.1f} % of weights{several}",
                     min(len(one.values) for one in against),
@@ -699,9 +704,10 @@ def _matrix_drawn(rows: Sequence[Row], said: Mapping[str, str]) -> Drawn:
         (*one[:-1], *(getattr(one.interval, name) for name in ("mean", "low", "high", "n"))) for one in found
     ]
     caption = (
-        "Test accuracy of moved tickets minus that of the target's own ticket of the nearest density, and of "
-        "the moved masks shuffled within layers, which have their layers' densities alone. Mean over the "
-        "target's seeds with its 95 % interval, paired; grey: not moved. " + " ".join(notes(rows))
+        "Test accuracy of moved masks on the target's own weights minus that of the target's own ticket of "
+        "the nearest density, and of the same masks shuffled within layers, which have the densities of "
+        "their layers alone. Mean over the target's seeds with its 95 % interval, paired; grey: not moved. "
+        + " ".join(notes(rows))
     )
     return Drawn(
         "transfer_matrix", "Tickets elsewhere", matrix(found, said), caption.strip(), (header, lines)
@@ -717,7 +723,9 @@ def matrix(found: Sequence[Difference], said: Mapping[str, str]) -> Figure:
         found: `differences`.
         said: folder -> words.
     """
-    lines = list(dict.fromkeys((one.pair, one.level) for one in sorted(found, key=lambda one: one[2:4])))
+    found = [one for one in found if one.arm == MOVED]
+    order = sorted(found, key=lambda one: (list(_PAIRS).index(one.pair), one.level))
+    lines = list(dict.fromkeys((one.pair, one.level) for one in order))
     if len(lines) > 4:
         lines = [lines[round(i * (len(lines) - 1) / 3)] for i in range(4)]
     sources = list(dict.fromkeys(one.source for one in found))
@@ -750,7 +758,7 @@ def matrix(found: Sequence[Difference], said: Mapping[str, str]) -> Figure:
                         color="white" if dark else "black",
                     )
                 axes.set_title(
-                    f"minus {against}\nlevel {level}, {share:.1f} % of weights, {_PAIRS[pair]}",
+                    f"− {against}\nlevel {level}, {share:.1f} % of weights, {_PAIRS[pair]}",
                     loc="left",
                     fontsize=9,
                 )
@@ -782,7 +790,8 @@ def _arms_drawn(rows: Sequence[Row], said: Mapping[str, str]) -> Drawn:
     caption = (
         "Test accuracy at the end of training of every arm: the target's dense network and own ticket, the "
         "moved mask, and its controls. Small points are seeds, large ones their mean, lines its 95 % "
-        "interval (of three seeds or more). " + " ".join(notes(rows))
+        "interval (of three seeds or more). There is no `transferred_init` where it is `transferred` bit for "
+        "bit, because the initial weights are shared. " + " ".join(notes(rows))
     )
     figure = arms_figure(rows, said)
     return Drawn(
@@ -826,7 +835,7 @@ def arms_figure(rows: Sequence[Row], said: Mapping[str, str]) -> Figure:
                 loc="left",
                 fontsize=8,
             )
-            axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=7)
+            axes.set_xticks(range(len(names)), [_LOOKS[name][2] for name in names], fontsize=7)
             axes.tick_params(labelbottom=True)
             axes.set_xlim(-0.6, len(names) - 0.4)
             axes.grid(axis="x", visible=False)
@@ -836,14 +845,15 @@ def arms_figure(rows: Sequence[Row], said: Mapping[str, str]) -> Figure:
         return figure
 
 
+# Colour, marker, and what stands below.
 _LOOKS = {
-    DENSE: (figures._COLOURS[DENSE], "_"),
-    TICKET: figures._look(TICKET),
-    MOVED: ("#CC79A7", "D"),
-    "transferred_init": ("#E69F00", "v"),
-    "transferred_reinit": figures._look("reinit"),
-    "shuffled": figures._look("random"),
-    "random_uniform": ("#56B4E9", "P"),
+    DENSE: (figures._COLOURS[DENSE], "_", "dense"),
+    TICKET: (*figures._look(TICKET), "own\nticket"),
+    MOVED: ("#CC79A7", "D", "moved"),
+    CARRIED: ("#E69F00", "v", "moved\n+ init"),
+    "transferred_reinit": (*figures._look("reinit"), "moved\nreinit"),
+    "shuffled": (*figures._look("random"), "shuffled"),
+    "random_uniform": ("#56B4E9", "P", "random\nuniform"),
 }
 
 

@@ -160,17 +160,18 @@ def over_pairs(values: dict[tuple[int, int], float]) -> list[float]:
 
 def _ascent(a: Kernels, b: Kernels, start: Sequence[np.ndarray]) -> Alignment:
     units = list(start)
-    improved = True
-    while improved:
-        improved = False
-        for layer, now in enumerate(units):
-            gain = _incoming(a, b, units, layer) + _outgoing(a, b, units, layer)
-            better = _assigned(gain)
-            places = np.arange(len(now))
-            before, after = gain[places, now].sum(), gain[places, better].sum()
-            # More than rounding, so that it ends.
-            if after > before * (1 + 1e-6):
-                units[layer], improved = better, True
+    # A layer can improve only where a neighbour has changed since it was last matched.
+    stale = set(range(len(units)))
+    while stale:
+        layer = min(stale)
+        stale.remove(layer)
+        gain = _incoming(a, b, units, layer) + _outgoing(a, b, units, layer)
+        better, places = _assigned(gain), np.arange(len(units[layer]))
+        before, after = gain[places, units[layer]].sum(), gain[places, better].sum()
+        # More than rounding, so that it ends.
+        if after > before * (1 + 1e-6):
+            units[layer] = better
+            stale |= {layer - 1, layer + 1} & set(range(len(units)))
     common = sum(float((x * y).sum(dtype=np.float64)) for x, y in zip(a, permuted(b, units), strict=True))
     return Alignment(units, common)
 

@@ -16,10 +16,14 @@ from conftest import write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis import geography as mapped
+from analysis import page
 from analysis import transfer as command
 from lthjax import config, geography, models, prune, study, train, transfer
 from lthjax.errors import UserError
+from lthjax.imp import Cell
 from lthjax.models import Layer, Model, Variables
+from lthjax.store import Store
 
 Kernels = list[np.ndarray]
 
@@ -479,6 +483,105 @@ def test_differences_pair_the_targets_seeds() -> None:
         row("ticket", 0.8, 0, 8),
     ]
     (one,) = command.differences(rows)
-    assert one[:6] == ("a", "b", "other", 3, pytest.approx(0.1), "ticket")
+    assert one[:7] == ("a", "b", "other", 3, pytest.approx(0.1), "transferred", "ticket")
     assert one.values == pytest.approx([-25, 10])
     assert one.interval.mean == pytest.approx(-7.5)
+
+
+def kept(widths: tuple[int, ...], density: float, seed: int) -> mapped.Ticket:
+    masks = tickets(density, seed, widths, 64)
+    generator = np.random.default_rng(seed)
+    return mapped.Ticket(masks, [m * generator.random(m.shape).astype(np.float32) for m in masks])
+
+
+def rows_of(of_seeds: dict[int, mapped.Ticket]) -> list[mapped.Row]:
+    model = dense(12, 8)
+    return [
+        row
+        for seed, other in itertools.combinations(of_seeds, 2)
+        for row in mapped.compare(model, ("rewind-0", 3, seed, other), of_seeds[seed], of_seeds[other], 4)
+    ]
+
+
+def findings_of(rows: list[mapped.Row], run: Path) -> dict[str, str]:
+    (run / "geography").mkdir(parents=True)
+    inputs = [mapped.Input("rewind-0", 3, 0, 0, 0, 0.5, None, None)]
+    for name, of in (("overlap", rows), ("inputs", inputs)):
+        (run / "geography" / f"{name}.csv").write_text(page.to_csv(of[0]._fields, of))
+    assert mapped.load(run) == (rows, inputs)
+    return {finding.claim: finding.outcome for finding in mapped.findings(run)}
+
+
+SAME = "Tickets are the same up to the order of their units (overlap of 0.9 or more)"
+BY_MASKS = "… after matching their units by masks"
+
+
+def test_geography_tells_one_ticket_in_other_orders_from_different_ones(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    first = kept((12, 8, 10), 0.3, 0)
+    orders = {0: [np.arange(12), np.arange(8)]} | {
+        s: [generator.permutation(12), generator.permutation(8)] for s in (1, 2, 3)
+    }
+    same = {s: mapped.Ticket(*(geography.permuted(of, units) for of in first)) for s, units in orders.items()}
+    rows = rows_of(same)
+    for matching in ("masks", "magnitudes"):
+        assert set(mapped.over_seeds(rows, 3, "all", matching)) == {1.0}
+        assert max(mapped.over_seeds(rows, 3, "fc1", matching, "shuffled")) < 0.5
+    assert max(mapped.over_seeds(rows, 3, "fc1", "none")) < 0.35
+    said = findings_of(rows, tmp_path / "same")
+    assert said[SAME] == said[BY_MASKS] == "supported"
+    assert said["Tickets of different seeds read the same inputs"] == "supported"
+
+    rows = rows_of({seed: kept((12, 8, 10), 0.3, seed) for seed in range(4)})
+    said = findings_of(rows, tmp_path / "different")
+    assert said[SAME] == "refuted"
+    assert said[BY_MASKS] != "supported"
+    assert abs(np.mean(mapped.over_seeds(rows, 3, "all", "masks", above="shuffled"))) < 0.03
+    matched, plain = (np.mean(mapped.over_seeds(rows, 3, "all", how)) for how in ("masks", "none"))
+    assert matched > plain + 0.03
+
+
+def test_the_geography_of_a_run(
+    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = tiny(model="narrow", arms=("ticket",), levels=1, prune=config.Prune(rate=0.7))
+    run = study.run(prepared, tmp_path / "runs")
+    assert {found.outcome for found in mapped.findings(run)} == {"not tested"}
+    assert mapped.drawn(run) == []
+    mapped.main([str(run), "--draws", "2", "--quiet"])
+    assert capsys.readouterr().out == f"{run / 'geography'}\n"
+    rows, inputs = mapped.load(run)
+    like = jax.eval_shape(prepared.model.init, jax.random.key(0))
+    store = Store(run, prepared.identity, {})
+    masks = [store.mask(Cell(seed, "rewind-0", 1, "ticket"), prune.ones(like.params)) for seed in (0, 1)]
+    plain = {row.layer: row for row in rows if (row.matching, row.mask) == ("none", "ticket")}
+    assert plain["all"].overlap == pytest.approx(float(prune.overlap(*masks).iou))
+    for layer in ("fc1", "fc2", "output"):
+        own = [{"w": mask[layer]["kernel"]} for mask in masks]
+        assert plain[layer].overlap == pytest.approx(float(prune.overlap(*own).iou))
+        assert plain[layer].density == pytest.approx(own[0]["w"].mean())
+    read = [mask["fc1"]["kernel"].reshape(28, 28, 1, 12) for mask in masks]
+    correlation = np.corrcoef(*(m.sum(-1).ravel() for m in read))[0, 1]
+    assert plain["inputs"].overlap == pytest.approx(correlation, abs=1e-9)
+    assert len(inputs) == 784
+    for at in (0, 300, 783):
+        y, x = divmod(at, 28)
+        assert inputs[at][2:5] == (y, x, 0)
+        assert inputs[at].kept == pytest.approx(np.mean([m[y, x, 0].mean() for m in read]))
+    # Of two seeds there is one pair: nothing is known of how it varies.
+    assert {found.outcome for found in mapped.findings(run)} == {"undecided"}
+    assert [one.name for one in mapped.drawn(run)] == ["geography_overlap", "geography_inputs"]
+    before = (run / "geography" / "overlap.csv").read_bytes()
+    mapped.build(run, draws=2)
+    assert (run / "geography" / "overlap.csv").read_bytes() == before
+    with pytest.raises(UserError, match="--draws: 0 is not allowed"):
+        mapped.build(run, draws=0)
+    with pytest.raises(UserError, match="--levels: 4 has no two seeds' tickets in rewind-0; it may be 1"):
+        mapped.build(run, levels=[4])
+    with pytest.raises(UserError, match="--chain: 'rewind-3' has no ticket in the run; it may be rewind-0"):
+        mapped.build(run, chain="rewind-3")
+    shutil.rmtree(run / "seed=1" / "chain=rewind-0")
+    with pytest.raises(UserError, match="no level has trained tickets of two seeds"):
+        mapped.build(run)
+    with pytest.raises(UserError, match="its geography is not known yet"):
+        mapped.load(tmp_path)
