@@ -758,7 +758,7 @@ def matrix(found: Sequence[Difference], said: Mapping[str, str]) -> Figure:
                         color="white" if dark else "black",
                     )
                 axes.set_title(
-                    f"− {against}\nlevel {level}, {share:.1f} % of weights, {_PAIRS[pair]}",
+                    f"moved − {against}\nlevel {level}, {share:.1f} % of weights, {_PAIRS[pair]}",
                     loc="left",
                     fontsize=9,
                 )
@@ -775,9 +775,10 @@ def matrix(found: Sequence[Difference], said: Mapping[str, str]) -> Figure:
 
 
 def _written_out(interval: Interval) -> str:
-    if interval.n < 2:
-        return f"{interval.mean:+.2f}\nn = 1"
-    return f"{interval.mean:+.2f}\n[{interval.low:+.2f}, {interval.high:+.2f}]\nn = {interval.n}"
+    text = f"{interval.mean:+.2f}"
+    if interval.n > 1:
+        text += f"\n[{interval.low:+.2f}, {interval.high:+.2f}]"
+    return f"{text}\nn = {interval.n}".replace("-", "−")
 
 
 def _lines(text: str) -> str:
