@@ -7,8 +7,9 @@ from analysis.cells import Row, accuracies, arms, chains, select
 from lthjax import config, imp, sweep
 from lthjax.imp import DENSE
 
-# Fields that only add cells tell no runs apart.
-_WIDENING = ("name", "seeds", "arms", "repeats", "control_levels", "rewind")
+# Fields that tell no runs apart: they only add cells, or are told by the title.
+_LEFT_OUT = ("name", "seeds", "arms", "repeats", "control_levels", "rewind", "model", "data.name",
+             "data.validation", "train.eval_every")  # fmt: skip
 
 
 class Point(NamedTuple):
@@ -64,11 +65,12 @@ def entries(about: Sequence[dict[str, Any]], tables: Sequence[Sequence[Row]]) ->
         tables: every run's rows.
     """
     studies = [config.from_dict(study["config"]) for study in about]
-    plain = [config.replaced(study, {name: None for name in _WIDENING}) for study in studies]
+    plain = [config.replaced(study, {name: None for name in _LEFT_OUT}) for study in studies]
     labels = sweep.labels(plain)
+    titles = [title(facts) for facts in about]
     found: dict[tuple[str, str], Entry] = {}
     for study, label, facts, rows in zip(studies, labels, about, tables, strict=True):
-        how, variant = _split(study, label, facts)
+        how, variant = _split(study, label, titles[0]) if len(set(titles)) == 1 else (title(facts), label)
         for chain in [c for c in chains(rows) if imp.leader(c) == "ticket"]:
             several = len(chains(rows)) > 1 or not chain.endswith("-0")
             rewound = f"rewound to {chain.rpartition('-')[2]}" if several else ""
@@ -88,11 +90,11 @@ def entries(about: Sequence[dict[str, Any]], tables: Sequence[Sequence[Row]]) ->
     return list(found.values())
 
 
-def _split(study: config.Study, label: str, facts: dict[str, Any]) -> tuple[str, str]:
+def _split(study: config.Study, label: str, heading: str) -> tuple[str, str]:
     """(how, variant) of a run: its schedule without the density it aims at, if that tells runs apart."""
     schedule = sweep.schedule(study)
     if not label.startswith(schedule):
-        return title(facts), label
+        return heading, label
     how, _, scope = schedule.rpartition(", ")
     if study.levels == 1 and study.prune.density is not None:
         how = "one-shot"

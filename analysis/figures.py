@@ -13,18 +13,20 @@ from analysis.cells import Row, arms, by_seed, chains, select
 from analysis.entries import Entry, at_most
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
-from lthjax.stats import Interval, mean_interval
+from lthjax.stats import mean_interval
 
 # Okabe & Ito's colours, told apart by the colour-blind; markers tell arms apart in grey print.
 _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
 _MARKERS = {"ticket": "o", "reinit": "s", "random": "^"}
 _OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
 _OTHER_MARKERS = ("D", "v", "P", "X", "<", ">", "*", "p", "h")
+_PALETTE = (*list(_COLOURS.values())[:3], *_OTHER_COLOURS, "#000000")
+_SERIES_MARKERS = (*_MARKERS.values(), *_OTHER_MARKERS)
 _LINES = ("-", "--", ":", "-.")
 # The interval of two seeds is so wide (t = 12.7) that bands would hide what they lie behind: thin bars.
-_BAND_FROM = 3
-_WEIGHTS = "weights left (% of prunable weights, log scale)"
-_STYLE: dict[Any, Any] = {
+BAND_FROM = 3
+WEIGHTS_LEFT = "weights left (% of prunable weights, log scale)"
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,7 +39,7 @@ _STYLE: dict[Any, Any] = {
 
 def accuracy(rows: Sequence[Row], heading: str) -> Figure:
     """Test accuracy at the end of training against weights left."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure(heading)
         _against_weights(axes, rows, "test_accuracy", 100.0)
         axes.set_ylabel("test accuracy at the end (%)")
@@ -46,7 +48,7 @@ def accuracy(rows: Sequence[Row], heading: str) -> Figure:
 
 def early_stop(rows: Sequence[Row], heading: str) -> Figure:
     """The step of the lowest validation loss against weights left."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure(heading)
         _against_weights(axes, [row for row in rows if row.steps], "early_stop_step", 1.0)
         axes.set_ylabel("early-stop step (steps of training)")
@@ -55,7 +57,7 @@ def early_stop(rows: Sequence[Row], heading: str) -> Figure:
 
 def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     """Ticket − control against weights left; `levels` are `verdicts.Level`s by arm."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure(heading)
         axes.axhspan(10, 15, color="#999999", alpha=0.25, lw=0, label="10–15 points")
         axes.axhline(0, color=_COLOURS[DENSE], lw=1)
@@ -65,14 +67,11 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
             x = [100 * level.density for level in of_arm]
             densities.update(x)
             shown += [value for level in of_arm for value in level.values]
-            intervals = [mean_interval(level.values) for level in of_arm]
-            _line(axes, x, intervals, f"ticket − {arm}", *_look(arm), "-")
-            for left, level in zip(x, of_arm, strict=True):
-                axes.plot([left] * len(level.values), level.values, ".", color=_look(arm)[0], ms=3, alpha=0.7)
-        _weights_axis(axes, densities)
+            curve(axes, x, [level.values for level in of_arm], (*look(arm), "-"), f"ticket − {arm}")
+        weights_axis(axes, densities)
         low, high = min([0.0, *shown]), max([0.0, *shown])
         axes.set_ylim(low - 0.08 * (high - low or 1), high + 0.08 * (high - low or 1))
-        axes.set_xlabel(_WEIGHTS)
+        axes.set_xlabel(WEIGHTS_LEFT)
         axes.set_ylabel("difference in test accuracy (pp)")
         axes.legend(fontsize=9, loc="upper left")
         return figure
@@ -80,7 +79,7 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
 
 def learning(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], heading: str) -> Figure:
     """Accuracy over training; panel -> arm -> (steps [S], accuracies in percent [cells, S])."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(7.2, 3.3 * len(panels)), 3.9), layout="constrained")
         grid = figure.subplots(1, max(len(panels), 1), sharex=True, sharey=True, squeeze=False)[0]
         ends = []
@@ -88,36 +87,16 @@ def learning(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], 
             axes.set_title(name, loc="left", fontsize=10)
             axes.set_xlabel("step of training")
             for place, (arm, (steps, values)) in enumerate(curves.items()):
-                intervals = [mean_interval(list(column)) for column in values.T]
-                _line(axes, list(steps), intervals, arm, _look(arm)[0], "", _LINES[place % len(_LINES)])
-                ends += [interval.mean for interval in intervals[-1:] + intervals[len(intervals) // 4 :]]
+                style = (look(arm)[0], "", _LINES[place % len(_LINES)])
+                curve(axes, list(steps), values.T.tolist(), style, arm, points=False)
+                ends += values.mean(0)[len(steps) // 4 :].tolist()
         if ends:
             spread = max(ends) - min(ends) or 1.0
             grid[0].set_ylim(min(ends) - 0.1 * spread, max(ends) + 0.1 * spread)
         grid[0].set_ylabel("test accuracy (%)")
         figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
-        _legend_below(figure, grid[0])
+        legend_below(figure, grid[0])
         return figure
-
-
-def _line(
-    axes: Axes,
-    x: list[float],
-    intervals: Sequence[Interval],
-    label: str,
-    colour: str,
-    marker: str,
-    line: str,
-) -> None:
-    """Means as a line; their intervals as a band, or as bars for two values."""
-    means = [interval.mean for interval in intervals]
-    axes.plot(x, means, line, color=colour, marker=marker, ms=5, label=label)
-    lows, highs = [i.low for i in intervals], [i.high for i in intervals]
-    n = max((interval.n for interval in intervals), default=0)
-    if n >= _BAND_FROM:
-        axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
-    elif n == 2 and marker:
-        axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
 
 
 def _figure(heading: str) -> tuple[Figure, Axes]:
@@ -136,7 +115,7 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
         shown += values
         interval = mean_interval(values)
         axes.axhline(interval.mean, color=_COLOURS[DENSE], lw=1, label=f"dense (n = {interval.n})")
-        if interval.n >= _BAND_FROM:
+        if interval.n >= BAND_FROM:
             axes.axhspan(interval.low, interval.high, color=_COLOURS[DENSE], alpha=0.12, lw=0)
     several = len(chains(rows)) > 1
     densities: set[float] = set()
@@ -150,35 +129,65 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
                 continue
             x = [left for left, _ in points]
             densities.update(x)
-            intervals = [mean_interval(of_level) for _, of_level in points]
-            n = max(i.n for i in intervals)
-            colour, marker = _look(arm)
+            shown += [value for _, of_level in points for value in of_level]
             name = f"{arm}, {_rewound(chain)}" if several else arm
-            _line(axes, x, intervals, f"{name} (n = {n})", colour, marker, line)
-            for left, of_level in points:
-                shown += of_level
-                axes.plot([left] * len(of_level), of_level, ".", color=colour, ms=3, alpha=0.7)
-    _weights_axis(axes, densities)
+            curve(axes, x, [of_level for _, of_level in points], (*look(arm), line), name)
+    weights_axis(axes, densities)
     if shown:
         # By the points: an interval of two seeds can be wider than the figure.
         spread = max(shown) - min(shown) or 1.0
         axes.set_ylim(min(shown) - 0.08 * spread, max(shown) + 0.08 * spread)
-    axes.set_xlabel(_WEIGHTS)
+    axes.set_xlabel(WEIGHTS_LEFT)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9)
 
 
-def _weights_axis(axes: Axes, densities: set[float]) -> None:
-    """Weights left in percent, on a log scale from 100 down to the lowest density."""
+def curve(
+    axes: Axes,
+    x: Sequence[float],
+    values: Sequence[Sequence[float]],
+    style: tuple[str, str, str],
+    name: str,
+    *,
+    interval: bool = True,
+    points: bool = True,
+) -> None:
+    """A line of means with their 95 % intervals, and every value as a point.
+
+    Args:
+        axes: where.
+        x: the places.
+        values: those at every place, one a seed, at least one.
+        style: colour, marker and line.
+        name: in the legend, with the largest n.
+        interval: whether it is drawn; of values that are not independent it would mislead.
+        points: whether every value is drawn.
+    """
+    colour, marker, line = style
+    intervals = [mean_interval(at) for at in values]
+    n = max((i.n for i in intervals), default=0)
+    label = f"{name} (n = {n})"
+    axes.plot(x, [i.mean for i in intervals], line, color=colour, marker=marker, ms=5, label=label)
+    lows, highs = [i.low for i in intervals], [i.high for i in intervals]
+    if interval and n >= BAND_FROM:
+        axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
+    elif interval and n == 2 and points:
+        axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
+    for place, at in zip(x, values, strict=True) if points else ():
+        axes.plot([place] * len(at), at, ".", color=colour, ms=3, alpha=0.7)
+
+
+def weights_axis(axes: Axes, densities: set[float]) -> None:
+    """Weights left in percent on the x axis, on a log scale from 100 down to the lowest density."""
     axes.set_xscale("log")
     if densities:
         axes.set_xlim(max(max(densities), 100.0) * 1.08, min(densities) / 1.08)
-        axes.xaxis.set_major_locator(FixedLocator(_ticks(min(densities))))
+        axes.xaxis.set_major_locator(FixedLocator(ticks(min(densities))))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
-def _look(arm: str) -> tuple[str, str]:
+def look(arm: str) -> tuple[str, str]:
     """An arm's colour and marker, the same in every figure."""
     if arm == DENSE:
         return _COLOURS[DENSE], ""
@@ -187,13 +196,18 @@ def _look(arm: str) -> tuple[str, str]:
     return _COLOURS.get(arm, others[0]), _MARKERS.get(arm, others[1])
 
 
+def series(place: int) -> tuple[str, str]:
+    """Colour and marker of the nth of several things that are no arms."""
+    return _PALETTE[place % len(_PALETTE)], _SERIES_MARKERS[place % len(_SERIES_MARKERS)]
+
+
 def _point(rows: Sequence[Row], column: str, unit: float) -> tuple[float, tuple[float, ...]]:
     """(weights left in percent, a value a seed) of one level and arm."""
     left = 100 * float(np.mean([row.density for row in rows]))
     return left, tuple(unit * value for value in by_seed(rows, column).values())
 
 
-def _ticks(lowest: float) -> list[float]:
+def ticks(lowest: float) -> list[float]:
     """100, 50, 20, 10, ... down to the lowest."""
     ticks = [m * 10.0**e for e in range(2, -4, -1) for m in (5, 2, 1)]
     return [tick for tick in ticks if lowest / 1.5 <= tick <= 100]
@@ -207,14 +221,14 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
     """Every entry's difference to its dense network against weights left; one panel an arm."""
     there = dict.fromkeys(arm for entry in entries for arm in entry.arms)
     names = sorted(there, key=lambda arm: list(ARMS).index(arm) if arm in ARMS else len(ARMS))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(7.2, 4.2 * len(names)), 4.8), layout="constrained")
         panels = figure.subplots(1, max(len(names), 1), sharex=True, sharey=True, squeeze=False)[0]
         densities: set[float] = set()
         for axes, arm in zip(panels, names, strict=False):
             axes.axhline(0, color=_COLOURS[DENSE], lw=1)
             axes.set_title(arm, loc="left", fontsize=10)
-            axes.set_xlabel(_WEIGHTS)
+            axes.set_xlabel(WEIGHTS_LEFT)
             for entry, (colour, marker, line) in zip(entries, _looks(entries), strict=True):
                 points = entry.arms.get(arm, [])
                 x = [100 * point.density for point in points]
@@ -229,12 +243,12 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
                 )
                 for left, gain, interval in zip(x, gains, intervals, strict=True):
                     axes.plot([left] * len(gain), gain, ".", color=colour, ms=2.5, alpha=0.6)
-                    if interval.n >= _BAND_FROM:
+                    if interval.n >= BAND_FROM:
                         axes.vlines(left, interval.low, interval.high, color=colour, alpha=0.35, lw=1)
-        _weights_axis(panels[0], densities)
+        weights_axis(panels[0], densities)
         panels[0].set_ylabel("test accuracy − dense (pp)")
         figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
-        _legend_below(figure, panels[0])
+        legend_below(figure, panels[0])
         return figure
 
 
@@ -242,7 +256,7 @@ def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> 
     """Accuracy against trainings; one panel a density, on one axis of costs."""
     columns = min(max(len(densities), 1), 3)
     rows = -(-max(len(densities), 1) // columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * columns, 3.3 * rows + 1.0), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
         for axes in panels[len(densities) :]:
@@ -256,7 +270,7 @@ def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> 
                 values = list(point.accuracies.values())
                 interval = mean_interval(values)
                 axes.plot([point.trainings] * len(values), values, ".", color=colour, ms=3, alpha=0.6)
-                if interval.n >= _BAND_FROM:
+                if interval.n >= BAND_FROM:
                     axes.vlines(point.trainings, interval.low, interval.high, color=colour, alpha=0.4, lw=1)
                 axes.plot(
                     point.trainings,
@@ -275,14 +289,12 @@ def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> 
             axes.set_xlabel("cost (trainings, log scale)")
         figure.supylabel("test accuracy at the end (%)", fontsize=10)
         figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
-        _legend_below(figure, panels[0])
+        legend_below(figure, panels[0])
         return figure
 
 
 def _looks(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
     """(colour, marker, line) of every entry: colour and marker by `how`, line by `variant`."""
-    palette = (*list(_COLOURS.values())[:3], *_OTHER_COLOURS, "#000000")
-    markers = (*_MARKERS.values(), *_OTHER_MARKERS)
     hows, variants = ([*dict.fromkeys(values)] for values in zip(*(e[:2] for e in entries), strict=True))
     if len(hows) == 1:
         hows, of_entry = variants, [(e.variant, e.how) for e in entries]
@@ -290,16 +302,15 @@ def _looks(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
     else:
         of_entry = [(e.how, e.variant) for e in entries]
     return [
-        (
-            palette[hows.index(how) % len(palette)],
-            markers[hows.index(how) % len(markers)],
-            _LINES[variants.index(variant) % len(_LINES)],
-        )
-        for how, variant in of_entry
+        (*series(hows.index(how)), _LINES[variants.index(variant) % len(_LINES)]) for how, variant in of_entry
     ]
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, below them; the entries are those of one."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 3), fontsize=8)
+        # About twelve characters of this size fit an inch.
+        fitting = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 6))
+        columns = max(1, min(len(handles), 3, fitting))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
+import rich.table
 from matplotlib.figure import Figure
 
 from lthjax.errors import UserError
@@ -115,7 +116,7 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shown: list[dict[str, Any]] = [
-            {**section._asdict(), "figures": [_written(folder, drawn) for drawn in section.figures]}
+            {**section._asdict(), "figures": [show(folder, drawn) for drawn in section.figures]}
             for section in sections
         ]
         html = environment.get_template("report.html").render(
@@ -147,7 +148,7 @@ def to_csv(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _written(folder: Path, drawn: Drawn) -> Shown:
+def show(folder: Path, drawn: Drawn) -> Shown:
     """Writes a figure's files. Without date and random names, so that the same cells give the same."""
     files = {kind: folder / f"{drawn.name}.{kind}" for kind in ("png", "svg", "csv")}
     with matplotlib.rc_context({"svg.hashsalt": "lthjax"}):
@@ -180,3 +181,13 @@ def _bracketed(interval: Interval, sign: str) -> str:
         return "–"
     mean = f"{interval.mean:{sign}.2f}"
     return mean if interval.n == 1 else f"{mean} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
+
+
+def rich_table(table: Table) -> rich.table.Table:
+    """The same table for a terminal."""
+    shown = rich.table.Table(title=table.title, title_justify="left")
+    for place, name in enumerate(table.header):
+        shown.add_column(name, justify="left" if place < table.words else "right")
+    for row in table.rows:
+        shown.add_row(*(value if isinstance(value, str) else value.text for value in row))
+    return shown

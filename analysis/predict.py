@@ -11,22 +11,17 @@ cells are only read; what this writes lies in RUN/predict:
   scores.csv                        `Row`: how well every score finds a ticket's mask
   functional.csv                    `Trial`: what predicted masks are worth, trained
   about.json                        chain, levels, seeds, steps, notes
-  bars, curve, functional           figures, as PNG and SVG
+  predict_bars, _curve, _functional figures, as PNG, SVG and the CSV of their data
   seed=3/state=50/                  the dense network at a step that the run did not keep
   seed=3/chain=C/level=07/ARM/      a trained mask; ARM is predicted or predicted_shuffled
 """
 
 import argparse
-import contextlib
-import csv
-import dataclasses
-import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +30,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import cells, figures
-from lthjax import config, data, predict, progress, prune, replicate, rng, study, train
+from analysis import cells, extra, figures, page
+from analysis.page import Drawn, Link, Section
+from analysis.verdicts import Finding
+from lthjax import data, errors, predict, progress, prune, replicate, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 from lthjax.predict import PIXEL_VARIANCE, SCORES, Layers
-from lthjax.stats import mean_interval
+from lthjax.stats import mean_interval, paired, verdict
 from lthjax.store import Store, read_study
 
 PyTree = Any
+ABOUT = "predict/about.json"
 LOGISTIC = "logistic"
 MEAN, POOLED = "mean", "pooled"
 PREDICTED, TWIN = "predicted", "predicted_shuffled"
@@ -172,15 +170,7 @@ def ask(
         UserError: the run has no such chain, level or ticket; a step is out of range; the data differ.
     """
     run = Path(run)
-    about, rows = read_study(run), cells.load(run)
-    tickets = [row for row in rows if row.arm == "ticket"]
-    if not tickets:
-        raise UserError(f"{run}: there is no ticket in it yet; run the study first.")
-    chains = cells.chains(tickets)
-    chain = chains[0] if chain is None else chain
-    if chain not in chains:
-        raise UserError(f"--chain: {chain!r} has no ticket in the run; it may be {', '.join(chains)}.")
-    tickets = cells.select(tickets, chain=chain)
+    about, chain, rewind, _, tickets = extra.opened(run, chain)
     done = [row for row in tickets if row.status == "done"]
     there = sorted({row.level for row in done})
     if not there:
@@ -194,22 +184,16 @@ def ask(
     nearest = {min(there, key=lambda n, near=near: abs(density[n] - near)) for near in _NEAR}  # type: ignore[misc]
     chosen = sorted({*levels} if levels else {*nearest, there[-1]})
     seeds = {n: sorted(row.seed for row in cells.select(done, level=n)) for n in chosen}
-    wanted = config.from_dict(about["config"])
-    every = tuple(sorted({seed for of_level in seeds.values() for seed in of_level}))
-    prepared = study.prepare(dataclasses.replace(wanted, seeds=every), data_dir)
-    if prepared.dataset.digest != about["data"]["digest"]:
-        raise UserError(
-            f"--data-dir: {wanted.data.name} there has content hash {prepared.dataset.digest}, the run's "
-            f"has {about['data']['digest']}; name the folder of the data that the run was trained on."
-        )
-    total, rewind = prepared.lengths.total, int(chain.rpartition("-")[2])
+    every = {seed for of_level in seeds.values() for seed in of_level}
+    prepared = extra.prepared(about, every, data_dir)
+    total = prepared.lengths.total
     for step in steps or ():
         if not 0 <= step <= total:
             raise UserError(f"--steps: {step} is not allowed; it must be from 0 to {total}, the last step.")
     if images < 1:
         raise UserError(f"--images: {images} is not allowed; it must be 1 or more.")
     looked_at = {round(share * total) for share in _SHARES} | {total} if steps is None else {*steps}
-    batches = min(-(-images // wanted.train.batch), prepared.lengths.per_epoch)
+    batches = min(-(-images // prepared.study.train.batch), prepared.lengths.per_epoch)
     return Asked(
         run,
         prepared,
@@ -349,30 +333,13 @@ class _Work:
         steps += len(trainings) * (self._prepared.lengths.total - self._asked.rewind)
         return study.Plan([*replays, *trainings], [], [*replays, *trainings], steps)
 
-    @contextlib.contextmanager
-    def _watched(self, todo: study.Plan) -> Iterator[study.Watch]:
-        watch = progress.watch(self._quiet)
-        watch.begin(self._asked.run.name, todo)
-        try:
-            yield watch
-        finally:
-            watch.end()
-
     def _train(
         self, jobs: Sequence[tuple[Cell, train.Job]], watch: study.Watch
     ) -> Iterator[tuple[Cell, train.Job, train.Trained]]:
         """Trains in chunks of the same first and last step, and yields what is finished."""
         if self._trainer is None:
             self._trainer = study.make_trainer([self._prepared], self._chunk, self._study.seeds)
-        spans: dict[tuple[int, int], list[tuple[Cell, train.Job]]] = {}
-        for cell, job in jobs:
-            spans.setdefault((job.start, job.stop), []).append((cell, job))
-        width = self._trainer.width
-        for alike in [of[i : i + width] for of in spans.values() for i in range(0, len(of), width)]:
-            watch.chunk([cell for cell, _ in alike], "")
-            results = train.train(self._trainer, [job for _, job in alike], watch.advance)
-            for (cell, job), trained in zip(alike, results, strict=True):
-                yield cell, job, trained
+        yield from extra.in_chunks(self._trainer, jobs, watch)
 
     def replay(self) -> None:
         """Goes the dense networks' first steps again for the states that nobody has kept."""
@@ -383,7 +350,8 @@ class _Work:
             jobs.append((Cell(seed, DENSE, 0, DENSE), job))
         if not jobs:
             return
-        with self._watched(self._plan([cell for cell, _ in jobs], [])) as watch:
+        todo = self._plan([cell for cell, _ in jobs], [])
+        with extra.watched(self._asked.run.name, todo, self._quiet) as watch:
             for cell, job, trained in self._train(jobs, watch):
                 for step in job.captures:
                     self._kept.write_state(cell.seed, step, trained.states[step])
@@ -493,7 +461,8 @@ class _Work:
             jobs.append((cell, train.Job(cell.seed, cell.level, start, stop, origin, mask)))
         if not jobs:
             return
-        with self._watched(self._plan([], [cell for cell, _ in jobs])) as watch:
+        todo = self._plan([], [cell for cell, _ in jobs])
+        with extra.watched(self._asked.run.name, todo, self._quiet) as watch:
             for cell, job, trained in self._train(jobs, watch):
                 result = study.result_of(cell, job, trained, self._basis(cell))
                 self._kept.write(cell, result, job.mask, None)
@@ -574,34 +543,12 @@ def load(run: str | Path) -> Loaded:
         )
     try:
         notes = json.loads((where / "about.json").read_text(encoding="utf-8"))["notes"]
-        return Loaded(_read(where / "scores.csv", Row), _read(where / "functional.csv", Trial), notes)
+        rows = extra.read_rows(where / "scores.csv", Row)
+        return Loaded(rows, extra.read_rows(where / "functional.csv", Trial), notes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{where}: it cannot be read ({error}); run python -m analysis.predict {run} again."
         ) from error
-
-
-_Kind = TypeVar("_Kind", Row, Trial)
-
-
-def _read(path: Path, kind: type[_Kind]) -> list[_Kind]:
-    hints = get_type_hints(kind)
-
-    def value(name: str, text: str) -> Any:
-        if not text and hints[name] is not str:
-            return None
-        return next(of for of in (str, int, float) if hints[name] in (of, of | None))(text)
-
-    with path.open(newline="", encoding="utf-8") as file:
-        return [kind(*(value(n, line[n]) for n in kind._fields)) for line in csv.DictReader(file)]
-
-
-def _to_csv(rows: Iterable[Row] | Iterable[Trial], columns: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], notes: list[str]) -> None:
@@ -613,31 +560,103 @@ def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], note
         "images": asked.batches * asked.prepared.study.train.batch,
         "notes": notes,
     }
-    drawn = {"bars": bars(rows), "curve": curve(rows)}
-    if any(trial.mask == PREDICTED for trial in trials):
-        drawn["functional"] = functional(trials)
     try:
-        for name, figure in drawn.items():
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=160)
-            _write_whole(where / f"{name}.png", picture.getvalue())
-            picture = io.BytesIO()
-            with matplotlib.rc_context(figures._STYLE):
-                # No date, so that the same rows give the same file.
-                figure.savefig(picture, format="svg", metadata={"Date": None})
-            _write_whole(where / f"{name}.svg", picture.getvalue())
-        _write_whole(where / "scores.csv", _to_csv(rows, Row._fields))
-        _write_whole(where / "functional.csv", _to_csv(trials, Trial._fields))
+        for of_figure in drawn(rows, trials):
+            page.show(where, of_figure)
+        extra.write_whole(where / "scores.csv", page.to_csv(Row._fields, rows).encode())
+        extra.write_whole(where / "functional.csv", page.to_csv(Trial._fields, trials).encode())
         # Last, as it is what says that the rest is there.
-        _write_whole(where / "about.json", (json.dumps(about, indent=1) + "\n").encode())
+        extra.write_whole(where / "about.json", (json.dumps(about, indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(f"{where}: it cannot be written ({error.strerror}).") from error
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_bytes(content)
-    os.replace(part, path)
+def drawn(rows: Sequence[Row], trials: Sequence[Trial]) -> list[Drawn]:
+    """The figures of what was found, with their captions."""
+    found = [
+        Drawn(
+            "predict_bars",
+            "How well scores at initialisation find the ticket's mask",
+            bars(rows),
+            "AUROC within layers, and precision at the mask's own number of weights over its density, each "
+            "averaged over the layers; one panel a level. Points are seeds, bars their mean, lines the 95 % "
+            "interval (of three seeds or more), dashes chance. The logistic predictor is tested on a seed "
+            "that it has not seen; hatched is the same on masks shuffled within layers, which must lie at "
+            "chance. Look for how far the best bar is from chance, and from 1.",
+            (Row._fields, [row for row in rows if row.step == 0]),
+        ),
+        Drawn(
+            "predict_curve",
+            "When in training the ticket's mask becomes predictable",
+            curve(rows),
+            "AUROC within layers of every score, taken at a step of the dense network's training; lines are "
+            "means over seeds, points seeds, the band the 95 % interval of the logistic predictor (of three "
+            "seeds or more). Look for the step at which the lines leave their level at step 0.",
+            (Row._fields, [row for row in rows if row.layer == MEAN]),
+        ),
+    ]
+    if any(trial.mask == PREDICTED for trial in trials):
+        found.append(
+            Drawn(
+                "predict_functional",
+                "What predicted masks are worth, trained",
+                functional(trials),
+                "Test accuracy at the end of training from the weights that the ticket starts from: the "
+                "ticket's mask, the mask that the other seeds' predictor gives, the same shuffled within "
+                "layers, and random masks, all of the ticket's layer-wise densities. Small points are seeds, "
+                "large ones their mean, lines the 95 % interval (of three seeds or more). Look for whether "
+                "predicted lies above its shuffled twin, and how far below the ticket.",
+                (Trial._fields, trials),
+            )
+        )
+    return found
+
+
+def section(run: Path) -> Section | None:
+    """The report's section, where the run has been looked at."""
+    if not (run / ABOUT).is_file():
+        return None
+    found = load(run)
+    return Section("predict", "Predictability", found.notes, drawn(found.rows, found.trials))
+
+
+def findings(run: Path) -> list[Finding]:
+    """Whether masks are predictable, and worth something, at the level nearest to 10 % of the weights."""
+    claim = "The ticket's mask is predictable at initialisation: AUROC within layers above chance"
+    if not (run / ABOUT).is_file():
+        return [Finding(claim, "not tested", "no scores", 0, f"python -m analysis.predict {run}")]
+    found = load(run)
+    held = [r for r in found.rows if (r.step, r.score, r.mask, r.layer) == (0, LOGISTIC, "ticket", MEAN)]
+    if not held:
+        return [
+            Finding(claim, "not tested", "one seed: none is held out", 0, f"python -m analysis.predict {run}")
+        ]
+    level = min(held, key=lambda row: abs(np.log((row.density or 1.0) / 0.1))).level
+    own = [row for row in held if row.level == level]
+    values = [float(row.auroc or 0) for row in own]
+    interval = mean_interval(values)
+    bracket = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval.n > 1 else ""
+    at = f"at {100 * (own[0].density or 1.0):.1f} % of the weights"
+    link = Link("predictability", "#predict")
+    made = [
+        Finding(claim, verdict(values, 0.5).outcome, f"{interval.mean:.3f}{bracket} {at}", interval.n, link)
+    ]
+    trained = [trial for trial in found.trials if trial.level == level]
+    accuracies = {
+        mask: _by_seed(trial for trial in trained if trial.mask == mask) for mask in (PREDICTED, TWIN)
+    }
+    gaps = paired(accuracies[PREDICTED], accuracies[TWIN])
+    if gaps:
+        made.append(
+            Finding(
+                "Predicted masks train to more than the same shuffled within layers",
+                verdict(gaps).outcome,
+                f"{page.points(mean_interval(gaps))} pp {at}",
+                len(gaps),
+                link,
+            )
+        )
+    return made
 
 
 _LABELS = {name: score.label for name, score in SCORES.items()} | {
@@ -653,14 +672,14 @@ _COLOURS = {
     "synflow": "#999999",
     "fisher": "#8A6D00",
     PIXEL_VARIANCE: "#000000",
-    LOGISTIC: figures._COLOURS["ticket"],
+    LOGISTIC: figures.look("ticket")[0],
 }
 _MARKERS = dict(zip(_COLOURS, "Dv<s>PXho", strict=True))
 _MASKS = {
-    "ticket": ("ticket", figures._COLOURS["ticket"], "o"),
+    "ticket": ("ticket", figures.look("ticket")[0], "o"),
     PREDICTED: ("predicted", "#E69F00", "D"),
     TWIN: ("shuffled\npredicted", "#CC79A7", "v"),
-    "random": ("random", figures._COLOURS["random"], "^"),
+    "random": ("random", figures.look("random")[0], "^"),
 }
 _PANELS = 4
 _CHANCE = "#444444"
@@ -676,7 +695,7 @@ def bars(rows: Sequence[Row]) -> Figure:
     shown = [(name, "ticket") for name in _COLOURS] + [(LOGISTIC, "shuffled")]
     shown = [of for of in shown if any((row.score, row.mask) == of for row in rows)]
     measures = (("auroc", 0.5, "AUROC within layers"), ("lift", 1.0, "precision@k / density"))
-    with matplotlib.rc_context(figures._STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure, grid, levels = _panels(rows, len(measures), (2.9, 0.3 * len(shown) + 0.9))
         for line, (measure, chance, name_of) in zip(grid, measures, strict=True):
             for axes, level in zip(line, levels, strict=True):
@@ -702,7 +721,7 @@ def curve(rows: Sequence[Row]) -> Figure:
     """
     rows = [row for row in rows if row.layer == MEAN and row.mask == "ticket"]
     last = max((row.step for row in rows), default=0)
-    with matplotlib.rc_context(figures._STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure, grid, levels = _panels(rows, 1, (2.9, 4.2))
         for axes, level in zip(grid[0], levels, strict=True):
             for name, colour in _COLOURS.items():
@@ -718,7 +737,7 @@ def curve(rows: Sequence[Row]) -> Figure:
                     )
                 for step, of_step in zip(x, points, strict=True):
                     axes.plot([step] * len(of_step), of_step, ".", color=colour, ms=2.5, alpha=0.6)
-                if name == LOGISTIC and intervals and intervals[0].n >= figures._BAND_FROM:
+                if name == LOGISTIC and intervals and intervals[0].n >= figures.BAND_FROM:
                     lows, highs = [i.low for i in intervals], [i.high for i in intervals]
                     axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
             axes.axhline(0.5, color=_CHANCE, lw=1, ls="--")
@@ -741,17 +760,17 @@ def functional(trials: Sequence[Trial]) -> Figure:
     Small points are seeds (repeats averaged), large ones their mean, lines its 95 % interval (of three
     seeds or more).
     """
-    with matplotlib.rc_context(figures._STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure, grid, levels = _panels([t for t in trials if t.mask == PREDICTED], 1, (2.6, 3.6))
         for axes, level in zip(grid[0], levels, strict=True):
             for place, (mask, (_, colour, marker)) in enumerate(_MASKS.items()):
-                values = _accuracies(t for t in trials if (t.level, t.mask) == (level, mask))
+                values = [*_by_seed(t for t in trials if (t.level, t.mask) == (level, mask)).values()]
                 if not values:
                     continue
                 interval = mean_interval(values)
                 axes.plot([place + 0.15] * len(values), values, ".", color=colour, ms=5, alpha=0.7)
                 axes.plot([place], [interval.mean], marker=marker, color=colour, ms=8)
-                if interval.n >= figures._BAND_FROM:
+                if interval.n >= figures.BAND_FROM:
                     axes.vlines(place, interval.low, interval.high, color=colour, lw=1.5, alpha=0.6)
             axes.set_xticks(range(len(_MASKS)), [name for name, _, _ in _MASKS.values()], fontsize=8)
             axes.set_xlim(-0.6, len(_MASKS) - 0.4)
@@ -783,18 +802,18 @@ def _bar(axes: Axes, place: int, values: Sequence[float], chance: float, colour:
     interval = mean_interval(values)
     hatch = "////" if null else None
     axes.barh(place, interval.mean - chance, 0.7, chance, color=colour, alpha=0.45, hatch=hatch)
-    if interval.n >= figures._BAND_FROM:
+    if interval.n >= figures.BAND_FROM:
         axes.hlines(place, interval.low, interval.high, color=colour, lw=1.5)
     axes.plot(values, [place] * len(values), ".", color=colour, ms=4)
 
 
-def _accuracies(trials: Iterable[Trial]) -> list[float]:
-    """Test accuracy in percent, one a seed: repeats averaged, diverged ones left out."""
+def _by_seed(trials: Iterable[Trial]) -> dict[int, float]:
+    """Seed -> test accuracy in percent: repeats averaged, diverged ones left out."""
     values: dict[int, list[float]] = {}
     for trial in trials:
         if trial.test_accuracy is not None:
             values.setdefault(trial.seed, []).append(100 * trial.test_accuracy)
-    return [sum(of_seed) / len(of_seed) for _, of_seed in sorted(values.items())]
+    return {seed: sum(of_seed) / len(of_seed) for seed, of_seed in sorted(values.items())}
 
 
 def main(arguments: list[str]) -> None:
@@ -844,11 +863,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    errors.command_line(main)

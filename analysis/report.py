@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import compare, curves, page, verdicts
+from analysis import compare, curves, page, predict, savings, structure, verdicts
 from analysis.cells import Row, accuracies, arms, chains, difference, load, select, to_csv
 from analysis.entries import title
 from analysis.page import Section, Table
@@ -40,7 +40,7 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
         raise UserError(f"{run}: there is no finished cell in it yet; run the study first.")
     folder = run / "report"
     table = to_csv(rows)
-    if only_if_changed and _is_of(folder, table):
+    if only_if_changed and _is_of(folder, table, run):
         return folder / "index.html"
     heading = title(study)
     seeds = len({row.seed for row in rows})
@@ -57,19 +57,20 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
 
 
 def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: str) -> list[Section]:
-    found = verdicts.findings(study, rows)
+    found = [*verdicts.findings(study, rows), *savings.findings(run), *predict.findings(run)]
     said = [[f.claim, f.outcome, f.estimate, str(f.n or "–"), f.where] for f in found]
     header = ["claim", "verdict", "estimate", "n", "where, or the command that tests it"]
     own = chains(rows)
     tickets = [chain for chain in own if imp.leader(chain) == "ticket"]
     collapsed = verdicts.collapsed(rows, study["data"]["classes"])
+    survivors = structure.figures(run)
     return [
         Section("verdicts", "Verdicts", _notes(study, rows), (), [Table("", header, said, 5)], _RULES),
         Section("accuracy", "Accuracy", figures=curves.drawn(run, rows, heading)),
         Section(
             "gaps",
             "Differences",
-            tables=[verdicts.gaps(rows, chain) for chain in tickets],
+            tables=[of(rows, chain) for chain in tickets for of in (verdicts.summaries, verdicts.gaps)],
             remark=_TESTS,
         ),
         Section(
@@ -78,6 +79,8 @@ def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: st
             tables=[*(_levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])],
             remark=_remark(study, rows),
         ),
+        *([Section("structure", "What survives", figures=survivors)] if survivors else []),
+        *(section for section in (savings.section(run), predict.section(run)) if section is not None),
     ]
 
 
@@ -94,10 +97,13 @@ def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> P
     return pages[0] if len(pages) == 1 else compare.build(runs)
 
 
-def _is_of(folder: Path, table: str) -> bool:
-    """Whether a report is there and shows these cells."""
-    cells = folder / "cells.csv"
-    return (folder / "index.html").is_file() and cells.is_file() and cells.read_text() == table
+def _is_of(folder: Path, table: str, run: Path) -> bool:
+    """Whether a report is there and shows these cells, and what other analyses have found."""
+    written, cells = folder / "index.html", folder / "cells.csv"
+    if not (written.is_file() and cells.is_file() and cells.read_text() == table):
+        return False
+    others = [run / savings.FILE, run / predict.ABOUT]
+    return all(other.stat().st_mtime <= written.stat().st_mtime for other in others if other.is_file())
 
 
 _RULES = (
@@ -109,10 +115,12 @@ _RULES = (
     "so “undecided”. “10–15 points” is tested as 10 points or more."
 )
 _TESTS = (
-    "Differences in percentage points, paired by seed, with the 95 % interval of Student's t. p-values are "
-    "two-sided: by t, the same adjusted by Holm within the block of one control, and by exact sign flips, "
-    "which cannot go below 2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, "
-    "unbiased, with its 95 % interval."
+    "An arm matches the dense network of its seed down to a density if it does so at every larger one; the "
+    "area between two curves is taken on the densities that both have. Differences in percentage points, "
+    "paired by seed, with the 95 % interval of Student's t. p-values are two-sided: by t, the same "
+    "adjusted by Holm within the block of one control, and by exact sign flips, which cannot go below "
+    "2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, unbiased, with its 95 % "
+    "interval."
 )
 
 

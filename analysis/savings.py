@@ -18,18 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from scipy.stats import binom
 
-from analysis import cells
+from analysis import cells, page
 from analysis.export import export
+from analysis.page import Link, Section, Table
+from analysis.verdicts import Finding
 from benchmarks import measure
-from lthjax import config, data, models, prune, savings
+from lthjax import config, data, errors, models, prune, savings
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model
 from lthjax.savings import Counts, Storage
+from lthjax.stats import Outcome
 from lthjax.store import read_study
 from lthjax.study import devices
 
@@ -466,77 +468,116 @@ def _level_of(fields: dict[str, Any]) -> Level:
 def tables(rows: Sequence[Level]) -> list[Table]:
     """The rows for the eye: counts and training cost, bytes, compaction, and times."""
     first = rows[-1]
-    title = f"Seed {first.seed}, {first.chain}"
-    weights = _table(
-        f"{title}: weights, MACs for one image, and what the ticket cost to find",
-        ["level", "weights left", "density", "fewer weights", "MACs", "masked", "fewer MACs", "steps trained",
+    weights = Table(
+        f"Weights, MACs for one image, and what the ticket cost to find (seed {first.seed}, {first.chain})",
+        ["level", "weights left", "%", "fewer weights", "MACs", "masked", "fewer MACs", "steps trained",
          "dense trainings"],
+        [
+            [
+                str(row.level), f"{row.counts.weights_left:,}", f"{100 * row.density:.1f}",
+                _times(row.counts.weights, row.counts.weights_left), f"{row.counts.macs:,}",
+                f"{row.counts.macs_left:,}", _times(row.counts.macs, row.counts.macs_left),
+                f"{row.steps:,}", f"{row.trainings:.2f}",
+            ]
+            for row in rows
+        ],
     )  # fmt: skip
-    stored = _table(
+    stored = Table(
         "Bytes of the weights, float32, and how much smaller than dense; the exported file is not smaller, "
         "it holds dense arrays, the mask and the initial weights",
         ["level", "dense", "ideal", "bitmask", "CSR-16", "CSR-32", "COO", "exported file"],
+        [
+            [
+                str(row.level),
+                f"{row.storage.dense:,}",
+                *(f"{part:,} ({_times(row.storage.dense, part)})" for part in row.storage[1:]),
+                f"{row.file_bytes:,}",
+            ]
+            for row in rows
+        ],
     )
-    units = _table(
+    units = Table(
         "Exact compaction: the units that do nothing taken out, the rest as dense arrays",
         ["level", "units left", "weights", "fewer", "MACs", "fewer", "largest deviation of a logit"],
+        [
+            [
+                str(row.level),
+                " ".join(f"{name} {width}" for name, width in row.widths.items()),
+                f"{row.compacted.weights:,}",
+                _times(row.counts.weights, row.compacted.weights),
+                f"{row.compacted.macs:,}",
+                _times(row.counts.macs, row.compacted.macs),
+                f"{row.deviation:.1e}",
+            ]
+            for row in rows
+        ],
+        2,
     )
-    for row in rows:
-        own, small, size = row.counts, row.compacted, row.storage
-        weights.add_row(
-            str(row.level), f"{own.weights_left:,}", f"{100 * row.density:.1f} %",
-            _times(own.weights, own.weights_left), f"{own.macs:,}", f"{own.macs_left:,}",
-            _times(own.macs, own.macs_left), f"{row.steps:,}", f"{row.trainings:.2f}",
-        )  # fmt: skip
-        stored.add_row(
-            str(row.level),
-            f"{size.dense:,}",
-            *(f"{part:,} ({_times(size.dense, part)})" for part in size[1:]),
-            f"{row.file_bytes:,}",
-        )
-        units.add_row(
-            str(row.level), " ".join(f"{name} {width}" for name, width in row.widths.items()),
-            f"{small.weights:,}", _times(own.weights, small.weights), f"{small.macs:,}",
-            _times(own.macs, small.macs), f"{row.deviation:.1e}",
-        )  # fmt: skip
     timed = [row for row in rows if row.timings]
     return [weights, stored, units, *([_times_table(timed)] if timed else [])]
 
 
 def _times_table(rows: Sequence[Level]) -> Table:
-    table = _table(
-        f"Forward pass, each timed in turn with the dense one, on {rows[0].device}",
-        [
-            "level",
-            "density",
-            "batch",
-            "network",
-            "a call",
-            "images / s",
-            "against dense: median (its 95 % interval)",
-        ],
-    )
+    lines = []
     for row in rows:
         for batch in sorted({timing.batch for timing in row.timings}):
             of_batch = [timing for timing in row.timings if timing.batch == batch]
             dense = [timing.dense_seconds for timing in of_batch if timing.dense_seconds is not None]
-            place = (str(row.level), f"{100 * row.density:.1f} %", str(batch))
-            table.add_row(*place, "dense", *_rate(float(np.median(dense)) if dense else None, batch), "")
-            for timing in of_batch:
-                table.add_row("", "", "", timing.variant, *_rate(timing.seconds, batch), words(timing))
-            table.add_section()
-    table.caption = (
-        "Fewer multiplications are not less time. A network is called faster or slower only where the "
-        "interval of the median ratio leaves out 1. "
-        + "; ".join(f"{name}: {what}" for name, what in VARIANTS.items())
-        + "."
+            place = [str(row.level), f"{100 * row.density:.1f}", str(batch)]
+            lines.append([*place, "dense", *_rate(float(np.median(dense)) if dense else None, batch), ""])
+            lines += [
+                [*place, timing.variant, *_rate(timing.seconds, batch), words(timing)] for timing in of_batch
+            ]
+    return Table(
+        f"Forward pass, each timed in turn with the dense one, on {rows[0].device}",
+        [
+            "level",
+            "%",
+            "batch",
+            "network",
+            "ms a call",
+            "images / s",
+            "against dense: median (95 % interval)",
+        ],
+        lines,
     )
-    table.caption_justify = "left"
-    return table
+
+
+_REMARK = (
+    "Fewer multiplications are not less time. A network is called faster or slower only where the interval "
+    "of the median ratio leaves out 1. "
+    + "; ".join(f"{name}: {what}" for name, what in VARIANTS.items())
+    + "."
+)
+
+
+def section(run: Path) -> Section | None:
+    """The report's section, where the run has savings.json."""
+    if not (run / FILE).is_file():
+        return None
+    return Section("savings", "Savings", tables=tables(load(run)), remark=_REMARK)
+
+
+def findings(run: Path) -> list[Finding]:
+    """Whether the ticket computes faster, at batch 1 and the timed level nearest to 10 % of the weights."""
+    timed = [row for row in load(run) if row.timings] if (run / FILE).is_file() else []
+    if not timed:
+        claim = "Tickets compute faster than the dense network"
+        return [Finding(claim, "not tested", "no times", 0, f"python -m analysis.savings {run}")]
+    row = min(timed, key=lambda row: abs(math.log(row.density / 0.1)))
+    found = []
+    for timing in row.timings:
+        if timing.batch != 1 or timing.ratio is None or timing.low is None or timing.high is None:
+            continue
+        outcome: Outcome = "supported" if timing.low > 1 else "refuted" if timing.high < 1 else "undecided"
+        claim = f"A ticket at {100 * row.density:.1f} % computes one image faster, {timing.variant}"
+        pairs = f"{words(timing)}, {timing.pairs} pairs"
+        found.append(Finding(claim, outcome, pairs, 1, Link("savings", "#savings")))
+    return found
 
 
 def _rate(seconds: float | None, batch: int) -> tuple[str, str]:
-    return ("-", "-") if seconds is None else (f"{1000 * seconds:.3g} ms", f"{batch / seconds:,.0f}")
+    return ("–", "–") if seconds is None else (f"{1000 * seconds:.3g}", f"{batch / seconds:,.0f}")
 
 
 def words(timing: Timing) -> str:
@@ -548,13 +589,6 @@ def words(timing: Timing) -> str:
     if timing.high < 1:
         return f"{1 / timing.ratio:.2f}× slower ({1 / timing.high:.2f}–{1 / timing.low:.2f})"
     return f"no clear difference: {timing.ratio:.2f}× its speed ({timing.low:.2f}–{timing.high:.2f})"
-
-
-def _table(title: str, header: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
-    return table
 
 
 def _times(dense: int, left: int) -> str:
@@ -592,13 +626,10 @@ def main(arguments: list[str]) -> None:
     # Piped, the tables are not squeezed into the 80 columns of no terminal.
     console = Console(width=None if sys.stdout.isatty() else 200)
     for table in tables(rows):
-        console.print(table)
+        console.print(page.rich_table(table))
+    console.print(_REMARK)
     print(path)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    errors.command_line(main)

@@ -6,6 +6,7 @@ as not tested, with the command that tests it.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -71,7 +72,8 @@ def differences(rows: Sequence[Row], chain: str, arm: str, other: str) -> list[L
 
 def in_range(levels: Sequence[Level]) -> list[Level]:
     """The levels of 80 to 90 % sparsity."""
-    return [level for level in levels if RANGE[0] <= level.density <= RANGE[1]]
+    # A mean of equal densities differs from them by rounding.
+    return [level for level in levels if RANGE[0] - 1e-9 <= level.density <= RANGE[1] + 1e-9]
 
 
 def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
@@ -272,8 +274,36 @@ def gaps(rows: Sequence[Row], chain: str) -> Table:
     return Table(f"Rewound to step {chain.rpartition('-')[2]}", header, lines, 2)
 
 
+def summaries(rows: Sequence[Row], chain: str) -> Table:
+    """Every arm over all densities: how sparse it matches the dense network, and its area to the ticket."""
+    dense = accuracies(select(rows, chain=DENSE))
+    tickets = _curves(rows, chain, "ticket")
+    lines = []
+    for arm in arms(select(rows, chain=chain)):
+        curves = {seed: curve for seed, curve in _curves(rows, chain, arm).items() if seed in dense}
+        line = [arm]
+        for margin in (0.0, TOLERANCE, 2.0):
+            found = [
+                stats.smallest_match(curve, dense[seed], margin, unbroken=True)
+                for seed, curve in curves.items()
+            ]
+            line.append(", ".join("none" if least is None else f"{100 * least:.1f}" for least in found))
+        areas = [
+            area
+            for seed, curve in curves.items()
+            if seed in tickets and (area := stats.area_between(tickets[seed], curve)) is not None
+        ]
+        line.append("" if arm == "ticket" else page.points(stats.mean_interval(areas)))
+        lines.append(line)
+    header = ["arm", "matches dense down to (%), each seed", f"within {TOLERANCE:g} pp", "within 2 pp",
+              "ticket − arm, mean over log density (pp)"]  # fmt: skip
+    return Table(f"Over all densities, rewound to step {chain.rpartition('-')[2]}", header, lines, 4)
+
+
 def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
-    """The share of runs below twice chance, where there are any."""
+    """The share of runs below twice chance, where there are any; with two classes that says nothing."""
+    if classes < 3:
+        return None
     lines = []
     places = dict.fromkeys((row.chain, row.level, row.arm) for row in rows)
     for chain, level, arm in places:
@@ -281,7 +311,7 @@ def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
         fractions = list(by_seed(of_cell, "test_accuracy").values())
         share = stats.collapse_share(fractions, classes)
         if share.collapsed:
-            median = sorted(100 * value for value in fractions)[len(fractions) // 2]
+            median = 100 * statistics.median(fractions)
             lines.append(
                 [
                     chain,

@@ -3,11 +3,13 @@
     python -m benchmarks.scaling [--json]
 
 Cost a replicate for R = 1 ... 16 trained in one program; seconds a cell for studies of more and more
-levels; wall time of `run.py --help` and of a study that is finished already.
+levels; peak memory of studies of more and more seeds; wall time of `run.py --help` and of a study that is
+finished already.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -64,6 +66,22 @@ def levels() -> dict[str, float]:
     return found
 
 
+def memory() -> dict[str, float]:
+    """Peak resident MiB of processes that run a study of 1, 4 and 16 seeds."""
+    found = {}
+    for count in (1, 4, 16):
+        with tempfile.TemporaryDirectory() as out:
+            small = ["--levels", "1", "--train.steps", "20", "--quiet", "--no-cache", "--out", out]
+            seeds = ["--seeds", *map(str, range(count))]
+            command = [sys.executable, "run.py", "--config", "configs/quickstart.py", *small, *seeds]
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise SystemExit(f"the study of {count} seeds failed")
+            found[str(count)] = usage.ru_maxrss / 1024
+    return found
+
+
 def starts(count: int) -> dict[str, float]:
     """Median wall seconds of `--help`, and of a study that is finished."""
     small = ["--levels", "1", "--train.steps", "2", "--control-levels", "1"]
@@ -97,6 +115,7 @@ def main() -> None:
         "batch": options.batch,
         "replicates": replicates(options.model, options.batch, options.steps, options.rounds),
         "levels_s_a_cell": levels(),
+        "peak_mib": memory(),
         **starts(options.rounds),
     }
     if options.json:
@@ -107,6 +126,8 @@ def main() -> None:
         print(f"{options.model}, {r} replicates: {row['ms']:.2f} ms a step and replicate {span}")
     for count, seconds in got["levels_s_a_cell"].items():
         print(f"{count} levels: {seconds:.2f} s a cell, compilation included")
+    for count, mib in got["peak_mib"].items():
+        print(f"{count} seeds: {mib:.0f} MiB at most")
     print(f"--help: {got['help_s']:.2f} s; a finished study: {got['finished_s']:.2f} s")
 
 

@@ -284,8 +284,10 @@ def pooled_auroc(score: Layers, kept: Layers) -> float | None:
     Returns:
         None where all weights of these layers are kept, or none.
     """
-    measured = measure(*(np.concatenate([of[path] for path in score]) for of in (score, kept)))
-    return None if measured is None else measured.auroc
+    scores, mask = (np.concatenate([of[path] for path in score]) for of in (score, kept))
+    if mask.all() or not mask.any() or not np.isfinite(scores).all():
+        return None
+    return float(roc_auc_score(mask, scores))
 
 
 def chance_deviation(kept: np.ndarray) -> float:

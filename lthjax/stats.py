@@ -121,7 +121,8 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float
     """ours − theirs over the seeds that both have, by ascending seed.
 
     Args:
-        ours, theirs: seed -> value.
+        ours: seed -> value.
+        theirs: seed -> value.
     """
     return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
@@ -464,7 +465,8 @@ def iso_ratio(ticket: Curve, control: Curve, dense: float, tolerance: float = 0.
     worse by one image is a fall; a tolerance makes the ratio steadier.
 
     Args:
-        ticket, control: (density, accuracy) of one seed.
+        ticket: (density, accuracy) of one seed.
+        control: likewise.
         dense: the dense network's accuracy of this seed, in the curves' unit.
         tolerance: in that unit, 0 or more.
 
@@ -498,7 +500,8 @@ def iso_accuracy(
     largest ratios and the mean is too low; their bounds are in `ratios`.
 
     Args:
-        tickets, controls: seed -> (density, accuracy).
+        tickets: seed -> (density, accuracy).
+        controls: likewise.
         dense: seed -> the dense network's accuracy, in the curves' unit.
         tolerance: in that unit, 0 or more.
         confidence: of the two-sided interval, in (0, 1).
@@ -553,7 +556,9 @@ def _noncentrality(t: float, nu: int, p: float) -> float:
     # between the sums of their quantiles at half the tails.
     low = spread(1 - (1 - p) / 2) + stats.norm.ppf((1 - p) / 2)
     high = spread(p / 2) + stats.norm.isf(p / 2)
-    return float(optimize.brentq(lambda delta: stats.nct.cdf(t, nu, delta) - p, low, high))
+    # scipy 1.13 warns of a division by zero at some arguments, where its value is right.
+    with np.errstate(divide="ignore"):
+        return float(optimize.brentq(lambda delta: stats.nct.cdf(t, nu, delta) - p, low, high))
 
 
 def _outcome(supported: bool, refuted: bool) -> Outcome:

@@ -293,7 +293,9 @@ def run_all(
 
     Args:
         studies: those of one `prepare_all`.
-        out, watch, chunk: as for `run`.
+        out: as for `run`.
+        watch: as for `run`.
+        chunk: as for `run`.
 
     Returns:
         The run folders, in the order of the studies.
@@ -396,6 +398,15 @@ def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable
         mesh=mesh,
         width=replicate.width(mesh, widest, chunk),
     )
+
+
+def first_batch(prepared: Prepared, split: data.Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first batch of a seed's dense network, on which criteria see gradients."""
+    dataset = prepared.dataset
+    index = train.order(split.train, prepared.lengths, prepared.study.train.batch, seed, 0, 0, 1)[0]
+    images = jnp.asarray(dataset.train_images[index])
+    scaled = data.gather(images, jnp.arange(len(index)), jnp.asarray(split.mean), jnp.asarray(split.std))
+    return np.asarray(scaled), dataset.train_labels[index]
 
 
 class _Item(NamedTuple):
@@ -540,19 +551,11 @@ class _Run:
                     initial,
                     origin,
                     self._ticket(parent),
-                    self._batch(seed),
+                    first_batch(self.prepared, self.trainer.splits[seed], seed),
                     level,
                 )
                 self._next_level(seed, chain, None)
                 break
-
-    def _batch(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first batch of the seed's dense network, on which criteria see gradients."""
-        split, dataset = self.trainer.splits[seed], self.prepared.dataset
-        index = train.order(split.train, self._lengths, self._study.train.batch, seed, 0, 0, 1)[0]
-        images = jnp.asarray(dataset.train_images[index])
-        scaled = data.gather(images, jnp.arange(len(index)), jnp.asarray(split.mean), jnp.asarray(split.std))
-        return np.asarray(scaled), dataset.train_labels[index]
 
     def _ticket(self, cell: Cell) -> Ticket:
         """A trained ticket, or the dense network, from the store."""

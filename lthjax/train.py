@@ -74,7 +74,8 @@ class Job(NamedTuple):
         stop: one past the last step; the same as start where it is only to be evaluated.
         variables: start weights, on which the mask is applied; statistics.
         mask: the mask.
-        captures: steps, start <= step < stop, whose state is wanted.
+        captures: steps, start <= step <= stop, whose state is wanted.
+        noise: which of the orders and augmentations of this seed and level; 0 is the study's own.
     """
 
     seed: int
@@ -84,6 +85,7 @@ class Job(NamedTuple):
     variables: Variables
     mask: PyTree
     captures: tuple[int, ...] = ()
+    noise: int = 0
 
 
 class Trained(NamedTuple):
@@ -264,7 +266,14 @@ def _at_step(key_data: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def order(
-    split: np.ndarray, lengths: Lengths, batch: int, seed: int, level: int, start: int, count: int
+    split: np.ndarray,
+    lengths: Lengths,
+    batch: int,
+    seed: int,
+    level: int,
+    start: int,
+    count: int,
+    noise: int = 0,
 ) -> np.ndarray:
     """Batches start ... start + count - 1 of a seed's and level's order.
 
@@ -277,6 +286,7 @@ def order(
         batch: images in a batch.
         seed, level: name the order.
         start, count: which of its batches.
+        noise: as in `Job`.
 
     Returns:
         int32 [count, batch], indices into the train images.
@@ -286,16 +296,22 @@ def order(
     while at < stop:
         epoch, first = divmod(at, lengths.per_epoch)
         last = min(lengths.per_epoch, first + stop - at)
-        permuted = split[_permutation(seed, level, epoch, len(split))[: lengths.per_epoch * batch]]
+        permutation = _permutation(seed, level, epoch, len(split), noise)
+        permuted = split[permutation[: lengths.per_epoch * batch]]
         rows.append(permuted.reshape(lengths.per_epoch, batch)[first:last])
         at += last - first
     return np.concatenate(rows)
 
 
 @lru_cache(maxsize=64)
-def _permutation(seed: int, level: int, epoch: int, n: int) -> np.ndarray:
+def _permutation(seed: int, level: int, epoch: int, n: int, noise: int) -> np.ndarray:
     # Kept, as an epoch is asked for a segment at a time.
-    return np.asarray(jax.random.permutation(rng.stream(seed, "order", level, epoch), n))
+    return np.asarray(jax.random.permutation(rng.stream(seed, _stream("order", noise), level, epoch), n))
+
+
+def _stream(name: str, noise: int) -> str:
+    """The name of a stream; that of the study's own noise has no number."""
+    return f"{name}/{noise}" if noise else name
 
 
 def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Trained]:
@@ -332,7 +348,7 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
             for i, job in enumerate(padded):
                 split = trainer.splits[job.seed].train
                 batches[i, : mark - at] = order(
-                    split, lengths, trainer.batch, job.seed, job.level, at, mark - at
+                    split, lengths, trainer.batch, job.seed, job.level, at, mark - at, job.noise
                 )
             each = (mask, feed, replicate.stack(mesh, list(batches)))
             shared = (trainer.images, np.int32(at), np.int32(mark - at))
@@ -431,7 +447,7 @@ class _Record:
 
 def _feed(trainer: Trainer, job: Job) -> Feed:
     split = trainer.splits[job.seed]
-    key = rng.stream(job.seed, "augment", job.level)
+    key = rng.stream(job.seed, _stream("augment", job.noise), job.level)
     return Feed(split.mean, split.std, jax.random.key_data(key))  # type: ignore[arg-type]
 
 

@@ -48,7 +48,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(command_line: Call, tmp_path
     for expected in (
         "61,706 parameters, 61,470 prunable weights",
         "0 cells; 12 to train",
-        "450 a training of batch 60 (150 an epoch)",
+        "450 steps of batch 60 (150 an epoch)",
         "5,400 in all",
         "MiB",
         "ms a step and replicate",
@@ -92,7 +92,7 @@ def test_overrides(command_line: Call, tmp_path: Path) -> None:
     assert "chains rewind-0, rewind-50, rewind-150" in done.stdout
     # 3 seeds x (dense + 3 chains x (2 tickets + 2 reinits at level 2))
     assert "39: 3 seeds" in done.stdout
-    assert "300 a training" in done.stdout
+    assert "300 steps of batch 60" in done.stdout
 
 
 BAD = {

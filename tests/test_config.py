@@ -211,5 +211,5 @@ def test_a_study_comes_back_from_json() -> None:
     import json
 
     for path in sorted((ROOT / "configs").glob("*.py")):
-        study = config.load(path)
-        assert config.from_dict(json.loads(json.dumps(dataclasses.asdict(study)))) == study
+        for study in config.load_all(path):
+            assert config.from_dict(json.loads(json.dumps(dataclasses.asdict(study)))) == study

@@ -22,13 +22,15 @@ PAPER = {
 
 def test_all_are_there() -> None:
     names = {path.stem for path in CONFIGS}
-    assert names >= {"quickstart", "lenet5_mnist", "cifar_cnn", *PAPER}
+    assert names >= {"quickstart", "lenet5_mnist", "cifar_cnn", "rates_lenet5", *PAPER}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
-    loaded = config.load(path)
-    assert loaded.name == path.stem
+    loaded, *others = config.load_all(path)
+    assert {study.name for study in (loaded, *others)} == {path.stem}
+    for other in others:
+        config.validate(other)
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     for part in (f"python run.py --config configs/{path.name}", "Time:", "Result:"):
         assert part in docstring
@@ -47,6 +49,20 @@ def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
     results = train.train(trainer, [job], lambda *_: None)
     assert results[0].status == "done"
     assert prune.magnitude(results[0].variables.params, job.mask, small.prune.rate)
+
+
+def test_rates_reach_the_densities_that_they_name() -> None:
+    """Ten to sixty per cent a round to 5.5 % or less; one-shot to densities of 20 % a round."""
+    studies = config.load_all(ROOT / "configs" / "rates_lenet5.py")
+    for scope in ("layer", "global"):
+        own = [study for study in studies if study.prune.scope == scope]
+        rounds = {s.prune.rate: (1 - s.prune.rate) ** s.levels for s in own if s.prune.density is None}  # type: ignore[operator]
+        assert sorted(rounds) == [0.1, 0.2, 0.4, 0.6]
+        assert all(0.02 < density <= 0.0551 for density in rounds.values())
+        shots = [s for s in own if s.prune.density is not None]
+        assert all(s.levels == 1 for s in shots)
+        assert [s.prune.density for s in shots] == [round(0.8**level, 4) for level in (3, 6, 9, 13)]
+        assert len(own) == len(rounds) + len(shots)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -74,7 +74,7 @@ def test_own_data_network_criterion_and_arm_make_a_study(
 
     loaded = config.load("mine.py")
     assert (loaded.model, loaded.prune.criterion, loaded.data.name) == ("mine", "mine", "mine")
-    prepared = study.prepare(run.parse(ARGUMENTS).study)
+    prepared = study.prepare(run.parse(ARGUMENTS)[0].study)
     assert (prepared.dataset.classes, len(prepared.dataset.train_images)) == (2, 2000)
     store = Store(folder, prepared.identity, {})
     initial = jax.device_get(prepared.model.init(rng.stream(0, "init")))

@@ -1,6 +1,9 @@
 import csv
 import html.parser
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,15 +103,19 @@ def test_report_of_a_run(tiny: Callable[..., study.Prepared], tmp_path: Path) ->
     run = study.run(tiny(rewind=(0, 3)), tmp_path / "runs")
     page = report.build(run)
     assert page == run / "report" / "index.html"
-    for name in ("accuracy", "early_stop"):
+    for name in ("accuracy", "gaps", "early_stop", "learning"):
+        assert len((run / "report" / f"{name}.csv").read_text().splitlines()) > 4
         assert (run / "report" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert b"<svg" in (run / "report" / f"{name}.svg").read_bytes()
     parsed = Page()
     text = page.read_text()
     parsed.feed(text)
     assert parsed.references
-    assert all(ref.startswith("data:") for ref in parsed.references), "nothing leaves the page"
-    assert "script" not in parsed.tags
+    outside = [ref for ref in parsed.references if not ref.startswith(("data:", "#"))]
+    assert outside == [], "nothing leaves the page"
+    anchors = {ref.removeprefix("#") for ref in parsed.references if ref.startswith("#")}
+    assert {"verdicts", "accuracy", "gaps", "levels", "run"} <= anchors
+    assert all(f'id="{anchor}"' in text for anchor in anchors)
     for expected in ("LeNet-300-100 on few", "Rewound to step 0", "Rewound to step 3", "seed", "jax "):
         assert expected in text
     with (run / "report" / "cells.csv").open() as file:
@@ -128,6 +135,47 @@ def test_report_of_a_run(tiny: Callable[..., study.Prepared], tmp_path: Path) ->
     assert (ticket["steps"], ticket["status"]) == ("9", "done")
     assert int(ticket["weights_left"]) == result["weights_left"] == 266_200 - 53_040 - 100
     assert analysis.load(run)[0].arm == "dense"
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROBE = """<script>window.onload = () => {
+  document.querySelector("figure button").click();
+  const broken = [...document.images].filter(image => image.src && !image.naturalWidth).length;
+  document.querySelector("dialog").click();
+  const table = [...document.querySelectorAll("table")].find(t => t.tHead && t.tHead.textContent.includes("weights left"));
+  const head = [...table.tHead.rows[0].cells].find(cell => cell.textContent === "%");
+  head.click();
+  const sorted = [...table.tBodies[0].rows].map(row => row.cells[head.cellIndex].textContent).join(" ");
+  const asked = performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
+  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  document.title = `probe: images ${document.images.length}, broken ${broken}, asked ${asked}, wide ${wide}, sorted ${sorted}`;
+}</script>"""  # noqa: E501
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("size", ["1300,900", "500,900"])
+def test_the_page_in_a_browser(tiny: Callable[..., study.Prepared], tmp_path: Path, size: str) -> None:
+    page = report.build(study.run(tiny(levels=3), tmp_path / "runs"))
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
+    done = subprocess.run(
+        [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={tmp_path / 'browser'}", "--enable-logging=stderr", "--dump-dom",
+            f"--window-size={size}", "--virtual-time-budget=5000", probed.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    said = re.search(
+        r"<title>probe: images (\d+), broken (\d+), asked (\d+), wide (-?\d+), sorted ([^<]*)<", done.stdout
+    )
+    assert said is not None, done.stderr
+    assert int(said[1]) >= 4
+    assert said.group(2, 3) == ("0", "0")
+    assert int(said[4]) <= 0, "the page is wider than the screen"
+    assert said[5].split() == ["51.3", "64.1", "80.0", "100.0"]
+    assert "CONSOLE" not in done.stderr
 
 
 def test_an_unchanged_report_is_left_alone_and_a_changed_one_is_not(

@@ -226,9 +226,9 @@ def test_networks_and_rewind_points_are_compared(tiny: Callable, tmp_path: Path)
     other = study.run(tiny(levels=1, model="lenet5"), tmp_path / "runs")
     found = entries([read_study(run) for run in (one, other)], [load(run) for run in (one, other)])
     assert [found_.name for found_ in found] == [
-        "LeNet-300-100 on few, model lenet300, rewound to 0",
-        "LeNet-300-100 on few, model lenet300, rewound to 4",
-        "LeNet-5 on few, model lenet5",
+        "LeNet-300-100 on few, rewound to 0",
+        "LeNet-300-100 on few, rewound to 4",
+        "LeNet-5 on few",
     ]
     assert [sorted(one.arms) for one in found] == [["random", "reinit", "ticket"]] * 3
     text = report.build_all([one, other]).read_text()

@@ -1,0 +1,132 @@
+"""What commands share that train more from a finished run: opening it, training, files of their own."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from analysis import cells, figures
+from lthjax import config, progress, study, train
+from lthjax.errors import UserError
+from lthjax.imp import Cell
+from lthjax.store import read_study
+
+_Row = TypeVar("_Row")
+
+
+class Opened(NamedTuple):
+    """A run and one chain of tickets in it.
+
+    Attributes:
+        about: its study.json.
+        chain: the chain's name.
+        rewind: the step that its tickets are rewound to.
+        rows: all cells of the run.
+        tickets: those of the chain's tickets.
+    """
+
+    about: dict[str, Any]
+    chain: str
+    rewind: int
+    rows: list[cells.Row]
+    tickets: list[cells.Row]
+
+
+def opened(run: Path, chain: str | None = None) -> Opened:
+    """A run's cells, and the tickets of a chain: by default of the one that is rewound to the lowest step.
+
+    Raises:
+        UserError: it is not a run folder, or has no ticket, or no such chain.
+    """
+    about, rows = read_study(run), cells.load(run)
+    tickets = [row for row in rows if row.arm == "ticket"]
+    if not tickets:
+        raise UserError(f"{run}: there is no ticket in it yet; run the study first.")
+    chains = cells.chains(tickets)
+    chain = chains[0] if chain is None else chain
+    if chain not in chains:
+        raise UserError(f"--chain: {chain!r} has no ticket in the run; it may be {', '.join(chains)}.")
+    return Opened(about, chain, int(chain.rpartition("-")[2]), rows, cells.select(tickets, chain=chain))
+
+
+def prepared(about: dict[str, Any], seeds: Iterable[int], data_dir: str | Path) -> study.Prepared:
+    """A run's study with these seeds, checked against the data that it was trained on.
+
+    Raises:
+        UserError: the data are others.
+    """
+    wanted = config.from_dict(about["config"])
+    made = study.prepare(dataclasses.replace(wanted, seeds=tuple(sorted(seeds))), data_dir)
+    if made.dataset.digest != about["data"]["digest"]:
+        raise UserError(
+            f"--data-dir: {wanted.data.name} there has content hash {made.dataset.digest}, the run's "
+            f"has {about['data']['digest']}; name the folder of the data that the run was trained on."
+        )
+    return made
+
+
+@contextlib.contextmanager
+def watched(name: str, todo: study.Plan, quiet: bool) -> Iterator[study.Watch]:
+    """A watch on standard error for the plan, ended whatever happens."""
+    watch = progress.watch(quiet)
+    watch.begin(name, todo)
+    try:
+        yield watch
+    finally:
+        watch.end()
+
+
+def in_chunks(
+    trainer: train.Trainer, jobs: Sequence[tuple[Cell, train.Job]], watch: study.Watch
+) -> Iterator[tuple[Cell, train.Job, train.Trained]]:
+    """Trains in chunks of the same first and last step, and yields what is finished."""
+    spans: dict[tuple[int, int], list[tuple[Cell, train.Job]]] = {}
+    for cell, job in jobs:
+        spans.setdefault((job.start, job.stop), []).append((cell, job))
+    width = trainer.width
+    for alike in [of[i : i + width] for of in spans.values() for i in range(0, len(of), width)]:
+        watch.chunk([cell for cell, _ in alike], "")
+        results = train.train(trainer, [job for _, job in alike], watch.advance)
+        for (cell, job), trained in zip(alike, results, strict=True):
+            yield cell, job, trained
+
+
+def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
+    """The rows of a CSV whose columns are the fields of a NamedTuple of str, int, float, or None."""
+    hints, names = get_type_hints(kind), kind._fields  # type: ignore[attr-defined]
+
+    def value(name: str, text: str) -> Any:
+        if not text and hints[name] is not str:
+            return None
+        return next(of for of in (str, int, float) if hints[name] in (of, of | None))(text)
+
+    with path.open(newline="", encoding="utf-8") as file:
+        return [kind(*(value(n, line[n]) for n in names)) for line in csv.DictReader(file)]
+
+
+def write_figure(folder: Path, name: str, figure: Figure, *, vector: bool = True) -> None:
+    """Writes a figure as PNG and, unless its SVG would be too large, as SVG."""
+    # No date, no version and no random names, so that the same rows give the same file.
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=160, metadata={"Software": None})
+    write_whole(folder / f"{name}.png", picture.getvalue())
+    if not vector:
+        return
+    picture = io.BytesIO()
+    with matplotlib.rc_context({**figures.STYLE, "svg.hashsalt": "lthjax"}):
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+    write_whole(folder / f"{name}.svg", picture.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that it is never seen half."""
+    part = path.with_name(f".{path.name}.tmp")
+    part.write_bytes(content)
+    os.replace(part, path)

@@ -1,0 +1,586 @@
+"""The landscape of a level: what is trained for it, what is measured, what is left out a second time."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from analysis import landscape as command
+from analysis import landscape_table as table
+from analysis.landscape import Settings
+from analysis.landscape_table import Item
+from lthjax import config, data, models, prune, rng, study, train
+from lthjax.errors import UserError
+from lthjax.imp import Cell
+from lthjax.models import Variables
+from lthjax.store import Store, folder, read_result, read_study
+
+LEVEL, CHAIN = 2, "rewind-0"
+SMALL = Settings(
+    images=2000,
+    plane_images=40,
+    spectrum_images=40,
+    points=5,
+    draws=2,
+    alphas=5,
+    eigenvalues=2,
+    steps=8,
+    probes=2,
+    probe_steps=4,
+    trace_probes=4,
+)
+IMAGES = 60
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(run folder, data folder) of two seeds, with level 2 measured."""
+    where = tmp_path_factory.mktemp("landscape")
+    whole = data.load("mnist_10k")
+    few = {
+        f"{part}_{what}": getattr(whole, f"{part}_{what}")[:n]
+        for part, n in (("train", 200), ("test", 60))
+        for what in ("images", "labels")
+    }
+    np.savez(where / "few.npz", **few, classes=np.int64(10))
+    wanted = config.Study(
+        name="tiny",
+        seeds=(0, 1),
+        levels=LEVEL,
+        model="lenet300",
+        arms=("ticket", "reinit", "random"),
+        data=config.Data(name="few", validation=40),
+        train=config.Train(steps=12, batch=20, eval_every=5),
+    )
+    run = study.run(study.prepare(wanted, where), where / "runs")
+    command.build(command.ask(run, LEVEL, where, settings=SMALL))
+    return run, where
+
+
+@pytest.fixture
+def copied(made: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the same, to be changed."""
+    return Path(shutil.copytree(made[0], tmp_path / made[0].name)), made[1]
+
+
+def asked(made: tuple[Path, Path], **changes: Any) -> command.Asked:
+    return command.ask(made[0], LEVEL, made[1], **{"settings": SMALL, **changes})
+
+
+def level_folder(run: Path) -> Path:
+    return run / "landscape" / f"chain={CHAIN}" / f"level={LEVEL:02d}"
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with (level_folder(run) / "landscape.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def value(run: Path, seed: int, arm: str, where: str, quantity: str) -> float:
+    key = {"seed": str(seed), "arm": arm, "where": where, "quantity": quantity}
+    (row,) = [row for row in rows_of(run) if key.items() <= row.items()]
+    return float(row["value"])
+
+
+def arrays(run: Path, seed: int, arm: str, kind: str) -> dict[str, np.ndarray]:
+    cell = Cell(seed, "dense", 0, "dense") if arm == "dense" else Cell(seed, CHAIN, LEVEL, arm)
+    with np.load(folder(run / "landscape", cell) / f"{kind}.npz") as of:
+        return {name: of[name] for name in of.files}
+
+
+def stored(run: Path, cell: Cell) -> tuple[Any, Any]:
+    """(weights, mask) of a trained cell, of the run or of its landscape."""
+    own = (folder(run, cell) / "result.json").is_file()
+    about = read_study(run)
+    store = Store(run if own else run / "landscape", about["identity"], about)
+    like = jax.eval_shape(models.build("lenet300", (28, 28, 1), 10).init, jax.random.key(0))
+    return (
+        store.variables(cell, like).params,
+        store.mask(cell, jax.device_get(prune.ones(like.params))),
+    )
+
+
+def seen(made: tuple[Path, Path], seed: int, part: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images that the command sees, by numpy: float64 [N, 784], labels."""
+    dataset = data.load("few", made[1])
+    split = data.split(dataset, seed, 40)
+    index = split.train if part == "train" else np.arange(60)
+    order = np.asarray(jax.random.permutation(rng.stream(seed, f"landscape/{part}"), len(index)))
+    index = index[order[:count]]
+    images, labels = getattr(dataset, f"{part}_images")[index], getattr(dataset, f"{part}_labels")[index]
+    return ((images / 255 - split.mean) / split.std).reshape(len(index), -1), labels.astype(int)
+
+
+def forward(params: Any, images: np.ndarray) -> np.ndarray:
+    """LeNet-300-100 in float64."""
+    x = images
+    for layer in ("fc1", "fc2", "output"):
+        w, b = (np.asarray(params[layer][name], np.float64) for name in ("kernel", "bias"))
+        x = x @ w + b
+        x = x if layer == "output" else np.maximum(x, 0)
+    return x
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    shifted = logits - logits.max(1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return float(-log_p[np.arange(len(labels)), labels].mean())
+
+
+def error(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float((logits.argmax(1) != labels).mean())
+
+
+ENDS = [("dense", Cell(0, "dense", 0, "dense"))] + [
+    (arm, Cell(0, CHAIN, LEVEL, arm)) for arm in ("ticket", "reinit", "random")
+]
+
+
+@pytest.mark.parametrize(("arm", "cell"), ENDS, ids=[arm for arm, _ in ENDS])
+def test_the_end_is_the_stored_cell(made: tuple[Path, Path], arm: str, cell: Cell) -> None:
+    """All 60 test images are seen, so the cell's own test loss and accuracy come out."""
+    run = made[0]
+    result = read_result(folder(run, cell))
+    assert value(run, 0, arm, "end", "test_loss") == pytest.approx(result["test_loss"], rel=1e-5)
+    assert value(run, 0, arm, "end", "test_accuracy") == result["test_accuracy"]
+    params, mask = stored(run, cell)
+    images, labels = seen(made, 0, "train", IMAGES)
+    logits = forward(params, images)
+    assert value(run, 0, arm, "end", "train_loss") == pytest.approx(cross_entropy(logits, labels), rel=1e-4)
+    assert value(run, 0, arm, "end", "train_accuracy") == 1 - error(logits, labels)
+    biases = 300 + 100 + 10
+    assert value(run, 0, arm, "end", "dimension") == result["weights_left"] + biases
+    # The middle of the surface and of every line is the network itself, on fewer images.
+    plane = arrays(run, 0, arm, "plane")
+    lines = arrays(run, 0, arm, "lines")
+    assert plane["train_loss"].shape == (5, 5)
+    assert lines["test_loss"].shape == (2, 5)
+    for part in ("train", "test"):
+        images, labels = seen(made, 0, part, 40)
+        here = cross_entropy(forward(params, images), labels)
+        assert plane[f"{part}_loss"][2, 2] == pytest.approx(here, rel=1e-4)
+        images, labels = seen(made, 0, part, IMAGES)
+        here = cross_entropy(forward(params, images), labels)
+        np.testing.assert_allclose(lines[f"{part}_loss"][:, 2], here, rtol=1e-4)
+    assert (np.delete(plane["train_loss"].ravel(), 12) != plane["train_loss"][2, 2]).all()
+    assert not any(np.asarray(params[x]["kernel"])[~mask[x]["kernel"]].any() for x in ("fc1", "output"))
+
+
+def test_lines_stay_in_the_mask_and_share_their_draws(made: tuple[Path, Path]) -> None:
+    """The first line by numpy: normal numbers of the seed's stream, masked, then scaled filter by filter."""
+    run = made[0]
+    for arm in ("ticket", "random"):
+        params, mask = stored(run, Cell(0, CHAIN, LEVEL, arm))
+        key = jax.random.fold_in(rng.stream(0, "landscape/direction", 0), 0)
+        leaves, treedef = jax.tree.flatten(params)
+        drawn = [
+            jax.random.normal(k, x.shape)
+            for k, x in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+        ]
+        moved = jax.tree.map(np.array, params)
+        for name, of_layer in jax.tree.unflatten(treedef, drawn).items():
+            w = np.asarray(params[name]["kernel"], np.float64)
+            d = np.asarray(of_layer["kernel"], np.float64) * mask[name]["kernel"]
+            lengths = [np.sqrt((x * x).sum(0)) for x in (w, d)]
+            moved[name]["kernel"] = w + 0.5 * d * (lengths[0] / (lengths[1] + 1e-10))
+        images, labels = seen(made, 0, "test", IMAGES)
+        expected = cross_entropy(forward(moved, images), labels)
+        assert arrays(run, 0, arm, "lines")["test_loss"][0, 3] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["ticket", "reinit", "random"])
+def test_a_sibling_differs_in_data_order_alone(made: tuple[Path, Path], arm: str) -> None:
+    """From start weights made here: the study's own order gives the cell, the other one the sibling."""
+    run, where = made
+    prepared = command.ask(run, LEVEL, where, settings=SMALL).prepared
+    cell = Cell(1, CHAIN, LEVEL, arm)
+    params, mask = stored(run, cell)
+    start = prepared.model.init(rng.stream(1, "init"))
+    if arm == "reinit":
+        start = prepared.model.init(rng.stream(1, f"arm/{CHAIN}/reinit", LEVEL, 1))
+    trainer = study.make_trainer([prepared], None, [1])
+    jobs = [train.Job(1, LEVEL, 0, 12, Variables(start.params, {}), mask, noise=noise) for noise in (0, 1)]
+    same, other = train.train(trainer, jobs, lambda *_: None)
+    jax.tree.map(np.testing.assert_array_equal, same.variables.params, params)
+    sibling, its_mask = stored(run, cell._replace(arm=f"{arm}_sibling"))
+    jax.tree.map(np.testing.assert_array_equal, other.variables.params, sibling)
+    jax.tree.map(np.testing.assert_array_equal, its_mask, mask)
+    assert np.abs(sibling["fc1"]["kernel"] - params["fc1"]["kernel"]).max() > 1e-4
+
+
+def test_noise_names_another_order_and_leaves_the_first_as_it_was(made: tuple[Path, Path]) -> None:
+    prepared = command.ask(made[0], LEVEL, made[1], settings=SMALL).prepared
+    split = np.arange(100, 260, dtype=np.int32)
+    own, plain, other, again = (
+        train.order(split, prepared.lengths, 20, 3, 2, 0, 16, *noise) for noise in ((0,), (), (1,), (1,))
+    )
+    np.testing.assert_array_equal(own, plain)
+    expected = split[np.asarray(jax.random.permutation(rng.stream(3, "order", 2, 1), 160))]
+    np.testing.assert_array_equal(own[8:].ravel(), expected)
+    np.testing.assert_array_equal(other, again)
+    assert (other != own).mean() > 0.9
+    for epoch in (other[:8], other[8:]):
+        np.testing.assert_array_equal(np.sort(epoch.ravel()), split)
+
+
+@pytest.mark.parametrize(
+    ("arm", "other", "end"),
+    [
+        ("ticket", "sibling", Cell(1, CHAIN, LEVEL, "ticket_sibling")),
+        ("random", "sibling", Cell(1, CHAIN, LEVEL, "random_sibling")),
+        ("ticket", "reinit", Cell(1, CHAIN, LEVEL, "reinit")),
+        ("ticket", "dense", Cell(1, "dense", 0, "dense")),
+    ],
+    ids=["ticket", "random", "to reinit", "to dense"],
+)
+def test_paths_by_numpy(made: tuple[Path, Path], arm: str, other: str, end: Cell) -> None:
+    run = made[0]
+    first, _ = stored(run, Cell(1, CHAIN, LEVEL, arm))
+    second, _ = stored(run, end)
+    where = f"path to {other}"
+    for part in ("train", "test"):
+        images, labels = seen(made, 1, part, IMAGES)
+        losses, errors = [], []
+        for alpha in np.linspace(0, 1, 5):
+            point = jax.tree.map(lambda a, b, t=alpha: t * np.float64(a) + (1 - t) * b, first, second)
+            logits = forward(point, images)
+            losses.append(cross_entropy(logits, labels))
+            errors.append(error(logits, labels))
+        got = arrays(run, 1, arm, f"path_{other}")
+        np.testing.assert_allclose(got[f"{part}_loss"], losses, rtol=1e-4)
+        np.testing.assert_allclose(got[f"{part}_accuracy"], 1 - np.array(errors), atol=1e-9)
+        for name, along in (("loss", losses), ("error", errors)):
+            barrier = max(along) - (along[0] + along[-1]) / 2
+            assert value(run, 1, arm, where, f"barrier_{part}_{name}") == pytest.approx(barrier, abs=2e-5)
+    images, _ = seen(made, 1, "test", IMAGES)
+    answers = [forward(params, images).argmax(1) for params in (first, second)]
+    assert value(run, 1, arm, where, "disagreement") == np.mean(answers[0] != answers[1])
+    apart = np.sqrt(
+        sum(
+            float(((np.float64(a) - b) ** 2).sum())
+            for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+        )
+    )
+    assert value(run, 1, arm, where, "path_length") == pytest.approx(apart, rel=1e-5)
+
+
+def test_sharpness_and_the_largest_eigenvalue_by_another_route(made: tuple[Path, Path]) -> None:
+    """The loss a step up a gradient that numpy sees, and power iteration by forward over reverse."""
+    run = made[0]
+    params, mask = stored(run, Cell(0, CHAIN, LEVEL, "ticket"))
+
+    def masked(tree: Any) -> Any:
+        return jax.tree.map(lambda x, m: x * m, tree, mask)
+
+    def loss_on(count: int) -> Callable[[Any], jax.Array]:
+        images, labels = seen(made, 0, "train", count)
+
+        def loss(tree: Any) -> jax.Array:
+            x = jnp.asarray(images, jnp.float32)
+            for layer in ("fc1", "fc2"):
+                x = jnp.maximum(x @ tree[layer]["kernel"] + tree[layer]["bias"].reshape(1, -1), 0)
+            logits = x @ tree["output"]["kernel"] + tree["output"]["bias"].reshape(1, -1)
+            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
+
+        return loss
+
+    gradient = masked(jax.grad(loss_on(IMAGES))(params))
+    norm = np.sqrt(sum(float((np.float64(g) ** 2).sum()) for g in jax.tree.leaves(gradient)))
+    up = jax.tree.map(lambda w, g: np.float64(w) + 0.05 * np.float64(g) / norm, params, gradient)
+    images, labels = seen(made, 0, "train", IMAGES)
+    rise = cross_entropy(forward(up, images), labels) - cross_entropy(forward(params, images), labels)
+    assert value(run, 0, "ticket", "end", "gradient_norm") == pytest.approx(norm, rel=1e-4)
+    assert value(run, 0, "ticket", "end", "sharpness") == pytest.approx(rise, rel=1e-3)
+
+    loss = loss_on(40)
+
+    @jax.jit
+    def times(v: Any) -> tuple[Any, jax.Array]:
+        image = masked(jax.jvp(jax.grad(loss), (params,), (masked(v),))[1])
+        size = jnp.sqrt(sum((x * x).sum() for x in jax.tree.leaves(image)))
+        return jax.tree.map(lambda x: x / size, image), size
+
+    vector = gradient
+    for _ in range(60):
+        vector, size = times(vector)
+    assert value(run, 0, "ticket", "end", "eigenvalue_1") == pytest.approx(float(size), rel=1e-2)
+    spectrum = arrays(run, 0, "ticket", "spectrum")
+    assert spectrum["nodes"].shape == (2, 4)
+    assert value(run, 0, "ticket", "end", "trace_per_dimension") == pytest.approx(
+        value(run, 0, "ticket", "end", "trace") / value(run, 0, "ticket", "end", "dimension"), rel=1e-5
+    )
+
+
+def test_distance_is_from_the_start_weights(made: tuple[Path, Path]) -> None:
+    run = made[0]
+    params, mask = stored(run, Cell(0, CHAIN, LEVEL, "random"))
+    start = jax.device_get(command.ask(run, LEVEL, made[1]).prepared.model.init(rng.stream(0, "init"))).params
+    pairs = zip(*(jax.tree.leaves(tree) for tree in (params, start, mask)), strict=True)
+    one, two = (
+        np.concatenate(x) for x in zip(*((w.ravel(), (s * m).ravel()) for w, s, m in pairs), strict=True)
+    )
+    assert value(run, 0, "random", "end", "distance") == pytest.approx(np.linalg.norm(one - two), rel=1e-4)
+    angle = np.degrees(np.arccos(one @ two / np.linalg.norm(one) / np.linalg.norm(two)))
+    assert value(run, 0, "random", "end", "degrees") == pytest.approx(angle, rel=1e-2)
+
+
+def test_train_losses_are_matched_by_exact_replays(made: tuple[Path, Path]) -> None:
+    run, where = made
+    prepared = command.ask(run, LEVEL, where, settings=SMALL).prepared
+    trainer = study.make_trainer([prepared], None, [0, 1])
+    found = sorted(run.glob("landscape/seed=*/chain=*/level=02/*_matched_*"))
+    assert len(found) == 4  # a pair a seed and control
+    for place in found:
+        result = read_result(place)
+        seed, (arm, _, other) = result["seed"], result["arm"].partition("_matched_")
+        control = other if arm == "ticket" else arm
+        ends = {a: value(run, seed, a, "end", "train_loss") for a in (arm, other)}
+        assert result["exact"]
+        assert ends[arm] < ends[other] == result["made_from"]["target"]
+        label = f"matched {control}"
+        # The lower is taken earlier, the other at its end.
+        assert value(run, seed, arm, label, "step") == result["step"] < 12
+        assert value(run, seed, other, label, "step") == 12
+        assert value(run, seed, other, label, "sharpness") == value(run, seed, other, "end", "sharpness")
+        assert value(run, seed, arm, label, "train_loss") == pytest.approx(result["train_loss"], rel=1e-5)
+        before, after = ends[arm], ends[other]
+        assert abs(result["train_loss"] - after) < abs(before - after)
+        # What was kept is the training up to that step.
+        cell = Cell(seed, CHAIN, LEVEL, arm)
+        start = prepared.model.init(rng.stream(seed, "init"))
+        if arm == "reinit":
+            start = prepared.model.init(rng.stream(seed, f"arm/{CHAIN}/reinit", LEVEL, 1))
+        mask = stored(run, cell)[1]
+        job = train.Job(seed, LEVEL, 0, result["step"], Variables(start.params, {}), mask)
+        (part,) = train.train(trainer, [job], lambda *_: None)
+        kept = stored(run, cell._replace(arm=result["arm"]))[0]
+        jax.tree.map(np.testing.assert_array_equal, part.variables.params, kept)
+
+
+@pytest.mark.parametrize(
+    ("losses", "target", "step"),
+    [
+        ({0: 2.3, 10: 1.0, 20: 0.5, 30: 0.1}, 0.9, 10),
+        ({0: 2.3, 10: 1.0, 20: 0.5, 30: 0.1}, 0.6, 20),
+        ({0: 2.3, 10: 1.0, 20: 0.5, 30: 0.1}, 0.5, 20),
+        ({0: 2.3, 10: 1.0, 20: 0.5, 30: 0.1}, 0.05, 30),
+        ({0: 2.3, 10: 0.4, 20: 0.9, 30: 0.1}, 0.9, 10),
+        ({0: 2.3, 30: 0.1}, 5.0, 0),
+        ({0: 2.3, 30: 0.0}, 0.0, 30),
+    ],
+)
+def test_nearest(losses: dict[int, float], target: float, step: int) -> None:
+    """Of the first at or below and the one before it the nearer; 0.4 is 0.9 / 2.25, and 2.3 is 0.9 × 2.56."""
+    assert command.nearest(losses, target) == step
+
+
+def test_differences_are_paired(made: tuple[Path, Path]) -> None:
+    run = made[0]
+    with (level_folder(run) / "differences.csv").open() as file:
+        rows = {(row["other"], row["where"], row["quantity"]): row for row in csv.DictReader(file)}
+    for other, where, quantity in (
+        ("reinit", "end", "eigenvalue_1"),
+        ("reinit", "matched reinit", "sharpness"),
+        ("random", "matched random", "trace"),
+        ("dense", "end", "test_loss"),
+    ):
+        row = rows[other, where, quantity]
+        values = [
+            value(run, seed, "ticket", where, quantity) - value(run, seed, other, where, quantity)
+            for seed in (0, 1)
+        ]
+        assert float(row["mean"]) == pytest.approx(np.mean(values))
+        low, high = scipy_stats.t.interval(0.95, 1, np.mean(values), scipy_stats.sem(values))
+        assert [float(row["low"]), float(row["high"])] == pytest.approx([low, high])
+        assert row["n"] == "2"
+    # A path is nothing that another arm has too, unless it has a sibling.
+    assert ("dense", "path to sibling", "disagreement") not in rows
+    assert ("reinit", "path to sibling", "disagreement") in rows
+
+
+class Computed(Exception):
+    pass
+
+
+def test_a_second_call_computes_nothing(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = copied[0]
+    before = {path.name: path.read_bytes() for path in level_folder(run).iterdir()}
+    assert {"landscape.csv", "contours.png", "surfaces.png", "spectra.svg", "barriers.svg"} < before.keys()
+
+    def forbidden(*_: object) -> None:
+        raise Computed
+
+    monkeypatch.setattr(train, "train", forbidden)
+    monkeypatch.setattr(command._Work, "_run", forbidden)
+    command.build(asked(copied))
+    assert {path.name: path.read_bytes() for path in level_folder(run).iterdir()} == before
+    # Other settings are other numbers.
+    with pytest.raises(Computed):
+        command.build(asked(copied, settings=SMALL._replace(rho=0.1)))
+
+
+def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = copied[0]
+    before = (level_folder(run) / "landscape.csv").read_bytes()
+    shutil.rmtree(level_folder(run))
+    for gone in run.glob("landscape/seed=*/chain=*/level=02/*/path_*.npz"):
+        gone.unlink()
+    for gone in run.glob("landscape/seed=1/chain=*/level=02/ticket_sibling"):
+        shutil.rmtree(gone)
+    damaged = run / f"landscape/seed=0/chain={CHAIN}/level=02/random/path_sibling.npz"
+    damaged.write_bytes(b"PK half of it")
+    written: list[Item] = []
+    write = command.write_arrays
+
+    def twice(kept: Path, item: Item, settings: Settings, of: dict[str, np.ndarray]) -> None:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(item)
+        write(kept, item, settings, of)
+
+    monkeypatch.setattr(command, "write_arrays", twice)
+    with pytest.raises(KeyboardInterrupt):
+        command.build(asked(copied))
+    assert not (level_folder(run) / "about.json").exists()
+    assert read_result(run / f"landscape/seed=1/chain={CHAIN}/level=02/ticket_sibling")["status"] == "done"
+    first, rest = list(written), []
+    monkeypatch.setattr(
+        command, "write_arrays", lambda kept, item, *of: (rest.append(item), write(kept, item, *of))
+    )
+    command.build(asked(copied))
+    assert len({*first, *rest}) == len(first) + len(rest) == 10  # of two seeds three siblings and two others
+    assert (level_folder(run) / "landscape.csv").read_bytes() == before
+
+
+def test_without_training_and_on_the_command_line(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it says first, and that neither siblings nor matched losses come out; the run stays as it is."""
+    run, where = copied
+    shutil.rmtree(run / "landscape")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    small = [
+        text
+        for name, number in SMALL._asdict().items()
+        for text in (f"--{name.replace('_', '-')}", str(number))
+    ]
+    arguments = [str(run), "--level", str(LEVEL), "--seeds", "1", "--no-training", "--data-dir", str(where)]
+    command.main([*arguments, "--plane-seeds", *small])
+    said = capsys.readouterr()
+    assert Path(said.out.strip()) == level_folder(run)
+    assert re.fullmatch(
+        r"0 siblings and at most 0 replays to be trained, 0 steps in all; to be measured: 4 of point, 4 of "
+        r"lines, 2 of path, 4 of spectrum; about .*\d s on \d+ x cpu \(.*\)",
+        said.err.splitlines()[0],
+    )
+    wheres = {row["where"] for row in rows_of(run)}
+    assert wheres == {"end", "path to dense", "path to reinit"}
+    notes = json.loads((level_folder(run) / "about.json").read_text())["notes"]
+    assert any("not matched in 2 of 2 pairs" in note for note in notes)
+    assert any("3 siblings are not trained" in note for note in notes)
+    assert not (level_folder(run) / "contours.png").exists()
+    (flat, *_), basin = command.findings(run)[:3], command.findings(run)[3]
+    assert "not matched" in flat.estimate
+    assert (basin.outcome, basin.n) == ("not tested", 0)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
+    run = made[0]
+    (found,) = command.load(run)
+    assert (found.chain, found.level, found.planes) == (CHAIN, LEVEL, [0])
+    eigenvalue, mean, sam, basin = command.findings(run)
+    assert eigenvalue.claim == (
+        "Tickets lie in flatter minima than reinitialised ones, level 2: largest eigenvalue"
+    )
+    assert basin.n == sam.n == mean.n == 2
+    barriers = [100 * value(run, s, "ticket", "path to sibling", "barrier_test_error") for s in (0, 1)]
+    bound = np.mean(barriers) + scipy_stats.t.ppf(0.95, 1) * scipy_stats.sem(barriers)
+    lower = np.mean(barriers) - scipy_stats.t.ppf(0.95, 1) * scipy_stats.sem(barriers)
+    outcome = "supported" if bound < 2 else "refuted" if lower > 2 else "undecided"
+    assert basin.outcome == outcome
+    # Three seeds of which tickets are clearly flatter where losses are matched, and less so at the end.
+    flat = [
+        table.Row(seed, CHAIN, 2, arm, where, "eigenvalue_1", base + 0.01 * seed, None)
+        for seed in (0, 1, 2)
+        for where, pair in (("matched reinit", (1.0, 3.0)), ("end", (5.0, 3.0)))
+        for arm, base in zip(("ticket", "reinit"), pair, strict=True)
+    ]
+    said = table._flatter(
+        found._replace(rows=flat + [r._replace(quantity="train_loss", value=0.1) for r in flat])
+    )[0]
+    assert said.outcome == "supported"
+    assert "1.01 against 3.01: -2 [-2, -2] at matched train loss" in said.estimate
+    turned = [row for row in flat if row.where == "end"]
+    losses = [row._replace(quantity="train_loss", value=0.1) for row in turned]
+    assert table._flatter(found._replace(rows=turned + losses))[0].outcome == "refuted"
+    # A run of which nothing was measured names the command.
+    empty = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("landscape"))
+    for one in command.findings(empty):
+        assert one.outcome == "not tested"
+        assert one.where == f"python -m analysis.landscape {empty} --level 2"
+
+
+def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
+    run = made[0]
+    drawn = {figure.name.split("_")[1]: figure for figure in command.drawn(run)}
+    assert [*drawn] == ["contours", "surfaces", "profiles", "spectra", "barriers", "sharpness"]
+    header, rows = drawn["contours"].data
+    got = {tuple(row[1:4]): row[4] for row in rows}
+    plane = arrays(run, 0, "reinit", "plane")
+    assert got["reinit", 0.5, -1.0] == pytest.approx(plane["train_loss"][3, 0])
+    assert header == ("seed", "arm", "a", "b", "train_loss", "test_loss")
+    panels = drawn["contours"].figure.axes
+    assert [axes.get_title(loc="left") for axes in panels[:4]] == ["dense", "ticket", "reinit", "random"]
+    _, rows = drawn["barriers"].data
+    along = [row[4] for row in rows if row[:3] == ("ticket", "reinit", 1)]
+    path = arrays(run, 1, "ticket", "path_reinit")
+    np.testing.assert_allclose(along, 100 * (1 - path["test_accuracy"]))
+    # The way is from the ticket, at which alpha is 1.
+    assert [row[3] for row in rows][:5] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    _, rows = drawn["spectra"].data
+    density = np.array([row[3:] for row in rows if row[:3] == ("density", "random", 1)])
+    assert np.trapezoid(density[:, 1], density[:, 0]) == pytest.approx(1, abs=0.01)
+    for figure in drawn.values():
+        assert "level 2 (" in figure.caption.lower()
+        assert "Look" in figure.caption or "Compare" in figure.caption or "barrier" in figure.caption
+        assert figure.raster == (figure.name.split("_")[1] in ("contours", "surfaces"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"level": 5}, r"--level: 5 has no trained ticket in rewind-0; it may be 1, 2\."),
+        ({"chain": "rewind-3"}, r"--chain: 'rewind-3' has no ticket in the run"),
+        ({"seeds": [0, 7]}, r"--seeds: 7 has no trained ticket at level 2; it may be \[0, 1\]"),
+        ({"planes": [9]}, r"--plane-seeds: 9 has no trained ticket"),
+        ({"settings": SMALL._replace(points=6)}, r"--points: 6 is even"),
+        ({"settings": SMALL._replace(eigenvalues=9)}, r"--eigenvalues: 9 is not allowed"),
+        ({"settings": SMALL._replace(plane_images=0)}, r"--plane-images: 0 is not allowed; .* 1 or more"),
+        ({"settings": SMALL._replace(rho=0.0)}, r"--rho: 0.0 is not allowed; it must be above 0"),
+    ],
+)
+def test_what_is_not_allowed(made: tuple[Path, Path], changes: dict[str, Any], message: str) -> None:
+    run, where = made
+    options = {"level": LEVEL, "settings": SMALL, **changes}
+    with pytest.raises(UserError, match=message):
+        command.ask(run, options.pop("level"), where, **options)
+
+
+def test_an_arm_that_is_not_there_is_said(copied: tuple[Path, Path]) -> None:
+    run = copied[0]
+    shutil.rmtree(folder(run, Cell(1, CHAIN, LEVEL, "reinit")))
+    got = asked(copied)
+    assert got.arms == {"dense": [0, 1], "ticket": [0, 1], "reinit": [0], "random": [0, 1]}
+    assert got.notes == ["The reinit cell of seed 1 at level 2 is not there or diverged, and is left out."]
+    kinds = [(item.kind, item.cell.seed) for item in table.items(got) if item.kind == "path_reinit"]
+    assert kinds == [("path_reinit", 0)]

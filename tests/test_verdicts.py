@@ -1,0 +1,201 @@
+"""Verdicts, by rows made by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from analysis import cells, verdicts
+from analysis.page import Link
+
+SEEDS = range(6)
+STUDY = {"commands": ["run.py --config configs/x.py"]}
+NOISE = np.array([-0.3, 0.2, 0.1, -0.1, 0.3, -0.2])
+
+
+def row(seed: int, chain: str, level: int, arm: str, density: float, percent: float) -> cells.Row:
+    return cells.Row(
+        seed, chain, level, arm, 1, density, round(1000 * density), percent / 100, 0.1, 0.99, 0.97, 0.1,
+        100, percent / 100, 500, 1.5, "done",
+    )  # fmt: skip
+
+
+def run(
+    gaps: dict[str, dict[float, float]], dense: float = 95.0, seeds: range = SEEDS, chain: str = "rewind-0"
+) -> list[cells.Row]:
+    """Rows in which an arm's mean lies so many points from the dense network's, by density."""
+    rows = [row(seed, "dense", 0, "dense", 1.0, dense + seed) for seed in seeds]
+    for place, (arm, by_density) in enumerate(gaps.items()):
+        for level, (density, gap) in enumerate(by_density.items(), 1):
+            values = [dense + seed + gap + NOISE[(seed + place) % 6] for seed in seeds]
+            rows += [row(seed, chain, level, arm, density, v) for seed, v in zip(seeds, values, strict=True)]
+    return rows
+
+
+def said(rows: list[cells.Row]) -> dict[str, verdicts.Finding]:
+    """Findings by claim; those that go on with "…" by the claim before and theirs."""
+    found: dict[str, verdicts.Finding] = {}
+    for finding in verdicts.findings(STUDY, rows):
+        before = next(reversed(found), "")
+        found[f"{before} {finding.claim}" if finding.claim.startswith("…") else finding.claim] = finding
+    return found
+
+
+WITHIN = "Tickets at 80–90 % sparsity are within {} points of the dense network"
+TEN = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
+
+
+def test_within_is_held_at_every_level_of_the_range_and_only_there() -> None:
+    found = said(run({"ticket": {0.5: -9, 0.2: 0.5, 0.15: -0.1, 0.1: -1.0, 0.05: -9}}))
+    assert [found[WITHIN.format(margin)].outcome for margin in (2, 0.5, 0.2)] == [
+        "supported", "refuted", "refuted",
+    ]  # fmt: skip
+    worst = found[WITHIN.format(2)]
+    half = scipy_stats.t.ppf(0.975, 5) * np.std(NOISE, ddof=1) / math.sqrt(6)
+    assert worst.estimate == (
+        f"-1.00 [{-1 - half:+.2f}, {-1 + half:+.2f}] pp at 10.0 % of the weights, the least of 3 levels"
+    )
+    assert (worst.n, worst.where) == (6, Link("levels", "#levels"))
+
+
+def test_two_seeds_decide_nothing_close() -> None:
+    found = said(run({"ticket": {0.15: -0.4}}, seeds=range(2)))
+    assert found[WITHIN.format(0.5)].outcome == "undecided"
+
+
+def test_what_is_not_there_is_not_tested_and_the_command_is_named() -> None:
+    found = said(run({"ticket": {0.5: 0.0}}))
+    for claim in (WITHIN.format(2), TEN, "Late rewinding helps at 80–90 % sparsity"):
+        assert found[claim].outcome == "not tested"
+        assert str(found[claim].where).startswith("python run.py --config configs/x.py --")
+    (nothing,) = verdicts.findings(STUDY, run({}))
+    assert nothing.outcome == "not tested"
+
+
+def test_the_gap_to_reinit_and_where_it_appears() -> None:
+    tickets = {0.15: 0.0, 0.05: 0.0, 0.02: 0.0}
+    found = said(run({"ticket": tickets, "reinit": {0.15: -1.5, 0.05: -8.0, 0.02: -14.0}}))
+    assert found[TEN].outcome == "refuted"
+    somewhere = found[f"{TEN} … by 10 points or more at some density"]
+    assert somewhere.outcome == "supported"
+    assert somewhere.estimate.startswith("first at +14.00 [")
+    assert "at 2.0 % of the weights" in somewhere.estimate
+    assert found["Tickets beat reinitialised ones at 80–90 % sparsity"].outcome == "supported"
+    assert found["Tickets beat random pruning at 80–90 % sparsity"].outcome == "not tested"
+    never = said(run({"ticket": tickets, "reinit": {0.15: -1.0, 0.05: -2.0, 0.02: -3.0}}))
+    assert never[f"{TEN} … by 10 points or more at some density"].outcome == "refuted"
+    assert never[f"{TEN} … by 10 points or more at some density"].estimate.startswith("at most +3.00")
+
+
+def test_searching_many_levels_is_corrected() -> None:
+    """One level of 20 at p = 0.02 by itself is no find; the same level alone is."""
+    values = {seed: 0.45 + 2 * NOISE[seed] for seed in SEEDS}
+    p = scipy_stats.ttest_1samp(list(values.values()), 0, alternative="greater").pvalue
+    assert 0.05 / 20 < p < 0.05
+    none = NOISE - NOISE.mean()
+    rows = [row(seed, "dense", 0, "dense", 1.0, 90.0) for seed in SEEDS]
+    for level in range(1, 21):
+        gaps = values if level == 1 else dict(zip(SEEDS, none, strict=True))
+        for seed in SEEDS:
+            density = 0.9 - 0.02 * level
+            rows += [row(seed, "rewind-0", level, "ticket", density, 90 + gaps[seed])]
+            rows += [row(seed, "rewind-0", level, "reinit", density, 90.0)]
+    claim = "Tickets beat reinitialised ones at 80–90 % sparsity … at some density"
+    assert said(rows)[claim].outcome == "undecided"
+    alone = [r for r in rows if r.level <= 1]
+    assert said(alone)[claim].outcome == "supported"
+
+
+def test_weights_saved_and_iso_accuracy() -> None:
+    """Within 0.5 points down to 10 %: 10 times fewer; reinit leaves at 50 %, tickets after 10 %."""
+    rows = run(
+        {
+            "ticket": {0.5: 1.0, 0.1: 1.0, 0.05: -3.0},
+            "reinit": {0.5: 1.0, 0.1: -3.0, 0.05: -9.0},
+        }
+    )
+    found = said(rows)
+    saved = found["5–10× fewer weights within 0.5 points of the dense network"]
+    assert (saved.outcome, saved.estimate, saved.n) == ("supported", "10.0× [10.0, 10.0]", 6)
+    iso = found["Reinitialised masks need more weights than tickets 0.5 points below dense"]
+    assert iso.outcome == "supported"
+    # By hand for a seed: falling from +1 + e to -3 + f crosses -0.5 at (1.5 + e) / (4 + e - f) of the way.
+    ratios = []
+    for seed in SEEDS:
+        t, c = NOISE[seed], NOISE[(seed + 1) % 6]
+        way_t, way_c = (1.5 + t) / 4, (1.5 + c) / 4
+        ratios.append(0.5 * (0.1 / 0.5) ** way_c / (0.1 * (0.05 / 0.1) ** way_t))
+    mean = math.exp(np.mean(np.log(ratios)))
+    assert iso.estimate.startswith(f"{mean:.1f}× [")
+    few = said(run({"ticket": {0.5: 1.0, 0.1: 1.0}, "reinit": {0.5: 1.0, 0.1: -3.0}}))
+    assert "6 of 6 seeds still match at the last level" in few[saved.claim].estimate
+    assert few[iso.claim].outcome == "undecided"
+    assert "6 of 6 seeds do not fall that low" in few[iso.claim].estimate
+
+
+def test_late_rewinding_is_paired_by_seed() -> None:
+    first = run({"ticket": {0.15: -2.0}})
+    later = [r for r in run({"ticket": {0.15: -1.0}}, chain="rewind-50") if r.arm != "dense"]
+    found = said([*first, *later])
+    claim = "Late rewinding helps at 80–90 % sparsity: to step 50 against 0"
+    assert found[claim].outcome == "supported"
+    assert found[claim].estimate.startswith("+1.00 [+1.00, +1.00] pp at 15.0 %")
+
+
+def test_table_of_differences_is_scipys() -> None:
+    table = verdicts.gaps(
+        run({"ticket": {0.15: -0.2, 0.1: -0.4}, "reinit": {0.15: -1.0, 0.1: -2.0}}), "rewind-0"
+    )
+    assert [line[:2] for line in table.rows] == [
+        ["15.0", "ticket − dense"], ["10.0", "ticket − dense"], ["15.0", "ticket − reinit"],
+        ["10.0", "ticket − reinit"],
+    ]  # fmt: skip
+    p = scipy_stats.ttest_1samp(-0.2 + NOISE, 0).pvalue
+    assert table.rows[0][4] == f"{p:.3f}".lstrip("0")
+    flips = [
+        abs(np.dot(signs, -0.2 + NOISE)) >= abs(np.sum(-0.2 + NOISE)) - 1e-9
+        for signs in np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T
+    ]
+    assert table.rows[0][6] == f"{np.mean(flips):.3f}".lstrip("0")
+    # Arms' noise is the same but for a seed's shift.
+    shifted = 0.8 + NOISE - np.roll(NOISE, -1)
+    by_t = [scipy_stats.ttest_1samp(shifted + more, 0).pvalue for more in (0, 0.8)]
+    assert table.rows[2][4] == f"{by_t[0]:.3f}".lstrip("0")
+    assert table.rows[2][5] == f"{by_t[0]:.3f}".lstrip("0"), "the larger of two p-values stays"
+    assert table.rows[3][4] == "< .001"
+
+
+def test_summaries_by_hand() -> None:
+    rows = run({"ticket": {0.5: 1.0, 0.25: 0.0, 0.1: -1.5}, "reinit": {0.5: 0.9, 0.25: -1.0, 0.1: -3.0}})
+    ticket, reinit = verdicts.summaries(rows, "rewind-0").rows
+    # Noise is below -0 for three of the six at 25 %, and never beyond 0.3.
+    assert ticket[1].split(", ") == ["50.0" if NOISE[seed] < 0 else "25.0" for seed in SEEDS]
+    assert set(ticket[2].split(", ")) == {"25.0"}
+    assert set(ticket[3].split(", ")) == {"10.0"}
+    assert set(reinit[2].split(", ")) == {"50.0"}
+    assert ticket[4] == ""
+    # Mean gaps 0.1, 1, 1.5 over log density: trapezoids.
+    widths = np.log([0.5 / 0.25, 0.25 / 0.1])
+    area = np.dot(widths, [(0.1 + 1) / 2, (1 + 1.5) / 2]) / widths.sum()
+    assert reinit[4].startswith(f"{area:+.2f} [")
+
+
+def test_collapsed_runs_are_counted() -> None:
+    rows = run({"ticket": {0.02: 0.0}}) + [
+        row(seed, "rewind-0", 1, "reinit", 0.02, percent)
+        for seed, percent in enumerate((11.0, 90.0, 19.9, 92.0, 20.0, 88.0))
+    ]
+    table = verdicts.collapsed(rows, 10)
+    assert table is not None
+    ((chain, density, arm, share, interval, median),) = table.rows
+    assert (chain, density, arm, share, median) == ("rewind-0", "2.0", "reinit", "2 of 6", "54.00")
+    low, high = scipy_stats.binomtest(2, 6).proportion_ci(method="exact")
+    assert interval == f"{100 * low:.0f}–{100 * high:.0f} %"
+    assert verdicts.collapsed(run({"ticket": {0.02: 0.0}}), 10) is None
+
+
+@pytest.mark.parametrize("gap", [10.6, 9.4])
+def test_ten_points_are_tested_as_ten(gap: float) -> None:
+    found = said(run({"ticket": {0.15: 0.0}, "reinit": {0.15: -gap}}))
+    assert found[TEN].outcome == ("supported" if gap > 10 else "refuted")
