@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 def title(study: dict[str, Any]) -> str:
     """What a study trains, for a heading: `LeNet-5 on MNIST`; from its study.json."""
     names = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Small CNN"}
-    names |= {f"conv{n}": f"Conv-{n}" for n in (2, 4, 6)}
+    names |= {"lenet5_wide": "LeNet-5 wide"} | {f"conv{n}": f"Conv-{n}" for n in (2, 4, 6)}
     sets = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST"}
     sets |= {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist_10k": "10,000 images of MNIST"}
     model, data = study["config"]["model"], study["config"]["data"]["name"]

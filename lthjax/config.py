@@ -114,7 +114,7 @@ class Study:
     rewind: tuple[Duration, ...] = (0,)
     """Steps or epochs to which tickets are rewound; each is a chain of its own."""
     model: str = "lenet5"
-    """Network: lenet300, lenet5, small_cnn, conv2, conv4, conv6."""
+    """Network: lenet300, lenet5, lenet5_wide, small_cnn, conv2, conv4, conv6."""
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     optim: Optim = field(default_factory=Optim)

@@ -136,6 +136,11 @@ MODELS: dict[str, Entry] = {
         4,
         "LeNet-5: conv 6@5x5 same, pool, conv 16@5x5 valid, pool, 120, 84 (61,470 weights on MNIST)",
     ),
+    "lenet5_wide": Entry(
+        (Layer("conv1", 12, 5, pool=True), Layer("conv2", 32, 5, "VALID", pool=True), *_dense(240, 168)),
+        4,
+        "LeNet-5 with twice its channels and units: 12, 32, 240, 168 (243,900 weights on MNIST)",
+    ),
     "small_cnn": Entry(
         (*_pooled_pairs(16, 32), *_dense(128)),
         4,

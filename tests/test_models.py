@@ -10,6 +10,7 @@ from lthjax.errors import UserError
 WEIGHTS = {
     "lenet300": ((28, 28, 1), 266_200),
     "lenet5": ((28, 28, 1), 61_470),
+    "lenet5_wide": ((28, 28, 1), 243_900),
     "small_cnn": ((32, 32, 3), 279_984),
     "conv2": ((32, 32, 3), 4_300_992),
     "conv4": ((32, 32, 3), 2_425_024),

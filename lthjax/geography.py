@@ -1,0 +1,195 @@
+"""Where two tickets of one network agree: as they are, and after their hidden units are matched.
+
+A network computes the same when the units of a hidden layer change places, so two tickets may be the
+same and not look it. `align` looks for the order of one ticket's units in which the two agree most, as
+the weight matching of Git Re-Basin (Ainsworth et al. 2023, arXiv 2209.04836, section 3.2): one layer at
+a time is a linear assignment, solved exactly, over and over until no layer improves. Matching finds
+agreement in noise, too: hold it against the same matching of shuffled masks.
+
+Everything is numpy on kernels as `transfer.kernels` gives them, a list of [places, inputs, units].
+
+    from lthjax import geography, transfer
+
+    a, b = (transfer.kernels(model.layers, mask) for mask in tickets)
+    aligned = geography.permuted(b, geography.align(a, b).units)
+    geography.iou(a, aligned)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+Kernels = Sequence[np.ndarray]
+
+
+class Alignment(NamedTuple):
+    """How one network's hidden units are matched with another's.
+
+    Attributes:
+        units: for every hidden layer int [units]: the unit of the second that answers to each of the
+            first.
+        common: what is maximised: the sum over all weights of the product of the two kernels; for masks
+            the connections in common.
+    """
+
+    units: list[np.ndarray]
+    common: float
+
+
+class Overlap(NamedTuple):
+    """How alike two masks of a layer, or of all together, are.
+
+    Attributes:
+        iou: connections in both / connections in either; 0 where there is none.
+        chance: what random masks of the same counts in every layer have on average, up to the ratio of
+            means; without matching.
+    """
+
+    iou: float
+    chance: float
+
+
+def align(a: Kernels, b: Kernels) -> Alignment:
+    """The order of b's hidden units in which a and b have most in common.
+
+    A local optimum, as the problem is NP-hard from two hidden layers on: the best of three ascents, from
+    the units as they are, from matching by incoming connections layer after layer, and from
+    matching by outgoing ones from the output on.
+
+    Args:
+        a, b: kernels of one network, the input first: masks, or magnitudes of weights (not negative).
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    if [x.shape for x in a] != [x.shape for x in b]:
+        raise ValueError("a, b: kernels of different shapes cannot be matched.")
+    # Whole numbers below 2**24 are exact.
+    a, b = ([np.asarray(x, np.float32) for x in kernels] for kernels in (a, b))
+    hidden = range(len(a) - 1)
+    plain = [np.arange(a[layer].shape[2]) for layer in hidden]
+    forward, backward = list(plain), list(plain)
+    for layer in hidden:
+        forward[layer] = _assigned(_incoming(a, b, forward, layer))
+    for layer in reversed(hidden):
+        backward[layer] = _assigned(_outgoing(a, b, backward, layer))
+    ascents = [_ascent(a, b, start) for start in (plain, forward, backward)]
+    return max(ascents, key=lambda found: found.common)
+
+
+def permuted(kernels: Kernels, units: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The kernels with the units of every hidden layer, and so the inputs of the next, in another order.
+
+    Args:
+        kernels: of a network.
+        units: for every hidden layer the unit that comes to each place.
+    """
+    inputs = [np.arange(kernels[0].shape[1]), *units]
+    outputs = [*units, np.arange(kernels[-1].shape[2])]
+    return [k[:, i][:, :, o] for k, i, o in zip(kernels, inputs, outputs, strict=True)]
+
+
+def shuffled(generator: np.random.Generator, *kernels: Kernels) -> tuple[list[np.ndarray], ...]:
+    """Kernels shuffled within their layers, several (a mask, its magnitudes) in the same way."""
+    orders = [generator.permutation(k.size) for k in kernels[0]]
+    return tuple(
+        [k.ravel()[order].reshape(k.shape) for k, order in zip(of, orders, strict=True)] for of in kernels
+    )
+
+
+def iou(a: Kernels, b: Kernels) -> list[Overlap]:
+    """The overlap of two masks in every layer, and last in all together."""
+    counts = [
+        (int((x & y).sum()), int((x | y).sum()), int(x.sum()) * int(y.sum()) / max(x.size, 1))
+        for x, y in zip(a, b, strict=True)
+    ]
+    counts.append(tuple(map(sum, zip(*counts, strict=True))))  # type: ignore[arg-type]
+    return [
+        Overlap(both / max(either, 1), expected / max(both + either - expected, 1))
+        for both, either, expected in counts
+    ]
+
+
+def readers(kernels: Kernels) -> np.ndarray:
+    """How many connections leave every input: int [places, inputs] of the first layer."""
+    return kernels[0].sum(-1)
+
+
+def agreement(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Pearson's correlation of two maps of inputs; None where one of them is the same everywhere."""
+    x, y = (np.asarray(m, np.float64).ravel() - np.mean(m) for m in (a, b))
+    size = float(np.sqrt((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum() / size) if size else None
+
+
+def by_input(a: Kernels, b: Kernels) -> tuple[np.ndarray, np.ndarray]:
+    """The overlap of two masks at every input, and by chance: float [places, inputs] each.
+
+    Chance is that of readers drawn at random, as many of either mask as read the input; nan where no
+    unit of either mask does.
+    """
+    x, y = a[0], b[0]
+    both, n_x, n_y = ((m.sum(-1, dtype=np.float64)) for m in (x & y, x, y))
+    expected = n_x * n_y / x.shape[-1]
+    with np.errstate(invalid="ignore"):
+        return both / (n_x + n_y - both), expected / (n_x + n_y - expected)
+
+
+def over_pairs(values: dict[tuple[int, int], float]) -> list[float]:
+    """One number a seed from one number a pair of seeds, for intervals over seeds: jackknife pseudo-values.
+
+    Pairs that share a seed are not independent. n U − (n − 1) U₋ᵢ, with U the mean over all pairs and
+    U₋ᵢ that over the pairs without seed i, may be treated as if they were (Arvesen 1969, for
+    U-statistics); their mean is U.
+
+    Args:
+        values: (seed, seed) -> value, for all pairs of the seeds.
+
+    Returns:
+        A value a seed; of two seeds their one value.
+    """
+    seeds = sorted({seed for pair in values for seed in pair})
+    if len(seeds) < 3:
+        return list(values.values())
+    mean, n = float(np.mean(list(values.values()))), len(seeds)
+    without = [np.mean([v for pair, v in values.items() if seed not in pair]) for seed in seeds]
+    return [float(n * mean - (n - 1) * left) for left in without]
+
+
+def _ascent(a: Kernels, b: Kernels, start: Sequence[np.ndarray]) -> Alignment:
+    units = list(start)
+    # A layer can improve only where a neighbour has changed since it was last matched.
+    stale = set(range(len(units)))
+    while stale:
+        layer = min(stale)
+        stale.remove(layer)
+        gain = _incoming(a, b, units, layer) + _outgoing(a, b, units, layer)
+        better, places = _assigned(gain), np.arange(len(units[layer]))
+        before, after = gain[places, units[layer]].sum(), gain[places, better].sum()
+        # More than rounding, so that it ends.
+        if after > before * (1 + 1e-6):
+            units[layer] = better
+            stale |= {layer - 1, layer + 1} & set(range(len(units)))
+    common = sum(float((x * y).sum(dtype=np.float64)) for x, y in zip(a, permuted(b, units), strict=True))
+    return Alignment(units, common)
+
+
+def _incoming(a: Kernels, b: Kernels, units: Sequence[np.ndarray], layer: int) -> np.ndarray:
+    """float64 [units of a, units of b]: in common on the way in, were they matched."""
+    theirs = b[layer][:, units[layer - 1]] if layer else b[layer]
+    count = theirs.shape[2]
+    return (a[layer].reshape(-1, count).T @ theirs.reshape(-1, count)).astype(np.float64)
+
+
+def _outgoing(a: Kernels, b: Kernels, units: Sequence[np.ndarray], layer: int) -> np.ndarray:
+    """The same on the way out."""
+    last = layer + 1 == len(units)
+    ours, theirs = a[layer + 1], b[layer + 1] if last else b[layer + 1][:, :, units[layer + 1]]
+    rows = [x.transpose(1, 0, 2).reshape(x.shape[1], -1) for x in (ours, theirs)]
+    return (rows[0] @ rows[1].T).astype(np.float64)
+
+
+def _assigned(gain: np.ndarray) -> np.ndarray:
+    return linear_sum_assignment(gain, maximize=True)[1]

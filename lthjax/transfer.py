@@ -1,0 +1,300 @@
+"""A ticket of one network on another: same shapes, wider or narrower, deeper or shallower.
+
+Networks of the same shapes take a mask as it is. Between sequential networks (`Model.layers`):
+
+- *Depth.* Convolutions are matched with convolutions and hidden dense layers with hidden dense layers,
+  from the input on; the output layer with the output layer. What the target has beyond that is a copy of
+  the source's last layer of the kind; what the source has beyond it is dropped. (After Elastic LTH, Chen
+  et al. 2021, arXiv 2103.16547, which replicates or drops layers within a family.)
+- *Width.* A wider layer has the source's units in their order, then copies of them, those with the most
+  surviving connections (incoming and outgoing) first, round after round. A narrower one keeps the units
+  with the most, in their order. The units that a layer gives are those that the next one reads, a
+  channel with all its pixels where it is flattened.
+- *Pixels* of a flattened image of another size take their mask from the nearest one.
+- *Classes.* Where their numbers differ the output layer is made anew: every unit keeps its share of
+  connections, to classes at random.
+- *Density.* A layer whose shape changes then loses or gains connections at random until it has the
+  source's density to the nearest weight.
+
+    from lthjax import transfer
+
+    moved = transfer.mask(source, target, ticket, np.random.default_rng(0))
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lthjax import prune
+from lthjax.errors import UserError
+from lthjax.models import Layer, Model, Variables
+
+PyTree = Any
+
+
+class Match(NamedTuple):
+    """Where a layer of the target takes its connections from.
+
+    Attributes:
+        source: index of the source's layer.
+        places: int [places], kernel taps or flattened pixels of the source; of a dense layer that reads
+            units one.
+        inputs: int [inputs], units (channels) of the source that are read.
+        units: int [units], units of the source; empty for an output layer of other classes.
+    """
+
+    source: int
+    places: np.ndarray
+    inputs: np.ndarray
+    units: np.ndarray
+
+
+def kernels(layers: Sequence[Layer], tree: PyTree) -> list[np.ndarray]:
+    """Every layer's kernel of a pytree as [places, inputs, units].
+
+    Places are the taps of a convolution, the pixels of a flattened image, or one; inputs are channels
+    or the units of the layer before.
+
+    Args:
+        layers: of the network.
+        tree: parameters, or a mask of them.
+    """
+    found = []
+    for i, layer in enumerate(layers):
+        kernel = np.asarray(tree[layer.name]["kernel"])
+        inputs = layers[i - 1].features if i else None
+        if layer.size:
+            found.append(kernel.reshape(layer.size**2, *kernel.shape[2:]))
+        else:
+            # The first layer's pixels and channels cannot be told apart from its shape, nor need they.
+            found.append(kernel.reshape(-1, inputs or 1, layer.features))
+    return found
+
+
+def check(source: Model, target: Model) -> None:
+    """Asks whether a mask can be moved.
+
+    Raises:
+        UserError: it cannot; says why.
+    """
+    if not same_shapes(source, target):
+        _matched_layers(source, target)
+
+
+def same_shapes(source: Model, target: Model) -> bool:
+    """Whether the parameters of two networks have the same names and shapes."""
+
+    def shapes(model: Model) -> dict[str, tuple[int, ...]]:
+        params = _params(model)
+        return {path: x.shape for path, x in zip(prune.paths(params), jax.tree.leaves(params), strict=True)}
+
+    return shapes(source) == shapes(target)
+
+
+def match(source: Model, target: Model, mask: PyTree) -> list[Match]:
+    """Where every layer of the target takes its connections from.
+
+    Args:
+        source: the ticket's network, sequential.
+        target: the network that it is moved to, sequential.
+        mask: the ticket's.
+
+    Raises:
+        UserError: no rule applies.
+    """
+    taken = _matched_layers(source, target)
+    masks = kernels(source.layers, mask)
+    degrees = [m.sum((0, 1)) + after.sum((0, 2)) for m, after in pairwise(masks)]
+    sides = {id(model): _sides(model) for model in (source, target)}
+    found = []
+    for i, of in enumerate(taken):
+        inputs = (
+            _resampled(degrees[of - 1], target.layers[i - 1].features) if i else np.arange(masks[0].shape[1])
+        )
+        if i < len(taken) - 1:
+            units = _resampled(degrees[of], target.layers[i].features)
+        else:
+            units = np.arange(source.classes if source.classes == target.classes else 0)
+        # A convolution's taps, or the first layer's pixels: of these, both have the same.
+        places = np.arange(masks[of].shape[0])
+        if i and not target.layers[i].size:
+            places = _nearest(sides[id(source)][of], sides[id(target)][i])
+        found.append(Match(of, places, inputs, units))
+    return found
+
+
+def mask(source: Model, target: Model, mask: PyTree, generator: np.random.Generator) -> PyTree:
+    """A ticket's mask on another network.
+
+    Args:
+        source: the ticket's network.
+        target: the network that it is moved to.
+        mask: the ticket's; bool arrays, or for a leaf that may not be pruned the 0-d True.
+        generator: for what is chosen at random: the connections to other classes, and those lost or
+            gained for the density's sake. Not drawn from where the shapes are the same.
+
+    Returns:
+        The target's mask; numpy. Every layer has its source layer's density, to the nearest weight.
+
+    Raises:
+        UserError: the shapes differ and no rule applies.
+    """
+    if same_shapes(source, target):
+        return jax.tree.map(np.asarray, mask)
+    masks, like = kernels(source.layers, mask), _params(target)
+    moved = jax.tree.map(np.asarray, prune.ones(like))
+    for layer, of in zip(target.layers, match(source, target, mask), strict=True):
+        old = masks[of.source]
+        kept = old[of.places][:, of.inputs]
+        shape = like[layer.name]["kernel"].shape
+        kept = kept[:, :, of.units] if of.units.size else _remade(kept, layer.features, generator)
+        if kept.shape != old.shape:
+            kept = _to_count(kept, _share(int(old.sum()), old.size, kept.size), generator)
+        moved[layer.name]["kernel"] = kept.reshape(shape)
+    return moved
+
+
+def initial(source: Model, target: Model, mask: PyTree, values: Variables, own: Variables) -> Variables:
+    """A ticket's start weights on another network, along the ways that its mask goes.
+
+    Between the same shapes they are the values as they are. Else a weight takes the source's value
+    where it joins the first copies of two units, scaled to the target's Glorot deviation: further
+    copies have values of the target's own, as units that start equal stay equal. So has an output layer
+    of other classes.
+
+    Args:
+        source, target, mask: as for `mask`.
+        values: the source's weights.
+        own: the target's.
+
+    Returns:
+        Weights of the target's shapes, numpy, not masked, with the target's own statistics.
+
+    Raises:
+        UserError: the shapes differ and no rule applies.
+    """
+    if same_shapes(source, target):
+        return Variables(jax.tree.map(np.asarray, values.params), own.stats)
+    theirs, ours = kernels(source.layers, values.params), kernels(target.layers, own.params)
+    params = jax.tree.map(np.asarray, own.params)
+    for layer, of, mine in zip(target.layers, match(source, target, mask), ours, strict=True):
+        if not of.units.size:
+            continue
+        old = theirs[of.source]
+        scale = math.sqrt(_fans(layer, old) / _fans(layer, mine))
+        carried = (scale * old[of.places][:, of.inputs][:, :, of.units]).astype(mine.dtype)
+        first = _first(of.inputs)[:, None] & _first(of.units)
+        shape = params[layer.name]["kernel"].shape
+        bias = np.asarray(values.params[source.layers[of.source].name]["bias"])[of.units]
+        params[layer.name] = {
+            "kernel": np.where(first, carried, mine).reshape(shape),
+            "bias": np.where(_first(of.units), bias, params[layer.name]["bias"]),
+        }
+    return Variables(params, own.stats)
+
+
+def _params(model: Model) -> PyTree:
+    return jax.eval_shape(model.init, jax.random.key(0)).params
+
+
+def _matched_layers(source: Model, target: Model) -> list[int]:
+    """For every layer of the target the index of the source's; raises where no rule applies."""
+
+    def no(why: str) -> UserError:
+        return UserError(
+            f"--from, --to: a ticket of {source.name} cannot be moved to {target.name}: {why}; choose two "
+            "networks of one family on images of one shape."
+        )
+
+    for model in (source, target):
+        if not model.layers:
+            raise no(f"their shapes differ, and {model.name} is no sequence of layers")
+    if source.input_shape != target.input_shape:
+        theirs, ours = ("×".join(map(str, model.input_shape)) for model in (source, target))
+        raise no(f"one reads images of {theirs}, the other of {ours}, whose pixels have no counterparts")
+    taken: list[int] = []
+    for kind, words in ((True, "convolution"), (False, "hidden dense layer")):
+        have, want = (
+            [i for i, layer in enumerate(model.layers[:-1]) if bool(layer.size) is kind]
+            for model in (source, target)
+        )
+        if bool(have) is not bool(want):
+            without = target if have else source
+            raise no(f"{without.name} has no {words}")
+        if len(want) > len(have) == 1:
+            raise no(f"{source.name} has one {words}, which reads the images, and a further one does not")
+        taken += [have[min(n, len(have) - 1)] for n in range(len(want))]
+    taken.append(len(source.layers) - 1)
+    for i, of in enumerate(taken):
+        old, new = source.layers[of], target.layers[i]
+        if old.size != new.size:
+            raise no(f"{old.name} has kernels of side {old.size}, {new.name} of side {new.size}")
+    return taken
+
+
+def _sides(model: Model) -> list[tuple[int, int]]:
+    """(height, width) of what every layer reads; (1, 1) for units."""
+    height, width, _ = model.input_shape
+    sides = []
+    for layer in model.layers:
+        sides.append((height, width))
+        if not layer.size:
+            height = width = 1
+        elif layer.padding == "VALID":
+            height, width = height - layer.size + 1, width - layer.size + 1
+        if layer.pool:
+            height, width = height // 2, width // 2
+    return sides
+
+
+def _nearest(source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+    """For every pixel of the target's image, row by row, the nearest of the source's."""
+    y, x = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(source, target, strict=True))
+    return (y[:, None] * source[1] + x).ravel()
+
+
+def _resampled(degree: np.ndarray, count: int) -> np.ndarray:
+    """The source's units that so many units of the target are taken from."""
+    most = np.argsort(-degree.astype(np.int64), kind="stable")
+    if count <= len(degree):
+        return np.sort(most[:count])
+    return np.concatenate([np.arange(len(degree)), np.resize(most, count - len(degree))])
+
+
+def _remade(kept: np.ndarray, classes: int, generator: np.random.Generator) -> np.ndarray:
+    """[places, inputs, classes]: every input keeps its share of connections, to classes at random."""
+    before = kept.shape[-1]
+    counts = _share(kept.sum(-1, dtype=np.int64), before, classes)
+    order = generator.random((*kept.shape[:-1], classes)).argsort(-1)
+    return order < counts[..., None]
+
+
+def _share(left: Any, of: int, size: int) -> Any:
+    """left / of of a size, to the nearest whole number, halves up."""
+    return (2 * left * size + of) // (2 * of)
+
+
+def _to_count(kept: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Exactly so many kept: the fewest changes, at random."""
+    flat = kept.ravel().copy()
+    surplus = int(flat.sum()) - count
+    changed = generator.choice(np.flatnonzero(flat == (surplus > 0)), abs(surplus), replace=False)
+    flat[changed] = surplus < 0
+    return flat.reshape(kept.shape)
+
+
+def _first(units: np.ndarray) -> np.ndarray:
+    """Where a unit appears for the first time; bool, of the same shape."""
+    first = np.zeros(len(units), bool)
+    first[np.unique(units, return_index=True)[1]] = True
+    return first
+
+
+def _fans(layer: Layer, kernel: np.ndarray) -> int:
+    """Fan-in and fan-out together, as Glorot's initialisation counts them."""
+    places, inputs, units = kernel.shape
+    return places * inputs + (places if layer.size else 1) * units

@@ -1,0 +1,587 @@
+"""Transfer by hand on tiny networks, planted permutations, and the two commands on a tiny study."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import write_npz
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis import geography as mapped
+from analysis import page
+from analysis import transfer as command
+from lthjax import config, geography, models, prune, study, train, transfer
+from lthjax.errors import UserError
+from lthjax.imp import Cell
+from lthjax.models import Layer, Model, Variables
+from lthjax.store import Store
+
+Kernels = list[np.ndarray]
+
+
+def network(layers: tuple[Layer, ...], shape: tuple[int, int, int] = (8, 8, 1), classes: int = 10) -> Model:
+    """A network of `models.build`, from layers of one's own."""
+    models.MODELS["own"] = models.Entry(layers, 1, "for a test")
+    try:
+        return models.build("own", shape, classes)
+    finally:
+        del models.MODELS["own"]
+
+
+def dense(*widths: int, **how: Any) -> Model:
+    return network(tuple(Layer(f"fc{i}", width) for i, width in enumerate(widths, 1)), **how)
+
+
+def shapes(model: Model) -> Any:
+    return jax.eval_shape(model.init, jax.random.key(0)).params
+
+
+def random_mask(model: Model, density: float, seed: int = 0) -> Any:
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda m: generator.random(m.shape) < density if m.ndim else np.asarray(m), prune.ones(shapes(model))
+    )
+
+
+def moved(source: Model, target: Model, mask: Any, seed: int = 0) -> Any:
+    return transfer.mask(source, target, mask, np.random.default_rng(seed))
+
+
+def lefts(mask: Any) -> list[tuple[int, int]]:
+    return [(int(m.sum()), m.size) for m in jax.tree.leaves(mask) if m.ndim]
+
+
+def test_the_same_shapes_take_a_mask_as_it_is() -> None:
+    source, target = dense(5, 4), dense(5, 4)
+    mask = random_mask(source, 0.3)
+    generator = np.random.default_rng(0)
+    got = transfer.mask(source, target, mask, generator)
+    assert jax.tree.all(jax.tree.map(np.array_equal, got, mask))
+    assert generator.random() == np.random.default_rng(0).random()
+    values = Variables(jax.tree.map(lambda x: np.full(x.shape, 2.0), shapes(source)), {})
+    own = Variables(jax.tree.map(lambda x: np.zeros(x.shape), shapes(source)), {})
+    carried = transfer.initial(source, target, mask, values, own)
+    assert all((leaf == 2).all() for leaf in jax.tree.leaves(carried.params))
+
+
+def test_narrowing_by_hand() -> None:
+    """Of three units that of the fewest connections goes, with its row in the next layer."""
+    source, target = dense(3, classes=2), dense(2, classes=2)
+    mask = jax.tree.map(np.array, prune.ones(shapes(source)))
+    mask["fc1"]["kernel"][:] = False
+    mask["fc1"]["kernel"][0, 0] = mask["fc1"]["kernel"][:3, 2] = True  # incoming 1, 0, 3
+    mask["output"]["kernel"][:] = [[True, False], [True, True], [False, True]]  # outgoing 1, 2, 1
+    # Degrees 2, 2, 4; of equal ones the first stays.
+    first, second = transfer.match(source, target, mask)
+    assert (first.source, list(first.units), list(second.inputs)) == (0, [0, 2], [0, 2])
+    got = moved(source, target, mask)
+    # 4 of 192 is 2.67 of 128, to 3: of the 4 that came along one goes.
+    along = mask["fc1"]["kernel"][:, [0, 2]]
+    kept = got["fc1"]["kernel"]
+    assert kept.sum() == 3
+    assert not (kept & ~along).any()
+    # 4 of 6 is 2.67 of 4, to 3: the two that came along and one more.
+    assert got["output"]["kernel"].sum() == 3
+    assert got["output"]["kernel"][[0, 1], [0, 1]].all()
+
+
+def test_widening_by_hand() -> None:
+    """Three units to eight: copies go round by degree, and the next layer reads the same copies."""
+    source, target = dense(3, classes=2), dense(8, classes=2)
+    mask = jax.tree.map(np.array, prune.ones(shapes(source)))
+    mask["fc1"]["kernel"][:] = False
+    for unit, degree in enumerate((1, 5, 3)):
+        mask["fc1"]["kernel"][:degree, unit] = True
+    order = [0, 1, 2, 1, 2, 0, 1, 2]
+    first, second = transfer.match(source, target, mask)
+    assert list(first.units) == list(second.inputs) == order
+    # 9 of 192 is 24 of 512; the copies have 1 · 2 + 5 · 3 + 3 · 3 = 26.
+    kept, along = moved(source, target, mask)["fc1"]["kernel"], mask["fc1"]["kernel"][:, order]
+    assert (along.sum(), kept.sum()) == (26, 24)
+    assert not (kept & ~along).any()
+
+
+def test_the_first_copies_carry_their_values() -> None:
+    source, target = dense(3, classes=2), dense(4, classes=2)
+    mask = jax.tree.map(np.array, prune.ones(shapes(source)))
+    values = Variables(jax.tree.map(lambda x: np.full(x.shape, 3.0, np.float32), shapes(source)), {})
+    own = Variables(jax.tree.map(lambda x: np.full(x.shape, 7.0, np.float32), shapes(target)), {})
+    params = transfer.initial(source, target, mask, values, own).params
+    scale = np.float32(np.sqrt((64 + 3) / (64 + 4)))
+    np.testing.assert_allclose(params["fc1"]["kernel"], np.tile([3 * scale] * 3 + [7], (64, 1)), rtol=1e-6)
+    np.testing.assert_array_equal(params["fc1"]["bias"], [3, 3, 3, 7])
+    scale = np.float32(np.sqrt((3 + 2) / (4 + 2)))
+    np.testing.assert_allclose(params["output"]["kernel"], [[3 * scale] * 2] * 3 + [[7, 7]], rtol=1e-6)
+    np.testing.assert_array_equal(params["output"]["bias"], [3, 3])
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+def test_channels_keep_their_pixels() -> None:
+    """Two channels of a convolution change places with three, flattened channels last."""
+    layers = (Layer("conv1", 3, 3, pool=True), Layer("fc1", 2))
+    source, target = network(layers), network((layers[0]._replace(features=2), layers[1]))
+    mask = jax.tree.map(np.array, prune.ones(shapes(source)))
+    mask["conv1"]["kernel"][..., 1] = False
+    mask["conv1"]["kernel"][0, 0, 0, 0] = False
+    flat = mask["fc1"]["kernel"].reshape(4, 4, 3, 2)
+    flat[:] = False
+    flat[1, 2, 2, 1] = flat[3, 0, 0, 0] = flat[0, 0, 1] = True
+    got = moved(source, target, mask)
+    # Channels 0 and 2 stay; 17 of 27 is 11.33 of 18, so of their 17 taps 11.
+    assert got["conv1"]["kernel"].sum() == 11
+    # 4 of 96 is 2.67 of 64: the two that came along and one more.
+    left = got["fc1"]["kernel"].reshape(4, 4, 2, 2)
+    assert left.sum() == 3
+    assert left[1, 2, 1, 1]
+    assert left[3, 0, 0, 0]
+
+
+def test_conv2_to_conv4_and_back_share_a_prefix() -> None:
+    conv2, conv4 = (models.build(name, (32, 32, 3), 10) for name in ("conv2", "conv4"))
+    mask = random_mask(conv2, 0.1)
+    assert [m.source for m in transfer.match(conv2, conv4, mask)] == [0, 1, 1, 1, 2, 3, 4]
+    deeper = moved(conv2, conv4, mask)
+    for name in ("conv1", "conv2", "fc2", "output"):
+        np.testing.assert_array_equal(deeper[name]["kernel"], mask[name]["kernel"])
+    # conv4 is conv2 with further copies of its units: the first 64 of both sides are it, less the surplus.
+    copy = deeper["conv4"]["kernel"][:, :, :64, :64]
+    same = copy == mask["conv2"]["kernel"]
+    assert same.mean() > 0.95
+    taken = ["conv1", "conv2", "conv2", "conv2", "fc1", "fc2", "output"]
+    for (left, size), of in zip(lefts(deeper), taken, strict=True):
+        kernel = mask[of]["kernel"]
+        assert abs(left - kernel.sum() / kernel.size * size) <= 0.5
+    back = moved(conv4, conv2, deeper)
+    for name in ("conv1", "conv2", "fc2", "output"):
+        np.testing.assert_array_equal(back[name]["kernel"], mask[name]["kernel"])
+
+
+def test_pixels_of_a_smaller_image_take_the_nearest() -> None:
+    assert list(transfer._nearest((4, 4), (2, 2))) == [5, 7, 13, 15]
+    assert list(transfer._nearest((2, 2), (4, 4))) == [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
+    assert list(transfer._nearest((3, 2), (3, 2))) == list(range(6))
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(2, 12), st.integers(2, 12), st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_every_layer_keeps_its_density(a: int, b: int, classes: int, others: int, seed: int) -> None:
+    source, target = dense(a, 4, classes=classes), dense(b, 5, classes=others)
+    mask = random_mask(source, 0.3, seed)
+    got = moved(source, target, mask, seed)
+    assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, prune.ones(shapes(target)))
+    for (left, size), (kept, of) in zip(lefts(got), lefts(mask), strict=True):
+        assert abs(left - kept / of * size) <= 0.5
+
+
+def test_the_output_layer_is_made_anew() -> None:
+    """Ten classes to twenty: every unit has its share, to other classes than the source's."""
+    source, target = dense(40), dense(40, classes=20)
+    mask = random_mask(source, 0.4)
+    got = moved(source, target, mask)
+    np.testing.assert_array_equal(got["fc1"]["kernel"], mask["fc1"]["kernel"])
+    np.testing.assert_array_equal(got["output"]["kernel"].sum(1), 2 * mask["output"]["kernel"].sum(1))
+    assert (got["output"]["kernel"][:, :10] != mask["output"]["kernel"]).mean() > 0.3
+    other = moved(source, target, mask, seed=1)
+    assert (other["output"]["kernel"] != got["output"]["kernel"]).mean() > 0.3
+
+
+def test_what_cannot_be_moved_is_refused_by_a_sentence() -> None:
+    lenet300, lenet5 = (models.build(name, (28, 28, 1), 10) for name in ("lenet300", "lenet5"))
+    with pytest.raises(
+        UserError, match="of lenet300 cannot be moved to lenet5: lenet300 has no convolution;"
+    ):
+        transfer.check(lenet300, lenet5)
+    with pytest.raises(
+        UserError, match="of lenet5 cannot be moved to lenet300: lenet300 has no convolution;"
+    ):
+        transfer.check(lenet5, lenet300)
+    with pytest.raises(UserError, match="one reads images of 28×28×1, the other of 32×32×3"):
+        transfer.check(lenet5, models.build("lenet5", (32, 32, 3), 10))
+    with pytest.raises(UserError, match="conv1 has kernels of side 5, conv1 of side 3"):
+        transfer.check(lenet5, models.build("conv2", (28, 28, 1), 10))
+    with pytest.raises(UserError, match="has one hidden dense layer, which reads the images"):
+        transfer.check(dense(5), dense(5, 5))
+    unlike = lenet5._replace(name="residual", layers=())
+    with pytest.raises(UserError, match="their shapes differ, and residual is no sequence of layers"):
+        transfer.check(lenet300, unlike)
+    transfer.check(lenet5, unlike)  # of the same shapes: nothing need be known of its layers
+    transfer.check(lenet5, models.build("lenet5_wide", (28, 28, 1), 10))
+
+
+def tickets(
+    density: float, seed: int = 0, widths: tuple[int, ...] = (40, 24, 10), inputs: int = 60
+) -> Kernels:
+    generator = np.random.default_rng(seed)
+    return [
+        generator.random((1, before, after)) < density
+        for before, after in itertools.pairwise((inputs, *widths))
+    ]
+
+
+@pytest.mark.parametrize("density", [0.1, 0.3])
+def test_a_planted_permutation_is_found(density: float) -> None:
+    a = tickets(density, widths=(40, 24, 10), inputs=300)
+    generator = np.random.default_rng(1)
+    units = [generator.permutation(40), generator.permutation(24)]
+    b = geography.permuted(a, units)
+    whole, chance = geography.iou(a, b)[-1]
+    assert whole < chance + 0.1
+    found = geography.align(a, b)
+    assert found.common == sum(k.sum() for k in a)
+    assert geography.iou(a, geography.permuted(b, found.units))[-1].iou == 1
+    for planted, got in zip(units, found.units, strict=True):
+        np.testing.assert_array_equal(planted[got], np.arange(len(planted)))
+
+
+def test_a_planted_permutation_of_channels_is_found_by_magnitude() -> None:
+    """LeNet-5, whose channels are flattened, and weights rather than masks."""
+    model = models.build("lenet5", (28, 28, 1), 10)
+    params = jax.tree.map(np.asarray, model.init(jax.random.key(0)).params)
+    a = [abs(k) for k in transfer.kernels(model.layers, params)]
+    generator = np.random.default_rng(0)
+    units = [generator.permutation(k.shape[2]) for k in a[:-1]]
+    found = geography.align(a, geography.permuted(a, units))
+    for planted, got in zip(units, found.units, strict=True):
+        np.testing.assert_array_equal(planted[got], np.arange(len(planted)))
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_one_hidden_layer_is_matched_best(seed: int) -> None:
+    """Against all 120 orders of five units."""
+    a, b = (tickets(0.4, seed + i, (5, 3), 4) for i in (0, 1))
+    found = geography.align(a, b)
+    every = [
+        sum((x & y).sum() for x, y in zip(a, geography.permuted(b, [np.array(order)]), strict=True))
+        for order in itertools.permutations(range(5))
+    ]
+    assert found.common == max(every)
+    assert sorted(found.units[0]) == list(range(5))
+
+
+def test_matching_never_loses_and_ends_in_an_optimum() -> None:
+    a, b = tickets(0.2, 1), tickets(0.2, 2)
+    found = geography.align(a, b)
+    assert found.common >= sum((x & y).sum() for x, y in zip(a, b, strict=True))
+    for layer, units in enumerate(found.units):
+        for i, j in itertools.combinations(range(len(units)), 2):
+            swapped = [u.copy() for u in found.units]
+            swapped[layer][[i, j]] = swapped[layer][[j, i]]
+            common = sum((x & y).sum() for x, y in zip(a, geography.permuted(b, swapped), strict=True))
+            assert common <= found.common
+
+
+def test_noise_aligns_as_its_null_does() -> None:
+    """Independent masks overlap at chance; matched above it, and no more than shuffled ones."""
+    generator = np.random.default_rng(0)
+    gains, nulls, plain = [], [], []
+    for seed in range(12):
+        a, b = tickets(0.2, 2 * seed), tickets(0.2, 2 * seed + 1)
+        (x,), (y,) = geography.shuffled(generator, a), geography.shuffled(generator, b)
+        gains.append(geography.iou(a, geography.permuted(b, geography.align(a, b).units))[-1].iou)
+        nulls.append(geography.iou(x, geography.permuted(y, geography.align(x, y).units))[-1].iou)
+        plain.append(np.subtract(*geography.iou(a, b)[-1]))
+    error = np.sqrt((np.var(gains, ddof=1) + np.var(nulls, ddof=1)) / 12)
+    assert abs(np.mean(gains) - np.mean(nulls)) < 3 * error
+    assert abs(np.mean(plain)) < 3 * np.std(plain, ddof=1) / np.sqrt(12)
+    chance = 0.2 / 1.8
+    assert min(*gains, *nulls) > chance + 0.03
+
+
+def test_overlap_is_that_of_prune() -> None:
+    model = dense(6, 5)
+    masks = [random_mask(model, 0.3, seed) for seed in (0, 1)]
+    got = geography.iou(*(transfer.kernels(model.layers, mask) for mask in masks))[-1]
+    np.testing.assert_allclose(got, prune.overlap(*masks), rtol=1e-6)
+
+
+def test_inputs_by_hand() -> None:
+    a = [np.array([[[True, True, False, False]], [[False] * 4], [[True] * 4]])]  # three pixels, four units
+    b = [np.array([[[False, True, True, False]], [[False] * 4], [[True, False, False, False]]])]
+    np.testing.assert_array_equal(geography.readers(a), [[2], [0], [4]])
+    same, chance = geography.by_input(a, b)
+    np.testing.assert_array_equal(same, [[1 / 3], [np.nan], [1 / 4]])
+    np.testing.assert_array_equal(chance, [[1 / 3], [np.nan], [1 / 4]])
+    got = geography.agreement(geography.readers(a), geography.readers(b))
+    assert got == pytest.approx(np.corrcoef([2, 0, 4], [2, 0, 1])[0, 1])
+    assert geography.agreement(geography.readers(a), np.ones((3, 1))) is None
+
+
+def test_pairs_are_worth_their_seeds() -> None:
+    assert geography.over_pairs({(0, 1): 0.5}) == [0.5]
+    # Where a pair's value is the mean of its two seeds' the pseudo-values are the seeds' values.
+    own = {3: 1.0, 5: 4.0, 8: 2.5, 9: 0.5}
+    values = {(a, b): (own[a] + own[b]) / 2 for a, b in itertools.combinations(own, 2)}
+    np.testing.assert_allclose(geography.over_pairs(values), list(own.values()))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of seconds, of one family."""
+    for name, widths in {"narrow": (12, 8), "wide": (20, 8)}.items():
+        layers = tuple(Layer(f"fc{i}", width) for i, width in enumerate(widths, 1))
+        monkeypatch.setitem(models.MODELS, name, models.Entry(layers, 1, "for a test"))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[train.Job]:
+    """The jobs that are trained from now on."""
+    jobs: list[train.Job] = []
+    really = train.train
+
+    def note(trainer: train.Trainer, chunk: Any, progress: Any) -> Any:
+        jobs.extend(chunk)
+        return really(trainer, chunk, progress)
+
+    monkeypatch.setattr(train, "train", note)
+    return jobs
+
+
+def moved_to(prepared: study.Prepared, out: Path) -> command.Target:
+    return command.Target(prepared, out / prepared.folder, False)
+
+
+def test_tickets_moved_within_a_run_and_to_a_wider_network(
+    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "runs"
+    how = {"model": "narrow", "arms": ("ticket",), "prune": config.Prune(rate=0.5)}
+    narrow = tiny(**how)
+    run = study.run(narrow, out)
+    source = command.source_of(run, levels=[2])
+    at_home, elsewhere = command.Target(narrow, run, True), tiny_wide(narrow, tmp_path)
+
+    # To itself: the ticket again, bit for bit; its init is its own, so there is no `transferred_init`.
+    jobs = counted(monkeypatch)
+    command.build([source], [at_home], out, pairs=["same"])
+    assert len(jobs) == 2 * 4
+    rows = command.load(run)
+    by_arm = {(row.seed, row.arm): row for row in rows}
+    assert len(rows) == len(by_arm) == 2 * 6
+    for seed in (0, 1):
+        ticket, again = by_arm[seed, "ticket"], by_arm[seed, "transferred"]
+        assert again[6:] == ticket[6:]
+        assert (again.shared_init, again.own_level, again.source_seed) == (True, 2, seed)
+        cell = run / f"seed={seed}/chain=rewind-0/level=02/ticket/result.json"
+        copy = run / f"transfer/from={run.name}/source_seed={seed}" / cell.relative_to(run).parent.parent
+        first, second = (json.loads(p.read_text()) for p in (cell, copy / "transferred/result.json"))
+        assert first["curves"] == second["curves"]
+        assert by_arm[seed, "shuffled"].density == again.density
+        assert [of["left"] for of in first["layers"]] == [
+            of["left"] for of in json.loads((copy / "shuffled/result.json").read_text())["layers"]
+        ]
+        assert by_arm[seed, "random_uniform"].density == pytest.approx(again.density, abs=1e-3)
+    assert {tuple(d.values) for d in command.differences(rows, ["ticket"])} == {(0.0, 0.0)}
+
+    # To the other seed, and to a wider network whose own run is trained first.
+    jobs.clear()
+    command.build([source], [at_home, elsewhere], out)
+    assert (elsewhere.run / "seed=1/dense/result.json").is_file()
+    within, across = 2 * 5, 2 * 5
+    assert len(jobs) == within + across + 2 * 3  # the wider one's own: dense and two levels, two seeds
+    theirs = command.load(elsewhere.run)
+    assert {(row.source_seed, row.seed) for row in theirs} == {(0, 0), (1, 1)}
+    assert not any(row.shared_init for row in theirs)
+    with (out / "transfer" / "transfer.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(command.load(run)) + len(theirs) == 12 + 14 + 14
+    assert {row["source_seed"] + row["seed"] for row in table if row["target"] == run.name} == {
+        "00", "11", "01", "10",
+    }  # fmt: skip
+    for row in theirs:
+        if row.arm in ("transferred", "shuffled"):
+            assert row.density == pytest.approx(by_arm[0, "ticket"].density, abs=1e-3)
+    assert all(
+        (out / "transfer" / f"transfer_matrix.{kind}").stat().st_size for kind in ("png", "svg", "csv")
+    )
+
+    # Again: nothing is trained, and the table is the same.
+    jobs.clear()
+    before = (out / "transfer" / "transfer.csv").read_bytes()
+    command.build([source], [at_home, elsewhere], out)
+    assert jobs == []
+    assert (out / "transfer" / "transfer.csv").read_bytes() == before
+    assert [found.outcome for found in command.findings(elsewhere.run)] != ["not tested"] * 2
+    assert [one.name for one in command.drawn(elsewhere.run)] == ["transfer_matrix", "transfer_arms"]
+    # One cell lost: it alone is trained again, to the same numbers.
+    lost = next(elsewhere.run.glob("transfer/*/*/seed=1/*/*/shuffled"))
+    shutil.rmtree(lost)
+    assert len(command.load(elsewhere.run)) == 13
+    command.build([source], [at_home, elsewhere], out)
+    assert len(jobs) == 1
+    assert (out / "transfer" / "transfer.csv").read_bytes() == before
+
+
+def tiny_wide(narrow: study.Prepared, tmp_path: Path) -> command.Target:
+    """The wider network's study, another learning rate too."""
+    wide = study.prepare(
+        dataclasses.replace(narrow.study, model="wide", name="wide", optim=config.Optim(lr=1e-3)),
+        tmp_path / "data",
+    )
+    return moved_to(wide, tmp_path / "runs")
+
+
+def test_impossible_pairs_are_refused_before_any_training(
+    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "runs"
+    narrow = tiny(model="narrow", arms=("ticket",), levels=1, seeds=(0,))
+    with pytest.raises(UserError, match="it is not a run folder"):
+        command.source_of(out)
+    run = study.run(narrow, out)
+    source = command.source_of(run)
+    assert source.seeds == {1: [0]}
+    jobs = counted(monkeypatch)
+    lenet5 = dataclasses.replace(narrow.study, model="lenet5")
+    target = moved_to(study.prepare(lenet5, tmp_path / "data"), out)
+    with pytest.raises(UserError, match="of narrow cannot be moved to lenet5: narrow has no convolution"):
+        command.build([source], [target], out)
+    assert not target.run.exists()
+    own = command.Target(narrow, run, True)
+    with pytest.raises(UserError, match="--pairs: other leaves nothing to move"):
+        command.build([source], [own], out)
+    with pytest.raises(UserError, match="--arms: 'shufled' is not known; did you mean 'shuffled'"):
+        command.build([source], [own], out, arms=["shufled"])
+    with pytest.raises(UserError, match="nothing was moved to"):
+        command.build([], [own], out)
+    assert jobs == []
+    with pytest.raises(UserError, match=r"--levels: 2 has no trained ticket of rewind-0 in .*; it may be 1"):
+        command.source_of(run, levels=[2])
+    with pytest.raises(UserError, match="--chain: 'rewind-9' has no ticket"):
+        command.source_of(run, chain="rewind-9")
+    write_npz(tmp_path / "others", "few")
+    with pytest.raises(UserError, match="--data-dir: few there has content hash"):
+        command.targets_of([run], out, tmp_path / "others")
+    assert {found.outcome for found in command.findings(run)} == {"not tested"}
+    assert command.drawn(run) == []
+
+
+def test_whose_mask_goes_to_which_seed() -> None:
+    assert [command._partner(seed, [0, 3, 7], "other") for seed in (0, 3, 5, 7, 9)] == [3, 7, 7, 0, 0]
+    assert [command._partner(seed, [0, 3], "same") for seed in (0, 1)] == [0, None]
+    assert command._partner(4, [4], "other") is None
+
+
+def row(arm: str, accuracy: float | None, seed: int = 0, source_seed: int = 0) -> command.Row:
+    return command.Row("a", "b", source_seed, seed, 3, arm, 0.1, 3, True, accuracy, 1, "done")
+
+
+def test_differences_pair_the_targets_seeds() -> None:
+    """Two masks on one seed count once; a diverged cell and its partner not at all."""
+    rows = [
+        *(row("transferred", v, s, 9) for s, v in enumerate((0.5, 0.7, 0.9))),
+        row("transferred", 0.6, 0, 8),
+        *(row("ticket", v, s, 9) for s, v in enumerate((0.8, 0.6, None))),
+        row("ticket", 0.8, 0, 8),
+    ]
+    (one,) = command.differences(rows)
+    assert one[:7] == ("a", "b", "other", 3, pytest.approx(0.1), "transferred", "ticket")
+    assert one.values == pytest.approx([-25, 10])
+    assert one.interval.mean == pytest.approx(-7.5)
+
+
+def kept(widths: tuple[int, ...], density: float, seed: int) -> mapped.Ticket:
+    masks = tickets(density, seed, widths, 64)
+    generator = np.random.default_rng(seed)
+    return mapped.Ticket(masks, [m * generator.random(m.shape).astype(np.float32) for m in masks])
+
+
+def rows_of(of_seeds: dict[int, mapped.Ticket]) -> list[mapped.Row]:
+    model = dense(12, 8)
+    return [
+        row
+        for seed, other in itertools.combinations(of_seeds, 2)
+        for row in mapped.compare(model, ("rewind-0", 3, seed, other), of_seeds[seed], of_seeds[other], 4)
+    ]
+
+
+def findings_of(rows: list[mapped.Row], run: Path) -> dict[str, str]:
+    (run / "geography").mkdir(parents=True)
+    inputs = [mapped.Input("rewind-0", 3, 0, 0, 0, 0.5, None, None)]
+    for name, of in (("overlap", rows), ("inputs", inputs)):
+        (run / "geography" / f"{name}.csv").write_text(page.to_csv(of[0]._fields, of))
+    assert mapped.load(run) == (rows, inputs)
+    return {finding.claim: finding.outcome for finding in mapped.findings(run)}
+
+
+SAME = "Tickets are the same up to the order of their units (overlap of 0.9 or more)"
+BY_MASKS = "… after matching their units by masks"
+
+
+def test_geography_tells_one_ticket_in_other_orders_from_different_ones(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    first = kept((12, 8, 10), 0.3, 0)
+    orders = {0: [np.arange(12), np.arange(8)]} | {
+        s: [generator.permutation(12), generator.permutation(8)] for s in (1, 2, 3)
+    }
+    same = {s: mapped.Ticket(*(geography.permuted(of, units) for of in first)) for s, units in orders.items()}
+    rows = rows_of(same)
+    for matching in ("masks", "magnitudes"):
+        assert set(mapped.over_seeds(rows, 3, "all", matching)) == {1.0}
+        assert max(mapped.over_seeds(rows, 3, "fc1", matching, "shuffled")) < 0.5
+    assert max(mapped.over_seeds(rows, 3, "fc1", "none")) < 0.35
+    said = findings_of(rows, tmp_path / "same")
+    assert said[SAME] == said[BY_MASKS] == "supported"
+    assert said["Tickets of different seeds read the same inputs"] == "supported"
+
+    rows = rows_of({seed: kept((12, 8, 10), 0.3, seed) for seed in range(4)})
+    said = findings_of(rows, tmp_path / "different")
+    assert said[SAME] == "refuted"
+    assert said[BY_MASKS] != "supported"
+    assert abs(np.mean(mapped.over_seeds(rows, 3, "all", "masks", above="shuffled"))) < 0.03
+    matched, plain = (np.mean(mapped.over_seeds(rows, 3, "all", how)) for how in ("masks", "none"))
+    assert matched > plain + 0.03
+
+
+def test_the_geography_of_a_run(
+    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = tiny(model="narrow", arms=("ticket",), levels=1, prune=config.Prune(rate=0.7))
+    run = study.run(prepared, tmp_path / "runs")
+    assert {found.outcome for found in mapped.findings(run)} == {"not tested"}
+    assert mapped.drawn(run) == []
+    mapped.main([str(run), "--draws", "2", "--quiet"])
+    assert capsys.readouterr().out == f"{run / 'geography'}\n"
+    rows, inputs = mapped.load(run)
+    like = jax.eval_shape(prepared.model.init, jax.random.key(0))
+    store = Store(run, prepared.identity, {})
+    masks = [store.mask(Cell(seed, "rewind-0", 1, "ticket"), prune.ones(like.params)) for seed in (0, 1)]
+    plain = {row.layer: row for row in rows if (row.matching, row.mask) == ("none", "ticket")}
+    assert plain["all"].overlap == pytest.approx(float(prune.overlap(*masks).iou))
+    for layer in ("fc1", "fc2", "output"):
+        own = [{"w": mask[layer]["kernel"]} for mask in masks]
+        assert plain[layer].overlap == pytest.approx(float(prune.overlap(*own).iou))
+        assert plain[layer].density == pytest.approx(own[0]["w"].mean())
+    read = [mask["fc1"]["kernel"].reshape(28, 28, 1, 12) for mask in masks]
+    correlation = np.corrcoef(*(m.sum(-1).ravel() for m in read))[0, 1]
+    assert plain["inputs"].overlap == pytest.approx(correlation, abs=1e-9)
+    assert len(inputs) == 784
+    for at in (0, 300, 783):
+        y, x = divmod(at, 28)
+        assert inputs[at][2:5] == (y, x, 0)
+        assert inputs[at].kept == pytest.approx(np.mean([m[y, x, 0].mean() for m in read]))
+    # Of two seeds there is one pair: nothing is known of how it varies.
+    assert {found.outcome for found in mapped.findings(run)} == {"undecided"}
+    assert [one.name for one in mapped.drawn(run)] == ["geography_overlap", "geography_inputs"]
+    before = (run / "geography" / "overlap.csv").read_bytes()
+    mapped.build(run, draws=2)
+    assert (run / "geography" / "overlap.csv").read_bytes() == before
+    with pytest.raises(UserError, match="--draws: 0 is not allowed"):
+        mapped.build(run, draws=0)
+    with pytest.raises(UserError, match="--levels: 4 has no two seeds' tickets in rewind-0; it may be 1"):
+        mapped.build(run, levels=[4])
+    with pytest.raises(UserError, match="--chain: 'rewind-3' has no ticket in the run; it may be rewind-0"):
+        mapped.build(run, chain="rewind-3")
+    shutil.rmtree(run / "seed=1" / "chain=rewind-0")
+    with pytest.raises(UserError, match="no level has trained tickets of two seeds"):
+        mapped.build(run)
+    with pytest.raises(UserError, match="its geography is not known yet"):
+        mapped.load(tmp_path)
