@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import compare, curves, landscape, page, predict, savings, structure, verdicts
+from analysis import (
+    compare,
+    curves,
+    geography,
+    landscape,
+    page,
+    predict,
+    savings,
+    structure,
+    transfer,
+    verdicts,
+)
 from analysis.cells import Row, accuracies, arms, chains, difference, load, select, to_csv
 from analysis.entries import title
 from analysis.page import Section, Table
@@ -57,7 +68,7 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
 
 
 # What else may have been found out of a run: each says what it has written, its verdicts and its section.
-_OTHERS = (savings, predict, landscape)
+_OTHERS = (savings, landscape, predict, geography, transfer)
 
 
 def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: str) -> list[Section]:

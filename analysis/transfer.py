@@ -23,7 +23,6 @@ alone. Between unlike networks the arm `transferred_init` carries the initial va
 import argparse
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis import cells, figures, page
+from analysis import cells, extra, figures, page
 from analysis.entries import title
 from analysis.page import Drawn
 from analysis.verdicts import Finding
@@ -370,11 +369,11 @@ def build(
             here = target.run / "transfer"
             own = load(target.run)
             if own:
-                page._written(here, _arms_drawn(own, _names([target.run])))
-                _write_whole(here / "transfer.csv", page.to_csv(Row._fields, own))
+                page.show(here, _arms_drawn(own, _names([target.run])))
+                extra.write_whole(here / "transfer.csv", page.to_csv(Row._fields, own).encode())
         folder.mkdir(parents=True, exist_ok=True)
-        page._written(folder, _matrix_drawn(rows, _names([target.run for target in targets])))
-        _write_whole(folder / "transfer.csv", page.to_csv(Row._fields, rows))
+        page.show(folder, _matrix_drawn(rows, _names([target.run for target in targets])))
+        extra.write_whole(folder / "transfer.csv", page.to_csv(Row._fields, rows).encode())
     except OSError as error:
         raise UserError(f"{folder}: it cannot be written ({error.strerror}).") from error
     if not quiet:
@@ -552,12 +551,6 @@ def _same(a: PyTree, b: PyTree) -> bool:
     return first.keys() == second.keys() and all(np.array_equal(first[p], second[p]) for p in first)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def load(run: str | Path) -> list[Row]:
     """All that was moved to a run, by whatever calls, and what it is held against there.
 
@@ -683,10 +676,20 @@ def findings(run: str | Path) -> list[Finding]:
                     outcome,
                     f"{page.points(worst.interval)} pp at {100 * worst.density:.1f} % of weights{several}",
                     min(len(one.values) for one in against),
-                    f"{run.name}/transfer/transfer.csv",
+                    page.Link("transfer", "#transfer"),
                 )
             )
     return found
+
+
+def written(run: Path) -> list[Path]:
+    """The files that say that there is something to report."""
+    return list(run.glob("transfer/transfer.csv"))
+
+
+def section(run: Path) -> page.Section | None:
+    """The report's section, where tickets were moved to the run."""
+    return page.Section("transfer", "Transfer", figures=drawn(run)) if written(run) else None
 
 
 def drawn(run: str | Path) -> list[Drawn]:
@@ -733,7 +736,7 @@ def matrix(found: Sequence[Difference], said: Mapping[str, str]) -> Figure:
     shown = [one for one in found if one.other in _AGAINST]
     most = max([abs(one.interval.mean) for one in shown], default=0.0) or 1.0
     wide, high = 1.5 + 1.6 * len(targets), 0.9 + 0.85 * len(sources)
-    with matplotlib.rc_context({**figures._STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(3.0 + 2 * wide, 0.6 + (high + 0.5) * len(lines)), layout="constrained")
         grid = figure.subplots(len(lines), 2, squeeze=False)
         image = None
@@ -813,7 +816,7 @@ def arms_figure(rows: Sequence[Row], said: Mapping[str, str]) -> Figure:
     names = [arm for arm in _ORDER if any(row.arm == arm for row in rows)]
     columns = min(max(len(places), 1), 3)
     lines = -(-max(len(places), 1) // columns)
-    with matplotlib.rc_context(figures._STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(0.6 + 3.6 * columns, 3.6 * lines + 0.4), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True).ravel()
         for axes in grid[len(places) :]:
@@ -828,7 +831,7 @@ def arms_figure(rows: Sequence[Row], said: Mapping[str, str]) -> Figure:
                 interval, colour = mean_interval(values), _LOOKS[arm][0]
                 axes.plot([at + 0.2] * len(values), values, ".", color=colour, ms=4, alpha=0.7)
                 axes.plot([at], [interval.mean], _LOOKS[arm][1], color=colour, ms=7)
-                if interval.n >= figures._BAND_FROM:
+                if interval.n >= figures.BAND_FROM:
                     axes.vlines(at, interval.low, interval.high, color=colour, lw=1.5, alpha=0.6)
             source, pair, level = place
             axes.set_title(
@@ -848,12 +851,12 @@ def arms_figure(rows: Sequence[Row], said: Mapping[str, str]) -> Figure:
 
 # Colour, marker, and what stands below.
 _LOOKS = {
-    DENSE: (figures._COLOURS[DENSE], "_", "dense"),
-    TICKET: (*figures._look(TICKET), "own\nticket"),
+    DENSE: (figures.look(DENSE)[0], "_", "dense"),
+    TICKET: (*figures.look(TICKET), "own\nticket"),
     MOVED: ("#CC79A7", "D", "moved"),
     CARRIED: ("#E69F00", "v", "moved\n+ init"),
-    "transferred_reinit": (*figures._look("reinit"), "moved\nreinit"),
-    "shuffled": (*figures._look("random"), "shuffled"),
+    "transferred_reinit": (*figures.look("reinit"), "moved\nreinit"),
+    "shuffled": (*figures.look("random"), "shuffled"),
     "random_uniform": ("#56B4E9", "P", "random\nuniform"),
 }
 
