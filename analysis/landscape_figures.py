@@ -97,7 +97,7 @@ def _surfaces(found: Found, of: _Arrays) -> list[Drawn]:
             _contours(planes, norm),
             f"Train loss (above) and test loss (below) around the trained networks (cross): {what}. Colours "
             "and level lines are the same in all panels, on a log scale. Steps are in lengths of every "
-            "filter, so panels compare by shape. Look at how wide the innermost line is.",
+            "filter, so panels compare by shape. Look at how wide the same line is in each.",
             table,
             True,
         ),
@@ -149,17 +149,17 @@ def _relief(planes: dict[str, dict[str, np.ndarray]], norm: LogNorm) -> Figure:
             a, b = np.meshgrid(x["steps"], x["steps"], indexing="ij")
             height = np.clip(np.log10(np.maximum(x["train_loss"], 1e-12)), low, high)
             shade = colours((height - low) / (high - low or 1))
-            axes.plot_surface(a, b, height, facecolors=shade, rstride=1, cstride=1, lw=0, antialiased=False)
+            axes.plot_surface(
+                a, b, height, facecolors=shade, rstride=1, cstride=1, lw=0, antialiased=False, shade=False
+            )
             axes.set_zlim(low, high)
             ticks = [tick for tick in _decades(10**low, 10**high) if f"{tick:e}"[0] == "1"]
             axes.set_zticks([np.log10(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
-            axes.set_xticks([-1, 0, 1])
-            axes.set_yticks([-1, 0, 1])
             reach = float(x["steps"][-1])
             axes.set_xticks([-reach, 0, reach])
             axes.set_yticks([-reach, 0, reach])
             axes.tick_params(pad=0, labelsize=8)
-            axes.view_init(28, -55)
+            axes.view_init(34, -55)
             axes.set_title(arm, fontsize=11, y=0.98)
             if place == len(planes):
                 axes.set_zlabel("train loss (nats, log)", fontsize=8, labelpad=2)
@@ -263,7 +263,8 @@ def _spectra(found: Found, of: _Arrays) -> Drawn | None:
             ranks.semilogy(at, tops.mean(0), line, marker=marker, color=colour, ms=5)
         # One eigenvalue of the largest space is as high as this.
         dimension = max(float(x["dimension"]) for x in every)
-        density.set_ylim(0.2 / (dimension * sigma * np.sqrt(2 * np.pi)))
+        one = 1 / (dimension * sigma * np.sqrt(2 * np.pi))
+        density.set_ylim(0.2 * one, 3 * max(row[-1] for row in rows if row[0] == "density"))
         density.set_xlabel("eigenvalue")
         density.set_ylabel("density (log scale)")
         ranks.set_xlabel("rank")
@@ -310,7 +311,7 @@ def _barriers(found: Found, of: _Arrays) -> Drawn | None:
     rows: list[tuple] = []
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        panels = figure.subplots(1, 2, sharex=True)
         for (arm, other), (label, colour, line) in _PATHS.items():
             own = {i.cell.seed: x for i, x in of.items() if i.kind == f"path_{other}" and i.cell.arm == arm}
             if not own:
@@ -339,9 +340,10 @@ def _barriers(found: Found, of: _Arrays) -> Drawn | None:
             axes.set_xlabel("share of the way")
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8, loc="upper left")
-        top = max(row[-1] for row in rows)
-        # Room for the legends.
-        panels[0].set_ylim(0, 1.45 * top)
+        for axes, siblings in zip(panels, (True, False), strict=True):
+            top = max((row[-1] for row in rows if (row[1] == SIBLING) == siblings), default=1.0)
+            # Room for the legends.
+            axes.set_ylim(0, 1.5 * top)
         panels[0].set_ylabel("test error (%)")
     seeds = len({row[2] for row in rows})
     return Drawn(
@@ -349,9 +351,10 @@ def _barriers(found: Found, of: _Arrays) -> Drawn | None:
         "Error on straight paths between networks",
         figure,
         f"Test error on {found.settings.images:,} images at {found.settings.alphas} points of the straight "
-        f"path between two trained networks: {_about_level(found)}. Left, pairs with the same seed, mask and "
-        "start weights and another data order; the path stays in the mask. Right, the ticket and another "
-        "network of its seed; with the dense network the masks differ, and the path lies in their union. "
+        f"path between two trained networks: {_about_level(found)}; the panels have scales of their own. "
+        "Left, pairs with the same seed, mask and start weights and another data order; the path stays in "
+        "the mask. Right, the ticket and another network of its seed; with the dense network the masks "
+        "differ, and the path lies in their union. "
         f"Lines are means over {seeds} seed{'s' if seeds > 1 else ''}, thin ones seeds{_bands(seeds)}. The "
         f"barrier is the highest point over the mean of the ends; below {CONNECTED:g} points two networks "
         "count as linearly connected.",
