@@ -14,20 +14,18 @@ its layers, which is chance. Trains nothing. Writes RUN/geography:
 """
 
 import argparse
-import csv
 import itertools
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis import cells, figures, page
+from analysis import cells, extra, figures, page
 from analysis.page import Drawn
 from analysis.verdicts import Finding
 from lthjax import config, errors, geography, models, prune, stats, transfer
@@ -165,10 +163,10 @@ def build(
     try:
         folder.mkdir(exist_ok=True)
         for one in _drawn(rows, inputs):
-            page._written(folder, one)
-        _write_whole(folder / "inputs.csv", page.to_csv(Input._fields, inputs))
+            page.show(folder, one)
+        extra.write_whole(folder / "inputs.csv", page.to_csv(Input._fields, inputs).encode())
         # Last, as it is what says that the rest is there.
-        _write_whole(folder / "overlap.csv", page.to_csv(Row._fields, rows))
+        extra.write_whole(folder / "overlap.csv", page.to_csv(Row._fields, rows).encode())
     except OSError as error:
         raise UserError(f"{folder}: it cannot be written ({error.strerror}).") from error
     return folder
@@ -176,14 +174,8 @@ def build(
 
 def _asked(run: Path, chain: str | None, levels: Sequence[int] | None) -> tuple[str, dict[int, list[int]]]:
     """The chain, and level -> seeds that have a trained ticket there."""
-    tickets = [row for row in cells.load(run) if row.arm == TICKET]
-    there = cells.chains(tickets)
-    if chain is not None and chain not in there:
-        raise UserError(
-            f"--chain: {chain!r} has no ticket in the run; it may be {', '.join(there) or 'none'}."
-        )
-    name = chain or (there[0] if there else "")
-    done = [row for row in cells.select(tickets, chain=name) if row.status == "done"]
+    opened = extra.opened(run, chain)
+    name, done = opened.chain, [row for row in opened.tickets if row.status == "done"]
     seeds: dict[int, list[int]] = {}
     for row in sorted(done, key=lambda row: (row.level, row.seed)):
         seeds.setdefault(row.level, []).append(row.seed)
@@ -297,32 +289,13 @@ def load(run: str | Path) -> Loaded:
             f"{run}: its geography is not known yet; run python -m analysis.geography {run} first."
         )
     try:
-        return Loaded(_read(where / "overlap.csv", Row), _read(where / "inputs.csv", Input))
+        return Loaded(
+            extra.read_rows(where / "overlap.csv", Row), extra.read_rows(where / "inputs.csv", Input)
+        )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{where}: it cannot be read ({error}); run python -m analysis.geography {run} again."
         ) from error
-
-
-_Kind = TypeVar("_Kind", Row, Input)
-
-
-def _read(path: Path, kind: type[_Kind]) -> list[_Kind]:
-    hints = get_type_hints(kind)
-
-    def value(name: str, text: str) -> Any:
-        if not text:
-            return None
-        return next(of for of in (str, int, float) if hints[name] in (of, of | None))(text)
-
-    with path.open(newline="", encoding="utf-8") as file:
-        return [kind(*(value(n, line[n]) for n in kind._fields)) for line in csv.DictReader(file)]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def over_seeds(
@@ -433,7 +406,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     levels = _levels(rows)
     highest = max(row.overlap or 0 for row in rows if row.level in levels and row.layer != INPUTS)
     layers = [layer for layer in dict.fromkeys(row.layer for row in rows) if layer != INPUTS]
-    with matplotlib.rc_context(figures._STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         panel = max(2.6, 0.75 * len(layers))
         made = Figure(figsize=(0.8 + panel * len(levels), 4.2), layout="constrained")
         grid = made.subplots(1, len(levels), squeeze=False, sharey=True)[0]
@@ -451,7 +424,7 @@ def figure(rows: Sequence[Row]) -> Figure:
                     axes.plot([x] * len(pairs), pairs, ".", color=colour, ms=3, alpha=0.6)
                     label = words if at == 0 else None
                     axes.plot([x], [interval.mean], _MARKERS[matching], color=colour, ms=6, label=label)
-                    if interval.n >= figures._BAND_FROM:
+                    if interval.n >= figures.BAND_FROM:
                         axes.vlines(x, interval.low, interval.high, color=colour, lw=1.5, alpha=0.6)
                     label = "chance: the same, shuffled" if (at, matching) == (0, "magnitudes") else None
                     axes.hlines(
@@ -462,7 +435,7 @@ def figure(rows: Sequence[Row]) -> Figure:
             axes.set_ylim(0, 1.05 * highest or 1)  # by the points: intervals of few seeds are wide
             axes.set_xlabel("layer")
         grid[0].set_ylabel("overlap (in both / in either)")
-        figures._legend_below(made, grid[0])
+        figures.legend_below(made, grid[0])
         return made
 
 
@@ -470,7 +443,7 @@ def inputs_figure(inputs: Sequence[Input]) -> Figure:
     """Maps of the inputs, channels averaged: what is kept, and overlap above chance; a column a level."""
     levels = _levels(inputs)
     taps = max(row.y for row in inputs) < 7
-    with matplotlib.rc_context({**figures._STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**figures.STYLE, "axes.grid": False}):
         made = Figure(figsize=(1.2 + 2.6 * len(levels), 5.2), layout="constrained")
         grid = made.subplots(2, len(levels), squeeze=False)
         maps = [_maps([row for row in inputs if row.level == level]) for level in levels]
