@@ -174,14 +174,8 @@ def build(
 
 def _asked(run: Path, chain: str | None, levels: Sequence[int] | None) -> tuple[str, dict[int, list[int]]]:
     """The chain, and level -> seeds that have a trained ticket there."""
-    tickets = [row for row in cells.load(run) if row.arm == TICKET]
-    there = cells.chains(tickets)
-    if chain is not None and chain not in there:
-        raise UserError(
-            f"--chain: {chain!r} has no ticket in the run; it may be {', '.join(there) or 'none'}."
-        )
-    name = chain or (there[0] if there else "")
-    done = [row for row in cells.select(tickets, chain=name) if row.status == "done"]
+    opened = extra.opened(run, chain)
+    name, done = opened.chain, [row for row in opened.tickets if row.status == "done"]
     seeds: dict[int, list[int]] = {}
     for row in sorted(done, key=lambda row: (row.level, row.seed)):
         seeds.setdefault(row.level, []).append(row.seed)

@@ -191,8 +191,7 @@ def source_of(run: str | Path, chain: str | None = None, levels: Sequence[int] |
         UserError: the run has no such chain, level or ticket.
     """
     run = Path(run)
-    about = read_study(run)
-    name, tickets = _tickets(run, cells.load(run), chain)
+    about, name, rewind, _, tickets = _opened(run, chain)
     there = sorted({row.level for row in tickets})
     for level in levels or ():
         if level not in there:
@@ -205,7 +204,7 @@ def source_of(run: str | Path, chain: str | None = None, levels: Sequence[int] |
     seeds = {n: sorted(row.seed for row in cells.select(tickets, level=n)) for n in sorted(levels or nearest)}
     made = about["data"]
     model = models.build(about["config"]["model"], tuple(made["shape"]), made["classes"])
-    return Source(run, about, model, name, _step(name), seeds)
+    return Source(run, about, model, name, rewind, seeds)
 
 
 def targets_of(
@@ -228,12 +227,7 @@ def targets_of(
             found += [Target(one, Path(out) / one.folder, False) for one in made]
             continue
         about = read_study(path)
-        one = study.prepare(config.from_dict(about["config"]), data_dir)
-        if one.dataset.digest != about["data"]["digest"]:
-            raise UserError(
-                f"--data-dir: {one.dataset.name} there has content hash {one.dataset.digest}, that of {path} "
-                f"has {about['data']['digest']}; name the folder of the data that it was trained on."
-            )
+        one = extra.prepared(about, about["config"]["seeds"], data_dir)
         found.append(Target(one, path, True))
     return found
 
@@ -253,11 +247,11 @@ def moves(
     Raises:
         UserError: the target has no ticket of its own, or no seed has a partner.
     """
-    rows = cells.load(target.run)
+    there = _opened(target.run, chain)
+    rows, tickets = there.rows, there.tickets
     dense = {row.seed for row in cells.select(rows, arm=DENSE) if row.status == "done"}
-    _, tickets = _tickets(target.run, rows, chain)
-    from_rows = [row for row in cells.load(source.run) if row.arm == TICKET and row.chain == source.chain]
-    density = {(row.seed, row.level): row.density for row in from_rows}
+    from_tickets = _opened(source.run, source.chain).tickets
+    density = {(row.seed, row.level): row.density for row in from_tickets}
     own = {
         seed: {row.level: row.density for row in tickets if row.seed == seed}
         for seed in sorted({row.seed for row in tickets} & dense)
@@ -293,23 +287,13 @@ def _partner(seed: int, seeds: Sequence[int], pair: str) -> int | None:
     return min((s for s in others if s > seed), default=min(others, default=None))
 
 
-def _tickets(run: Path, rows: Sequence[cells.Row], chain: str | None) -> tuple[str, list[cells.Row]]:
-    """The chain's name, and its trained tickets."""
-    tickets = [row for row in rows if row.arm == TICKET]
-    if not tickets:
-        raise UserError(f"{run}: there is no ticket in it yet; run the study first.")
-    there = cells.chains(tickets)
-    if chain is not None and chain not in there:
-        raise UserError(f"--chain: {chain!r} has no ticket in {run}; it may be {', '.join(there)}.")
-    name = there[0] if chain is None else chain
-    done = [row for row in cells.select(tickets, chain=name) if row.status == "done"]
+def _opened(run: Path, chain: str | None) -> extra.Opened:
+    """A run, and of its chain's tickets those that are trained."""
+    found = extra.opened(run, chain)
+    done = [row for row in found.tickets if row.status == "done"]
     if not done:
-        raise UserError(f"{run}: every ticket of {name} diverged; there is nothing to move.")
-    return name, done
-
-
-def _step(chain: str) -> int:
-    return int(chain.rpartition("-")[2])
+        raise UserError(f"{run}: every ticket of {found.chain} diverged; there is nothing to move.")
+    return found._replace(tickets=done)
 
 
 def build(
@@ -328,7 +312,7 @@ def build(
     May be stopped at any time: what is trained stays, and the same call goes on from there.
 
     Args:
-        sources: may be none.
+        sources: at least one.
         targets: at least one.
         out: the folder of run folders.
         pairs, chain: as for `moves`.
@@ -352,27 +336,42 @@ def build(
         for target in targets:
             transfer.check(source.model, target.prepared.model)
     for target in targets:
-        if sources and not target.given:
+        if not target.given:
             study.run(target.prepared, out, watch=progress.watch(quiet), chunk=chunk)
     for target in targets:
         asked = [move for source in sources for move in moves(source, target, pairs, chain)]
-        if asked:
-            _Work(target, asked, tuple(dict.fromkeys((MOVED, *arms))), chain, quiet, chunk).fill()
-    folder = Path(out) / "transfer"
-    rows = [row for target in targets for row in load(target.run)]
+        _Work(target, asked, tuple(dict.fromkeys((MOVED, *arms))), chain, quiet, chunk).fill()
+    return draw([target.run for target in targets], out, quiet=quiet)
+
+
+def draw(runs: Sequence[str | Path], out: str | Path = "runs", *, quiet: bool = True) -> Path:
+    """Draws all that was moved to some runs, by whatever calls: each run's arms, and the matrix of all.
+
+    Args:
+        runs: run folders.
+        out: the folder of run folders.
+        quiet: whether nothing is said on standard error.
+
+    Returns:
+        The folder of the matrix, OUT/transfer.
+
+    Raises:
+        UserError: nothing was moved to them, or a file cannot be read or written.
+    """
+    moved = {Path(run): load(run) for run in runs}
+    rows = [row for of_run in moved.values() for row in of_run]
     if not rows:
-        raise UserError(
-            f"--from: nothing was moved to {targets[0].run} yet; name a run to move tickets from."
-        )
+        raise UserError(f"--from: nothing was moved to {runs[0]} yet; name a run to move tickets from.")
+    folder = Path(out) / "transfer"
     try:
-        for target in targets:
-            here = target.run / "transfer"
-            own = load(target.run)
-            if own:
-                page.show(here, _arms_drawn(own, _names([target.run])))
-                extra.write_whole(here / "transfer.csv", page.to_csv(Row._fields, own).encode())
+        for run, of_run in moved.items():
+            if of_run:
+                page.show(run / "transfer", _arms_drawn(of_run, _names([run])))
+                extra.write_whole(
+                    run / "transfer" / "transfer.csv", page.to_csv(Row._fields, of_run).encode()
+                )
         folder.mkdir(parents=True, exist_ok=True)
-        page.show(folder, _matrix_drawn(rows, _names([target.run for target in targets])))
+        page.show(folder, _matrix_drawn(rows, _names(moved)))
         extra.write_whole(folder / "transfer.csv", page.to_csv(Row._fields, rows).encode())
     except OSError as error:
         raise UserError(f"{folder}: it cannot be written ({error.strerror}).") from error
@@ -397,12 +396,11 @@ class _Work:
         self._target, self._moves, self._arms = target, asked, arms
         self._prepared, self._quiet, self._chunk = target.prepared, quiet, chunk
         self._model = target.prepared.model
-        self._about = read_study(target.run)
+        self._about, self._chain, self._rewind, _, _ = _opened(target.run, chain)
         self._store = Store(target.run, self._about["identity"], self._about)
         self._like = jax.eval_shape(self._model.init, jax.random.key(0))
         self._ones = prune.ones(self._like.params)
-        self._chain = _tickets(target.run, cells.load(target.run), chain)[0]
-        self._rewind, self._total = _step(self._chain), target.prepared.lengths.total
+        self._total = target.prepared.lengths.total
 
     def fill(self) -> None:
         """Trains the moved tickets and controls that are missing."""
@@ -423,12 +421,17 @@ class _Work:
             missing = [cell for _, cell, _, _ in jobs]
             todo = study.Plan(missing, [], missing, steps)
             self._announce(todo)
-            watch = progress.watch(self._quiet)
-            watch.begin(self._target.run.name, todo)
-            try:
-                self._drive(jobs, watch)
-            finally:
-                watch.end()
+            seeds = sorted({move.seed for move in self._moves})
+            trainer = study.make_trainer([self._prepared], self._chunk, seeds)
+            # The same cell may be trained of several sources: a job tells them apart.
+            of = {id(job): (kept, basis) for kept, _, job, basis in jobs}
+            alike = [(cell, job) for _, cell, job, _ in jobs]
+            with extra.watched(self._target.run.name, todo, self._quiet) as watch:
+                for cell, job, trained in extra.in_chunks(trainer, alike, watch):
+                    kept, basis = of[id(job)]
+                    result = study.result_of(cell, job, trained, basis)
+                    kept.write(cell, result, job.mask, None)
+                    watch.finished(cell, result, "")
 
     def _announce(self, todo: study.Plan) -> None:
         if self._quiet:
@@ -516,25 +519,6 @@ class _Work:
             for params in (theirs.params, ours.params)
         ]
         return _same(*named)
-
-    def _drive(
-        self, jobs: Sequence[tuple[Store, Cell, train.Job, dict[str, Any]]], watch: study.Watch
-    ) -> None:
-        """Trains in chunks of the same first and last step."""
-        trainer = study.make_trainer(
-            [self._prepared], self._chunk, sorted({move.seed for move in self._moves})
-        )
-        spans: dict[tuple[int, int], list[tuple[Store, Cell, train.Job, dict[str, Any]]]] = {}
-        for item in jobs:
-            spans.setdefault((item[2].start, item[2].stop), []).append(item)
-        width = trainer.width
-        for alike in [of[i : i + width] for of in spans.values() for i in range(0, len(of), width)]:
-            watch.chunk([cell for _, cell, _, _ in alike], "")
-            results = train.train(trainer, [job for _, _, job, _ in alike], watch.advance)
-            for (kept, cell, job, basis), trained in zip(alike, results, strict=True):
-                result = study.result_of(cell, job, trained, basis)
-                kept.write(cell, result, job.mask, None)
-                watch.finished(cell, result, "")
 
 
 def _counts(mask: PyTree) -> list[tuple[int, int]]:
@@ -707,9 +691,10 @@ def _matrix_drawn(rows: Sequence[Row], said: Mapping[str, str]) -> Drawn:
         (*one[:-1], *(getattr(one.interval, name) for name in ("mean", "low", "high", "n"))) for one in found
     ]
     caption = (
-        "Test accuracy of moved masks on the target's own weights minus that of the target's own ticket of "
-        "the nearest density, and of the same masks shuffled within layers, which have the densities of "
-        "their layers alone. Mean over the target's seeds with its 95 % interval, paired; grey: not moved. "
+        "Test accuracy of moved masks, on the target's own weights or with the source's initial values "
+        "carried along (init), minus that of the target's own ticket of the nearest density, and of the same "
+        "masks shuffled within layers, which have the densities of their layers alone. Mean over the "
+        "target's seeds with its 95 % interval, paired; grey: not moved, or with init the same as without. "
         + " ".join(notes(rows))
     )
     return Drawn(
@@ -720,17 +705,22 @@ def _matrix_drawn(rows: Sequence[Row], said: Mapping[str, str]) -> Drawn:
 def matrix(found: Sequence[Difference], said: Mapping[str, str]) -> Figure:
     """Sources × targets: differences to the target's own ticket and to shuffled masks, in percentage points.
 
-    A line of panels for every pairing and level, of more than four four.
+    A line of panels for every pairing, arm and level, of more than six six.
 
     Args:
         found: `differences`.
         said: folder -> words.
     """
-    found = [one for one in found if one.arm == MOVED]
-    order = sorted(found, key=lambda one: (list(_PAIRS).index(one.pair), one.level))
-    lines = list(dict.fromkeys((one.pair, one.level) for one in order))
-    if len(lines) > 4:
-        lines = [lines[round(i * (len(lines) - 1) / 3)] for i in range(4)]
+
+    def line(one: Difference) -> tuple[Pair, str, int]:
+        return one.pair, one.arm, one.level
+
+    order = sorted(
+        found, key=lambda one: (list(_PAIRS).index(one.pair), list(ARMS).index(one.arm), one.level)
+    )
+    lines = list(dict.fromkeys(map(line, order)))
+    if len(lines) > 6:
+        lines = [lines[round(i * (len(lines) - 1) / 5)] for i in range(6)]
     sources = list(dict.fromkeys(one.source for one in found))
     targets = list(dict.fromkeys(one.target for one in found))
     shown = [one for one in found if one.other in _AGAINST]
@@ -740,9 +730,11 @@ def matrix(found: Sequence[Difference], said: Mapping[str, str]) -> Figure:
         figure = Figure(figsize=(3.0 + 2 * wide, 0.6 + (high + 0.5) * len(lines)), layout="constrained")
         grid = figure.subplots(len(lines), 2, squeeze=False)
         image = None
-        for panels, (pair, level) in zip(grid, lines, strict=True):
-            of_line = [one for one in shown if (one.pair, one.level) == (pair, level)]
+        for panels, place in zip(grid, lines, strict=True):
+            pair, arm, level = place
+            of_line = [one for one in shown if line(one) == place]
             share = 100 * float(np.mean([one.density for one in of_line])) if of_line else math.nan
+            moved = "moved with init" if arm == CARRIED else "moved"
             for axes, (other, against) in zip(panels, _AGAINST.items(), strict=True):
                 own = {(one.source, one.target): one.interval for one in of_line if one.other == other}
                 values = np.array(
@@ -761,7 +753,7 @@ def matrix(found: Sequence[Difference], said: Mapping[str, str]) -> Figure:
                         color="white" if dark else "black",
                     )
                 axes.set_title(
-                    f"moved − {against}\nlevel {level}, {share:.1f} % of weights, {_PAIRS[pair]}",
+                    f"{moved} − {against}\nlevel {level}, {share:.1f} % of weights, {_PAIRS[pair]}",
                     loc="left",
                     fontsize=9,
                 )
@@ -817,7 +809,7 @@ def arms_figure(rows: Sequence[Row], said: Mapping[str, str]) -> Figure:
     columns = min(max(len(places), 1), 3)
     lines = -(-max(len(places), 1) // columns)
     with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(0.6 + 3.6 * columns, 3.6 * lines + 0.4), layout="constrained")
+        figure = Figure(figsize=(max(0.6 + 3.6 * columns, 6.0), 3.6 * lines + 0.4), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True).ravel()
         for axes in grid[len(places) :]:
             axes.set_visible(False)
@@ -900,6 +892,14 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.chunk is not None and options.chunk < 1:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
+    if not options.sources:
+        configs = [path for path in options.targets if not Path(path).is_dir()]
+        if configs:
+            raise UserError(
+                f"--from: it is missing, and {configs[0]} is no run folder to be drawn; name a run."
+            )
+        print(draw(options.targets, options.out, quiet=options.quiet))
+        return
     if not options.no_cache:
         replicate.keep_programs()
     sources = [source_of(run, options.chain, options.levels) for run in options.sources]

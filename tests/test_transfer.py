@@ -409,14 +409,19 @@ def test_tickets_moved_within_a_run_and_to_a_wider_network(
     command.build([source], [at_home, elsewhere], out)
     assert jobs == []
     assert (out / "transfer" / "transfer.csv").read_bytes() == before
-    assert [found.outcome for found in command.findings(elsewhere.run)] != ["not tested"] * 2
+    found = command.findings(elsewhere.run)
+    assert len(found) == 4  # moved, and with its values; against the own ticket, and shuffled
+    assert not any(one.outcome == "not tested" for one in found)
     assert [one.name for one in command.drawn(elsewhere.run)] == ["transfer_matrix", "transfer_arms"]
     # One cell lost: it alone is trained again, to the same numbers.
     lost = next(elsewhere.run.glob("transfer/*/*/seed=1/*/*/shuffled"))
     shutil.rmtree(lost)
     assert len(command.load(elsewhere.run)) == 13
-    command.build([source], [at_home, elsewhere], out)
+    command.build([source], [elsewhere], out)
     assert len(jobs) == 1
+    jobs.clear()
+    command.main(["--to", str(run), str(elsewhere.run), "--out", str(out), "--quiet"])
+    assert jobs == []
     assert (out / "transfer" / "transfer.csv").read_bytes() == before
 
 
@@ -451,7 +456,9 @@ def test_impossible_pairs_are_refused_before_any_training(
     with pytest.raises(UserError, match="--arms: 'shufled' is not known; did you mean 'shuffled'"):
         command.build([source], [own], out, arms=["shufled"])
     with pytest.raises(UserError, match="nothing was moved to"):
-        command.build([], [own], out)
+        command.draw([run], out)
+    with pytest.raises(UserError, match=r"--from: it is missing, and configs/x.py is no run folder"):
+        command.main(["--to", "configs/x.py"])
     assert jobs == []
     with pytest.raises(UserError, match=r"--levels: 2 has no trained ticket of rewind-0 in .*; it may be 1"):
         command.source_of(run, levels=[2])
