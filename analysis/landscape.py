@@ -63,7 +63,7 @@ from analysis.landscape_table import (
     read,
     write_arrays,
 )
-from lthjax import data, errors, imp, landscape, progress, prune, replicate, rng, study, train
+from lthjax import data, errors, imp, landscape, progress, prune, record, replicate, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -332,7 +332,7 @@ class _Work:
         parts = ", ".join(f"{n} of {kind}" for kind, n in counted.items() if n) or "nothing"
         self._say(
             f"{len(siblings)} siblings and at most {len(replays)} replays to be trained, {todo.steps:,} "
-            f"steps in all; to be measured: {parts}; about {progress.duration(seconds)} on {study.devices()}"
+            f"steps in all; to be measured: {parts}; about {progress.duration(seconds)} on {record.devices()}"
         )
 
     def _cost(self, missing: Sequence[Item]) -> float:
@@ -381,7 +381,7 @@ class _Work:
             for cell, job, trained in extra.in_chunks(self._trainer, jobs, watch):
                 own = _own(cell)
                 made_from = {"sibling_of": str(folder(Path(), own)), "noise": job.noise}
-                result = study.result_of(cell, job, trained, made_from)
+                result = record.result(cell, job, trained, made_from)
                 done = trained.status == "done"
                 self._kept.write(cell, result, job.mask, trained.variables if done else None)
                 watch.finished(cell, result, "")
@@ -481,7 +481,7 @@ class _Work:
                     write_arrays(self._kept.path, item, self._settings, counted)
                 done += len(chunk)
                 seconds = progress.duration(time.perf_counter() - began)
-                names = "; ".join(study.describe(item.cell) for item in chunk)
+                names = "; ".join(record.describe(item.cell) for item in chunk)
                 self._say(f"[{done}/{len(missing)}] {kind.replace('_', ' to ')}: {names} ({seconds})")
 
     def _program(self, name: str) -> Callable[..., dict[str, jax.Array]]:
@@ -566,7 +566,7 @@ class _Work:
         """What a reader of the rows must know."""
         matched, lower = self.matched(), self._lower()
         notes = [
-            f"The replay {study.describe(cell)} did not end at the very weights of the run, as on another "
+            f"The replay {record.describe(cell)} did not end at the very weights of the run, as on another "
             "machine it may not; it is a training of the same kind."
             for cell in matched
             if not self._kept.result(cell)["exact"]
@@ -585,7 +585,7 @@ class _Work:
             for cell in (cell_of(self._asked, s, SIBLING, arm) for s in self._asked.arms[arm])
             if self._kept.has(cell) and not self._done(cell)
         ]
-        notes += [f"The sibling {study.describe(cell)} diverged and is left out." for cell in bad]
+        notes += [f"The sibling {record.describe(cell)} diverged and is left out." for cell in bad]
         if jax.tree.leaves(self._like.stats):
             notes.append(
                 "The network has running statistics. Paths keep those of their first end, so a barrier may "

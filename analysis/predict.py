@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from analysis import cells, extra, figures, page
 from analysis.page import Drawn, Link, Section
 from analysis.verdicts import Finding
-from lthjax import data, errors, predict, progress, prune, replicate, rng, study, train
+from lthjax import data, errors, predict, progress, prune, record, replicate, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -464,7 +464,7 @@ class _Work:
         todo = self._plan([], [cell for cell, _ in jobs])
         with extra.watched(self._asked.run.name, todo, self._quiet) as watch:
             for cell, job, trained in self._train(jobs, watch):
-                result = study.result_of(cell, job, trained, self._basis(cell))
+                result = record.result(cell, job, trained, self._basis(cell))
                 self._kept.write(cell, result, job.mask, None)
                 watch.finished(cell, result, "")
 

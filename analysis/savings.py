@@ -30,10 +30,10 @@ from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model
+from lthjax.record import devices
 from lthjax.savings import Counts, Storage
 from lthjax.stats import Outcome
 from lthjax.store import read_study
-from lthjax.study import devices
 
 FILE = "savings.json"
 TIMED_DENSITIES = (0.2, 0.1, 0.05)

@@ -37,7 +37,20 @@ from analysis import cells, extra, figures, page
 from analysis.entries import title
 from analysis.page import Drawn
 from analysis.verdicts import Finding
-from lthjax import config, errors, models, progress, prune, replicate, rng, stats, study, train, transfer
+from lthjax import (
+    config,
+    errors,
+    models,
+    progress,
+    prune,
+    record,
+    replicate,
+    rng,
+    stats,
+    study,
+    train,
+    transfer,
+)
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model, Variables
@@ -429,7 +442,7 @@ class _Work:
             with extra.watched(self._target.run.name, todo, self._quiet) as watch:
                 for cell, job, trained in extra.in_chunks(trainer, alike, watch):
                     kept, basis = of[id(job)]
-                    result = study.result_of(cell, job, trained, basis)
+                    result = record.result(cell, job, trained, basis)
                     kept.write(cell, result, job.mask, None)
                     watch.finished(cell, result, "")
 

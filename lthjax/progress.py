@@ -11,7 +11,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from lthjax import imp
 from lthjax.imp import DENSE, Cell
-from lthjax.study import Estimate, Plan, Prepared, describe, devices, outcome, together
+from lthjax.record import describe, devices, outcome
+from lthjax.study import Estimate, Plan, Prepared, together
 
 _LINE_SECONDS = 10.0
 

@@ -7,15 +7,11 @@ run_folder = study.run(prepared, "runs")
 """
 
 import contextlib
-import dataclasses
 import logging
-import platform
 import re
-import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import config, data, imp, models, optim, prune, replicate, rng, sweep, train
+from lthjax import config, data, imp, models, optim, prune, record, replicate, rng, sweep, train
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell, Chain, Task, Ticket
@@ -31,7 +27,6 @@ from lthjax.models import Model, Variables
 from lthjax.store import Store, check_identity, folder, read_result, state_folder
 
 _log = logging.getLogger(__name__)
-_PACKAGES = ("lthjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Prepared(NamedTuple):
@@ -309,11 +304,11 @@ def run_all(
         return paths
     with contextlib.ExitStack() as stack:
         stores = [
-            stack.enter_context(Store(path, one.identity, _about(one)))
+            stack.enter_context(Store(path, one.identity, record.about(one.study, one.lengths, one.dataset)))
             for path, one in zip(paths, studies, strict=True)
         ]
         for path in paths:
-            stack.enter_context(_logged(path))
+            stack.enter_context(record.logged(path))
         # Asked again under the lock: another process may just have finished.
         todo = together(plan_all(studies, out))
         if watch is not None:
@@ -432,7 +427,7 @@ def _drive(
     the devices stay busy whatever the number of seeds and arms. What is trained together changes no
     number.
     """
-    _log.info("lthjax on %s, %s", devices(), " ".join(sys.argv))
+    _log.info("lthjax on %s, %s", record.devices(), " ".join(sys.argv))
     queue: list[_Item] = []
     trainers: dict[str, train.Trainer] = {}
     for one in studies:
@@ -455,7 +450,7 @@ def _drive(
         if watch is not None:
             watch.chunk(named, first.run.prepared.label)
         for item, cell in zip(taken, named, strict=True):
-            item.run.log("training %s", describe(cell))
+            item.run.log("training %s", record.describe(cell))
         advance = (lambda *_: None) if watch is None else watch.advance
         results = train.train(first.run.trainer, [item.job for item in taken], advance)
         for item, trained in zip(taken, results, strict=True):
@@ -508,7 +503,7 @@ class _Run:
         _log.info(words, *values, extra={"folder": self.prepared.folder})
 
     def _told(self, cell: Cell, result: dict[str, Any]) -> None:
-        self.log("%s: %s", describe(cell), outcome(result))
+        self.log("%s: %s", record.describe(cell), record.outcome(result))
         if self._watch is not None:
             self._watch.finished(cell, result, self.prepared.label)
 
@@ -593,7 +588,7 @@ class _Run:
                 self._store.write_state(seed, step, variables)
         cell = item.cell
         if cell is not None:
-            result = result_of(cell, item.job, trained, self._made_from(cell, item.job))
+            result = record.result(cell, item.job, trained, self._made_from(cell, item.job))
             done = trained.status == "done"
             self._store.write(cell, result, item.job.mask, trained.variables if done else None)
             self._told(cell, result)
@@ -625,81 +620,6 @@ class _Run:
         }
 
 
-@contextlib.contextmanager
-def _logged(run: Path) -> Iterator[None]:
-    """Writes what the package logs to a run folder's log.txt, too, but for what is of other folders."""
-    logger = logging.getLogger("lthjax")
-    handler = logging.FileHandler(run / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    handler.addFilter(lambda record: getattr(record, "folder", run.name) == run.name)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    # What goes to standard error is the watch's affair.
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        logger.propagate = propagate
-        logger.removeHandler(handler)
-        handler.close()
-
-
-def result_of(
-    cell: Cell, job: train.Job, trained: train.Trained, made_from: dict[str, Any] | None
-) -> dict[str, Any]:
-    """The contents of a cell's result.json."""
-    left, total = prune.totals(job.mask)
-    return {
-        **cell._asdict(),
-        "status": trained.status,
-        "reason": trained.reason,
-        "density": int(left) / total,
-        "weights_left": int(left),
-        "weights": total,
-        **trained.scalars,
-        "start": job.start,
-        "steps": job.stop - job.start,
-        "seconds": trained.seconds,
-        "curves": trained.curves,
-        "layers": layers(job.mask),
-        "made_from": made_from,
-        "platform": devices(),
-    }
-
-
-def layers(mask: Any) -> list[dict[str, Any]]:
-    """[{"path", "left", "weights"}, ...] of the prunable leaves of a mask."""
-    return [
-        {"path": path, "left": int(np.asarray(leaf).sum()), "weights": int(leaf.size)}
-        for path, leaf in zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
-        if leaf.ndim
-    ]
-
-
-def describe(cell: Cell) -> str:
-    """A cell in words: `seed 0, rewind-0, level 3, reinit, repeat 2`."""
-    if cell.arm == DENSE:
-        return f"seed {cell.seed}, dense"
-    repeat = f", repeat {cell.repeat}" if cell.repeat > 1 else ""
-    return f"seed {cell.seed}, {cell.chain}, level {cell.level}, {cell.arm}{repeat}"
-
-
-def outcome(result: dict[str, Any]) -> str:
-    """A result in words: density and test accuracy, or why there is none."""
-    if result["status"] == "diverged":
-        return f"diverged: {result['reason']}"
-    return f"{100 * result['density']:.1f} % of weights, test accuracy {100 * result['test_accuracy']:.2f} %"
-
-
-def devices() -> str:
-    """The devices in words: `2 x cpu (x86_64)`."""
-    local = jax.local_devices()
-    kind = platform.machine() if local[0].platform == "cpu" else local[0].device_kind
-    return f"{len(local)} x {local[0].platform} ({kind})"
-
-
 def _there(cell_folder: Path) -> bool:
     return (cell_folder / "result.json").is_file()
 
@@ -707,47 +627,3 @@ def _there(cell_folder: Path) -> bool:
 def _diverged(run: Path, cell: Cell) -> bool:
     where = folder(run, cell)
     return _there(where) and read_result(where)["status"] == "diverged"
-
-
-def _about(prepared: Prepared) -> dict[str, Any]:
-    """What study.json says besides the identity."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
-    return {
-        "config": dataclasses.asdict(prepared.study),
-        "lengths": prepared.lengths._asdict(),
-        "data": {
-            "name": prepared.dataset.name,
-            "source": prepared.dataset.source,
-            "digest": prepared.dataset.digest,
-            "shape": prepared.dataset.shape,
-            "classes": prepared.dataset.classes,
-            "train": len(prepared.dataset.train_images) - prepared.study.data.validation,
-            "validation": prepared.study.data.validation,
-            "test": len(prepared.dataset.test_images),
-        },
-        "commands": [" ".join(sys.argv)],
-        "versions": {"python": platform.python_version(), **versions},
-        "devices": devices(),
-        "git": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package is in, if it is in one."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

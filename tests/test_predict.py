@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import analysis.predict as command
 from analysis import cells
-from lthjax import config, models, predict, prune, rng, study, train
+from lthjax import config, models, predict, prune, record, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.store import Store, folder, read_study
@@ -296,7 +296,7 @@ def test_a_whole_run(
         mask = (ours if trial.mask.startswith("predicted") else store).mask(
             Cell(trial.seed, "rewind-0", trial.level, trial.mask), like
         )
-        assert study.layers(mask) == study.layers(
+        assert record.layers(mask) == record.layers(
             store.mask(Cell(trial.seed, "rewind-0", trial.level, "ticket"), like)
         )
         assert abs(trial.iou - trial.iou_chance) < 0.01 or trial.mask in ("ticket", "predicted")

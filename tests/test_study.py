@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from analysis import load, report
-from lthjax import config, imp, prune, rng, study, train
+from lthjax import config, imp, prune, record, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.store import Store, folder, state_folder
@@ -96,7 +96,7 @@ def test_masks_and_start_weights_are_what_they_claim(
                 assert values[was & ~now].max() <= values[now].min()
                 assert new[layer]["bias"].shape == ()
             shuffled = store.mask(Cell(0, chain.name, level, "random"), like)
-            assert study.layers(shuffled) == study.layers(new)
+            assert record.layers(shuffled) == record.layers(new)
             assert not np.array_equal(shuffled["fc1"]["kernel"], new["fc1"]["kernel"])
             same(store.mask(Cell(0, chain.name, level, "reinit", 2), like), new)
             tasks = next(

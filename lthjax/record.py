@@ -1,0 +1,139 @@
+"""What is written of a study: results, provenance, logs; and cells and devices in words."""
+
+import contextlib
+import dataclasses
+import logging
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lthjax import config, data, prune, train
+from lthjax.imp import DENSE, Cell
+
+_PACKAGES = ("lthjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def result(
+    cell: Cell, job: train.Job, trained: train.Trained, made_from: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The contents of a cell's result.json."""
+    left, total = prune.totals(job.mask)
+    return {
+        **cell._asdict(),
+        "status": trained.status,
+        "reason": trained.reason,
+        "density": int(left) / total,
+        "weights_left": int(left),
+        "weights": total,
+        **trained.scalars,
+        "start": job.start,
+        "steps": job.stop - job.start,
+        "seconds": trained.seconds,
+        "curves": trained.curves,
+        "layers": layers(job.mask),
+        "made_from": made_from,
+        "platform": devices(),
+    }
+
+
+def layers(mask: Any) -> list[dict[str, Any]]:
+    """[{"path", "left", "weights"}, ...] of the prunable leaves of a mask."""
+    return [
+        {"path": path, "left": int(np.asarray(leaf).sum()), "weights": int(leaf.size)}
+        for path, leaf in zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
+        if leaf.ndim
+    ]
+
+
+def describe(cell: Cell) -> str:
+    """A cell in words: `seed 0, rewind-0, level 3, reinit, repeat 2`."""
+    if cell.arm == DENSE:
+        return f"seed {cell.seed}, dense"
+    repeat = f", repeat {cell.repeat}" if cell.repeat > 1 else ""
+    return f"seed {cell.seed}, {cell.chain}, level {cell.level}, {cell.arm}{repeat}"
+
+
+def outcome(result: dict[str, Any]) -> str:
+    """A result in words: density and test accuracy, or why there is none."""
+    if result["status"] == "diverged":
+        return f"diverged: {result['reason']}"
+    return f"{100 * result['density']:.1f} % of weights, test accuracy {100 * result['test_accuracy']:.2f} %"
+
+
+def devices() -> str:
+    """The devices in words: `2 x cpu (x86_64)`."""
+    local = jax.local_devices()
+    kind = platform.machine() if local[0].platform == "cpu" else local[0].device_kind
+    return f"{len(local)} x {local[0].platform} ({kind})"
+
+
+def about(study: config.Study, lengths: config.Lengths, dataset: data.Dataset) -> dict[str, Any]:
+    """What study.json says besides the identity."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed as a package"
+    return {
+        "config": dataclasses.asdict(study),
+        "lengths": lengths._asdict(),
+        "data": {
+            "name": dataset.name,
+            "source": dataset.source,
+            "digest": dataset.digest,
+            "shape": dataset.shape,
+            "classes": dataset.classes,
+            "train": len(dataset.train_images) - study.data.validation,
+            "validation": study.data.validation,
+            "test": len(dataset.test_images),
+        },
+        "commands": [" ".join(sys.argv)],
+        "versions": {"python": platform.python_version(), **versions},
+        "devices": devices(),
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package is in, if it is in one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def logged(run: Path) -> Iterator[None]:
+    """Writes what the package logs to a run folder's log.txt, too, but for what is of other folders."""
+    logger = logging.getLogger("lthjax")
+    handler = logging.FileHandler(run / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.addFilter(lambda record: getattr(record, "folder", run.name) == run.name)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    # What goes to standard error is the watch's affair.
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.removeHandler(handler)
+        handler.close()
