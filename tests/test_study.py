@@ -29,7 +29,8 @@ def numbers(run: Path) -> list[tuple]:
 
 
 def opened(prepared: study.Prepared, out: Path) -> Store:
-    return Store(out / prepared.folder, prepared.identity, study._about(prepared))
+    about = record.about(prepared.study, prepared.lengths, prepared.dataset)
+    return Store(out / prepared.folder, prepared.identity, about)
 
 
 def same(a: object, b: object) -> None:
