@@ -370,7 +370,8 @@ def findings(run: str | Path) -> list[Finding]:
     """What a run's landscape says about the claims made of tickets.
 
     Flatness is compared at matched train loss where replays were trained, else at the end of training,
-    which the estimate then says. Matched, a point within one training is held against the end of another. Nothing measured is "not tested", with the command that measures it.
+    which the estimate then says. Matched, a point within one training is held against the end of
+    another. Nothing measured is "not tested", with the command that measures it.
 
     Raises:
         UserError: a file cannot be read.
