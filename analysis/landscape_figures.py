@@ -414,6 +414,7 @@ def _sharpness(found: Found) -> Drawn | None:
         f"{', lines the 95 % interval' if seeds >= figures.BAND_FROM else ''}. First in every panel the end "
         "of training; then ticket and reinit, then ticket and random, at matched train loss: the one that "
         "ends lower is taken at the step of its training at which its loss was nearest to the other's end. "
-        "Compare there.",
+        "Compare there, but bear in mind that a point within one training is then held against the end of "
+        "another; the table has the steps.",
         (("quantity", "where", "arm", "seed", "value"), rows),
     )

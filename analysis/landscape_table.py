@@ -370,7 +370,8 @@ def findings(run: str | Path) -> list[Finding]:
     """What a run's landscape says about the claims made of tickets.
 
     Flatness is compared at matched train loss where replays were trained, else at the end of training,
-    which the estimate then says. Nothing measured is "not tested", with the command that measures it.
+    which the estimate then says. Matched, a point within one training is held against the end of
+    another. Nothing measured is "not tested", with the command that measures it.
 
     Raises:
         UserError: a file cannot be read.
@@ -423,11 +424,12 @@ def _flatter(found: Found) -> list[Finding]:
         losses = [values_of(found.rows, arm, where, "train_loss") for arm in ("ticket", "reinit")]
         means = " and ".join(f"{np.mean(list(x.values())):.3g}" for x in losses)
         beside = "at the end of training, not matched" if where == END else "at matched train loss"
+        also = "" if where == END else f"; at the end {_interval(paired[END])}"
         made.append(
             Finding(
                 claim,
                 stats.verdict([-value for value in values]).outcome,
-                f"{ours:.3g} against {theirs:.3g}: {_interval(values)} {beside} ({means} nats)",
+                f"{ours:.3g} against {theirs:.3g}: {_interval(values)} {beside} ({means} nats){also}",
                 len(values),
                 Link("landscape", "#landscape"),
             )

@@ -450,6 +450,7 @@ def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest
         written.append(item)
         write(kept, item, settings, of)
 
+    monkeypatch.setattr(command, "drawn_of", lambda found: [])  # drawing takes seconds
     monkeypatch.setattr(command, "write_arrays", twice)
     with pytest.raises(KeyboardInterrupt):
         command.build(asked(copied))
