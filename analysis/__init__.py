@@ -1,5 +1,5 @@
 """Figures and reports of lthjax run folders. Reads them, never trains."""
 
-from analysis.cells import COLUMNS, Row, load
+from analysis.cells import COLUMNS, Row, frame, load
 
-__all__ = ["COLUMNS", "Row", "load"]
+__all__ = ["COLUMNS", "Row", "frame", "load"]

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from analysis import page
 from lthjax.arms import ARMS
+from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.stats import Interval, mean_interval
 from lthjax.store import read_result, read_study
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Row(NamedTuple):
@@ -71,6 +75,19 @@ def load(run: str | Path) -> list[Row]:
     results = [read_result(path.parent) for path in found]
     rows = [Row(*(result.get(name) for name in COLUMNS)) for result in results]  # type: ignore[arg-type]
     return sorted(rows, key=_place)
+
+
+def frame(run: str | Path) -> "pandas.DataFrame":
+    """The cells of a run folder as a pandas frame, a column for every field of `Row`.
+
+    Raises:
+        UserError: as `load`, or pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise UserError("pandas is not installed; pip install pandas, or use analysis.load.") from error
+    return pandas.DataFrame(load(run), columns=list(COLUMNS))
 
 
 def to_csv(rows: Iterable[Row]) -> str:

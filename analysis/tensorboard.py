@@ -1,0 +1,71 @@
+"""Writes the curves of a run folder's cells as TensorBoard event files.
+
+python -m analysis.tensorboard runs/quickstart-0123abcd
+tensorboard --logdir runs/quickstart-0123abcd/tensorboard
+"""
+
+import argparse
+from pathlib import Path
+
+from analysis.cells import load
+from lthjax import errors
+from lthjax.errors import UserError
+from lthjax.imp import Cell
+from lthjax.store import folder, read_result
+
+
+def write(run: str | Path, to: str | Path | None = None) -> Path:
+    """Writes one event file a cell: every curve of its result.json as a scalar by step.
+
+    Args:
+        run: the run folder.
+        to: where; RUN/tensorboard by default. Event files of the same cells are replaced.
+
+    Returns:
+        The folder, for `tensorboard --logdir`.
+
+    Raises:
+        UserError: it is not a run folder, tensorboardX is not installed, or it cannot be written.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError("tensorboardX is not installed; pip install tensorboardX adds it.") from error
+    run = Path(run)
+    to = run / "tensorboard" if to is None else Path(to)
+    rows = load(run)
+    if not rows:
+        raise UserError(f"{run}: there is no finished cell in it yet; run the study first.")
+    try:
+        for row in rows:
+            cell = folder(Path(), Cell(row.seed, row.chain, row.level, row.arm, row.repeat))
+            for earlier in (to / cell).glob("events.out.tfevents.*"):
+                earlier.unlink()
+            curves = read_result(run / cell)["curves"]
+            with SummaryWriter(str(to / cell)) as writer:
+                for name, values in curves.items():
+                    for step, value in zip(curves["step"], values, strict=True):
+                        if name != "step" and value is not None:
+                            # Seconds since the training began, as far as its mean speed says.
+                            passed = row.seconds * step / max(row.steps, 1)
+                            writer.add_scalar(name, value, step, walltime=passed)
+    except OSError as error:
+        raise UserError(
+            f"{to}: it cannot be written ({error.strerror}); choose another with --to."
+        ) from error
+    return to
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.tensorboard", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("run", help="a run folder, for example runs/quickstart-0123abcd")
+    parser.add_argument("--to", help="folder of the event files; RUN/tensorboard by default")
+    options = parser.parse_args(arguments)
+    print(write(options.run, options.to))
+
+
+if __name__ == "__main__":
+    errors.command_line(main)

@@ -1,0 +1,68 @@
+"""Rows as a frame, and curves for TensorBoard."""
+
+import json
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import analysis
+from analysis import tensorboard
+from lthjax import study
+from lthjax.errors import UserError
+
+
+@pytest.fixture
+def run(tiny: Callable[..., study.Prepared], tmp_path: Path) -> Path:
+    return study.run(tiny(seeds=(0,), levels=1, arms=("ticket",)), tmp_path / "runs")
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> (step, value) of the event files in a folder, read by the format of TFRecord files."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    (file,) = folder.glob("events.*")
+    data = file.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+def test_a_frame_has_the_rows(run: Path) -> None:
+    frame = analysis.frame(run)
+    assert tuple(frame.columns) == analysis.COLUMNS
+    assert [tuple(line) for line in frame.itertuples(index=False)] == [
+        tuple(row) for row in analysis.load(run)
+    ]
+    assert frame[frame.level == 1].weights_left.item() == 266_200 - 53_040 - 100
+
+
+def test_curves_go_to_tensorboard(run: Path) -> None:
+    assert tensorboard.write(run) == run / "tensorboard"
+    for cell in ("seed=0/dense", "seed=0/chain=rewind-0/level=01/ticket"):
+        curves = json.loads((run / cell / "result.json").read_text())["curves"]
+        found = scalars(run / "tensorboard" / cell)
+        assert found.keys() == curves.keys() - {"step"}
+        for name, points in found.items():
+            assert [step for step, _ in points] == curves["step"] == [5, 10, 12]
+            assert [value for _, value in points] == pytest.approx(curves[name], rel=1e-6)
+    (run / "tensorboard" / "mine.txt").write_text("kept")
+    tensorboard.write(run)
+    assert (run / "tensorboard" / "mine.txt").read_text() == "kept"
+    assert len(list((run / "tensorboard").rglob("events.*"))) == 2, "a second call replaces the first"
+
+
+def test_without_the_library_it_says_what_to_install(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match="tensorboardX is not installed"):
+        tensorboard.write(run)
+    with pytest.raises(UserError, match="pandas is not installed"):
+        analysis.frame(run)
