@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,15 @@ def tiny(tmp_path: Path) -> Callable[..., study.Prepared]:
         return study.prepare(config.Study(**{**fields, **changes}), tmp_path / "data")  # type: ignore[arg-type]
 
     return make
+
+
+def check_section(command: Any, run: Path) -> None:
+    """That a command's section, verdicts and files of a run fit together, for the report."""
+    section = command.section(run)
+    assert section.figures or section.tables
+    assert all(path.is_file() for path in command.written(run))
+    links = {found.where.href for found in command.findings(run) if hasattr(found.where, "href")}
+    assert links == {f"#{section.anchor}"}
 
 
 @pytest.fixture

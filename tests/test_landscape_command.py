@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import check_section
 from scipy import stats as scipy_stats
 
 from analysis import landscape as command
@@ -505,6 +506,7 @@ def test_without_training_and_on_the_command_line(
 def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     run = made[0]
     (found,) = command.load(run)
+    check_section(command, run)
     assert (found.chain, found.level, found.planes) == (CHAIN, LEVEL, [0])
     eigenvalue, mean, sam, basin = command.findings(run)
     assert eigenvalue.claim == (

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import check_section
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -324,6 +325,7 @@ def test_a_whole_run(
     with monkeypatch.context() as patched:
         patched.setattr(predict, "keep_highest", lambda *_: next(tickets))
         command.build(asked)
+    check_section(command, run)
     trials = {(t.seed, t.mask): t for t in command.load(run).trials}
     for seed in (0, 1):
         twin, own = trials[seed, "predicted"], trials[seed, "ticket"]

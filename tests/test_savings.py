@@ -4,7 +4,9 @@ import functools
 import itertools
 import json
 import math
+import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import check_section
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from analysis import report
 from analysis import savings as command
 from lthjax import models, prune, savings, study
 from lthjax.errors import UserError
@@ -443,8 +447,16 @@ def test_the_command(
         (batch, name) for batch in (1, 256) for name in command.VARIANTS}  # fmt: skip
     assert all(t.low <= t.ratio <= t.high and t.seconds > 0 for t in last.timings)
     assert command.load(run) == rows
+    check_section(command, run)
+    page = report.build(run, only_if_changed=True)
+    text = page.read_text()
+    assert 'id="savings"' in text
+    assert "computes one image faster, compacted" in text
     command.write(run, rows[:2])
     assert command.load(run) == rows[:2]
+    os.utime(run / "savings.json", (time.time() + 9, time.time() + 9))
+    again = report.build(run, only_if_changed=True).read_text()
+    assert "Tickets compute faster than the dense network" in again, "no times are left"
 
 
 def test_errors_of_the_command(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:

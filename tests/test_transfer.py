@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import write_npz
+from conftest import check_section, write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -388,6 +388,7 @@ def test_tickets_moved_within_a_run_and_to_a_wider_network(
     within, across = 2 * 5, 2 * 5
     assert len(jobs) == within + across + 2 * 3  # the wider one's own: dense and two levels, two seeds
     theirs = command.load(elsewhere.run)
+    check_section(command, elsewhere.run)
     assert {(row.source_seed, row.seed) for row in theirs} == {(0, 0), (1, 1)}
     assert not any(row.shared_init for row in theirs)
     with (out / "transfer" / "transfer.csv").open(newline="") as file:
@@ -558,6 +559,7 @@ def test_the_geography_of_a_run(
     mapped.main([str(run), "--draws", "2", "--quiet"])
     assert capsys.readouterr().out == f"{run / 'geography'}\n"
     rows, inputs = mapped.load(run)
+    check_section(mapped, run)
     like = jax.eval_shape(prepared.model.init, jax.random.key(0))
     store = Store(run, prepared.identity, {})
     masks = [store.mask(Cell(seed, "rewind-0", 1, "ticket"), prune.ones(like.params)) for seed in (0, 1)]
