@@ -448,6 +448,12 @@ def test_the_command(
     assert all(t.low <= t.ratio <= t.high and t.seconds > 0 for t in last.timings)
     assert command.load(run) == rows
     check_section(command, run)
+    counted = command.findings(run)[0]
+    assert counted.outcome == "refuted", "half the weights are not a tenth"
+    assert f"{266_200 / result['weights_left']:.1f}× fewer multiplications if zeros" in counted.estimate
+    tenth = last._replace(counts=last.counts._replace(macs_left=26_620), storage=savings.Storage(*[1000] * 6))
+    tenth = tenth._replace(storage=tenth.storage._replace(bitmask=150))
+    assert command._counted([rows[1], tenth._replace(density=0.1)]).outcome == "supported"
     page = report.build(run, only_if_changed=True)
     text = page.read_text()
     assert 'id="savings"' in text
