@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	@$(RUN) run.py --config configs/quickstart.py
 
 test: $(VENV)/.installed-dev lint docs
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

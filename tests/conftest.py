@@ -18,10 +18,13 @@ replicate.use_all_cores()
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests compile the same few programs over and over, in this process and in those that they start.
-CACHE = tempfile.TemporaryDirectory(prefix="lthjax-tests-")
+# Tests compile the same few programs over and over, in this process and in those that they start; workers of
+# pytest-xdist have the folder of the process that started them.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="lthjax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 for name, value in {
-    "jax_compilation_cache_dir": CACHE.name,
+    "jax_compilation_cache_dir": os.environ["JAX_COMPILATION_CACHE_DIR"],
     "jax_persistent_cache_min_compile_time_secs": 0.1,
 }.items():
     jax.config.update(name, value)
