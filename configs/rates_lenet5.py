@@ -8,7 +8,7 @@ trained once and shared.
     python run.py --config configs/rates_lenet5.py
 
 Needs mnist.npz in data/, or a network to fetch it once.
-Time: about 45 minutes on 2 x86-64 cores, as `--dry-run` estimates it.
+Time: about 1 h on 2 x86-64 cores, as `--dry-run` estimates it.
 Result: the page that compares the studies, which names the cheapest schedule for every density.
 """
 
