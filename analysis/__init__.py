@@ -1,4 +1,4 @@
-"""Figures and reports of lthjax run folders. Reads them, never trains."""
+"""Figures and reports of lthjax run folders. Only `landscape`, `predict` and `transfer` train."""
 
 from analysis.cells import COLUMNS, Row, frame, load
 
