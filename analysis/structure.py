@@ -760,8 +760,13 @@ def _draw_signs(rows: Sequence[_Signs], heading: str) -> Figure:
 def _mask_overlap(run: _Run) -> Drawn | None:
     rows = []
     others = [chain for chain in chains(run.rows) if chain != run.chain]
+    before: dict[int, Layers] = {}
     for level, density in run.levels.items():
         masks = {row.seed: run.mask(row) for row in select(run.tickets, level=level)}
+        for seed in masks.keys() & before.keys():
+            both = map(float, _overlap(masks[seed], before[seed]))
+            rows.append(_Overlap("levels", "the level before", seed, level, density, *both))
+        before = masks
         for a, b in itertools.combinations(masks, 2):
             both = map(float, _overlap(masks[a], masks[b]))
             rows.append(_Overlap("seeds", f"{a} and {b}", None, level, density, *both))
@@ -777,6 +782,8 @@ def _mask_overlap(run: _Run) -> Drawn | None:
         "line their mean; pairs share seeds, so no interval is given. Two seeds start from other weights, "
         "and unit 3 of one has nothing to do with unit 3 of the other: overlap near chance does not say that "
         "their structures differ, overlap above it shows what inputs and layers force upon every ticket. ",
+        "levels": "Between levels: a ticket and that of the level before, of which it is a part; so the "
+        f"overlap is the share of weights that stayed. {_POINTS}. ",
         "chains": f"Between chains: the masks of one seed and level in {run.chain} and in another chain. "
         f"{_POINTS}. ",
     }
@@ -795,14 +802,15 @@ def _mask_overlap(run: _Run) -> Drawn | None:
 
 
 def _draw_overlaps(rows: Sequence[_Overlap], chain: str, heading: str) -> Figure:
-    """Overlap between seeds and between chains, each with its chance."""
-    kinds = [kind for kind in ("seeds", "chains") if any(row.between == kind for row in rows)]
+    """Overlap between seeds, levels and chains, each with its chance."""
+    kinds = [kind for kind in ("seeds", "levels", "chains") if any(row.between == kind for row in rows)]
+    titles = {"seeds": "between seeds", "levels": "between levels", "chains": f"{chain} with"}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        figure = Figure(figsize=(max(7.2, 3.6 * len(kinds)), 4.4), layout="constrained")
         panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
         for axes, kind in zip(panels, kinds, strict=True):
             own = [row for row in rows if row.between == kind]
-            axes.set_title("between seeds" if kind == "seeds" else f"{chain} with", loc="left", fontsize=10)
+            axes.set_title(titles[kind], loc="left", fontsize=10)
             _draw_chance(axes, *_by_level((r.level, 100 * r.density, r.iou_by_chance) for r in own), "chance")
             pairs = kind == "seeds"
             for place, other in enumerate(

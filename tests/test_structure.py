@@ -230,7 +230,11 @@ def test_figures_of_a_run_hold_what_lies_in_its_folder(
     assert "seed 0 that level 2 (rewind-0)" in drawn["initial_final"].caption
 
     rows = lines(drawn["mask_overlap"])
-    assert len(rows) == 2 * (1 + 2)
+    assert len(rows) == 2 * (1 + 2) + 2, "pairs, chains, and the one level that has a level before it"
+    for seed in (0, 1):
+        both = [np.concatenate([m.ravel() for m in masks[seed, n, "ticket"].values()]) for n in (1, 2)]
+        row = only(rows, between="levels", seed=seed, level=2)
+        assert row["iou"] == pytest.approx(both[1].sum() / both[0].sum()), "masks only shrink"
     a, b = (np.concatenate([m.ravel() for m in masks[seed, 2, "ticket"].values()]) for seed in (0, 1))
     row = only(rows, between="seeds", which="0 and 1", level=2)
     assert row["iou"] == pytest.approx((a & b).sum() / (a | b).sum())
@@ -257,7 +261,8 @@ def test_what_is_drawn_is_what_the_rows_say(tiny: Callable[..., study.Prepared],
         ]  # fmt: skip
         np.testing.assert_allclose(line.get_ydata(), means)
         assert line.get_xdata()[0] == 100
-    assert len(lines(drawn["mask_overlap"])) == 2 * 3, "three pairs at each of two levels"
+    pairs = [row for row in lines(drawn["mask_overlap"]) if row["between"] == "seeds"]
+    assert len(pairs) == 2 * 3, "three pairs at each of two levels"
     panel = drawn["mask_overlap"].figure.axes[0]
     assert not panel.collections, "pairs share seeds: no interval"
     for one in drawn.values():
