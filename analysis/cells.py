@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from analysis import page
 from lthjax.arms import ARMS
@@ -60,6 +60,14 @@ class Row(NamedTuple):
 COLUMNS = Row._fields
 
 
+class Seeded(Protocol):
+    """A row of whatever table that belongs to a seed."""
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+
+
 def load(run: str | Path) -> list[Row]:
     """The cells of a run folder, sorted by seed, chain, level, arm and repeat.
 
@@ -95,7 +103,7 @@ def to_csv(rows: Iterable[Row]) -> str:
     return page.to_csv(COLUMNS, rows)
 
 
-def by_seed(rows: Iterable[Row], column: str) -> dict[int, float]:
+def by_seed(rows: Iterable[Seeded], column: str) -> dict[int, float]:
     """Seed -> the mean of a column over its rows, those without a value left out."""
     values: dict[int, list[float]] = {}
     for row in rows:
@@ -105,7 +113,7 @@ def by_seed(rows: Iterable[Row], column: str) -> dict[int, float]:
     return {seed: sum(of_seed) / len(of_seed) for seed, of_seed in sorted(values.items())}
 
 
-def accuracies(rows: Iterable[Row]) -> dict[int, float]:
+def accuracies(rows: Iterable[Seeded]) -> dict[int, float]:
     """Seed -> test accuracy at the end in percent, repeats averaged."""
     return {seed: 100 * value for seed, value in by_seed(rows, "test_accuracy").items()}
 

@@ -1,5 +1,6 @@
 """What commands share that train more from a finished run: opening it, training, files of their own."""
 
+import argparse
 import contextlib
 import csv
 import dataclasses
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from analysis import cells
-from lthjax import config, progress, study, train
+from lthjax import config, progress, replicate, study, train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.store import read_study
@@ -50,6 +51,24 @@ def opened(run: Path, chain: str | None = None) -> Opened:
     if chain not in chains:
         raise UserError(f"--chain: {chain!r} has no ticket in the run; it may be {', '.join(chains)}.")
     return Opened(about, chain, int(chain.rpartition("-")[2]), rows, cells.select(tickets, chain=chain))
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """A command's options, and those that every command that trains has; keeps programs unless told not to.
+
+    Raises:
+        UserError: the chunk is no number of replicates.
+    """
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the data sets")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--no-cache", action="store_true", help="keep no compiled programs")
+    parser.add_argument("--chunk", type=int, help="replicates trained in one program")
+    options = parser.parse_args(arguments)
+    if options.chunk is not None and options.chunk < 1:
+        raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
+    if not options.no_cache:
+        replicate.keep_programs()
+    return options
 
 
 def prepared(about: dict[str, Any], seeds: Iterable[int], data_dir: str | Path) -> study.Prepared:

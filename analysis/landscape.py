@@ -742,20 +742,12 @@ def main(arguments: list[str]) -> None:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"{words} ({value:g})"
         )
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument(
         "--no-training",
         action="store_true",
         help="train no siblings and no replays: no paths between data orders, no matched train loss",
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.add_argument("--no-cache", action="store_true", help="keep no compiled programs")
-    parser.add_argument("--chunk", type=int, help="replicates trained in one program")
-    options = parser.parse_args(arguments)
-    if options.chunk is not None and options.chunk < 1:
-        raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
-    if not options.no_cache:
-        replicate.keep_programs()
+    options = extra.parsed(parser, arguments)
     asked = ask(
         options.run,
         options.level,

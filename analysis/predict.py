@@ -19,7 +19,7 @@ cells are only read; what this writes lies in RUN/predict:
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from analysis import cells, extra, figures, page
 from analysis.page import Drawn, Link, Section
 from analysis.verdicts import Finding
-from lthjax import data, errors, predict, progress, prune, record, replicate, rng, study, train
+from lthjax import data, errors, predict, progress, prune, record, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -648,7 +648,7 @@ def findings(run: Path) -> list[Finding]:
     ]
     trained = [trial for trial in found.trials if trial.level == level]
     accuracies = {
-        mask: _by_seed(trial for trial in trained if trial.mask == mask) for mask in (PREDICTED, TWIN)
+        mask: cells.accuracies(trial for trial in trained if trial.mask == mask) for mask in (PREDICTED, TWIN)
     }
     gaps = paired(accuracies[PREDICTED], accuracies[TWIN])
     if gaps:
@@ -769,7 +769,7 @@ def functional(trials: Sequence[Trial]) -> Figure:
         figure, grid, levels = _panels([t for t in trials if t.mask == PREDICTED], 1, (2.6, 3.6))
         for axes, level in zip(grid[0], levels, strict=True):
             for place, (mask, (_, colour, marker)) in enumerate(_MASKS.items()):
-                values = [*_by_seed(t for t in trials if (t.level, t.mask) == (level, mask)).values()]
+                values = [*cells.accuracies(t for t in trials if (t.level, t.mask) == (level, mask)).values()]
                 if not values:
                     continue
                 interval = mean_interval(values)
@@ -812,15 +812,6 @@ def _bar(axes: Axes, place: int, values: Sequence[float], chance: float, colour:
     axes.plot(values, [place] * len(values), ".", color=colour, ms=4)
 
 
-def _by_seed(trials: Iterable[Trial]) -> dict[int, float]:
-    """Seed -> test accuracy in percent: repeats averaged, diverged ones left out."""
-    values: dict[int, list[float]] = {}
-    for trial in trials:
-        if trial.test_accuracy is not None:
-            values.setdefault(trial.seed, []).append(100 * trial.test_accuracy)
-    return {seed: sum(of_seed) / len(of_seed) for seed, of_seed in sorted(values.items())}
-
-
 def main(arguments: list[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -842,20 +833,12 @@ def main(arguments: list[str]) -> None:
         help="of the dense training; by default from 0.2 to 20 %% of it, and its end",
     )
     parser.add_argument("--images", type=int, default=1000, help="train images that scores see (1000)")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument(
         "--no-training",
         action="store_true",
         help="train no predicted masks; the dense networks' first steps are gone again all the same",
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.add_argument("--no-cache", action="store_true", help="keep no compiled programs")
-    parser.add_argument("--chunk", type=int, help="replicates trained in one program")
-    options = parser.parse_args(arguments)
-    if options.chunk is not None and options.chunk < 1:
-        raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
-    if not options.no_cache:
-        replicate.keep_programs()
+    options = extra.parsed(parser, arguments)
     asked = ask(
         options.run,
         options.data_dir,

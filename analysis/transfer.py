@@ -44,7 +44,6 @@ from lthjax import (
     progress,
     prune,
     record,
-    replicate,
     rng,
     stats,
     study,
@@ -587,20 +586,11 @@ def differences(rows: Iterable[Row], others: Sequence[str] = (*_AGAINST, DENSE))
         for arm in (MOVED, CARRIED):
             ours = arms.get(arm, [])
             for other in others:
-                values = stats.paired(_accuracies(ours), _accuracies(arms.get(other, [])))
+                values = stats.paired(cells.accuracies(ours), cells.accuracies(arms.get(other, [])))
                 if values:
                     density = float(np.mean([row.density for row in ours]))
                     found.append(Difference(*place, density, arm, other, values))
     return found
-
-
-def _accuracies(rows: Iterable[Row]) -> dict[int, float]:
-    """Seed of the target -> test accuracy in percent, the mean over masks; diverged ones left out."""
-    values: dict[int, list[float]] = {}
-    for row in rows:
-        if row.test_accuracy is not None:
-            values.setdefault(row.seed, []).append(100 * row.test_accuracy)
-    return {seed: sum(of_seed) / len(of_seed) for seed, of_seed in sorted(values.items())}
 
 
 def words(about: Mapping[str, Any]) -> str:
@@ -830,7 +820,7 @@ def arms_figure(rows: Sequence[Row], said: Mapping[str, str]) -> Figure:
             own = [row for row in rows if (row.source, row.pair, row.level) == place]
             share = 100 * float(np.mean([row.density for row in own if row.arm in ARMS]))
             for at, arm in enumerate(names):
-                values = list(_accuracies(row for row in own if row.arm == arm).values())
+                values = list(cells.accuracies(row for row in own if row.arm == arm).values())
                 if not values:
                     continue
                 interval, colour = mean_interval(values), _LOOKS[arm][0]
@@ -898,13 +888,7 @@ def main(arguments: list[str]) -> None:
         "--chain", help="of all tickets; by default in every run that of the lowest rewind step"
     )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the run folders")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the data sets")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.add_argument("--no-cache", action="store_true", help="keep no compiled programs")
-    parser.add_argument("--chunk", type=int, help="replicates trained in one program")
-    options = parser.parse_args(arguments)
-    if options.chunk is not None and options.chunk < 1:
-        raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
+    options = extra.parsed(parser, arguments)
     if not options.sources:
         configs = [path for path in options.targets if not Path(path).is_dir()]
         if configs:
@@ -913,8 +897,6 @@ def main(arguments: list[str]) -> None:
             )
         print(draw(options.targets, options.out, quiet=options.quiet))
         return
-    if not options.no_cache:
-        replicate.keep_programs()
     sources = [source_of(run, options.chain, options.levels) for run in options.sources]
     targets = targets_of(options.targets, options.out, options.data_dir)
     folder = build(
