@@ -38,13 +38,14 @@ class Drawn(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A figure as the page shows it: `image` and the files to be had, by name, as data URLs."""
+    """A figure as the page shows it: `image` and `data` (CSV) are URLs, of which the page holds each once."""
 
     name: str
     title: str
     caption: str
     image: str
-    files: dict[str, str]
+    file: str
+    data: str
 
 
 class Link(NamedTuple):
@@ -119,6 +120,14 @@ def write(
             {**section._asdict(), "figures": [show(folder, drawn) for drawn in section.figures]}
             for section in sections
         ]
+        cells = data_url(table[1].encode(), "csv")
+        first = {cells: "run"}
+        for section in shown:
+            for place, figure in enumerate(section["figures"]):
+                anchor = f"figure-{figure.name}"
+                same = first.setdefault(figure.data, anchor)
+                if same != anchor:
+                    section["figures"][place] = figure._replace(data=f"#{same}")
         html = environment.get_template("report.html").render(
             title=title,
             subtitle=subtitle,
@@ -128,7 +137,7 @@ def write(
             config_url=data_url(config.encode(), "json"),
             outcomes=("supported", "refuted", "undecided", "not tested"),
             table=table[0],
-            cells=data_url(table[1].encode(), "csv"),
+            cells=cells,
         )
         page.write_text(html, encoding="utf-8")
         part = folder / f".{table[0]}.tmp"
@@ -156,8 +165,8 @@ def show(folder: Path, drawn: Drawn) -> Shown:
     drawn.figure.savefig(files["png"], dpi=160, metadata={"Software": None})
     files["csv"].write_text(to_csv(*drawn.data))
     kind = "png" if drawn.raster else "svg"
-    urls = {files[name].name: data_url(files[name].read_bytes(), name) for name in (kind, "csv")}
-    return Shown(drawn.name, drawn.title, drawn.caption, urls[files[kind].name], urls)
+    image, data = (data_url(files[name].read_bytes(), name) for name in (kind, "csv"))
+    return Shown(drawn.name, drawn.title, drawn.caption, image, files[kind].name, data)
 
 
 def data_url(contents: bytes, kind: str) -> str:

@@ -116,6 +116,8 @@ def test_report_of_a_run(tiny: Callable[..., study.Prepared], tmp_path: Path) ->
     anchors = {ref.removeprefix("#") for ref in parsed.references if ref.startswith("#")}
     assert {"verdicts", "accuracy", "gaps", "levels", "run"} <= anchors
     assert all(f'id="{anchor}"' in text for anchor in anchors)
+    urls = [ref for ref in parsed.references if len(ref) > 1000]
+    assert len(set(urls)) == len(urls), "nothing is in the page twice"
     for expected in ("LeNet-300-100 on few", "Rewound to step 0", "Rewound to step 3", "seed", "jax "):
         assert expected in text
     with (run / "report" / "cells.csv").open() as file:
@@ -147,8 +149,9 @@ PROBE = """<script>window.onload = () => {
   head.click();
   const sorted = [...table.tBodies[0].rows].map(row => row.cells[head.cellIndex].textContent).join(" ");
   const asked = performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
+  const links = [...document.querySelectorAll("a.image")].filter(link => link.href.startsWith("data:image/")).length;
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  document.title = `probe: images ${document.images.length}, broken ${broken}, asked ${asked}, wide ${wide}, sorted ${sorted}`;
+  document.title = `probe: images ${links}, broken ${broken}, asked ${asked}, wide ${wide}, sorted ${sorted}`;
 }</script>"""  # noqa: E501
 
 
