@@ -588,8 +588,8 @@ class _Work:
         notes += [f"The sibling {record.describe(cell)} diverged and is left out." for cell in bad]
         if jax.tree.leaves(self._like.stats):
             notes.append(
-                "The network has running statistics. Paths keep those of their first end, so a barrier may "
-                "be theirs and not the weights'."
+                "The network has running statistics. On paths, ends included, they are computed anew at "
+                "every point, from the train images."
             )
         return notes
 

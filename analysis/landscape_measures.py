@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from analysis.landscape_table import Settings
-from lthjax import hessian, landscape
-from lthjax.models import Model
+from lthjax import hessian, landscape, models
+from lthjax.models import Model, Variables
 
 PyTree = Any
 
@@ -72,18 +72,32 @@ def _plane(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.A
 
 
 def _path(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Array]:
-    (first, stats), (second, _) = each["variables"], each["other"]
-    measure, alphas = landscape.measured(_logits(model, stats)), jnp.linspace(0, 1, how.alphas)
+    (first, stats), (second, its_stats) = each["variables"], each["other"]
+    alphas = jnp.linspace(0, 1, how.alphas)
     union = jax.tree.map(jnp.logical_or, each["mask"], each["other_mask"])
     travel = landscape.travelled(first, second, union)
+    train = each["train"]
+
+    def point(params: PyTree) -> Variables:
+        # Of whole chunks: what fills up the last one is no image.
+        return Variables(params, models.statistics(model, params, stats, train.images, train.weights.all(1)))
+
+    def measure(at: Variables, chunk: landscape.Chunk) -> landscape.Measured:
+        return landscape.measured(_logits(model, at.stats))(at.params, chunk)
 
     def differing(chunk: landscape.Chunk) -> jax.Array:
-        ours, theirs = (_logits(model, stats)(params, chunk.images).argmax(-1) for params in (first, second))
+        ours, theirs = (
+            _logits(model, own)(params, chunk.images).argmax(-1)
+            for params, own in ((first, stats), (second, its_stats))
+        )
         return jnp.where(ours != theirs, chunk.weights, 0).sum()
+
+    def walked(chunks: landscape.Chunk) -> landscape.Measured:
+        return landscape.path(measure, first, second, alphas, chunks, prepare=point)
 
     return {
         "alphas": alphas,
-        **_parts(lambda chunks: landscape.path(measure, first, second, alphas, chunks), each),
+        **_parts(walked, each),
         "disagreement": jax.lax.map(differing, each["test"]).sum(),
         "path_length": travel.distance,
         "path_degrees": travel.degrees,

@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from analysis import cells, extra, figures, page
 from analysis.page import Drawn, Link, Section
 from analysis.verdicts import Finding
-from lthjax import data, errors, predict, progress, prune, record, rng, study, train
+from lthjax import data, errors, models, predict, progress, prune, record, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -400,8 +400,11 @@ class _Work:
         def scores(
             initial: PyTree, now: Variables, images: jax.Array, labels: jax.Array
         ) -> dict[str, PyTree]:
+            # At step 0 the running ones say nothing yet.
+            stats = models.statistics(model, now.params, now.stats, images)
+
             def logits(params: PyTree, images: jax.Array) -> jax.Array:
-                return model.apply(params, now.stats, images, False)[0]
+                return model.apply(params, stats, images, False)[0]
 
             with jax.default_matmul_precision("float32"):
                 return predict.scores(logits, initial, now.params, images, labels, names)

@@ -3,12 +3,16 @@
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lthjax import models, prune
 from lthjax.models import Model
+
+MODELS = sorted(name for name, entry in models.MODELS.items() if entry.layers(10))
+"""The networks that have a twin: the sequential ones."""
 
 
 class Pairs(NamedTuple):
@@ -63,21 +67,15 @@ def matmul_peak(size: int = 2048, repeats: int = 5) -> float:
 def step_gflop(model: Model, batch: int) -> float:
     """GFLOP of the matrix products and convolutions of one training step.
 
-    Forward, weight gradient and input gradient cost the same; the first layer has no input gradient.
+    Forward, weight gradient and input gradient cost the same; the first layer has no input gradient. The
+    model is sequential.
     """
-    params = jax.eval_shape(model.init, jax.random.key(0)).params
-    height, width, _ = model.input_shape
-    macs: list[int] = []
-    # Layers in the order of their names' kinds: convolutions, dense layers, output.
-    for name in sorted(params, key=lambda n: (("conv", "fc", "output").index(n.rstrip("0123456789")), n)):
-        kernel = params[name]["kernel"]
-        if kernel.ndim == 4:
-            same = kernel.shape[0] == 3 or name == "conv1"
-            if not same:
-                height, width = height - kernel.shape[0] + 1, width - kernel.shape[1] + 1
-            macs.append(kernel.size * height * width)
-            if model.name == "lenet5" or int(name[4:]) % 2 == 0:
-                height, width = height // 2, width // 2
-        else:
-            macs.append(kernel.size)
-    return 2 * batch * (3 * sum(macs) - macs[0]) / 1e9
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(jnp.zeros_like, variables.params)
+
+    def logits(params: Any, images: jax.Array) -> jax.Array:
+        return model.apply(params, variables.stats, images, False)[0]
+
+    rows = prune.table(params, prune.ones(params), apply=logits, shape=(1, *model.input_shape)).rows
+    macs = {row.path: row.macs or 0 for row in rows}
+    return 2 * batch * (3 * sum(macs.values()) - macs[f"{model.layers[0].name}/kernel"]) / 1e9

@@ -8,42 +8,30 @@ import numpy as np
 import torch
 from torch import nn
 
-_POOLED = {
-    "small_cnn": ((16, 32), (128,)),
-    "conv2": ((64,), (256, 256)),
-    "conv4": ((64, 128), (256, 256)),
-    "conv6": ((64, 128, 256), (256, 256)),
-}
+from lthjax import models
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int = 10) -> nn.Module:
-    """The PyTorch twin of a model of `lthjax.models`."""
-    height, width, channels = shape
-    if name == "lenet300":
-        return nn.Sequential(
-            nn.Flatten(), nn.Linear(height * width * channels, 300), nn.ReLU(),
-            nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, classes),
-        )  # fmt: skip
-    if name == "lenet5":
-        flat = 16 * (height // 2 - 4) // 2 * ((width // 2 - 4) // 2)
-        return nn.Sequential(
-            nn.Conv2d(channels, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(flat, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes),
-        )  # fmt: skip
-    pairs, widths = _POOLED[name]
-    layers: list[nn.Module] = []
-    for features in pairs:
-        for before in (channels, features):
-            layers += [nn.Conv2d(before, features, 3, padding=1), nn.ReLU()]
-        layers.append(nn.MaxPool2d(2))
-        channels, height, width = features, height // 2, width // 2
-    layers.append(nn.Flatten())
-    inputs = channels * height * width
-    for features in widths:
-        layers += [nn.Linear(inputs, features), nn.ReLU()]
-        inputs = features
-    return nn.Sequential(*layers, nn.Linear(inputs, classes))
+    """The PyTorch twin of a sequential model of `lthjax.models`."""
+    height, width, inputs = shape
+    modules: list[nn.Module] = []
+    *hidden, output = models.MODELS[name].layers(classes)
+    for layer in hidden:
+        if layer.size:
+            padding = layer.size // 2 if layer.padding == "SAME" else 0
+            modules += [nn.Conv2d(inputs, layer.features, layer.size, padding=padding), nn.ReLU()]
+            lost = layer.size - 1 - 2 * padding
+            height, width = height - lost, width - lost
+        else:
+            # The first dense layer reads the image flattened.
+            modules += [nn.Flatten()] if height * width else []
+            modules += [nn.Linear(inputs * (height * width or 1), layer.features), nn.ReLU()]
+            height = width = 0
+        if layer.pool:
+            modules.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+        inputs = layer.features
+    return nn.Sequential(*modules, nn.Linear(inputs, output.features))
 
 
 class Loop:

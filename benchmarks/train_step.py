@@ -19,7 +19,7 @@ def run(model: str, batch: int, replicates: int, steps: int, count: int) -> dict
     """Measures both sides.
 
     Args:
-        model: a key of `lthjax.models.MODELS`.
+        model: one of `measure.MODELS`.
         batch: images in a batch.
         replicates: trained together by us, one after another by the peer.
         steps: in a measurement.
@@ -95,7 +95,7 @@ def images(model: str) -> data.Dataset:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
-    parser.add_argument("--model", choices=sorted(models.MODELS), default="lenet5")
+    parser.add_argument("--model", choices=measure.MODELS, default="lenet5")
     parser.add_argument("--batch", type=int, default=60)
     parser.add_argument("--replicates", type=int, default=None, help="by default one for each device")
     parser.add_argument("--steps", type=int, default=None, help="in a measurement; by default about 2 s")

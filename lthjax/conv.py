@@ -28,20 +28,29 @@ _PATCHES_UP_TO = 8
 _NARROW = 16
 
 
-def conv2d(x: jax.Array, w: jax.Array, padding: str | Padding = "SAME") -> jax.Array:
-    """Two-dimensional convolution of stride 1.
+def conv2d(x: jax.Array, w: jax.Array, padding: str | Padding = "SAME", stride: int = 1) -> jax.Array:
+    """Two-dimensional convolution.
 
     Args:
         x: images, float [N, H, W, C].
         w: kernel, float [kh, kw, C, K].
         padding: "SAME", "VALID", or ((top, bottom), (left, right)) in pixels.
+        stride: along height and width.
 
     Returns:
         float [N, H', W', K], equal to `lax.conv_general_dilated` up to rounding, gradients of any order
         included. They are for reverse mode: a Hessian-vector product is `jax.vjp(jax.grad(f), x)`,
         not `jax.jvp(jax.grad(f), ...)`.
     """
-    return _conv(x, w, _explicit(padding, w.shape))
+    pads = _explicit(padding, x.shape, w.shape, stride)
+    if stride == 1:
+        return _conv(x, w, pads)
+    return lax.platform_dependent(
+        x,
+        w,
+        cpu=lambda x, w: _strided_cpu(x, w, pads, stride),
+        default=lambda x, w: _builtin(x, w, pads, stride),
+    )
 
 
 def general_dilated(
@@ -58,18 +67,18 @@ def general_dilated(
 ) -> jax.Array:
     """`conv2d` under the signature of `lax.conv_general_dilated`, for `flax.linen.Conv`.
 
-    What `conv2d` does not cover (strides, dilation, groups) goes to the built-in convolution.
+    What `conv2d` does not cover (unequal strides, dilation, groups) goes to the built-in convolution.
     """
     plain = (
         lhs.ndim == 4
-        and all(s == 1 for s in window_strides)
+        and len({*window_strides}) == 1
         and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and feature_group_count == 1
         and precision is None
         and (padding in ("SAME", "VALID") if isinstance(padding, str) else min(map(min, padding)) >= 0)
     )
     if plain:
-        return conv2d(lhs, rhs, padding)
+        return conv2d(lhs, rhs, padding, window_strides[0])
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -102,16 +111,34 @@ def max_pool(x: jax.Array) -> jax.Array:
     return jnp.maximum(top, jnp.maximum(x[:, :, 1, :, 0], x[:, :, 1, :, 1]))
 
 
-def _explicit(padding: Any, kernel: tuple[int, ...]) -> Padding:
-    if padding == "VALID":
-        return (0, 0), (0, 0)
-    if padding == "SAME":
-        return tuple(((k - 1) // 2, k // 2) for k in kernel[:2])  # type: ignore[return-value]
+def _explicit(padding: Any, images: tuple[int, ...], kernel: tuple[int, ...], stride: int) -> Padding:
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(images[1:3], kernel[:2], (stride, stride), padding)
     return tuple((int(low), int(high)) for low, high in padding)  # type: ignore[return-value]
 
 
-def _builtin(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
-    return lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=_LAYOUT)
+def _builtin(x: jax.Array, w: jax.Array, padding: Padding, stride: int = 1) -> jax.Array:
+    return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=_LAYOUT)
+
+
+def _strided_cpu(x: jax.Array, w: jax.Array, padding: Padding, stride: int) -> jax.Array:
+    """The convolution as one of stride 1, whose gradients are fast, on squares of pixels as channels."""
+    kh, kw, c, k = w.shape
+    if kh == kw == 1:
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        return _conv(x[:, ::stride, ::stride], w, ((0, 0), (0, 0)))
+    taps = [-(-size // stride) for size in (kh, kw)]
+    squares, edges = [], []
+    for side, size, (low, high), of_kernel in zip(x.shape[1:3], (kh, kw), padding, taps, strict=True):
+        squares.append((side + low + high - size) // stride + of_kernel)
+        # What lies beyond the last square is read by no tap.
+        edges.append((low, squares[-1] * stride - side - low, 0))
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    x = x.reshape(-1, squares[0], stride, squares[1], stride, c).transpose(0, 1, 3, 2, 4, 5)
+    w = jnp.pad(w, ((0, taps[0] * stride - kh), (0, taps[1] * stride - kw), (0, 0), (0, 0)))
+    w = w.reshape(taps[0], stride, taps[1], stride, c, k).transpose(0, 2, 1, 3, 4, 5)
+    together = stride * stride * c
+    return _conv(x.reshape(-1, *squares, together), w.reshape(*taps, together, k), ((0, 0), (0, 0)))
 
 
 def _patches(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:

@@ -253,7 +253,9 @@ def next_mask(
         return model.apply(params, origin.stats, images, False)[0]
 
     def loss(params: PyTree) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels).mean()
+        # As in training: the batch is normalised by its own statistics.
+        seen = model.apply(params, origin.stats, images, True)[0]
+        return optax.softmax_cross_entropy_with_integer_labels(seen, labels).mean()
 
     weights = Weights(
         prune.apply(origin.params, parent.mask),

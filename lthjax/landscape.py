@@ -254,8 +254,8 @@ def path(
         alphas: float [A]; by default 30 from 0 to 1.
         chunks, together: as for `plane`.
         prepare: weights on the path -> the point that `measure` takes, by default the weights. It is
-            where the statistics of batch normalisation are computed anew, which those at the ends do
-            not fit; no network of `lthjax.models` has any yet.
+            where the statistics of batch normalisation are computed anew (`models.statistics`), as
+            those at the ends do not fit.
 
     Returns:
         The pytree that `measure` returns, every leaf [A].

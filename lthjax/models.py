@@ -1,7 +1,8 @@
 """Networks by name. The only file that imports flax.
 
 Layers are named `conv1`, `fc1`, ..., `output`, so that a pruning rate can address them by a regex on
-the path (`conv1/kernel`). Initialisation is Glorot normal with zero biases, as in Frankle & Carbin
+the path (`conv1/kernel`); those of residual blocks as `stage2_block1/conv1/kernel` and
+`stage2_block1/shortcut/kernel`. Initialisation is Glorot normal with zero biases, as in Frankle & Carbin
 2019 (arXiv 1803.03635), table 1.
 """
 
@@ -44,6 +45,24 @@ class Layer(NamedTuple):
     pool: bool = False
 
 
+class Stages(NamedTuple):
+    """A residual network: a 3x3 convolution, stages of blocks, the mean over pixels, the output layer.
+
+    A block is two 3x3 convolutions, each with batch normalisation, added to what it reads; ReLU after the
+    first normalisation and after the sum. The first block of every stage but the first halves the sides
+    and reads through a 1x1 convolution with a normalisation of its own where the shape changes.
+
+    Source: He et al. 2016 (arXiv 1512.03385), section 4.2, with their projections as shortcuts.
+
+    Attributes:
+        widths: channels of every stage.
+        blocks: in every stage; of three stages depth is 6 blocks + 2.
+    """
+
+    widths: tuple[int, ...]
+    blocks: int
+
+
 class Model(NamedTuple):
     """A network as two pure functions.
 
@@ -55,6 +74,7 @@ class Model(NamedTuple):
         apply: (params, stats, images float [N, H, W, C], train) -> (logits float [N, classes],
             stats).
         layers: all its layers, where it is sequential; else ().
+        stages: its stages, where it is residual; else None.
     """
 
     name: str
@@ -63,6 +83,7 @@ class Model(NamedTuple):
     init: Callable[[jax.Array], Variables]
     apply: Callable[[PyTree, PyTree, jax.Array, bool], tuple[jax.Array, PyTree]]
     layers: tuple[Layer, ...] = ()
+    stages: Stages | None = None
 
 
 _INIT = nn.initializers.glorot_normal()
@@ -96,6 +117,60 @@ def _product(layer: Layer) -> nn.Module:
     )
 
 
+class _Block(nn.Module):
+    """A residual block."""
+
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        y = nn.relu(_norm("norm1", train)(_convolution("conv1", self.width, 3, self.stride)(x)))
+        y = _norm("norm2", train)(_convolution("conv2", self.width, 3)(y))
+        if x.shape != y.shape:
+            x = _norm("shortcut_norm", train)(_convolution("shortcut", self.width, 1, self.stride)(x))
+        return nn.relu(x + y)
+
+
+class _Residual(nn.Module):
+    """Stages of residual blocks."""
+
+    stages: Stages
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.relu(_norm("norm1", train)(_convolution("conv1", self.stages.widths[0], 3)(x)))
+        for stage, width in enumerate(self.stages.widths, 1):
+            for block in range(1, self.stages.blocks + 1):
+                stride = 2 if stage > 1 and block == 1 else 1
+                x = _Block(width, stride, name=block_name(stage, block))(x, train)
+        return nn.Dense(self.classes, kernel_init=_INIT, name="output")(x.mean((1, 2)))
+
+
+def block_name(stage: int, block: int) -> str:
+    """What the parameters of a residual network's block are called; both from 1."""
+    return f"stage{stage}_block{block}"
+
+
+def _convolution(name: str, features: int, size: int, stride: int = 1) -> nn.Module:
+    """A convolution without bias, as a normalisation follows."""
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=(size - 1) // 2,
+        use_bias=False,
+        kernel_init=_INIT,
+        conv_general_dilated=conv.general_dilated,
+        name=name,
+    )
+
+
+def _norm(name: str, train: bool) -> nn.Module:
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
+
+
 def _dense(*widths: int) -> tuple[Layer, ...]:
     return tuple(Layer(f"fc{i}", width) for i, width in enumerate(widths, 1))
 
@@ -113,16 +188,27 @@ class Entry(NamedTuple):
     """A row of `MODELS`.
 
     Attributes:
-        network: its layers, all but the output layer, which depends on the number of classes; or, for
-            what is no sequence of layers, number of classes -> Flax module, called as
-            `module(images, train=False)`.
+        network: its layers, all but the output layer, which depends on the number of classes; or the
+            stages of a residual network; or, for anything else, number of classes -> Flax module, called
+            as `module(images, train=False)`.
         divisor: what the sides of its images must be divisible by.
         summary: one line for help and errors.
     """
 
-    network: tuple[Layer, ...] | Callable[[int], nn.Module]
+    network: tuple[Layer, ...] | Stages | Callable[[int], nn.Module]
     divisor: int
     summary: str
+
+    @property
+    def stages(self) -> Stages | None:
+        """Of a residual network; else None."""
+        return self.network if isinstance(self.network, Stages) else None
+
+    def layers(self, classes: int) -> tuple[Layer, ...]:
+        """Of a sequential network, with the output layer; else ()."""
+        if self.stages or not isinstance(self.network, tuple):
+            return ()
+        return (*self.network, Layer("output", classes))
 
 
 MODELS: dict[str, Entry] = {
@@ -161,8 +247,49 @@ MODELS: dict[str, Entry] = {
         8,
         "Conv-6: Conv-4 and conv 256-256, pool (2,261,184 weights on CIFAR-10)",
     ),
+    "resnet8": Entry(
+        Stages((16, 32, 64), 1),
+        4,
+        "ResNet-8: stages of 16, 32 and 64 channels, one block each (77,360 weights on CIFAR-10)",
+    ),
+    "resnet14": Entry(Stages((16, 32, 64), 2), 4, "ResNet-14: two blocks each (174,128 weights on CIFAR-10)"),
+    "resnet20": Entry(
+        Stages((16, 32, 64), 3), 4, "ResNet-20: three blocks each (270,896 weights on CIFAR-10)"
+    ),
+    "resnet32": Entry(
+        Stages((16, 32, 64), 5), 4, "ResNet-32: five blocks each (464,432 weights on CIFAR-10)"
+    ),
 }
 """The networks by name; a new one is a new row."""
+
+
+def statistics(model: Model, params: PyTree, stats: PyTree, images: jax.Array, use: Any = None) -> PyTree:
+    """The running statistics that fit these weights: the mean of every batch's own.
+
+    Weights that no training has passed through, as those between two trained networks, have none. Works
+    under `jit` and `vmap`.
+
+    Args:
+        model: its statistics are moving averages, new = m old + (1 - m) batch, whatever m is.
+        params: the weights.
+        stats: any statistics of the network; {} stays {}.
+        images: float [batches, B, H, W, C], normalised; a batch at a time is in memory.
+        use: bool [batches], which of them count; by default all.
+    """
+    if not jax.tree.leaves(stats):
+        return stats
+
+    def of_batch(batch: jax.Array) -> PyTree:
+        def updated(start: Callable[[jax.Array], jax.Array]) -> PyTree:
+            return model.apply(params, jax.tree.map(start, stats), batch, True)[1]
+
+        from_zeros, from_ones = updated(jnp.zeros_like), updated(jnp.ones_like)
+        # m is the same everywhere; the median does not see what large statistics lose by rounding.
+        return jax.tree.map(lambda zero, one: zero / (1 - jnp.median(one - zero)), from_zeros, from_ones)
+
+    weights = jnp.ones(len(images)) if use is None else jnp.asarray(use, jnp.float32)
+    found = jax.lax.map(of_batch, images)
+    return jax.tree.map(lambda x: jnp.tensordot(weights / weights.sum(), x, 1), found)
 
 
 def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
@@ -185,11 +312,13 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
             f"model: {name!r} takes images whose height and width are at least 8 and divisible by "
             f"{entry.divisor}, not {height}x{width}x{channels}; choose another model or data set."
         )
-    layers: tuple[Layer, ...] = ()
-    if isinstance(entry.network, tuple):
-        layers = (*entry.network, Layer("output", classes))
+    layers, stages = entry.layers(classes), entry.stages
+    if layers:
         module: nn.Module = _Sequential(layers)
+    elif stages:
+        module = _Residual(stages, classes)
     else:
+        assert callable(entry.network)
         module = entry.network(classes)
 
     def init(key: jax.Array) -> Variables:
@@ -203,4 +332,4 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
         logits, updated = module.apply(variables, images, train=train, mutable=list(stats))
         return logits, dict(updated)
 
-    return Model(name, input_shape, classes, jax.jit(init), apply, layers)
+    return Model(name, input_shape, classes, jax.jit(init), apply, layers, stages)

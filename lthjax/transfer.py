@@ -11,6 +11,14 @@ Networks of the same shapes take a mask as it is. Between sequential networks (`
   with the most, in their order. The units that a layer gives are those that the next one reads, a
   channel with all its pixels where it is flattened.
 - *Pixels* of a flattened image of another size take their mask from the nearest one.
+
+Residual networks of the same channels (`Model.stages`) differ in depth alone: the first block of a stage is
+the first of the source's, which may change the shape; what the target has beyond the source's blocks are
+its further ones again, in their order; what the source has beyond the target's is dropped (Elastic LTH
+replicates and drops blocks likewise). A block moves whole: masks, weights, normalisation, statistics.
+
+In both:
+
 - *Classes.* Where their numbers differ the output layer is made anew: every unit keeps its share of
   connections, to classes at random.
 - *Density.* A layer whose shape changes then loses or gains connections at random until it has the
@@ -31,7 +39,7 @@ import numpy as np
 
 from lthjax import prune
 from lthjax.errors import UserError
-from lthjax.models import Layer, Model, Variables
+from lthjax.models import Layer, Model, Variables, block_name
 
 PyTree = Any
 
@@ -82,7 +90,7 @@ def check(source: Model, target: Model) -> None:
         UserError: it cannot; says why.
     """
     if not same_shapes(source, target):
-        _matched_layers(source, target)
+        _matched_blocks(source, target) if _residual(source, target) else _matched_layers(source, target)
 
 
 def same_shapes(source: Model, target: Model) -> bool:
@@ -145,6 +153,15 @@ def mask(source: Model, target: Model, mask: PyTree, generator: np.random.Genera
     """
     if same_shapes(source, target):
         return jax.tree.map(np.asarray, mask)
+    if _residual(source, target):
+        blocks = _matched_blocks(source, target)
+        moved = {name: jax.tree.map(np.asarray, mask[of]) for name, of in blocks.items()}
+        if source.classes != target.classes:
+            old = moved["output"]["kernel"]
+            kept = _remade(old[None], target.classes, generator)[0]
+            count = _share(int(old.sum()), old.size, kept.size)
+            moved["output"] = {**moved["output"], "kernel": _to_count(kept, count, generator)}
+        return moved
     masks, like = kernels(source.layers, mask), _params(target)
     moved = jax.tree.map(np.asarray, prune.ones(like))
     for layer, of in zip(target.layers, match(source, target, mask), strict=True):
@@ -161,7 +178,8 @@ def mask(source: Model, target: Model, mask: PyTree, generator: np.random.Genera
 def initial(source: Model, target: Model, mask: PyTree, values: Variables, own: Variables) -> Variables:
     """A ticket's start weights on another network, along the ways that its mask goes.
 
-    Between the same shapes they are the values as they are. Else a weight takes the source's value
+    Between the same shapes they are the values as they are, statistics included; so are the blocks of
+    residual networks. Else a weight takes the source's value
     where it joins the first copies of two units, scaled to the target's Glorot deviation: further
     copies have values of the target's own, as units that start equal stay equal. So has an output layer
     of other classes.
@@ -172,13 +190,15 @@ def initial(source: Model, target: Model, mask: PyTree, values: Variables, own: 
         own: the target's.
 
     Returns:
-        Weights of the target's shapes, numpy, not masked, with the target's own statistics.
+        Weights of the target's shapes and their statistics, numpy, not masked.
 
     Raises:
         UserError: the shapes differ and no rule applies.
     """
     if same_shapes(source, target):
-        return Variables(jax.tree.map(np.asarray, values.params), own.stats)
+        return jax.tree.map(np.asarray, values)
+    if _residual(source, target):
+        return _carried_blocks(source, target, values, own)
     theirs, ours = kernels(source.layers, values.params), kernels(target.layers, own.params)
     params = jax.tree.map(np.asarray, own.params)
     for layer, of, mine in zip(target.layers, match(source, target, mask), ours, strict=True):
@@ -197,6 +217,50 @@ def initial(source: Model, target: Model, mask: PyTree, values: Variables, own: 
     return Variables(params, own.stats)
 
 
+def _residual(source: Model, target: Model) -> bool:
+    return source.stages is not None and target.stages is not None
+
+
+def _no(source: Model, target: Model, why: str) -> UserError:
+    return UserError(
+        f"--from, --to: a ticket of {source.name} cannot be moved to {target.name}: {why}; choose two "
+        "networks of one family on images of one shape."
+    )
+
+
+def _matched_blocks(source: Model, target: Model) -> dict[str, str]:
+    """For every part of a residual target the source's; raises where no rule applies."""
+    old, new = source.stages, target.stages
+    assert old is not None
+    assert new is not None
+    _check_images(source, target)
+    if old.widths != new.widths:
+        theirs, ours = ("-".join(map(str, of.widths)) for of in (old, new))
+        raise _no(source, target, f"one has stages of {theirs} channels, the other of {ours}")
+    if old.blocks == 1 < new.blocks:
+        why = f"{source.name} has one block a stage, which changes the shape, and a further one does not"
+        raise _no(source, target, why)
+    parts = {name: name for name in ("conv1", "norm1", "output")}
+    for stage in range(1, len(new.widths) + 1):
+        for block in range(1, new.blocks + 1):
+            of = block if block <= old.blocks else 2 + (block - 2) % (old.blocks - 1)
+            parts[block_name(stage, block)] = block_name(stage, of)
+    return parts
+
+
+def _carried_blocks(source: Model, target: Model, values: Variables, own: Variables) -> Variables:
+    """The source's weights and statistics block by block; for other classes the target's output layer."""
+    blocks = _matched_blocks(source, target)
+    params = {name: jax.tree.map(np.asarray, values.params[of]) for name, of in blocks.items()}
+    if source.classes != target.classes:
+        params["output"] = jax.tree.map(np.asarray, own.params["output"])
+    stats = {
+        kind: {name: jax.tree.map(np.asarray, tree[of]) for name, of in blocks.items() if of in tree}
+        for kind, tree in values.stats.items()
+    }
+    return Variables(params, stats)
+
+
 def _params(model: Model) -> PyTree:
     return jax.eval_shape(model.init, jax.random.key(0)).params
 
@@ -205,17 +269,12 @@ def _matched_layers(source: Model, target: Model) -> list[int]:
     """For every layer of the target the index of the source's; raises where no rule applies."""
 
     def no(why: str) -> UserError:
-        return UserError(
-            f"--from, --to: a ticket of {source.name} cannot be moved to {target.name}: {why}; choose two "
-            "networks of one family on images of one shape."
-        )
+        return _no(source, target, why)
 
     for model in (source, target):
         if not model.layers:
             raise no(f"their shapes differ, and {model.name} is no sequence of layers")
-    if source.input_shape != target.input_shape:
-        theirs, ours = ("×".join(map(str, model.input_shape)) for model in (source, target))
-        raise no(f"one reads images of {theirs}, the other of {ours}, whose pixels have no counterparts")
+    _check_images(source, target)
     taken: list[int] = []
     for kind, words in ((True, "convolution"), (False, "hidden dense layer")):
         have, want = (
@@ -234,6 +293,13 @@ def _matched_layers(source: Model, target: Model) -> list[int]:
         if old.size != new.size:
             raise no(f"{old.name} has kernels of side {old.size}, {new.name} of side {new.size}")
     return taken
+
+
+def _check_images(source: Model, target: Model) -> None:
+    if source.input_shape != target.input_shape:
+        theirs, ours = ("×".join(map(str, model.input_shape)) for model in (source, target))
+        why = f"one reads images of {theirs}, the other of {ours}, whose pixels have no counterparts"
+        raise _no(source, target, why)
 
 
 def _sides(model: Model) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ def test_pairs_interleave_and_take_medians() -> None:
     assert got.spread[0] <= got.ratio <= got.spread[1]
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", measure.MODELS)
 def test_the_twin_computes_the_same_function(name: str) -> None:
     torch = pytest.importorskip("torch", reason="the peer of the benchmarks needs the extra `bench`")
     from benchmarks import peer

@@ -25,26 +25,38 @@ CASES = [
 ]
 
 
-def builtin(x: jax.Array, w: jax.Array, padding: object) -> jax.Array:
-    return lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))  # type: ignore[arg-type]
+STRIDED = [
+    # images, kernel, padding, stride: those of the residual networks, and odd ones
+    ((2, 32, 32, 16), (3, 3, 16, 32), ((1, 1), (1, 1)), 2),
+    ((2, 16, 16, 32), (1, 1, 32, 64), "VALID", 2),
+    ((2, 9, 7, 3), (3, 2, 3, 4), "SAME", 2),
+    ((2, 9, 8, 3), (5, 4, 3, 4), "VALID", 3),
+    ((2, 7, 9, 2), (2, 2, 2, 3), ((1, 0), (0, 2)), 3),
+    ((2, 7, 9, 2), (1, 1, 2, 3), ((1, 0), (0, 2)), 2),
+]
+
+
+def builtin(x: jax.Array, w: jax.Array, padding: object, stride: int = 1) -> jax.Array:
+    strides, layout = (stride, stride), ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=layout)  # type: ignore[arg-type]
 
 
 def draw(shape: tuple[int, ...], seed: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
 
 
-@pytest.mark.parametrize(("images", "kernel", "padding"), CASES)
+@pytest.mark.parametrize(("images", "kernel", "padding", "stride"), [*((*c, 1) for c in CASES), *STRIDED])
 @pytest.mark.parametrize("inside_a_loop", [False, True])
 def test_values_and_gradients_are_those_of_the_builtin(
-    images: tuple, kernel: tuple, padding: object, inside_a_loop: bool
+    images: tuple, kernel: tuple, padding: object, stride: int, inside_a_loop: bool
 ) -> None:
     with jax.enable_x64(True):
         x, w = draw(images, 0), draw(kernel, 1)
-        y, theirs = jax.vjp(lambda x, w: builtin(x, w, padding), x, w)
+        y, theirs = jax.vjp(lambda x, w: builtin(x, w, padding, stride), x, w)
         dy = draw(y.shape, 2)
 
         def ours(x: jax.Array, w: jax.Array) -> tuple:
-            out, pull = jax.vjp(lambda x, w: conv.conv2d(x, w, padding), x, w)  # type: ignore[arg-type]
+            out, pull = jax.vjp(lambda x, w: conv.conv2d(x, w, padding, stride), x, w)  # type: ignore[arg-type]
             return out, *pull(dy)
 
         if inside_a_loop:
@@ -59,9 +71,11 @@ def test_values_and_gradients_are_those_of_the_builtin(
             np.testing.assert_allclose(mine, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("images", "kernel", "padding"), CASES[1:9:3])
+@pytest.mark.parametrize(
+    ("images", "kernel", "padding", "stride"), [*((*c, 1) for c in CASES[1:9:3]), STRIDED[2]]
+)
 def test_gradients_of_gradients_are_those_of_the_builtin(
-    images: tuple, kernel: tuple, padding: object
+    images: tuple, kernel: tuple, padding: object, stride: int
 ) -> None:
     """Reverse over reverse: every gradient of the input's and the weights' gradients."""
     with jax.enable_x64(True):
@@ -69,7 +83,7 @@ def test_gradients_of_gradients_are_those_of_the_builtin(
 
         def second(convolve: Any) -> Any:
             def value(x: jax.Array, w: jax.Array) -> jax.Array:
-                return jnp.sin(convolve(x, w, padding)).sum()
+                return jnp.sin(convolve(x, w, padding, stride)).sum()
 
             def once(x: jax.Array, w: jax.Array) -> jax.Array:
                 return sum((g**2).sum() for g in jax.grad(value, (0, 1))(x, w))  # type: ignore[return-value]
@@ -82,10 +96,14 @@ def test_gradients_of_gradients_are_those_of_the_builtin(
 
 def test_under_vmap() -> None:
     with jax.enable_x64(True):
-        for kernel, padding in (((3, 3, 2, 3), "VALID"), ((3, 3, 10, 3), "SAME")):
+        for kernel, padding, stride in (((3, 3, 2, 3), "VALID", 1), ((3, 3, 10, 3), "SAME", 1),
+                                        ((3, 3, 2, 3), "SAME", 2)):  # fmt: skip
             x, w = draw((2, 2, 6, 6, kernel[2]), 0), draw((2, *kernel), 1)
-            ours = jax.vmap(jax.grad(lambda x, w, p=padding: (conv.conv2d(x, w, p) ** 2).sum(), (0, 1)))(x, w)
-            theirs = jax.vmap(jax.grad(lambda x, w, p=padding: (builtin(x, w, p) ** 2).sum(), (0, 1)))(x, w)
+            ours, theirs = (
+                jax.vmap(jax.grad(lambda x, w, c=c, p=padding, s=stride: (c(x, w, p, s) ** 2).sum(), (0, 1)))
+                for c in (conv.conv2d, builtin)
+            )
+            ours, theirs = ours(x, w), theirs(x, w)
             for mine, expected in zip(ours, theirs, strict=True):
                 np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-9)
 

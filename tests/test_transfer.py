@@ -28,7 +28,9 @@ from lthjax.store import Store
 Kernels = list[np.ndarray]
 
 
-def network(layers: tuple[Layer, ...], shape: tuple[int, int, int] = (8, 8, 1), classes: int = 10) -> Model:
+def network(
+    layers: tuple[Layer, ...] | models.Stages, shape: tuple[int, int, int] = (8, 8, 1), classes: int = 10
+) -> Model:
     """A network of `models.build`, from layers of one's own."""
     models.MODELS["own"] = models.Entry(layers, 1, "for a test")
     try:
@@ -324,6 +326,85 @@ def test_pairs_are_worth_their_seeds() -> None:
     np.testing.assert_allclose(geography.over_pairs(values), list(own.values()))
 
 
+def residual(widths: tuple[int, ...], blocks: int, **how: Any) -> Model:
+    return network(models.Stages(widths, blocks), **how)
+
+
+def numbered(model: Model, first: int) -> Variables:
+    """Every leaf full of a number of its own."""
+    made = jax.eval_shape(model.init, jax.random.key(0))
+    leaves, treedef = jax.tree.flatten(made)
+    return jax.tree.unflatten(
+        treedef, [np.full(x.shape, float(i), np.float32) for i, x in enumerate(leaves, first)]
+    )
+
+
+def test_residual_networks_replicate_and_drop_blocks() -> None:
+    shallow, deep = residual((3, 4), 3), residual((3, 4), 6)
+    mask = random_mask(shallow, 0.4)
+    got = moved(shallow, deep, mask)
+    assert jax.tree.structure(got) == jax.tree.structure(shapes(deep))
+    ways = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 2}
+    for stage in (1, 2):
+        for block, of in ways.items():
+            ours, theirs = got[f"stage{stage}_block{block}"], mask[f"stage{stage}_block{of}"]
+            assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+    for part in ("conv1", "norm1", "output"):
+        assert jax.tree.all(jax.tree.map(np.array_equal, got[part], mask[part]))
+    back = moved(deep, shallow, got)
+    assert jax.tree.all(jax.tree.map(np.array_equal, back, mask))
+
+    # Weights, normalisation and running statistics go with their block.
+    values, own = numbered(shallow, 0), numbered(deep, 1000)
+    carried = transfer.initial(shallow, deep, mask, values, own)
+    assert jax.tree.map(np.shape, carried) == jax.tree.map(np.shape, own)
+    for ours, theirs in (
+        (carried.params, values.params),
+        (carried.stats["batch_stats"], values.stats["batch_stats"]),
+    ):
+        for stage, block in ((1, 4), (2, 5), (2, 1)):
+            expected = theirs[f"stage{stage}_block{ways[block]}"]
+            assert jax.tree.all(jax.tree.map(np.array_equal, ours[f"stage{stage}_block{block}"], expected))
+    logits, _ = deep.apply(carried.params, carried.stats, np.ones((2, 8, 8, 1), np.float32), False)
+    assert logits.shape == (2, 10)
+
+
+def test_residual_networks_to_other_classes() -> None:
+    source, target = residual((3, 4), 1), residual((3, 4), 1, classes=25)
+    mask = random_mask(source, 0.5)
+    got = moved(source, target, mask)
+    old, new = mask["output"]["kernel"], got["output"]["kernel"]
+    assert new.shape == (4, 25)
+    assert new.sum() == (2 * int(old.sum()) * 100 + 40) // 80
+    values, own = numbered(source, 0), numbered(target, 1000)
+    carried = transfer.initial(source, target, mask, values, own)
+    assert np.array_equal(carried.params["output"]["kernel"], own.params["output"]["kernel"])
+    block = "stage2_block1"
+    assert jax.tree.all(jax.tree.map(np.array_equal, carried.params[block], values.params[block]))
+
+
+def test_the_same_shapes_take_statistics_too() -> None:
+    source = residual((3, 4), 1)
+    values, own = numbered(source, 0), numbered(source, 1000)
+    carried = transfer.initial(source, source, random_mask(source, 0.5), values, own)
+    assert jax.tree.all(jax.tree.map(np.array_equal, carried, values))
+
+
+def test_residual_networks_that_cannot_match() -> None:
+    for source, target, why in (
+        (residual((3, 4), 1), residual((3, 4), 2), "has one block a stage"),
+        (residual((3, 4), 2), residual((3, 5), 2), "stages of 3-4 channels, the other of 3-5"),
+        (
+            residual((3, 4), 2),
+            residual((3, 4), 3, shape=(12, 12, 1)),
+            "images of 8×8×1, the other of 12×12×1",
+        ),
+        (residual((3, 4), 2), dense(4), "is no sequence of layers"),
+    ):
+        with pytest.raises(UserError, match=f"cannot be moved to own: .*{why}"):
+            transfer.check(source, target)
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of seconds, of one family."""
@@ -433,6 +514,44 @@ def tiny_wide(narrow: study.Prepared, tmp_path: Path) -> command.Target:
         tmp_path / "data",
     )
     return moved_to(wide, tmp_path / "runs")
+
+
+def test_tickets_moved_to_deeper_networks_and_other_classes_from_a_later_step(
+    tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Residual networks of two and three blocks, rewound to step 4, onto a data set of four classes."""
+    for blocks in (2, 3):
+        entry = models.Entry(models.Stages((3,), blocks), 4, "for a test")
+        monkeypatch.setitem(models.MODELS, f"blocks{blocks}", entry)
+    digits = np.load(tmp_path / "data" / "few.npz")
+    arrays = {name: digits[name] for name in digits if name != "classes"}
+    few = {name: x % 4 if name.endswith("labels") else x for name, x in arrays.items()}
+    np.savez(tmp_path / "data" / "four.npz", **few, classes=np.int64(4))
+
+    out = tmp_path / "runs"
+    how = {"arms": ("ticket",), "levels": 1, "rewind": (4,), "prune": config.Prune(rate=0.5)}
+    shallow = tiny(model="blocks2", **how)
+    run = study.run(shallow, out)
+    source = command.source_of(run)
+    assert source.rewind == 4
+    deeper = dataclasses.replace(shallow.study, name="deeper", model="blocks3")
+    other = dataclasses.replace(shallow.study, name="other", data=config.Data(name="four", validation=40))
+    targets = [moved_to(study.prepare(of, tmp_path / "data"), out) for of in (deeper, other)]
+    jobs = counted(monkeypatch)
+    command.build([source], targets, out)
+    for target in targets:
+        rows = command.load(target.run)
+        assert {row.arm for row in rows} == {*command.ARMS, "ticket", "dense"}
+        assert len(rows) == 2 * 7
+        kept = {row.arm: row.density for row in rows}
+        assert kept["transferred"] == kept["transferred_init"] == kept["shuffled"]
+    # All but fresh weights start at the step that tickets are rewound to, with the statistics of it.
+    own = [job for job in jobs if job.level == 1 and job.start == 4]
+    fresh = [job for job in jobs if job.level == 1 and job.start == 0]
+    assert (len(own), len(fresh)) == (2 * 2 * 5, 2 * 2)
+    zero = shallow.model.init(jax.random.key(0)).stats
+    moving = jax.tree.leaves(own[0].variables.stats)
+    assert any(not np.array_equal(a, b) for a, b in zip(moving, jax.tree.leaves(zero), strict=False))
 
 
 def test_impossible_pairs_are_refused_before_any_training(
