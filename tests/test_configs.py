@@ -106,3 +106,11 @@ def test_published_densities_follow_from_counts_and_rates() -> None:
                     n -= int(prune.count(prune.rates_of(got.prune.rate, [path])[0], jnp.int32(n)))
                 left += n
         assert total / left == pytest.approx(saved, abs=0.06)
+
+
+def test_residual_paper_config_prunes_convolutions_alone() -> None:
+    got = config.load(ROOT / "configs" / "resnet20_cifar_paper.py")
+    paths = [path for path in _paths(got.model, (32, 32, 3)) if path.endswith("kernel")]
+    rates = dict(zip(paths, prune.rates_of(got.prune.rate, paths), strict=True))
+    left_alone = {path for path, rate in rates.items() if not rate}
+    assert left_alone == {"output/kernel", "stage2_block1/shortcut/kernel", "stage3_block1/shortcut/kernel"}

@@ -18,8 +18,9 @@ from scipy import stats as scipy_stats
 from analysis import landscape as command
 from analysis import landscape_table as table
 from analysis.landscape import Settings
+from analysis.landscape_measures import PROGRAMS
 from analysis.landscape_table import Item
-from lthjax import config, data, models, prune, rng, study, train
+from lthjax import config, data, landscape, models, prune, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.models import Variables
@@ -594,3 +595,38 @@ def test_an_arm_that_is_not_there_is_said(copied: tuple[Path, Path]) -> None:
     assert got.notes == ["The reinit cell of seed 1 at level 2 is not there or diverged, and is left out."]
     kinds = [(item.kind, item.cell.seed) for item in table.items(got) if item.kind == "path_reinit"]
     assert kinds == [("path_reinit", 0)]
+
+
+def test_a_path_between_residual_networks_has_statistics_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At both ends and between, against statistics by hand: the mean over the whole chunks of batches."""
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Stages((3,), 1), 1, "for a test"))
+    model = models.build("tiny", (8, 8, 1), 4)
+    ends = [model.init(jax.random.key(seed)) for seed in (0, 1)]
+    mask = prune.ones(ends[0].params)
+    images = 1 + 2 * np.random.default_rng(0).normal(size=(25, 8, 8, 1)).astype(np.float32)
+    labels = np.arange(25) % 4
+    each = {
+        "variables": ends[0],
+        "mask": mask,
+        "other": ends[1],
+        "other_mask": mask,
+        "train": landscape.chunks(images, labels, 10),
+        "test": landscape.chunks(images[:10], labels[:10], 10),
+    }
+    how = SMALL._replace(alphas=3)
+    got = jax.jit(lambda each: PROGRAMS["path"](model, how, each))(each)
+
+    for i, alpha in enumerate((0, 0.5, 1)):
+        params = jax.tree.map(lambda a, b, s=alpha: s * a + (1 - s) * b, ends[0].params, ends[1].params)
+        zeros = jax.tree.map(jnp.zeros_like, ends[0].stats)
+        # From 0 a moving average of momentum 0.9 takes a tenth; the last five images fill no chunk.
+        tenths = [model.apply(params, zeros, images[n : n + 10], True)[1] for n in (0, 10)]
+        stats = jax.tree.map(lambda a, b: 10 * (a + b) / 2, *tenths)
+        for part, count in (("train", 25), ("test", 10)):
+            logits = model.apply(params, stats, images[:count], False)[0]
+            right = (np.asarray(logits).argmax(1) == labels[:count]).mean()
+            loss = -np.asarray(jax.nn.log_softmax(logits))[np.arange(count), labels[:count]].mean()
+            assert got[f"{part}_loss"][i] == pytest.approx(loss, rel=1e-3)
+            assert got[f"{part}_accuracy"][i] == pytest.approx(right, abs=1e-6)
+    ours, theirs = (model.apply(*end, images[:10], False)[0].argmax(1) for end in ends)
+    assert got["disagreement"] == pytest.approx(float((ours != theirs).mean()), abs=1e-6)
