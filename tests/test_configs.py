@@ -40,6 +40,8 @@ def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
         loaded,
         data=dataclasses.replace(loaded.data, validation=100),
         train=dataclasses.replace(loaded.train, steps=2, eval_every=2),
+        optim=dataclasses.replace(loaded.optim, milestones=(1,) if loaded.optim.milestones else ()),
+        rewind=(0,),
     )
     prepared = study.prepare(small, tmp_path)
     seed = small.seeds[0]
