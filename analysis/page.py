@@ -54,6 +54,10 @@ class Link(NamedTuple):
     text: str
     href: str
 
+    def __str__(self) -> str:
+        """Its words."""
+        return self.text
+
 
 class Table(NamedTuple):
     """A table as the page shows it.

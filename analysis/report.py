@@ -1,4 +1,4 @@
-"""The report of a run folder: a self-contained page, figures, and cells.csv.
+"""The report of a run folder: a self-contained page, figures, cells.csv and verdicts.csv.
 
 python -m analysis.report runs/quickstart-0123abcd
 """
@@ -12,6 +12,7 @@ from typing import Any
 from analysis import (
     compare,
     curves,
+    extra,
     geography,
     landscape,
     page,
@@ -55,26 +56,33 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
         return folder / "index.html"
     heading = title(study)
     seeds = len({row.seed for row in rows})
-    return page.write(
+    found = _findings(run, study, rows)
+    written = page.write(
         folder,
         title=heading,
         subtitle=f"Lottery-ticket study {study['config']['name']!r}: {len(rows)} cells, {seeds} "
         f"seed{'s' if seeds > 1 else ''}.",
-        sections=_sections(run, study, rows, heading),
+        sections=_sections(run, study, rows, heading, found),
         facts=_facts(study, rows),
         config=json.dumps(study["config"], indent=1),
         table=("cells.csv", table),
     )
+    said = [[f.claim, f.outcome, f.estimate, f.n, str(f.where)] for f in found]
+    extra.write_whole(folder / "verdicts.csv", page.to_csv(verdicts.Finding._fields, said).encode())
+    return written
 
 
 # What else may have been found out of a run: each says what it has written, its verdicts and its section.
-_OTHERS = (savings, landscape, predict, geography, transfer)
+OTHERS = (savings, landscape, predict, geography, transfer)
 
 
-def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: str) -> list[Section]:
-    found = verdicts.findings(study, rows)
-    for other in _OTHERS:
-        found += other.findings(run)
+def _findings(run: Path, study: dict[str, Any], rows: Sequence[Row]) -> list[verdicts.Finding]:
+    return [*verdicts.findings(study, rows), *(one for other in OTHERS for one in other.findings(run))]
+
+
+def _sections(
+    run: Path, study: dict[str, Any], rows: Sequence[Row], heading: str, found: Sequence[verdicts.Finding]
+) -> list[Section]:
     said = [[f.claim, f.outcome, f.estimate, str(f.n or "–"), f.where] for f in found]
     header = ["claim", "verdict", "estimate", "n", "where, or the command that tests it"]
     own = chains(rows)
@@ -97,7 +105,7 @@ def _sections(run: Path, study: dict[str, Any], rows: Sequence[Row], heading: st
             remark=_remark(study, rows),
         ),
         *([Section("structure", "What survives", figures=survivors)] if survivors else []),
-        *(section for other in _OTHERS if (section := other.section(run)) is not None),
+        *(section for other in OTHERS if (section := other.section(run)) is not None),
     ]
 
 
@@ -119,7 +127,7 @@ def _is_of(folder: Path, table: str, run: Path) -> bool:
     written, cells = folder / "index.html", folder / "cells.csv"
     if not (written.is_file() and cells.is_file() and cells.read_text() == table):
         return False
-    others = [path for other in _OTHERS for path in other.written(run)]
+    others = [path for other in OTHERS for path in other.written(run)]
     return all(other.stat().st_mtime <= written.stat().st_mtime for other in others)
 
 

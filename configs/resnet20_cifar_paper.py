@@ -3,8 +3,8 @@
 Linear Mode Connectivity (arXiv 1912.05671), table 1: 63,000 steps of batch 128, SGD with momentum 0.9 and
 weight decay 1e-4, learning rate 0.1, a tenth of it from step 32,000 and of that from 48,000, images
 shifted and mirrored; 20 % of the convolutions' remaining weights a round, shortcuts and output layer left
-alone (Frankle & Carbin 2019, arXiv 1803.03635, section 4). Here layer by layer; the papers rank the weights of
-all convolutions together.
+alone (Frankle & Carbin 2019, arXiv 1803.03635, section 4). Here layer by layer; the papers rank the weights
+of all convolutions together.
 
     python run.py --config configs/resnet20_cifar_paper.py
 

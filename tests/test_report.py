@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import cells, figures, report
-from lthjax import study
+from analysis import cells, figures, publish, report
+from lthjax import config, study
 from lthjax.errors import UserError
 from lthjax.stats import mean_interval
 
@@ -201,3 +201,41 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text("{")
     with pytest.raises(UserError, match="it cannot be read"):
         report.build(tmp_path)
+
+
+def test_what_is_published(
+    tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [study.run(tiny(arms=("ticket",), levels=1, optim=config.Optim(lr=lr)), tmp_path / "runs")
+            for lr in (1e-3, 2e-3)]  # fmt: skip
+    (runs[0] / "predict").mkdir()
+    for name in ("scores.csv", "drawn.csv", "drawn.png"):
+        (runs[0] / "predict" / name).write_text(name)
+    to = tmp_path / "results" / "tiny"
+    publish.main([str(runs[0]), str(to)])
+    assert (to / "predict" / "scores.csv").read_text() == "scores.csv"
+    for name in ("cells.csv", "verdicts.csv", "accuracy.svg"):
+        assert (to / name).read_bytes() == (runs[0] / "report" / name).read_bytes()
+    assert json.loads((to / "study.json").read_text())["config"]["name"] == "tiny"
+    with (to / "verdicts.csv").open() as file:
+        said = list(csv.DictReader(file))
+    assert {line["outcome"] for line in said} <= {"supported", "refuted", "undecided", "not tested"}
+    assert said[0]["claim"] in (runs[0] / "report" / "index.html").read_text()
+    kinds = {path.suffix for path in to.rglob("*") if path.is_file()}
+    assert kinds == {".json", ".csv", ".svg"}
+    assert not (to / "predict" / "drawn.csv").exists()
+
+    # Too large an SVG gives way to its PNG, and what an earlier call left is gone.
+    vector = runs[0] / "report" / "accuracy.svg"
+    monkeypatch.setattr(publish, "LARGEST", vector.stat().st_size - 1)
+    (to / "old.svg").write_text("")
+    publish.publish(runs[:1], to)
+    assert not (to / "old.svg").exists()
+    assert not (to / "accuracy.svg").exists()
+    assert (to / "accuracy.png").is_file() is (vector.with_suffix(".png").stat().st_size < publish.LARGEST)
+
+    publish.publish(runs, to)
+    assert [of["config"]["optim"]["lr"] for of in json.loads((to / "study.json").read_text())] == [1e-3, 2e-3]
+    assert (to / "comparison.csv").is_file()
+    with pytest.raises(UserError, match="holds no published study; name another folder"):
+        publish.publish(runs, tmp_path)
