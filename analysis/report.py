@@ -101,7 +101,7 @@ def _sections(
         Section(
             "levels",
             "Levels",
-            tables=[*(_levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])],
+            tables=[*(levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])],
             remark=_remark(study, rows),
         ),
         *([Section("structure", "What survives", figures=survivors)] if survivors else []),
@@ -220,7 +220,7 @@ def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
     return min(matching, key=lambda found: found[1].density, default=None)
 
 
-def _levels(rows: Sequence[Row], chain: str) -> Table:
+def levels(rows: Sequence[Row], chain: str) -> Table:
     """A chain's levels: accuracy of every arm, and its leader's paired differences."""
     leader = imp.leader(chain)
     controls = [arm for arm in arms(select(rows, chain=chain)) if arm != leader]

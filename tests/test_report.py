@@ -57,7 +57,7 @@ def test_repeats_are_averaged_within_a_seed_and_diverged_left_out() -> None:
 
 
 def test_table_of_levels() -> None:
-    table = report._levels(ROWS, "rewind-0")
+    table = report.levels(ROWS, "rewind-0")
     assert table.header[3:] == ["ticket", "reinit", "ticket − dense (pp)", "ticket − reinit (pp)"]
     dense, first, second = table.rows
     assert dense[:3] == ["0 (dense)", "1,000", "100.0"]

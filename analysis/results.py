@@ -1,0 +1,188 @@
+"""The pages about published results; every number in them is computed from the tables in `results/`.
+
+python -m analysis.results
+
+  results/README.md.jinja    becomes results/README.md
+  results/summary.md.jinja   becomes what stands in README.md between its two `results` marks
+
+Templates see `study(NAME)`, a `Published`, for every folder that `analysis.publish` has written there.
+"""
+
+import argparse
+import csv
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from analysis import extra, page, report
+from analysis.cells import Row, accuracies, difference, select
+from analysis.page import Table
+from lthjax import errors, imp
+from lthjax.errors import UserError
+from lthjax.imp import DENSE
+from lthjax.stats import Interval, mean_interval
+
+OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
+
+
+class Published:
+    """A folder that `analysis.publish` has written."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads its tables.
+
+        Args:
+            folder: it.
+
+        Raises:
+            UserError: it is no such folder.
+        """
+        self.folder = folder
+        try:
+            self.about: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+            self.rows: list[Row] = extra.read_rows(folder / "cells.csv", Row)
+            self.verdicts = self.table("verdicts.csv")
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{folder}: it is no published study ({error}).") from error
+
+    def table(self, name: str, **where: object) -> list[dict[str, str]]:
+        """The rows of a CSV in the folder whose columns have these values."""
+        with (self.folder / name).open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+        return [line for line in lines if all(line[column] == str(value) for column, value in where.items())]
+
+    @property
+    def seeds(self) -> int:
+        """How many."""
+        return len({row.seed for row in self.rows})
+
+    def cells(self, arm: str, level: int = 0, rewind: int = 0) -> list[Row]:
+        """The cells of an arm at a level; those of the dense network have neither level nor rewind step."""
+        chain = DENSE if arm == DENSE else f"rewind-{rewind}"
+        found = select(self.rows, chain=chain, arm=arm, level=0 if arm == DENSE else level)
+        if not found:
+            raise UserError(f"{self.folder}: it has no cell {chain}, level {level}, {arm}.")
+        return found
+
+    def accuracy(self, arm: str, level: int = 0, rewind: int = 0) -> Interval:
+        """Test accuracy at the end of training in percent, mean over seeds."""
+        return mean_interval(list(accuracies(self.cells(arm, level, rewind)).values()))
+
+    def gap(
+        self, arm: str, other: str, level: int, rewind: int = 0, other_rewind: int | None = None
+    ) -> Interval:
+        """arm − other at a level in percentage points, paired by seed."""
+        theirs = self.cells(other, level, rewind if other_rewind is None else other_rewind)
+        return difference(accuracies(self.cells(arm, level, rewind)), accuracies(theirs))
+
+    def density(self, level: int, rewind: int = 0) -> float:
+        """Weights left / prunable weights."""
+        return self.cells("ticket", level, rewind)[0].density
+
+    def weights(self, level: int = 0) -> int:
+        """Prunable weights left."""
+        return self.cells("ticket" if level else DENSE, level)[0].weights_left
+
+    def levels(self, arm: str = "ticket", rewind: int = 0) -> list[int]:
+        """Where an arm was trained."""
+        return sorted({row.level for row in select(self.rows, chain=f"rewind-{rewind}", arm=arm)})
+
+    def verdict(self, claim: str) -> dict[str, str]:
+        """The row of verdicts.csv whose claim begins so; the first, as later ones depend on it."""
+        found = [line for line in self.verdicts if line["claim"].startswith(claim)]
+        if not found:
+            raise UserError(f"{self.folder}: no claim begins with {claim!r}.")
+        return found[0]
+
+    def by_level(self, rewind: int = 0) -> Table:
+        """The report's table of levels."""
+        return report.levels(self.rows, f"rewind-{rewind}")
+
+    @property
+    def chains(self) -> list[str]:
+        """Those led by tickets."""
+        names = {row.chain for row in self.rows} - {DENSE}
+        return sorted(name for name in names if imp.leader(name) == "ticket")
+
+
+def markdown(table: Table) -> str:
+    """A table of the report in Markdown."""
+    align = [":--" if place < table.words else "--:" for place in range(len(table.header))]
+    lines = [table.header, align, *([str(value) for value in row] for row in table.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def against(ours: Interval, published: float, spread: float | None = None) -> str:
+    """Whether a published value agrees with ours: it lies in our 95 % interval, widened by its own spread."""
+    apart = max(ours.low - published, published - ours.high, 0.0)
+    return "agrees" if apart <= (spread or 0.0) else "differs"
+
+
+def render(folder: Path, template: str) -> str:
+    """A template of the folder with its numbers.
+
+    Raises:
+        UserError: the template is not there, or asks for what no folder has.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.globals |= {
+        "study": functools.cache(lambda name: Published(folder / name)),
+        "published": sorted(path.parent.name for path in folder.glob("*/study.json")),
+        "against": against,
+    }
+    environment.filters |= {
+        "percent": page.percent,
+        "points": page.points,
+        "markdown": markdown,
+        "density": lambda value: f"{100 * value:.1f} %",
+        "count": lambda value: f"{value:,}",
+    }
+    try:
+        return environment.get_template(template).render()
+    except jinja2.TemplateError as error:
+        raise UserError(f"{folder / template}: {error}.") from error
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """What the pages should say: path -> text.
+
+    Args:
+        root: the repository's; holds README.md and results/.
+
+    Raises:
+        UserError: as `render`, or README.md has not the two marks.
+    """
+    folder, front = root / "results", root / "README.md"
+    before, found, rest = front.read_text(encoding="utf-8").partition(OPEN)
+    _, ended, after = rest.partition(CLOSE)
+    if not (found and ended):
+        raise UserError(f"{front}: it has not the marks {OPEN!r} and {CLOSE!r}, one after the other.")
+    summary = render(folder, "summary.md.jinja").strip()
+    return {
+        folder / "README.md": render(folder, "README.md.jinja"),
+        front: f"{before}{OPEN}\n{summary}\n{CLOSE}{after}",
+    }
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.results", description=__doc__.splitlines()[0])
+    parser.add_argument("root", nargs="?", type=Path, default=Path(), help="the repository's root")
+    for path, text in pages(parser.parse_args(arguments).root).items():
+        extra.write_whole(path, text.encode())
+        print(path)
+
+
+if __name__ == "__main__":
+    errors.command_line(main)

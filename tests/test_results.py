@@ -1,0 +1,164 @@
+"""What results/ holds, and that every number quoted from it is computed from it."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import stats as scipy_stats
+
+from analysis import page, publish, results, verdicts
+from analysis.cells import Row, to_csv
+from analysis.page import Table
+from lthjax.errors import UserError
+from lthjax.stats import mean_interval
+
+RESULTS = ROOT / "results"
+FOLDERS = sorted(path.parent for path in RESULTS.glob("*/cells.csv"))
+
+
+def by_hand(folder: Path, arm: str, level: int) -> dict[int, float]:
+    """Seed -> accuracy in percent, with nothing but the csv module."""
+    with (folder / "cells.csv").open(newline="") as file:
+        lines = [x for x in csv.DictReader(file) if (x["arm"], x["level"]) == (arm, str(level))]
+    chains = {line["chain"] for line in lines}
+    first = [line for line in lines if line["chain"] in (min(chains), "dense")]
+    return {int(line["seed"]): 100 * float(line["test_accuracy"]) for line in first}
+
+
+def test_there_are_results() -> None:
+    assert FOLDERS
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_folder_is_small_and_names_no_machine(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert path.suffix in (".csv", ".json", ".svg", ".png"), "no weights"
+            assert path.stat().st_size <= publish.LARGEST
+            if path.suffix in (".csv", ".json"):
+                assert not re.search(r"(?<![\w.])/(tmp|home|work|root|mnt|Users)/", path.read_text())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_verdicts_follow_from_the_cells(folder: Path) -> None:
+    """Those on accuracies are found again; the others begin after them."""
+    got = results.Published(folder)
+    found = verdicts.findings(got.about, got.rows)
+    said = [[f.claim, f.outcome, f.estimate, str(f.n), str(f.where)] for f in found]
+    assert [list(line.values()) for line in got.verdicts[: len(said)]] == said
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_accuracies_and_gaps_by_hand(folder: Path) -> None:
+    got = results.Published(folder)
+    for level in got.levels("reinit"):
+        ours, theirs = (by_hand(folder, arm, level) for arm in ("ticket", "reinit"))
+        assert got.accuracy("ticket", level).mean == pytest.approx(np.mean(list(ours.values())))
+        gaps = [ours[seed] - theirs[seed] for seed in ours]
+        low, high = scipy_stats.t.interval(
+            0.95, len(gaps) - 1, np.mean(gaps), np.std(gaps, ddof=1) / len(gaps) ** 0.5
+        )
+        found = got.gap("ticket", "reinit", level)
+        np.testing.assert_allclose(found[:3], [np.mean(gaps), low, high])
+    dense = by_hand(folder, "dense", 0)
+    assert got.accuracy("dense").mean == pytest.approx(np.mean(list(dense.values())))
+    assert got.seeds == len(dense)
+
+
+def test_the_pages_say_what_the_tables_say() -> None:
+    """Every number in them is written by their templates: `python -m analysis.results` writes them anew."""
+    for path, text in results.pages(ROOT).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is not what its template gives"
+
+
+@pytest.mark.parametrize("name", ["README.md.jinja", "summary.md.jinja"])
+def test_no_result_is_typed_into_a_template(name: str) -> None:
+    """What has decimals is computed, but for published values, which stand in `{% set %}`, and papers."""
+    text = (RESULTS / name).read_text(encoding="utf-8")
+    text = re.sub(
+        r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|`[^`]*`|\([^)]*\.(svg|png|csv|md)\)", "", text, flags=re.DOTALL
+    )
+    text = re.sub(r"arXiv[ :]\d{4}\.\d{5}|arxiv\.org/abs/\d{4}\.\d{5}", "", text)
+    assert re.findall(r"\d+\.\d+", text) == []
+
+
+def test_figures_and_folders_that_pages_name_are_there() -> None:
+    for path, text in results.pages(ROOT).items():
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            if "://" not in link:
+                assert (path.parent / link).exists(), f"{path.name} leads to {link}"
+
+
+def test_markdown() -> None:
+    table = Table("", ["arm", "pp"], [["ticket", "+1.00"]])
+    assert results.markdown(table) == "| arm | pp |\n| :-- | --: |\n| ticket | +1.00 |"
+
+
+def test_agreement_with_published_values() -> None:
+    ours = mean_interval([98.0, 98.2, 98.4])
+    assert results.against(ours, ours.high) == "agrees"
+    assert results.against(ours, ours.high + 0.2) == "differs"
+    assert results.against(ours, ours.low - 0.2, 0.25) == "agrees"
+
+
+def written(root: Path, template: str) -> Path:
+    folder = root / "results" / "one"
+    folder.mkdir(parents=True)
+    measured = (0.1, 0.9, 0.9, 0.1, 5, 0.9, 10, 1.0, "done")
+    rows = [
+        Row(seed, chain, level, arm, 1, 0.8**level, 1000 - 200 * level, value, *measured)
+        for seed, of_seed in ((0, (0.95, 0.96)), (1, (0.97, 0.99)))
+        for chain, level, arm, value in (
+            ("dense", 0, "dense", of_seed[0]),
+            ("rewind-0", 1, "ticket", of_seed[1]),
+        )
+    ]
+    (folder / "cells.csv").write_text(to_csv(rows))
+    (folder / "verdicts.csv").write_text(
+        "claim,outcome,estimate,n,where\nTickets win,supported,+1.5,2,Levels\n"
+    )
+    (folder / "study.json").write_text(json.dumps({"config": {}}))
+    (root / "results" / "README.md.jinja").write_text(template)
+    (root / "results" / "summary.md.jinja").write_text("{{ published | join }}\n")
+    (root / "README.md").write_text(f"before\n{results.OPEN}\nold\n{results.CLOSE}\nafter\n")
+    return root
+
+
+def test_a_page_by_hand(tmp_path: Path) -> None:
+    template = (
+        "{% set s = study('one') %}\n"
+        "{{ s.gap('ticket', 'dense', 1) | points }} at {{ s.density(1) | density }}, "
+        "{{ s.weights(1) | count }} of {{ s.weights() | count }}: "
+        "{{ s.verdict('Tickets').outcome }}, {{ s.accuracy('dense').mean }}\n"
+    )
+    root = written(tmp_path, template)
+    results.main([str(root)])
+    interval = page.points(mean_interval([1.0, 2.0]))
+    expected = f"{interval} at 80.0 %, 800 of 1,000: supported, 96.0\n"
+    assert (root / "results" / "README.md").read_text() == expected
+    assert (root / "README.md").read_text() == f"before\n{results.OPEN}\none\n{results.CLOSE}\nafter\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ study('two').seeds }}", "two: it is no published study"),
+        ("{{ study('one').cells('reinit', 1) }}", "it has no cell rewind-0, level 1, reinit"),
+        ("{{ study('one').verdict('Nothing') }}", "no claim begins with 'Nothing'"),
+        ("{{ study('one').verdict('Tickets').what }}", "README.md.jinja"),
+    ],
+)
+def test_what_is_not_there_is_said(template: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        results.pages(written(tmp_path, template))
+
+
+def test_a_readme_without_marks_is_refused(tmp_path: Path) -> None:
+    root = written(tmp_path, "")
+    (root / "README.md").write_text("nothing")
+    with pytest.raises(UserError, match="it has not the marks"):
+        results.pages(root)
