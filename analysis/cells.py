@@ -1,6 +1,7 @@
 """A run folder as a table: one row a cell."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -121,6 +122,19 @@ def accuracies(rows: Iterable[Seeded]) -> dict[int, float]:
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
     """The mean difference with its interval, paired over the seeds that both have."""
     return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def densities(rows: Iterable[Row]) -> dict[int, float]:
+    """Level -> mean density of its rows, by level."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        found.setdefault(row.level, []).append(row.density)
+    return {level: sum(values) / len(values) for level, values in sorted(found.items())}
+
+
+def nearest(levels: Mapping[int, float], density: float) -> int:
+    """The level whose density is nearest by ratio; of equally near ones the first."""
+    return min(levels, key=lambda level: abs(math.log(levels[level] / density)))
 
 
 def select(

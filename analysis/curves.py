@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import figures, verdicts
-from analysis.cells import COLUMNS, Row, arms, chains, select
+from analysis.cells import COLUMNS, Row, arms, chains, densities, nearest, select
 from analysis.page import Drawn
 from lthjax import imp
 from lthjax.imp import DENSE
@@ -101,7 +101,7 @@ def _learning(
     if not tickets:
         levels = []
     else:
-        wanted = [min(tickets, key=lambda row: abs(np.log(row.density / near))).level for near in _SHOWN]
+        wanted = [nearest(densities(tickets), near) for near in _SHOWN]
         levels = sorted({*wanted, max(row.level for row in tickets)})
     panels = {}
     dense = _of_cells(run, select(rows, chain=DENSE))

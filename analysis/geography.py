@@ -190,8 +190,8 @@ def _asked(run: Path, chain: str | None, levels: Sequence[int] | None) -> tuple[
                 f"--levels: {level} has no two seeds' tickets in {name}; it may be "
                 f"{', '.join(map(str, several))}."
             )
-    density = {n: float(np.mean([row.density for row in cells.select(done, level=n)])) for n in several}
-    nearest = {min(several, key=lambda n, near=near: abs(density[n] - near)) for near in _NEAR}  # type: ignore[misc]
+    density = cells.densities(row for row in done if row.level in several)
+    nearest = {cells.nearest(density, near) for near in _NEAR}
     return name, {level: seeds[level] for level in sorted({*levels} if levels else {*nearest, several[-1]})}
 
 

@@ -180,8 +180,8 @@ def ask(
             raise UserError(
                 f"--levels: {level} has no trained ticket in {chain}; it may be {', '.join(map(str, there))}."
             )
-    density = {n: float(np.mean([row.density for row in cells.select(done, level=n)])) for n in there}
-    nearest = {min(there, key=lambda n, near=near: abs(density[n] - near)) for near in _NEAR}  # type: ignore[misc]
+    density = cells.densities(done)
+    nearest = {cells.nearest(density, near) for near in _NEAR}
     chosen = sorted({*levels} if levels else {*nearest, there[-1]})
     seeds = {n: sorted(row.seed for row in cells.select(done, level=n)) for n in chosen}
     every = {seed for of_level in seeds.values() for seed in of_level}
@@ -639,7 +639,7 @@ def findings(run: Path) -> list[Finding]:
         return [
             Finding(claim, "not tested", "one seed: none is held out", 0, f"python -m analysis.predict {run}")
         ]
-    level = min(held, key=lambda row: abs(np.log((row.density or 1.0) / 0.1))).level
+    level = cells.nearest({row.level: row.density or 1.0 for row in held}, 0.1)
     own = [row for row in held if row.level == level]
     values = [float(row.auroc or 0) for row in own]
     interval = mean_interval(values)

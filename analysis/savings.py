@@ -283,9 +283,7 @@ def timed_levels(densities: dict[int, float], quick: bool = False) -> set[int]:
     sparsest = min(pruned, key=lambda level: (pruned[level], level))
     if quick:
         return {sparsest}
-    return {sparsest} | {
-        min(pruned, key=lambda level: abs(math.log(pruned[level] / density))) for density in TIMED_DENSITIES
-    }
+    return {sparsest} | {cells.nearest(pruned, density) for density in TIMED_DENSITIES}
 
 
 def timings(
@@ -567,7 +565,8 @@ _FEWER = "5–10× fewer multiplications and bytes"
 
 
 def _near_a_tenth(rows: Sequence[Level]) -> Level:
-    return min(rows, key=lambda row: abs(math.log(row.density / 0.1)))
+    level = cells.nearest({row.level: row.density for row in rows}, 0.1)
+    return next(row for row in rows if row.level == level)
 
 
 def _counted(rows: Sequence[Level]) -> Finding:

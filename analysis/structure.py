@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from scipy import stats
 
 from analysis import page
-from analysis.cells import Row, chains, load, select
+from analysis.cells import Row, chains, densities, load, nearest, select
 from analysis.entries import title
 from analysis.figures import STYLE, WEIGHTS_LEFT, curve, legend_below, look, series, ticks, weights_axis
 from analysis.page import Drawn
@@ -155,10 +155,7 @@ class _Run(NamedTuple):
     @property
     def levels(self) -> dict[int, float]:
         """Level -> mean density of its tickets."""
-        found: dict[int, list[float]] = {}
-        for row in self.tickets:
-            found.setdefault(row.level, []).append(row.density)
-        return {level: float(np.mean(found[level])) for level in sorted(found)}
+        return densities(self.tickets)
 
     def mask(self, row: Row) -> Layers:
         """A cell's mask."""
@@ -513,7 +510,7 @@ def _draw_kernels(taps: Sequence[_Tap], heading: str) -> Figure:
 
 
 def _unit_degrees(run: _Run) -> Drawn:
-    level = _nearest(run.levels, _SHOWN)
+    level = nearest(run.levels, _SHOWN)
     tickets = select(run.tickets, level=level)
     rows: list[_Degree] = []
     ratios: dict[tuple[str, str], list[float]] = {}
@@ -654,7 +651,7 @@ def _draw_dead(rows: Sequence[_CutOff], heading: str) -> Figure:
 
 
 def _initial_final(run: _Run) -> Drawn | None:
-    level = _nearest(run.levels, _SHOWN)
+    level = nearest(run.levels, _SHOWN)
     pairs = ((row, run.parent(row)) for row in select(run.tickets, level=level))
     row, parent = next(((row, parent) for row, parent in pairs if parent is not None), (None, None))
     if row is None or parent is None:
@@ -870,14 +867,10 @@ def _seeds(n: int) -> str:
     return f"{n} seed{'s' if n > 1 else ''}"
 
 
-def _nearest(levels: dict[int, float], density: float) -> int:
-    return min(levels, key=lambda level: abs(np.log(levels[level] / density)))
-
-
 def _some_levels(levels: dict[int, float]) -> list[int]:
     """Up to three: near half of the weights, near a tenth, and the sparsest."""
     sparsest = min(levels, key=lambda level: levels[level])
-    return sorted({_nearest(levels, 0.5), _nearest(levels, _SHOWN), sparsest})
+    return sorted({nearest(levels, 0.5), nearest(levels, _SHOWN), sparsest})
 
 
 def _first_is_dense(run: _Run) -> bool:

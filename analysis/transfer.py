@@ -211,8 +211,8 @@ def source_of(run: str | Path, chain: str | None = None, levels: Sequence[int] |
                 f"--levels: {level} has no trained ticket of {name} in {run}; it may be "
                 f"{', '.join(map(str, there))}."
             )
-    density = {n: float(np.mean([row.density for row in cells.select(tickets, level=n)])) for n in there}
-    nearest = {min(there, key=lambda n, near=near: abs(density[n] - near)) for near in _NEAR}  # type: ignore[misc]
+    density = cells.densities(tickets)
+    nearest = {cells.nearest(density, near) for near in _NEAR}
     seeds = {n: sorted(row.seed for row in cells.select(tickets, level=n)) for n in sorted(levels or nearest)}
     made = about["data"]
     model = models.build(about["config"]["model"], tuple(made["shape"]), made["classes"])
@@ -277,7 +277,7 @@ def moves(
                 of = _partner(seed, seeds, pair)
                 if of is None:
                     continue
-                found.append(Move(source, of, level, seed, _nearest(levels, density[of, level])))
+                found.append(Move(source, of, level, seed, cells.nearest(levels, density[of, level])))
     if not found:
         raise UserError(
             f"--pairs: {' '.join(pairs)} leaves nothing to move from {source.run.name}, with seeds "
@@ -285,11 +285,6 @@ def moves(
             f"with seeds {sorted(own)}; train more seeds, or name the other of 'same' and 'other'."
         )
     return found
-
-
-def _nearest(levels: Mapping[int, float], density: float) -> int:
-    """The level whose density is nearest by ratio."""
-    return min(levels, key=lambda n: abs(math.log(levels[n]) - math.log(density)))
 
 
 def _partner(seed: int, seeds: Sequence[int], pair: str) -> int | None:
