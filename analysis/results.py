@@ -12,6 +12,7 @@ import argparse
 import csv
 import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import jinja2
 from analysis import extra, page, report
 from analysis.cells import Row, accuracies, difference, select
 from analysis.page import Table
-from lthjax import errors, imp
+from lthjax import errors, imp, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.stats import Interval, mean_interval
@@ -91,6 +92,24 @@ class Published:
         """Where an arm was trained."""
         return sorted({row.level for row in select(self.rows, chain=f"rewind-{rewind}", arm=arm)})
 
+    @property
+    def last(self) -> int:
+        """The sparsest level."""
+        return self.levels()[-1]
+
+    def first_below(self, other: str) -> int:
+        """The level from which on tickets are worse than another arm, by the 95 % interval, at every one."""
+        below = [self.gap("ticket", other, level).high < 0 for level in self.levels()]
+        firm = [level for place, level in enumerate(self.levels()) if all(below[place:])]
+        if not firm:
+            raise UserError(f"{self.folder}: its tickets are not below {other} at the end.")
+        return firm[0]
+
+    @property
+    def hours(self) -> str:
+        """The time of all trainings, in words."""
+        return progress.duration(sum(row.seconds for row in self.rows))
+
     def verdict(self, claim: str) -> dict[str, str]:
         """The row of verdicts.csv whose claim begins so; the first, as later ones depend on it."""
         found = [line for line in self.verdicts if line["claim"].startswith(claim)]
@@ -141,6 +160,7 @@ def render(folder: Path, template: str) -> str:
         "published": sorted(path.parent.name for path in folder.glob("*/study.json")),
         "against": against,
     }
+    environment.tests["match"] = lambda value, pattern: re.match(pattern, value) is not None
     environment.filters |= {
         "percent": page.percent,
         "points": page.points,
