@@ -629,7 +629,7 @@ def section(run: Path) -> Section | None:
 
 
 def findings(run: Path) -> list[Finding]:
-    """Whether masks are predictable, and worth something, at the level nearest to 10 % of the weights."""
+    """Whether masks are predictable, near 10 % of the weights, and at every level what they are worth."""
     claim = "The ticket's mask is predictable at initialisation: AUROC within layers above chance"
     if not (run / ABOUT).is_file():
         return [Finding(claim, "not tested", "no scores", 0, f"python -m analysis.predict {run}")]
@@ -639,31 +639,28 @@ def findings(run: Path) -> list[Finding]:
         return [
             Finding(claim, "not tested", "one seed: none is held out", 0, f"python -m analysis.predict {run}")
         ]
-    level = cells.nearest({row.level: row.density or 1.0 for row in held}, 0.1)
+    tickets = cells.select(cells.load(run), chain=held[0].chain, arm="ticket")
+    density = cells.densities(tickets)
+    level = cells.nearest({row.level: density[row.level] for row in held}, 0.1)
     own = [row for row in held if row.level == level]
     values = [float(row.auroc or 0) for row in own]
     interval = mean_interval(values)
     bracket = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval.n > 1 else ""
-    at = f"at {100 * (own[0].density or 1.0):.1f} % of the weights"
+    at = f"at {100 * density[level]:.1f} % of the weights"
     link = Link("predictability", "#predict")
     made = [
         Finding(claim, verdict(values, 0.5).outcome, f"{interval.mean:.3f}{bracket} {at}", interval.n, link)
     ]
-    trained = [trial for trial in found.trials if trial.level == level]
-    accuracies = {
-        mask: cells.accuracies(trial for trial in trained if trial.mask == mask) for mask in (PREDICTED, TWIN)
-    }
-    gaps = paired(accuracies[PREDICTED], accuracies[TWIN])
-    if gaps:
-        made.append(
-            Finding(
-                "Predicted masks train to more than the same shuffled within layers",
-                verdict(gaps).outcome,
-                f"{page.points(mean_interval(gaps))} pp {at}",
-                len(gaps),
-                link,
-            )
+    for level in sorted({trial.level for trial in found.trials}):
+        predicted, twin = (
+            cells.accuracies(t for t in found.trials if (t.level, t.mask) == (level, mask))
+            for mask in (PREDICTED, TWIN)
         )
+        gaps = paired(predicted, twin)
+        if gaps:
+            claim = f"Predicted masks train to more than the same shuffled, at {100 * density[level]:.1f} %"
+            estimate = f"{page.points(mean_interval(gaps))} pp"
+            made.append(Finding(claim, verdict(gaps).outcome, estimate, len(gaps), link))
     return made
 
 

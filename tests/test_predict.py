@@ -305,6 +305,12 @@ def test_a_whole_run(
         assert (run / "predict" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert b"<svg" in (run / "predict" / f"{name}.svg").read_bytes()
 
+    # Verdicts name the tickets' density: over the whole network, not the mean over its layers.
+    left = [f"{100 * store.result(Cell(0, 'rewind-0', n, 'ticket'))['density']:.1f} %" for n in (1, 2)]
+    first, *worth = command.findings(run)
+    assert first.estimate.endswith(f"at {left[1]} of the weights")
+    assert [one.claim.rpartition("at ")[2] for one in worth] == left
+
     # A second call trains nothing and finds the same.
     def never(*_: object) -> None:
         raise AssertionError("it trains again")
