@@ -19,7 +19,7 @@ cells are only read; what this writes lies in RUN/predict:
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,11 +112,17 @@ class Trial(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What RUN/predict holds: rows of scores, trained masks, and what a reader must know."""
+    """What RUN/predict holds: rows of scores, trained masks, and what a reader must know.
+
+    Attributes:
+        rows, trials, notes: these.
+        density: level -> weights left / prunable weights, mean of the run's tickets.
+    """
 
     rows: list[Row]
     trials: list[Trial]
     notes: list[str]
+    density: dict[int, float]
 
 
 class Asked(NamedTuple):
@@ -547,11 +553,16 @@ def load(run: str | Path) -> Loaded:
     try:
         notes = json.loads((where / "about.json").read_text(encoding="utf-8"))["notes"]
         rows = extra.read_rows(where / "scores.csv", Row)
-        return Loaded(rows, extra.read_rows(where / "functional.csv", Trial), notes)
+        trials = extra.read_rows(where / "functional.csv", Trial)
+        return Loaded(rows, trials, notes, _densities(Path(run), rows[0].chain))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{where}: it cannot be read ({error}); run python -m analysis.predict {run} again."
         ) from error
+
+
+def _densities(run: Path, chain: str) -> dict[int, float]:
+    return cells.densities(cells.select(cells.load(run), chain=chain, arm="ticket"))
 
 
 def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], notes: list[str]) -> None:
@@ -564,7 +575,7 @@ def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], note
         "notes": notes,
     }
     try:
-        for of_figure in drawn(rows, trials):
+        for of_figure in drawn(Loaded(rows, trials, notes, _densities(asked.run, asked.chain))):
             page.show(where, of_figure)
         extra.write_whole(where / "scores.csv", page.to_csv(Row._fields, rows).encode())
         extra.write_whole(where / "functional.csv", page.to_csv(Trial._fields, trials).encode())
@@ -574,13 +585,14 @@ def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], note
         raise UserError(f"{where}: it cannot be written ({error.strerror}).") from error
 
 
-def drawn(rows: Sequence[Row], trials: Sequence[Trial]) -> list[Drawn]:
+def drawn(loaded: Loaded) -> list[Drawn]:
     """The figures of what was found, with their captions."""
+    rows, trials, _, density = loaded
     found = [
         Drawn(
             "predict_bars",
             "How well scores at initialisation find the ticket's mask",
-            bars(rows),
+            bars(rows, density),
             "AUROC within layers, and precision at the mask's own number of weights over its density, each "
             "averaged over the layers; one panel a level. Points are seeds, bars their mean, lines the 95 % "
             "interval (of three seeds or more), dashes chance. The logistic predictor is tested on a seed "
@@ -591,7 +603,7 @@ def drawn(rows: Sequence[Row], trials: Sequence[Trial]) -> list[Drawn]:
         Drawn(
             "predict_curve",
             "When in training the ticket's mask becomes predictable",
-            curve(rows),
+            curve(rows, density),
             "AUROC within layers of every score, taken at a step of the dense network's training; lines are "
             "means over seeds, points seeds, the band the 95 % interval of the logistic predictor (of three "
             "seeds or more). Look for the step at which the lines leave their level at step 0.",
@@ -603,7 +615,7 @@ def drawn(rows: Sequence[Row], trials: Sequence[Trial]) -> list[Drawn]:
             Drawn(
                 "predict_functional",
                 "What predicted masks are worth, trained",
-                functional(trials),
+                functional(trials, density),
                 "Test accuracy at the end of training from the weights that the ticket starts from: the "
                 "ticket's mask, the mask that the other seeds' predictor gives, the same shuffled within "
                 "layers, and random masks, all of the ticket's layer-wise densities. Small points are seeds, "
@@ -625,7 +637,7 @@ def section(run: Path) -> Section | None:
     if not (run / ABOUT).is_file():
         return None
     found = load(run)
-    return Section("predict", "Predictability", found.notes, drawn(found.rows, found.trials))
+    return Section("predict", "Predictability", found.notes, drawn(found))
 
 
 def findings(run: Path) -> list[Finding]:
@@ -639,8 +651,7 @@ def findings(run: Path) -> list[Finding]:
         return [
             Finding(claim, "not tested", "one seed: none is held out", 0, f"python -m analysis.predict {run}")
         ]
-    tickets = cells.select(cells.load(run), chain=held[0].chain, arm="ticket")
-    density = cells.densities(tickets)
+    density = found.density
     level = cells.nearest({row.level: density[row.level] for row in held}, 0.1)
     own = [row for row in held if row.level == level]
     values = [float(row.auroc or 0) for row in own]
@@ -690,7 +701,7 @@ _PANELS = 4
 _CHANCE = "#444444"
 
 
-def bars(rows: Sequence[Row]) -> Figure:
+def bars(rows: Sequence[Row], density: Mapping[int, float]) -> Figure:
     """Every score at initialisation: AUROC and lift, averaged over layers; a panel a level.
 
     Points are seeds, bars their mean, lines the 95 % interval (of three seeds or more), dashes chance. The
@@ -701,7 +712,7 @@ def bars(rows: Sequence[Row]) -> Figure:
     shown = [of for of in shown if any((row.score, row.mask) == of for row in rows)]
     measures = (("auroc", 0.5, "AUROC within layers"), ("lift", 1.0, "precision@k / density"))
     with matplotlib.rc_context(figures.STYLE):
-        figure, grid, levels = _panels(rows, len(measures), (2.9, 0.3 * len(shown) + 0.9))
+        figure, grid, levels = _panels(rows, density, len(measures), (2.9, 0.3 * len(shown) + 0.9))
         for line, (measure, chance, name_of) in zip(grid, measures, strict=True):
             for axes, level in zip(line, levels, strict=True):
                 for place, of in enumerate(shown):
@@ -719,7 +730,7 @@ def bars(rows: Sequence[Row]) -> Figure:
         return figure
 
 
-def curve(rows: Sequence[Row]) -> Figure:
+def curve(rows: Sequence[Row], density: Mapping[int, float]) -> Figure:
     """AUROC within layers of every score against the step of the dense training; a panel a level.
 
     Lines are means over seeds, points seeds, the band the 95 % interval of the logistic predictor.
@@ -727,7 +738,7 @@ def curve(rows: Sequence[Row]) -> Figure:
     rows = [row for row in rows if row.layer == MEAN and row.mask == "ticket"]
     last = max((row.step for row in rows), default=0)
     with matplotlib.rc_context(figures.STYLE):
-        figure, grid, levels = _panels(rows, 1, (2.9, 4.2))
+        figure, grid, levels = _panels(rows, density, 1, (2.9, 4.2))
         for axes, level in zip(grid[0], levels, strict=True):
             for name, colour in _COLOURS.items():
                 own = [row for row in rows if (row.level, row.score) == (level, name)]
@@ -759,14 +770,15 @@ def curve(rows: Sequence[Row]) -> Figure:
         return figure
 
 
-def functional(trials: Sequence[Trial]) -> Figure:
+def functional(trials: Sequence[Trial], density: Mapping[int, float]) -> Figure:
     """Test accuracy of predicted masks, trained, beside the ticket and random masks; a panel a level.
 
     Small points are seeds (repeats averaged), large ones their mean, lines its 95 % interval (of three
     seeds or more).
     """
     with matplotlib.rc_context(figures.STYLE):
-        figure, grid, levels = _panels([t for t in trials if t.mask == PREDICTED], 1, (2.6, 3.6))
+        predicted = [trial for trial in trials if trial.mask == PREDICTED]
+        figure, grid, levels = _panels(predicted, density, 1, (2.6, 3.6))
         for axes, level in zip(grid[0], levels, strict=True):
             for place, (mask, (_, colour, marker)) in enumerate(_MASKS.items()):
                 values = [*cells.accuracies(t for t in trials if (t.level, t.mask) == (level, mask)).values()]
@@ -785,7 +797,10 @@ def functional(trials: Sequence[Trial]) -> Figure:
 
 
 def _panels(
-    rows: Sequence[Row] | Sequence[Trial], lines: int, size: tuple[float, float]
+    rows: Sequence[Row] | Sequence[Trial],
+    density: Mapping[int, float],
+    lines: int,
+    size: tuple[float, float],
 ) -> tuple[Figure, list[list[Axes]], list[int]]:
     """A figure of a column a level, the densest first; of more than four levels four from first to last."""
     levels = sorted({row.level for row in rows})
@@ -796,7 +811,8 @@ def _panels(
     grid = figure.subplots(lines, columns, squeeze=False, sharey="row")
     for axes, level in zip(grid[0], levels, strict=False):
         n = len({row.seed for row in rows if row.level == level})
-        axes.set_title(f"level {level} ({n} seed{'s' if n > 1 else ''})", loc="left", fontsize=11)
+        words = f"{100 * density[level]:.1f} % of weights ({n} seed{'s' if n > 1 else ''})"
+        axes.set_title(words, loc="left", fontsize=11)
     return figure, grid.tolist(), levels
 
 
