@@ -409,7 +409,7 @@ def _again(found: Found) -> str:
 def _flatter(found: Found) -> list[Finding]:
     made = []
     for quantity, words in FLATNESS.items():
-        claim = f"{_FLAT}, level {found.level}: {words}"
+        claim = f"{_FLAT}, at {100 * found.density:.1f} %: {words}"
         of_arm = {
             where: [values_of(found.rows, arm, where, quantity) for arm in ("ticket", "reinit")]
             for where in (matched_with("reinit"), END)
@@ -438,7 +438,7 @@ def _flatter(found: Found) -> list[Finding]:
 
 
 def _connected(found: Found) -> list[Finding]:
-    claim = f"{_BASIN}, level {found.level}: error barrier below {CONNECTED:g} points"
+    claim = f"{_BASIN}, at {100 * found.density:.1f} %: error barrier below {CONNECTED:g} points"
     barriers = values_of(found.rows, "ticket", f"path to {SIBLING}", "barrier_test_error")
     if not barriers:
         return [Finding(claim, "not tested", "no siblings trained", 0, _again(found))]

@@ -22,7 +22,7 @@ from lthjax import errors
 from lthjax.errors import UserError
 from lthjax.store import read_study
 
-# What a page on the web shows without being waited for.
+# Bytes of a figure that a page on the web shows without being waited for.
 LARGEST = 300_000
 
 
@@ -72,7 +72,7 @@ def _found(run: Path) -> Iterable[Path]:
     """The tables that other commands have left in a run folder, without those that figures are drawn from."""
     for other in report.OTHERS:
         for path in sorted((run / other.__name__.rpartition(".")[2]).rglob("*.csv")):
-            if not path.with_suffix(".png").is_file() and path.stat().st_size <= LARGEST:
+            if not path.with_suffix(".png").is_file():
                 yield path
     yield from run.glob(savings.FILE)
 

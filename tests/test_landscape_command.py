@@ -510,8 +510,9 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     check_section(command, run)
     assert (found.chain, found.level, found.planes) == (CHAIN, LEVEL, [0])
     eigenvalue, mean, sam, basin = command.findings(run)
+    left = read_result(run / f"seed=0/chain={CHAIN}/level=02/ticket")["density"]
     assert eigenvalue.claim == (
-        "Tickets lie in flatter minima than reinitialised ones, level 2: largest eigenvalue"
+        f"Tickets lie in flatter minima than reinitialised ones, at {100 * left:.1f} %: largest eigenvalue"
     )
     assert basin.n == sam.n == mean.n == 2
     barriers = [100 * value(run, s, "ticket", "path to sibling", "barrier_test_error") for s in (0, 1)]
