@@ -339,11 +339,11 @@ def _barriers(found: Found, of: _Arrays) -> Drawn | None:
             axes.set_title(title, loc="left", fontsize=10)
             axes.set_xlabel("share of the way")
             if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize=8, loc="upper left")
+                axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.16), frameon=False)
         for axes, siblings in zip(panels, (True, False), strict=True):
             top = max((row[-1] for row in rows if (row[1] == SIBLING) == siblings), default=1.0)
-            # Room for the legends.
-            axes.set_ylim(0, 1.5 * top)
+            # No error is above 100 %, as an interval of few seeds may be.
+            axes.set_ylim(0, min(1.2 * top, 100))
         panels[0].set_ylabel("test error (%)")
     seeds = len({row[2] for row in rows})
     return Drawn(
