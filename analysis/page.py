@@ -166,7 +166,8 @@ def show(folder: Path, drawn: Drawn) -> Shown:
     files = {kind: folder / f"{drawn.name}.{kind}" for kind in ("png", "svg", "csv")}
     with matplotlib.rc_context({"svg.hashsalt": "lthjax"}):
         drawn.figure.savefig(files["svg"], metadata={"Date": None})
-    drawn.figure.savefig(files["png"], dpi=160, metadata={"Software": None})
+    # Surfaces are large as pixels, too, and have no fine lines.
+    drawn.figure.savefig(files["png"], dpi=120 if drawn.raster else 160, metadata={"Software": None})
     files["csv"].write_text(to_csv(*drawn.data))
     kind = "png" if drawn.raster else "svg"
     image, data = (data_url(files[name].read_bytes(), name) for name in (kind, "csv"))
