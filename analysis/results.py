@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 
 from analysis import extra, page, report
-from analysis.cells import Row, accuracies, difference, select
+from analysis.cells import Row, accuracies, by_seed, difference, select
 from analysis.page import Table
 from lthjax import errors, imp, progress
 from lthjax.errors import UserError
@@ -72,6 +72,11 @@ class Published:
     def accuracy(self, arm: str, level: int = 0, rewind: int = 0) -> Interval:
         """Test accuracy at the end of training in percent, mean over seeds."""
         return mean_interval(list(accuracies(self.cells(arm, level, rewind)).values()))
+
+    def early_stop(self, arm: str, level: int = 0, rewind: int = 0) -> Interval:
+        """Test accuracy at the step of the lowest validation loss, in percent, mean over seeds."""
+        found = by_seed(self.cells(arm, level, rewind), "early_stop_test_accuracy")
+        return mean_interval([100 * value for value in found.values()])
 
     def gap(
         self, arm: str, other: str, level: int, rewind: int = 0, other_rewind: int | None = None
