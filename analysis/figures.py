@@ -59,7 +59,6 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     """Ticket − control against weights left; `levels` are `verdicts.Level`s by arm."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(heading)
-        axes.axhspan(10, 15, color="#999999", alpha=0.25, lw=0, label="10–15 points")
         axes.axhline(0, color=_COLOURS[DENSE], lw=1)
         densities: set[float] = set()
         shown: list[float] = []
@@ -70,6 +69,9 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
             curve(axes, x, [level.values for level in of_arm], (*look(arm), "-"), f"ticket − {arm}")
         weights_axis(axes, densities)
         low, high = min([0.0, *shown]), max([0.0, *shown])
+        # The claim, where the axis reaches it.
+        if high > 10:
+            axes.axhspan(10, 15, color="#999999", alpha=0.25, lw=0, label="10–15 points")
         axes.set_ylim(low - 0.08 * (high - low or 1), high + 0.08 * (high - low or 1))
         axes.set_xlabel(WEIGHTS_LEFT)
         axes.set_ylabel("difference in test accuracy (pp)")

@@ -22,7 +22,7 @@ import jinja2
 from analysis import extra, page, report
 from analysis.cells import Row, accuracies, by_seed, difference, select
 from analysis.page import Table
-from lthjax import errors, imp, progress
+from lthjax import errors, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.stats import Interval, mean_interval
@@ -46,15 +46,10 @@ class Published:
         try:
             self.about: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
             self.rows: list[Row] = extra.read_rows(folder / "cells.csv", Row)
-            self.verdicts = self.table("verdicts.csv")
+            with (folder / "verdicts.csv").open(newline="", encoding="utf-8") as file:
+                self.verdicts = list(csv.DictReader(file))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{folder}: it is no published study ({error}).") from error
-
-    def table(self, name: str, **where: object) -> list[dict[str, str]]:
-        """The rows of a CSV in the folder whose columns have these values."""
-        with (self.folder / name).open(newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-        return [line for line in lines if all(line[column] == str(value) for column, value in where.items())]
 
     @property
     def seeds(self) -> int:
@@ -78,12 +73,10 @@ class Published:
         found = by_seed(self.cells(arm, level, rewind), "early_stop_test_accuracy")
         return mean_interval([100 * value for value in found.values()])
 
-    def gap(
-        self, arm: str, other: str, level: int, rewind: int = 0, other_rewind: int | None = None
-    ) -> Interval:
+    def gap(self, arm: str, other: str, level: int, rewind: int = 0) -> Interval:
         """arm − other at a level in percentage points, paired by seed."""
-        theirs = self.cells(other, level, rewind if other_rewind is None else other_rewind)
-        return difference(accuracies(self.cells(arm, level, rewind)), accuracies(theirs))
+        ours, theirs = (accuracies(self.cells(of, level, rewind)) for of in (arm, other))
+        return difference(ours, theirs)
 
     def density(self, level: int, rewind: int = 0) -> float:
         """Weights left / prunable weights."""
@@ -125,12 +118,6 @@ class Published:
     def by_level(self, rewind: int = 0) -> Table:
         """The report's table of levels."""
         return report.levels(self.rows, f"rewind-{rewind}")
-
-    @property
-    def chains(self) -> list[str]:
-        """Those led by tickets."""
-        names = {row.chain for row in self.rows} - {DENSE}
-        return sorted(name for name in names if imp.leader(name) == "ticket")
 
 
 def markdown(table: Table) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import cells, figures, publish, report
+from analysis import cells, figures, publish, report, verdicts
 from lthjax import config, study
 from lthjax.errors import UserError
 from lthjax.stats import mean_interval
@@ -84,6 +84,14 @@ def test_figures_show_every_seed_and_the_means() -> None:
     shown = sorted(float(y) for line in points for y in np.atleast_1d(line.get_ydata()))
     np.testing.assert_allclose(shown, sorted([96, 98, 92, 91, 93, 90]))
     assert "steps" in figures.early_stop(ROWS, "title").axes[0].get_ylabel()
+
+
+@pytest.mark.parametrize(("most", "named"), [(0.9, False), (12.0, True)])
+def test_gaps_name_the_claimed_range_where_the_axis_reaches_it(most: float, named: bool) -> None:
+    levels = [verdicts.Level(1, 0.8, [0.1, 0.3]), verdicts.Level(2, 0.64, [0.5, most])]
+    axes = figures.gaps({"reinit": levels}, "title").axes[0]
+    assert ("10–15 points" in axes.get_legend_handles_labels()[1]) is named
+    assert axes.get_ylim()[0] < 0 < most < axes.get_ylim()[1]
 
 
 class Page(html.parser.HTMLParser):
