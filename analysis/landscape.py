@@ -137,6 +137,7 @@ def ask(
     settings = settings._replace(
         images=few,
         plane_images=min(settings.plane_images, few),
+        plane_test_images=min(settings.plane_test_images, few),
         spectrum_images=min(settings.spectrum_images, few),
     )
     return Asked(run, prepared, opened.chain, opened.rewind, level, arms, surfaces, settings, notes)
@@ -477,7 +478,7 @@ class _Work:
                 chunk = of_kind[i : i + width]
                 each = [self._each(kind, item.cell, item.other) for item in chunk]
                 for item, arrays in zip(chunk, self._run(program, each), strict=True):
-                    counted = _counted(arrays, self._count(kind))
+                    counted = _counted(arrays, self._count(kind, "train"), self._count(kind, "test"))
                     write_arrays(self._kept.path, item, self._settings, counted)
                 done += len(chunk)
                 seconds = progress.duration(time.perf_counter() - began)
@@ -504,16 +505,16 @@ class _Work:
 
     def _each(self, kind: str, cell: Cell, other: Cell | None, few: int | None = None) -> dict[str, Any]:
         """What a program reads of one network."""
-        how, count = self._settings, self._count(kind)
+        how, train = self._settings, few or self._count(kind, "train")
         variables, mask = self._network(cell)
-        each = {"variables": variables, "mask": mask, "train": self._chunks(cell.seed, "train", few or count)}
+        each = {"variables": variables, "mask": mask, "train": self._chunks(cell.seed, "train", train)}
         if kind in ("lines", "plane", "spectrum"):
             name = "landscape/spectrum" if kind == "spectrum" else "landscape/direction"
             draws = how.draws if kind == "lines" else 1
             keys = [jax.random.key_data(rng.stream(cell.seed, name, draw)) for draw in range(draws)]
             each["keys"] = np.stack([np.asarray(key) for key in keys])
         if kind not in ("spectrum", "loss"):
-            each["test"] = self._chunks(cell.seed, "test", count)
+            each["test"] = self._chunks(cell.seed, "test", self._count(kind, "test"))
         if kind == "point":
             each["start"] = self._task(cell.seed, _own(cell).arm).variables.params
             size = min(self._prepared.study.train.batch, how.images // 2)
@@ -522,10 +523,11 @@ class _Work:
             each["other"], each["other_mask"] = self._network(other)
         return each
 
-    def _count(self, kind: str) -> int:
-        """Images of either part that are seen."""
+    def _count(self, kind: str, part: str) -> int:
+        """Images of a part that are seen."""
         how = self._settings
-        return {"plane": how.plane_images, "spectrum": how.spectrum_images}.get(kind, how.images)
+        of_plane = {"train": how.plane_images, "test": how.plane_test_images}
+        return {"plane": of_plane[part], "spectrum": how.spectrum_images}.get(kind, how.images)
 
     def _chunks(self, seed: int, part: str, count: int, size: int | None = None) -> landscape.Chunk:
         if seed not in self._pictures:
@@ -625,12 +627,15 @@ def nearest(losses: Mapping[int, float], target: float) -> int:
     return min(steps[max(first - 1, 0) : first + 1][::-1], key=off)
 
 
-def _counted(arrays: dict[str, np.ndarray], images: int) -> dict[str, np.ndarray]:
+def _counted(arrays: dict[str, np.ndarray], train: int, test: int) -> dict[str, np.ndarray]:
     """Shares of images as the fractions that they are, which sums of float32 miss by rounding."""
+
+    def exact(name: str, x: np.ndarray) -> np.ndarray:
+        images = train if name.startswith("train") else test
+        return np.round(x.astype(np.float64) * images) / images
+
     return {
-        name: np.round(x.astype(np.float64) * images) / images
-        if name.endswith(("accuracy", "disagreement"))
-        else x
+        name: exact(name, x) if name.endswith(("accuracy", "disagreement")) else x
         for name, x in arrays.items()
     }
 
@@ -644,7 +649,7 @@ def _passes(item: Item, how: Settings) -> tuple[float, float]:
         case "lines":
             return both * how.points * how.draws, 0
         case "plane":
-            return 2 * how.plane_images * how.points**2, 0
+            return (how.plane_images + how.plane_test_images) * how.points**2, 0
         case "spectrum":
             return 0, how.spectrum_images * (how.steps + how.probes * how.probe_steps + how.trace_probes)
         case _:
@@ -762,8 +767,9 @@ def main(arguments: list[str]) -> None:
 
 _HELP = {
     "images": "train images, and as many test images",
-    "plane_images": "of them for surfaces",
-    "spectrum_images": "of them for spectra",
+    "plane_images": "train images for surfaces",
+    "plane_test_images": "test images for surfaces",
+    "spectrum_images": "train images for spectra",
     "points": "on a line, and on either side of a surface; odd",
     "reach": "of lines and surfaces, in lengths of the filters",
     "draws": "directions of lines",

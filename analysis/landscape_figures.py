@@ -79,7 +79,8 @@ def _surfaces(found: Found, of: _Arrays) -> list[Drawn]:
     planes = {arm: planes[arm] for arm in (DENSE, *ARMS) if arm in planes}
     what = (
         f"{_about_level(found)}, seed {seeds[0]}, one draw of two orthogonal directions inside the mask, "
-        f"normalised by filters, {found.settings.plane_images:,} images; n = 1"
+        f"normalised by filters, {found.settings.plane_images:,} train and "
+        f"{found.settings.plane_test_images:,} test images; n = 1"
     )
     rows = [
         (seeds[0], arm, a, b, *(float(x[name][i, j]) for name in ("train_loss", "test_loss")))

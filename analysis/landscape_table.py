@@ -31,7 +31,8 @@ class Settings(NamedTuple):
 
     Attributes:
         images: train images, and as many test images, for losses, gradients, lines and paths.
-        plane_images, spectrum_images: the first so many of them, for what is dear.
+        plane_images, plane_test_images: the first so many of either, for surfaces.
+        spectrum_images: the first so many train images, for spectra.
         points: on a line, and on either side of a plane.
         reach: how far lines and planes go, in lengths of the filters.
         draws: of directions, for lines; planes take the first and the one orthogonal to it.
@@ -43,7 +44,8 @@ class Settings(NamedTuple):
     """
 
     images: int = 2000
-    plane_images: int = 1000
+    plane_images: int = 2000
+    plane_test_images: int = 1000
     spectrum_images: int = 1000
     points: int = 51
     reach: float = 1.0
@@ -222,7 +224,7 @@ def _basis(item: Item, settings: Settings) -> dict[str, Any]:
     needed = {
         "point": ("images", "rho", "adaptive_rho"),
         "lines": ("images", "points", "reach", "draws"),
-        "plane": ("plane_images", "points", "reach"),
+        "plane": ("plane_images", "plane_test_images", "points", "reach"),
         "spectrum": ("spectrum_images", *(name for name in settings._fields if name in _SPECTRAL)),
     }.get(item.kind, ("images", "alphas"))
     # Smaller sets are the first images of this one.

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lthjax import winograd
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -26,6 +28,9 @@ _PATCHES_UP_TO = 8
 # Up to this width of the output the weight gradient is faster two rows at a time, whose operands stay
 # in the cache.
 _NARROW = 16
+# From so many input and output channels on, and so many tiles, 3x3 convolutions are fewer multiplications.
+_DEEP = 64
+_MANY_TILES = 16
 
 
 def conv2d(x: jax.Array, w: jax.Array, padding: str | Padding = "SAME", stride: int = 1) -> jax.Array:
@@ -170,11 +175,28 @@ def _blocked(x: jax.Array, w: jax.Array, padding: Padding, block: int) -> jax.Ar
     return y.reshape(n, -1, blocks * block, k)[:, :, :out_width]
 
 
+def _few_products(kernel: tuple[int, ...], output: tuple[int, ...]) -> bool:
+    """Whether `winograd` is faster for a kernel and an output of these shapes."""
+    n, height, width, _ = output
+    tiles = n * -(-height // winograd.TILE) * -(-width // winograd.TILE)
+    whole = min(height, width) >= winograd.TILE
+    return kernel[:2] == (3, 3) and min(kernel[2:]) >= _DEEP and whole and tiles >= _MANY_TILES
+
+
 def _forward_cpu(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
+    if _few_products(w.shape, _output(x, w, padding)):
+        return winograd.convolution(x, w, padding)
     block = 1
     while block * max(w.shape[2:]) <= _SLOW_CHANNELS:
         block *= 2
     return _blocked(x, w, padding, block) if block > 1 else _builtin(x, w, padding)
+
+
+def _output(x: jax.Array, w: jax.Array, padding: Padding) -> tuple[int, ...]:
+    """The shape of what these images give under this kernel."""
+    (top, bottom), (left, right) = padding
+    (n, height, width, _), (kh, kw, _, k) = x.shape, w.shape
+    return n, height + top + bottom - kh + 1, width + left + right - kw + 1, k
 
 
 def _images(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.ShapeDtypeStruct:
@@ -211,6 +233,8 @@ def _input_gradient_cpu(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.Ar
 def _weight_gradient_cpu(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
     # dw[i, j, c, k] = sum over n, h, w of x[n, h + i, w + j, c] dy[n, h, w, k]: a convolution in
     # which c counts the images, n the channels, and dy is the kernel.
+    if _few_products(_kernel(x, dy, padding).shape, dy.shape):
+        return winograd.weight_gradient(x, dy, padding)
     n, height, width, c = x.shape
     pixels, kernel = lax.optimization_barrier((x.transpose(1, 2, 0, 3), dy.transpose(1, 2, 0, 3)))
     # The transpose as a product with the identity: exact, and faster than XLA's loop.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lthjax import conv
+from lthjax import conv, winograd
 
 CASES = [
     # images, kernel, padding: every convolution of the models, and odd ones
@@ -22,6 +22,8 @@ CASES = [
     ((2, 9, 7, 20), (3, 3, 20, 3), ((2, 0), (0, 1))),
     ((2, 9, 7, 2), (3, 3, 2, 3), ((2, 0), (0, 1))),
     ((1, 5, 5, 12), (1, 1, 12, 4), "VALID"),
+    # with many channels and tiles: fewer products
+    ((4, 9, 7, 64), (3, 3, 64, 65), "SAME"),
 ]
 
 
@@ -72,7 +74,7 @@ def test_values_and_gradients_are_those_of_the_builtin(
 
 
 @pytest.mark.parametrize(
-    ("images", "kernel", "padding", "stride"), [*((*c, 1) for c in CASES[1:9:3]), STRIDED[2]]
+    ("images", "kernel", "padding", "stride"), [*((*c, 1) for c in (*CASES[1:9:3], CASES[-1])), STRIDED[2]]
 )
 def test_gradients_of_gradients_are_those_of_the_builtin(
     images: tuple, kernel: tuple, padding: object, stride: int
@@ -106,6 +108,57 @@ def test_under_vmap() -> None:
             ours, theirs = ours(x, w), theirs(x, w)
             for mine, expected in zip(ours, theirs, strict=True):
                 np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 3))])
+@pytest.mark.parametrize("images", [(6, 8, 8, 3), (5, 11, 6, 2), (1, 6, 7, 4)])
+def test_fewer_products_give_the_same(images: tuple, padding: conv.Padding) -> None:
+    """Whatever the number of images, rows and columns: multiples of a tile's or not."""
+    with jax.enable_x64(True):
+        x, w = draw(images, 0), draw((3, 3, images[-1], 5), 1)
+        y, theirs = jax.vjp(lambda w: builtin(x, w, padding), w)
+        dy = draw(y.shape, 2)
+        np.testing.assert_allclose(winograd.convolution(x, w, padding), y, atol=1e-11)
+        np.testing.assert_allclose(winograd.weight_gradient(x, dy, padding), theirs(dy)[0], atol=1e-11)
+
+
+def test_a_weight_gradient_in_blocks_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    with jax.enable_x64(True):
+        x, dy = draw((6, 6, 6, 2), 0), draw((6, 6, 6, 3), 1)
+        sizes = [1, 2 * 72, 4 * 72, 6 * 72]  # 1, 2, 3 (4 is no divisor) and 6 images
+        found = []
+        for numbers in sizes:
+            monkeypatch.setattr(winograd, "_BLOCK", numbers)
+            found.append(winograd.weight_gradient(x, dy, ((1, 1), (1, 1))))
+        for other in found[1:]:
+            np.testing.assert_allclose(other, found[0], atol=1e-12)
+
+
+def test_fewer_products_round_little_more() -> None:
+    """In float32, against float64: at most six times the error of the direct convolution."""
+    pads = ((1, 1), (1, 1))
+    with jax.enable_x64(True):
+        x, w, dy = draw((4, 16, 16, 128), 0), draw((3, 3, 128, 64), 1), draw((4, 16, 16, 64), 2)
+        exact, pull = jax.vjp(lambda w: builtin(x, w, pads), w)
+        exact_gradient = pull(dy)[0]
+    x, w, dy = (jnp.asarray(of, jnp.float32) for of in (x, w, dy))
+
+    def off(got: jax.Array, expected: jax.Array) -> float:
+        return float(np.linalg.norm(np.asarray(got, float) - np.asarray(expected)))
+
+    direct, pull = jax.vjp(lambda w: builtin(x, w, pads), w)
+    assert off(winograd.convolution(x, w, pads), exact) < 6 * off(direct, exact)
+    few = off(winograd.weight_gradient(x, dy, pads), exact_gradient)
+    assert few < 1e-5 * float(np.linalg.norm(np.asarray(exact_gradient)))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the built-in convolution is used")
+@pytest.mark.parametrize(("images", "channels", "few"), [(4, 64, True), (3, 64, False), (4, 63, False)])
+def test_when_fewer_products_are_used(images: int, channels: int, few: bool) -> None:
+    """16 tiles at least, and 64 channels."""
+    x, w = jnp.zeros((images, 8, 8, 64)), jnp.zeros((3, 3, 64, channels))
+    text = jax.jit(conv.conv2d).lower(x, w).compile().as_text() or ""
+    assert (" convolution(" not in text and "custom-call" not in text) == few
 
 
 @pytest.mark.parametrize("strides", [1, 2])

@@ -1,0 +1,33 @@
+"""Tickets to be moved: LeNet-5 on MNIST and on Fashion-MNIST, and a LeNet-5 of twice the width on MNIST.
+
+Sources and targets of `analysis.transfer`: between data sets as Morcos et al. 2019 (arXiv 1906.02773) ask,
+between widths by matching units. Rounds of 40 % (output layer 20 %) pass 22 % and 5 % of the weights;
+trainings have 2,500 steps, half of those of lenet5_mnist.py.
+
+    python run.py --config configs/transfer_lenet5.py
+    python -m analysis.transfer --from runs/MNIST --to runs/FASHION runs/WIDE --levels 3 6
+    python -m analysis.transfer --from runs/FASHION --to runs/MNIST --levels 3 6
+
+with the run folders that the first command names. Needs mnist.npz and fashion_mnist.npz in data/, or a
+network to fetch them once.
+Time: TIME
+Result: the figures and tables in the `transfer` folder of every target's run folder, and its report.
+"""
+
+from lthjax import sweep
+from lthjax.config import Data, Prune, Study, Train
+
+base = Study(
+    name="transfer_lenet5",
+    seeds=(0, 1, 2),
+    levels=6,
+    arms=("ticket",),
+    model="lenet5",
+    data=Data(name="mnist"),
+    prune=Prune(rate=(("output", 0.2), (".", 0.4))),
+    train=Train(steps=2500, batch=60, eval_every=500),
+)
+configs = sweep.studies(
+    base,
+    [{}, {"data.name": "fashion_mnist"}, {"model": "lenet5_wide"}],
+)
