@@ -78,6 +78,12 @@ class Published:
         ours, theirs = (accuracies(self.cells(of, level, rewind)) for of in (arm, other))
         return difference(ours, theirs)
 
+    def rewound(self, level: int) -> Interval:
+        """Tickets of the latest rewind step − those of the earliest, in percentage points, paired by seed."""
+        steps = sorted(self.about["lengths"]["rewind"])
+        late, early = (accuracies(self.cells("ticket", level, step)) for step in (steps[-1], steps[0]))
+        return difference(late, early)
+
     def density(self, level: int, rewind: int = 0) -> float:
         """Weights left / prunable weights."""
         return self.cells("ticket", level, rewind)[0].density

@@ -70,6 +70,18 @@ def test_accuracies_and_gaps_by_hand(folder: Path) -> None:
     assert got.seeds == len(dense)
 
 
+def test_late_rewinding_by_hand() -> None:
+    got = results.Published(RESULTS / "cifar_cnn")
+    with (got.folder / "cells.csv").open(newline="") as file:
+        lines = [x for x in csv.DictReader(file) if (x["arm"], x["level"]) == ("ticket", "6")]
+    late, early = (
+        [100 * float(x["test_accuracy"]) for x in lines if x["chain"] == f"rewind-{step}"]
+        for step in (250, 0)
+    )
+    assert len(late) == len(early) == got.seeds
+    np.testing.assert_allclose(got.rewound(6).mean, np.mean(np.subtract(late, early)))
+
+
 def test_the_pages_say_what_the_tables_say() -> None:
     """Every number in them is written by their templates: `python -m analysis.results` writes them anew."""
     for path, text in results.pages(ROOT).items():
@@ -78,8 +90,9 @@ def test_the_pages_say_what_the_tables_say() -> None:
 
 @pytest.mark.parametrize("name", ["README.md.jinja", "summary.md.jinja"])
 def test_no_result_is_typed_into_a_template(name: str) -> None:
-    """What has decimals is computed, but for published values, which stand in `{% set %}`, and papers."""
+    """What has decimals is computed, but for published values, which stand in `{% set %}`, papers, commands."""
     text = (RESULTS / name).read_text(encoding="utf-8")
+    text = re.sub(r"^    python .*$", "", text, flags=re.MULTILINE)
     text = re.sub(
         r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|`[^`]*`|\([^)]*\.(svg|png|csv|md)\)", "", text, flags=re.DOTALL
     )
