@@ -90,7 +90,7 @@ def test_the_pages_say_what_the_tables_say() -> None:
 
 @pytest.mark.parametrize("name", ["README.md.jinja", "summary.md.jinja"])
 def test_no_result_is_typed_into_a_template(name: str) -> None:
-    """What has decimals is computed, but for published values, which stand in `{% set %}`, papers, commands."""
+    """What has decimals is computed, but for published values, which stand in `{% set %}`, and commands."""
     text = (RESULTS / name).read_text(encoding="utf-8")
     text = re.sub(r"^    python .*$", "", text, flags=re.MULTILINE)
     text = re.sub(
