@@ -3,9 +3,10 @@
 XLA:CPU compiles the built-in gradients of a convolution badly inside `lax.scan` and its kin: the
 weight gradient of a 3x3 convolution with 64 channels takes two orders of magnitude longer than
 outside. Here the gradients are written as ordinary forward convolutions whose operands are laid out
-explicitly behind an optimisation barrier, and convolutions of few channels are brought into a form
-that XLA:CPU is fast at. Elsewhere (GPU, TPU) the built-in convolution is right and is used: the
-choice is made at lowering, by platform. docs/performance.md has the measurements.
+explicitly behind an optimisation barrier; convolutions of few channels are brought into a form that
+XLA:CPU is fast at, those of many into one with fewer products (`lthjax.winograd`). Elsewhere (GPU, TPU)
+the built-in convolution is right and is used: the choice is made at lowering, by platform.
+docs/performance.md has the measurements.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from lthjax import winograd
+from lthjax.winograd import Padding
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # XLA:CPU hands a convolution to its fast library only where the input or output has more channels.
 _SLOW_CHANNELS = 16

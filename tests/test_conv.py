@@ -112,7 +112,7 @@ def test_under_vmap() -> None:
 
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 3))])
 @pytest.mark.parametrize("images", [(6, 8, 8, 3), (5, 11, 6, 2), (1, 6, 7, 4)])
-def test_fewer_products_give_the_same(images: tuple, padding: conv.Padding) -> None:
+def test_fewer_products_give_the_same(images: tuple, padding: winograd.Padding) -> None:
     """Whatever the number of images, rows and columns: multiples of a tile's or not."""
     with jax.enable_x64(True):
         x, w = draw(images, 0), draw((3, 3, images[-1], 5), 1)
