@@ -114,12 +114,14 @@ def in_chunks(
 
 
 def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
-    """The rows of a CSV whose columns are the fields of a NamedTuple of str, int, float, or None."""
+    """The rows of a CSV whose columns are the fields of a NamedTuple of str, int, float, bool, or None."""
     hints, names = get_type_hints(kind), kind._fields  # type: ignore[attr-defined]
 
     def value(name: str, text: str) -> Any:
         if not text and hints[name] is not str:
             return None
+        if hints[name] is bool:
+            return text == "True"
         return next(of for of in (str, int, float) if hints[name] in (of, of | None))(text)
 
     with path.open(newline="", encoding="utf-8") as file:

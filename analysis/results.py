@@ -19,7 +19,7 @@ from typing import Any
 
 import jinja2
 
-from analysis import extra, page, report
+from analysis import extra, page, report, transfer
 from analysis.cells import Row, accuracies, by_seed, difference, select
 from analysis.page import Table
 from lthjax import errors, progress
@@ -124,6 +124,26 @@ class Published:
     def by_level(self, rewind: int = 0) -> Table:
         """The report's table of levels."""
         return report.levels(self.rows, f"rewind-{rewind}")
+
+    def moved(self) -> Table:
+        """What tickets moved here are worth against the arms beside them, level by level."""
+        rows = extra.read_rows(self.folder / "transfer" / "transfer.csv", transfer.Row)
+        others = (transfer.TICKET, "shuffled", "transferred_reinit", DENSE)
+        of: dict[tuple[str, str], dict[str, str]] = {}
+        for one in transfer.differences(rows, others):
+            place = (f"{100 * one.density:.1f}", str(one.level))
+            of.setdefault(place, {})[one.other] = page.points(one.interval)
+        header = [
+            "% of weights",
+            "level",
+            "moved − own ticket (pp)",
+            "− shuffled",
+            "− moved reinit",
+            "− dense",
+        ]
+        return Table(
+            "", header, [[*place, *(said[other] for other in others)] for place, said in of.items()], 2
+        )
 
 
 def markdown(table: Table) -> str:

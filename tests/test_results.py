@@ -82,6 +82,19 @@ def test_late_rewinding_by_hand() -> None:
     np.testing.assert_allclose(got.rewound(6).mean, np.mean(np.subtract(late, early)))
 
 
+def test_moved_tickets_by_hand() -> None:
+    got = results.Published(RESULTS / "transfer_mnist")
+    with (got.folder / "transfer" / "transfer.csv").open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["level"] == "6"]
+    moved, own = (
+        {line["seed"]: 100 * float(line["test_accuracy"]) for line in lines if line["arm"] == arm}
+        for arm in ("transferred", "ticket")
+    )
+    assert moved.keys() == own.keys()
+    expected = page.points(mean_interval([moved[seed] - own[seed] for seed in moved]))
+    assert [row[2] for row in got.moved().rows if row[1] == "6"] == [expected]
+
+
 def test_the_pages_say_what_the_tables_say() -> None:
     """Every number in them is written by their templates: `python -m analysis.results` writes them anew."""
     for path, text in results.pages(ROOT).items():
