@@ -120,6 +120,13 @@ def test_figures_and_folders_that_pages_name_are_there() -> None:
                 assert (path.parent / link).exists(), f"{path.name} leads to {link}"
 
 
+def test_no_table_is_torn() -> None:
+    """After an empty line a table begins with a header and its line of dashes."""
+    for path, text in results.pages(ROOT).items():
+        for header, dashes in re.findall(r"\n\n(\|.*)\n(.*)", text):
+            assert re.fullmatch(r"[| :-]+", dashes), f"{path.name}: {header[:60]}"
+
+
 def test_markdown() -> None:
     table = Table("", ["arm", "pp"], [["ticket", "+1.00"]])
     assert results.markdown(table) == "| arm | pp |\n| :-- | --: |\n| ticket | +1.00 |"
