@@ -10,7 +10,8 @@ trainings have 2,500 steps, half of those of lenet5_mnist.py.
 
 with the run folders that the first command names. Needs mnist.npz and fashion_mnist.npz in data/, or a
 network to fetch them once.
-Time: TIME
+Time: about 15 min on 2 x86-64 cores for the first command, as `--dry-run` estimates it; the second and third
+say theirs when they start.
 Result: the figures and tables in the `transfer` folder of every target's run folder, and its report.
 """
 
