@@ -128,22 +128,19 @@ class Published:
     def moved(self) -> Table:
         """What tickets moved here are worth against the arms beside them, level by level."""
         rows = extra.read_rows(self.folder / "transfer" / "transfer.csv", transfer.Row)
-        others = (transfer.TICKET, "shuffled", "transferred_reinit", DENSE)
-        of: dict[tuple[str, str], dict[str, str]] = {}
-        for one in transfer.differences(rows, others):
-            place = (f"{100 * one.density:.1f}", str(one.level))
+        others = {
+            transfer.TICKET: "− own ticket (pp)",
+            "shuffled": "− shuffled",
+            "transferred_reinit": "− moved reinit",
+            DENSE: "− dense",
+        }
+        of: dict[tuple[str, ...], dict[str, str]] = {}
+        for one in transfer.differences(rows, tuple(others)):
+            place = (one.source, one.pair, one.arm, str(one.level), f"{100 * one.density:.1f}")
             of.setdefault(place, {})[one.other] = page.points(one.interval)
-        header = [
-            "% of weights",
-            "level",
-            "moved − own ticket (pp)",
-            "− shuffled",
-            "− moved reinit",
-            "− dense",
-        ]
-        return Table(
-            "", header, [[*place, *(said[other] for other in others)] for place, said in of.items()], 2
-        )
+        header = ["from", "seed", "arm", "level", "% of weights", *others.values()]
+        lines = [[*place, *(said.get(other, "–") for other in others)] for place, said in of.items()]
+        return Table("", header, lines, 5)
 
 
 def markdown(table: Table) -> str:

@@ -135,7 +135,7 @@ def test_a_weight_gradient_in_blocks_of_images(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_fewer_products_round_little_more() -> None:
-    """In float32, against float64: at most six times the error of the direct convolution."""
+    """In float32, against float64: at most six times the error of the direct one, ten times in gradients."""
     pads = ((1, 1), (1, 1))
     with jax.enable_x64(True):
         x, w, dy = draw((4, 16, 16, 128), 0), draw((3, 3, 128, 64), 1), draw((4, 16, 16, 64), 2)
@@ -149,7 +149,7 @@ def test_fewer_products_round_little_more() -> None:
     direct, pull = jax.vjp(lambda w: builtin(x, w, pads), w)
     assert off(winograd.convolution(x, w, pads), exact) < 6 * off(direct, exact)
     few = off(winograd.weight_gradient(x, dy, pads), exact_gradient)
-    assert few < 1e-5 * float(np.linalg.norm(np.asarray(exact_gradient)))
+    assert few < 10 * off(pull(dy)[0], exact_gradient)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the built-in convolution is used")
