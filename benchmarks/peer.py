@@ -4,11 +4,23 @@ Same architecture, Adam, mask, batches from uint8 images in memory, and the same
 study: dense, then for every level prune, rewind, train every arm, one after another.
 """
 
+import jax
 import numpy as np
 import torch
 from torch import nn
 
 from lthjax import models
+
+
+def device() -> str:
+    """Where the peer runs: on the kind of device that JAX has, so that both sides use the same one."""
+    kind = {"gpu": "cuda", "cpu": "cpu"}.get(jax.default_backend())
+    if kind is None or (kind == "cuda" and not torch.cuda.is_available()):
+        raise SystemExit(
+            f"PyTorch {torch.__version__} cannot use JAX's device ({jax.default_backend()}); install a build "
+            "that can, or set JAX_PLATFORMS=cpu."
+        )
+    return kind
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int = 10) -> nn.Module:
@@ -44,7 +56,7 @@ class Loop:
         batch: images in a batch.
         lr: learning rate of Adam.
         mean, std: of the pixels.
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda"; see `device`.
     """
 
     def __init__(
@@ -56,7 +68,7 @@ class Loop:
         lr: float,
         mean: np.ndarray,
         std: np.ndarray,
-        device: str = "cpu",
+        device: str,
     ) -> None:
         self.device = device
         self.images = torch.tensor(images.transpose(0, 3, 1, 2).copy(), device=device)

@@ -1,10 +1,11 @@
 """A whole small study against a plain sequential PyTorch loop that does the same work.
 
-    python -m benchmarks.study [--json]
+    python -m benchmarks.study [--seeds 2] [--levels 3] [--steps 1000] [--json]
 
 LeNet-5 on mnist_10k: seeds x (dense, then levels x (ticket, reinit, random)), every training evaluated on
 validation and test at the same steps and on its train split at the end; ours also writes every cell. Each
-side runs in processes of its own, in turn, so that peak memory is its own.
+side runs in processes of its own, in turn, so that peak memory (of the host) is its own. Both use the device
+that JAX finds: the study of five seeds that docs/performance.md asks of a GPU is `--seeds 5 --levels 12`.
 """
 
 import argparse
@@ -17,16 +18,33 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-LEVELS, SEEDS, STEPS, EVERY, BATCH = 3, (0, 1), 1000, 250, 60
+from lthjax import config
+
+BATCH = 60
 
 
-def ours() -> dict[str, Any]:
+class Size(NamedTuple):
+    """How much is trained: seeds, pruning rounds, steps a training, steps from evaluation to evaluation."""
+
+    seeds: int
+    levels: int
+    steps: int
+    every: int
+    precision: config.Precision
+
+    @property
+    def cells(self) -> int:
+        """Trainings in all."""
+        return self.seeds * (1 + 3 * self.levels)
+
+
+def ours(size: Size) -> dict[str, Any]:
     """One study of ours, with the seconds that its parts take and what it compiles."""
-    from lthjax import config, replicate, study, train
+    from lthjax import replicate, study, train
     from lthjax.store import Store
 
     replicate.use_all_cores()
@@ -66,11 +84,11 @@ def ours() -> dict[str, Any]:
         began = time.perf_counter()
         prepared = study.prepare(
             config.Study(
-                seeds=SEEDS,
-                levels=LEVELS,
+                seeds=tuple(range(size.seeds)),
+                levels=size.levels,
                 model="lenet5",
                 data=config.Data(name="mnist_10k", validation=1000),
-                train=config.Train(steps=STEPS, batch=BATCH, eval_every=EVERY),
+                train=config.Train(size.steps, BATCH, size.every, size.precision),
             )
         )
         study.run(prepared, out)
@@ -78,14 +96,20 @@ def ours() -> dict[str, Any]:
     parts = {name: spent[name] for name in ("train", "evaluate", "store", "compile")}
     parts["host"] = total - sum(parts.values())
     programs = sum(n for name, n in compiled.items() if "segment" in name)
-    return {"seconds": total, "parts": parts, "programs": programs, "compilations": sum(compiled.values())}
+    return {
+        "seconds": total,
+        "parts": parts,
+        "programs": programs,
+        "compilations": sum(compiled.values()),
+        "device": jax.local_devices()[0].device_kind,
+    }
 
 
-def peer() -> dict[str, Any]:
+def peer(size: Size) -> dict[str, Any]:
     """The same trainings in PyTorch, one after another."""
     import torch
 
-    from benchmarks.peer import Loop
+    from benchmarks.peer import Loop, device
     from lthjax import data
 
     began = time.perf_counter()
@@ -100,19 +124,20 @@ def peer() -> dict[str, Any]:
 
     def training(loop: Loop) -> None:
         loop.reset()
-        for _ in range(STEPS // EVERY):
-            order = np.concatenate([generator.permutation(9000) for _ in range(EVERY * BATCH // 9000 + 1)])
-            loop.train(order[: EVERY * BATCH].reshape(EVERY, BATCH))
+        for done in range(0, size.steps, size.every):
+            count = min(size.every, size.steps - done)
+            order = np.concatenate([generator.permutation(9000) for _ in range(count * BATCH // 9000 + 1)])
+            loop.train(order[: count * BATCH].reshape(count, BATCH))
             loop.evaluate(np.arange(9000, 10_000))
             loop.evaluate(test)
         loop.evaluate(np.arange(9000))
 
-    for seed in SEEDS:
+    for seed in range(size.seeds):
         torch.manual_seed(seed)
-        loop = Loop("lenet5", images, labels, BATCH, 1.2e-3, mean, std)
+        loop = Loop("lenet5", images, labels, BATCH, 1.2e-3, mean, std, device())
         origin = [p.detach().clone() for p in loop.model.parameters()]
         training(loop)
-        for _ in range(LEVELS):
+        for _ in range(size.levels):
             loop.prune(rates)
             final: list[torch.Tensor] = []
             masks = loop.masks
@@ -125,7 +150,10 @@ def peer() -> dict[str, Any]:
                             torch.nn.init.xavier_normal_(w)
                 loop.masks = masks
                 if arm == "random":
-                    loop.masks = [m.flatten()[torch.randperm(m.numel())].reshape(m.shape) for m in masks]
+                    loop.masks = [
+                        m.flatten()[torch.randperm(m.numel(), device=m.device)].reshape(m.shape)
+                        for m in masks
+                    ]
                 training(loop)
                 if arm == "ticket":
                     final = [p.detach().clone() for p in loop.model.parameters()]
@@ -136,11 +164,12 @@ def peer() -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began}
 
 
-def measured(side: str, programs: str | None = None) -> dict[str, Any]:
+def measured(side: str, size: Size, programs: str | None = None) -> dict[str, Any]:
     """A side's own account, and its process's peak memory and wall time.
 
     Args:
         side: "ours" or "peer".
+        size: how much it trains.
         programs: the folder of kept programs, if any.
     """
     kept = {}
@@ -149,7 +178,7 @@ def measured(side: str, programs: str | None = None) -> dict[str, Any]:
         kept["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.study", "--side", side],
+        [sys.executable, "-m", "benchmarks.study", "--side", side, *_options(size)],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parent.parent,
         env=os.environ | kept,
@@ -165,27 +194,41 @@ def measured(side: str, programs: str | None = None) -> dict[str, Any]:
     }
 
 
+def _options(size: Size) -> list[str]:
+    """The size as the command line takes it."""
+    return [word for name, value in size._asdict().items() for word in (f"--{name}", str(value))]
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2, help="how many")
+    parser.add_argument("--levels", type=int, default=3, help="pruning rounds")
+    parser.add_argument("--steps", type=int, default=1000, help="of a training")
+    parser.add_argument("--every", type=int, default=250, help="steps from evaluation to evaluation")
+    parser.add_argument(
+        "--precision", choices=get_args(config.Precision), default="float32", help="of our products"
+    )
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    size = Size(options.seeds, options.levels, options.steps, options.every, options.precision)
     if options.side:
-        print(json.dumps({"ours": ours, "peer": peer}[options.side]()))
+        print(json.dumps({"ours": ours, "peer": peer}[options.side](size)))
         return
     runs, again = [], []
     for _ in range(options.pairs):
         with tempfile.TemporaryDirectory() as programs:
-            runs.append((measured("ours", programs), measured("peer")))
-            again.append(runs[-1][1]["seconds"] / measured("ours", programs)["seconds"])
+            runs.append((measured("ours", size, programs), measured("peer", size)))
+            again.append(runs[-1][1]["seconds"] / measured("ours", size, programs)["seconds"])
     ratios = [b["seconds"] / a["seconds"] for a, b in runs]
     mine = sorted((a for a, _ in runs), key=lambda a: a["seconds"])[len(runs) // 2]
-    cells = len(SEEDS) * (1 + 3 * LEVELS)
     total, parts = mine["seconds"], mine["parts"]
     got = {
-        "cells": cells,
+        **size._asdict(),
+        "cells": size.cells,
+        "device": mine["device"],
         "ours_s": total,
         "peer_s": statistics.median(b["seconds"] for _, b in runs),
         "ratio": statistics.median(ratios),
@@ -202,7 +245,8 @@ def main() -> None:
         print(json.dumps(got))
         return
     print(
-        f"{cells} cells of {STEPS} steps: ours {got['ours_s']:.1f} s, PyTorch {got['peer_s']:.1f} s, "
+        f"{size.cells} cells of {size.steps} steps on {got['device']}: "
+        f"ours {got['ours_s']:.1f} s, PyTorch {got['peer_s']:.1f} s, "
         f"ratio {got['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f}); "
         f"with the programs of an earlier run {got['ratio_programs_kept']:.2f}\n"
         f"peak memory: ours {got['ours_peak_mib']:.0f} MiB, PyTorch {got['peer_peak_mib']:.0f} MiB\n"

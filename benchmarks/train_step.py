@@ -5,7 +5,7 @@ python -m benchmarks.train_step --model lenet5 --batch 60 --replicates 2 [--json
 
 import argparse
 import json
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -15,7 +15,9 @@ from lthjax import config, data, models, optim, prune, replicate, rng, train
 from lthjax.train import Job
 
 
-def run(model: str, batch: int, replicates: int, steps: int, count: int) -> dict[str, Any]:
+def run(
+    model: str, batch: int, replicates: int, steps: int, count: int, precision: config.Precision = "float32"
+) -> dict[str, Any]:
     """Measures both sides.
 
     Args:
@@ -24,16 +26,18 @@ def run(model: str, batch: int, replicates: int, steps: int, count: int) -> dict
         replicates: trained together by us, one after another by the peer.
         steps: in a measurement.
         count: of pairs.
+        precision: of ours; the peer's products are float32.
     """
-    from benchmarks.peer import Loop
+    from benchmarks import peer
 
-    trainer, built, dataset = trainer_of(model, batch, replicates, steps)
+    trainer, built, dataset = trainer_of(model, batch, replicates, steps, precision)
     split, lengths = trainer.splits[0], trainer.lengths
     order = train.order(split.train, lengths, batch, 0, 0, 0, steps)
     variables = built.init(rng.stream(0, "init"))
     mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.5)
     segment = train.prepared_segment(trainer, Job(0, 0, 0, steps, variables, mask))
-    loop = Loop(model, dataset.train_images, dataset.train_labels, batch, 1.2e-3, split.mean, split.std)
+    images, labels, device = dataset.train_images, dataset.train_labels, peer.device()
+    loop = peer.Loop(model, images, labels, batch, 1.2e-3, split.mean, split.std, device)
     # The peer trains its replicates one after another: one stands for all.
     timed = measure.pairs(lambda: jax.block_until_ready(segment()), lambda: loop.train(order), count)
     ours = 1000 * timed.ours / steps / trainer.width
@@ -43,6 +47,8 @@ def run(model: str, batch: int, replicates: int, steps: int, count: int) -> dict
         "model": model,
         "batch": batch,
         "replicates": trainer.width,
+        "precision": precision,
+        "device": jax.local_devices()[0].device_kind,
         "ours_ms": ours,
         "peer_ms": 1000 * timed.peer / steps,
         "ratio": timed.ratio * trainer.width,
@@ -54,7 +60,7 @@ def run(model: str, batch: int, replicates: int, steps: int, count: int) -> dict
 
 
 def trainer_of(
-    model: str, batch: int, replicates: int, steps: int
+    model: str, batch: int, replicates: int, steps: int, precision: config.Precision = "float32"
 ) -> tuple[train.Trainer, models.Model, data.Dataset]:
     """Programs that train so many replicates together in segments of so many steps, on random images."""
     dataset = images(model)
@@ -70,6 +76,7 @@ def trainer_of(
         {0: data.split(dataset, 0, 1000)},
         batch=batch,
         augment=False,
+        precision=precision,
         mesh=mesh,
         width=replicate.width(mesh, replicates, replicates),
     )
@@ -100,12 +107,17 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=None, help="by default one for each device")
     parser.add_argument("--steps", type=int, default=None, help="in a measurement; by default about 2 s")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument(
+        "--precision", choices=get_args(config.Precision), default="float32", help="of our products"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     replicate.use_all_cores()
     replicates = options.replicates or len(jax.local_devices())
     default = {"lenet300": 1000, "lenet5": 150, "small_cnn": 16}.get(options.model, 8)
-    got = run(options.model, options.batch, replicates, options.steps or default, options.pairs)
+    got = run(
+        options.model, options.batch, replicates, options.steps or default, options.pairs, options.precision
+    )
     if options.json:
         print(json.dumps(got))
         return

@@ -85,8 +85,13 @@ def width(on: Mesh, at_most: int, chunk: int | None = None) -> int:
     """
     devices = on.devices.size
     if chunk is None:
-        chunk = devices if on.devices.flat[0].platform == "cpu" else 16 * devices
+        chunk = devices if one_by_one(on) else 16 * devices
     return -(-min(chunk, max(at_most, 1)) // devices) * devices
+
+
+def one_by_one(on: Mesh) -> bool:
+    """Whether the replicates of a device run one after another, rather than together."""
+    return on.devices.flat[0].platform == "cpu"
 
 
 def spread(fn: Callable[..., PyTree], on: Mesh, donate: bool = False) -> Callable[..., PyTree]:
@@ -101,11 +106,10 @@ def spread(fn: Callable[..., PyTree], on: Mesh, donate: bool = False) -> Callabl
         A function of the same three: `shared` as it is, the leaves of `carried` and `each` and of
         the result with a leading axis of replicates, spread over the mesh.
     """
-    one_by_one = on.devices.flat[0].platform == "cpu"
 
     def local(shared: PyTree, carried: PyTree, each: PyTree) -> PyTree:
         one = partial(fn, shared)
-        if one_by_one:
+        if one_by_one(on):
             return jax.lax.map(lambda pair: one(*pair), (carried, each))
         return jax.vmap(one)(carried, each)
 
