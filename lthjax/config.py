@@ -20,6 +20,8 @@ from lthjax.errors import UserError, unknown
 
 Duration = int | str
 """A number of steps (`500` or "500 steps") or epochs ("2 epochs")."""
+Precision = Literal["float32", "tensorfloat32", "bfloat16"]
+"""Of the factors of products: 23, 10 and 7 explicit bits of mantissa."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class Train:
     """Images in a batch."""
     eval_every: Duration = 250
     """Validation and test are evaluated after every so many steps or epochs, and after the last step."""
-    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """Of the factors in matrix products and convolutions; sums and weights are float32. A GPU or TPU is
-    faster with the other two; a CPU computes in float32 whatever is asked."""
+    precision: Precision = "float32"
+    """To which the factors of matrix products and convolutions are rounded, those of the gradients too;
+    sums and weights are float32. The numbers are alike on every platform. A CPU is not faster for it."""
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,7 @@ def validate(study: Study) -> None:
     among("model", study.model, MODELS)
     need(whole(study.data.validation, 1), "data.validation", study.data.validation, "1 or more")
     need(whole(study.train.batch, 1), "train.batch", study.train.batch, "1 or more")
+    among("train.precision", study.train.precision, get_args(Precision))
     among("optim.name", study.optim.name, ("adam", "sgd"))
     among("optim.schedule", study.optim.schedule, ("constant", "cosine", "steps"))
     need(0 < study.optim.lr < math.inf, "optim.lr", study.optim.lr, "above 0 and finite")

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from lthjax import conv
+from lthjax import conv, precision
 from lthjax.errors import UserError, unknown
 
 PyTree = Any
@@ -87,6 +88,8 @@ class Model(NamedTuple):
 
 
 _INIT = nn.initializers.glorot_normal()
+_CONVOLUTION = precision.rounded(conv.general_dilated)
+_PRODUCT = precision.rounded(lax.dot_general)
 
 
 class _Sequential(nn.Module):
@@ -106,15 +109,19 @@ class _Sequential(nn.Module):
 
 def _product(layer: Layer) -> nn.Module:
     if not layer.size:
-        return nn.Dense(layer.features, kernel_init=_INIT, name=layer.name)
+        return _dense_layer(layer.name, layer.features)
     return nn.Conv(
         layer.features,
         (layer.size, layer.size),
         padding=layer.padding,
         kernel_init=_INIT,
-        conv_general_dilated=conv.general_dilated,
+        conv_general_dilated=_CONVOLUTION,
         name=layer.name,
     )
+
+
+def _dense_layer(name: str, features: int) -> nn.Module:
+    return nn.Dense(features, kernel_init=_INIT, dot_general=_PRODUCT, name=name)
 
 
 class _Block(nn.Module):
@@ -145,7 +152,7 @@ class _Residual(nn.Module):
             for block in range(1, self.stages.blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 x = _Block(width, stride, name=block_name(stage, block))(x, train)
-        return nn.Dense(self.classes, kernel_init=_INIT, name="output")(x.mean((1, 2)))
+        return _dense_layer("output", self.classes)(x.mean((1, 2)))
 
 
 def block_name(stage: int, block: int) -> str:
@@ -162,7 +169,7 @@ def _convolution(name: str, features: int, size: int, stride: int = 1) -> nn.Mod
         padding=(size - 1) // 2,
         use_bias=False,
         kernel_init=_INIT,
-        conv_general_dilated=conv.general_dilated,
+        conv_general_dilated=_CONVOLUTION,
         name=name,
     )
 

@@ -136,6 +136,7 @@ def test_durations_in_steps_and_epochs() -> None:
         (Study(optim=Optim(lr=0.0)), "optim.lr: 0.0 .* above 0"),
         (Study(optim=Optim(momentum=1.0)), "optim.momentum"),
         (Study(optim=Optim(milestones=(5,))), "optim.milestones"),
+        (Study(train=Train(precision="bfloat")), "train.precision: 'bfloat' .* did you mean 'bfloat16'"),  # type: ignore[arg-type]
         (Study(optim=Optim(name="adma")), "optim.name: 'adma' is not known; did you mean 'adam'"),  # type: ignore[arg-type]
         (Study(data=Data(validation=0)), "data.validation: 0"),
         (Study(rewind=("soon",)), "rewind: 'soon' is not a duration; write a number of steps"),

@@ -1,0 +1,27 @@
+"""What rounding the factors of products costs in accuracy: LeNet-5 on MNIST in float32, TF32 and bfloat16.
+
+Weights, sums and everything but the factors of matrix products and convolutions are float32, as in the
+units of GPUs and TPUs that this option is for. Seeds share initial weights, split and order over the
+three, so differences are paired. The schedule is that of transfer_lenet5.py.
+
+    python run.py --config configs/precision_lenet5.py
+
+Needs mnist.npz in data/, or a network to fetch it once.
+Time: TIME on 2 x86-64 cores, which are not faster for rounded factors.
+Result: the page that compares the three.
+"""
+
+from lthjax import sweep
+from lthjax.config import Data, Prune, Study, Train
+
+base = Study(
+    name="precision_lenet5",
+    seeds=(0, 1, 2),
+    levels=6,
+    arms=("ticket",),
+    model="lenet5",
+    data=Data(name="mnist"),
+    prune=Prune(rate=(("output", 0.2), (".", 0.4))),
+    train=Train(steps=2500, batch=60, eval_every=500),
+)
+configs = sweep.studies(base, sweep.values("train.precision", "float32", "tensorfloat32", "bfloat16"))
