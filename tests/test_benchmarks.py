@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import measure
+from benchmarks import forms, measure
 from lthjax import models
 
 
@@ -56,3 +56,18 @@ def test_the_twin_computes_the_same_function(name: str) -> None:
         torch.nn.init.zeros_(layer.bias)
     theirs = twin(torch.tensor(x.transpose(0, 3, 1, 2).copy())).detach().numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "conv6"])
+def test_both_forms_of_a_convolution_are_the_networks_own(name: str) -> None:
+    """Kernels are those that the network has, and grouped and patches give the same."""
+    shape = (28, 28, 1) if name == "lenet5" else (32, 32, 3)
+    params = jax.eval_shape(models.build(name, shape, 10).init, jax.random.key(0)).params
+    found = [*forms.convolutions(name, 2)]
+    of_network = {layer: params[layer]["kernel"].shape for layer in params if layer.startswith("conv")}
+    assert {layer: kernel for layer, _, kernel, _ in found} == of_network
+    _, images, kernel, padding = found[-1]
+    x, w = (jax.random.normal(jax.random.key(i), (3, *shape)) for i, shape in enumerate((images, kernel)))
+    grouped, patches = (form(x, w) for form in forms.forms(images, kernel, padding))
+    assert grouped.shape[-1] == kernel[-1]
+    np.testing.assert_allclose(grouped, patches, atol=2e-3)
