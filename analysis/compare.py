@@ -67,13 +67,14 @@ def _one_training(about: Sequence[dict[str, Any]]) -> bool:
     return all(other == rest[0] for other in rest)
 
 
-def _overview(found: Sequence[Entry], heading: str) -> Section:
+def tickets(found: Sequence[Entry]) -> Table:
+    """A line for every entry: its dense network, its sparsest ticket that matches, its best gain."""
     lines = []
     for entry in found:
-        tickets = entry.arms.get("ticket", [])
-        matching = [point for point in tickets if _gain(entry, point).mean >= 0]
+        points = entry.arms.get("ticket", [])
+        matching = [point for point in points if _gain(entry, point).mean >= 0]
         sparsest = min(matching, key=lambda point: point.density, default=None)
-        best = max(tickets, key=lambda point: _gain(entry, point).mean, default=None)
+        best = max(points, key=lambda point: _gain(entry, point).mean, default=None)
         lines.append(
             [
                 entry.name,
@@ -84,6 +85,10 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
             ]
         )
     header = ["study", "dense (%)", "sparsest that matches (%)", "best gain (pp)", "at (%)"]
+    return Table("Tickets", header, lines)
+
+
+def _overview(found: Sequence[Entry], heading: str) -> Section:
     drawn = Drawn(
         "compared",
         "Difference to the dense network against weights left",
@@ -101,7 +106,7 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
         "dense",
         "Against the dense network",
         figures=[drawn],
-        tables=[Table("Tickets", header, lines)],
+        tables=[tickets(found)],
         remark="Accuracies in percent, mean over seeds with the 95 % interval of Student's t in brackets. "
         "The sparsest ticket that matches is the one of the lowest density whose mean accuracy is the dense "
         "network's or more; the best gain is the largest mean difference of any level, found by looking at "
@@ -146,7 +151,8 @@ def _mean(point: Point) -> float:
     return mean_interval(list(point.accuracies.values())).mean
 
 
-def _schedules(found: Sequence[Entry], heading: str) -> Section:
+def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
+    """At every density the best schedule and the cheapest near it in a sentence, and all that reach it."""
     notes, lines = [], []
     for density in targets(found):
         ranked = cheapest(found, density)
@@ -178,6 +184,11 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
             )
     header = ["weights (%)", "schedule", "reached (%)", "trainings", "accuracy (%)", "− best (pp)",
               f"within {MARGIN:g} pp"]  # fmt: skip
+    return notes, Table("By density, cheapest first", header, lines, 2)
+
+
+def _schedules(found: Sequence[Entry], heading: str) -> Section:
+    notes, table = schedules(found)
     drawn = Drawn(
         "cost",
         "Accuracy against cost",
@@ -198,7 +209,7 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
         "Schedules",
         notes=notes,
         figures=[drawn],
-        tables=[Table("By density, cheapest first", header, lines, 2)],
+        tables=[table],
         remark="Every schedule is taken at its first level of no more than the density, so a coarse one may "
         "be sparser than asked. The best is the one of the highest mean on these very seeds; differences to "
         "it are paired by seed, with the 95 % interval of Student's t, and the choice flatters it.",

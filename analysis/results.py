@@ -5,7 +5,8 @@ python -m analysis.results
   results/README.md.jinja    becomes results/README.md
   results/summary.md.jinja   becomes what stands in README.md between its two `results` marks
 
-Templates see `study(NAME)`, a `Published`, for every folder that `analysis.publish` has written there.
+Templates see `study(NAME)`, a `Published`, for every folder that `analysis.publish` has written there, and
+`compared(NAME)`, a `Compared`, for those of several runs.
 """
 
 import argparse
@@ -19,13 +20,14 @@ from typing import Any
 
 import jinja2
 
-from analysis import extra, page, report, transfer
+from analysis import compare, extra, page, report, transfer
 from analysis.cells import Row, accuracies, by_seed, difference, select
+from analysis.entries import Entry, Point, at_most, entries
 from analysis.page import Table
 from lthjax import errors, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
-from lthjax.stats import Interval, mean_interval
+from lthjax.stats import Interval, Outcome, conjunction, equivalent, mean_interval, paired, verdict
 
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 
@@ -143,6 +145,115 @@ class Published:
         return Table("", header, lines, 5)
 
 
+class Compared:
+    """A folder into which `analysis.publish` has written several runs side by side."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads its tables.
+
+        Args:
+            folder: it.
+
+        Raises:
+            UserError: it is no such folder.
+        """
+        self.folder = folder
+        try:
+            self.about: list[dict[str, Any]] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+            table = folder / "comparison.csv"
+            self.rows = extra.read_rows(table, Row)
+            with table.open(newline="", encoding="utf-8") as file:
+                runs = [line["run"] for line in csv.DictReader(file)]
+            self.names = list(dict.fromkeys(runs))
+            by_run: dict[str, list[Row]] = {name: [] for name in self.names}
+            for name, row in zip(runs, self.rows, strict=True):
+                by_run[name].append(row)
+            self.entries: list[Entry] = entries(self.about, list(by_run.values()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}: it is no published comparison ({error}).") from error
+
+    def entry(self, name: str) -> Entry:
+        """The entry of that name."""
+        found = [entry for entry in self.entries if entry.name == name]
+        if not found:
+            known = ", ".join(entry.name for entry in self.entries)
+            raise UserError(f"{self.folder}: it has no {name!r}; it has {known}.")
+        return found[0]
+
+    def point(self, name: str, density: float) -> Point:
+        """An entry's first ticket of no more than a density (1: the dense network)."""
+        entry = self.entry(name)
+        if density == 1:
+            return Point(1.0, entry.dense, 1.0)
+        found = at_most(entry.arms["ticket"], density)
+        if found is None:
+            raise UserError(f"{self.folder}: {name} does not reach {density:g}.")
+        return found
+
+    def accuracy(self, name: str, density: float) -> Interval:
+        """Test accuracy at the end of training in percent, mean over seeds."""
+        return mean_interval(list(self.point(name, density).accuracies.values()))
+
+    def _apart(self, name: str, other: str, density: float) -> list[float]:
+        return paired(self.point(name, density).accuracies, self.point(other, density).accuracies)
+
+    def gap(self, name: str, other: str, density: float) -> Interval:
+        """One entry's tickets − another's, in percentage points, paired by seed."""
+        return mean_interval(self._apart(name, other, density))
+
+    def better(self, name: str, other: str, density: float) -> Outcome:
+        """The verdict on the claim that one entry's tickets are better than another's."""
+        return verdict(self._apart(name, other, density)).outcome
+
+    def alike(self, name: str, other: str, margin: float) -> Outcome:
+        """The verdict on the claim that both are within so many points of each other, at every density."""
+        densities = [1.0, *(point.density for point in self.entry(other).arms["ticket"])]
+        return conjunction(equivalent(self._apart(name, other, d), margin).outcome for d in densities)
+
+    def largest(self, name: str, other: str) -> tuple[float, Interval]:
+        """(density, gap) where the two are furthest apart in the mean."""
+        densities = [1.0, *(point.density for point in self.entry(other).arms["ticket"])]
+        return max(((d, self.gap(name, other, d)) for d in densities), key=lambda found: abs(found[1].mean))
+
+    def against(self, other: str) -> Table:
+        """For every density of an entry, its accuracy and what all others' tickets are worth against it."""
+        others = [entry.name for entry in self.entries if entry.name != other]
+        densities = [1.0, *(point.density for point in self.entry(other).arms["ticket"])]
+        header = ["weights left (%)", f"{other} (%)", *(f"{name} − it (pp)" for name in others)]
+        lines = [
+            [
+                f"{100 * d:.1f}",
+                page.percent(self.accuracy(other, d)),
+                *(page.points(self.gap(name, other, d)) for name in others),
+            ]
+            for d in densities
+        ]
+        return Table("", header, lines, 0)
+
+    @property
+    def seeds(self) -> int:
+        """How many."""
+        return len({row.seed for row in self.rows})
+
+    @property
+    def hours(self) -> str:
+        """The time of all trainings, in words; dense networks that studies share were trained once."""
+        trained = {(row.seed, row.chain, row.level, row.arm, row.repeat, row.seconds) for row in self.rows}
+        return progress.duration(sum(cell[-1] for cell in trained))
+
+    def tickets(self) -> Table:
+        """The comparison's table of entries."""
+        return compare.tickets(self.entries)
+
+    def schedules(self) -> Table:
+        """The comparison's table of schedules at every density."""
+        return compare.schedules(self.entries)[1]
+
+    def notes(self) -> list[str]:
+        """The comparison's sentences on the best and the cheapest schedule at every density."""
+        return compare.schedules(self.entries)[0]
+
+
 def markdown(table: Table) -> str:
     """A table of the report in Markdown."""
     align = [":--" if place < table.words else "--:" for place in range(len(table.header))]
@@ -172,6 +283,7 @@ def render(folder: Path, template: str) -> str:
     )
     environment.globals |= {
         "study": functools.cache(lambda name: Published(folder / name)),
+        "compared": functools.cache(lambda name: Compared(folder / name)),
         "published": sorted(path.parent.name for path in folder.glob("*/study.json")),
         "against": against,
     }
