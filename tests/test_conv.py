@@ -96,18 +96,19 @@ def test_gradients_of_gradients_are_those_of_the_builtin(
             np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-8)
 
 
-def test_under_vmap() -> None:
+@pytest.mark.parametrize(("images", "kernel", "padding", "stride"), [*((*c, 1) for c in CASES), *STRIDED])
+def test_under_vmap(images: tuple, kernel: tuple, padding: object, stride: int) -> None:
+    """Replicates together, each with a kernel of its own."""
     with jax.enable_x64(True):
-        for kernel, padding, stride in (((3, 3, 2, 3), "VALID", 1), ((3, 3, 10, 3), "SAME", 1),
-                                        ((3, 3, 2, 3), "SAME", 2)):  # fmt: skip
-            x, w = draw((2, 2, 6, 6, kernel[2]), 0), draw((2, *kernel), 1)
-            ours, theirs = (
-                jax.vmap(jax.grad(lambda x, w, c=c, p=padding, s=stride: (c(x, w, p, s) ** 2).sum(), (0, 1)))
-                for c in (conv.conv2d, builtin)
-            )
-            ours, theirs = ours(x, w), theirs(x, w)
-            for mine, expected in zip(ours, theirs, strict=True):
-                np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-9)
+        x, w = draw((2, *images), 0), draw((2, *kernel), 1)
+        ours, theirs = (
+            jax.jit(
+                jax.vmap(jax.value_and_grad(lambda x, w, c=c: (c(x, w, padding, stride) ** 2).sum(), (0, 1)))
+            )(x, w)
+            for c in (conv.conv2d, builtin)
+        )
+        for mine, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 3))])
