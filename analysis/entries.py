@@ -1,5 +1,6 @@
 """What run folders hold that can be compared, and what it is called."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def title(study: dict[str, Any]) -> str:
 
 
 def entries(about: Sequence[dict[str, Any]], tables: Sequence[Sequence[Row]]) -> list[Entry]:
-    """What there is to compare, in the order of the runs.
+    """What there is to compare, by name, numbers in it as numbers, whatever the order of the runs.
 
     Args:
         about: every run's study.json.
@@ -87,7 +88,15 @@ def entries(about: Sequence[dict[str, Any]], tables: Sequence[Sequence[Row]]) ->
             for arm, of_arm in points.items():
                 joined = [*entry.arms.get(arm, []), *(point for point in of_arm if point.accuracies)]
                 entry.arms[arm] = sorted(joined, key=lambda point: -point.density)
-    return list(found.values())
+    return sorted(found.values(), key=_natural)
+
+
+def _natural(entry: Entry) -> list[tuple[bool, float, str]]:
+    """Numbers by their value, words after them."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", entry.name)
+    return [
+        (not part[:1].isdigit(), float(part) if part[:1].isdigit() else 0.0, part) for part in parts if part
+    ]
 
 
 def _split(study: config.Study, label: str, heading: str) -> tuple[str, str]:

@@ -292,6 +292,7 @@ def render(folder: Path, template: str) -> str:
         "percent": page.percent,
         "points": page.points,
         "markdown": markdown,
+        "anchor": lambda heading: re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"),
         "density": lambda value: f"{100 * value:.1f} %",
         "count": lambda value: f"{value:,}",
     }

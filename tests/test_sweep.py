@@ -195,8 +195,8 @@ def test_the_comparison_page(tiny: Callable, tmp_path: Path) -> None:
     found = entries([read_study(run) for run in runs], [load(run) for run in runs])
     assert [(one.how, one.variant) for one in found] == [
         ("50 % a round", "layer-wise"),
-        ("one-shot", "layer-wise"),
         ("one-shot", "global"),
+        ("one-shot", "layer-wise"),
     ]
     assert [[point.trainings for point in one.arms["ticket"]] for one in found] == [[2, 3], [2, 2], [2, 2]]
     page = report.build_all(runs)
@@ -226,9 +226,9 @@ def test_networks_and_rewind_points_are_compared(tiny: Callable, tmp_path: Path)
     other = study.run(tiny(levels=1, model="lenet5"), tmp_path / "runs")
     found = entries([read_study(run) for run in (one, other)], [load(run) for run in (one, other)])
     assert [found_.name for found_ in found] == [
+        "LeNet-5 on few",
         "LeNet-300-100 on few, rewound to 0",
         "LeNet-300-100 on few, rewound to 4",
-        "LeNet-5 on few",
     ]
     assert [sorted(one.arms) for one in found] == [["random", "reinit", "ticket"]] * 3
     text = report.build_all([one, other]).read_text()
