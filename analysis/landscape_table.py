@@ -45,8 +45,8 @@ class Settings(NamedTuple):
 
     images: int = 2000
     plane_images: int = 2000
-    plane_test_images: int = 1000
-    spectrum_images: int = 1000
+    plane_test_images: int = 500
+    spectrum_images: int = 500
     points: int = 51
     reach: float = 1.0
     draws: int = 3

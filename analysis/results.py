@@ -217,14 +217,16 @@ class Compared:
 
     def against(self, other: str) -> Table:
         """For every density of an entry, its accuracy and what all others' tickets are worth against it."""
-        others = [entry.name for entry in self.entries if entry.name != other]
+        others = [entry for entry in self.entries if entry.name != other]
         densities = [1.0, *(point.density for point in self.entry(other).arms["ticket"])]
-        header = ["weights left (%)", f"{other} (%)", *(f"{name} − it (pp)" for name in others)]
+        named = self.entry(other).variant or other
+        differences = (f"{entry.variant or entry.name} − it (pp)" for entry in others)
+        header = ["weights left (%)", f"{named} (%)", *differences]
         lines = [
             [
                 f"{100 * d:.1f}",
                 page.percent(self.accuracy(other, d)),
-                *(page.points(self.gap(name, other, d)) for name in others),
+                *(page.points(self.gap(entry.name, other, d)) for entry in others),
             ]
             for d in densities
         ]

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from lthjax.stats import mean_interval
 
 RESULTS = ROOT / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/cells.csv"))
+COMPARED = sorted(path.parent for path in RESULTS.glob("*/comparison.csv"))
 
 
 def by_hand(folder: Path, arm: str, level: int) -> dict[int, float]:
@@ -31,9 +33,11 @@ def by_hand(folder: Path, arm: str, level: int) -> dict[int, float]:
 
 def test_there_are_results() -> None:
     assert FOLDERS
+    assert COMPARED
+    assert sorted([*FOLDERS, *COMPARED]) == sorted(path.parent for path in RESULTS.glob("*/study.json"))
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [*FOLDERS, *COMPARED], ids=lambda folder: folder.name)
 def test_a_folder_is_small_and_names_no_machine(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
@@ -95,6 +99,80 @@ def test_moved_tickets_by_hand() -> None:
     assert [row[5] for row in got.moved().rows if row[3] == "6"] == [expected]
 
 
+def compared_by_hand(folder: Path, density: float, **fields: object) -> dict[int, float]:
+    """Seed -> accuracy in percent of the ticket at the first level of no more than a density, of one run."""
+    about = json.loads((folder / "study.json").read_text())
+    with (folder / "comparison.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    runs = list(dict.fromkeys(line["run"] for line in lines))
+    (place,) = [
+        i for i, study in enumerate(about) if all(study["identity"][k] == v for k, v in fields.items())
+    ]
+    own = [x for x in lines if x["run"] == runs[place] and x["arm"] == ("ticket" if density < 1 else "dense")]
+    level = min(int(x["level"]) for x in own if float(x["density"]) <= 1.005 * density)
+    return {int(x["seed"]): 100 * float(x["test_accuracy"]) for x in own if x["level"] == str(level)}
+
+
+def test_schedules_by_hand() -> None:
+    got = results.Compared(RESULTS / "rates_lenet5")
+    of = {"prune.scope": "layer", "prune.density": None}
+    for density in (0.512, 0.055):
+        rounds = compared_by_hand(got.folder, density, **of, **{"prune.rate": 0.2})
+        shot = compared_by_hand(got.folder, density, **{**of, "prune.density": density})
+        gaps = [rounds[seed] - shot[seed] for seed in rounds]
+        low, high = scipy_stats.t.interval(
+            0.95, len(gaps) - 1, np.mean(gaps), np.std(gaps, ddof=1) / len(gaps) ** 0.5
+        )
+        found = got.gap("20 % a round, layer-wise", "one-shot, layer-wise", density)
+        np.testing.assert_allclose(found[:3], [np.mean(gaps), low, high], rtol=0, atol=1e-9)
+        worse = scipy_stats.ttest_1samp(gaps, 0, alternative="greater").pvalue
+        outcome = "supported" if worse < 0.05 else "refuted" if worse > 0.95 else "undecided"
+        assert got.better("20 % a round, layer-wise", "one-shot, layer-wise", density) == outcome
+    point = got.point("20 % a round, layer-wise", 0.512)
+    assert point.trainings == pytest.approx(4), "the dense network's and three rounds'"
+    assert got.point("one-shot, layer-wise", 0.055).trainings == pytest.approx(2)
+
+
+def test_precisions_by_hand() -> None:
+    got = results.Compared(RESULTS / "precision_lenet5")
+    full, half = (f"LeNet-5 on MNIST, train.precision {name}" for name in ("float32", "bfloat16"))
+    densities = [1.0, *(point.density for point in got.entry(full).arms["ticket"])]
+    assert len(densities) == 7
+    gaps = []
+    for density in densities:
+        exact, rounded = (
+            compared_by_hand(got.folder, density, **{"train.precision": name})
+            for name in ("float32", "bfloat16")
+        )
+        gaps.append(np.subtract(list(rounded.values()), list(exact.values())))
+    table = got.against(full)
+    assert [row[2] for row in table.rows] == [page.points(mean_interval(list(g))) for g in gaps]
+    means = [abs(np.mean(g)) for g in gaps]
+    assert got.largest(half, full)[0] == densities[int(np.argmax(means))]
+    inside = [
+        max(
+            scipy_stats.ttest_1samp(g, -0.5, alternative="greater").pvalue,
+            scipy_stats.ttest_1samp(g, 0.5, alternative="less").pvalue,
+        )
+        for g in gaps
+    ]
+    assert (got.alike(half, full, 0.5) == "supported") == (max(inside) < 0.05)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda got: got.gap("nothing", "one-shot, layer-wise", 0.1), "it has no 'nothing'; it has 10 %"),
+        (lambda got: got.point("20 % a round, layer-wise", 0.001), "does not reach 0.001"),
+    ],
+)
+def test_what_a_comparison_lacks_is_said(ask: Callable[[results.Compared], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ask(results.Compared(RESULTS / "rates_lenet5"))
+    with pytest.raises(UserError, match="it is no published comparison"):
+        results.Compared(RESULTS / "lenet5_mnist")
+
+
 def test_the_pages_say_what_the_tables_say() -> None:
     """Every number in them is written by their templates: `python -m analysis.results` writes them anew."""
     for path, text in results.pages(ROOT).items():
@@ -117,6 +195,16 @@ def test_figures_and_folders_that_pages_name_are_there() -> None:
         for link in re.findall(r"\]\(([^)#]+)\)", text):
             if "://" not in link:
                 assert (path.parent / link).exists(), f"{path.name} leads to {link}"
+
+
+def test_sections_that_pages_name_are_there() -> None:
+    """Anchors as the forges make them: lower case, a hyphen for a blank, no other punctuation."""
+    text = results.pages(ROOT)[RESULTS / "README.md"]
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    there = {"".join(c for c in h.lower().replace(" ", "-") if c.isalnum() or c in "-_") for h in headings}
+    named = re.findall(r"\]\(#([^)]*)\)", text)
+    assert len(named) > 20
+    assert set(named) <= there
 
 
 def test_no_table_is_torn() -> None:

@@ -1,0 +1,109 @@
+"""That README.md's numbers outside its results block are those of configs, networks and published runs."""
+
+import csv
+import json
+import math
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import ROOT
+
+from analysis.results import Compared, Published
+from lthjax import config, models, prune
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICK = ROOT / "results" / "quickstart"
+CONFIGS = {
+    f"{name}.py": cells
+    for names, *cells in re.findall(r"^\| (`\w+\.py`.*?) \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+    for name in re.findall(r"`(\w+)\.py`", names)
+}
+
+
+def cells(folder: Path) -> list[dict[str, str]]:
+    with (folder / "cells.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_the_quickstart_prints() -> None:
+    """Its last lines, and the folder that the page names everywhere."""
+    rows = cells(QUICK)
+    place = ("seed", "chain", "level", "arm")
+    of = {tuple(row[name] for name in place): row for row in rows}
+    lines = re.findall(
+        r"\[(\d+)/(\d+)\] seed (\d+), (\S+), level (\d+), (\w+): "
+        r"([\d.]+) % of weights, test accuracy ([\d.]+) %",
+        README,
+    )
+    assert len(lines) == 3
+    for done, of_all, *where, density, accuracy in lines:
+        row = of[tuple(where)]
+        assert f"{100 * float(row['density']):.1f}" == density
+        assert f"{100 * float(row['test_accuracy']):.2f}" == accuracy
+        assert int(of_all) == len(rows) >= int(done)
+    identity = json.loads((QUICK / "study.json").read_text(encoding="utf-8"))["identity"]
+    assert {*re.findall(r"quickstart-(\w{8})", README)} == {config.fingerprint(identity)}
+
+
+def test_the_documentation_shows_the_quickstarts_own_figure() -> None:
+    shown = ROOT / "docs" / "figures" / "quickstart_accuracy.svg"
+    assert shown.read_bytes() == (QUICK / "accuracy.svg").read_bytes()
+
+
+def density(study: config.Study) -> float:
+    """Of the last level, by counting alone: of n survivors ⌊rate n + ½⌋ go."""
+    shape = (28, 28, 1) if "mnist" in study.data.name else (32, 32, 3)
+    params = jax.eval_shape(models.build(study.model, shape, 10).init, jax.random.key(0)).params
+    leaves = zip(prune.paths(params), jax.tree.leaves(params), strict=True)
+    kernels = {path: leaf.size for path, leaf in leaves if leaf.ndim >= 2}
+    left = 0
+    for rate, n in zip(prune.rates_of(study.prune.rate, [*kernels]), kernels.values(), strict=True):
+        for _ in range(study.levels):
+            n -= math.floor(Fraction(str(rate)) * n + Fraction(1, 2))
+        left += n
+    return left / sum(kernels.values())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_the_table_of_configs(path: Path) -> None:
+    """Every config has a row, with its seeds, steps and the density that it ends at."""
+    what, _ = CONFIGS[path.name]
+    first, *others = config.load_all(path)
+    for count in re.findall(r"(\d+) seeds", what):
+        assert int(count) == len(first.seeds)
+    for steps in re.findall(r"([\d,]+) steps", what):
+        assert int(steps.replace(",", "")) == first.train.steps
+    if not others and (said := re.search(r"to ([\d.]+) %", what)):
+        assert said[1] == f"{100 * density(first):.1f}"
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_measured_times_are_those_of_published_runs(name: str) -> None:
+    """Of the trainings, as the tables in results/ have them."""
+    _, time = CONFIGS[name]
+    folder = ROOT / "results" / name.removesuffix(".py")
+    if not time.endswith("measured"):
+        assert re.search(r"estimated by `--dry-run`|days|weeks", time)
+        return
+    about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    found = Compared(folder) if isinstance(about, list) else Published(folder)
+    assert time == f"{found.hours}, measured"
+
+
+def test_weights_of_networks() -> None:
+    """Every number of weights on the page is that of the network named before it."""
+    shapes = {"LeNet-5": ("lenet5", (28, 28, 1)), "`lenet5_wide`": ("lenet5_wide", (28, 28, 1)),
+              "`small_cnn`": ("small_cnn", (32, 32, 3))}  # fmt: skip
+    said = re.search(r'"LeNet-5" is ambiguous.*?\n\n', README + "\n\n", re.DOTALL)
+    assert said is not None
+    parts = re.split(r"(`lenet5_wide`|`small_cnn`)", "LeNet-5" + said[0])
+    names = ["LeNet-5", *parts[1::2]]
+    for name, text in zip(names, parts[::2], strict=True):
+        number = re.search(r"([\d,]+)\s+weights", text)
+        assert number is not None, name
+        model, shape = shapes[name]
+        params = jax.eval_shape(models.build(model, shape, 10).init, jax.random.key(0)).params
+        assert int(number[1].replace(",", "")) == sum(p.size for p in jax.tree.leaves(params) if p.ndim >= 2)
