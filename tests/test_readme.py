@@ -48,6 +48,21 @@ def test_what_the_quickstart_prints() -> None:
     assert {*re.findall(r"quickstart-(\w{8})", README)} == {config.fingerprint(identity)}
 
 
+def test_what_the_quickstart_is_said_to_do() -> None:
+    study = config.load(ROOT / "configs" / "quickstart.py")
+    (output, tenth), (_, fifth) = study.prune.rate  # type: ignore[misc]
+    assert (output, study.levels) == ("output", 11)
+    about = json.loads((QUICK / "study.json").read_text(encoding="utf-8"))["data"]
+    text = re.sub(r"\s+", " ", README)
+    assert f"on {about['train'] + about['validation']:,} real digits that come with the package" in text
+    assert (
+        f"prunes {100 * fifth:.0f} % of the remaining weights a round ({100 * tenth:.0f} % in the output"
+        in text
+    )
+    assert "for eleven rounds" in text
+    assert f"{about['train'] + about['validation']:,} + {about['test']:,} digits of MNIST" in text
+
+
 def test_the_documentation_shows_the_quickstarts_own_figure() -> None:
     shown = ROOT / "docs" / "figures" / "quickstart_accuracy.svg"
     assert shown.read_bytes() == (QUICK / "accuracy.svg").read_bytes()
