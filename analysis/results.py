@@ -10,11 +10,12 @@ Templates see `study(NAME)`, a `Published`, for every folder that `analysis.publ
 """
 
 import argparse
+import contextlib
 import csv
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,44 @@ from lthjax.stats import Interval, Outcome, conjunction, equivalent, mean_interv
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 
 
-class Published:
-    """A folder that `analysis.publish` has written."""
+class _Folder:
+    """What `analysis.publish` has written to a folder.
+
+    Attributes:
+        folder: it.
+        about: what study.json says.
+        rows: its cells.
+    """
+
+    _what = "study"
+
+    def __init__(self, folder: Path, table: str) -> None:
+        self.folder = folder
+        with self._reading():
+            self.about: Any = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+            self.rows: list[Row] = extra.read_rows(folder / table, Row)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What cannot be read inside becomes one sentence."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.folder}: it is no published {self._what} ({error}).") from error
+
+    def _lines(self, table: str) -> list[dict[str, str]]:
+        """A table's lines as they stand."""
+        with (self.folder / table).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    @property
+    def seeds(self) -> int:
+        """How many."""
+        return len({row.seed for row in self.rows})
+
+
+class Published(_Folder):
+    """A folder that `analysis.publish` has written of one run."""
 
     def __init__(self, folder: Path) -> None:
         """Reads its tables.
@@ -44,19 +81,9 @@ class Published:
         Raises:
             UserError: it is no such folder.
         """
-        self.folder = folder
-        try:
-            self.about: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-            self.rows: list[Row] = extra.read_rows(folder / "cells.csv", Row)
-            with (folder / "verdicts.csv").open(newline="", encoding="utf-8") as file:
-                self.verdicts = list(csv.DictReader(file))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{folder}: it is no published study ({error}).") from error
-
-    @property
-    def seeds(self) -> int:
-        """How many."""
-        return len({row.seed for row in self.rows})
+        super().__init__(folder, "cells.csv")
+        with self._reading():
+            self.verdicts = self._lines("verdicts.csv")
 
     def cells(self, arm: str, level: int = 0, rewind: int = 0) -> list[Row]:
         """The cells of an arm at a level; those of the dense network have neither level nor rewind step."""
@@ -145,8 +172,10 @@ class Published:
         return Table("", header, lines, 5)
 
 
-class Compared:
+class Compared(_Folder):
     """A folder into which `analysis.publish` has written several runs side by side."""
+
+    _what = "comparison"
 
     def __init__(self, folder: Path) -> None:
         """Reads its tables.
@@ -157,20 +186,12 @@ class Compared:
         Raises:
             UserError: it is no such folder.
         """
-        self.folder = folder
-        try:
-            self.about: list[dict[str, Any]] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-            table = folder / "comparison.csv"
-            self.rows = extra.read_rows(table, Row)
-            with table.open(newline="", encoding="utf-8") as file:
-                runs = [line["run"] for line in csv.DictReader(file)]
-            self.names = list(dict.fromkeys(runs))
-            by_run: dict[str, list[Row]] = {name: [] for name in self.names}
-            for name, row in zip(runs, self.rows, strict=True):
-                by_run[name].append(row)
+        super().__init__(folder, "comparison.csv")
+        with self._reading():
+            by_run: dict[str, list[Row]] = {}
+            for line, row in zip(self._lines("comparison.csv"), self.rows, strict=True):
+                by_run.setdefault(line["run"], []).append(row)
             self.entries: list[Entry] = entries(self.about, list(by_run.values()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder}: it is no published comparison ({error}).") from error
 
     def entry(self, name: str) -> Entry:
         """The entry of that name."""
@@ -231,11 +252,6 @@ class Compared:
             for d in densities
         ]
         return Table("", header, lines, 0)
-
-    @property
-    def seeds(self) -> int:
-        """How many."""
-        return len({row.seed for row in self.rows})
 
     @property
     def hours(self) -> str:
