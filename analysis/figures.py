@@ -13,7 +13,7 @@ from analysis.cells import Row, arms, by_seed, chains, select
 from analysis.entries import Entry, at_most
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
-from lthjax.stats import mean_interval
+from lthjax.stats import Interval, mean_interval
 
 # Okabe & Ito's colours, told apart by the colour-blind; markers tell arms apart in grey print.
 _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
@@ -153,6 +153,7 @@ def curve(
     *,
     interval: bool = True,
     points: bool = True,
+    geometric: bool = False,
 ) -> None:
     """A line of means with their 95 % intervals, and every value as a point.
 
@@ -164,9 +165,11 @@ def curve(
         name: in the legend, with the largest n.
         interval: whether it is drawn; of values that are not independent it would mislead.
         points: whether every value is drawn.
+        geometric: whether the means are geometric, with the intervals of logarithms; for positive values
+            on a log scale, on which an interval about their mean may well reach below 0.
     """
     colour, marker, line = style
-    intervals = [mean_interval(at) for at in values]
+    intervals = [_geometric(at) if geometric else mean_interval(at) for at in values]
     n = max((i.n for i in intervals), default=0)
     label = f"{name} (n = {n})"
     axes.plot(x, [i.mean for i in intervals], line, color=colour, marker=marker, ms=5, label=label)
@@ -177,6 +180,14 @@ def curve(
         axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
     for place, at in zip(x, values, strict=True) if points else ():
         axes.plot([place] * len(at), at, ".", color=colour, ms=3, alpha=0.7)
+
+
+def _geometric(values: Sequence[float]) -> Interval:
+    """The geometric mean with the 95 % interval that the logarithms have."""
+    logs = mean_interval(np.log(values).tolist())
+    with np.errstate(over="ignore"):
+        mean, low, high = np.exp(logs[:3]).tolist()
+    return Interval(mean, low, high, logs.n)
 
 
 def weights_axis(axes: Axes, densities: set[float]) -> None:

@@ -227,7 +227,7 @@ class _Work:
         self._like = jax.eval_shape(asked.prepared.model.init, jax.random.key(0))
         self._ones = jax.device_get(prune.ones(self._like.params))
         self._mesh = replicate.mesh(sum(map(len, asked.arms.values())))
-        self._programs: dict[str, Callable[..., dict[str, jax.Array]]] = {}
+        self._programs: dict[tuple[str, Settings], Callable[..., dict[str, jax.Array]]] = {}
         self._pictures: dict[int, _Images] = {}
         self._tasks: dict[int, dict[str, imp.Task]] = {}
 
@@ -341,12 +341,13 @@ class _Work:
         if not missing:
             return 0.0
         how = self._settings
+        short = how._replace(points=9, draws=1, spectrum_images=min(500, how.images))
         taken = {}
         dense = Cell(self._asked.arms[DENSE][0], DENSE, 0, DENSE)
-        # So many that handing them over is little beside them, and the quicker of two calls.
-        for name, some in (("loss", how.images), ("product", min(500, how.images))):
-            each = [self._each("loss", dense, None, some)] * self._mesh.devices.size
-            program = self._program(name)
+        # A short line, as most images go forward on lines and planes; the quicker of two calls.
+        for name, some in (("lines", 2 * how.images * short.points), ("product", short.spectrum_images)):
+            each = [self._each(name, dense, None, short)] * self._mesh.devices.size
+            program = self._program(name, short)
             self._run(program, each)
             calls = []
             for _ in range(2):
@@ -357,7 +358,7 @@ class _Work:
         seconds = 0.0
         for item in missing:
             forward, products = _passes(item, how)
-            seconds += forward * taken["loss"] + products * taken["product"]
+            seconds += forward * taken["lines"] + products * taken["product"]
         # Compiling the programs takes some seconds each.
         return seconds + 5 * len({item.kind.partition("_")[0] for item in missing})
 
@@ -461,7 +462,7 @@ class _Work:
     def _losses(self, like: Cell, states: Sequence[Variables]) -> list[float]:
         """The train losses of states of a cell's training."""
         mask = self._where(like).mask(like, self._ones)
-        shared = self._each("loss", like, None, self._settings.images)
+        shared = self._each("loss", like, None)
         program, width = self._program("loss"), self._mesh.devices.size
         losses = []
         for i in range(0, len(states), width):
@@ -482,24 +483,27 @@ class _Work:
                 chunk = of_kind[i : i + width]
                 each = [self._each(kind, item.cell, item.other) for item in chunk]
                 for item, arrays in zip(chunk, self._run(program, each), strict=True):
-                    counted = _counted(arrays, self._count(kind, "train"), self._count(kind, "test"))
+                    counted = _counted(
+                        arrays, *(_count(kind, part, self._settings) for part in ("train", "test"))
+                    )
                     write_arrays(self._kept.path, item, self._settings, counted)
                 done += len(chunk)
                 seconds = progress.duration(time.perf_counter() - began)
                 names = "; ".join(record.describe(item.cell) for item in chunk)
                 self._say(f"[{done}/{len(missing)}] {kind.replace('_', ' to ')}: {names} ({seconds})")
 
-    def _program(self, name: str) -> Callable[..., dict[str, jax.Array]]:
-        """Compiled; one replicate a device."""
-        if name not in self._programs:
+    def _program(self, name: str, how: Settings | None = None) -> Callable[..., dict[str, jax.Array]]:
+        """Compiled; one replicate a device. By default for what is asked."""
+        how = how or self._settings
+        if (name, how) not in self._programs:
 
             def one(shared: PyTree, carried: PyTree, each: dict[str, Any]) -> dict[str, jax.Array]:
                 with jax.default_matmul_precision("float32"):
-                    return PROGRAMS[name](self._prepared.model, self._settings, each)
+                    return PROGRAMS[name](self._prepared.model, how, each)
 
             one.__name__ = name
-            self._programs[name] = replicate.spread(one, self._mesh)
-        return self._programs[name]
+            self._programs[name, how] = replicate.spread(one, self._mesh)
+        return self._programs[name, how]
 
     def _run(
         self, program: Callable[..., dict[str, jax.Array]], each: Sequence[dict[str, Any]]
@@ -507,18 +511,19 @@ class _Work:
         padded = [*each, *[each[0]] * (self._mesh.devices.size - len(each))]
         return replicate.unstack(program((), (), replicate.stack(self._mesh, padded)), len(each))
 
-    def _each(self, kind: str, cell: Cell, other: Cell | None, few: int | None = None) -> dict[str, Any]:
-        """What a program reads of one network."""
-        how, train = self._settings, few or self._count(kind, "train")
+    def _each(self, kind: str, cell: Cell, other: Cell | None, how: Settings | None = None) -> dict[str, Any]:
+        """What a program reads of one network; by default as much as is asked."""
+        how = how or self._settings
         variables, mask = self._network(cell)
-        each = {"variables": variables, "mask": mask, "train": self._chunks(cell.seed, "train", train)}
+        train = self._chunks(cell.seed, "train", _count(kind, "train", how))
+        each = {"variables": variables, "mask": mask, "train": train}
         if kind in ("lines", "plane", "spectrum"):
             name = "landscape/spectrum" if kind == "spectrum" else "landscape/direction"
             draws = how.draws if kind == "lines" else 1
             keys = [jax.random.key_data(rng.stream(cell.seed, name, draw)) for draw in range(draws)]
             each["keys"] = np.stack([np.asarray(key) for key in keys])
-        if kind not in ("spectrum", "loss"):
-            each["test"] = self._chunks(cell.seed, "test", self._count(kind, "test"))
+        if kind not in ("spectrum", "product", "loss"):
+            each["test"] = self._chunks(cell.seed, "test", _count(kind, "test", how))
         if kind == "point":
             each["start"] = self._task(cell.seed, _own(cell).arm).variables.params
             size = min(self._prepared.study.train.batch, how.images // 2)
@@ -526,12 +531,6 @@ class _Work:
         if other is not None:
             each["other"], each["other_mask"] = self._network(other)
         return each
-
-    def _count(self, kind: str, part: str) -> int:
-        """Images of a part that are seen."""
-        how = self._settings
-        of_plane = {"train": how.plane_images, "test": how.plane_test_images}
-        return {"plane": of_plane[part], "spectrum": how.spectrum_images}.get(kind, how.images)
 
     def _chunks(self, seed: int, part: str, count: int, size: int | None = None) -> landscape.Chunk:
         if seed not in self._pictures:
@@ -642,6 +641,13 @@ def _counted(arrays: dict[str, np.ndarray], train: int, test: int) -> dict[str, 
         name: exact(name, x) if name.endswith(("accuracy", "disagreement")) else x
         for name, x in arrays.items()
     }
+
+
+def _count(kind: str, part: str, how: Settings) -> int:
+    """Images of a part that a program sees."""
+    of_plane = {"train": how.plane_images, "test": how.plane_test_images}
+    of_hessian = dict.fromkeys(("spectrum", "product"), how.spectrum_images)
+    return {"plane": of_plane[part], **of_hessian}.get(kind, how.images)
 
 
 def _passes(item: Item, how: Settings) -> tuple[float, float]:

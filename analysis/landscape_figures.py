@@ -143,8 +143,8 @@ def _relief(planes: dict[str, dict[str, np.ndarray]], norm: LogNorm) -> Figure:
     low, high = np.log10(float(norm.vmin or 1)), np.log10(float(norm.vmax or 1))
     colours = colormaps["viridis"]
     with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(3.1 * len(planes) + 0.4, 3.6))
-        figure.subplots_adjust(0.0, 0.04, 0.96, 0.95, 0.06)
+        figure = Figure(figsize=(3.1 * len(planes) + 0.4, 3.3))
+        figure.subplots_adjust(0.0, 0.04, 0.95, 0.96, 0.06)
         for place, (arm, x) in enumerate(planes.items(), 1):
             axes: Any = figure.add_subplot(1, len(planes), place, projection="3d", computed_zorder=False)
             a, b = np.meshgrid(x["steps"], x["steps"], indexing="ij")
@@ -159,7 +159,10 @@ def _relief(planes: dict[str, dict[str, np.ndarray]], norm: LogNorm) -> Figure:
             reach = float(x["steps"][-1])
             axes.set_xticks([-reach, 0, reach])
             axes.set_yticks([-reach, 0, reach])
-            axes.tick_params(pad=0, labelsize=8)
+            axes.tick_params(pad=-1, labelsize=8)
+            axes.set_xlabel("first direction", fontsize=8, labelpad=-4)
+            axes.set_ylabel("second direction", fontsize=8, labelpad=-4)
+            axes.set_box_aspect((4, 4, 3), zoom=0.96)
             axes.view_init(34, -55)
             axes.set_title(arm, fontsize=11, y=0.98)
             if place == len(planes):
@@ -193,8 +196,10 @@ def _profiles(found: Found, of: _Arrays) -> Drawn | None:
                     for seed, values in means.items()
                     for step, value in zip(steps, values, strict=True)
                 ]
-                columns = [list(column) for column in zip(*means.values(), strict=True)]
-                figures.curve(axes, steps, columns, (figures.look(arm)[0], "", line), arm, points=False)
+                # A loss of 0, as float32 may have it, has no logarithm.
+                columns = [[max(x, 1e-12) for x in at] for at in zip(*means.values(), strict=True)]
+                style = (figures.look(arm)[0], "", line)
+                figures.curve(axes, steps, columns, style, arm, points=False, geometric=True)
             axes.set_yscale("log")
             axes.set_title(f"{part} loss", loc="left", fontsize=10)
             axes.set_xlabel("step along a random direction (lengths of the filters)")
@@ -209,8 +214,8 @@ def _profiles(found: Found, of: _Arrays) -> Drawn | None:
         figure,
         f"Loss on {found.settings.images:,} train and test images along {found.settings.draws} random "
         f"directions inside the mask, normalised by filters, averaged over draws: {_about_level(found)}; "
-        f"lines are means over {seeds} seed{'s' if seeds > 1 else ''}{_bands(seeds)}. Look at how fast the "
-        "loss rises beside its lowest point.",
+        f"lines are {f'geometric means over {seeds} seeds' if seeds > 1 else 'one seed'}{_bands(seeds)}. "
+        "Look at how fast the loss rises beside its lowest point.",
         (("part", "arm", "seed", "step", "loss"), rows),
     )
 

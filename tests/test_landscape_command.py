@@ -555,6 +555,10 @@ def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
     assert header == ("seed", "arm", "a", "b", "train_loss", "test_loss")
     panels = drawn["contours"].figure.axes
     assert [axes.get_title(loc="left") for axes in panels[:4]] == ["dense", "ticket", "reinit", "random"]
+    # One seed's losses are averaged over draws, the seeds' on the log scale that they are drawn on.
+    (line,) = [x for x in drawn["profiles"].figure.axes[1].get_lines() if "random" in str(x.get_label())]
+    means = [arrays(run, seed, "random", "lines")["test_loss"].mean(0) for seed in (0, 1)]
+    np.testing.assert_allclose(line.get_ydata(), scipy_stats.gmean(means), rtol=1e-5)
     _, rows = drawn["barriers"].data
     along = [row[4] for row in rows if row[:3] == ("ticket", "reinit", 1)]
     path = arrays(run, 1, "ticket", "path_reinit")

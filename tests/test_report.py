@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from scipy import stats as scipy_stats
 
 import analysis
 from analysis import cells, figures, publish, report, verdicts
@@ -84,6 +86,20 @@ def test_figures_show_every_seed_and_the_means() -> None:
     shown = sorted(float(y) for line in points for y in np.atleast_1d(line.get_ydata()))
     np.testing.assert_allclose(shown, sorted([96, 98, 92, 91, 93, 90]))
     assert "steps" in figures.early_stop(ROWS, "title").axes[0].get_ylabel()
+
+
+def test_geometric_bands_are_those_of_logarithms() -> None:
+    values = [[0.01, 0.02, 0.4], [3.0, 1.0, 2.0]]
+    axes = Figure().subplots()
+    figures.curve(axes, [0, 1], values, ("k", "", "-"), "loss", points=False, geometric=True)
+    np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), scipy_stats.gmean(values, axis=1))
+    (band,) = axes.collections
+    edges = band.get_paths()[0].vertices
+    for x, at in enumerate(np.log(values)):
+        low, high = scipy_stats.t.interval(0.95, 2, at.mean(), scipy_stats.sem(at))
+        drawn = edges[edges[:, 0] == x, 1]
+        np.testing.assert_allclose([drawn.min(), drawn.max()], np.exp([low, high]))
+        assert drawn.min() > 0
 
 
 @pytest.mark.parametrize(("most", "named"), [(0.9, False), (12.0, True)])
