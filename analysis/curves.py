@@ -25,9 +25,9 @@ def drawn(run: Path, rows: Sequence[Row], heading: str) -> list[Drawn]:
             "Test accuracy against weights left",
             figures.accuracy(rows, f"{heading}: accuracy"),
             "Test accuracy at the end of training for every level and arm. Points are seeds (repeats "
-            "averaged), lines their mean, bands (bars for two seeds) the 95 % interval of the mean by "
-            "Student's t, cut off at the figure's edge. The dense network is the horizontal line. Look for "
-            "how far to the right the ticket stays at it, and where the controls leave it.",
+            "averaged), lines their mean, bands (bars for two seeds or a single level) the 95 % interval of "
+            "the mean by Student's t, cut off at the figure's edge. The dense network is the horizontal "
+            "line. Look for how far to the right the ticket stays at it, and where the controls leave it.",
             (COLUMNS, rows),
         )
     ]
@@ -42,9 +42,9 @@ def drawn(run: Path, rows: Sequence[Row], heading: str) -> list[Drawn]:
                 figures.gaps(gaps, f"{heading}: ticket − control"),
                 "Test accuracy of the ticket minus that of a control of the same seed and level, in "
                 "percentage points, at the end of training. Points are seeds, lines their mean, bands "
-                "(bars for two seeds) the 95 % interval of the mean by Student's t. The grey band is the "
-                "gap of 10 to 15 points that is often claimed. Look for where a line leaves zero, and "
-                "where it enters the band.",
+                "(bars for two seeds or a single level) the 95 % interval of the mean by Student's t. A grey "
+                "band, where the axis reaches so far, is the gap of 10 to 15 points that is often claimed. "
+                "Look for where a line leaves zero.",
                 (
                     ("arm", "level", "density", "seed_number", "ticket_minus_arm_points"),
                     [

@@ -157,6 +157,8 @@ def curve(
 ) -> None:
     """A line of means with their 95 % intervals, and every value as a point.
 
+    Intervals are a band, or bars where there is but one place or two seeds.
+
     Args:
         axes: where.
         x: the places.
@@ -174,9 +176,9 @@ def curve(
     label = f"{name} (n = {n})"
     axes.plot(x, [i.mean for i in intervals], line, color=colour, marker=marker, ms=5, label=label)
     lows, highs = [i.low for i in intervals], [i.high for i in intervals]
-    if interval and n >= BAND_FROM:
+    if interval and n >= BAND_FROM and len(x) > 1:
         axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
-    elif interval and n == 2 and points:
+    elif interval and n > 1 and points:
         axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
     for place, at in zip(x, values, strict=True) if points else ():
         axes.plot([place] * len(at), at, ".", color=colour, ms=3, alpha=0.7)

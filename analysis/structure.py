@@ -43,8 +43,8 @@ _REWOUND = ("ticket", "random")
 _IN_A_ROW = re.compile(r"(conv|fc)\d+/kernel|output/kernel")
 _CHANCE: dict[str, Any] = {"color": "#444444", "ls": "--", "lw": 1.2, "zorder": 3}
 _POINTS = (
-    "Points are seeds, lines their mean, bands (bars for two seeds) the 95 % interval of the mean by "
-    "Student's t"
+    "Points are seeds, lines their mean, bands (bars for two seeds or a single level) the 95 % interval of "
+    "the mean by Student's t"
 )
 _overlap = jax.jit(prune.overlap)
 

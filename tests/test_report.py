@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
 
@@ -100,6 +101,17 @@ def test_geometric_bands_are_those_of_logarithms() -> None:
         drawn = edges[edges[:, 0] == x, 1]
         np.testing.assert_allclose([drawn.min(), drawn.max()], np.exp([low, high]))
         assert drawn.min() > 0
+
+
+@pytest.mark.parametrize(("places", "bars"), [(1, True), (2, False)])
+def test_a_single_place_has_a_bar_for_its_interval(places: int, bars: bool) -> None:
+    axes = Figure().subplots()
+    figures.curve(axes, range(places), [[1.0, 2.0, 4.0]] * places, ("k", "o", "-"), "ticket")
+    (shown,) = axes.collections
+    low, high = mean_interval([1.0, 2.0, 4.0])[1:3]
+    heights = np.concatenate([path.vertices[:, 1] for path in shown.get_paths()])
+    np.testing.assert_allclose([heights.min(), heights.max()], [low, high])
+    assert isinstance(shown, LineCollection) is bars
 
 
 @pytest.mark.parametrize(("most", "named"), [(0.9, False), (12.0, True)])
