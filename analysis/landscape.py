@@ -714,15 +714,16 @@ def section(run: Path) -> page.Section | None:
     lines = [
         [
             str(one.level),
-            f"ticket − {row.other}",
-            row.where,
-            QUANTITIES.get(row.quantity, row.quantity),
+            f"ticket\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}{row.other}",
+            row.where.replace(" ", "\N{NO-BREAK SPACE}"),
+            QUANTITIES[row.quantity],
             f"{row.mean:+.3g}",
             "–" if row.n < 2 else f"[{row.low:+.3g}, {row.high:+.3g}]",
             str(row.n),
         ]
         for one in found
         for row in differences(one.rows)
+        if row.quantity in QUANTITIES
     ]
     table = page.Table("Differences, paired by seed", header, lines, 4)
     return page.Section(
@@ -733,7 +734,8 @@ def section(run: Path) -> page.Section | None:
 _REMARK = (
     "Measured inside the mask, on the same train images for all arms of a seed. “end” is after training, "
     "where arms differ in train loss too; “matched” takes the arm that ends at the lower train loss at the "
-    "step at which its loss was nearest to the other's end. Intervals are Student's t over seeds."
+    "step at which its loss was nearest to the other's end. Intervals are Student's t over seeds. The "
+    "further eigenvalues are in differences.csv of the level's folder."
 )
 
 

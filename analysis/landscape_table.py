@@ -307,9 +307,9 @@ def place_of(row: Row) -> tuple[Any, ...]:
     """What rows are sorted by."""
     order = [DENSE, *ARMS]
     names = list(QUANTITIES)
-    quantity = (
-        (names.index(row.quantity), "") if row.quantity in names else (names.index("trace"), row.quantity)
-    )
+    number = row.quantity.removeprefix("eigenvalue_")
+    further = row.quantity not in names
+    quantity = (names.index("eigenvalue_1"), int(number)) if further else (names.index(row.quantity), 0)
     return row.seed, order.index(row.arm), row.where != END, row.where, quantity
 
 

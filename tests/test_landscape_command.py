@@ -412,6 +412,24 @@ def test_differences_are_paired(made: tuple[Path, Path]) -> None:
     assert ("reinit", "path to sibling", "disagreement") in rows
 
 
+def test_eigenvalues_are_in_their_order() -> None:
+    names = ["eigenvalue_10", "trace", "eigenvalue_2", "eigenvalue_lowest", "eigenvalue_1"]
+    rows = [table.Row(0, CHAIN, LEVEL, "ticket", "end", name, 1.0, None) for name in names]
+    order = [row.quantity for row in sorted(rows, key=table.place_of)]
+    assert order == ["eigenvalue_1", "eigenvalue_2", "eigenvalue_10", "eigenvalue_lowest", "trace"]
+
+
+def test_the_page_leaves_out_the_further_eigenvalues(made: tuple[Path, Path]) -> None:
+    section = command.section(made[0])
+    assert section is not None
+    shown = [line[3] for line in section.tables[0].rows]
+    with (level_folder(made[0]) / "differences.csv").open() as file:
+        written = {row["quantity"] for row in csv.DictReader(file)}
+    assert "eigenvalue_2" in written
+    assert "largest eigenvalue of the Hessian" in shown
+    assert not [name for name in shown if name.startswith("eigenvalue_")]
+
+
 class Computed(Exception):
     pass
 
