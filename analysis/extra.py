@@ -4,10 +4,11 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from analysis import cells
 from lthjax import config, progress, replicate, study, train
@@ -114,10 +115,17 @@ def in_chunks(
 
 
 def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
-    """The rows of a CSV whose columns are the fields of a NamedTuple of str, int, float, bool, or None."""
+    """The rows of a CSV whose columns are the fields of a NamedTuple of str, int, float, bool, or None.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it has no rows, lacks a column, is cut off, or a field is not of its type.
+    """
     hints, names = get_type_hints(kind), kind._fields  # type: ignore[attr-defined]
 
-    def value(name: str, text: str) -> Any:
+    def value(name: str, text: str | None) -> Any:
+        if text is None or (not text and hints[name] is not str and type(None) not in get_args(hints[name])):
+            raise ValueError(f"{path.name} has a line without {name}")
         if not text and hints[name] is not str:
             return None
         if hints[name] is bool:
@@ -125,7 +133,22 @@ def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
         return next(of for of in (str, int, float) if hints[name] in (of, of | None))(text)
 
     with path.open(newline="", encoding="utf-8") as file:
-        return [kind(*(value(n, line[n]) for n in names)) for line in csv.DictReader(file)]
+        text = file.read()
+    if not text.endswith("\n"):
+        raise ValueError(f"{path.name} is empty or ends within a line")
+    lines = csv.DictReader(io.StringIO(text, newline=""))
+    lacking = [name for name in names if name not in (lines.fieldnames or ())]
+    if lacking:
+        raise ValueError(f"{path.name} lacks the column {lacking[0]}")
+    rows = [kind(*(value(n, line[n]) for n in names)) for line in lines]
+    if not rows:
+        raise ValueError(f"{path.name} has no rows")
+    return rows
+
+
+def named(run: str | Path) -> Path:
+    """A run folder's path that ends in its name, as `.` does not; results are kept under that name."""
+    return Path(os.path.abspath(run))
 
 
 def write_whole(path: Path, content: bytes) -> None:

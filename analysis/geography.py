@@ -15,6 +15,7 @@ its layers, which is chance. Trains nothing. Writes RUN/geography:
 
 import argparse
 import itertools
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -289,9 +290,16 @@ def load(run: str | Path) -> Loaded:
             f"{run}: its geography is not known yet; run python -m analysis.geography {run} first."
         )
     try:
-        return Loaded(
+        found = Loaded(
             extra.read_rows(where / "overlap.csv", Row), extra.read_rows(where / "inputs.csv", Input)
         )
+        of_level: dict[int, list[tuple[int, int, int]]] = {row.level: [] for row in found.rows}
+        for row in found.inputs:
+            of_level[row.level].append((row.y, row.x, row.channel))
+        for level, places in of_level.items():
+            if len(places) != math.prod(max(axis) + 1 for axis in zip(*places, strict=True)) or not places:
+                raise ValueError(f"inputs.csv has not every input of level {level}")
+        return found
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{where}: it cannot be read ({error}); run python -m analysis.geography {run} again."

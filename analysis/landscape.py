@@ -103,7 +103,8 @@ def ask(
         settings: how much is measured; images are at most those that there are.
 
     Raises:
-        UserError: the run has no such chain, level or seed; a setting is out of range; the data differ.
+        UserError: the run has no such chain, level or seed; a setting is out of range; the data differ;
+            surfaces are wanted of a seed that is not looked at.
     """
     run, settings = Path(run), settings or Settings()
     _check(settings)
@@ -121,19 +122,28 @@ def ask(
                 f"{name}: {lacking[0]} has no trained ticket at level {level}; it may be {there}."
             )
     chosen = sorted({*there} if seeds is None else {*seeds})
-    surfaces = chosen[:1] if planes is None else sorted({*planes} & {*chosen})
+    left = sorted({*(planes or ())} - {*chosen})
+    if left:
+        raise UserError(f"--plane-seeds: {left[0]} is not among --seeds; it may be {chosen}.")
+    surfaces = chosen[:1] if planes is None else sorted({*planes})
     arms = {DENSE: sorted(row.seed for row in cells.select(done, chain=DENSE) if row.seed in chosen)}
     for arm in ARMS:
         of_arm = cells.select(done, chain=opened.chain, level=level, arm=arm)
         arms[arm] = sorted(row.seed for row in of_arm if row.seed in chosen)
     notes = [
-        f"The {arm} cell of seed {seed} at level {level} is not there or diverged, and is left out."
-        for arm in ARMS
+        f"The {arm} cell of seed {seed}{'' if arm == DENSE else f' at level {level}'} is not there or "
+        "diverged, and is left out."
+        for arm in (DENSE, *ARMS)
         for seed in sorted({*chosen} - {*arms[arm]})
     ]
     prepared = extra.prepared(opened.about, chosen, data_dir)
     images = len(prepared.dataset.train_images) - prepared.study.data.validation
     few = min(settings.images, images, len(prepared.dataset.test_images))
+    if few < settings.images:
+        notes.append(
+            f"{settings.images:,} train and as many test images were asked for; {few:,} of each are looked "
+            f"at, as there are {images:,} and {len(prepared.dataset.test_images):,}."
+        )
     settings = settings._replace(
         images=few,
         plane_images=min(settings.plane_images, few),
@@ -147,8 +157,8 @@ def _check(settings: Settings) -> None:
     least = {"images": 4, "points": 3, "alphas": 2, "trace_probes": 2}
     for name, value in settings._asdict().items():
         lowest = least.get(name, 1 if isinstance(value, int) else 0.0)
-        if value < lowest or value != value or (lowest == 0.0 and value == 0):
-            allowed = f"{lowest} or more" if lowest else "above 0"
+        if value < lowest or not math.isfinite(value) or (lowest == 0.0 and value == 0):
+            allowed = f"{lowest} or more" if lowest else "above 0 and finite"
             raise UserError(f"--{name.replace('_', '-')}: {value} is not allowed; it must be {allowed}.")
     if settings.eigenvalues > settings.steps:
         raise UserError(
@@ -343,10 +353,10 @@ class _Work:
         how = self._settings
         short = how._replace(points=9, draws=1, spectrum_images=min(500, how.images))
         taken = {}
-        dense = Cell(self._asked.arms[DENSE][0], DENSE, 0, DENSE)
+        one = next(cell_of(self._asked, seeds[0], arm) for arm, seeds in self._asked.arms.items() if seeds)
         # A short line, as most images go forward on lines and planes; the quicker of two calls.
         for name, some in (("lines", 2 * how.images * short.points), ("product", short.spectrum_images)):
-            each = [self._each(name, dense, None, short)] * self._mesh.devices.size
+            each = [self._each(name, one, None, short)] * self._mesh.devices.size
             program = self._program(name, short)
             self._run(program, each)
             calls = []
@@ -423,7 +433,7 @@ class _Work:
         return [
             cell
             for cell, basis in self._lower().items()
-            if self._kept.has(cell) and self._kept.result(cell)["made_from"] == basis
+            if self._kept.has(cell) and self._kept.result(cell).get("made_from") == basis
         ]
 
     def match(self) -> None:
@@ -671,7 +681,7 @@ def _write(asked: Asked, where: Path, rows: list[Row], notes: list[str]) -> None
     scope = (asked.rewind, asked.arms, asked.planes, asked.settings)
     found = Found(asked.run, asked.chain, asked.level, density, *scope, rows, notes)
     about = {name: value for name, value in found._asdict().items() if name not in ("run", "rows")}
-    about["settings"] = asked.settings._asdict()
+    about |= {"settings": asked.settings._asdict(), "rows": len(rows)}
     written = {
         "landscape.csv": page.to_csv(Row._fields, rows),
         "differences.csv": page.to_csv(Difference._fields, differences(rows)),

@@ -2,7 +2,6 @@
 
 import io
 import json
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +15,15 @@ from lthjax import landscape, stats, study
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.stats import mean_interval
-from lthjax.store import folder
+from lthjax.store import DAMAGED, folder
 
 ARMS = ("ticket", "reinit", "random")
 SIBLING, MATCHED, END = "sibling", "matched", "end"
 KINDS = ("point", "lines", "spectrum", "path_sibling", "path_dense", "path_reinit", "plane")
 # Percentage points of error below which a path counts as without a barrier (Frankle et al. 2020).
 CONNECTED = 2.0
+# How far apart points of a line may be, in lengths of the filters, for what lies between two of them.
+_NEAR = 0.1
 _SPECTRAL = ("eigenvalues", "steps", "probes", "probe_steps", "trace_probes")
 
 
@@ -70,7 +71,8 @@ class Row(NamedTuple):
             nearest to the other's end; or "path to OTHER".
         quantity: what, a key of `QUANTITIES` or "eigenvalue_N".
         value: of it.
-        error: its standard error (traces), or a bound on its distance to an eigenvalue; else None.
+        error: its standard error (traces), or the residual of its Ritz vector, which but for float32's
+            rounding bounds its distance to an eigenvalue; else None.
     """
 
     seed: int
@@ -241,7 +243,7 @@ def read(kept: Path, item: Item, settings: Settings) -> dict[str, np.ndarray] | 
         with _file(kept, item).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if json.loads(str(arrays["basis"])) == _basis(item, settings):
                 return {name: arrays[name] for name in arrays.files if name != "basis"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         pass
     return None
 
@@ -276,10 +278,13 @@ def numbers(item: Item, arrays: dict[str, np.ndarray]) -> list[Row]:
             values = {name: (float(x), None) for name, x in arrays.items()}
         case "lines":
             # The mean over draws of both sides.
-            half = 0.5 * arrays["steps"][-1]
+            half, steps = 0.5, arrays["steps"]
+            between = 0 if np.isclose(abs(steps), half).any() else steps[1] - steps[0]
+            if steps[-1] < half or between > _NEAR:
+                return []
             for part in ("train", "test"):
                 losses = arrays[f"{part}_loss"]
-                at = [np.interp([-half, 0, half], arrays["steps"], of_draw) for of_draw in losses]
+                at = [np.interp([-half, 0, half], steps, of_draw) for of_draw in losses]
                 values[f"rise_{part}"] = float(np.mean([(a + b) / 2 - o for a, o, b in at])), None
         case "spectrum":
             ends = zip(arrays["largest"], arrays["largest_error"], strict=True)
@@ -352,12 +357,20 @@ def found_at(run: Path, where: Path) -> Found:
     """What a level's folder holds."""
     try:
         about = json.loads((where / "about.json").read_text(encoding="utf-8"))
-        settings = Settings(**about.pop("settings"))
+        told = about.pop("settings")
+        lacking = sorted({*Settings._fields} - {*told})
+        if lacking or not (isinstance(about["arms"], dict) and about["arms"]):
+            raise ValueError(f"about.json lacks {', '.join(lacking) or 'arms'}")
         rows = extra.read_rows(where / "landscape.csv", Row)
-        return Found(run, **about, settings=settings, rows=rows)
+        if len(rows) != about.pop("rows", len(rows)):
+            raise ValueError("landscape.csv has not as many rows as were written")
+        notes = [*about.pop("notes")]
+        return Found(run, **about, settings=Settings(**told), rows=rows, notes=notes)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        level = where.name.removeprefix("level=").lstrip("0")
         raise UserError(
-            f"{where}: it cannot be read ({error}); run python -m analysis.landscape {run} again."
+            f"{where}: it cannot be read ({error}); run python -m analysis.landscape {run} --level {level} "
+            f"--chain {where.parent.name.removeprefix('chain=')} again."
         ) from error
 
 

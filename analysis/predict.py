@@ -314,7 +314,7 @@ class _Work:
         }
 
     def _there(self, cell: Cell) -> bool:
-        return self._kept.has(cell) and self._kept.result(cell)["made_from"] == self._basis(cell)
+        return self._kept.has(cell) and self._kept.result(cell).get("made_from") == self._basis(cell)
 
     def announce(self, training: bool) -> None:
         """Says how much there is to train and, by measuring a few steps, how long it will take."""
@@ -551,10 +551,18 @@ def load(run: str | Path) -> Loaded:
             f"{run}: its predictability is not known yet; run python -m analysis.predict {run} first."
         )
     try:
-        notes = json.loads((where / "about.json").read_text(encoding="utf-8"))["notes"]
+        about = json.loads((where / "about.json").read_text(encoding="utf-8"))
+        notes: list[str] = [*about["notes"]]
         rows = extra.read_rows(where / "scores.csv", Row)
         trials = extra.read_rows(where / "functional.csv", Trial)
-        return Loaded(rows, trials, notes, _densities(Path(run), rows[0].chain))
+        for table, of_table in (("scores", rows), ("functional", trials)):
+            if len(of_table) != about.get(table, len(of_table)):
+                raise ValueError(f"{table}.csv has not as many rows as were written")
+        density = _densities(Path(run), rows[0].chain)
+        unknown = {*(row.level for row in rows), *(trial.level for trial in trials)} - {*density}
+        if unknown:
+            raise ValueError(f"the run has no ticket of level {min(unknown)}")
+        return Loaded(rows, trials, notes, density)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{where}: it cannot be read ({error}); run python -m analysis.predict {run} again."
@@ -573,6 +581,8 @@ def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], note
         "steps": asked.steps,
         "images": asked.batches * asked.prepared.study.train.batch,
         "notes": notes,
+        "scores": len(rows),
+        "functional": len(trials),
     }
     try:
         for of_figure in drawn(Loaded(rows, trials, notes, _densities(asked.run, asked.chain))):

@@ -26,7 +26,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import matplotlib
@@ -70,6 +70,7 @@ _ORDER = (DENSE, TICKET, *ARMS)
 _AGAINST = {TICKET: "the target's own ticket", "shuffled": "the mask shuffled within layers"}
 _PAIRS = {"same": "mask of the same seed", "other": "mask of another seed"}
 _NEAR = (0.1, 0.03)
+_MADE_FROM = ("source", "source_seed", "own_level", "shared_init")
 _shuffle = jax.jit(prune.shuffle)
 _uniform = jax.jit(prune.uniform, static_argnums=2)
 # Percentage points within which a moved ticket counts as good as the target's own.
@@ -202,7 +203,7 @@ def source_of(run: str | Path, chain: str | None = None, levels: Sequence[int] |
     Raises:
         UserError: the run has no such chain, level or ticket.
     """
-    run = Path(run)
+    run = extra.named(run)
     about, name, rewind, _, tickets = _opened(run, chain)
     there = sorted({row.level for row in tickets})
     for level in levels or ():
@@ -234,10 +235,13 @@ def targets_of(
     """
     found = []
     for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"--to: {str(path)!r} is not there; name a config file or a run folder.")
         if not path.is_dir():
             made = study.prepare_all(config.load_all(path), data_dir)
             found += [Target(one, Path(out) / one.folder, False) for one in made]
             continue
+        path = extra.named(path)
         about = read_study(path)
         one = extra.prepared(about, about["config"]["seeds"], data_dir)
         found.append(Target(one, path, True))
@@ -278,6 +282,11 @@ def moves(
                 if of is None:
                     continue
                 found.append(Move(source, of, level, seed, cells.nearest(levels, density[of, level])))
+    if tickets and not own:
+        raise UserError(
+            f"{target.run}: no seed has both a ticket and a trained dense network, beside which moved ones "
+            "are held; run its config first."
+        )
     if not found:
         raise UserError(
             f"--pairs: {' '.join(pairs)} leaves nothing to move from {source.run.name}, with seeds "
@@ -336,8 +345,7 @@ def build(
     for name in arms:
         if name not in ARMS:
             raise errors.unknown("--arms", name, ARMS)
-    sources = list({source.run.name: source for source in sources}.values())
-    targets = list({target.run.name: target for target in targets}.values())
+    sources, targets = _once("--from", sources), _once("--to", targets)
     # Before anything is trained.
     for source in sources:
         for target in targets:
@@ -347,8 +355,35 @@ def build(
             study.run(target.prepared, out, watch=progress.watch(quiet), chunk=chunk)
     for target in targets:
         asked = [move for source in sources for move in moves(source, target, pairs, chain)]
+        left_out = {row.seed for row in _opened(target.run, chain).tickets} - {move.seed for move in asked}
+        if left_out and not quiet:
+            print(
+                f"{target.run.name}: nothing is moved to seed {', '.join(map(str, sorted(left_out)))}, for "
+                "want of a trained dense network or of a partner among the seeds of the sources.",
+                file=sys.stderr,
+            )
         _Work(target, asked, tuple(dict.fromkeys((MOVED, *arms))), chain, quiet, chunk).fill()
     return draw([target.run for target in targets], out, quiet=quiet)
+
+
+_Of = TypeVar("_Of", Source, Target)
+
+
+def _once(option: str, of: Sequence[_Of]) -> list[_Of]:
+    """Every folder once; what is moved is kept under the folder's name.
+
+    Raises:
+        UserError: two folders have the same name.
+    """
+    found: dict[str, _Of] = {}
+    for one in of:
+        other = found.setdefault(one.run.name, one)
+        if other.run.resolve() != one.run.resolve():
+            raise UserError(
+                f"{option}: {other.run} and {one.run} have the same name, under which results are kept; move "
+                "tickets of the one and the other by two calls, and rename one before."
+            )
+    return list(found.values())
 
 
 def draw(runs: Sequence[str | Path], out: str | Path = "runs", *, quiet: bool = True) -> Path:
@@ -365,7 +400,7 @@ def draw(runs: Sequence[str | Path], out: str | Path = "runs", *, quiet: bool = 
     Raises:
         UserError: nothing was moved to them, or a file cannot be read or written.
     """
-    moved = {Path(run): load(run) for run in runs}
+    moved = {extra.named(run): load(run) for run in runs}
     rows = [row for of_run in moved.values() for row in of_run]
     if not rows:
         raise UserError(f"--from: nothing was moved to {runs[0]} yet; name a run to move tickets from.")
@@ -474,7 +509,7 @@ class _Work:
 
         def there(arm: str) -> bool:
             cell = Cell(move.seed, self._chain, move.level, arm)
-            return kept.has(cell) and kept.result(cell)["made_from"] == basis
+            return kept.has(cell) and kept.result(cell).get("made_from") == basis
 
         absent = [arm for arm in self._arms if not there(arm)]
         if not absent:
@@ -548,12 +583,19 @@ def load(run: str | Path) -> list[Row]:
     Raises:
         UserError: it is not a run folder, or a file cannot be read.
     """
-    run = Path(run)
+    run = extra.named(run)
     own = {(row.seed, row.chain, row.level, row.arm): row for row in cells.load(run) if row.repeat == 1}
     rows: dict[tuple[Any, ...], Row] = {}
     for path in sorted(run.glob("transfer/from=*/source_seed=*/seed=*/chain=*/level=*/*/result.json")):
         result = read_result(path.parent)
-        made = result["made_from"]
+        made = result.get("made_from") or {}
+        known = {"arm": result["arm"] in ARMS, "density": isinstance(result.get("density"), float)}
+        wrong = [name for name in _MADE_FROM if name not in made] + [n for n, ok in known.items() if not ok]
+        if wrong:
+            raise UserError(
+                f"{path}: it cannot be read ({wrong[0]} is missing or unknown); delete {path.parent} and run "
+                "python -m analysis.transfer again."
+            )
         where = (made["source"], run.name, made["source_seed"], result["seed"], result["level"])
         basis = (made["own_level"], made["shared_init"])
         seed, chain = result["seed"], result["chain"]
@@ -600,7 +642,11 @@ def _names(runs: Iterable[Path]) -> dict[str, str]:
     for run in runs:
         said[run.name] = words(read_study(run))
         for path in sorted(run.glob("transfer/from=*/source_seed=*/study.json")):
-            source = read_study(path.parent)["source"]
+            source = read_study(path.parent).get("source")
+            if source is None:
+                raise UserError(
+                    f"{path}: it names no source; delete {path.parent} and move its tickets again."
+                )
             said[source["folder"]] = source["words"]
     twice = [name for name in said if list(said.values()).count(said[name]) > 1]
     return {name: f"{text}, {name}" if name in twice else text for name, text in said.items()}
@@ -626,7 +672,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def findings(run: str | Path) -> list[Finding]:
     """What was found of tickets moved to a run."""
-    run = Path(run)
+    run = extra.named(run)
     as_good = f"Tickets moved here are within {MARGIN:g} points of the run's own"
     beat = "Tickets moved here beat the same masks shuffled within layers"
     # A run's own ticket on its own seed is the ticket again.
@@ -676,7 +722,7 @@ def section(run: Path) -> page.Section | None:
 
 def drawn(run: str | Path) -> list[Drawn]:
     """The figures of tickets moved to a run; none where there are none."""
-    rows, run = load(run), Path(run)
+    rows, run = load(run), extra.named(run)
     if not rows:
         return []
     return [_matrix_drawn(rows, _names([run])), _arms_drawn(rows, _names([run]))]

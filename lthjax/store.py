@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +32,16 @@ from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 
 PyTree = Any
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,  # NotImplementedError among them: a flag or version that zipfile does not know
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading a damaged .npz may raise."""
 
 
 class Store:
@@ -57,8 +68,8 @@ class Store:
             self._lock = _locked(self.path / ".lock")
         except OSError as error:
             raise UserError(
-                f"--out: {str(self.path)!r} cannot be written ({error.strerror or error}); choose another "
-                "folder with --out."
+                f"{self.path}: it cannot be written ({error.strerror or error}); it must be a folder that "
+                "you may write to, or not be there yet. run.py and analysis.transfer take another with --out."
             ) from error
         for left in self.path.glob(".tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -130,7 +141,7 @@ class Store:
                     np.unpackbits(packed[p], count=max(m.size, 1)).astype(bool).reshape(m.shape)
                     for p, m in zip(prune.paths(like), jax.tree.leaves(like), strict=True)
                 ]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise _damaged(path, error) from error
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -189,7 +200,7 @@ def read_study(run: Path) -> dict[str, Any]:
     """
     if not (run / "study.json").is_file():
         raise UserError(f"{run}: it is not a run folder (no study.json in it).")
-    return _read_json(run / "study.json", ("identity", "config", "lengths"))
+    return _read_json(run / "study.json", ("identity", "config", "lengths", "data"))
 
 
 def check_identity(run: Path, identity: dict[str, Any]) -> None:
@@ -233,9 +244,11 @@ def _load(path: Path, like: Variables) -> Variables:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     lost = path if path.name == "study.json" else path.parent
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0] if path.exists() else "not there"
+    clear = f"delete {lost} and " if lost.exists() else ""
     return UserError(
-        f"{path}: it cannot be read ({reason}); delete {lost} and run again, which makes it anew."
+        f"{path}: it cannot be read ({reason}); {clear}run again what made it (run.py, for cells of a run), "
+        "which makes it anew."
     )
 
 

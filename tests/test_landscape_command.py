@@ -430,6 +430,61 @@ def test_the_page_leaves_out_the_further_eigenvalues(made: tuple[Path, Path]) ->
     assert not [name for name in shown if name.startswith("eigenvalue_")]
 
 
+@pytest.mark.parametrize(
+    ("points", "reach", "there"),
+    [(5, 1.0, True), (3, 1.0, False), (9, 2.0, True), (41, 2.0, True), (9, 0.4, False)],
+)
+def test_the_rise_is_that_half_a_filters_length_away_or_left_out(
+    points: int, reach: float, there: bool
+) -> None:
+    """On a parabola: 3 a² at a = 0.5, whatever the line's reach."""
+    steps = np.linspace(-reach, reach, points)
+    lines = {"steps": steps, **{f"{part}_loss": (3 * steps**2)[None] for part in ("train", "test")}}
+    item = table.Item("lines", Cell(0, CHAIN, LEVEL, "ticket"))
+    got = {row.quantity: row.value for row in table.numbers(item, lines)}
+    assert got == ({"rise_train": pytest.approx(0.75), "rise_test": pytest.approx(0.75)} if there else {})
+
+
+def test_damaged_arrays_are_made_anew_and_never_raise(made: tuple[Path, Path], tmp_path: Path) -> None:
+    item = table.Item("lines", Cell(0, CHAIN, LEVEL, "ticket"))
+    good = (folder(made[0] / "landscape", item.cell) / "lines.npz").read_bytes()
+    path = folder(tmp_path, item.cell) / "lines.npz"
+    path.parent.mkdir(parents=True)
+    generator, lost = np.random.default_rng(0), 0
+    for at in generator.integers(0, 8 * len(good), 400):
+        bad = bytearray(good)
+        bad[at // 8] ^= 1 << (at % 8)
+        path.write_bytes(bad)
+        lost += table.read(tmp_path, item, SMALL) is None
+    assert lost > 100
+    path.write_bytes(good)
+    assert table.read(tmp_path, item, SMALL._replace(images=IMAGES)) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("landscape.csv", lambda text: text[: len(text) // 2], "ends within a line"),
+        ("landscape.csv", lambda text: "", "is empty"),
+        ("landscape.csv", lambda text: text.splitlines()[0] + "\n", "has no rows"),
+        ("landscape.csv", lambda text: text.replace("quantity", "quality", 1), "lacks the column quantity"),
+        ("landscape.csv", lambda text: text.replace(",ticket,", "\n", 1), "has a line without arm"),
+        ("landscape.csv", lambda text: "".join(text.splitlines(True)[:-3]), "not as many rows"),
+        ("about.json", lambda text: text.replace('"alphas"', '"betas"'), "lacks alphas"),
+        ("about.json", lambda text: text.replace('"arms"', '"legs"'), "arms"),
+        ("about.json", lambda text: text[:-9], "cannot be read"),
+    ],
+)
+def test_a_damaged_table_is_refused(
+    copied: tuple[Path, Path], name: str, change: Callable[[str], str], said: str
+) -> None:
+    path = level_folder(copied[0]) / name
+    path.write_text(change(path.read_text()))
+    again = f"run python -m analysis.landscape {copied[0]} --level 2 --chain rewind-0 again"
+    with pytest.raises(UserError, match=f"{said}.*{re.escape(again)}"):
+        command.load(copied[0])
+
+
 class Computed(Exception):
     pass
 
@@ -599,6 +654,11 @@ def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
         ({"chain": "rewind-3"}, r"--chain: 'rewind-3' has no ticket in the run"),
         ({"seeds": [0, 7]}, r"--seeds: 7 has no trained ticket at level 2; it may be \[0, 1\]"),
         ({"planes": [9]}, r"--plane-seeds: 9 has no trained ticket"),
+        ({"planes": [1], "seeds": [0]}, r"--plane-seeds: 1 is not among --seeds; it may be \[0\]"),
+        (
+            {"settings": SMALL._replace(reach=float("inf"))},
+            r"--reach: inf is not allowed; .* above 0 and finite",
+        ),
         ({"settings": SMALL._replace(points=6)}, r"--points: 6 is even"),
         ({"settings": SMALL._replace(eigenvalues=9)}, r"--eigenvalues: 9 is not allowed"),
         ({"settings": SMALL._replace(plane_images=0)}, r"--plane-images: 0 is not allowed; .* 1 or more"),
@@ -617,7 +677,13 @@ def test_an_arm_that_is_not_there_is_said(copied: tuple[Path, Path]) -> None:
     shutil.rmtree(folder(run, Cell(1, CHAIN, LEVEL, "reinit")))
     got = asked(copied)
     assert got.arms == {"dense": [0, 1], "ticket": [0, 1], "reinit": [0], "random": [0, 1]}
-    assert got.notes == ["The reinit cell of seed 1 at level 2 is not there or diverged, and is left out."]
+    assert got.notes == [
+        "The reinit cell of seed 1 at level 2 is not there or diverged, and is left out.",
+        "2,000 train and as many test images were asked for; 60 of each are looked at, as there are 160 and "
+        "60.",
+    ]
+    shutil.rmtree(folder(run, Cell(1, "dense", 0, "dense")))
+    assert "The dense cell of seed 1 is not there or diverged, and is left out." in asked(copied).notes
     kinds = [(item.kind, item.cell.seed) for item in table.items(got) if item.kind == "path_reinit"]
     assert kinds == [("path_reinit", 0)]
 

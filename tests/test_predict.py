@@ -355,6 +355,20 @@ def test_a_whole_run(
     ):
         with pytest.raises(UserError, match=said_of):
             command.ask(run, tmp_path / "data", **wrong)  # type: ignore[arg-type]
+    where = run / "predict"
+    for name, change, refused in (
+        ("scores.csv", lambda text: text.splitlines()[0] + "\n", "scores.csv has no rows"),
+        ("scores.csv", lambda text: "".join(text.splitlines(True)[:-1]), "scores.csv has not as many rows"),
+        ("functional.csv", lambda text: text[:-4], "functional.csv is empty or ends within a line"),
+        ("functional.csv", lambda text: text.replace("rewind-0,2,", "rewind-0,9,"), "no ticket of level 9"),
+        ("about.json", lambda text: text.replace('"notes"', '"words"'), "notes"),
+    ):
+        good = (where / name).read_text()
+        (where / name).write_text(change(good))
+        with pytest.raises(UserError, match=f"{refused}.*run python -m analysis.predict .* again"):
+            command.load(run)
+        (where / name).write_text(good)
+    command.load(run)
     np.savez(tmp_path / "data" / "small.npz", **images | {"test_images": images["test_images"][::-1]})
     with pytest.raises(UserError, match="--data-dir: small there has content hash"):
         command.ask(run, tmp_path / "data")

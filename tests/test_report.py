@@ -231,7 +231,7 @@ def test_an_unchanged_report_is_left_alone_and_a_changed_one_is_not(
 def test_not_a_run_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run folder"):
         report.build(tmp_path)
-    (tmp_path / "study.json").write_text('{"identity": {}, "config": {}, "lengths": {}}')
+    (tmp_path / "study.json").write_text('{"identity": {}, "config": {}, "lengths": {}, "data": {}}')
     with pytest.raises(UserError, match="no finished cell in it yet"):
         report.build(tmp_path)
     (tmp_path / "study.json").write_text("{")

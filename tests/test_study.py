@@ -343,6 +343,8 @@ def test_damaged_files_are_named_and_a_deleted_cell_is_made_anew(tiny: Make, tmp
     (ticket / "variables").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="variables: it cannot be read"):
         study.run(wider, tmp_path / "runs")
+    with pytest.raises(UserError, match=r"\(not there\); delete .*ticket and run again"):
+        study.run(wider, tmp_path / "runs")
     (ticket / "result.json").unlink()
     assert report.build(run).is_file()
     study.run(prepared, tmp_path / "runs")
@@ -360,7 +362,7 @@ def test_study_json_remembers_every_command(
 
 def test_an_unwritable_folder_is_refused(tiny: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out: .* cannot be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); .* another with --out"):
         study.run(tiny(), tmp_path / "file")
 
 

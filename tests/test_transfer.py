@@ -554,6 +554,43 @@ def test_tickets_moved_to_deeper_networks_and_other_classes_from_a_later_step(
     assert any(not np.array_equal(a, b) for a, b in zip(moving, jax.tree.leaves(zero), strict=False))
 
 
+def test_a_run_is_known_by_its_folder_however_it_is_named(
+    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "runs"
+    narrow = tiny(model="narrow", arms=("ticket",), levels=1)
+    run = study.run(narrow, out)
+    jobs = counted(monkeypatch)
+    monkeypatch.chdir(run)
+    # Within one run, so to the other seed.
+    options = ["--to", ".", "--arms", "transferred", "--out", str(out), "--data-dir", str(tmp_path / "data")]
+    command.main(["--from", str(run), *options, "--quiet"])
+    assert [path.name for path in (run / "transfer").glob("from=*")] == [f"from={run.name}"]
+    assert {(row.source_seed, row.seed) for row in command.load(".")} == {(0, 1), (1, 0)}
+    assert len(jobs) == 2
+    command.main(["--from", ".", str(run), *options, "--quiet"])
+    assert len(jobs) == 2
+    twin = shutil.copytree(run, tmp_path / "elsewhere" / run.name)
+    with pytest.raises(UserError, match=r"--from: .* and .* have the same name, .* rename one"):
+        command.main(["--from", ".", str(twin), *options, "--quiet"])
+    with pytest.raises(UserError, match=r"--to: 'nowhere' is not there; name a config file or a run folder"):
+        command.main(["--from", ".", "--to", "nowhere"])
+    # What it is held against is the dense network, too.
+    shutil.rmtree(run / "seed=0" / "dense")
+    assert [move.seed for move in command.moves(command.source_of(run), at(narrow, run))] == [1]
+    shutil.rmtree(run / "seed=1" / "dense")
+    with pytest.raises(UserError, match="no seed has both a ticket and a trained dense network"):
+        command.moves(command.source_of(run), at(narrow, run))
+    path = next(run.glob("transfer/*/*/*/*/*/transferred/result.json"))
+    path.write_text(path.read_text().replace('"made_from"', '"made_of"'))
+    with pytest.raises(UserError, match=r"it cannot be read \(source is missing or unknown\); delete "):
+        command.load(run)
+
+
+def at(prepared: study.Prepared, run: Path) -> command.Target:
+    return command.Target(prepared, run, True)
+
+
 def test_impossible_pairs_are_refused_before_any_training(
     small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -702,6 +739,13 @@ def test_the_geography_of_a_run(
     before = (run / "geography" / "overlap.csv").read_bytes()
     mapped.build(run, draws=2)
     assert (run / "geography" / "overlap.csv").read_bytes() == before
+    table = run / "geography" / "inputs.csv"
+    whole = table.read_text()
+    for cut, said in ((len(whole) // 2, "ends within a line"), (whole.rindex("rew"), "not every input")):
+        table.write_text(whole[:cut])
+        with pytest.raises(UserError, match=f"{said}.*run python -m analysis.geography .* again"):
+            mapped.load(run)
+    table.write_text(whole)
     with pytest.raises(UserError, match="--draws: 0 is not allowed"):
         mapped.build(run, draws=0)
     with pytest.raises(UserError, match="--levels: 4 has no two seeds' tickets in rewind-0; it may be 1"):
