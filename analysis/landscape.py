@@ -529,7 +529,7 @@ class _Work:
         each = {"variables": variables, "mask": mask, "train": train}
         if kind in ("lines", "plane", "spectrum"):
             name = "landscape/spectrum" if kind == "spectrum" else "landscape/direction"
-            draws = how.draws if kind == "lines" else 1
+            draws = {"lines": how.draws, "plane": how.plane_draws}.get(kind, 1)
             keys = [jax.random.key_data(rng.stream(cell.seed, name, draw)) for draw in range(draws)]
             each["keys"] = np.stack([np.asarray(key) for key in keys])
         if kind not in ("spectrum", "product", "loss"):
@@ -669,7 +669,7 @@ def _passes(item: Item, how: Settings) -> tuple[float, float]:
         case "lines":
             return both * how.points * how.draws, 0
         case "plane":
-            return (how.plane_images + how.plane_test_images) * how.points**2, 0
+            return (how.plane_images + how.plane_test_images) * how.points**2 * how.plane_draws, 0
         case "spectrum":
             return 0, how.spectrum_images * (how.steps + how.probes * how.probe_steps + how.trace_probes)
         case _:
@@ -795,6 +795,7 @@ _HELP = {
     "points": "on a line, and on either side of a surface; odd",
     "reach": "of lines and surfaces, in lengths of the filters",
     "draws": "directions of lines",
+    "plane_draws": "pairs of directions of surfaces",
     "alphas": "points on a path",
     "eigenvalues": "the largest so many",
     "steps": "of Lanczos for them",

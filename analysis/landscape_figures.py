@@ -68,8 +68,7 @@ _Arrays = dict[Item, dict[str, np.ndarray]]
 
 
 def _surfaces(found: Found, of: _Arrays) -> list[Drawn]:
-    """Contours and a 3-D view, of the first seed that has surfaces."""
-    planes = {item.cell.arm: x for item, x in of.items() if item.kind == "plane"}
+    """Contours and a 3-D view of every draw, of the first seed that has surfaces."""
     seeds = sorted({item.cell.seed for item in of if item.kind == "plane"})
     if not seeds:
         return []
@@ -77,23 +76,46 @@ def _surfaces(found: Found, of: _Arrays) -> list[Drawn]:
         item.cell.arm: x for item, x in of.items() if item.kind == "plane" and item.cell.seed == seeds[0]
     }
     planes = {arm: planes[arm] for arm in (DENSE, *ARMS) if arm in planes}
+    losses = np.stack([x[f"{part}_loss"] for x in planes.values() for part in ("train", "test")])
+    norm = LogNorm(max(float(np.nanmin(losses)), 1e-6), float(np.nanmax(losses)))
+    return [
+        figure
+        for draw in range(losses.shape[1])
+        for figure in _draw(
+            found,
+            seeds[0],
+            draw,
+            {
+                arm: {name: a if name == "steps" else a[draw] for name, a in x.items()}
+                for arm, x in planes.items()
+            },
+            norm,
+        )
+    ]
+
+
+def _draw(
+    found: Found, seed: int, draw: int, planes: dict[str, dict[str, np.ndarray]], norm: LogNorm
+) -> list[Drawn]:
+    """The surfaces of all arms along one pair of directions."""
+    draws = found.settings.plane_draws
+    which = "one draw" if draws == 1 else f"draw {draw + 1} of {draws}"
+    also = f"_draw_{draw + 1}" if draw else ""
     what = (
-        f"{_about_level(found)}, seed {seeds[0]}, one draw of two orthogonal directions inside the mask, "
+        f"{_about_level(found)}, seed {seed}, {which} of two orthogonal directions inside the mask, "
         f"normalised by filters, {found.settings.plane_images:,} train and "
         f"{found.settings.plane_test_images:,} test images; n = 1"
     )
     rows = [
-        (seeds[0], arm, a, b, *(float(x[name][i, j]) for name in ("train_loss", "test_loss")))
+        (seed, draw, arm, a, b, *(float(x[name][i, j]) for name in ("train_loss", "test_loss")))
         for arm, x in planes.items()
         for i, a in enumerate(x["steps"].tolist())
         for j, b in enumerate(x["steps"].tolist())
     ]
-    table = (("seed", "arm", "a", "b", "train_loss", "test_loss"), rows)
-    losses = np.stack([x[f"{part}_loss"] for x in planes.values() for part in ("train", "test")])
-    norm = LogNorm(max(float(np.nanmin(losses)), 1e-6), float(np.nanmax(losses)))
+    table = (("seed", "draw", "arm", "a", "b", "train_loss", "test_loss"), rows)
     return [
         Drawn(
-            _named(found, "contours"),
+            _named(found, "contours") + also,
             "Loss around the trained networks",
             _contours(planes, norm),
             f"Train loss (above) and test loss (below) around the trained networks (cross): {what}. Colours "
@@ -103,7 +125,7 @@ def _surfaces(found: Found, of: _Arrays) -> list[Drawn]:
             True,
         ),
         Drawn(
-            _named(found, "surfaces"),
+            _named(found, "surfaces") + also,
             "The same train losses as surfaces",
             _relief(planes, norm),
             f"Train loss around the trained networks: {what}. One height and colour scale, logarithmic. Look "

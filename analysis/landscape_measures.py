@@ -66,9 +66,12 @@ def _lines(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.A
 def _plane(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Array]:
     (params, stats), a = each["variables"], landscape.grid(how.points, how.reach)
     measure = landscape.measured(_logits(model, stats))
-    first, second = landscape.directions(_key(each["keys"][0]), params, each["mask"])
-    surface = partial(landscape.plane, measure, params, first, second, a, a)
-    return {"steps": a, **_parts(surface, each)}
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        first, second = landscape.directions(_key(key), params, each["mask"])
+        return _parts(partial(landscape.plane, measure, params, first, second, a, a), each)
+
+    return {"steps": a, **jax.lax.map(draw, each["keys"])}
 
 
 def _path(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Array]:

@@ -36,7 +36,8 @@ class Settings(NamedTuple):
         spectrum_images: the first so many train images, for spectra.
         points: on a line, and on either side of a plane.
         reach: how far lines and planes go, in lengths of the filters.
-        draws: of directions, for lines; planes take the first and the one orthogonal to it.
+        draws: of directions, for lines.
+        plane_draws: of pairs of orthogonal directions, for planes; the first of a pair is that of the line.
         alphas: points on a path.
         eigenvalues, steps: how many of the largest, and the Lanczos steps for them.
         probes, probe_steps: of the spectral density.
@@ -51,6 +52,7 @@ class Settings(NamedTuple):
     points: int = 51
     reach: float = 1.0
     draws: int = 3
+    plane_draws: int = 1
     alphas: int = 30
     eigenvalues: int = 10
     steps: int = 40
@@ -226,7 +228,7 @@ def _basis(item: Item, settings: Settings) -> dict[str, Any]:
     needed = {
         "point": ("images", "rho", "adaptive_rho"),
         "lines": ("images", "points", "reach", "draws"),
-        "plane": ("plane_images", "plane_test_images", "points", "reach"),
+        "plane": ("plane_images", "plane_test_images", "points", "reach", "plane_draws"),
         "spectrum": ("spectrum_images", *(name for name in settings._fields if name in _SPECTRAL)),
     }.get(item.kind, ("images", "alphas"))
     # Smaller sets are the first images of this one.

@@ -1,6 +1,7 @@
 """The landscape of a level: what is trained for it, what is measured, what is left out a second time."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -34,6 +35,7 @@ SMALL = Settings(
     spectrum_images=40,
     points=5,
     draws=2,
+    plane_draws=2,
     alphas=5,
     eigenvalues=2,
     steps=8,
@@ -166,26 +168,29 @@ def test_the_end_is_the_stored_cell(made: tuple[Path, Path], arm: str, cell: Cel
     # The middle of the surface and of every line is the network itself, on fewer images.
     plane = arrays(run, 0, arm, "plane")
     lines = arrays(run, 0, arm, "lines")
-    assert plane["train_loss"].shape == (5, 5)
+    assert plane["train_loss"].shape == (2, 5, 5)
     assert lines["test_loss"].shape == (2, 5)
     for part in ("train", "test"):
         images, labels = seen(made, 0, part, {"train": 40, "test": 25}[part])
         logits = forward(params, images)
-        assert plane[f"{part}_loss"][2, 2] == pytest.approx(cross_entropy(logits, labels), rel=1e-4)
-        assert plane[f"{part}_accuracy"][2, 2] == pytest.approx(1 - error(logits, labels), abs=1e-12)
+        here = cross_entropy(logits, labels)
+        np.testing.assert_allclose(plane[f"{part}_loss"][:, 2, 2], here, rtol=1e-4)
+        np.testing.assert_allclose(plane[f"{part}_accuracy"][:, 2, 2], 1 - error(logits, labels), rtol=1e-12)
         images, labels = seen(made, 0, part, IMAGES)
         here = cross_entropy(forward(params, images), labels)
         np.testing.assert_allclose(lines[f"{part}_loss"][:, 2], here, rtol=1e-4)
-    assert (np.delete(plane["train_loss"].ravel(), 12) != plane["train_loss"][2, 2]).all()
+    for surface in plane["train_loss"]:
+        assert (np.delete(surface.ravel(), 12) != surface[2, 2]).all()
+    assert (plane["train_loss"][0] != plane["train_loss"][1]).sum() >= 24
     assert not any(np.asarray(params[x]["kernel"])[~mask[x]["kernel"]].any() for x in ("fc1", "output"))
 
 
 def test_lines_stay_in_the_mask_and_share_their_draws(made: tuple[Path, Path]) -> None:
     """The first line by numpy: normal numbers of the seed's stream, masked, then scaled filter by filter."""
     run = made[0]
-    for arm in ("ticket", "random"):
+    for arm, draw in itertools.product(("ticket", "random"), (0, 1)):
         params, mask = stored(run, Cell(0, CHAIN, LEVEL, arm))
-        key = jax.random.fold_in(rng.stream(0, "landscape/direction", 0), 0)
+        key = jax.random.fold_in(rng.stream(0, "landscape/direction", draw), 0)
         leaves, treedef = jax.tree.flatten(params)
         drawn = [
             jax.random.normal(k, x.shape)
@@ -199,7 +204,11 @@ def test_lines_stay_in_the_mask_and_share_their_draws(made: tuple[Path, Path]) -
             moved[name]["kernel"] = w + 0.5 * d * (lengths[0] / (lengths[1] + 1e-10))
         images, labels = seen(made, 0, "test", IMAGES)
         expected = cross_entropy(forward(moved, images), labels)
-        assert arrays(run, 0, arm, "lines")["test_loss"][0, 3] == pytest.approx(expected, rel=1e-4)
+        assert arrays(run, 0, arm, "lines")["test_loss"][draw, 3] == pytest.approx(expected, rel=1e-4)
+        # The first direction of a plane is that of the line.
+        images, labels = seen(made, 0, "test", 25)
+        expected = cross_entropy(forward(moved, images), labels)
+        assert arrays(run, 0, arm, "plane")["test_loss"][draw, 3, 2] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("arm", ["ticket", "reinit", "random"])
@@ -619,13 +628,18 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
     run = made[0]
-    drawn = {figure.name.split("_")[1]: figure for figure in command.drawn(run)}
+    figures = command.drawn(run)
+    assert [figure.name.partition("rewind-0")[2] for figure in figures[:4]] == ["", "", "_draw_2", "_draw_2"]
+    assert [figure.name.split("_")[1] for figure in figures[2:4]] == ["contours", "surfaces"]
+    assert "draw 2 of 2" in figures[2].caption
+    drawn = {figure.name.split("_")[1]: figure for figure in (*figures[:2], *figures[4:])}
     assert [*drawn] == ["contours", "surfaces", "profiles", "spectra", "barriers", "sharpness"]
-    header, rows = drawn["contours"].data
-    got = {tuple(row[1:4]): row[4] for row in rows}
     plane = arrays(run, 0, "reinit", "plane")
-    assert got["reinit", 0.5, -1.0] == pytest.approx(plane["train_loss"][3, 0])
-    assert header == ("seed", "arm", "a", "b", "train_loss", "test_loss")
+    for draw, figure in enumerate((figures[0], figures[2])):
+        header, rows = figure.data
+        got = {tuple(row[1:5]): row[5] for row in rows}
+        assert got[draw, "reinit", 0.5, -1.0] == pytest.approx(plane["train_loss"][draw, 3, 0])
+        assert header == ("seed", "draw", "arm", "a", "b", "train_loss", "test_loss")
     panels = drawn["contours"].figure.axes
     assert [axes.get_title(loc="left") for axes in panels[:4]] == ["dense", "ticket", "reinit", "random"]
     # One seed's losses are averaged over draws, the seeds' on the log scale that they are drawn on.
