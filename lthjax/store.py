@@ -51,13 +51,16 @@ class Store:
         path: the folder; made where it is not there.
         identity: what the study's numbers depend on (`config.identity`).
         about: the rest of study.json: config, versions, devices.
+        option: of the command line that names the folder, for messages; empty where none does.
 
     Raises:
         UserError: the folder cannot be written, belongs to another study, or is in use.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], about: dict[str, Any]) -> None:
-        self.path = path.absolute()
+    def __init__(
+        self, path: Path, identity: dict[str, Any], about: dict[str, Any], *, option: str = ""
+    ) -> None:
+        self.path, self._option = path.absolute(), option
         self._identity, self._about = identity, about
         self._lock: IO[str] | None = None
         check_identity(self.path, identity)
@@ -67,10 +70,14 @@ class Store:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.path / ".lock")
         except OSError as error:
-            raise UserError(
-                f"{self.path}: it cannot be written ({error.strerror or error}); it must be a folder that "
-                "you may write to, or not be there yet. run.py and analysis.transfer take another with --out."
-            ) from error
+            why = error.strerror or error
+            if self._option:
+                advice = f"choose another folder with {self._option}"
+                raise UserError(
+                    f"{self._option}: {str(self.path)!r} cannot be written ({why}); {advice}."
+                ) from error
+            advice = "it must be a folder that you may write to, or not be there yet"
+            raise UserError(f"{self.path}: it cannot be written ({why}); {advice}.") from error
         for left in self.path.glob(".tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
         about = {"identity": self._identity, **self._about}

@@ -304,7 +304,14 @@ def run_all(
         return paths
     with contextlib.ExitStack() as stack:
         stores = [
-            stack.enter_context(Store(path, one.identity, record.about(one.study, one.lengths, one.dataset)))
+            stack.enter_context(
+                Store(
+                    path,
+                    one.identity,
+                    record.about(one.study, one.lengths, one.dataset),
+                    option="--out",
+                )
+            )
             for path, one in zip(paths, studies, strict=True)
         ]
         for path in paths:

@@ -686,6 +686,15 @@ def test_what_is_not_allowed(made: tuple[Path, Path], changes: dict[str, Any], m
         command.ask(run, options.pop("level"), where, **options)
 
 
+def test_a_folder_in_the_way_is_named(copied: tuple[Path, Path]) -> None:
+    shutil.rmtree(copied[0] / "landscape")
+    (copied[0] / "landscape").write_text("")
+    with pytest.raises(
+        UserError, match=r"/landscape: it cannot be written \(File exists\); it must be a folder"
+    ):
+        command.build(asked(copied))
+
+
 def test_an_arm_that_is_not_there_is_said(copied: tuple[Path, Path]) -> None:
     run = copied[0]
     shutil.rmtree(folder(run, Cell(1, CHAIN, LEVEL, "reinit")))

@@ -362,7 +362,7 @@ def test_study_json_remembers_every_command(
 
 def test_an_unwritable_folder_is_refused(tiny: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); .* another with --out"):
+    with pytest.raises(UserError, match=r"--out: .* cannot be written \(Not a directory\)"):
         study.run(tiny(), tmp_path / "file")
 
 
