@@ -12,10 +12,10 @@ from analysis import cells, extra
 from analysis.page import Link
 from analysis.verdicts import Finding
 from lthjax import landscape, stats, study
-from lthjax.errors import UserError
+from lthjax.errors import DAMAGED, UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.stats import mean_interval
-from lthjax.store import DAMAGED, folder
+from lthjax.store import folder
 
 ARMS = ("ticket", "reinit", "random")
 SIBLING, MATCHED, END = "sibling", "matched", "end"

@@ -10,12 +10,11 @@ Templates see `study(NAME)`, a `Published`, for every folder that `analysis.publ
 """
 
 import argparse
-import contextlib
 import csv
 import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +41,28 @@ class _Folder:
         rows: its cells.
     """
 
-    _what = "study"
+    _what, _table = "study", "cells.csv"
 
-    def __init__(self, folder: Path, table: str) -> None:
+    def __init__(self, folder: Path) -> None:
+        """Reads its tables.
+
+        Args:
+            folder: it.
+
+        Raises:
+            UserError: it is no such folder.
+        """
         self.folder = folder
-        with self._reading():
-            self.about: Any = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-            self.rows: list[Row] = extra.read_rows(folder / table, Row)
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """What cannot be read inside becomes one sentence."""
         try:
-            yield
+            self.about: Any = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+            self.rows: list[Row] = extra.read_rows(folder / self._table, Row)
+            self._read()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.folder}: it is no published {self._what} ({error}).") from error
+            raise UserError(f"{folder}: it is no published {self._what} ({error}).") from error
+
+    def _read(self) -> None:
+        """Reads what a folder of one kind has besides."""
+        raise NotImplementedError
 
     def _lines(self, table: str) -> list[dict[str, str]]:
         """A table's lines as they stand."""
@@ -72,18 +78,8 @@ class _Folder:
 class Published(_Folder):
     """A folder that `analysis.publish` has written of one run."""
 
-    def __init__(self, folder: Path) -> None:
-        """Reads its tables.
-
-        Args:
-            folder: it.
-
-        Raises:
-            UserError: it is no such folder.
-        """
-        super().__init__(folder, "cells.csv")
-        with self._reading():
-            self.verdicts = self._lines("verdicts.csv")
+    def _read(self) -> None:
+        self.verdicts = self._lines("verdicts.csv")
 
     def cells(self, arm: str, level: int = 0, rewind: int = 0) -> list[Row]:
         """The cells of an arm at a level; those of the dense network have neither level nor rewind step."""
@@ -175,23 +171,13 @@ class Published(_Folder):
 class Compared(_Folder):
     """A folder into which `analysis.publish` has written several runs side by side."""
 
-    _what = "comparison"
+    _what, _table = "comparison", "comparison.csv"
 
-    def __init__(self, folder: Path) -> None:
-        """Reads its tables.
-
-        Args:
-            folder: it.
-
-        Raises:
-            UserError: it is no such folder.
-        """
-        super().__init__(folder, "comparison.csv")
-        with self._reading():
-            by_run: dict[str, list[Row]] = {}
-            for line, row in zip(self._lines("comparison.csv"), self.rows, strict=True):
-                by_run.setdefault(line["run"], []).append(row)
-            self.entries: list[Entry] = entries(self.about, list(by_run.values()))
+    def _read(self) -> None:
+        by_run: dict[str, list[Row]] = {}
+        for line, row in zip(self._lines(self._table), self.rows, strict=True):
+            by_run.setdefault(line["run"], []).append(row)
+        self.entries: list[Entry] = entries(self.about, list(by_run.values()))
 
     def entry(self, name: str) -> Entry:
         """The entry of that name."""

@@ -19,7 +19,6 @@ import os
 import tarfile
 import tempfile
 import threading
-import zipfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lthjax import rng
-from lthjax.errors import UserError, unknown
+from lthjax.errors import DAMAGED, UserError, unknown
 
 EMBEDDED = "mnist_10k"
 CATALOGUE = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100")
@@ -221,7 +220,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             if missing:
                 raise UserError(f"{path}: it lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}.")
             return {k: archive[k] for k in (*_KEYS, "classes") if k in archive}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except DAMAGED as error:
         if isinstance(error, UserError):
             raise
         raise UserError(

@@ -1,8 +1,21 @@
-"""The one error a user can cause: how names are suggested in it, and how a command ends with it."""
+"""The one error a user can cause: names it suggests, how a command ends with it, what is turned into it."""
 
 import difflib
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
+
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,  # NotImplementedError among them: a flag or version that zipfile does not know
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading a damaged .npz may raise."""
 
 
 class UserError(ValueError):

@@ -17,8 +17,6 @@ import logging
 import os
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -27,21 +25,11 @@ import jax
 import numpy as np
 
 from lthjax import config, prune
-from lthjax.errors import UserError
+from lthjax.errors import DAMAGED, UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 
 PyTree = Any
-DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,  # NotImplementedError among them: a flag or version that zipfile does not know
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What reading a damaged .npz may raise."""
 
 
 class Store:

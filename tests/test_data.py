@@ -93,6 +93,22 @@ def test_not_an_npz(tmp_path: Path) -> None:
         data.load("mnist", tmp_path)
 
 
+def test_a_flipped_bit_never_raises_anything_else(tmp_path: Path) -> None:
+    """Compressed, as numpy.savez_compressed writes it: zlib and zipfile have errors of their own."""
+    np.savez_compressed(tmp_path / "few.npz", **arrays(train=20, test=10))  # type: ignore[arg-type]
+    good = (tmp_path / "few.npz").read_bytes()
+    generator, refused = np.random.default_rng(0), 0
+    for at in [*generator.integers(0, 8 * len(good), 150), *generator.integers(0, 8 * 60, 50)]:
+        bad = bytearray(good)
+        bad[at // 8] ^= 1 << (at % 8)
+        (tmp_path / "few.npz").write_bytes(bad)
+        try:
+            data._read_npz(tmp_path / "few.npz")
+        except UserError:
+            refused += 1
+    assert refused > 100
+
+
 def test_labels_without_bound_and_a_single_array(tmp_path: Path) -> None:
     write_npz(tmp_path, "own", train_labels=np.r_[np.zeros(79, int), 10**9])
     with pytest.raises(UserError, match="train_labels run from 0 to 1000000000; they must lie in 0 to 79"):
