@@ -672,17 +672,17 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def findings(run: str | Path) -> list[Finding]:
     """What was found of tickets moved to a run."""
-    run = extra.named(run)
+    name = extra.named(run).name
     as_good = f"Tickets moved here are within {MARGIN:g} points of the run's own"
     beat = "Tickets moved here beat the same masks shuffled within layers"
     # A run's own ticket on its own seed is the ticket again.
-    moved = [one for one in differences(load(run)) if (one.source, one.pair) != (run.name, "same")]
+    moved = [one for one in differences(load(run)) if (one.source, one.pair) != (name, "same")]
     if not moved:
         command = f"python -m analysis.transfer --from RUN --to {run}"
         return [
             Finding(claim, "not tested", "no ticket was moved here", 0, command) for claim in (as_good, beat)
         ]
-    said, found = _names([run]), []
+    said, found = _names([extra.named(run)]), []
     for source, pair, arm in dict.fromkeys((one.source, one.pair, one.arm) for one in moved):
         own = [one for one in moved if (one.source, one.pair, one.arm) == (source, pair, arm)]
         along = ", its initial values carried along" if arm == CARRIED else ""

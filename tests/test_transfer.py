@@ -561,6 +561,11 @@ def test_a_run_is_known_by_its_folder_however_it_is_named(
     narrow = tiny(model="narrow", arms=("ticket",), levels=1)
     run = study.run(narrow, out)
     jobs = counted(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    # A report goes elsewhere: the command in it names the run as the caller does.
+    assert {found.where for found in command.findings(f"runs/{run.name}")} == {
+        f"python -m analysis.transfer --from RUN --to runs/{run.name}"
+    }
     monkeypatch.chdir(run)
     # Within one run, so to the other seed.
     options = ["--to", ".", "--arms", "transferred", "--out", str(out), "--data-dir", str(tmp_path / "data")]
