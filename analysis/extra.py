@@ -4,19 +4,25 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from analysis import cells
-from lthjax import config, progress, replicate, study, train
+from lthjax import config, files, manifest, progress, replicate, study, train
 from lthjax.errors import UserError
+from lthjax.files import write_whole
 from lthjax.imp import Cell
 from lthjax.store import read_study
 
+__all__ = ["write_whole"]
 _Row = TypeVar("_Row")
+# Of the files that an analysis has written to a folder, in that folder.
+SUMS = "checksums.json"
 
 
 class Opened(NamedTuple):
@@ -132,8 +138,7 @@ def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
             return text == "True"
         return next(of for of in (str, int, float) if hints[name] in (of, of | None))(text)
 
-    with path.open(newline="", encoding="utf-8") as file:
-        text = file.read()
+    text = read_text(path)
     if not text.endswith("\n"):
         raise ValueError(f"{path.name} is empty or ends within a line")
     lines = csv.DictReader(io.StringIO(text, newline=""))
@@ -151,8 +156,35 @@ def named(run: str | Path) -> Path:
     return Path(os.path.abspath(run))
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that it is never seen half."""
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_bytes(content)
-    os.replace(part, path)
+def write_tables(folder: Path, contents: Mapping[str, str]) -> None:
+    """Writes files of which the last says that the rest is there, and their checksums in one beside them.
+
+    Args:
+        folder: where; made if it is not there.
+        contents: file name -> its text.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    *tables, marker = contents
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
+    for name in tables:
+        files.write_whole(folder / name, contents[name].encode())
+    files.write_whole(folder / SUMS, manifest.sealed(sums).encode())
+    files.write_whole(folder / marker, contents[marker].encode())
+
+
+def read_text(path: Path) -> str:
+    """What `write_tables` wrote; a file that has no checksum, as older ones have none, is not checked.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is not as it was written.
+    """
+    content, sums = path.read_bytes(), path.with_name(SUMS)
+    if sums.is_file():
+        known = manifest.opened(json.loads(sums.read_bytes()))
+        if known.get(path.name, "") not in ("", hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"the checksum of {path.name} is not the one that it was written with")
+    return content.decode("utf-8")

@@ -165,9 +165,8 @@ def build(
         folder.mkdir(exist_ok=True)
         for one in _drawn(rows, inputs):
             page.show(folder, one)
-        extra.write_whole(folder / "inputs.csv", page.to_csv(Input._fields, inputs).encode())
-        # Last, as it is what says that the rest is there.
-        extra.write_whole(folder / "overlap.csv", page.to_csv(Row._fields, rows).encode())
+        contents = {"inputs.csv": page.to_csv(Input._fields, inputs)}
+        extra.write_tables(folder, contents | {"overlap.csv": page.to_csv(Row._fields, rows)})
     except OSError as error:
         raise UserError(f"{folder}: it cannot be written ({error.strerror}).") from error
     return folder

@@ -695,8 +695,7 @@ def _write(asked: Asked, where: Path, rows: list[Row], notes: list[str]) -> None
         (where / "about.json").unlink(missing_ok=True)
         for figure in drawn_of(found):
             page.show(where, figure)
-        for name, text in written.items():
-            extra.write_whole(where / name, text.encode())
+        extra.write_tables(where, written)
     except OSError as error:
         raise UserError(f"{where}: it cannot be written ({error.strerror}).") from error
 

@@ -11,7 +11,7 @@ import numpy as np
 from analysis import cells, extra
 from analysis.page import Link
 from analysis.verdicts import Finding
-from lthjax import landscape, stats, study
+from lthjax import files, landscape, stats, study
 from lthjax.errors import DAMAGED, UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.stats import mean_interval
@@ -256,7 +256,7 @@ def write_arrays(kept: Path, item: Item, settings: Settings, arrays: dict[str, n
     np.savez_compressed(contents, basis=json.dumps(_basis(item, settings)), **arrays)  # type: ignore[arg-type]
     path = _file(kept, item)
     path.parent.mkdir(parents=True, exist_ok=True)
-    extra.write_whole(path, contents.getvalue())
+    files.write_whole(path, contents.getvalue())
 
 
 def matched_with(control: str) -> str:
@@ -358,7 +358,7 @@ def load(run: str | Path) -> list[Found]:
 def found_at(run: Path, where: Path) -> Found:
     """What a level's folder holds."""
     try:
-        about = json.loads((where / "about.json").read_text(encoding="utf-8"))
+        about = json.loads(extra.read_text(where / "about.json"))
         told = about.pop("settings")
         lacking = sorted({*Settings._fields} - {*told})
         if lacking or not (isinstance(about["arms"], dict) and about["arms"]):

@@ -551,7 +551,7 @@ def load(run: str | Path) -> Loaded:
             f"{run}: its predictability is not known yet; run python -m analysis.predict {run} first."
         )
     try:
-        about = json.loads((where / "about.json").read_text(encoding="utf-8"))
+        about = json.loads(extra.read_text(where / "about.json"))
         notes: list[str] = [*about["notes"]]
         rows = extra.read_rows(where / "scores.csv", Row)
         trials = extra.read_rows(where / "functional.csv", Trial)
@@ -587,10 +587,12 @@ def _write(asked: Asked, where: Path, rows: list[Row], trials: list[Trial], note
     try:
         for of_figure in drawn(Loaded(rows, trials, notes, _densities(asked.run, asked.chain))):
             page.show(where, of_figure)
-        extra.write_whole(where / "scores.csv", page.to_csv(Row._fields, rows).encode())
-        extra.write_whole(where / "functional.csv", page.to_csv(Trial._fields, trials).encode())
-        # Last, as it is what says that the rest is there.
-        extra.write_whole(where / "about.json", (json.dumps(about, indent=1) + "\n").encode())
+        contents = {
+            "scores.csv": page.to_csv(Row._fields, rows),
+            "functional.csv": page.to_csv(Trial._fields, trials),
+            "about.json": json.dumps(about, indent=1) + "\n",
+        }
+        extra.write_tables(where, contents)
     except OSError as error:
         raise UserError(f"{where}: it cannot be written ({error.strerror}).") from error
 

@@ -6,7 +6,6 @@ python -m analysis.savings runs/quickstart-0123abcd
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from scipy.stats import binom
 
-from analysis import cells, page
+from analysis import cells, extra, page
 from analysis.export import export
 from analysis.page import Link, Section, Table
 from analysis.verdicts import Finding
@@ -140,7 +139,7 @@ def load(run: str | Path) -> list[Level]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; make it by python -m analysis.savings {run}.")
     try:
-        return [_level_of(fields) for fields in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+        return [_level_of(fields) for fields in json.loads(extra.read_text(path))["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: it cannot be read ({error}); make it again by python -m analysis.savings {run}."
@@ -154,12 +153,9 @@ def write(run: str | Path, rows: Sequence[Level]) -> Path:
         UserError: it cannot be written.
     """
     path = Path(run) / FILE
-    part = path.with_name(f".{FILE}.tmp")
+    text = json.dumps({"rows": [_fields(row) for row in rows]}, indent=1) + "\n"
     try:
-        part.write_text(
-            json.dumps({"rows": [_fields(row) for row in rows]}, indent=1) + "\n", encoding="utf-8"
-        )
-        os.replace(part, path)
+        extra.write_tables(path.parent, {FILE: text})
     except OSError as error:
         raise UserError(f"{path}: it cannot be written ({error.strerror}).") from error
     return path

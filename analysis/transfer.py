@@ -409,12 +409,11 @@ def draw(runs: Sequence[str | Path], out: str | Path = "runs", *, quiet: bool = 
         for run, of_run in moved.items():
             if of_run:
                 page.show(run / "transfer", _arms_drawn(of_run, _names([run])))
-                extra.write_whole(
-                    run / "transfer" / "transfer.csv", page.to_csv(Row._fields, of_run).encode()
-                )
+                table = page.to_csv(Row._fields, of_run)
+                extra.write_tables(run / "transfer", {"transfer.csv": table})
         folder.mkdir(parents=True, exist_ok=True)
         page.show(folder, _matrix_drawn(rows, _names(moved)))
-        extra.write_whole(folder / "transfer.csv", page.to_csv(Row._fields, rows).encode())
+        extra.write_tables(folder, {"transfer.csv": page.to_csv(Row._fields, rows)})
     except OSError as error:
         raise UserError(f"{folder}: it cannot be written ({error.strerror}).") from error
     if not quiet:

@@ -14,10 +14,9 @@ What 2 and 3 give is cached as 1. `mnist_10k` is part of the package.
 
 import gzip
 import hashlib
+import io
 import logging
-import os
 import tarfile
-import tempfile
 import threading
 from collections.abc import Mapping
 from importlib import resources
@@ -28,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import rng
+from lthjax import files, rng
 from lthjax.errors import DAMAGED, UserError, unknown
 
 EMBEDDED = "mnist_10k"
@@ -278,13 +277,9 @@ def _cache(dataset: Dataset, path: Path) -> None:
     arrays = {k: getattr(dataset, k) for k in _KEYS} | {"classes": np.int64(dataset.classes)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-        ) as part:
-            np.savez(part, **arrays)  # type: ignore[arg-type]
-            part.flush()
-            os.fsync(part.fileno())
-        os.replace(part.name, path)
+        contents = io.BytesIO()
+        np.savez(contents, **arrays)  # type: ignore[arg-type]
+        files.write_whole(path, contents.getvalue())
     except OSError as error:
         _log.warning("%s could not be written (%s); the data will be decoded anew next time.", path, error)
 

@@ -118,11 +118,23 @@ def _git_commit() -> str | None:
     return done.stdout.strip()
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short; what it would stop is told where cells are written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def logged(run: Path) -> Iterator[None]:
     """Writes what the package logs to a run folder's log.txt, too, but for what is of other folders."""
     logger = logging.getLogger("lthjax")
-    handler = logging.FileHandler(run / "log.txt", encoding="utf-8")
+    handler = _LogFile(run / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     handler.addFilter(lambda record: getattr(record, "folder", run.name) == run.name)
     level, propagate = logger.level, logger.propagate

@@ -1,7 +1,9 @@
-"""The run folder: every cell written once, whole or not at all. The only file that imports orbax.
+"""The run folder: every cell written once, whole or not at all, and checked whenever it is read.
+
+The only file that imports orbax.
 
 <out>/<name>-<fingerprint>/
-  study.json                              config, versions, devices
+  study.json                              config, versions, devices; with a checksum
   log.txt
   seed=3/state=500/                       weights and statistics at a rewind step (and at 0)
   seed=3/dense/                           level 0
@@ -9,27 +11,34 @@
       result.json                         scalars, curves, what it came from
       mask.npz                            bit-packed
       variables/                          final weights and statistics (orbax)
+      manifest.json                       `lthjax.manifest`: what this is, a checksum of every file
+  damaged/                                what `analysis.check --repair` has set aside
+
+A folder of an older version has no manifests; it is read, and once said to be unchecked.
 """
 
 import contextlib
 import json
 import logging
-import os
+import shlex
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 import jax
 import numpy as np
 
-from lthjax import config, prune
+from lthjax import config, files, manifest, prune
 from lthjax.errors import DAMAGED, UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 
 PyTree = Any
+_log = logging.getLogger(__name__)
+# In study.json: whether every cell has a manifest, or only those that are younger than a folder's first ones.
+_MANIFESTS = "manifests"
 
 
 class Store:
@@ -56,25 +65,27 @@ class Store:
     def __enter__(self) -> "Store":
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.path / ".lock")
+            self._lock = files.locked(self.path / ".lock")
+            files.clear(self.path)
+            about = {"identity": self._identity, **self._about}
+            if (self.path / "study.json").exists():
+                # A folder may be filled by several commands, each for some of its cells.
+                earlier = read_study(self.path)
+                about["commands"] = list(dict.fromkeys([*earlier.get("commands", []), *about["commands"]]))
+                about[_MANIFESTS] = earlier.get(_MANIFESTS, "some")
+            else:
+                about[_MANIFESTS] = "some" if any(self.path.glob("seed=*")) else "all"
+            files.write_whole(self.path / "study.json", manifest.sealed(about).encode())
         except OSError as error:
-            why = error.strerror or error
+            self.__exit__()
+            where, advice = str(self.path), "it must be a folder that you may write to, or not be there yet"
             if self._option:
+                where = f"{self._option}: {str(self.path)!r}"
                 advice = f"choose another folder with {self._option}"
-                raise UserError(
-                    f"{self._option}: {str(self.path)!r} cannot be written ({why}); {advice}."
-                ) from error
-            advice = "it must be a folder that you may write to, or not be there yet"
-            raise UserError(f"{self.path}: it cannot be written ({why}); {advice}.") from error
-        for left in self.path.glob(".tmp-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        about = {"identity": self._identity, **self._about}
-        if (self.path / "study.json").exists():
-            # A folder may be filled by several commands, each for some of its cells.
-            earlier = [c for c in read_study(self.path).get("commands", []) if c not in about["commands"]]
-            about["commands"] = [*earlier, *about["commands"]]
-        text = json.dumps(about, indent=1) + "\n"
-        _write_whole(self.path / "study.json", text)
+            raise files.unwritable(where, error, advice) from error
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,7 +100,14 @@ class Store:
         """Whether a rewind state is there."""
         return (state_folder(self.path, seed, step) / "result.json").is_file()
 
-    def write(self, cell: Cell, result: dict[str, Any], mask: PyTree, variables: Variables | None) -> None:
+    def write(
+        self,
+        cell: Cell,
+        result: dict[str, Any],
+        mask: PyTree,
+        variables: Variables | None,
+        parents: Iterable[Path] = (),
+    ) -> None:
         """Writes a cell.
 
         Args:
@@ -97,22 +115,46 @@ class Store:
             result: scalars, curves, status.
             mask: bool pytree; saved bit-packed.
             variables: final weights and statistics, or None where there are none worth keeping.
+            parents: the folders in the run of what it was made from.
+
+        Raises:
+            UserError: it cannot be written.
         """
+        trees: dict[str, PyTree] = {"mask": mask}
         with self._whole(folder(self.path, cell)) as part:
             if variables is not None:
                 _save(part / "variables", variables)
+                trees |= variables._asdict()
             packed = {p: np.asarray(m) for p, m in zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)}
             np.savez(part / "mask.npz", **{p: np.packbits(m) for p, m in packed.items()})  # type: ignore[arg-type]
             _write_json(part / "result.json", result)
+            self._seal(part, cell._asdict(), parents, trees)
 
     def write_state(self, seed: int, step: int, variables: Variables) -> None:
-        """Writes a rewind state."""
+        """Writes a rewind state.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        what = {"seed": seed, "step": step}
         with self._whole(state_folder(self.path, seed, step)) as part:
             _save(part / "variables", variables)
-            _write_json(part / "result.json", {"seed": seed, "step": step})
+            _write_json(part / "result.json", what)
+            self._seal(part, what, (), variables._asdict())
+
+    def _seal(
+        self, part: Path, what: Mapping[str, Any], parents: Iterable[Path], trees: Mapping[str, PyTree]
+    ) -> None:
+        made = {parent: manifest.read(self.path / parent) for parent in parents}
+        contents = {parent.as_posix(): of.content for parent, of in made.items() if of is not None}
+        manifest.write(part, what, config.fingerprint(self._identity), contents, trees)
 
     def copy_seed(self, other: "Store", seed: int) -> None:
-        """Copies the dense network and the rewind states of a seed that are not there from another folder."""
+        """Copies the dense network and the rewind states of a seed that are not there from another folder.
+
+        Raises:
+            UserError: one is damaged, or cannot be written.
+        """
         sources = [
             *(other.path / f"seed={seed}").glob("state=*"),
             folder(other.path, Cell(seed, DENSE, 0, DENSE)),
@@ -120,8 +162,14 @@ class Store:
         for source in sources:
             target = self.path / source.relative_to(other.path)
             if not (target / "result.json").is_file():
+                checked(source)
                 with self._whole(target) as part:
                     shutil.copytree(source, part, dirs_exist_ok=True)
+                    if (made := manifest.read(part)) is not None:
+                        # The same numbers, of another study now.
+                        adopted = made._replace(study=config.fingerprint(self._identity))
+                        text = manifest.sealed(adopted._asdict())
+                        (part / manifest.FILE).write_text(text, encoding="utf-8")
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """What `write` was given as result."""
@@ -130,10 +178,11 @@ class Store:
     def mask(self, cell: Cell, like: PyTree) -> PyTree:
         """A cell's mask; `like` is a mask of the same shapes."""
         path = folder(self.path, cell) / "mask.npz"
+        checked(path.parent, "mask.npz")
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
                 leaves = [
-                    np.unpackbits(packed[p], count=max(m.size, 1)).astype(bool).reshape(m.shape)
+                    _unpacked(packed[p], p, m)
                     for p, m in zip(prune.paths(like), jax.tree.leaves(like), strict=True)
                 ]
         except DAMAGED as error:
@@ -142,26 +191,36 @@ class Store:
 
     def variables(self, cell: Cell, like: Variables) -> Variables:
         """A cell's final weights and statistics, numpy; `like` gives shapes and dtypes."""
-        return _load(folder(self.path, cell) / "variables", like)
+        return _load(folder(self.path, cell), like, "variables")
 
     def state(self, seed: int, step: int, like: Variables) -> Variables:
         """A rewind state; `like` gives shapes and dtypes."""
-        return _load(state_folder(self.path, seed, step) / "variables", like)
+        return _load(state_folder(self.path, seed, step), like)
 
     @contextlib.contextmanager
     def _whole(self, target: Path) -> Iterator[Path]:
         """A temporary folder that becomes `target` when the block ends well."""
-        part = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.path))
-        if target.exists():
-            # A folder without its result.json: somebody has been at it.
-            shutil.rmtree(target)
-        yield part
-        for file in part.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(part, target)
-        _sync(target.parent)
+        try:
+            if target.exists():
+                # A folder without its result.json: somebody has been at it.
+                set_aside(self.path, target)
+            with files.whole_folder(target, "result.json", self.path) as part:
+                yield part
+        except OSError as error:
+            raise files.unwritable(target, error) from error
+
+
+def set_aside(run: Path, path: Path) -> Path:
+    """Moves a file or folder of a run folder to `damaged/N/` in it, and returns where to.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    number = 1 + max((int(p.name) for p in (run / "damaged").glob("*") if p.name.isdigit()), default=0)
+    target = run / "damaged" / str(number) / path.relative_to(run)
+    target.parent.mkdir(parents=True)
+    files.move(path, target)
+    return target
 
 
 def folder(run: Path, cell: Cell) -> Path:
@@ -182,20 +241,76 @@ def read_result(cell_folder: Path) -> dict[str, Any]:
     """A cell's result.json.
 
     Raises:
-        UserError: it is not there or not JSON.
+        UserError: it is not there, or damaged.
     """
+    checked(cell_folder, "result.json")
     return _read_json(cell_folder / "result.json", ("seed", "chain", "level", "arm", "repeat", "status"))
+
+
+def checked(of: Path, *names: str) -> manifest.Manifest | None:
+    """Compares a cell's or state's files with their checksums, before they are read.
+
+    Args:
+        of: the folder of a cell or rewind state.
+        names: files and folders in it; by default all.
+
+    Returns:
+        Its manifest; None where it has none, being older than manifests.
+
+    Raises:
+        UserError: a file is not as it was written, or the folder is another's, or was made from another
+            parent than is there.
+    """
+    first = max(i for i, part in enumerate(of.parts) if part.startswith("seed="))
+    run, place = Path(*of.parts[:first]), "/".join(of.parts[first:])
+    try:
+        made = manifest.read(of)
+        about = _about(run)
+        if made is None:
+            if about.get(_MANIFESTS) == "all":
+                raise manifest.Damaged(f"{of / manifest.FILE}: not there")
+            _unchecked(run)
+            return None
+        if place != _place(made.what):
+            raise manifest.Damaged(f"{of}: it is a copy of {_place(made.what)}")
+        if made.study != config.fingerprint(about["identity"]):
+            raise manifest.Damaged(f"{of}: it is of another study, {made.study}")
+        for parent, content in made.parents.items():
+            now = manifest.read(run / parent)
+            if now is not None and now.content != content:
+                raise manifest.Damaged(f"{of}: it was made from another {parent} than is there now")
+        manifest.check(of, made, names or None)
+    except manifest.Damaged as error:
+        raise UserError(f"{error}; {_mend(run)}.") from error
+    return made
+
+
+def _place(what: Mapping[str, Any]) -> str:
+    if "step" in what:
+        return state_folder(Path(), what["seed"], what["step"]).as_posix()
+    return folder(Path(), Cell(**what)).as_posix()
+
+
+@cache
+def _unchecked(run: Path) -> None:
+    _log.warning("%s: cells of an older version have no checksums; damage to them cannot be noticed.", run)
 
 
 def read_study(run: Path) -> dict[str, Any]:
     """A run folder's study.json.
 
     Raises:
-        UserError: there is none, or it is not JSON.
+        UserError: there is none, or it is damaged.
     """
-    if not (run / "study.json").is_file():
+    return {name: value for name, value in _about(run).items() if name != _MANIFESTS}
+
+
+def _about(run: Path) -> dict[str, Any]:
+    """The same with what only this file reads."""
+    path = run / "study.json"
+    if not path.is_file():
         raise UserError(f"{run}: it is not a run folder (no study.json in it).")
-    return _read_json(run / "study.json", ("identity", "config", "lengths", "data"))
+    return _read_json(path, ("identity", "config", "lengths", "data"), sealed=(_MANIFESTS, "sha256"))
 
 
 def check_identity(run: Path, identity: dict[str, Any]) -> None:
@@ -220,13 +335,18 @@ def check_identity(run: Path, identity: dict[str, Any]) -> None:
 def _save(path: Path, variables: Variables) -> None:
     from orbax.checkpoint import v1 as ocp
 
-    with _quiet():
-        ocp.save(path, variables._asdict())
+    try:
+        with _quiet():
+            ocp.save(path, variables._asdict())
+    except Exception as error:  # Orbax and tensorstore raise many kinds, for a full disk too
+        raise files.unwritable(path, error) from error
 
 
-def _load(path: Path, like: Variables) -> Variables:
+def _load(of: Path, like: Variables, *names: str) -> Variables:
     from orbax.checkpoint import v1 as ocp
 
+    path = of / "variables"
+    checked(of, *names)
     host = jax.local_devices()[0]
     place = jax.sharding.SingleDeviceSharding(host)
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like._asdict())
@@ -238,24 +358,36 @@ def _load(path: Path, like: Variables) -> Variables:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    lost = path if path.name == "study.json" else path.parent
+    run = next((p for p in path.parents if (p / "study.json").exists()), path.parent)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0] if path.exists() else "not there"
-    clear = f"delete {lost} and " if lost.exists() else ""
-    return UserError(
-        f"{path}: it cannot be read ({reason}); {clear}run again what made it (run.py, for cells of a run), "
-        "which makes it anew."
-    )
+    return UserError(f"{path}: it cannot be read ({reason}); {_mend(run)}.")
 
 
-def _read_json(path: Path, needed: Iterable[str]) -> dict[str, Any]:
+def _mend(run: Path) -> str:
+    command = shlex.join(["python", "-m", "analysis.check", str(run), "--repair"])
+    return f"{command} sets it aside, and the command that made it then makes it anew"
+
+
+def _read_json(path: Path, needed: Iterable[str], sealed: Collection[str] = ()) -> dict[str, Any]:
+    """An object that has these keys; with any of the keys `sealed` it must have its own checksum."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         lacking = [key for key in needed if key not in value] if isinstance(value, dict) else ["an object"]
-    except (OSError, ValueError) as error:
+        if not lacking and any(key in value for key in sealed):
+            value = manifest.opened(value)
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     if lacking:
         raise _damaged(path, ValueError(f"it lacks {', '.join(lacking)}"))
     return value
+
+
+def _unpacked(bits: np.ndarray, path: str, like: PyTree) -> np.ndarray:
+    """A mask leaf from its bits, of the shape of another."""
+    size = max(np.size(like), 1)
+    if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
+        raise ValueError(f"{path} has {bits.size} bytes of {bits.dtype} for {size} bits")
+    return np.unpackbits(bits, count=size).astype(bool).reshape(np.shape(like))
 
 
 @contextlib.contextmanager
@@ -270,38 +402,5 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _locked(path: Path) -> IO[str]:
-    """The lock file, locked; the lock goes with the process that holds it."""
-    file = path.open("a+")
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows; there two runs of one study are the user's to avoid
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(
-            f"{path.parent}: another process is running this study; wait for it or stop it."
-        ) from None
-    return file
-
-
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is never seen half."""
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_text(text)
-    _sync(part)
-    os.replace(part, path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -595,9 +595,11 @@ class _Run:
                 self._store.write_state(seed, step, variables)
         cell = item.cell
         if cell is not None:
-            result = record.result(cell, item.job, trained, self._made_from(cell, item.job))
+            made_from = self._made_from(cell, item.job)
+            result = record.result(cell, item.job, trained, made_from)
             done = trained.status == "done"
-            self._store.write(cell, result, item.job.mask, trained.variables if done else None)
+            parents = _parents(seed, made_from)
+            self._store.write(cell, result, item.job.mask, trained.variables if done else None, parents)
             self._told(cell, result)
         if cell is None or cell.arm == DENSE:
             self._begin_chains(seed)
@@ -625,6 +627,14 @@ class _Run:
             "scope": self._study.prune.scope,
             **imp.schedule_at(self._study, cell.level),
         }
+
+
+def _parents(seed: int, made_from: dict[str, Any] | None) -> list[Path]:
+    """The folders in the run of what a cell was made from."""
+    if made_from is None:
+        return [state_folder(Path(), seed, 0)]
+    named = [Path(made_from[name]) for name in ("parent", "origin")]
+    return [path for path in named if path.parts[0] == f"seed={seed}"]
 
 
 def _there(cell_folder: Path) -> bool:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import unsealed
 from scipy import stats
 
 from analysis import export
@@ -266,6 +267,7 @@ def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable) 
 def test_a_folder_older_than_a_field_is_gone_on_with(tiny: Make, tmp_path: Path) -> None:
     prepared = tiny(seeds=(0,), levels=1, arms=("ticket",))
     run = study.run(prepared, tmp_path / "runs")
+    unsealed(run)
     about = json.loads((run / "study.json").read_text())
     del about["identity"]["prune.course"]
     (run / "study.json").write_text(json.dumps(about))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import check_section
+from conftest import check_section, unsealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -338,6 +338,7 @@ def test_a_whole_run(
         assert twin._replace(mask="ticket") == own
 
     # A ticket that diverged leaves one seed at level 2, and so nothing to hold out.
+    unsealed(run)
     result = folder(run, Cell(1, "rewind-0", 2, "ticket")) / "result.json"
     result.write_text(json.dumps(json.loads(result.read_text()) | {"status": "diverged", "reason": "spoilt"}))
     command.build(command.ask(run, tmp_path / "data", levels=[2], steps=[0], images=45), training=False)

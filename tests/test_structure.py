@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import unsealed
 
 from analysis import page, structure
 from lthjax import config, prune, study
@@ -309,6 +310,7 @@ def test_cells_that_diverged_or_are_missing_are_left_out(
     tiny: Callable[..., study.Prepared], tmp_path: Path
 ) -> None:
     run = study.run(tiny(arms=("ticket", "reinit_chain")), tmp_path / "runs")
+    unsealed(run)
     result = run / "seed=1/chain=rewind-0/level=02/ticket/result.json"
     result.write_text(json.dumps(json.loads(result.read_text()) | {"status": "diverged"}))
     drawn = {one.name: one for one in structure.figures(run)}

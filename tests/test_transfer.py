@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import check_section, write_npz
+from conftest import check_section, unsealed, write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -587,6 +587,7 @@ def test_a_run_is_known_by_its_folder_however_it_is_named(
     with pytest.raises(UserError, match="no seed has both a ticket and a trained dense network"):
         command.moves(command.source_of(run), at(narrow, run))
     path = next(run.glob("transfer/*/*/*/*/*/transferred/result.json"))
+    unsealed(run)
     path.write_text(path.read_text().replace('"made_from"', '"made_of"'))
     with pytest.raises(UserError, match=r"it cannot be read \(source is missing or unknown\); delete "):
         command.load(run)

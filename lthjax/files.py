@@ -1,0 +1,206 @@
+"""Writing to disk: whole or not at all, on file systems that lack locks, renames or syncs, too.
+
+The one place that writes a file, moves a folder or takes a lock. It loads nothing but the standard library.
+"""
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from lthjax.errors import UserError
+
+_log = logging.getLogger(__name__)
+# What a file system answers that does not know a call: Lustre, FUSE, CIFS, Google Drive.
+_UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF}
+_PART = ".tmp-"
+_numbers = itertools.count()
+_said: set[str] = set()
+
+
+def unwritable(path: str | Path, error: Exception, advice: str = "") -> UserError:
+    """The error for what cannot be written: the path, why, and what to do.
+
+    Args:
+        path: what was being written.
+        error: what came of it; of many lines the first is told.
+        advice: what to do; by default what helps against this reason.
+    """
+    number = getattr(error, "errno", None)
+    full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    why = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+    if full:
+        why = os.strerror(errno.EDQUOT if number == errno.EDQUOT else errno.ENOSPC)
+    if not advice:
+        advice = "free some space" if full else "it must be on a disk that is there and that you may write to"
+        advice += ", and run the same command again, which goes on from here"
+    return UserError(f"{path}: it cannot be written ({why}); {advice}.")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is never seen half, with the permissions that the umask gives.
+
+    Args:
+        path: the file; its folder must exist. A file that is there is replaced.
+        content: all of it.
+
+    Raises:
+        OSError: it cannot be written; a file that was there still is.
+    """
+    part = _part(path.parent, path.name)
+    try:
+        part.write_bytes(content)
+        sync(part)
+        move(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path, last: str, within: Path) -> Iterator[Path]:
+    """A new folder to be filled, which becomes `target` when the block ends well and is gone otherwise.
+
+    Args:
+        target: where; nothing may be there.
+        last: the file in it that says that it is whole; where folders cannot be renamed it is copied last.
+        within: the folder in which it is filled, of the same file system.
+    """
+    part = _part(within, "")
+    part.mkdir()
+    try:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                sync(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        move(part, target, last)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    sync(target.parent)
+
+
+def clear(folder: Path) -> None:
+    """Removes what a process that was killed has left half written directly in a folder.
+
+    Only for the one who holds the folder's lock.
+    """
+    for left in folder.glob(f"{_PART}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path, last: str = "") -> None:
+    """Renames a file or folder; copies it where the file system cannot rename.
+
+    Args:
+        source: what; gone afterwards.
+        target: a file there is replaced.
+        last: of a folder, the file to be copied last.
+
+    Raises:
+        OSError: it cannot be written; or a folder is there.
+    """
+    try:
+        os.replace(source, target)
+        return
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+        _warn(target.parent, "files cannot be renamed there and are copied; a kill may leave a part.")
+    if source.is_file():
+        shutil.copyfile(source, target)
+        source.unlink()
+        return
+    target.mkdir()
+    files = sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: p == source / last)
+    for file in files:
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+        sync(copy)
+    shutil.rmtree(source)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk; where that is not known, goes on.
+
+    Raises:
+        OSError: the disk reports a fault.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # Windows opens no folders
+            return
+        raise
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+        _warn(path.parent, "files cannot be synced there; a power failure may lose the last ones.")
+    finally:
+        os.close(handle)
+
+
+def locked(path: Path) -> IO[str]:
+    """The lock file, locked; the lock goes with the process that holds it.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: it cannot be made.
+    """
+    file = path.open("a+")
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        _warn(path.parent, "there are no locks here; do not run one study twice at a time.")
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _UNKNOWN:
+            _warn(path.parent, "files cannot be locked there; do not run one study twice at a time.")
+            return file
+        file.close()
+        if isinstance(error, BlockingIOError | PermissionError):
+            raise UserError(
+                f"{path.parent}: another process is running this study; wait for it or stop it."
+            ) from None
+        raise
+    return file
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _part(folder: Path, name: str) -> Path:
+    """The name of what is not whole yet: no other process and no other call has the same."""
+    return folder / f"{_PART}{socket.gethostname()}-{os.getpid()}-{next(_numbers)}{name and '-'}{name}"
+
+
+def _warn(where: Path, text: str) -> None:
+    """Says something of a file system once in a process, not for every file."""
+    if text not in _said:
+        _said.add(text)
+        _log.warning("%s: %s", where, text)

@@ -1,0 +1,125 @@
+"""Writing: whole or not at all, as the umask says, on file systems that lack calls."""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lthjax import files
+from lthjax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def once() -> None:
+    files._said.clear()
+
+
+def refuse(number: int):
+    def call(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_permissions_are_those_of_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        files.write_whole(tmp_path / "file", b"x")
+        with files.whole_folder(tmp_path / "folder", "last", tmp_path) as part:
+            (part / "last").write_text("x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~mask
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_what_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(fault)):
+        files.write_whole(tmp_path / "file", b"new")
+    with pytest.raises(type(fault)), files.whole_folder(tmp_path / "folder", "last", tmp_path) as part:
+        (part / "last").write_text("x")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK])
+def test_file_systems_without_a_call_are_written_to_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    for owner, name in ((os, "replace"), (os, "fsync"), (fcntl, "flock")):
+        monkeypatch.setattr(owner, name, refuse(number))
+    with caplog.at_level(logging.WARNING):
+        files.locked(tmp_path / ".lock").close()
+        for text in (b"one", b"two"):
+            files.write_whole(tmp_path / "file", text)
+            with files.whole_folder(tmp_path / text.decode(), "last", tmp_path) as part:
+                (part / "in").mkdir()
+                (part / "in" / "file").write_bytes(text)
+                (part / "last").write_bytes(text)
+    assert (tmp_path / "file").read_bytes() == b"two"
+    assert (tmp_path / "one" / "in" / "file").read_bytes() == b"one"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "file", "one", "two"]
+    said = [record.message for record in caplog.records]
+    assert len(said) == len(set(said))
+    assert all(sum(word in text for text in said) == 1 for word in ("locked", "renamed", "synced"))
+
+
+def test_a_folder_that_is_copied_has_its_last_file_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    copy = shutil.copyfile
+    monkeypatch.setattr(os, "replace", refuse(errno.ENOTSUP))
+    monkeypatch.setattr(shutil, "copyfile", lambda a, b: order.append(Path(b).name) or copy(a, b))
+    with files.whole_folder(tmp_path / "folder", "a", tmp_path) as part:
+        for name in ("a", "b", "z"):
+            (part / name).write_text(name)
+    assert order[-1] == "a"
+    assert sorted(order) == ["a", "b", "z"]
+
+
+def test_faults_of_the_disk_are_not_taken_for_a_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        for owner, name in ((os, "replace"), (os, "fsync")):
+            with monkeypatch.context() as patched:
+                patched.setattr(owner, name, refuse(number))
+                with pytest.raises(OSError, match=os.strerror(number)):
+                    files.write_whole(tmp_path / "file", b"x")
+
+
+def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    code = f"from lthjax import files; from pathlib import Path; files.locked(Path({str(lock)!r})); print(1)"
+    with files.locked(lock), pytest.raises(UserError, match="another process is running this study"):
+        files.locked(lock)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr
+    files.locked(lock).close()
+
+
+def test_the_sentence_says_what_to_do() -> None:
+    full = files.unwritable("runs/a", OSError(errno.ENOSPC, "No space left on device"))
+    assert str(full) == (
+        "runs/a: it cannot be written (No space left on device); free some space, and run the same command "
+        "again, which goes on from here."
+    )
+    told = files.unwritable("runs/a", ValueError("INTERNAL: write failed [No space left on device]\n at ..."))
+    assert str(told) == str(full)
+    assert "\n" not in str(files.unwritable("runs/a", ValueError("one\ntwo")))
