@@ -339,7 +339,7 @@ def _save(path: Path, variables: Variables) -> None:
         with _quiet():
             ocp.save(path, variables._asdict())
     except Exception as error:  # Orbax and tensorstore raise many kinds, for a full disk too
-        raise files.unwritable(path, error) from error
+        raise OSError(str(error)) from error
 
 
 def _load(of: Path, like: Variables, *names: str) -> Variables:
@@ -392,10 +392,10 @@ def _unpacked(bits: np.ndarray, path: str, like: PyTree) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's remarks on every save out of the log."""
+    """Keeps Orbax's remarks out of the log, and its tracebacks for what it raises as well."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
