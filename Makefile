@@ -1,5 +1,6 @@
 # make demo: sets everything up and runs a whole small study on real images
 # make test: sets everything up and runs lint, types, the documentation's build and tests
+# make faults: kills, full disks and flipped bits at length; at most 15 minutes
 # make docs: builds the documentation into site/; a warning is an error
 # PYTHON chooses the interpreter (3.11 or newer) that makes .venv
 
@@ -7,13 +8,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test faults lint docs clean
 
 demo: $(VENV)/.installed
 	@$(RUN) run.py --config configs/quickstart.py
 
 test: $(VENV)/.installed-dev lint docs
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+faults: $(VENV)/.installed-dev
+	$(RUN) -m pytest tests/faults -m "slow or not slow" --numprocesses 2
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

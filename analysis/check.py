@@ -56,12 +56,17 @@ def check(run: str | Path) -> Checked:
 
 def _everything(run: Path) -> Iterator[Path]:
     """The studies, cells, rewind states and tables of a run folder, those of its analyses after its own."""
-    about = [run / "study.json", *sorted(run.glob("*/**/study.json"))]
-    yield from (path for path in about if "damaged" not in path.relative_to(run).parts)
-    cells = {path.parent for name in ("result.json", manifest.FILE) for path in run.rglob(name)}
-    for path in [*sorted(cells), *sorted(run.rglob(extra.SUMS))]:
-        if "damaged" not in path.relative_to(run).parts:
-            yield path
+
+    def there(name: str) -> list[Path]:
+        # What was set aside, or what a killed process has left half written, is not part of it.
+        return sorted(
+            path
+            for path in run.rglob(name)
+            if not any(p == "damaged" or p.startswith(".") for p in path.relative_to(run).parts)
+        )
+
+    cells = {path.parent for name in ("result.json", manifest.FILE) for path in there(name)}
+    yield from [*there("study.json"), *sorted(cells), *there(extra.SUMS)]
 
 
 def _is_checked(path: Path) -> bool:

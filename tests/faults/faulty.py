@@ -1,0 +1,147 @@
+"""A disk that fails, a process that dies, and a study that trains nothing, to try them on quickly."""
+
+import builtins
+import contextlib
+import errno
+import io
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+from analysis import load
+from lthjax import config, data, manifest, study, train
+from lthjax.models import Variables
+
+
+class Killed(BaseException):
+    """The process is gone: nothing of it runs any more, no cleaning up either."""
+
+
+class Disk:
+    """Counts what the main thread asks of the disk; from some point on, or at it, every call fails.
+
+    Args:
+        fault: makes the exception; None counts only.
+        at: the call that fails first, from 1.
+        lasting: whether all later ones fail, too.
+    """
+
+    def __init__(
+        self, fault: Callable[[], BaseException] | None = None, at: int = 0, lasting: bool = True
+    ) -> None:
+        self.fault, self.at, self.lasting, self.calls = fault, at, lasting, 0
+
+    def _tick(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self.calls += 1
+        if self.fault and (self.calls == self.at or (self.lasting and self.calls > self.at > 0)):
+            raise self.fault()
+
+    def _failing(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **named: Any) -> Any:
+            self._tick()
+            return call(*arguments, **named)
+
+        return called
+
+    def _opening(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+            if set(mode) & set("wax+"):
+                self._tick()
+            return call(file, mode, *arguments, **named)
+
+        return called
+
+    @contextlib.contextmanager
+    def mounted(self) -> Iterator["Disk"]:
+        """The disk of this process while the block runs."""
+        with contextlib.ExitStack() as stack:
+            for name in ("replace", "rename", "mkdir", "fsync", "unlink", "rmdir"):
+                stack.enter_context(mock.patch.object(os, name, self._failing(getattr(os, name))))
+            for module in (builtins, io):
+                stack.enter_context(mock.patch.object(module, "open", self._opening(module.open)))
+            yield self
+
+
+FAULTS: dict[str, Callable[[], BaseException]] = {
+    "full": lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "read-only": lambda: OSError(errno.EROFS, os.strerror(errno.EROFS)),
+    "vanished": lambda: OSError(errno.EIO, os.strerror(errno.EIO)),
+}
+
+
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has trainings take no time: what comes out is a fixed function of the job."""
+
+    def changed(job: train.Job, step: int) -> Variables:
+        factor = np.float32(1 + step / 7 + job.noise)
+        grown = jax.tree.map(
+            lambda m, p: np.where(m, factor * np.asarray(p), 0), job.mask, job.variables.params
+        )
+        return job.variables._replace(params=grown)
+
+    def fake(
+        trainer: train.Trainer, jobs: list[train.Job], progress: Callable[..., None]
+    ) -> list[train.Trained]:
+        made = []
+        for job in jobs:
+            left = sum(int(np.sum(m)) for m in jax.tree.leaves(job.mask))
+            value = (left % 97) / 97
+            measured = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+            curves = {"step": [job.stop], **{name: [value] for name in measured}}
+            early = ("train_accuracy", "early_stop_test_accuracy", "early_stop_train_accuracy")
+            scalars = {name: value for name in (*measured, *early)} | {"early_stop_step": job.stop}
+            states = {step: changed(job, step) for step in job.captures}
+            final = changed(job, job.stop)
+            made.append(train.Trained(final, states, curves, scalars, "done", "", 0.1))
+        return made
+
+    monkeypatch.setattr(train, "train", fake)
+
+
+def small_data(folder: Path) -> Path:
+    """200 + 60 of the images that are part of the package, as `few.npz`."""
+    whole = data.load("mnist_10k")
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        folder / "few.npz",
+        train_images=whole.train_images[:200],
+        train_labels=whole.train_labels[:200],
+        test_images=whole.test_images[:60],
+        test_labels=whole.test_labels[:60],
+        classes=np.int64(10),
+    )
+    return folder
+
+
+def prepared(folder: Path, **changes: Any) -> study.Prepared:
+    """A small study with a late rewind point on `small_data`."""
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "seeds": (0,),
+        "levels": 1,
+        "rewind": (0, 3),
+        "model": "lenet300",
+        "arms": ("ticket", "random"),
+        "data": config.Data(name="few", validation=40),
+        "train": config.Train(steps=12, batch=20, eval_every=6),
+    }
+    return study.prepare(config.Study(**{**fields, **changes}), folder)
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """All numbers of a run folder: its rows without times, and what its masks, weights and states hash to."""
+    found: dict[str, Any] = {"rows": [row._replace(seconds=0.0) for row in load(run)]}
+    for path in sorted(run.glob("seed=*/**/manifest.json")):
+        made = manifest.read(path.parent)
+        assert made is not None
+        found[path.parent.relative_to(run).as_posix()] = (made.content, made.parents)
+    return found

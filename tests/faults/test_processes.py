@@ -1,0 +1,229 @@
+"""Real processes: killed at random moments, stopped by signals, two at a time, on a disk that fills up."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import ROOT
+from faulty import contents, small_data
+
+from analysis import check
+
+CONFIG = """
+from lthjax.config import Data, Study, Train
+config = Study(
+    name={name!r}, seeds=(0, 1), levels=2, arms=("ticket", "reinit", "random"), control_levels=(2,),
+    model="lenet300", data=Data(name="few", validation=40), train=Train(steps=60, batch=20, eval_every=20),
+)
+"""
+# The smallest that there is of a landscape.
+LITTLE = {
+    "images": 20, "plane-images": 10, "plane-test-images": 10, "spectrum-images": 10, "points": 3, "draws": 1,
+    "alphas": 2, "eigenvalues": 1, "steps": 3, "probes": 1, "probe-steps": 2, "trace-probes": 2,
+}  # fmt: skip
+
+
+class World(NamedTuple):
+    """Where the study of a test lies, and how its commands are called."""
+
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        (run,) = (self.root / "runs").glob("tiny-*")
+        return run
+
+    def commands(self) -> dict[str, list[str]]:
+        """Every command that writes to a run folder, by name, in the order in which they can be called."""
+        out, data = str(self.root / "runs"), ["--data-dir", str(self.root / "data")]
+        little = [word for name, value in LITTLE.items() for word in (f"--{name}", str(value))]
+        run = str(next(iter((self.root / "runs").glob("tiny-*")), "none yet"))
+        return {
+            "run": ["run.py", "--config", str(self.root / "tiny.py"), "--out", out, *data, "--quiet"],
+            "savings": ["-m", "analysis.savings", run, "--quick", "--levels", "0", "2", *data],
+            "geography": ["-m", "analysis.geography", run, "--draws", "1", "--quiet"],
+            "predict": ["-m", "analysis.predict", run, "--levels", "2", "--steps", "0", "60",
+                        "--images", "40", *data, "--quiet"],
+            "landscape": ["-m", "analysis.landscape", run, "--level", "2", *little, *data, "--quiet"],
+            "transfer": ["-m", "analysis.transfer", "--from", run, "--to", run, "--levels", "2", "--arms",
+                         "transferred", "shuffled", "--out", out, *data, "--quiet"],
+            "report": ["-m", "analysis.report", run],
+        }  # fmt: skip
+
+    def start(self, name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, *self.commands()[name]]
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, name: str) -> float:
+        """Calls a command to its end; the seconds it took."""
+        began = time.perf_counter()
+        process = self.start(name)
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        return time.perf_counter() - began
+
+    def killed(self, name: str, after: float) -> None:
+        """Starts a command and kills it after so many seconds, if it is not over by then."""
+        process = self.start(name)
+        try:
+            process.wait(after)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+    def found(self, names: list[str]) -> dict:
+        """All numbers of the run and of what these commands have written."""
+        numbers = contents(self.run)
+        for name in names:
+            for path in sorted((self.run / name).rglob("*.csv")):
+                numbers[path.relative_to(self.run).as_posix()] = path.read_text()
+        return numbers
+
+
+def world(root: Path) -> World:
+    small_data(root / "data")
+    (root / "tiny.py").write_text(CONFIG.format(name="tiny"))
+    return World(root)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, dict[str, float]]:
+    """A study with all analyses, and the seconds that each command took."""
+    made = world(tmp_path_factory.mktemp("undisturbed"))
+    return made, {name: made.finish(name) for name in made.commands()}
+
+
+def test_killed_twice_and_run_again(tmp_path: Path) -> None:
+    whole, cut = world(tmp_path / "whole"), world(tmp_path / "cut")
+    seconds = whole.finish("run")
+    for share in (0.6, 0.9):
+        cut.killed("run", share * seconds)
+    cut.finish("run")
+    assert cut.found(["report"]) == whole.found(["report"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(6))
+def test_a_study_killed_again_and_again(
+    undisturbed: tuple[World, dict[str, float]], tmp_path: Path, number: int
+) -> None:
+    """Four kills each: with the analyses' below more than 50."""
+    whole, seconds = undisturbed
+    moments, cut = random.Random(number), world(tmp_path)
+    for _ in range(4):
+        cut.killed("run", moments.uniform(0.3, 1) * seconds["run"])
+    cut.finish("run")
+    assert contents(cut.run) == contents(whole.run)
+    assert not check.check(cut.run).damaged
+    assert {p.name for p in (cut.run / "report").iterdir()} >= {"index.html", "cells.csv", "verdicts.csv"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["savings", "geography", "predict", "landscape", "transfer", "report"])
+def test_an_analysis_killed_again_and_again(
+    undisturbed: tuple[World, dict[str, float]], tmp_path: Path, name: str
+) -> None:
+    whole, seconds = undisturbed
+    cut = World(tmp_path / "cut")
+    moments = random.Random(name)
+    for _ in range(2):
+        shutil.rmtree(cut.root, ignore_errors=True)
+        shutil.copytree(whole.root, cut.root)
+        for written in (cut.run / name, cut.run / f"{name}.json"):
+            shutil.rmtree(written) if written.is_dir() else written.unlink(missing_ok=True)
+        for _ in range(3):
+            cut.killed(name, moments.uniform(0.3, 1) * seconds[name])
+        cut.finish(name)
+        names = [] if name == "savings" else [name]  # whose times differ
+        assert cut.found(names) == whole.found(names)
+        assert not check.check(cut.run).damaged
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_say_how_to_go_on(tmp_path: Path, number: int) -> None:
+    made = world(tmp_path)
+    config = made.root / "tiny.py"
+    config.write_text(config.read_text().replace("steps=60", "steps=200000"))
+    process = made.start("run")
+    deadline = time.monotonic() + 120
+    while not list(made.root.glob("runs/*/seed=0/state=0/result.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    began = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert process.returncode == 128 + number
+    name = signal.Signals(number).name
+    assert said.splitlines()[-1] == f"stopped by {name}; the same command goes on from here"
+    assert "Traceback" not in said
+
+
+def test_two_processes_share_no_folder(tmp_path: Path) -> None:
+    made = world(tmp_path)
+    first, second = made.start("run"), made.start("run")
+    said = [process.communicate(timeout=300)[1] for process in (first, second)]
+    codes = sorted([first.returncode, second.returncode])
+    # The later one is refused, or comes when the earlier one is done.
+    assert codes in ([0, 2], [0, 0])
+    assert codes == [0, 0] or "another process is running this study" in "".join(said)
+    made.finish("run")
+    assert not check.check(made.run).damaged
+
+
+@pytest.fixture
+def filling(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A disk of so many MiB, made anew or resized."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def sized(mebibytes: int) -> Path:
+        option = f"{'remount,' if os.path.ismount(disk) else ''}size={mebibytes}m"
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", option, "tmpfs", disk], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip("a disk that fills up needs the right to mount a tmpfs; test_moments has a stand-in")
+        return disk
+
+    yield sized
+    while os.path.ismount(disk) and not subprocess.run(["umount", "-l", disk], check=False).returncode:
+        pass
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(
+    undisturbed: tuple[World, dict[str, float]], tmp_path: Path, filling: Callable[[int], Path]
+) -> None:
+    whole, _ = undisturbed
+    made = world(filling(2) / "world")
+    said = []
+    for size in (4, 8, 12, 14, 16, 18):
+        filling(size)
+        process = made.start("run")
+        said.append(process.communicate(timeout=300)[1])
+        if process.returncode == 0:
+            break
+        assert process.returncode == 2
+        assert len(said[-1].splitlines()) == 1, said[-1]
+        assert "No space left on device" in said[-1]
+    assert len(said) > 2
+    filling(200)
+    made.finish("run")
+    assert contents(made.run) == contents(whole.run)
+    assert not [p for p in (made.run / "report").iterdir() if not p.stat().st_size]
