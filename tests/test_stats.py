@@ -1,7 +1,7 @@
 """Statistics against scipy and statsmodels, by hand, as properties, and by simulation."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ TICKET = [(1.0, 0.98), (0.8, 0.981), (0.4, 0.975), (0.2, 0.98), (0.1, 0.90)]
 MANY = 2500
 
 
-def varied(values: list[float]) -> bool:
+def varied(values: Sequence[float]) -> bool:
     return len(set(values)) > 1
 
 
@@ -96,9 +96,10 @@ def on_a_scale(
     return back(at - half), back(at + half)
 
 
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=8).filter(varied))
+@given(st.lists(st.integers(0, 10_000), min_size=2, max_size=8).filter(varied))
 @settings(deadline=None, max_examples=50)
-def test_intervals_of_shares_are_those_of_logits(values: list[float]) -> None:
+def test_intervals_of_shares_are_those_of_logits(hits: list[int]) -> None:
+    values = [of_seed / 10_000 for of_seed in hits]
     mean = float(np.mean(values))
     hand = on_a_scale(values, scipy.special.logit, scipy.special.expit, 1 / (mean * (1 - mean)))
     got = stats.mean_interval(values, within=stats.SHARE)
@@ -110,7 +111,7 @@ def test_intervals_of_shares_are_those_of_logits(values: list[float]) -> None:
     assert (1 - turned.high, 1 - turned.low) == pytest.approx(got[1:3], rel=1e-6, abs=1e-9)
 
 
-@given(st.lists(st.floats(0, 100), min_size=2, max_size=8).filter(varied))
+@given(st.lists(st.floats(0, 100).map(lambda x: round(x, 3)), min_size=2, max_size=8).filter(varied))
 @settings(deadline=None, max_examples=50)
 def test_intervals_of_positive_values_are_those_of_logarithms(values: list[float]) -> None:
     with np.errstate(over="ignore"):
