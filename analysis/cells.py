@@ -9,7 +9,7 @@ from analysis import page
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
-from lthjax.stats import Interval, mean_interval
+from lthjax.stats import PERCENT, Interval, mean_interval
 from lthjax.store import read_result, read_study
 
 if TYPE_CHECKING:
@@ -117,6 +117,11 @@ def by_seed(rows: Iterable[Seeded], column: str) -> dict[int, float]:
 def accuracies(rows: Iterable[Seeded]) -> dict[int, float]:
     """Seed -> test accuracy at the end in percent, repeats averaged."""
     return {seed: 100 * value for seed, value in by_seed(rows, "test_accuracy").items()}
+
+
+def mean_accuracy(of: Mapping[int, float]) -> Interval:
+    """The mean over seeds of accuracies in percent, with its interval, which stays within 0 and 100."""
+    return mean_interval(list(of.values()), within=PERCENT)
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis import figures, page
-from analysis.cells import COLUMNS, Row, difference, load
+from analysis.cells import COLUMNS, Row, difference, load, mean_accuracy
 from analysis.entries import Entry, Point, at_most, entries, title
 from analysis.page import Drawn, Section, Table
 from lthjax.errors import UserError
-from lthjax.stats import Interval, mean_interval
+from lthjax.stats import Interval
 from lthjax.store import read_study
 
 # What the cheapest schedule may lose to the best one, in percentage points of mean accuracy.
@@ -78,8 +78,11 @@ def tickets(found: Sequence[Entry]) -> Table:
         lines.append(
             [
                 entry.name,
-                page.percent(mean_interval(list(entry.dense.values()))),
-                f"{100 * sparsest.density:.1f}" if sparsest else "none",
+                page.percent(mean_accuracy(entry.dense)),
+                # The last one that was trained is a bound: sparser ones may match, too.
+                f"{'≤ ' if sparsest is points[-1] else ''}{100 * sparsest.density:.1f}"
+                if sparsest
+                else "none",
                 page.points(_gain(entry, best)) if best else "–",
                 f"{100 * best.density:.1f}" if best else "–",
             ]
@@ -107,10 +110,10 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
         "Against the dense network",
         figures=[drawn],
         tables=[tickets(found)],
-        remark="Accuracies in percent, mean over seeds with the 95 % interval of Student's t in brackets. "
-        "The sparsest ticket that matches is the one of the lowest density whose mean accuracy is the dense "
-        "network's or more; the best gain is the largest mean difference of any level, found by looking at "
-        "all of them, so it flatters.",
+        remark="Accuracies in percent, mean over seeds with the 95 % interval of Student's t on the logit "
+        "scale in brackets. The sparsest ticket that matches is the one of the lowest density whose mean "
+        "accuracy is the dense network's or more (≤: the last that was trained); the best gain is the "
+        "largest mean difference of any level, found by looking at all of them, so it flatters.",
     )
 
 
@@ -148,7 +151,7 @@ def cheapest(
 
 
 def _mean(point: Point) -> float:
-    return mean_interval(list(point.accuracies.values())).mean
+    return mean_accuracy(point.accuracies).mean
 
 
 def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
@@ -177,7 +180,7 @@ def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
                     entry.name,
                     f"{100 * point.density:.1f}",
                     f"{point.trainings:.3g}",
-                    page.percent(mean_interval(list(point.accuracies.values()))),
+                    page.percent(mean_accuracy(point.accuracies)),
                     "best" if point is best[1] else page.points(lost),
                     "yes" if close else "no",
                 ]

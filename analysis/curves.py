@@ -26,8 +26,9 @@ def drawn(run: Path, rows: Sequence[Row], heading: str) -> list[Drawn]:
             figures.accuracy(rows, f"{heading}: accuracy"),
             "Test accuracy at the end of training for every level and arm. Points are seeds (repeats "
             "averaged), lines their mean, bands (bars for two seeds or a single level) the 95 % interval of "
-            "the mean by Student's t, cut off at the figure's edge. The dense network is the horizontal "
-            "line. Look for how far to the right the ticket stays at it, and where the controls leave it.",
+            "the mean by Student's t on the logit scale, cut off at the figure's edge. The dense network is "
+            "the horizontal line. Look for how far to the right the ticket stays at it, and where the "
+            "controls leave it.",
             (COLUMNS, rows),
         )
     ]

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.cells import Row, arms, by_seed, chains, select
+from analysis.cells import Row, arms, by_seed, chains, mean_accuracy, select
 from analysis.entries import Entry, at_most
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
-from lthjax.stats import Interval, mean_interval
+from lthjax.stats import ANY, PERCENT, Interval, Range, mean_interval
 
 # Okabe & Ito's colours, told apart by the colour-blind; markers tell arms apart in grey print.
 _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
@@ -41,7 +41,7 @@ def accuracy(rows: Sequence[Row], heading: str) -> Figure:
     """Test accuracy at the end of training against weights left."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(heading)
-        _against_weights(axes, rows, "test_accuracy", 100.0)
+        _against_weights(axes, rows, "test_accuracy", 100.0, PERCENT)
         axes.set_ylabel("test accuracy at the end (%)")
         return figure
 
@@ -50,7 +50,9 @@ def early_stop(rows: Sequence[Row], heading: str) -> Figure:
     """The step of the lowest validation loss against weights left."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(heading)
-        _against_weights(axes, [row for row in rows if row.steps], "early_stop_step", 1.0)
+        trained = [row for row in rows if row.steps]
+        last = max([1, *(row.steps for row in trained), *(row.early_stop_step or 0 for row in trained)])
+        _against_weights(axes, trained, "early_stop_step", 1.0, (0.0, float(last)))
         axes.set_ylabel("early-stop step (steps of training)")
         return figure
 
@@ -90,7 +92,7 @@ def learning(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], 
             axes.set_xlabel("step of training")
             for place, (arm, (steps, values)) in enumerate(curves.items()):
                 style = (look(arm)[0], "", _LINES[place % len(_LINES)])
-                curve(axes, list(steps), values.T.tolist(), style, arm, points=False)
+                curve(axes, list(steps), values.T.tolist(), style, arm, points=False, within=PERCENT)
                 ends += values.mean(0)[len(steps) // 4 :].tolist()
         if ends:
             spread = max(ends) - min(ends) or 1.0
@@ -108,14 +110,14 @@ def _figure(heading: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) -> None:
+def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float, within: Range) -> None:
     """Every seed as a point; the mean as a line with its 95 % interval."""
     shown: list[float] = []
     dense = by_seed(select(rows, chain=DENSE), column)
     if dense:
         values = [unit * v for v in dense.values()]
         shown += values
-        interval = mean_interval(values)
+        interval = mean_interval(values, within=within)
         axes.axhline(interval.mean, color=_COLOURS[DENSE], lw=1, label=f"dense (n = {interval.n})")
         if interval.n >= BAND_FROM:
             axes.axhspan(interval.low, interval.high, color=_COLOURS[DENSE], alpha=0.12, lw=0)
@@ -133,7 +135,8 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float) 
             densities.update(x)
             shown += [value for _, of_level in points for value in of_level]
             name = f"{arm}, {_rewound(chain)}" if several else arm
-            curve(axes, x, [of_level for _, of_level in points], (*look(arm), line), name)
+            seeds = [of_level for _, of_level in points]
+            curve(axes, x, seeds, (*look(arm), line), name, within=within)
     weights_axis(axes, densities)
     if shown:
         # By the points: an interval of two seeds can be wider than the figure.
@@ -154,6 +157,7 @@ def curve(
     interval: bool = True,
     points: bool = True,
     geometric: bool = False,
+    within: Range = ANY,
 ) -> None:
     """A line of means with their 95 % intervals, and every value as a point.
 
@@ -169,9 +173,10 @@ def curve(
         points: whether every value is drawn.
         geometric: whether the means are geometric, with the intervals of logarithms; for positive values
             on a log scale, on which an interval about their mean may well reach below 0.
+        within: the values' range, in which intervals stay.
     """
     colour, marker, line = style
-    intervals = [_geometric(at) if geometric else mean_interval(at) for at in values]
+    intervals = [_geometric(at) if geometric else mean_interval(at, within=within) for at in values]
     n = max((i.n for i in intervals), default=0)
     label = f"{name} (n = {n})"
     axes.plot(x, [i.mean for i in intervals], line, color=colour, marker=marker, ms=5, label=label)
@@ -283,7 +288,7 @@ def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> 
                 if point is None:
                     continue
                 values = list(point.accuracies.values())
-                interval = mean_interval(values)
+                interval = mean_accuracy(point.accuracies)
                 axes.plot([point.trainings] * len(values), values, ".", color=colour, ms=3, alpha=0.6)
                 if interval.n >= BAND_FROM:
                     axes.vlines(point.trainings, interval.low, interval.high, color=colour, alpha=0.4, lw=1)

@@ -353,12 +353,14 @@ def findings(run: str | Path) -> list[Finding]:
             continue
         worst = min(values, key=lambda n: float(np.mean(values[n])))
         kind = "correlation" if layer == INPUTS else "overlap"
-        interval = mean_interval(values[worst])
+        # What is above chance is a difference, and a correlation no share.
+        within = stats.ANY if above or layer == INPUTS else stats.SHARE
+        interval = mean_interval(values[worst], within=within)
         said = f"{kind} {_written_out(interval)}{' above chance' if above else ''} at level {worst}"
         several = f", the least of {len(values)} levels" if len(values) > 1 else ""
         # Two seeds have one pair: nothing is known of how it varies.
         outcome = stats.conjunction(
-            stats.verdict(of_level, threshold).outcome for of_level in values.values()
+            stats.verdict(of_level, threshold, within=within).outcome for of_level in values.values()
         )
         n = min(_seeds(rows, level) for level in values)
         found.append(
@@ -441,7 +443,8 @@ def figure(rows: Sequence[Row]) -> Figure:
                     own = [row for row in of_level if (row.layer, row.matching) == (layer, matching)]
                     pairs = [row.overlap for row in own if row.mask == TICKET and row.overlap is not None]
                     chance = [row.overlap for row in own if row.mask == SHUFFLED and row.overlap is not None]
-                    x, interval = at + offset, mean_interval(over_seeds(own, level, layer, matching))
+                    shares = over_seeds(own, level, layer, matching)
+                    x, interval = at + offset, mean_interval(shares, within=stats.SHARE)
                     axes.plot([x] * len(pairs), pairs, ".", color=colour, ms=3, alpha=0.6)
                     label = words if at == 0 else None
                     axes.plot([x], [interval.mean], _MARKERS[matching], color=colour, ms=6, label=label)

@@ -25,7 +25,7 @@ from analysis.landscape_table import (
 )
 from analysis.page import Drawn
 from lthjax.imp import DENSE
-from lthjax.stats import mean_interval
+from lthjax.stats import ANY, PERCENT, POSITIVE, mean_interval
 
 
 def drawn(run: str | Path) -> list[Drawn]:
@@ -354,11 +354,9 @@ def _barriers(found: Found, of: _Arrays) -> Drawn | None:
             ]
             axes = panels[int(other != SIBLING)]
             columns = [list(column) for column in zip(*errors.values(), strict=True)]
-            barrier = mean_interval(
-                [100 * value for value in values_of(found.rows, arm, f"path to {other}", _BARRIER).values()]
-            )
-            named = f"{label}: barrier {barrier.mean:.1f} pp"
-            figures.curve(axes, x, columns, (colour, "", line), named, points=False)
+            barrier = np.mean(list(values_of(found.rows, arm, f"path to {other}", _BARRIER).values()))
+            named = f"{label}: barrier {100 * barrier:.1f} pp"
+            figures.curve(axes, x, columns, (colour, "", line), named, points=False, within=PERCENT)
             for values in errors.values():
                 axes.plot(x, values, color=colour, lw=0.6, alpha=0.3)
         if not rows:
@@ -370,7 +368,6 @@ def _barriers(found: Found, of: _Arrays) -> Drawn | None:
                 axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.16), frameon=False)
         for axes, siblings in zip(panels, (True, False), strict=True):
             top = max((row[-1] for row in rows if (row[1] == SIBLING) == siblings), default=1.0)
-            # No error is above 100 %, as an interval of few seeds may be.
             axes.set_ylim(0, min(1.2 * top, 100))
         panels[0].set_ylabel("test error (%)")
     seeds = len({row[2] for row in rows})
@@ -417,7 +414,9 @@ def _sharpness(found: Found) -> Drawn | None:
                 if not values:
                     continue
                 colour, marker = figures.look(arm)
-                seen, interval = list(values.values()), mean_interval(list(values.values()))
+                seen = list(values.values())
+                # Eigenvalues, and the rise of the loss, may be negative.
+                interval = mean_interval(seen, within=POSITIVE if quantity == "train_loss" else ANY)
                 axes.plot([place + 0.2] * len(seen), seen, ".", color=colour, ms=5, alpha=0.7)
                 label = arm if where == END else None
                 axes.plot([place], [interval.mean], marker, color=colour, ms=7, label=label)

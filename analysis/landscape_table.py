@@ -460,13 +460,15 @@ def _connected(found: Found) -> list[Finding]:
     if not barriers:
         return [Finding(claim, "not tested", "no siblings trained", 0, _again(found))]
     values = [100 * value for value in barriers.values()]
-    outcome = stats.verdict([-value for value in values], -CONNECTED).outcome
-    estimate = f"barrier of the test error {_interval(values, sign='')} pp"
+    # A path's highest error is no less than its ends' mean, and no error is above 100 %.
+    least, most = stats.PERCENT
+    outcome = stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least)).outcome
+    estimate = f"barrier of the test error {_interval(values, sign='', within=stats.PERCENT)} pp"
     return [Finding(claim, outcome, estimate, len(values), Link("landscape", "#landscape"))]
 
 
-def _interval(values: Sequence[float], sign: str = "+") -> str:
-    found = mean_interval(list(values))
+def _interval(values: Sequence[float], sign: str = "+", within: stats.Range = stats.ANY) -> str:
+    found = mean_interval(list(values), within=within)
     if found.n == 1:
         return f"{found.mean:{sign}.3g}"
     return f"{found.mean:{sign}.3g} [{found.low:{sign}.3g}, {found.high:{sign}.3g}]"

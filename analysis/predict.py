@@ -38,7 +38,7 @@ from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 from lthjax.predict import PIXEL_VARIANCE, SCORES, Layers
-from lthjax.stats import mean_interval, paired, verdict
+from lthjax.stats import POSITIVE, SHARE, Range, mean_interval, paired, verdict
 from lthjax.store import Store, read_study
 
 PyTree = Any
@@ -667,12 +667,18 @@ def findings(run: Path) -> list[Finding]:
     level = cells.nearest({row.level: density[row.level] for row in held}, 0.1)
     own = [row for row in held if row.level == level]
     values = [float(row.auroc or 0) for row in own]
-    interval = mean_interval(values)
+    interval = mean_interval(values, within=SHARE)
     bracket = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval.n > 1 else ""
     at = f"at {100 * density[level]:.1f} % of the weights"
     link = Link("predictability", "#predict")
     made = [
-        Finding(claim, verdict(values, 0.5).outcome, f"{interval.mean:.3f}{bracket} {at}", interval.n, link)
+        Finding(
+            claim,
+            verdict(values, 0.5, within=SHARE).outcome,
+            f"{interval.mean:.3f}{bracket} {at}",
+            interval.n,
+            link,
+        )
     ]
     for level in sorted({trial.level for trial in found.trials}):
         predicted, twin = (
@@ -722,15 +728,18 @@ def bars(rows: Sequence[Row], density: Mapping[int, float]) -> Figure:
     rows = [row for row in rows if row.step == 0 and row.layer == MEAN]
     shown = [(name, "ticket") for name in _COLOURS] + [(LOGISTIC, "shuffled")]
     shown = [of for of in shown if any((row.score, row.mask) == of for row in rows)]
-    measures = (("auroc", 0.5, "AUROC within layers"), ("lift", 1.0, "precision@k / density"))
+    measures = (
+        ("auroc", 0.5, "AUROC within layers", SHARE),
+        ("lift", 1.0, "precision@k / density", POSITIVE),
+    )
     with matplotlib.rc_context(figures.STYLE):
         figure, grid, levels = _panels(rows, density, len(measures), (2.9, 0.3 * len(shown) + 0.9))
-        for line, (measure, chance, name_of) in zip(grid, measures, strict=True):
+        for line, (measure, chance, name_of, within) in zip(grid, measures, strict=True):
             for axes, level in zip(line, levels, strict=True):
                 for place, of in enumerate(shown):
                     own = [r for r in rows if r.level == level and (r.score, r.mask) == of]
                     values = [float(getattr(row, measure)) for row in own]
-                    _bar(axes, place, values, chance, _COLOURS[of[0]], of[1] == "shuffled")
+                    _bar(axes, place, values, within, chance, _COLOURS[of[0]], of[1] == "shuffled")
                 axes.axvline(chance, color=_CHANCE, lw=1, ls="--")
                 axes.grid(axis="y", visible=False)
                 axes.set_xlabel(f"{name_of} (chance {chance:g})")
@@ -756,7 +765,7 @@ def curve(rows: Sequence[Row], density: Mapping[int, float]) -> Figure:
                 own = [row for row in rows if (row.level, row.score) == (level, name)]
                 x = sorted({row.step for row in own})
                 points = [[float(row.auroc or 0) for row in own if row.step == step] for step in x]
-                intervals = [mean_interval(of_step) for of_step in points]
+                intervals = [mean_interval(of_step, within=SHARE) for of_step in points]
                 wide = 2.2 if name == LOGISTIC else 1.2
                 means = [interval.mean for interval in intervals]
                 if own:
@@ -793,10 +802,10 @@ def functional(trials: Sequence[Trial], density: Mapping[int, float]) -> Figure:
         figure, grid, levels = _panels(predicted, density, 1, (2.6, 3.6))
         for axes, level in zip(grid[0], levels, strict=True):
             for place, (mask, (_, colour, marker)) in enumerate(_MASKS.items()):
-                values = [*cells.accuracies(t for t in trials if (t.level, t.mask) == (level, mask)).values()]
-                if not values:
+                of = cells.accuracies(t for t in trials if (t.level, t.mask) == (level, mask))
+                if not of:
                     continue
-                interval = mean_interval(values)
+                values, interval = list(of.values()), cells.mean_accuracy(of)
                 axes.plot([place + 0.15] * len(values), values, ".", color=colour, ms=5, alpha=0.7)
                 axes.plot([place], [interval.mean], marker=marker, color=colour, ms=8)
                 if interval.n >= figures.BAND_FROM:
@@ -828,11 +837,19 @@ def _panels(
     return figure, grid.tolist(), levels
 
 
-def _bar(axes: Axes, place: int, values: Sequence[float], chance: float, colour: str, null: bool) -> None:
+def _bar(
+    axes: Axes,
+    place: int,
+    values: Sequence[float],
+    within: Range,
+    chance: float,
+    colour: str,
+    null: bool,
+) -> None:
     """A bar from chance to the mean, with its interval and a point a seed."""
     if not values:
         return
-    interval = mean_interval(values)
+    interval = mean_interval(values, within=within)
     hatch = "////" if null else None
     axes.barh(place, interval.mean - chance, 0.7, chance, color=colour, alpha=0.45, hatch=hatch)
     if interval.n >= figures.BAND_FROM:

@@ -22,14 +22,14 @@ from analysis import (
     transfer,
     verdicts,
 )
-from analysis.cells import Row, accuracies, arms, chains, difference, load, select, to_csv
+from analysis.cells import Row, accuracies, arms, chains, difference, load, mean_accuracy, select, to_csv
 from analysis.entries import title
 from analysis.page import Section, Table
 from lthjax import config, errors, imp, stats
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
-from lthjax.stats import Interval, mean_interval
+from lthjax.stats import Interval
 from lthjax.store import read_study
 
 
@@ -140,7 +140,8 @@ _RULES = (
     "so “undecided”. “10–15 points” is tested as 10 points or more."
 )
 _TESTS = (
-    "An arm matches the dense network of its seed down to a density if it does so at every larger one; the "
+    "An arm matches the dense network of its seed down to a density if it does so at every larger one (≤: "
+    "it still does at the last level, and sparser ones may do so, too); the "
     "area between two curves is taken on the densities that both have. Differences in percentage points, "
     "paired by seed, with the 95 % interval of Student's t. p-values are two-sided: by t, the same "
     "adjusted by Holm within the block of one control, and by exact sign flips, which cannot go below "
@@ -155,7 +156,8 @@ def _remark(study: dict[str, Any], rows: Sequence[Row]) -> str:
     error = 100 * stats.sampling_error(typical, images)
     return (
         "Test accuracy at the end of training in percent, mean over seeds with the 95 % interval of "
-        "Student's t in brackets; differences in percentage points (pp), paired by seed, repeats averaged "
+        "Student's t on the logit scale in brackets, so that it stays below 100 %; differences in "
+        "percentage points (pp), paired by seed, repeats averaged "
         f"within a seed. One seed has no interval. Another {images:,} test images would move an accuracy of "
         f"{100 * typical:.1f} % by {error:.2f} points (standard error). A run has collapsed if it has less "
         "than twice the accuracy of chance."
@@ -167,17 +169,18 @@ def _notes(study: dict[str, Any], rows: Sequence[Row]) -> list[str]:
     notes = []
     dense, best = select(rows, chain=DENSE), _sparsest_match(rows)
     if dense:
-        accuracy = page.percent(mean_interval(list(accuracies(dense).values())))
+        accuracy = page.percent(mean_accuracy(accuracies(dense)))
         notes.append(
             f"The dense network has {accuracy} % test accuracy with "
             f"{dense[0].weights_left:,} prunable weights."
         )
     if best is not None:
         chain, row, gain = best
+        last = row.level == max(other.level for other in select(rows, chain=chain, arm="ticket"))
         notes.append(
             f"The sparsest tickets whose mean accuracy is that of the dense network or more have "
             f"{row.weights_left:,} weights, {100 * row.density:.1f} % ({chain}, level {row.level}): "
-            f"{page.points(gain)} pp."
+            f"{page.points(gain)} pp{'; sparser ones were not trained' if last else ''}."
         )
     fresh = [arm for arm in arms(rows) if arm in ARMS and ARMS[arm].start == "zero"]
     if any(not chain.endswith("-0") for chain in chains(rows)) and fresh:
@@ -232,14 +235,14 @@ def levels(rows: Sequence[Row], chain: str) -> Table:
     lines = []
     if dense_rows:
         first = dense_rows[0]
-        accuracy = page.percent(mean_interval(list(dense.values())))
+        accuracy = page.percent(mean_accuracy(dense))
         blank = [""] * (len(header) - 4)
         lines.append(["0 (dense)", f"{first.weights_left:,}", "100.0", accuracy, *blank])
     for level in sorted({row.level for row in select(rows, chain=chain)}):
         of_level = select(rows, chain=chain, level=level)
         of_arm = {arm: accuracies(select(of_level, arm=arm)) for arm in names}
         line = [str(level), f"{of_level[0].weights_left:,}", f"{100 * of_level[0].density:.1f}"]
-        line += [page.percent(mean_interval(list(values.values()))) for values in of_arm.values()]
+        line += [page.percent(mean_accuracy(values)) for values in of_arm.values()]
         line += [
             page.points(difference(of_arm[leader], other))
             for other in (dense, *(of_arm[arm] for arm in controls))

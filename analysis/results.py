@@ -21,13 +21,22 @@ from typing import Any
 import jinja2
 
 from analysis import compare, extra, page, report, transfer
-from analysis.cells import Row, accuracies, by_seed, difference, select
+from analysis.cells import Row, accuracies, by_seed, difference, mean_accuracy, select
 from analysis.entries import Entry, Point, at_most, entries
 from analysis.page import Table
 from lthjax import errors, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
-from lthjax.stats import Interval, Outcome, conjunction, equivalent, mean_interval, paired, verdict
+from lthjax.stats import (
+    Interval,
+    Outcome,
+    conjunction,
+    equivalent,
+    geometric_interval,
+    mean_interval,
+    paired,
+    verdict,
+)
 
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 
@@ -91,17 +100,36 @@ class Published(_Folder):
 
     def accuracy(self, arm: str, level: int = 0, rewind: int = 0) -> Interval:
         """Test accuracy at the end of training in percent, mean over seeds."""
-        return mean_interval(list(accuracies(self.cells(arm, level, rewind)).values()))
+        return mean_accuracy(self._end(arm, level, rewind))
 
     def early_stop(self, arm: str, level: int = 0, rewind: int = 0) -> Interval:
         """Test accuracy at the step of the lowest validation loss, in percent, mean over seeds."""
-        found = by_seed(self.cells(arm, level, rewind), "early_stop_test_accuracy")
-        return mean_interval([100 * value for value in found.values()])
+        return mean_accuracy(self._early(arm, level, rewind))
 
-    def gap(self, arm: str, other: str, level: int, rewind: int = 0) -> Interval:
-        """arm − other at a level in percentage points, paired by seed."""
-        ours, theirs = (accuracies(self.cells(of, level, rewind)) for of in (arm, other))
-        return difference(ours, theirs)
+    def _end(self, arm: str, level: int, rewind: int) -> dict[int, float]:
+        return accuracies(self.cells(arm, level, rewind))
+
+    def _early(self, arm: str, level: int, rewind: int) -> dict[int, float]:
+        found = by_seed(self.cells(arm, level, rewind), "early_stop_test_accuracy")
+        return {seed: 100 * value for seed, value in found.items()}
+
+    def gaps(self, arm: str, other: str, level: int, rewind: int = 0, early: bool = False) -> list[float]:
+        """arm − other at a level in percentage points, one a seed; at the end, or at `early` stop."""
+        read = self._early if early else self._end
+        return paired(read(arm, level, rewind), read(other, level, rewind))
+
+    def gap(self, arm: str, other: str, level: int, rewind: int = 0, early: bool = False) -> Interval:
+        """The mean of `gaps` with its interval."""
+        return mean_interval(self.gaps(arm, other, level, rewind, early))
+
+    def best(self, other: str = DENSE) -> int:
+        """The level at which tickets are furthest above another arm in the mean, at the end of training."""
+        return max(self.levels(), key=lambda level: self.gap("ticket", other, level).mean)
+
+    def slower(self, arm: str, other: str, level: int) -> Interval:
+        """Early-stop step of an arm over another's at a level, paired by seed: the geometric mean."""
+        ours, theirs = (by_seed(self.cells(of, level), "early_stop_step") for of in (arm, other))
+        return geometric_interval([ours[seed] / theirs[seed] for seed in ours if seed in theirs])
 
     def rewound(self, level: int) -> Interval:
         """Tickets of the latest rewind step − those of the earliest, in percentage points, paired by seed."""
@@ -199,7 +227,7 @@ class Compared(_Folder):
 
     def accuracy(self, name: str, density: float) -> Interval:
         """Test accuracy at the end of training in percent, mean over seeds."""
-        return mean_interval(list(self.point(name, density).accuracies.values()))
+        return mean_accuracy(self.point(name, density).accuracies)
 
     def _apart(self, name: str, other: str, density: float) -> list[float]:
         return paired(self.point(name, density).accuracies, self.point(other, density).accuracies)
@@ -271,6 +299,25 @@ def against(ours: Interval, published: float, spread: float | None = None) -> st
     return "agrees" if apart <= (spread or 0.0) else "differs"
 
 
+def claimed(values: Sequence[float], above: float | None = None, below: float | None = None) -> str:
+    """Whether a published inequality agrees with ours: by the verdict that our mean is above it, or below.
+
+    Args:
+        values: ours, one a seed.
+        above, below: one of the two, the published bound.
+    """
+    if above is None:
+        assert below is not None
+        return claimed([-value for value in values], -below)
+    marks = {"supported": "agrees", "refuted": "differs", "undecided": "undecided"}
+    return marks[verdict(values, above).outcome]
+
+
+def times(ratio: Interval) -> str:
+    """A ratio in a table: `2.51× [2.10, 3.00]`."""
+    return f"{ratio.mean:.2f}×" if ratio.n < 2 else f"{ratio.mean:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
 def render(folder: Path, template: str) -> str:
     """A template of the folder with its numbers.
 
@@ -290,11 +337,13 @@ def render(folder: Path, template: str) -> str:
         "compared": functools.cache(lambda name: Compared(folder / name)),
         "published": sorted(path.parent.name for path in folder.glob("*/study.json")),
         "against": against,
+        "claimed": claimed,
     }
     environment.tests["match"] = lambda value, pattern: re.match(pattern, value) is not None
     environment.filters |= {
         "percent": page.percent,
         "points": page.points,
+        "times": times,
         "markdown": markdown,
         "anchor": lambda heading: re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"),
         "density": lambda value: f"{100 * value:.1f} %",

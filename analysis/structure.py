@@ -27,7 +27,7 @@ from analysis.page import Drawn
 from lthjax import config, imp, models, prune
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
-from lthjax.stats import mean_interval
+from lthjax.stats import PERCENT, POSITIVE, SHARE, mean_interval
 from lthjax.store import Store, read_study
 
 PyTree = Any
@@ -44,7 +44,7 @@ _IN_A_ROW = re.compile(r"(conv|fc)\d+/kernel|output/kernel")
 _CHANCE: dict[str, Any] = {"color": "#444444", "ls": "--", "lw": 1.2, "zorder": 3}
 _POINTS = (
     "Points are seeds, lines their mean, bands (bars for two seeds or a single level) the 95 % interval of "
-    "the mean by Student's t"
+    "the mean by Student's t, on a scale that keeps it within what is possible"
 )
 _overlap = jax.jit(prune.overlap)
 
@@ -426,7 +426,10 @@ def _border_and_centre(rows: Sequence[_Ring]) -> str:
         inner = [row for row in own if row.ring > half]
         for values, part in zip(ratios.values(), (outer, inner), strict=True):
             values.append(_a_pixel(part) / _a_pixel(own))
-    words = [f"{name} have {page.percent(mean_interval(at))} times the mean" for name, at in ratios.items()]
+    words = [
+        f"{name} have {page.percent(mean_interval(at, within=POSITIVE))} times the mean"
+        for name, at in ratios.items()
+    ]
     return ", ".join(words)
 
 
@@ -442,7 +445,7 @@ def _draw_rings(rows: Sequence[_Ring], heading: str) -> Figure:
         for place, level in enumerate(dict.fromkeys(row.level for row in rows)):
             own = [row for row in rows if row.level == level]
             x, values = _by_level((row.ring, row.ring, row.survivors_a_pixel_over_mean) for row in own)
-            curve(axes, x, values, (*series(place), "-"), f"{_percent(own[0].density)} left")
+            curve(axes, x, values, (*series(place), "-"), f"{_percent(own[0].density)} left", within=POSITIVE)
         axes.set_ylim(max(0.0, min(0.9, *ratios) - 0.05), max(1.1, *ratios) + 0.05)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("distance to the image's border (pixels)")
@@ -634,7 +637,7 @@ def _draw_dead(rows: Sequence[_CutOff], heading: str) -> Figure:
             for arm in dict.fromkeys(row.arm for row in own):
                 of_arm = [row for row in own if row.arm == arm]
                 points = ((r.level, r.seed, 100 * r.density, 100 * r.either / r.units) for r in of_arm)
-                curve(axes, *_by_level(_averaged(points)), (*look(arm), "-"), arm)
+                curve(axes, *_by_level(_averaged(points)), (*look(arm), "-"), arm, within=PERCENT)
             if alone:
                 by_level = _by_level((r.level, 100 * r.density, 100 * r.either_share_by_chance) for r in own)
                 _draw_chance(axes, *by_level, "shuffled, expected")
@@ -745,7 +748,7 @@ def _draw_signs(rows: Sequence[_Signs], heading: str) -> Figure:
                 # The dense network is level 0 of every arm.
                 own = [row for row in rows if row.arm in (arm, DENSE)]
                 points = ((r.level, r.seed, 100 * r.density, 100 * r.changed / r.survivors) for r in own)
-                curve(axes, *_by_level(_averaged(points)), (*look(arm), "-"), arm)
+                curve(axes, *_by_level(_averaged(points)), (*look(arm), "-"), arm, within=PERCENT)
         weights_axis(axes, {100 * row.density for row in rows})
         axes.set_ylim(0, 110 * max(row.changed / row.survivors for row in rows) or 1.0)
         axes.set_xlabel(WEIGHTS_LEFT)
@@ -816,7 +819,7 @@ def _draw_overlaps(rows: Sequence[_Overlap], chain: str, heading: str) -> Figure
                 points = _by_level(
                     (r.level, 100 * r.density, r.iou) for r in own if pairs or r.which == other
                 )
-                curve(axes, *points, (*series(place), "-"), other, interval=not pairs)
+                curve(axes, *points, (*series(place), "-"), other, interval=not pairs, within=SHARE)
             axes.set_xlabel("weights left (%, log scale)")
             axes.legend(fontsize=8)
         weights_axis(panels[0], {100 * row.density for row in rows})

@@ -860,10 +860,10 @@ def arms_figure(rows: Sequence[Row], said: Mapping[str, str]) -> Figure:
             own = [row for row in rows if (row.source, row.pair, row.level) == place]
             share = 100 * float(np.mean([row.density for row in own if row.arm in ARMS]))
             for at, arm in enumerate(names):
-                values = list(cells.accuracies(row for row in own if row.arm == arm).values())
-                if not values:
+                of = cells.accuracies(row for row in own if row.arm == arm)
+                if not of:
                     continue
-                interval, colour = mean_interval(values), _LOOKS[arm][0]
+                values, interval, colour = list(of.values()), cells.mean_accuracy(of), _LOOKS[arm][0]
                 axes.plot([at + 0.2] * len(values), values, ".", color=colour, ms=4, alpha=0.7)
                 axes.plot([at], [interval.mean], _LOOKS[arm][1], color=colour, ms=7)
                 if interval.n >= figures.BAND_FROM:

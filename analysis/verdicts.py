@@ -15,7 +15,7 @@ from analysis.cells import Row, accuracies, arms, by_seed, chains, select
 from analysis.page import Link, Table
 from lthjax import imp, stats
 from lthjax.imp import DENSE
-from lthjax.stats import Interval, Outcome
+from lthjax.stats import Outcome, Ratio
 
 Said = Outcome | Literal["not tested"]
 # Densities of 80 to 90 % sparsity.
@@ -173,23 +173,24 @@ def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: s
 def _saved(rows: Sequence[Row], chain: str) -> Finding:
     claim = f"5–10× fewer weights within {TOLERANCE:g} points of the dense network"
     dense = accuracies(select(rows, chain=DENSE))
-    factors: dict[int, float] = {}
-    open_ended = 0
+    factors = []
     for seed, curve in _curves(rows, chain, "ticket").items():
         if seed not in dense:
             continue
-        smallest = stats.smallest_match(curve, dense[seed], TOLERANCE, unbroken=True)
-        factors[seed] = 1 / (smallest or 1.0)
-        open_ended += smallest == min(density for density, _ in curve)
+        smallest, last = _matching(curve, dense[seed], TOLERANCE)
+        factor = 1 / (smallest or 1.0)
+        factors.append(Ratio(factor, math.inf if last else factor))
     if not factors:
         return Finding(claim, "not tested", "no ticket is trained yet", 0, "")
-    logs = [math.log(factor) for factor in factors.values()]
-    outcome = stats.verdict(logs, math.log(5)).outcome
-    if open_ended and outcome == "refuted":
-        outcome = "undecided"
-    ratio = stats.geometric_interval(list(factors.values()))
-    least = f"; {open_ended} of {len(factors)} seeds still match at the last level" if open_ended else ""
-    return Finding(claim, outcome, f"{_times(ratio)}{least}", len(factors), Link("levels", "#levels"))
+    outcome = stats.geometric_verdict(factors, 5).outcome
+    estimate = _times(factors, "still match at the last level")
+    return Finding(claim, outcome, estimate, len(factors), Link("levels", "#levels"))
+
+
+def _matching(curve: stats.Curve, dense: float, margin: float) -> tuple[float | None, bool]:
+    """A seed's smallest matching density, and whether it is its last: then sparser ones may match, too."""
+    smallest = stats.smallest_match(curve, dense, margin, unbroken=True)
+    return smallest, smallest == min(density for density, _ in curve)
 
 
 def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
@@ -199,15 +200,10 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     found = stats.iso_accuracy(tickets, controls, dense, TOLERANCE)
     if not found.ratios:
         return Finding(claim, "not tested", "no such cells", 0, f"{again} --arms ticket reinit")
-    known = [ratio.low for ratio in found.ratios.values() if ratio.low == ratio.high]
-    outcome = stats.verdict([math.log(ratio) for ratio in known]).outcome
-    censored = (
-        f"; {found.censored} of {len(found.ratios)} seeds do not fall that low" if found.censored else ""
-    )
-    if censored and outcome == "refuted":
-        outcome = "undecided"
-    said = _times(found.interval) if known else "no seed's tickets fall that low"
-    return Finding(claim, outcome, f"{said}{censored}", len(known), Link("levels", "#levels"))
+    ratios = list(found.ratios.values())
+    outcome = stats.geometric_verdict(ratios, 1).outcome
+    estimate = _times(ratios, "do not fall that low")
+    return Finding(claim, outcome, estimate, len(ratios), Link("levels", "#levels"))
 
 
 def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Finding]:
@@ -285,11 +281,13 @@ def summaries(rows: Sequence[Row], chain: str) -> Table:
         curves = {seed: curve for seed, curve in _curves(rows, chain, arm).items() if seed in dense}
         line = [arm]
         for margin in (0.0, TOLERANCE, 2.0):
-            found = [
-                stats.smallest_match(curve, dense[seed], margin, unbroken=True)
-                for seed, curve in curves.items()
-            ]
-            line.append(", ".join("none" if least is None else f"{100 * least:.1f}" for least in found))
+            found = [_matching(curve, dense[seed], margin) for seed, curve in curves.items()]
+            line.append(
+                ", ".join(
+                    "none" if least is None else f"{'≤ ' if last else ''}{100 * least:.1f}"
+                    for least, last in found
+                )
+            )
         areas = [
             area
             for seed, curve in curves.items()
@@ -334,10 +332,21 @@ def _at(level: Level) -> str:
     )
 
 
-def _times(ratio: Interval) -> str:
-    if ratio.n < 2:
-        return f"{ratio.mean:.1f}×"
-    return f"{ratio.mean:.1f}× [{ratio.low:.1f}, {ratio.high:.1f}]"
+def _times(ratios: Sequence[Ratio], why: str) -> str:
+    """The geometric mean and its interval; where seeds are censored its one-sided bounds, and the reason."""
+    censored = [ratio for ratio in ratios if ratio.low != ratio.high]
+    if not censored:
+        mean, low, high, n = stats.geometric_interval([ratio.low for ratio in ratios])
+        return f"{mean:.1f}×" if n < 2 else f"{mean:.1f}× [{low:.1f}, {high:.1f}]"
+    # Of a single seed its own bounds are all that is known.
+    _, low, high, n = stats.geometric_bounds(ratios)
+    low, high = (low, high) if n > 1 else censored[0]
+    known = ([f"≥ {low:.1f}×"] if low > 0 else []) + ([f"≤ {high:.1f}×"] if math.isfinite(high) else [])
+    by = ", one-sided 95 % bound of the mean" if known and n > 1 else ""
+    least = min(ratio.low for ratio in censored)
+    each = f", each ≥ {least:.1f}×" if n > 1 and least > 0 else ""
+    several = f"{len(censored)} of {n} seeds ({100 * len(censored) / n:.0f} %) {why}{each}"
+    return f"{' and '.join(known) or 'no bound of the mean is known'}{by}; {several}"
 
 
 def _p(value: float) -> str:

@@ -104,7 +104,7 @@ class Study:
     name: str = "study"
     """Name of the run folder."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds: each fixes the initial weights, the validation split and the order of the data."""
+    """Seeds: each fixes the initial weights, the validation split and, by level, the order of the data."""
     levels: int = 11
     """Pruning rounds; level 0 is the dense network."""
     arms: tuple[str, ...] = ("ticket", "reinit", "random")

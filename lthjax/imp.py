@@ -5,8 +5,10 @@
         weights  <- the state at the rewind step, under the mask
         final    <- train
 
-Frankle & Carbin 2019 (arXiv 1803.03635), strategy 2; rewinding to k > 0 after Frankle et al. 2019
-(arXiv 1903.01611).
+Frankle & Carbin 2019 (arXiv 1803.03635), strategy 1 of their appendix B: every round starts from reset
+weights (strategy 2 goes on from the trained ones); rewinding to k > 0 after Frankle et al. 2019
+(arXiv 1903.01611). Every level has an order of the data of its own, and a ticket rewound to k enters it at
+batch k.
 """
 
 from collections.abc import Generator

@@ -69,8 +69,9 @@ class Job(NamedTuple):
 
     Attributes:
         seed: fixes split and order.
-        level: index of the order.
-        start: first step; moments are fresh, learning rate and order are those of this step.
+        level: index of the order: every level has permutations of its own.
+        start: first step; moments are fresh, and it takes the learning rate and the level's batches from this
+            step on.
         stop: one past the last step; the same as start where it is only to be evaluated.
         variables: start weights, on which the mask is applied; statistics.
         mask: the mask.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import check_section
+from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
 from analysis import landscape as command
@@ -600,10 +601,22 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     )
     assert basin.n == sam.n == mean.n == 2
     barriers = [100 * value(run, s, "ticket", "path to sibling", "barrier_test_error") for s in (0, 1)]
-    bound = np.mean(barriers) + scipy_stats.t.ppf(0.95, 1) * scipy_stats.sem(barriers)
-    lower = np.mean(barriers) - scipy_stats.t.ppf(0.95, 1) * scipy_stats.sem(barriers)
+    # On the scale of logits, as no error is below 0 or above 100 %.
+    share = np.mean(barriers) / 100
+    half = scipy_stats.t.ppf(0.95, 1) * scipy_stats.sem(barriers) / 100 / (share * (1 - share))
+    lower, bound = 100 * scipy_special.expit(scipy_special.logit(share) + np.array([-half, half]))
     outcome = "supported" if bound < 2 else "refuted" if lower > 2 else "undecided"
     assert basin.outcome == outcome
+    # As published once: 0.0333 [-0.00252, 0.0692] pp by t.
+    few = [
+        table.Row(seed, CHAIN, 2, "ticket", "path to sibling", "barrier_test_error", barrier, None)
+        for seed, barrier in enumerate((0.00025, 0.0005, 0.00025))
+    ]
+    (close,) = table._connected(found._replace(rows=few))
+    half = scipy_stats.t.ppf(0.975, 2) * scipy_stats.sem([0.025, 0.05, 0.025]) / 0.0333333
+    low, high = 0.0333333 * np.exp([-half, half])
+    assert close.estimate == f"barrier of the test error 0.0333 [{low:.3g}, {high:.3g}] pp"
+    assert close.outcome == "supported"
     # Three seeds of which tickets are clearly flatter where losses are matched, and less so at the end.
     flat = [
         table.Row(seed, CHAIN, 2, arm, where, "eigenvalue_1", base + 0.01 * seed, None)

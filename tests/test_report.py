@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
 import analysis
 from analysis import cells, figures, publish, report, verdicts
 from lthjax import config, study
 from lthjax.errors import UserError
-from lthjax.stats import mean_interval
+from lthjax.stats import PERCENT, mean_interval
 
 
 def row(seed: int, level: int, arm: str, accuracy: float | None, **changes: object) -> cells.Row:
@@ -112,6 +114,47 @@ def test_a_single_place_has_a_bar_for_its_interval(places: int, bars: bool) -> N
     heights = np.concatenate([path.vertices[:, 1] for path in shown.get_paths()])
     np.testing.assert_allclose([heights.min(), heights.max()], [low, high])
     assert isinstance(shown, LineCollection) is bars
+
+
+def test_bands_of_shares_stay_in_their_range() -> None:
+    """Three seeds near 100 %, one of them far below: Student's t would reach to 105 %."""
+    values = [[99.0, 98.0, 90.0], [99.9, 99.8, 99.0]]
+    axes = Figure().subplots()
+    figures.curve(axes, [0, 1], values, ("k", "o", "-"), "ticket", within=PERCENT)
+    (band,) = axes.collections
+    edges = band.get_paths()[0].vertices
+    for x, at in enumerate(values):
+        mean = np.mean(at) / 100
+        half = scipy_stats.t.ppf(0.975, 2) * scipy_stats.sem(at) / 100 / (mean * (1 - mean))
+        expected = 100 * scipy_special.expit(scipy_special.logit(mean) + np.array([-half, half]))
+        drawn = edges[edges[:, 0] == x, 1]
+        np.testing.assert_allclose([drawn.min(), drawn.max()], expected)
+    assert edges[:, 1].max() < 100 < mean_interval(values[0]).high
+
+
+def test_bands_of_figures_over_rows_stay_in_their_range() -> None:
+    rows = [row(seed, 0, "dense", value) for seed, value in enumerate((0.99, 0.999, 0.93))]
+    for level in (1, 2):
+        rows += [row(seed, level, "ticket", value) for seed, value in enumerate((0.999, 0.998, 0.91))]
+    steps = {0: 500, 1: 500, 2: 10}
+    rows = [one._replace(early_stop_step=steps[one.seed]) for one in rows]
+    for draw, most in ((figures.accuracy, 100), (figures.early_stop, 500)):
+        axes = draw(rows, "title").axes[0]
+        bands = [shape for shape in axes.collections if not isinstance(shape, LineCollection)]
+        ends = np.concatenate([path.vertices[:, 1] for band in bands for path in band.get_paths()])
+        ends = np.concatenate([ends, *(patch.get_corners()[:, 1] for patch in axes.patches)])
+        assert len(bands) == 1
+        assert len(axes.patches) == 1
+        assert 0 <= ends.min() < ends.max() <= most
+
+
+@pytest.mark.parametrize(("level", "last"), [(1, True), (2, False)])
+def test_a_match_at_the_last_level_is_said_to_be_a_bound(level: int, last: bool) -> None:
+    """Level 1 matches, level 2 does not: where level 1 is the last, sparser ones might."""
+    about = json.loads((ROOT / "results" / "quickstart" / "study.json").read_text())
+    notes = report._notes(about, [one for one in ROWS if one.level <= level])
+    (said,) = [note for note in notes if note.startswith("The sparsest tickets")]
+    assert ("; sparser ones were not trained" in said) is last
 
 
 @pytest.mark.parametrize(("most", "named"), [(0.9, False), (12.0, True)])

@@ -226,6 +226,83 @@ def test_agreement_with_published_values() -> None:
     assert results.against(ours, ours.low - 0.2, 0.25) == "agrees"
 
 
+def early_by_hand(arm: str, level: int, column: str) -> dict[int, float]:
+    """Seed -> a column of the LeNet-300-100's cells.csv."""
+    with (RESULTS / "lenet300_mnist" / "cells.csv").open(newline="") as file:
+        lines = [x for x in csv.DictReader(file) if (x["arm"], x["level"]) == (arm, str(level))]
+    return {int(line["seed"]): float(line[column]) for line in lines}
+
+
+def line_of(quantity: str, read_at: str) -> list[str]:
+    """The cells of the line of published values that begins so and is read there."""
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    (found,) = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith(f"| {quantity}") and f"| {read_at} |" in line
+    ]
+    return found
+
+
+def test_published_values_are_read_where_the_papers_read_them() -> None:
+    """Frankle & Carbin's gains of LeNet are at early stop; at the end they have 0.35 points at most."""
+    column = "early_stop_test_accuracy"
+    for quantity, arm, other, level, claim, mark in (
+        ("ticket − reinit at 21.1 %", "ticket", "reinit", 7, "0.5", "agrees"),
+        ("ticket − dense at 13.5 %", "ticket", "dense", 9, "more than 0.3", "agrees"),
+        ("reinit − dense at 21.1 %", "reinit", "dense", 7, "below 0", "undecided"),
+        ("reinit − dense at 10.8 %", "reinit", "dense", 10, "below 0", "undecided"),
+        ("ticket − dense at 2.9 %", "ticket", "dense", 16, "below 0", "differs"),
+    ):
+        ours = early_by_hand(arm, level, column)
+        theirs = early_by_hand(other, 0 if other == "dense" else level, column)
+        values = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours)]
+        said = page.points(mean_interval(values))
+        assert line_of(quantity, "early stop")[1:5] == ["early stop", claim, said, mark]
+        if not claim[0].isdigit():
+            sign, bound = (1, 0.3) if claim.startswith("more") else (-1, 0)
+            p = scipy_stats.ttest_1samp(sign * (np.array(values) - bound), 0, alternative="greater").pvalue
+            assert mark == ("agrees" if p < 0.05 else "differs" if p > 0.95 else "undecided")
+    end = line_of("reinit − dense at 10.8 %", "end")
+    ours, theirs = (by_hand(RESULTS / "lenet300_mnist", *of) for of in (("reinit", 10), ("dense", 0)))
+    assert end[3] == page.points(mean_interval([ours[seed] - theirs[seed] for seed in ours]))
+    assert end[4] == "none printed"
+    steps = [early_by_hand(arm, 7, "early_stop_step") for arm in ("reinit", "ticket")]
+    ratio = scipy_stats.gmean([steps[0][seed] / steps[1][seed] for seed in steps[0]])
+    assert line_of("step of the lowest validation loss, reinit", "early stop")[3].startswith(
+        f"{ratio:.2f}× ["
+    )
+
+
+def test_the_best_gain_at_the_end() -> None:
+    gains = {}
+    dense = by_hand(RESULTS / "lenet300_mnist", "dense", 0)
+    for level in range(1, 17):
+        ours = by_hand(RESULTS / "lenet300_mnist", "ticket", level)
+        gains[level] = np.mean([ours[seed] - dense[seed] for seed in dense])
+    assert results.Published(RESULTS / "lenet300_mnist").best() == max(gains, key=lambda n: gains[n])
+    assert line_of("ticket − dense at 10.8 %", "end")[2::2] == ["at most 0.35", "differs"]
+
+
+@pytest.mark.parametrize(
+    ("gain", "mark"), [(0.5, "agrees"), (0.3, "undecided"), (0.1, "differs"), (-0.5, "differs")]
+)
+def test_a_published_inequality_agrees_differs_or_is_undecided(gain: float, mark: str) -> None:
+    noise = np.array([-0.1, 0.05, 0.05, 0.02, -0.02])
+    assert results.claimed((gain + noise).tolist(), above=0.3) == mark
+    assert results.claimed((-gain + noise).tolist(), below=-0.3) == mark
+
+
+@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
+def test_no_interval_on_a_page_leaves_its_range(name: str) -> None:
+    """Values without a sign are accuracies, shares, barriers or ratios; differences have a sign."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = re.findall(r"(?<![-+\d.])\d+\.\d+×? \[([^],]+), ([^]]+)\]", text)
+    assert len(found) >= (2 if name == "README.md" else 100)
+    for low, high in found:
+        assert 0 <= float(low) <= float(high) <= 100
+
+
 def written(root: Path, template: str) -> Path:
     folder = root / "results" / "one"
     folder.mkdir(parents=True)

@@ -186,6 +186,19 @@ def test_the_cheapest_near_the_best() -> None:
     assert at_most(fast.arms["ticket"], 0.3) == fast.arms["ticket"][1]
 
 
+def test_the_table_of_tickets_says_what_is_a_bound_and_keeps_intervals_in_range() -> None:
+    falls = entry("falls", [(0.5, 4, (91, 92, 93)), (0.1, 11, (80, 91, 92))])
+    stays = entry("stays", [(0.4, 2, (91, 91.7, 92.8)), (0.09, 4, (91, 91, 91))])
+    never = entry("never", [(0.4, 2, (70, 71, 72))])
+    assert [line[2] for line in compare.tickets([falls, stays, never]).rows] == ["50.0", "≤ 9.0", "none"]
+    # Published once as 89.44 [77.97, 100.91] %.
+    few = entry("few", [(0.5, 4, (84.2, 91.0, 93.1))], dense=95)
+    (line,) = compare.schedules([few])[1].rows
+    low, high = map(float, re.findall(r"[\d.]+(?=[,\]])", line[4]))
+    assert line[4].startswith("89.43 [")
+    assert 70 < low < 84.2 < 93.1 < high < 97
+
+
 def test_the_comparison_page(tiny: Callable, tmp_path: Path) -> None:
     base = tiny(arms=("ticket",), seeds=(0, 1, 2)).study
     shots = sweep.product(sweep.values("levels", 1), sweep.values("prune.density", 0.5, 0.25))
