@@ -9,7 +9,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lthjax import imp
+from lthjax import imp, prune
 from lthjax.imp import DENSE, Cell
 from lthjax.record import describe, devices, outcome
 from lthjax.study import Estimate, Plan, Prepared, together
@@ -175,7 +175,7 @@ def _about(prepared: Prepared) -> list[tuple[str, str]]:
     study, lengths, dataset = prepared.study, prepared.lengths, prepared.dataset
     params = jax.eval_shape(prepared.model.init, jax.random.key(0)).params
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim >= 2)
+    weights = prune.totals(prune.ones(params))[1]
     return [
         ("data", f"{dataset.name} from {dataset.source}: {len(dataset.train_images) - study.data.validation} "
                  f"train, {study.data.validation} validation, {len(dataset.test_images)} test"),

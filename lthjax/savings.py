@@ -22,7 +22,7 @@ from scipy.sparse import csr_array
 
 from lthjax import conv, prune
 from lthjax.models import Layer
-from lthjax.prune._core import check
+from lthjax.prune._core import matched
 
 PyTree = Any
 # What a 16-bit index can address.
@@ -185,7 +185,7 @@ def compact(layers: Sequence[Layer], params: PyTree, mask: PyTree) -> Compacted:
     """
     if not layers:
         raise ValueError("layers: there are none; only sequential networks can be compacted.")
-    check(params, mask)
+    mask = matched(params, mask)
     params, mask = jax.device_get((params, mask))
     params = jax.tree.map(lambda m, p: np.where(m, p, np.zeros_like(p)), mask, params)
     if {layer.name for layer in layers} != params.keys():

@@ -159,3 +159,8 @@ def test_the_page_on_own_models_runs(
     jax.tree.map(np.testing.assert_array_equal, loaded.origin, got["origin"])
     arrays = (got["model"].layers[0].kernel[...], got["nnx_ticket"]["layers"][0]["kernel"][...])
     np.testing.assert_array_equal(*arrays)
+    trained = got["trained"].layers[0].kernel[...]
+    kept = got["nnx_mask"]["layers"][0]["kernel"][...]
+    assert ((np.asarray(trained) != np.asarray(arrays[0])) == np.asarray(kept)).all()
+    assert [m.ndim for m in jax.tree.leaves(got["without"])] == [0, 0, 2]
+    assert [m.ndim for m in jax.tree.leaves(got["with_embedding"])] == [2, 0, 2]

@@ -105,3 +105,120 @@ def test_a_ticket_in_a_few_lines(make: Callable[[], tuple[Any, Loss]]) -> None:
             assert w.ndim < 2
     rows = prune.table(ticket, mask).rows
     assert sum(row.left for row in rows if row.prunable) == int(prune.totals(mask)[0])
+
+
+def test_nnx_optimizer_takes_masked() -> None:
+    net = Nnx()
+    state = nnx.state(net, nnx.Param)
+    # What NNX hands to optax is its state at first, with Variables, and pure arrays in every update.
+    mask = prune.magnitude(state, prune.ones(state), 0.5)
+    optimiser = nnx.Optimizer(net, prune.masked(optax.adamw(1e-2), mask), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(net: Nnx, optimiser: nnx.Optimizer) -> jax.Array:
+        loss, gradients = nnx.value_and_grad(lambda n: ((n(X) - Y) ** 2).mean())(net)
+        optimiser.update(net, gradients)
+        return loss
+
+    losses = [float(step(net, optimiser)) for _ in range(20)]
+    assert losses[-1] < losses[1]
+    for layer in ("a", "c"):
+        weights, kept = (np.asarray(getattr(net, layer).kernel[...]), np.asarray(mask[layer].kernel[...]))
+        assert kept.sum() == kept.size // 2
+        np.testing.assert_array_equal(weights[~kept], 0)
+        assert (weights[kept] != 0).all()
+
+
+def stacked_linen() -> Any:
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, _: None) -> Any:
+            x = nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+            return nn.WeightNorm(nn.Dense(6))(x), None
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, tokens: jax.Array) -> jax.Array:
+            x = nn.Embed(9, 6)(tokens)
+            scan = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            return nn.SpectralNorm(nn.Dense(1))(scan()(x, None)[0], update_stats=False)
+
+    return jax.eval_shape(Net().init, jax.random.key(0), jnp.zeros((2, 4), int))
+
+
+def stacked_haiku() -> Any:
+    def net(tokens: jax.Array) -> jax.Array:
+        x = hk.Embed(9, 6)(tokens)
+        x = hk.experimental.layer_stack(3)(lambda x: hk.Linear(6)(hk.LayerNorm(-1, True, True)(x)))(x)
+        x = hk.BatchNorm(True, True, 0.9)(hk.Bias()(x), True)
+        return hk.Conv1D(3, 3, data_format="NCW")(x)
+
+    made = hk.transform_with_state(net)
+    return jax.eval_shape(made.init, jax.random.key(0), jnp.zeros((2, 4), int))
+
+
+def stacked_nnx() -> Any:
+    class Block(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.attention = nnx.MultiHeadAttention(2, 6, rngs=rngs, decode=False)
+            self.norm, self.lora = nnx.BatchNorm(6, rngs=rngs), nnx.LoRA(6, 2, 6, rngs=rngs)
+            self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    class Net(nnx.Module):
+        def __init__(self) -> None:
+            rngs = nnx.Rngs(0)
+            self.blocks = nnx.vmap(Block)(rngs.fork(split=3))
+            self.embed = nnx.Embed(9, 6, rngs=rngs)
+
+    return nnx.state(nnx.eval_shape(Net))
+
+
+def stacked_equinox() -> Any:
+    class Net(eqx.Module):
+        blocks: Any
+        patch_embedding: eqx.nn.Conv2d
+        table: eqx.nn.Embedding
+        cell: eqx.nn.GRUCell
+        scaled: eqx.nn.LayerNorm
+
+        def __init__(self, key: jax.Array) -> None:
+            self.blocks = eqx.filter_vmap(lambda k: [eqx.nn.Linear(6, 1, key=k), eqx.nn.LayerNorm(6)])(
+                jax.random.split(key, 3)
+            )
+            self.patch_embedding = eqx.nn.Conv2d(3, 6, 2, key=key)
+            self.table, self.cell = eqx.nn.Embedding(9, 6, key=key), eqx.nn.GRUCell(6, 6, key=key)
+            self.scaled = eqx.nn.LayerNorm((4, 6))
+
+    return eqx.filter(eqx.filter_eval_shape(Net, jax.random.key(0)), lambda x: hasattr(x, "shape"))
+
+
+@pytest.mark.parametrize(
+    ("make", "weights"),
+    [
+        (stacked_linen, {"kernel"}),
+        (stacked_haiku, {"w"}),
+        (stacked_nnx, {"kernel", "lora_a", "lora_b"}),
+        (stacked_equinox, {"weight", "weight_ih", "weight_hh"}),
+    ],
+)
+def test_weights_are_prunable_and_nothing_else(make: Callable[[], Any], weights: set[str]) -> None:
+    params = make()
+    ranks = {
+        path.removesuffix("/value"): x.ndim
+        for path, x in zip(prune.paths(params), jax.tree.leaves(params), strict=True)
+    }
+    mask = prune.ones(params)
+    prunable = {
+        path.removesuffix("/value")
+        for path, m in zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
+        if m.ndim
+    }
+    no_weights = ("embed/", "table/", "scaled/", "blocks/1/", "batch_stats/")
+    assert prunable == {
+        path
+        for path in ranks
+        if path.split("/")[-1] in weights and not any(part in path for part in no_weights)
+    }
+    assert sum(rank >= 2 for rank in ranks.values()) - len(prunable) >= 3, (
+        "others of two dimensions are there"
+    )

@@ -1,7 +1,9 @@
 import math
 import subprocess
 import sys
+from decimal import Decimal
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,63 @@ def test_count_is_exact_concrete_and_traced(rate: float, n: int) -> None:
 def test_count_is_not_float32_arithmetic() -> None:
     assert prune.count(0.15, 190) == 29  # 28.5 rounds up; in float32 0.15 * 190 is below 28.5
     assert prune.count(np.float32(0.2), 10) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rate", "written"),
+    [
+        (jnp.float32(0.15), "0.15"),
+        (jnp.asarray(0.15, jnp.bfloat16), "0.15"),
+        (np.float16(0.15), "0.15"),
+        (np.array(0.15), "0.15"),
+        (Decimal("0.150"), "0.15"),
+        (Decimal("0.4999999999999999999999"), "0.4999999999999999999999"),
+        (Fraction(3, 20), "0.15"),
+        (Fraction(1, 6), "1/6"),
+        (Fraction(2**40 - 1, 2**41), f"{2**40 - 1}/{2**41}"),
+        (jnp.int32(1), "1"),
+        (np.int8(0), "0"),
+        (5e-324, "5e-324"),
+    ],
+    ids=str,
+)
+def test_counts_for_numbers_of_any_kind(rate: Any, written: str) -> None:
+    for n in (0, 1, 3, 9, 10, 190, 214_748_363):
+        expected = math.floor(Fraction(written) * n + Fraction(1, 2))
+        assert prune.count(rate, n) == expected
+        for given_rate in (prune.rates_of(rate, ["a"]), prune.rates_of([("a", rate)], ["a"])):
+            assert prune.count(given_rate[0], n) == expected
+    # As arrays count: in 32 bits.
+    assert prune.count(rate, np.int32(190)) == math.floor(Fraction(written) * 190 + Fraction(1, 2))
+
+
+@given(st.fractions(0, 1), st.integers(0, 2**31 // 10 - 1))
+@settings(deadline=None)
+def test_a_fraction_counts_as_it_is(rate: Fraction, n: int) -> None:
+    assert prune.count(rate, n) == math.floor(rate * n + Fraction(1, 2))
+
+
+def test_a_half_that_no_decimal_has_rounds_up_in_int32() -> None:
+    # n / q + 1/2 is whole where 2 n is an odd multiple of q: the hardest case for a decimal expansion.
+    n = np.arange(1, 200_000, dtype=np.int32)
+    for q in (6, 14, 22, 34, 99_998):
+        np.testing.assert_array_equal(prune.count(Fraction(1, q), n), (2 * n.astype(np.int64) + q) // (2 * q))
+
+
+def test_rates_and_densities_of_any_kind_prune_the_same() -> None:
+    params = {"w": jnp.arange(1.0, 11).reshape(2, 5)}
+    mask = prune.ones(params)
+    for rate in (jnp.float32(0.3), np.array(0.3), Fraction(3, 10), Decimal("0.3"), np.float16(0.3)):
+        for got in (
+            prune.magnitude(params, mask, rate),
+            prune.magnitude(params, mask, {"w": rate}),
+            prune.magnitude(params, mask, iter([("w", rate)])),
+            prune.magnitude(params, mask, rate, scope="global"),
+        ):
+            assert got["w"].ravel().tolist() == [False] * 3 + [True] * 7
+        assert int(prune.to_density(params, mask, rate)["w"].sum()) == 3
+        assert int(prune.erk(jax.random.key(0), params, rate)["w"].sum()) == 3
+        assert int(prune.uniform(jax.random.key(0), params, rate)["w"].sum()) == 3
 
 
 @given(
@@ -241,7 +300,7 @@ def test_global_scope_over_mixed_dtypes() -> None:
         mask = prune.magnitude(params, prune.ones(params), 0.5, scope="global")
         assert (int(mask["a"].sum()), int(mask["b"].sum())) == (16, 0)
     params = {"a": jnp.full((4, 4), 100, jnp.uint8), "b": jnp.full((4, 4), 0.001)}
-    mask = prune.by_score(params, prune.ones(params), 0.5, scope="global")
+    mask = prune.by_score(params, prune.ones(params, "."), 0.5, scope="global")
     assert (int(mask["a"].sum()), int(mask["b"].sum())) == (16, 0)
 
 
@@ -266,6 +325,26 @@ def test_misuse_is_named() -> None:
         prune.magnitude(params, mask, float("nan"))
     with pytest.raises(ValueError, match=r"rate: '\(' is not a regex"):
         prune.magnitude(params, mask, {"(": 0.1})
+    for wrong, said in (
+        (True, "rate: True is no real number"),
+        (jnp.bool_(True), "rate: an array of bool is no real number"),
+        (np.complex64(0.5), "rate: an array of complex64 is no real number"),
+        (jax.random.key(0), "rate: an array of key<fry> is no real number"),
+        (np.float32(np.inf), r"rate: .*inf.* is outside"),
+        (Decimal("NaN"), r"rate: Decimal\('NaN'\) is outside"),
+        (Fraction(3, 2), r"rate: Fraction\(3, 2\) is outside"),
+        (Decimal("1e-999999999"), "rate: it is written in more than 1,000 digits"),
+        ("0.2", "rate: '0.2' is neither a number"),
+        (np.ones(2), "rate: array.* is neither a number"),
+        ([("conv", None)], "rate of 'conv': None is no real number"),
+    ):
+        with pytest.raises(ValueError, match=said) as caught:
+            prune.magnitude(params, mask, wrong)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="rate: it is traced; it must be known"):
+        jax.eval_shape(lambda rate: prune.magnitude(params, mask, rate), 0.5)
+    with pytest.raises(ValueError, match=r"density: -1 is outside .* weights kept"):
+        prune.to_density(params, mask, -1)
     with pytest.raises(ValueError, match="scope: 'layre' is not known"):
         prune.magnitude(params, mask, 0.5, scope="layre")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one number"):
@@ -278,6 +357,169 @@ def test_misuse_is_named() -> None:
     tx = prune.masked(optax.sgd(0.1), mask)
     with pytest.raises(ValueError, match="needs them"):
         tx.update(params, tx.init(params))
+
+
+WEIGHT, STACK, WIDE = (8, 4), (3, 4), (1, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "prunable"),
+    [
+        ("dense/kernel", WEIGHT, True),
+        ("dense/kernel", (1, 8), True),
+        ("conv/kernel", (1, 1, 1, 8), True),
+        ("attention/query/kernel", (4, 2, 2), True),
+        ("attention/query/bias", (2, 2), False),
+        ("scan/dense/bias", STACK, False),
+        ("scan/LayerNorm_0/scale", STACK, False),
+        ("params/kernel/value", WEIGHT, True),
+        ("norm/scale/value", STACK, False),
+        ("patch_embed/kernel", (4, 4, 3, 8), True),
+        ("embed/embedding", WEIGHT, False),
+        ("layer_norm/offset", STACK, False),
+        ("linear/w", (8, 1), True),
+        ("linear/b", STACK, False),
+        ("bias/b", STACK, False),
+        ("embed/embeddings", WEIGHT, False),
+        ("batch_norm/~/mean_ema/average", STACK, False),
+        ("batch_stats/SpectralNorm_0/kernel/u", WEIGHT, False),
+        ("cache/cached_key", (2, 5, 2, 2), False),
+        ("ln_1/g", STACK, False),
+        ("RMSNorm_0/weight", STACK, False),
+        ("blocks/norm1/weight", STACK, False),
+        ("token_embedding/weight", WEIGHT, False),
+        ("wte", WEIGHT, False),
+        ("pos_embed", (1, 5, 8), False),
+        ("relative_position_bias_table", WEIGHT, False),
+        ("W1", (8, 1), True),
+        ("b1", STACK, False),
+        ("lora_b", WEIGHT, True),
+        ("attention/value", WEIGHT, True),
+        ("0/0", WEIGHT, True),
+        ("cls", WIDE, False),
+        ("0/1", WIDE, False),
+    ],
+)
+def test_what_is_prunable_goes_by_name_then_by_shape(path: str, shape: tuple, prunable: bool) -> None:
+    *parents, last = path.split("/")
+    tree: Any = {last: np.ones(shape, np.float32)}
+    if last in ("b", "b1"):
+        tree[last.replace("b", "w")] = np.ones(WEIGHT, np.float32)
+    for parent in reversed(parents):
+        tree = {parent: tree}
+    leaves = dict(zip(prune.paths(tree), jax.tree.leaves(prune.ones(tree)), strict=True))
+    assert leaves[path].shape == (shape if prunable else ())
+
+
+def test_layers_called_a_and_b_are_no_biases() -> None:
+    params = {"a": np.ones(WEIGHT), "b": np.ones(WEIGHT)}
+    assert [m.shape for m in jax.tree.leaves(prune.ones(params))] == [WEIGHT, WEIGHT]
+
+
+def test_only_floats_are_prunable_by_default_and_keys_never() -> None:
+    params = {
+        "half": {"w": jnp.ones(WEIGHT, jnp.bfloat16)},
+        "complex": {"w": jnp.ones(WEIGHT, jnp.complex64)},
+        "quantised": {"w": jnp.ones(WEIGHT, jnp.int8)},
+        "flags": {"w": jnp.ones(WEIGHT, bool)},
+        "keys": {"w": jax.random.split(jax.random.key(0), WEIGHT)},
+        "number": {"w": 1.0},
+    }
+    mask = prune.ones(params)
+    assert {name for name, m in mask.items() if m["w"].ndim} == {"half", "complex"}
+    assert prune.ones(params, "quantised")["quantised"]["w"].shape == WEIGHT
+    left = prune.apply(params, prune.magnitude(params, mask, 0.5))
+    assert int((left["half"]["w"] == 0).sum()) == 16
+    assert (left["keys"]["w"] == params["keys"]["w"]).all()
+    prune.table(params, mask)
+    for pattern, why in (("keys", "holds PRNG keys"), ("number", "has no dimensions")):
+        with pytest.raises(ValueError, match=f"prunable: leaf '{pattern}/w' {why}"):
+            prune.ones(params, pattern)
+    with pytest.raises(ValueError, match="leaf 'f' is a function, no array"):
+        prune.ones({"w": jnp.ones(WEIGHT), "f": tree})
+    for optimiser in (prune.masked(optax.adam(0.1), mask), prune.masked(optax.sgd(0.1), mask)):
+        with pytest.raises(ValueError, match="params: leaf 'flags/w' is bool, which no optimiser can update"):
+            optimiser.init(params)
+    only = {"keys": params["keys"]}
+    with pytest.raises(ValueError, match="params: leaf 'keys/w' is key<fry>, which no optimiser"):
+        prune.masked(optax.sgd(0.1), {"keys": mask["keys"]}).init(only)
+
+
+def test_the_table_says_once_what_is_left_out() -> None:
+    params = {"a": {"kernel": np.ones(WEIGHT), "bias": np.ones(4)}, "b": {"bias": np.ones(STACK)}}
+    params |= {"e": {"embedding": np.ones((50, 40))}, "[/e]": {"kernel": np.ones(WEIGHT)}}
+    text = " ".join(str(prune.table(params, prune.ones(params))).split())
+    assert text.endswith(
+        "not prunable, so left whole: bias (2 leaves, 16 in all), embedding (1 leaf, 2,000 in all)"
+    )
+    assert "[/e]/kernel" in text
+    assert "left whole" not in str(prune.table(params, prune.ones(params, ".")))
+
+
+def test_a_regex_that_matches_nothing_prunable_is_warned_of() -> None:
+    params = {"a": {"kernel": {"value": np.ones(WEIGHT)}, "bias": {"value": np.ones(4)}}}
+    mask = prune.ones(params)
+    for rates in ({"kernel$": 0.5}, [("kernel$", 0.5)], iter([("kernel$", 0.5)]), {"bias": 0.5}):
+        with pytest.warns(
+            UserWarning, match=r"rate: '(kernel\$|bias)' matches no prunable leaf.*a/kernel/value"
+        ):
+            got = prune.magnitude(params, mask, rates)
+        assert bool(got["a"]["kernel"]["value"].all())
+    assert int(prune.magnitude(params, mask, {"kernel": 0.5})["a"]["kernel"]["value"].sum()) == 16
+
+
+class Boxes(NamedTuple):
+    second: Any
+    first: Any
+
+
+def test_masks_are_found_by_path_in_other_containers() -> None:
+    params = Boxes(second=[jnp.arange(8.0).reshape(2, 4)], first={"w": -jnp.arange(8.0).reshape(4, 2)})
+    mask = prune.magnitude(params, prune.ones(params), 0.5)
+    # Dictionaries are sorted, so the leaves come in another order.
+    other = {"first": {"w": {"value": mask.first["w"]}}, "second": {"0": mask.second[0]}}
+    jax.tree.map(np.testing.assert_array_equal, prune.apply(params, other), prune.apply(params, mask))
+    fewer = prune.magnitude(params, mask, 0.5)
+    jax.tree.map(np.testing.assert_array_equal, prune.magnitude(params, other, 0.5), fewer)
+    jax.tree.map(
+        np.testing.assert_array_equal, prune.to_density(jax.tree.map(jnp.abs, params), other, 0.25), fewer
+    )
+    assert float(prune.overlap(mask, other).iou) == 1
+    rows = prune.table(params, other).rows
+    assert [(row.path, row.left) for row in rows] == [("second/0", 4), ("first/w", 4)]
+
+
+def test_what_does_not_match_is_named_by_its_first_path() -> None:
+    params = {"a": {"w": jnp.ones((2, 2))}, "c": jnp.ones(3)}
+    mask = prune.ones(params)
+    with pytest.raises(ValueError, match="leaf 'b/w' is in the parameters and not in the mask"):
+        prune.apply({**params, "b": {"w": jnp.ones(2)}}, mask)
+    with pytest.raises(ValueError, match="leaf 'c' is in the mask and not in the parameters"):
+        prune.masked(optax.sgd(0.1), mask).init({"a": params["a"]})
+    with pytest.raises(ValueError, match="two leaves have one path"):
+        prune.apply({"a/w": 1.0, "a": {"w": 1.0}}, Boxes(1, 1))
+
+
+@pytest.mark.parametrize("outer", ["masked", "multi_transform"])
+def test_optax_may_leave_out_leaves_around_masked(outer: str) -> None:
+    params, gradients = tree(0), tree(1)
+    mask = prune.magnitude(params, prune.ones(params), 0.5)
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    inner = prune.masked(optax.adamw(0.1), mask)
+    tx = (
+        optax.masked(inner, labels)
+        if outer == "masked"
+        else optax.multi_transform({True: inner, False: optax.sgd(1.0)}, labels)
+    )
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
+    whole = prune.masked(optax.adamw(0.1), mask)
+    expected, _ = jax.jit(whole.update)(gradients, whole.init(params), params)
+    stepped = optax.apply_updates(params, updates)
+    for layer in ("conv1", "output"):
+        np.testing.assert_array_equal(updates[layer]["kernel"], expected[layer]["kernel"])
+        assert (stepped[layer]["kernel"][~mask[layer]["kernel"]] == 0).all()
+        sign = 1 if outer == "masked" else -1
+        np.testing.assert_array_equal(updates[layer]["bias"], sign * gradients[layer]["bias"])
 
 
 def test_importing_prune_loads_neither_flax_nor_orbax_nor_tfds() -> None:

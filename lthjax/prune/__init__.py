@@ -2,7 +2,8 @@
 
 A mask is a pytree of the same treedef as the parameters. A leaf that may be pruned has a bool mask
 of its own shape, True where the weight is kept; a leaf that may not be pruned has the 0-d mask True.
-That is decided once, by `ones`, and every other function goes by it.
+That is decided once, by `ones`, and every other function goes by it. Masks and parameters meet by the
+paths of their leaves, so their containers may differ.
 
     from lthjax import prune
 

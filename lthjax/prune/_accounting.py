@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from lthjax.prune._core import check, paths
+from lthjax.prune._core import matched, paths
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -56,14 +56,17 @@ class Table(NamedTuple):
 
     def __rich__(self) -> "RichTable":
         from rich.table import Table as RichTable
+        from rich.text import Text
 
-        table = RichTable()
+        said = self._left_out()
+        # As text: brackets in a path are no markup.
+        table = RichTable(caption=Text(said) if said else None, caption_justify="left")
         known = any(row.macs is not None for row in self.rows)
         columns = ("layer", "shape", "weights", "left", "density", *(("MACs", "MACs left") if known else ()))
         for i, name in enumerate(columns):
             table.add_column(name, justify="left" if i < 2 else "right")
         for cells in self._cells(known):
-            table.add_row(*cells)
+            table.add_row(*map(Text, cells))
         return table
 
     def _cells(self, known: bool) -> Iterator[tuple[str, ...]]:
@@ -82,6 +85,19 @@ class Table(NamedTuple):
         total = f"{100 * left / max(weights, 1):.1f} %"
         sums = ("all prunable", "", f"{weights:,}", f"{left:,}", total)
         yield (*sums, *((f"{macs:,}", f"{macs_left:,}") if known else ()))
+
+    def _left_out(self) -> str | None:
+        """What may not be pruned, by the leaves' last names; None where everything may be."""
+        sizes: dict[str, list[int]] = {}
+        for row in self.rows:
+            if not row.prunable:
+                name = row.path.removesuffix("/value").rpartition("/")[2]
+                sizes.setdefault(name or "(unnamed)", []).append(row.weights)
+        said = [
+            f"{name} ({len(all_)} {'leaf' if len(all_) == 1 else 'leaves'}, {sum(all_):,} in all)"
+            for name, all_ in sizes.items()
+        ]
+        return f"not prunable, so left whole: {', '.join(said)}" if said else None
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -121,7 +137,7 @@ def overlap(a: PyTree, b: PyTree) -> Overlap:
     Raises:
         ValueError: the masks do not fit each other.
     """
-    check(a, b)
+    b = matched(a, b)
     both = either = expected = union = jnp.float32(0)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         if jnp.ndim(x) and jnp.ndim(y):
@@ -149,13 +165,13 @@ def table(
         shape: of one input, batch axis included and 1, for example (1, 28, 28, 1).
 
     Returns:
-        A `Table`; MACs left count every surviving weight as often as it is used, which says nothing
-        of time.
+        A `Table`, beneath which stands what the mask leaves out; MACs left count every surviving weight
+        as often as it is used, which says nothing of time.
 
     Raises:
         ValueError: params and mask do not fit, or one of apply and shape is missing.
     """
-    check(params, mask)
+    mask = matched(params, mask)
     if (apply is None) != (shape is None):
         raise ValueError("apply, shape: MACs need both, the function and the shape of its input.")
     macs: dict[int, int] = {}

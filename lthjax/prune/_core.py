@@ -2,8 +2,10 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from numbers import Real
 from typing import Any, Literal
 
@@ -12,14 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lthjax.prune._names import path_of, prunable_by_default
+
 PyTree = Any
 Scope = Literal["layer", "global"]
-Rate = float | Mapping[str, float] | Iterable[tuple[str, float]]
+Number = float | Fraction | Decimal | np.generic | np.ndarray | jax.Array
+"""A real number of any kind; an array has the shape ()."""
+Rate = Number | Mapping[str, Number] | Iterable[tuple[str, Number]]
 
 
 def paths(tree: PyTree) -> list[str]:
     """The path of every leaf, in the order of `jax.tree.leaves`."""
-    return [_path(p) for p, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None = None) -> PyTree:
@@ -28,25 +34,36 @@ def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None
     Args:
         params: any pytree of arrays.
         prunable: which leaves may be pruned: a regex searched in the path, or a predicate on
-            (path, leaf). By default the leaves of two or more dimensions: weights, not biases and
-            not the scales of normalisation layers.
+            (path, leaf). By default the weights, as far as names, dtype and shape tell: floats of two
+            or more dimensions that are no biases, no scales, shifts or statistics of normalisation
+            layers and no embeddings by the names of Flax, Haiku and Equinox, on the leaf or on what
+            holds it; where names say nothing, with two or more axes longer than 1. `prune.table` says
+            which leaves that leaves out.
 
     Returns:
         The mask: bool of the leaf's shape where prunable, else the 0-d bool True.
 
     Raises:
-        ValueError: `prunable` is a regex that matches no leaf.
+        ValueError: a leaf is no array; or `prunable` is a regex that matches none, or names PRNG keys or
+            a leaf without dimensions.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    names = paths(params)
+    for path, (_, leaf) in zip(names, leaves, strict=True):
+        _check_leaf(path, leaf)
     if prunable is None:
-        keep = [jnp.ndim(leaf) >= 2 for _, leaf in leaves]
+        keep = prunable_by_default(params)
     elif isinstance(prunable, str):
-        keep = [re.search(prunable, _path(p)) is not None for p, _ in leaves]
+        keep = [re.search(prunable, path) is not None for path in names]
         if not any(keep):
-            raise ValueError(f"prunable: the regex {prunable!r} matches none of the paths {paths(params)}.")
+            raise ValueError(f"prunable: the regex {prunable!r} matches none of the paths {names}.")
     else:
-        keep = [bool(prunable(_path(p), leaf)) for p, leaf in leaves]
-    masks = [jnp.ones(jnp.shape(leaf) if k else (), bool) for (_, leaf), k in zip(leaves, keep, strict=True)]
+        keep = [bool(prunable(path, leaf)) for path, (_, leaf) in zip(names, leaves, strict=True)]
+    for path, k, (_, leaf) in zip(names, keep, leaves, strict=True):
+        if k and (_is_key(leaf) or not jnp.ndim(leaf)):
+            what = "holds PRNG keys" if _is_key(leaf) else "has no dimensions"
+            raise ValueError(f"prunable: leaf {path!r} {what}, so it cannot be pruned; leave it out.")
+    masks = [jnp.ones(jnp.shape(leaf) if k else (), bool) for k, (_, leaf) in zip(keep, leaves, strict=True)]
     return jax.tree.unflatten(treedef, masks)
 
 
@@ -55,10 +72,12 @@ def apply(params: PyTree, mask: PyTree) -> PyTree:
 
     Args:
         params: a pytree of arrays.
-        mask: its mask.
+        mask: its mask, in any containers that give the leaves the same paths.
+
+    Returns:
+        The parameters, in the containers they came in.
     """
-    check(params, mask)
-    return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), mask, params)
+    return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), matched(params, mask), params)
 
 
 def magnitude(
@@ -75,7 +94,9 @@ def magnitude(
         mask: its mask; pruned weights stay pruned.
         rate: the share of the survivors to remove, in [0, 1]: one number, or a mapping (or pairs)
             from a regex on the path to a number. The first match wins; a leaf that none matches is
-            not pruned. With scope "global" one number.
+            not pruned, and a regex that matches nothing prunable is warned of. With scope "global"
+            one number. A number is a Python number, Fraction or Decimal, a numpy scalar, or an array
+            of shape () that is not traced.
         scope: "layer" removes the share in every leaf; "global" over all leaves together, without
             any normalisation between layers.
         granularity: what is removed at a time. "weight"; "unit-l1" or "unit-l2": all weights of an
@@ -86,12 +107,15 @@ def magnitude(
 
     Returns:
         The new mask, in which exactly floor(rate * n + 1/2) of n survivors are gone, the rate taken
-        as the decimal that it was written as; of equal weights the lowest index goes first.
+        as the decimal that it was written as, a Fraction as it is; of equal weights the lowest index
+        goes first. Its containers are those of the parameters.
 
     Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2 (layer) and appendix (global); units:
     Li et al. 2017 (arXiv 1608.08710); N:M: Mishra et al. 2021 (arXiv 2104.08378).
     """
-    return by_score(jax.tree.map(jnp.abs, params), mask, rate, scope=scope, granularity=granularity)
+    mask = matched(params, mask)
+    scores = jax.tree.map(lambda m, p: jnp.abs(p) if jnp.ndim(m) else p, mask, params)
+    return by_score(scores, mask, rate, scope=scope, granularity=granularity)
 
 
 def by_score(
@@ -112,10 +136,14 @@ def by_score(
         ValueError: a rate outside [0, 1], a mapping of rates with scope "global", an unknown scope
             or granularity, or scores that do not fit the mask.
     """
-    check(scores, mask)
-    if scope == "global" and not isinstance(rate, Real):
+    mask = matched(scores, mask)
+    if scope == "global" and not _is_number(rate):
         raise ValueError("rate: with scope 'global' it is one number for all layers.")
+    if not _is_number(rate):
+        rate = _rules(rate)
     rates = rates_of(rate, paths(mask))
+    if isinstance(rate, list):
+        _warn_of_idle(rate, mask)
     pattern = _pattern(granularity)
     if pattern is None:
         alive = survivors(mask, scope, granularity)
@@ -136,7 +164,7 @@ def by_score(
 
 
 def to_density(
-    scores: PyTree, mask: PyTree, density: float, *, scope: Scope = "layer", granularity: str = "weight"
+    scores: PyTree, mask: PyTree, density: Number, *, scope: Scope = "layer", granularity: str = "weight"
 ) -> PyTree:
     """Prunes the survivors of the lowest scores until a density is reached.
 
@@ -154,13 +182,12 @@ def to_density(
     Raises:
         ValueError: as `by_score`.
     """
-    check(scores, mask)
+    mask = matched(scores, mask)
     if _pattern(granularity) is not None:
         raise ValueError(f"granularity: {granularity!r} has a density of its own; use by_score.")
-    check_density(density)
+    density = check_density(density)
     going = [
-        jnp.maximum(left - count(float(str(density)), size), 0)
-        for left, size in survivors(mask, scope, granularity)
+        jnp.maximum(left - count(density, size), 0) for left, size in survivors(mask, scope, granularity)
     ]
     return remove_counted(scores, mask, going, scope=scope, granularity=granularity)
 
@@ -210,7 +237,7 @@ def remove_counted(
     Returns:
         The new mask.
     """
-    check(scores, mask)
+    mask = matched(scores, mask)
     whole, treedef = jax.tree.flatten(mask)
     prunable = [i for i, m in enumerate(whole) if jnp.ndim(m)]
     values, masks = dict(enumerate(jax.tree.leaves(scores))), {i: whole[i] for i in prunable}
@@ -333,7 +360,9 @@ def masked(optimiser: optax.GradientTransformation, mask: PyTree) -> optax.Gradi
 
     Args:
         optimiser: any optax gradient transformation.
-        mask: the mask; may be traced.
+        mask: the mask; may be traced. Its leaves are found by their paths where the trees' containers
+            differ, so that `nnx.Optimizer` takes the result, and `optax.masked` and
+            `optax.multi_transform`, which leave out leaves of the parameters.
 
     Returns:
         A gradient transformation whose `update` needs the parameters and hands on any further
@@ -342,16 +371,29 @@ def masked(optimiser: optax.GradientTransformation, mask: PyTree) -> optax.Gradi
     optimiser = optax.with_extra_args_support(optimiser)
 
     def init(params: PyTree) -> Any:
-        return optimiser.init(apply(params, mask))
+        return optimiser.init(apply(_trainable(params, "params"), mask))
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError("params: prune.masked needs them: update(gradients, state, params).")
-        inner, state = optimiser.update(apply(updates, mask), state, apply(params, mask), **extra)
-        exact = jax.tree.map(lambda m, u, p: jnp.where(m, u, -p), mask, inner, params)
+        gradients = apply(_trainable(updates, "gradients"), mask)
+        inner, state = optimiser.update(gradients, state, apply(_trainable(params, "params"), mask), **extra)
+        exact = jax.tree.map(lambda m, u, p: jnp.where(m, u, -p), matched(inner, mask), inner, params)
         return exact, state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _trainable(tree: PyTree, name: str) -> PyTree:
+    """The tree, unless a leaf of it is nothing that an optimiser can add to."""
+    for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True):
+        dtype = getattr(leaf, "dtype", None)
+        if _is_key(leaf) or dtype in (bool, jax.dtypes.float0):
+            raise ValueError(
+                f"{name}: leaf {path!r} is {dtype}, which no optimiser can update; split it off, or leave it "
+                "out with optax.masked around prune.masked."
+            )
+    return tree
 
 
 def density(mask: PyTree) -> jax.Array:
@@ -365,69 +407,207 @@ def totals(mask: PyTree) -> tuple[jax.Array, int]:
     return survivors(mask, "global")[0]
 
 
-def check_density(density: float) -> None:
-    """Raises for what is no share of weights kept."""
-    if not (isinstance(density, Real) and 0 <= density <= 1):
-        raise ValueError(f"density: {density!r} is outside [0, 1]; it is the share of weights kept.")
+def check_density(density: Number) -> float | Fraction:
+    """The density as a number that `count` takes as written; raises for what is no share of weights kept."""
+    return _exact(density, "density")
 
 
-def count(rate: float, n: int | jax.Array) -> int | jax.Array:
+def count(rate: Number, n: int | jax.Array) -> int | jax.Array:
     """floor(rate * n + 1/2), exactly, with the rate taken as the decimal that it was written as.
 
     Args:
-        rate: in [0, 1]; 0.15 means 15/100, not the nearest binary number.
+        rate: in [0, 1]; 0.15 means 15/100, not the nearest binary number, whether it is a Python number, a
+            Decimal, a numpy scalar or an array of shape (), which then has the shortest decimal that its
+            dtype tells from others. A Fraction is taken as it is.
         n: how many survive, 0 <= n < 2**31 / 10; may be traced.
 
     Returns:
         An integer of n's kind. (float32 arithmetic gets 0.15 * 190 wrong; this does not.)
 
     Raises:
-        ValueError: the rate is outside [0, 1].
+        ValueError: the rate is outside [0, 1], or no number that is known when the program is traced.
     """
-    decimal = Decimal(str(rate)) if math.isfinite(rate) else Decimal(2)
-    if not 0 <= decimal <= 1:
-        raise ValueError(f"rate: {rate!r} is outside [0, 1]; it is the share of survivors removed.")
-    if decimal == 1:
+    written = _written(rate, "rate")
+    if written == 1:
         return n
+    # A fraction p/q whose decimal does not end is rounded up behind so many digits that no whole number lies
+    # between floor(rate * n + 1/2) and what is computed: they are 1/(2 q) away from it, or on it.
+    places = len(str(2 * written.denominator)) + 10
+    digits = str(-(-written.numerator * 10**places // written.denominator)).zfill(places)
+    first, *rest = list(digits.rstrip("0") or "0")
     # Schoolbook division by 10 from the last decimal digit up, so that no product exceeds 10 n:
     # floor((a + y) / 10) = floor((a + floor(y)) / 10) for integer a.
-    first, *rest = list(f"{decimal:f}".partition(".")[2] or "0")
     carry: Any = 0
     for digit in reversed(rest):
         carry = (int(digit) * n + carry) // 10
     return (int(first) * n + carry + 5) // 10
 
 
-def _path(keys: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+def matched(tree: PyTree, mask: PyTree, name: str = "mask") -> PyTree:
+    """The mask in the containers of a tree, its leaves found by their paths.
 
+    Args:
+        tree: parameters, scores, or another mask. Where `optax.masked` left a `MaskedNode`, the mask may
+            have leaves.
+        mask: their mask, or another tree of the same leaves. `a/kernel/value` and `a/kernel` are one path,
+            as NNX boxes a leaf in a Variable.
+        name: what errors call it.
 
-def check(tree: PyTree, mask: PyTree) -> None:
-    """Raises where a leaf and its mask do not fit, naming the leaf."""
+    Raises:
+        ValueError: a leaf of one has none of the other's, or their shapes differ.
+    """
     forms: list[Any] = [jax.tree.structure(tree), jax.tree.structure(mask)]
     if forms[0] != forms[1]:
-        raise ValueError(
-            "mask: its tree is not that of the parameters "
-            f"({paths(mask)} against {paths(tree)}); make it with prune.ones(params)."
-        )
+        mask = _by_path(tree, mask, name)
     for path, leaf, m in zip(paths(tree), jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True):
         if jnp.ndim(m) and jnp.shape(m) != jnp.shape(leaf):
             raise ValueError(
-                f"mask: leaf {path!r} has shape {jnp.shape(m)}; it must be {jnp.shape(leaf)} or ()."
+                f"{name}: leaf {path!r} has shape {jnp.shape(m)}; it must be {jnp.shape(leaf)} or ()."
             )
+    return mask
 
 
-def rates_of(rate: Rate, names: list[str]) -> list[float]:
-    """The rate of every path; 0 where no regex matches. `rate` as for `magnitude`."""
-    if isinstance(rate, Real):
-        return [float(str(rate))] * len(names)
-    rules: list[tuple[str, float]] = list(rate.items() if isinstance(rate, Mapping) else rate)  # type: ignore[arg-type]
+def _by_path(tree: PyTree, mask: PyTree, name: str) -> PyTree:
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_left_out)[0]
+    names = [_unboxed(path_of(keys)) for keys, leaf in flat if not _left_out(leaf)]
+    gaps = [path_of(keys) for keys, leaf in flat if _left_out(leaf)]
+    known = dict(zip(map(_unboxed, paths(mask)), jax.tree.leaves(mask), strict=True))
+    ours, theirs = set(names), set(known)
+    if len(ours) < len(names) or len(theirs) < len(jax.tree.leaves(mask)):
+        raise ValueError(
+            f"{name}: its containers are not the parameters' and two leaves have one path; rename one."
+        )
+    extra = [p for p in known if p not in ours and not any(_within(p, gap) for gap in gaps)]
+    for here, there, lost in (("parameters", name, [p for p in names if p not in known]),
+                              (name, "parameters", extra)):  # fmt: skip
+        if lost:
+            raise ValueError(
+                f"{name}: its tree is not that of the parameters: leaf {lost[0]!r} is in the {here} and "
+                f"not in the {there}; give the two the same leaves, as mask = prune.ones(params) does."
+            )
+    return jax.tree.unflatten(jax.tree.structure(tree), [known[path] for path in names])
+
+
+def _within(path: str, root: str) -> bool:
+    return not root or f"{path}/".startswith(f"{root}/")
+
+
+def _left_out(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _unboxed(path: str) -> str:
+    return path.removesuffix("/value")
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jax.dtypes.prng_key)
+
+
+def _check_leaf(path: str, leaf: Any) -> None:
+    if not (hasattr(leaf, "dtype") or isinstance(leaf, (int, float, complex))):
+        raise ValueError(
+            f"params: leaf {path!r} is a {type(leaf).__name__}, no array; split off what is none, for "
+            "example with equinox.partition(model, equinox.is_array)."
+        )
+
+
+def rates_of(rate: Rate, names: list[str]) -> list[float | Fraction]:
+    """The rate of every path; 0 where no regex matches.
+
+    Args:
+        rate: as for `magnitude`.
+        names: paths.
+
+    Returns:
+        Floats; a Fraction where no float is written as the number that was given.
+    """
+    if _is_number(rate):
+        return [_exact(rate, "rate")] * len(names)
+    rules = [(rule, _exact(number, f"rate of {rule!r}")) for rule, number in _rules(rate)]
     for rule, _ in rules:
         try:
             re.compile(rule)
         except re.error as error:
             raise ValueError(f"rate: {rule!r} is not a regex: {error}.") from error
     return [next((r for rule, r in rules if re.search(rule, name)), 0.0) for name in names]
+
+
+def _rules(rate: Rate) -> list[tuple[str, Number]]:
+    """The pairs of a rate that is no number."""
+    try:
+        rules = [(rule, number) for rule, number in (rate.items() if isinstance(rate, Mapping) else rate)]  # type: ignore[union-attr]
+        if not all(isinstance(rule, str) for rule, _ in rules):
+            raise TypeError
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"rate: {rate!r} is neither a number in [0, 1] nor a mapping or pairs from regexes to such ones."
+        ) from error
+    return rules
+
+
+def _warn_of_idle(rules: list[tuple[str, Number]], mask: PyTree) -> None:
+    """Warns of regexes that match no prunable leaf: a slip, or another library's names."""
+    weights = [path for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True) if jnp.ndim(m)]
+    for rule, _ in rules:
+        if not any(re.search(rule, path) for path in weights):
+            some = ", ".join(weights[:3]) + (", ..." if len(weights) > 3 else "")
+            warnings.warn(
+                f"rate: {rule!r} matches no prunable leaf, so it prunes nothing; "
+                f"their paths are {some or '(none)'}.",
+                stacklevel=4,
+            )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one number, not rules."""
+    return isinstance(value, (Real, Decimal)) or getattr(value, "ndim", None) == 0
+
+
+def _written(number: Any, name: str) -> Fraction:
+    """A share as it was written, exactly; raises for what is none.
+
+    Args:
+        number: what was given.
+        name: "density", or of a rate.
+    """
+    if isinstance(number, jax.core.Tracer):
+        raise ValueError(
+            f"{name}: it is traced; it must be known when the program is traced, or give "
+            "prune.remove_counted the counts, which may be traced."
+        )
+    kind = getattr(number, "dtype", None)
+    real = kind is None or jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
+    if isinstance(number, bool) or not (_is_number(number) and real):
+        what = repr(number) if kind is None else f"an array of {kind}"
+        raise ValueError(f"{name}: {what} is no real number; it is one in [0, 1].")
+    scalar = number if kind is None else np.asarray(number)[()]
+    exact = number if isinstance(number, Fraction) else Decimal(_shortest(scalar))
+    finite = isinstance(exact, Fraction) or exact.is_finite()
+    if not (finite and 0 <= exact <= 1):
+        share = "weights kept" if name == "density" else "survivors removed"
+        raise ValueError(f"{name}: {number!r} is outside [0, 1]; it is the share of {share}.")
+    if isinstance(exact, Fraction):
+        long = exact.denominator.bit_length() > 3300
+    else:
+        long = int(exact.as_tuple().exponent) < -1000
+    if long:
+        raise ValueError(f"{name}: it is written in more than 1,000 digits; round it.")
+    return Fraction(exact)
+
+
+def _shortest(scalar: Any) -> str:
+    """The shortest decimal that rounds to a number in its dtype; what bfloat16 prints is longer."""
+    dtype = getattr(scalar, "dtype", np.dtype(float))
+    texts = () if dtype.isbuiltin == 1 else (f"{float(scalar):.{digits}g}" for digits in range(1, 10))
+    return next((text for text in texts if dtype.type(float(text)) == scalar), str(scalar))
+
+
+def _exact(number: Any, name: str) -> float | Fraction:
+    """A number as a float if there is one that is written so, else as a Fraction."""
+    written = _written(number, name)
+    near = float(written)
+    return near if Fraction(str(near)) == written else written
 
 
 def _order(scores: jax.Array) -> jax.Array:

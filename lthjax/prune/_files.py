@@ -2,24 +2,36 @@
 
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lthjax.prune._core import check, paths
+from lthjax.prune._core import matched, paths
 
 PyTree = Any
 _FORMAT = "lthjax-ticket-1"
+# A file in which arrays lie as other types than their own; a reader of the first format would not see it.
+_FORMAT_WITH_TYPES = "lthjax-ticket-2"
+# The types that safetensors has a name for, as numpy calls them.
+_NATIVE = {
+    "BOOL": "bool", "C64": "complex64", "BF16": "bfloat16",
+    "F16": "float16", "F32": "float32", "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}  # fmt: skip
 
 
 class Ticket(NamedTuple):
     """What a ticket's file holds.
 
     Attributes:
-        params: the weights, nested dictionaries of numpy arrays.
+        params: the weights, nested dictionaries of numpy arrays; arrays of PRNG keys are JAX's.
         mask: their mask.
         origin: the weights that training started from, or None.
         metadata: what was said of it, from JSON.
@@ -43,48 +55,115 @@ def save(
 
     The file's tensors are `params/PATH` and `origin/PATH`, as they are, and `mask/PATH`, uint8: the bits of
     the prunable leaf's mask in row-major order, the first in the highest bit, filled up with 0
-    (`numpy.packbits`).
+    (`numpy.packbits`). Leaves of types that safetensors does not have lie as their bytes, uint8 with one more
+    axis, PRNG keys as their data; the metadata's `types` then names their own, in JSON by the tensor.
 
     Args:
         path: the file; its folder must exist. A file that is there is replaced.
-        params: a pytree of arrays.
+        params: a pytree of arrays or numbers, which are saved as arrays of shape ().
         mask: its mask.
         origin: weights to rewind to, of the same tree.
         metadata: anything that JSON can hold.
 
     Raises:
-        ValueError: the trees do not fit, two leaves have one path, or the metadata is no JSON.
+        ValueError: the trees do not fit, a leaf cannot be saved, its path is another's or the beginning of
+            another's, so that nested dictionaries cannot hold both, or the metadata is no JSON.
     """
     from safetensors.numpy import save as to_bytes
 
-    check(params, mask)
-    if origin is not None:
-        check(origin, mask)
     names = paths(params)
-    if len(set(names)) < len(names):
-        raise ValueError(f"params: two leaves have one path among {names}; rename one.")
+    _check_paths(names)
+    mask = matched(params, mask)
     try:
         said = json.dumps(metadata or {}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata: {error}; it must be what JSON can hold.") from error
-    tensors = {}
-    for name, leaf, m in zip(names, jax.tree.leaves(params), jax.tree.leaves(mask), strict=True):
-        tensors[f"params/{name}"] = np.ascontiguousarray(leaf)
-        if np.ndim(m):
-            tensors[f"mask/{name}"] = np.packbits(np.asarray(m))
-    for name, leaf in zip(names, jax.tree.leaves(origin), strict=False):
-        tensors[f"origin/{name}"] = np.ascontiguousarray(leaf)
-    contents = to_bytes(tensors, {"format": _FORMAT, "metadata": said})
-    target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+    tensors: dict[str, np.ndarray] = {}
+    types: dict[str, str] = {}
+    for name, m in zip(names, jax.tree.leaves(mask), strict=True):
+        m = _array("mask", name, m)
+        if m.dtype != bool or not (m.ndim or m):
+            what = f"{m.dtype} {m.shape}" if m.ndim else str(m)
+            raise ValueError(f"mask: leaf {name!r} is {what}; it must be bool, or the 0-d True.")
+        if m.ndim:
+            tensors[f"mask/{name}"] = np.packbits(m)
+    trees = {"params": params}
+    if origin is not None:
+        trees["origin"] = matched(params, origin, "origin")
+        matched(trees["origin"], mask)
+    for tree, values in trees.items():
+        for name, leaf in zip(names, jax.tree.leaves(values), strict=True):
+            tensors[f"{tree}/{name}"], own = _stored(tree, name, leaf)
+            if own:
+                types[f"{tree}/{name}"] = own
+    head = {"format": _FORMAT, "metadata": said}
+    if types:
+        head |= {"format": _FORMAT_WITH_TYPES, "types": json.dumps(types)}
+    _write(Path(path), to_bytes(tensors, head))
+
+
+def _array(tree: str, name: str, leaf: Any) -> np.ndarray:
+    """A leaf in row-major order and the machine's byte order."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        array = np.asarray(leaf, order="C")
+    except (TypeError, ValueError, RuntimeError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"{tree}: leaf {name!r} is no array that can be saved: {why}") from error
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _stored(tree: str, name: str, leaf: Any) -> tuple[np.ndarray, str]:
+    """What stands in the file for a leaf, and the leaf's own type where that is another, else ""."""
+    if jnp.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jax.dtypes.prng_key):
+        return _array(tree, name, jax.random.key_data(leaf)), f"key<{jax.random.key_impl(leaf)}>"
+    array = _array(tree, name, leaf)
+    try:
+        known = _dtype(array.dtype.name) == array.dtype
+    except ValueError:
+        known = False
+    if not known:
+        raise ValueError(f"{tree}: leaf {name!r} is {array.dtype}, which is no type of JAX's; leave it out.")
+    if array.dtype.name in _NATIVE.values():
+        return array, ""
+    return _as_bytes(array), array.dtype.name
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    return array.reshape(*array.shape, 1).view(np.uint8)
+
+
+def _own(stored: np.ndarray, own: str) -> Any:
+    """The leaf that `_stored` took apart."""
+    if own.startswith("key<"):
+        return jax.random.wrap_key_data(jnp.asarray(stored), impl=own[4:-1])
+    dtype = _dtype(own)
+    if stored.dtype != np.uint8 or stored.shape[-1:] != (dtype.itemsize,):
+        raise ValueError(f"{stored.dtype} {stored.shape} holds no {own}")
+    return stored.view(dtype).reshape(stored.shape[:-1])
+
+
+def _dtype(name: str) -> np.dtype:
+    """The numeric dtype of a name, numpy's or one of those that JAX adds."""
+    try:
+        dtype = np.dtype(getattr(jnp, name, None) or name)
+    except TypeError as error:
+        raise ValueError(f"the type {name!r} is not known") from error
+    if not jnp.issubdtype(dtype, jnp.number) and dtype.kind != "b":
+        raise ValueError(f"the type {name!r} holds no numbers")
+    return dtype
+
+
+def _write(target: Path, contents: bytes) -> None:
+    """A file that is there whole or not at all, with the permissions that the umask gives any new file."""
+    temporary = target.parent / f".{target.name}-{secrets.token_hex(4)}"
+    try:
+        with temporary.open("xb") as file:
             file.write(contents)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(target)
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -95,40 +174,67 @@ def load(path: str | Path) -> Ticket:
         path: the file.
 
     Returns:
-        The ticket; its trees are nested dictionaries by the parts of the leaves' paths.
+        The ticket; its trees are nested dictionaries by the parts of the leaves' paths, whatever containers
+        were saved (a tree that is one array: {"": array}). `prune.apply`, `prune.magnitude` and
+        `prune.masked` take its mask for the parameters that it was saved from.
 
     Raises:
         ValueError: it is not such a file, or damaged.
         FileNotFoundError: there is no such file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, deserialize, safe_open
 
     where = Path(path)
     if not where.is_file():
         raise FileNotFoundError(f"{where}: there is no such file.")
-    trees: dict[str, dict[str, np.ndarray]] = {"params": {}, "mask": {}, "origin": {}}
+    trees: dict[str, dict[str, Any]] = {"params": {}, "mask": {}, "origin": {}}
     try:
         with safe_open(str(where), framework="numpy") as file:
             head = file.metadata() or {}
-            if head.get("format") != _FORMAT:
-                raise ValueError(f"its format is {head.get('format')!r}, not {_FORMAT!r}")
-            for key in file.keys():  # noqa: SIM118
-                tree, _, name = key.partition("/")
-                trees[tree][name] = file.get_tensor(key)
+        if head.get("format") not in (_FORMAT, _FORMAT_WITH_TYPES):
+            raise ValueError(
+                f"its format is {head.get('format')!r}, not {_FORMAT!r} or {_FORMAT_WITH_TYPES!r}"
+            )
+        types = json.loads(head.get("types", "{}"))
+        # Not by safe_open, whose numpy has no types of 8 bits.
+        for key, tensor in deserialize(where.read_bytes()):
+            tree, _, name = key.partition("/")
+            array = np.frombuffer(tensor["data"], _dtype(_NATIVE[tensor["dtype"]])).reshape(tensor["shape"])
+            trees[tree][name] = _own(array, types.pop(key)) if key in types else array
         metadata = json.loads(head["metadata"])
         masks = {
             name: _unpacked(trees["mask"].pop(name, None), leaf) for name, leaf in trees["params"].items()
         }
-        if trees["mask"] or (trees["origin"] and trees["origin"].keys() != masks.keys()):
-            raise ValueError("its masks or origin have other leaves than its params")
+        if types or trees["mask"] or (trees["origin"] and trees["origin"].keys() != masks.keys()):
+            raise ValueError("its types, masks or origin have other leaves than its params")
+        _check_paths(masks)
         return Ticket(
             _nested(trees["params"]),
             _nested(masks),
             _nested(trees["origin"]) if trees["origin"] else None,
             metadata,
         )
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{where}: not a ticket that prune.save wrote, or damaged: {error}.") from error
+
+
+def _check_paths(names: Iterable[str]) -> None:
+    """Raises for paths that nested dictionaries cannot hold together, or that a file cannot hold."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"params: two leaves have one path, {name!r}; rename one.")
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(f"params: the path {name!r} is no text that a file can hold; rename the leaf.")
+        seen.add(name)
+    for name in seen:
+        parts = name.split("/")
+        for i in range(1, len(parts)):
+            if (parent := "/".join(parts[:i])) in seen:
+                raise ValueError(
+                    f"params: the path of leaf {parent!r} is the beginning of that of leaf {name!r}, and "
+                    "nested dictionaries cannot hold both; rename one."
+                )
 
 
 def _unpacked(bits: np.ndarray | None, leaf: np.ndarray) -> np.ndarray:
@@ -139,7 +245,7 @@ def _unpacked(bits: np.ndarray | None, leaf: np.ndarray) -> np.ndarray:
     return np.unpackbits(bits, count=leaf.size).astype(bool).reshape(leaf.shape)
 
 
-def _nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")

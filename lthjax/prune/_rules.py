@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from lthjax.prune import _scores
-from lthjax.prune._core import apply as masked_params
 from lthjax.prune._core import (
+    Number,
     check_density,
     count,
     ones,
@@ -18,12 +18,13 @@ from lthjax.prune._core import (
     to_density,
     totals,
 )
+from lthjax.prune._core import apply as masked_params
 
 PyTree = Any
 Prunable = str | Callable[[str, jax.Array], bool] | None
 
 
-def uniform(key: jax.Array, params: PyTree, density: float, *, prunable: Prunable = None) -> PyTree:
+def uniform(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable = None) -> PyTree:
     """A random mask of the same density in every layer.
 
     Args:
@@ -36,11 +37,11 @@ def uniform(key: jax.Array, params: PyTree, density: float, *, prunable: Prunabl
         The mask.
     """
     mask = ones(params, prunable)
-    check_density(density)
-    return _random(key, mask, [int(count(float(str(density)), n)) for n in _sizes(mask)])
+    kept = check_density(density)
+    return _random(key, mask, [int(count(kept, n)) for n in _sizes(mask)])
 
 
-def erk(key: jax.Array, params: PyTree, density: float, *, prunable: Prunable = None) -> PyTree:
+def erk(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable = None) -> PyTree:
     """A random mask whose layers have densities proportional to (sum of dimensions) / (their product).
 
         >>> params = {"a": jnp.zeros((10, 10)), "b": jnp.zeros((100, 100))}
@@ -66,7 +67,7 @@ def erk(key: jax.Array, params: PyTree, density: float, *, prunable: Prunable = 
     return _random(key, mask, _shares([sum(shape) / math.prod(shape) for shape in shapes], mask, density))
 
 
-def smart_ratio(key: jax.Array, params: PyTree, density: float, *, prunable: Prunable = None) -> PyTree:
+def smart_ratio(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable = None) -> PyTree:
     """A random mask whose layers thin out with depth: layer l of L in proportion to m**2 + m, m = L-l+1.
 
     The last layer keeps 0.3 of its weights, or more where the others are full; where that is more than
@@ -87,8 +88,7 @@ def smart_ratio(key: jax.Array, params: PyTree, density: float, *, prunable: Pru
     mask = ones(params, prunable)
     sizes = _sizes(mask)
     depth = len(sizes)
-    check_density(density)
-    kept = int(count(float(str(density)), sum(sizes)))
+    kept = int(count(check_density(density), sum(sizes)))
     last = int(count(0.3, sizes[-1])) if sizes else 0
     if depth < 2 or last >= kept:
         return uniform(key, params, density, prunable=prunable)
@@ -101,7 +101,7 @@ def snip(
     loss: Callable[[PyTree, Any], jax.Array],
     params: PyTree,
     batch: Any,
-    density: float,
+    density: Number,
     *,
     prunable: Prunable = None,
 ) -> PyTree:
@@ -127,7 +127,7 @@ def grasp(
     loss: Callable[[PyTree, Any], jax.Array],
     params: PyTree,
     batch: Any,
-    density: float,
+    density: Number,
     *,
     prunable: Prunable = None,
 ) -> PyTree:
@@ -153,7 +153,7 @@ def synflow(
     apply: Callable[[PyTree, jax.Array], jax.Array],
     params: PyTree,
     shape: tuple[int, ...],
-    density: float,
+    density: Number,
     *,
     rounds: int = 100,
     prunable: Prunable = None,
@@ -175,7 +175,7 @@ def synflow(
     """
     mask = ones(params, prunable)
     total = totals(mask)[1]
-    check_density(density)
+    density = float(check_density(density))
     densities = [density ** (i / rounds) for i in range(1, rounds)] + [density]
     targets = jnp.array([count(float(str(d)), total) for d in densities], jnp.int32)
 
@@ -197,7 +197,7 @@ def _random(key: jax.Array, mask: PyTree, kept: list[int]) -> PyTree:
     return remove_counted(random_scores(key, mask), mask, going)
 
 
-def _shares(ratios: list[float], mask: PyTree, density: float, fixed: list[int] | None = None) -> list[int]:
+def _shares(ratios: list[float], mask: PyTree, density: Number, fixed: list[int] | None = None) -> list[int]:
     """How many weights every layer keeps, in all exactly floor(density * n + 1/2) of n.
 
     Args:
@@ -206,10 +206,9 @@ def _shares(ratios: list[float], mask: PyTree, density: float, fixed: list[int] 
         density: of all.
         fixed: what the last layers keep, whatever the density.
     """
-    check_density(density)
     sizes = _sizes(mask)
     last = fixed or []
-    left = int(count(float(str(density)), sum(sizes))) - sum(last)
+    left = int(count(check_density(density), sum(sizes))) - sum(last)
     sizes = sizes[: len(ratios)]
     dense: set[int] = set()
     while True:
