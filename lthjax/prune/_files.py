@@ -1,8 +1,6 @@
 """A ticket as one safetensors file, which any framework can read."""
 
 import json
-import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lthjax import files
 from lthjax.prune._core import matched, paths
 
 PyTree = Any
@@ -99,7 +98,7 @@ def save(
     head = {"format": _FORMAT, "metadata": said}
     if types:
         head |= {"format": _FORMAT_WITH_TYPES, "types": json.dumps(types)}
-    _write(Path(path), to_bytes(tensors, head))
+    files.write_whole(Path(path), to_bytes(tensors, head))
 
 
 def _array(tree: str, name: str, leaf: Any) -> np.ndarray:
@@ -151,20 +150,6 @@ def _dtype(name: str) -> np.dtype:
     if not jnp.issubdtype(dtype, jnp.number) and dtype.kind != "b":
         raise ValueError(f"the type {name!r} holds no numbers")
     return dtype
-
-
-def _write(target: Path, contents: bytes) -> None:
-    """A file that is there whole or not at all, with the permissions that the umask gives any new file."""
-    temporary = target.parent / f".{target.name}-{secrets.token_hex(4)}"
-    try:
-        with temporary.open("xb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def load(path: str | Path) -> Ticket:
