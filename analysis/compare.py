@@ -19,11 +19,12 @@ MARGIN = 0.2
 _DENSITIES = (0.5, 0.2, 0.1, 0.05)
 
 
-def build(runs: Sequence[str | Path]) -> Path:
+def build(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
     """Writes the comparison of run folders beside the first of them, as `comparisons/NAME-HASH/`.
 
     Args:
         runs: two run folders or more.
+        only_if_changed: whether to leave a comparison as it is that shows all this and is whole.
 
     Returns:
         The path of its `index.html`.
@@ -44,17 +45,23 @@ def build(runs: Sequence[str | Path]) -> Path:
     digest = hashlib.sha256(" ".join(sorted(run.name for run in folders)).encode()).hexdigest()[:8]
     names = dict.fromkeys(study["config"]["name"] for study in about)
     heading = "; ".join(dict.fromkeys(map(title, about)))
+    folder = folders[0].parent / "comparisons" / f"{'-'.join(list(names)[:3])}-{digest}"
+    table = _csv(folders, tables)
+    shows = hashlib.sha256(json.dumps([table, about]).encode()).hexdigest()
+    if only_if_changed and page.is_whole(folder, shows):
+        return folder / "index.html"
     sections = [_overview(found, heading)]
     if _one_training(about) and len({entry.how for entry in found}) > 1:
         sections.append(_schedules(found, heading))
     return page.write(
-        folders[0].parent / "comparisons" / f"{'-'.join(list(names)[:3])}-{digest}",
+        folder,
         title=f"{heading}: {len(runs)} studies compared",
         subtitle=f"{sum(map(len, tables))} cells of {len(runs)} studies.",
         sections=sections,
         facts=_facts(folders, about, tables),
         config=json.dumps([study["config"] for study in about], indent=1),
-        table=("comparison.csv", _csv(folders, tables)),
+        table=("comparison.csv", table),
+        shows=shows,
     )
 
 
@@ -231,6 +238,6 @@ def _facts(
         ("Commands", "; ".join(commands)),
         ("Run folders", ", ".join(folder.name for folder in folders)),
         ("Time", f"{seconds / 60:.1f} minutes of training in all"),
-        ("Devices", ", ".join(dict.fromkeys(study["devices"] for study in about))),
-        ("Commit", ", ".join(dict.fromkeys(study["git"] or "not known" for study in about))),
+        ("Devices", ", ".join(dict.fromkeys(study.get("devices") or "not known" for study in about))),
+        ("Commit", ", ".join(dict.fromkeys(study.get("git") or "not known" for study in about))),
     ]

@@ -1,6 +1,7 @@
 """The one error a user can cause: names it suggests, how a command ends with it, what is turned into it."""
 
 import difflib
+import shlex
 import sys
 import zipfile
 import zlib
@@ -31,6 +32,11 @@ def unknown(field: str, value: object, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(f"{field}: {value!r} is not known; {hint}Known: {', '.join(names)}.")
+
+
+def command(*words: object) -> str:
+    """A command as it can be pasted into a shell: its words, those quoted that need it."""
+    return shlex.join(map(str, words))
 
 
 def command_line(main: Callable[[list[str]], None]) -> None:
