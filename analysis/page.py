@@ -20,7 +20,6 @@ from matplotlib.ticker import FixedFormatter
 from lthjax.errors import UserError
 from lthjax.stats import Interval
 
-
 FILES = "files.json"
 # Of a figure.
 _KINDS = ("png", "svg", "csv")
@@ -222,9 +221,7 @@ def show(folder: Path, drawn: Drawn) -> Shown:
     # Surfaces are large as pixels, too, and have no fine lines.
     dpi = 120 if drawn.raster else 160
     drawn.figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
-    contents = dict(
-        zip(_KINDS, (png.getvalue(), svg.getvalue(), to_csv(*drawn.data).encode()), strict=True)
-    )
+    contents = dict(zip(_KINDS, (png.getvalue(), svg.getvalue(), to_csv(*drawn.data).encode()), strict=True))
     for kind, content in contents.items():
         extra.write_whole(folder / f"{drawn.name}.{kind}", content)
     kind = "png" if drawn.raster else "svg"

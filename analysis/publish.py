@@ -54,8 +54,8 @@ def publish(runs: Sequence[str | Path], to: str | Path) -> Path:
         raise UserError(f"{to}: it cannot be read ({error.strerror}); name another folder.") from error
     if foreign is not None:
         raise UserError(
-            f"{to}: it holds {foreign}, which publish did not write there, as far as its {MARK} says; move that "
-            "or name another folder."
+            f"{to}: it holds {foreign}, which publish did not write there, as far as its {MARK} says; move "
+            "that or name another folder."
         )
     source = report.build_all(folders).parent
     tables = [source / name for name in ("cells.csv", "verdicts.csv", "comparison.csv")]
@@ -78,7 +78,7 @@ def listed(folder: Path) -> list[str] | None:
         return None
     # A name that leads out of the folder is none that `publish` writes.
     inside = isinstance(names, list) and all(
-        isinstance(name, str) and name and not PurePosixPath(name).is_absolute() and ".." not in name.split("/")
+        isinstance(name, str) and name and PurePosixPath(name).parts[0] != "/" and ".." not in name.split("/")
         for name in names
     )
     return [*names, MARK] if inside else None

@@ -292,7 +292,8 @@ def _facts(study: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("Training", f"{lengths['total']:,} steps of batch {study['config']['train']['batch']} "
                      f"({lengths['total'] / lengths['per_epoch']:.1f} epochs), evaluated every "
                      f"{lengths['evaluate']:,} steps"),
-        ("Time", f"{seconds / 60:.1f} minutes of training in all, {seconds / len(rows):.1f} s a cell; {speed}"),
+        ("Time", f"{seconds / 60:.1f} minutes of training in all, {seconds / len(rows):.1f} s a cell; "
+                 f"{speed}"),
         ("Devices", study.get("devices") or "not known"),
         ("Versions", versions or "not known"),
         ("Commit", study.get("git") or "not known"),

@@ -6,7 +6,6 @@ python -m analysis.savings runs/quickstart-0123abcd
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,14 +19,14 @@ import numpy as np
 from rich.console import Console
 from scipy.stats import binom
 
-from analysis import cells, page
+from analysis import cells, extra, page
 from analysis.export import export
 from analysis.page import Link, Section, Table
 from analysis.verdicts import Finding
 from benchmarks import measure
 from lthjax import config, data, errors, models, prune, savings
 from lthjax.arms import ARMS
-from lthjax.errors import UserError
+from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model
 from lthjax.record import devices
@@ -138,13 +137,15 @@ def load(run: str | Path) -> list[Level]:
     """
     path = Path(run) / FILE
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; make it by python -m analysis.savings {run}.")
+        raise UserError(f"{path}: there is no such file; make it by {_command(run)}.")
     try:
         return [_level_of(fields) for fields in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: it cannot be read ({error}); make it again by python -m analysis.savings {run}."
-        ) from error
+        raise UserError(f"{path}: it cannot be read ({error}); make it again by {_command(run)}.") from error
+
+
+def _command(run: str | Path) -> str:
+    return shell("python", "-m", "analysis.savings", run)
 
 
 def write(run: str | Path, rows: Sequence[Level]) -> Path:
@@ -154,12 +155,9 @@ def write(run: str | Path, rows: Sequence[Level]) -> Path:
         UserError: it cannot be written.
     """
     path = Path(run) / FILE
-    part = path.with_name(f".{FILE}.tmp")
+    text = json.dumps({"rows": [_fields(row) for row in rows]}, indent=1) + "\n"
     try:
-        part.write_text(
-            json.dumps({"rows": [_fields(row) for row in rows]}, indent=1) + "\n", encoding="utf-8"
-        )
-        os.replace(part, path)
+        extra.write_whole(path, text.encode())
     except OSError as error:
         raise UserError(f"{path}: it cannot be written ({error.strerror}).") from error
     return path
@@ -577,7 +575,7 @@ def _counted(rows: Sequence[Level]) -> Finding:
     outcome: Outcome = "supported" if min(macs, size) >= 5 else "refuted"
     said = (
         f"at {100 * row.density:.1f} % {macs:.1f}× fewer multiplications if zeros were skipped, {size:.1f}× "
-        f"fewer bytes as bitmask, {row.counts.macs / row.compacted.macs:.1f}× fewer multiplications by "
+        f"fewer bytes as bitmask, {_times(row.counts.macs, row.compacted.macs)} fewer multiplications by "
         "compaction"
     )
     return Finding(f"{_FEWER} at {100 * row.density:.0f} %", outcome, said, 1, Link("savings", "#savings"))
@@ -586,7 +584,7 @@ def _counted(rows: Sequence[Level]) -> Finding:
 def findings(run: Path) -> list[Finding]:
     """What the level nearest to 10 % of the weights saves in multiplications, bytes, and time at batch 1."""
     rows = [row for row in load(run) if row.level] if (run / FILE).is_file() else []
-    command = f"python -m analysis.savings {run}"
+    command = _command(run)
     found = [_counted(rows) if rows else Finding(_FEWER, "not tested", "no counts", 0, command)]
     timed = [row for row in rows if row.timings]
     if not timed:

@@ -841,7 +841,7 @@ def _draw_overlaps(rows: Sequence[_Overlap], chain: str, heading: str) -> Figure
 
 
 def _open(path: Path) -> _Run | str:
-    """A run folder for reading; a sentence where no chain has a ticket yet, or the network is unknown here."""
+    """A run folder for reading; a sentence where no chain has a ticket or the network is not known."""
     about = read_study(path)
     rows = [row for row in load(path) if row.status == "done" and row.weights_left]
     led = [chain for chain in chains(rows) if select(rows, chain=chain, arm="ticket")]

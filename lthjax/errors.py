@@ -34,7 +34,7 @@ def unknown(field: str, value: object, allowed: Iterable[str]) -> UserError:
     return UserError(f"{field}: {value!r} is not known; {hint}Known: {', '.join(names)}.")
 
 
-def command(*words: object) -> str:
+def shell(*words: object) -> str:
     """A command as it can be pasted into a shell: its words, those quoted that need it."""
     return shlex.join(map(str, words))
 
