@@ -50,7 +50,22 @@ def build(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
     shows = hashlib.sha256(json.dumps([table, about]).encode()).hexdigest()
     if only_if_changed and page.is_whole(folder, shows):
         return folder / "index.html"
-    sections = [_overview(found, heading)]
+    without = [
+        run.name
+        for run, rows in zip(folders, tables, strict=True)
+        if all(row.arm != "ticket" for row in rows)
+    ]
+    overview = _overview(found, heading)
+    notes = [f"Not shown, as no ticket is trained yet: {', '.join(without)}."] if without else []
+    emptied = sorted(
+        {entry.name for entry in found for points in entry.arms.values() for p in points if not p.density}
+    )
+    if emptied:
+        notes.append(
+            "Networks without a single weight left have no place on the log scale of densities: some of "
+            f"{'; '.join(emptied)}."
+        )
+    sections = [overview._replace(notes=notes)]
     if _one_training(about) and len({entry.how for entry in found}) > 1:
         sections.append(_schedules(found, heading))
     return page.write(

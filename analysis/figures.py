@@ -200,13 +200,13 @@ def _geometric(values: Sequence[float]) -> Interval:
 
 def weights_axis(axes: Axes, densities: set[float]) -> None:
     """Weights left in percent on the x axis, on a log scale from 100 down to the lowest density above 0."""
+    densities = {100.0, *(density for density in densities if density)}
+    # Before the scale, which would look for limits of its own and warn of a single place.
+    axes.set_xlim(max(densities) * 1.08, min(densities) / 1.08)
     axes.set_xscale("log")
-    densities = {density for density in densities if density}
-    if densities:
-        axes.set_xlim(max(max(densities), 100.0) * 1.08, min(densities) / 1.08)
-        axes.xaxis.set_major_locator(FixedLocator(ticks(min(densities))))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_major_locator(FixedLocator(ticks(min(densities))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
 def look(arm: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import rich.markup
 import rich.table
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 
 from lthjax.errors import UserError
 from lthjax.stats import Interval
@@ -243,9 +243,9 @@ def _literal(figure: Figure) -> None:
             text.set_text(escaped(text.get_text()))
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            labels = axis.get_major_formatter()
-            if isinstance(labels, FixedFormatter):
-                labels.seq = [escaped(label) for label in labels.seq]
+            given = axis.get_major_formatter()
+            if isinstance(given, FixedFormatter | FuncFormatter):
+                axis.set_major_formatter(lambda x, place, given=given: escaped(given(x, place)))
 
 
 def data_url(contents: bytes, kind: str) -> str:

@@ -125,7 +125,7 @@ def _foreign(folder: Path) -> str | None:
 
 
 def _replace(to: Path, files: Mapping[str, Path | bytes]) -> None:
-    """Writes the files into a folder beside, which then takes the place of the folder."""
+    """Writes the files into a folder beside, which then, whole, takes the place of the folder."""
     new, old = _beside(to)
     to.parent.mkdir(parents=True, exist_ok=True)
     new.mkdir()
@@ -136,7 +136,7 @@ def _replace(to: Path, files: Mapping[str, Path | bytes]) -> None:
         for name, content in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, bytes):
-                extra.write_whole(new / name, content)
+                (new / name).write_bytes(content)
             else:
                 shutil.copyfile(content, new / name)
         if to.exists():
