@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import rich.markup
 import rich.table
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FuncFormatter
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
 
 from lthjax.errors import UserError
 from lthjax.stats import Interval
@@ -238,6 +239,9 @@ def _literal(figure: Figure) -> None:
     def escaped(text: str) -> str:
         return text.replace("\\$", "$").replace("$", "\\$")
 
+    def labelled(given: Formatter, x: float, place: int | None) -> str:
+        return escaped(given(x, place))
+
     for text in figure.findobj(Text):
         if isinstance(text, Text) and "$" in text.get_text():
             text.set_text(escaped(text.get_text()))
@@ -245,7 +249,7 @@ def _literal(figure: Figure) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             given = axis.get_major_formatter()
             if isinstance(given, FixedFormatter | FuncFormatter):
-                axis.set_major_formatter(lambda x, place, given=given: escaped(given(x, place)))
+                axis.set_major_formatter(FuncFormatter(functools.partial(labelled, given)))
 
 
 def data_url(contents: bytes, kind: str) -> str:

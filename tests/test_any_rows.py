@@ -4,9 +4,11 @@ import dataclasses
 import io
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
+import conftest
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 from analysis import cells, compare, curves, figures, page, report, savings, verdicts
 from analysis.cells import Row
 from analysis.entries import entries
-from lthjax import config
+from lthjax import config, data, record
+from lthjax.errors import shell
 from lthjax.imp import Cell
+from lthjax.savings import Counts, Storage
 from lthjax.store import folder
 
 
@@ -234,9 +238,7 @@ def test_every_command_of_a_report_is_one_for_a_shell(place: str, tmp_path: Path
     }
 
 
-def test_a_recorded_command_is_widened_as_a_shell_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lthjax.errors import shell
-
+def test_a_recorded_command_is_widened_as_a_shell_takes_it() -> None:
     argv = ["run.py", "--config", "My Drive/it's.py", "--rewind", "0", "1 epoch", "--out", "$x"]
     study = {**about(), "commands": [shell(*argv)]}
     found = [str(one.where) for one in verdicts.findings(study, tables([0.5]))]
@@ -246,9 +248,22 @@ def test_a_recorded_command_is_widened_as_a_shell_takes_it(monkeypatch: pytest.M
     assert ["--levels", "11"] in [words[len(argv) + 1 :] for words in again]
 
 
-def test_counts_of_a_network_that_is_gone_are_said() -> None:
-    from lthjax.savings import Counts, Storage
+def test_what_is_recorded_is_the_command_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["run.py", "--config", "configs/quickstart.py", "--rewind", "0", "1 epoch", "--out", "My Drive/$x"]
+    monkeypatch.setattr(sys, "argv", argv)
+    few = conftest.arrays(8, 4)
+    dataset = data.Dataset("few", **few, classes=10, digest="0", source="here")
+    study = config.Study(data=config.Data(name="few", validation=2))
+    (recorded,) = record.about(study, config.Lengths(1, 1, 1, 0, (), (0,)), dataset)["commands"]
+    assert shlex.split(recorded) == argv
 
+
+def test_plain_commands_are_recorded_as_they_are() -> None:
+    plain = "run.py --config configs/lenet5_mnist.py --seeds 0 1 --train.steps 2000 --out runs/a-0123abcd"
+    assert shell(*plain.split()) == plain
+
+
+def test_counts_of_a_network_that_is_gone_are_said() -> None:
     level = savings.Level(
         0, "rewind-0", 1, "ticket", 0.0, Counts(100, 0, 100, 0), Storage(400, 0, 13, 4, 4, 0), 9, {"fc1": 0},
         Counts(0, 0, 0, 0), 0.0, 12, 2.0, "1 x cpu", (),
