@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from analysis import cells, page, report, structure
+from analysis import cells, curves, page, structure
 from lthjax import config, prune, study
 from lthjax.stats import mean_interval
 
@@ -328,20 +328,20 @@ def test_a_run_without_tickets_has_no_figures(tiny: Callable[..., study.Prepared
     assert structure.figures(run) == []
 
 
-def test_a_study_that_prunes_everything_has_a_report(
+def test_of_a_study_that_prunes_everything_the_rest_is_shown(
     tiny: Callable[..., study.Prepared], tmp_path: Path
 ) -> None:
     """Levels of 1, 0.01 and 0 % of the weights: what survives is shown as long as there is any."""
     emptying = config.Prune(rates=(0.99, 0.99, 0.9999))
-    run = study.run(tiny(levels=3, arms=("ticket",), prune=emptying), tmp_path / "runs")
+    run = study.run(tiny(levels=3, seeds=(0,), arms=("ticket",), prune=emptying), tmp_path / "runs")
     left = [row.weights_left for row in cells.load(run) if row.arm == "ticket" and row.seed == 0]
     assert left[0] > left[1] > left[2] == 0
     drawn = {one.name: one for one in structure.figures(run)}
     assert {"layer_density", "dead_units", "sign_changes", "initial_final"} <= drawn.keys()
     header, rows = drawn["layer_density"].data
     assert {row[header.index("level")] for row in rows} == {0, 1, 2}
-    text = report.build(run).read_text()
-    assert "Networks of level 3 have no weight left" in text
+    (note,) = [n for n in curves.section(run, cells.load(run), "heading").notes if "no weight left" in n]
+    assert note.startswith("Networks of level 3 have no weight left")
     assert structure.section(run).notes == []
 
 
