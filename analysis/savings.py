@@ -583,7 +583,8 @@ def _counted(rows: Sequence[Level]) -> Finding:
 
 def findings(run: Path) -> list[Finding]:
     """What the level nearest to 10 % of the weights saves in multiplications, bytes, and time at batch 1."""
-    rows = [row for row in load(run) if row.level] if (run / FILE).is_file() else []
+    # A network without weights is no ticket, whatever it saves.
+    rows = [row for row in load(run) if row.level and row.density] if (run / FILE).is_file() else []
     command = _command(run)
     found = [_counted(rows) if rows else Finding(_FEWER, "not tested", "no counts", 0, command)]
     timed = [row for row in rows if row.timings]

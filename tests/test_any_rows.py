@@ -263,10 +263,12 @@ def test_plain_commands_are_recorded_as_they_are() -> None:
     assert shell(*plain.split()) == plain
 
 
-def test_counts_of_a_network_that_is_gone_are_said() -> None:
+def test_counts_of_a_network_that_is_gone_are_said_and_prove_nothing(tmp_path: Path) -> None:
     level = savings.Level(
         0, "rewind-0", 1, "ticket", 0.0, Counts(100, 0, 100, 0), Storage(400, 0, 13, 4, 4, 0), 9, {"fc1": 0},
         Counts(0, 0, 0, 0), 0.0, 12, 2.0, "1 x cpu", (),
     )  # fmt: skip
     assert "∞ fewer multiplications by compaction" in savings._counted([level]).estimate
+    savings.write(tmp_path, [level])
+    assert [one.outcome for one in savings.findings(tmp_path)] == ["not tested", "not tested"]
     assert savings.tables([level])
