@@ -138,8 +138,17 @@ def densities(rows: Iterable[Row]) -> dict[int, float]:
 
 
 def nearest(levels: Mapping[int, float], density: float) -> int:
-    """The level whose density is nearest by ratio; of equally near ones the first."""
-    return min(levels, key=lambda level: abs(math.log(levels[level] / density)))
+    """The level whose density is nearest by ratio; of equally near ones the first.
+
+    A network without weights is as far as can be from all others.
+    """
+
+    def far(other: float) -> float:
+        if not (other and density):
+            return 0.0 if other == density else math.inf
+        return abs(math.log(other / density))
+
+    return min(levels, key=lambda level: far(levels[level]))
 
 
 def select(

@@ -19,11 +19,12 @@ MARGIN = 0.2
 _DENSITIES = (0.5, 0.2, 0.1, 0.05)
 
 
-def build(runs: Sequence[str | Path]) -> Path:
+def build(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
     """Writes the comparison of run folders beside the first of them, as `comparisons/NAME-HASH/`.
 
     Args:
         runs: two run folders or more.
+        only_if_changed: whether to leave a comparison as it is that shows all this and is whole.
 
     Returns:
         The path of its `index.html`.
@@ -44,17 +45,38 @@ def build(runs: Sequence[str | Path]) -> Path:
     digest = hashlib.sha256(" ".join(sorted(run.name for run in folders)).encode()).hexdigest()[:8]
     names = dict.fromkeys(study["config"]["name"] for study in about)
     heading = "; ".join(dict.fromkeys(map(title, about)))
-    sections = [_overview(found, heading)]
+    folder = folders[0].parent / "comparisons" / f"{'-'.join(list(names)[:3])}-{digest}"
+    table = _csv(folders, tables)
+    shows = hashlib.sha256(json.dumps([table, about]).encode()).hexdigest()
+    if only_if_changed and page.is_whole(folder, shows):
+        return folder / "index.html"
+    without = [
+        run.name
+        for run, rows in zip(folders, tables, strict=True)
+        if all(row.arm != "ticket" for row in rows)
+    ]
+    overview = _overview(found, heading)
+    notes = [f"Not shown, as no ticket is trained yet: {', '.join(without)}."] if without else []
+    emptied = sorted(
+        {entry.name for entry in found for points in entry.arms.values() for p in points if not p.density}
+    )
+    if emptied:
+        notes.append(
+            "Networks without a single weight left have no place on the log scale of densities: some of "
+            f"{'; '.join(emptied)}."
+        )
+    sections = [overview._replace(notes=notes)]
     if _one_training(about) and len({entry.how for entry in found}) > 1:
         sections.append(_schedules(found, heading))
     return page.write(
-        folders[0].parent / "comparisons" / f"{'-'.join(list(names)[:3])}-{digest}",
+        folder,
         title=f"{heading}: {len(runs)} studies compared",
         subtitle=f"{sum(map(len, tables))} cells of {len(runs)} studies.",
         sections=sections,
         facts=_facts(folders, about, tables),
         config=json.dumps([study["config"] for study in about], indent=1),
-        table=("comparison.csv", _csv(folders, tables)),
+        table=("comparison.csv", table),
+        shows=shows,
     )
 
 
@@ -234,6 +256,6 @@ def _facts(
         ("Commands", "; ".join(commands)),
         ("Run folders", ", ".join(folder.name for folder in folders)),
         ("Time", f"{seconds / 60:.1f} minutes of training in all"),
-        ("Devices", ", ".join(dict.fromkeys(study["devices"] for study in about))),
-        ("Commit", ", ".join(dict.fromkeys(study["git"] or "not known" for study in about))),
+        ("Devices", ", ".join(dict.fromkeys(study.get("devices") or "not known" for study in about))),
+        ("Commit", ", ".join(dict.fromkeys(study.get("git") or "not known" for study in about))),
     ]

@@ -7,7 +7,7 @@ import numpy as np
 
 from analysis import figures, verdicts
 from analysis.cells import COLUMNS, Row, arms, chains, densities, nearest, select
-from analysis.page import Drawn
+from analysis.page import Drawn, Section
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.store import folder, read_result
@@ -17,8 +17,37 @@ _SHOWN = (0.2, 0.1)
 _AT_MOST = ("ticket", "reinit", "random")
 
 
+# What `drawn` may draw, in words.
+_FIGURES = {
+    "accuracy": "accuracies",
+    "gaps": "differences to controls",
+    "early_stop": "early-stop steps",
+    "learning": "learning curves",
+}
+
+
+def section(run: Path, rows: Sequence[Row], heading: str) -> Section:
+    """The report's section: the figures, and what they do not show."""
+    found = drawn(run, rows, heading)
+    there = {one.name for one in found}
+    absent = [words for name, words in _FIGURES.items() if name not in there]
+    notes = []
+    if absent:
+        notes.append(f"Not shown, as no trained cells have what is needed: {', '.join(absent)}.")
+    emptied = sorted({row.level for row in rows if not row.density})
+    if emptied:
+        several = f"levels {emptied[0]} to {emptied[-1]}" if len(emptied) > 1 else f"level {emptied[0]}"
+        notes.append(
+            f"Networks of {several} have no weight left. They have no place on the log scales of "
+            "densities, nor in what is computed over log density; tables show them."
+        )
+    return Section("accuracy", "Accuracy", notes, found)
+
+
 def drawn(run: Path, rows: Sequence[Row], heading: str) -> list[Drawn]:
     """The figures of a run, as far as it has data for them."""
+    if all(row.test_accuracy is None for row in rows):
+        return []
     found = [
         Drawn(
             "accuracy",
@@ -34,8 +63,8 @@ def drawn(run: Path, rows: Sequence[Row], heading: str) -> list[Drawn]:
     ]
     chain = next((chain for chain in chains(rows) if imp.leader(chain) == "ticket"), None)
     controls = [arm for arm in arms(select(rows, chain=chain)) if arm != "ticket"] if chain else []
-    if chain and controls:
-        gaps = {arm: verdicts.differences(rows, chain, "ticket", arm) for arm in controls}
+    gaps = {arm: verdicts.differences(rows, chain, "ticket", arm) for arm in controls} if chain else {}
+    if any(gaps.values()):
         found.append(
             Drawn(
                 "gaps",
@@ -69,8 +98,8 @@ def drawn(run: Path, rows: Sequence[Row], heading: str) -> list[Drawn]:
                 (COLUMNS, rows),
             )
         )
-    if chain:
-        learning = _learning(run, rows, chain)
+    learning = _learning(run, rows, chain) if chain else {}
+    if learning:
         found.append(
             Drawn(
                 "learning",
@@ -109,6 +138,8 @@ def _learning(
     for level in levels:
         of_level = select(rows, chain=chain, level=level)
         name = f"{100 * of_level[0].density:.1f} % of the weights"
+        if name in panels:
+            name = f"{name}, level {level}"
         shown = {arm: _of_cells(run, select(of_level, arm=arm)) for arm in _AT_MOST}
         panels[name] = {arm: curves for arm, curves in {DENSE: dense, **shown}.items() if len(curves[1])}
     return panels

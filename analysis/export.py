@@ -26,15 +26,16 @@ def export(run: str | Path, cell: Cell, to: str | Path) -> Path:
     Args:
         run: the run folder.
         cell: which; done, not diverged.
-        to: the file; replaced if it is there.
+        to: the file; replaced if it is a ticket, and nothing else is.
 
     Returns:
         The file.
 
     Raises:
-        UserError: there is no such cell, it diverged, or the file cannot be written.
+        UserError: there is no such cell, it diverged, or the file is no ticket or cannot be written.
     """
     run, to = Path(run), Path(to)
+    _check(to)
     about = read_study(run)
     row = _row(load(run), cell)
     study = config.from_dict(about["config"])
@@ -60,6 +61,18 @@ def export(run: str | Path, cell: Cell, to: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"{to}: it cannot be written ({error.strerror}); choose another file.") from error
     return to
+
+
+def _check(to: Path) -> None:
+    """Raises where there is something that is no ticket, which would be lost."""
+    if not to.exists():
+        return
+    try:
+        prune.load(to)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{to}: it is there and is no ticket, and is not replaced; name another file."
+        ) from error
 
 
 def _row(rows: list[Row], cell: Cell) -> Row:

@@ -15,11 +15,9 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 from analysis import cells
 from lthjax import config, files, manifest, progress, replicate, study, train
 from lthjax.errors import UserError
-from lthjax.files import write_whole
 from lthjax.imp import Cell
 from lthjax.store import read_study
 
-__all__ = ["write_whole"]
 _Row = TypeVar("_Row")
 # Of the files that an analysis has written to a folder, in that folder.
 SUMS = "checksums.json"

@@ -1,5 +1,6 @@
 """The figures of a report, each a function from rows to a matplotlib Figure, in one house style."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,10 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
         axes.axhline(0, color=_COLOURS[DENSE], lw=1)
         densities: set[float] = set()
         shown: list[float] = []
-        for arm, of_arm in levels.items():
+        for arm, of_all in levels.items():
+            of_arm = [level for level in of_all if level.density]
+            if not of_arm:
+                continue
             x = [100 * level.density for level in of_arm]
             densities.update(x)
             shown += [value for level in of_arm for value in level.values]
@@ -77,7 +81,8 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
         axes.set_ylim(low - 0.08 * (high - low or 1), high + 0.08 * (high - low or 1))
         axes.set_xlabel(WEIGHTS_LEFT)
         axes.set_ylabel("difference in test accuracy (pp)")
-        axes.legend(fontsize=9, loc="upper left")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=9, loc="upper left")
         return figure
 
 
@@ -128,7 +133,8 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float, 
             own = select(rows, chain=chain, arm=arm)
             levels = sorted({row.level for row in own})
             points = [_point(select(own, level=level), column, unit) for level in levels]
-            points = [point for point in points if point[1]]
+            # Without weights there is no place on a log scale.
+            points = [(left, of_level) for left, of_level in points if left and of_level]
             if not points:
                 continue
             x = [left for left, _ in points]
@@ -198,13 +204,14 @@ def _geometric(values: Sequence[float]) -> Interval:
 
 
 def weights_axis(axes: Axes, densities: set[float]) -> None:
-    """Weights left in percent on the x axis, on a log scale from 100 down to the lowest density."""
+    """Weights left in percent on the x axis, on a log scale from 100 down to the lowest density above 0."""
+    densities = {100.0, *(density for density in densities if density)}
+    # Before the scale, which would look for limits of its own and warn of a single place.
+    axes.set_xlim(max(densities) * 1.08, min(densities) / 1.08)
     axes.set_xscale("log")
-    if densities:
-        axes.set_xlim(max(max(densities), 100.0) * 1.08, min(densities) / 1.08)
-        axes.xaxis.set_major_locator(FixedLocator(ticks(min(densities))))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_major_locator(FixedLocator(ticks(min(densities))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
 def look(arm: str) -> tuple[str, str]:
@@ -228,7 +235,9 @@ def _point(rows: Sequence[Row], column: str, unit: float) -> tuple[float, tuple[
 
 
 def ticks(lowest: float) -> list[float]:
-    """100, 50, 20, 10, ... down to the lowest."""
+    """100, 50, 20, 10, ... down to the lowest; of more than four decades whole powers of ten."""
+    if lowest < 0.01:
+        return [10.0**e for e in range(2, math.floor(math.log10(lowest / 1.5)), -1)]
     ticks = [m * 10.0**e for e in range(2, -4, -1) for m in (5, 2, 1)]
     return [tick for tick in ticks if lowest / 1.5 <= tick <= 100]
 
@@ -250,7 +259,7 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
             axes.set_title(arm, loc="left", fontsize=10)
             axes.set_xlabel(WEIGHTS_LEFT)
             for entry, (colour, marker, line) in zip(entries, _looks(entries), strict=True):
-                points = entry.arms.get(arm, [])
+                points = [point for point in entry.arms.get(arm, []) if point.density]
                 x = [100 * point.density for point in points]
                 densities.update(x)
                 gains = [
@@ -315,6 +324,8 @@ def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> 
 
 def _looks(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
     """(colour, marker, line) of every entry: colour and marker by `how`, line by `variant`."""
+    if not entries:
+        return []
     hows, variants = ([*dict.fromkeys(values)] for values in zip(*(e[:2] for e in entries), strict=True))
     if len(hows) == 1:
         hows, of_entry = variants, [(e.variant, e.how) for e in entries]

@@ -30,7 +30,7 @@ from analysis import cells, extra, figures, page
 from analysis.page import Drawn
 from analysis.verdicts import Finding
 from lthjax import config, errors, geography, models, prune, stats, transfer
-from lthjax.errors import UserError
+from lthjax.errors import UserError, shell
 from lthjax.imp import Cell
 from lthjax.models import Model
 from lthjax.stats import Interval, mean_interval
@@ -285,9 +285,7 @@ def load(run: str | Path) -> Loaded:
     """
     where = Path(run) / "geography"
     if not (where / "overlap.csv").is_file():
-        raise UserError(
-            f"{run}: its geography is not known yet; run python -m analysis.geography {run} first."
-        )
+        raise UserError(f"{run}: its geography is not known yet; run {_command(run)} first.")
     try:
         found = Loaded(
             extra.read_rows(where / "overlap.csv", Row), extra.read_rows(where / "inputs.csv", Input)
@@ -300,9 +298,11 @@ def load(run: str | Path) -> Loaded:
                 raise ValueError(f"inputs.csv has not every input of level {level}")
         return found
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{where}: it cannot be read ({error}); run python -m analysis.geography {run} again."
-        ) from error
+        raise UserError(f"{where}: it cannot be read ({error}); run {_command(run)} again.") from error
+
+
+def _command(run: str | Path) -> str:
+    return shell("python", "-m", "analysis.geography", run)
 
 
 def over_seeds(
@@ -341,7 +341,7 @@ def findings(run: str | Path) -> list[Finding]:
         "Tickets of different seeds read the same inputs": ("none", INPUTS, SHUFFLED, 0.0),
     }
     if not (run / "geography" / "overlap.csv").is_file():
-        command = f"python -m analysis.geography {run}"
+        command = _command(run)
         return [Finding(claim, "not tested", "tickets were not compared", 0, command) for claim in claims]
     rows = load(run).rows
     levels = sorted({row.level for row in rows})

@@ -64,7 +64,7 @@ from analysis.landscape_table import (
     write_arrays,
 )
 from lthjax import data, errors, imp, landscape, progress, prune, record, replicate, rng, study, train
-from lthjax.errors import UserError
+from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 from lthjax.store import Store, folder, read_study
@@ -211,9 +211,7 @@ def build(asked: Asked, *, training: bool = True, quiet: bool = True, chunk: int
         UserError: a file cannot be read or written, or another process is at it.
     """
     about = read_study(asked.run)
-    with Store(
-        asked.run / "landscape", about["identity"], {**about, "commands": [" ".join(sys.argv)]}
-    ) as kept:
+    with Store(asked.run / "landscape", about["identity"], {**about, "commands": [shell(*sys.argv)]}) as kept:
         work = _Work(asked, kept, Store(asked.run, about["identity"], about), quiet, chunk)
         work.announce(training)
         if training:

@@ -12,7 +12,7 @@ from analysis import cells, extra
 from analysis.page import Link
 from analysis.verdicts import Finding
 from lthjax import files, landscape, stats, study
-from lthjax.errors import DAMAGED, UserError
+from lthjax.errors import DAMAGED, UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.stats import mean_interval
 from lthjax.store import folder
@@ -369,11 +369,9 @@ def found_at(run: Path, where: Path) -> Found:
         notes = [*about.pop("notes")]
         return Found(run, **about, settings=Settings(**told), rows=rows, notes=notes)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        level = where.name.removeprefix("level=").lstrip("0")
-        raise UserError(
-            f"{where}: it cannot be read ({error}); run python -m analysis.landscape {run} --level {level} "
-            f"--chain {where.parent.name.removeprefix('chain=')} again."
-        ) from error
+        level, chain = where.name.removeprefix("level=").lstrip("0"), where.parent.name.removeprefix("chain=")
+        again = _command(run, level, "--chain", chain)
+        raise UserError(f"{where}: it cannot be read ({error}); run {again} again.") from error
 
 
 def arrays(found: Found) -> dict[Item, dict[str, np.ndarray]]:
@@ -415,12 +413,16 @@ FLATNESS = {
 def _untested(run: Path) -> list[Finding]:
     tickets = [row for row in cells.load(run) if row.arm == "ticket"]
     level = min(tickets, key=lambda row: abs(row.density - 0.15)).level if tickets else "L"
-    command = f"python -m analysis.landscape {run} --level {level}"
+    command = _command(run, level)
     return [Finding(claim, "not tested", "not measured", 0, command) for claim in (_FLAT, _BASIN)]
 
 
 def _again(found: Found) -> str:
-    return f"python -m analysis.landscape {found.run} --level {found.level} --chain {found.chain}"
+    return _command(found.run, found.level, "--chain", found.chain)
+
+
+def _command(run: Path, level: int | str, *more: str) -> str:
+    return shell("python", "-m", "analysis.landscape", run, "--level", level, *more)
 
 
 def _flatter(found: Found) -> list[Finding]:

@@ -2,19 +2,28 @@
 
 import base64
 import csv
+import functools
 import io
-import os
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
+import rich.markup
 import rich.table
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
 
+from lthjax import files
 from lthjax.errors import UserError
 from lthjax.stats import Interval
+
+FILES = "files.json"
+# Of a figure.
+_KINDS = ("png", "svg", "csv")
 
 
 class Drawn(NamedTuple):
@@ -95,8 +104,12 @@ def write(
     facts: Iterable[tuple[str, str]],
     config: str,
     table: tuple[str, str],
+    beside: Mapping[str, str] | None = None,
+    shows: str = "",
 ) -> Path:
     """Writes `index.html`, every figure as PNG, SVG and the CSV of its data, and a table as CSV.
+
+    Every file is written whole, and last of all `files.json`, the SHA-256 of each, by which `is_whole` knows.
 
     Args:
         folder: where; made if it is not there.
@@ -104,7 +117,9 @@ def write(
         sections: its parts.
         facts: (name, value) of what was run.
         config: of what was run, as text.
-        table: (file name, text) of the CSV; written last, as it says that the rest shows its cells.
+        table: (file name, text) of the CSV, which the page holds, too.
+        beside: file name -> text of further tables.
+        shows: names all that the page is made of; kept for `is_whole`.
 
     Returns:
         The page.
@@ -143,13 +158,41 @@ def write(
             table=table[0],
             cells=cells,
         )
-        page.write_text(html, encoding="utf-8")
-        part = folder / f".{table[0]}.tmp"
-        part.write_text(table[1])
-        os.replace(part, folder / table[0])
+        texts = {table[0]: table[1], **(beside or {}), page.name: html}
+        for name, text in texts.items():
+            files.write_whole(folder / name, text.encode())
+        figures = [f"{one.name}.{kind}" for section in shown for one in section["figures"] for kind in _KINDS]
+        sums = {name: files.sha256(folder / name) for name in (*figures, *texts)}
+        mark = json.dumps({"shows": shows, "files": sums}, indent=1) + "\n"
+        files.write_whole(folder / FILES, mark.encode())
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written ({error.strerror}).") from error
     return page
+
+
+def written(folder: Path) -> list[str]:
+    """The names of the files that `write` wrote into a folder last, but for the list of them."""
+    return [*_listed(folder).get("files", {})]
+
+
+def is_whole(folder: Path, shows: str) -> bool:
+    """Whether `write` wrote what is named so into a folder, and every file is there as it was written."""
+    found = _listed(folder)
+    try:
+        return found.get("shows") == shows and all(
+            files.sha256(folder / name) == digest for name, digest in found["files"].items()
+        )
+    except (OSError, KeyError):
+        return False
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    """What `files.json` says; nothing where it is not there or damaged."""
+    try:
+        found = json.loads((folder / FILES).read_text(encoding="utf-8"))
+        return found if isinstance(found["files"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def to_csv(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -162,16 +205,42 @@ def to_csv(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def show(folder: Path, drawn: Drawn) -> Shown:
-    """Writes a figure's files. Without date and random names, so that the same cells give the same."""
-    files = {kind: folder / f"{drawn.name}.{kind}" for kind in ("png", "svg", "csv")}
+    """Writes a figure's files, each whole. Without date and random names: the same cells give the same."""
+    _literal(drawn.figure)
+    svg, png = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "lthjax"}):
-        drawn.figure.savefig(files["svg"], metadata={"Date": None})
+        drawn.figure.savefig(svg, format="svg", metadata={"Date": None})
     # Surfaces are large as pixels, too, and have no fine lines.
-    drawn.figure.savefig(files["png"], dpi=120 if drawn.raster else 160, metadata={"Software": None})
-    files["csv"].write_text(to_csv(*drawn.data))
+    dpi = 120 if drawn.raster else 160
+    drawn.figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
+    contents = dict(zip(_KINDS, (png.getvalue(), svg.getvalue(), to_csv(*drawn.data).encode()), strict=True))
+    for kind, content in contents.items():
+        files.write_whole(folder / f"{drawn.name}.{kind}", content)
     kind = "png" if drawn.raster else "svg"
-    image, data = (data_url(files[name].read_bytes(), name) for name in (kind, "csv"))
-    return Shown(drawn.name, drawn.title, drawn.caption, image, files[kind].name, data)
+    image, data = (data_url(contents[name], name) for name in (kind, "csv"))
+    return Shown(drawn.name, drawn.title, drawn.caption, image, f"{drawn.name}.{kind}", data)
+
+
+def _literal(figure: Figure) -> None:
+    """Makes every text of a figure stand as it is: a `$` in a name begins no formula.
+
+    Labels that matplotlib writes itself come with the drawing and stay formulas, as on log scales.
+    """
+
+    def escaped(text: str) -> str:
+        return text.replace("\\$", "$").replace("$", "\\$")
+
+    def labelled(given: Formatter, x: float, place: int | None) -> str:
+        return escaped(given(x, place))
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text():
+            text.set_text(escaped(text.get_text()))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            given = axis.get_major_formatter()
+            if isinstance(given, FixedFormatter | FuncFormatter):
+                axis.set_major_formatter(FuncFormatter(functools.partial(labelled, given)))
 
 
 def data_url(contents: bytes, kind: str) -> str:
@@ -199,9 +268,10 @@ def _bracketed(interval: Interval, sign: str) -> str:
 
 def rich_table(table: Table) -> rich.table.Table:
     """The same table for a terminal."""
-    shown = rich.table.Table(title=table.title, title_justify="left")
+    plain = rich.markup.escape
+    shown = rich.table.Table(title=plain(table.title), title_justify="left")
     for place, name in enumerate(table.header):
-        shown.add_column(name, justify="left" if place < table.words else "right")
+        shown.add_column(plain(name), justify="left" if place < table.words else "right")
     for row in table.rows:
-        shown.add_row(*(value if isinstance(value, str) else value.text for value in row))
+        shown.add_row(*(plain(value if isinstance(value, str) else value.text) for value in row))
     return shown

@@ -34,7 +34,7 @@ from analysis import cells, extra, figures, page
 from analysis.page import Drawn, Link, Section
 from analysis.verdicts import Finding
 from lthjax import data, errors, models, predict, progress, prune, record, rng, study, train
-from lthjax.errors import UserError
+from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 from lthjax.predict import PIXEL_VARIANCE, SCORES, Layers
@@ -243,7 +243,7 @@ def build(asked: Asked, *, training: bool = True, quiet: bool = True, chunk: int
         UserError: a file cannot be read or written, or another process is at it.
     """
     about = read_study(asked.run)
-    here = {**about, "commands": [" ".join(sys.argv)]}
+    here = {**about, "commands": [shell(*sys.argv)]}
     with Store(asked.run / "predict", about["identity"], here) as kept:
         work = _Work(asked, kept, Store(asked.run, about["identity"], about), quiet, chunk)
         work.announce(training)
@@ -547,9 +547,7 @@ def load(run: str | Path) -> Loaded:
     """
     where = Path(run) / "predict"
     if not (where / "about.json").is_file():
-        raise UserError(
-            f"{run}: its predictability is not known yet; run python -m analysis.predict {run} first."
-        )
+        raise UserError(f"{run}: its predictability is not known yet; run {_command(run)} first.")
     try:
         about = json.loads(extra.read_text(where / "about.json"))
         notes: list[str] = [*about["notes"]]
@@ -564,9 +562,11 @@ def load(run: str | Path) -> Loaded:
             raise ValueError(f"the run has no ticket of level {min(unknown)}")
         return Loaded(rows, trials, notes, density)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{where}: it cannot be read ({error}); run python -m analysis.predict {run} again."
-        ) from error
+        raise UserError(f"{where}: it cannot be read ({error}); run {_command(run)} again.") from error
+
+
+def _command(run: str | Path) -> str:
+    return shell("python", "-m", "analysis.predict", run)
 
 
 def _densities(run: Path, chain: str) -> dict[int, float]:
@@ -656,13 +656,11 @@ def findings(run: Path) -> list[Finding]:
     """Whether masks are predictable, near 10 % of the weights, and at every level what they are worth."""
     claim = "The ticket's mask is predictable at initialisation: AUROC within layers above chance"
     if not (run / ABOUT).is_file():
-        return [Finding(claim, "not tested", "no scores", 0, f"python -m analysis.predict {run}")]
+        return [Finding(claim, "not tested", "no scores", 0, _command(run))]
     found = load(run)
     held = [r for r in found.rows if (r.step, r.score, r.mask, r.layer) == (0, LOGISTIC, "ticket", MEAN)]
     if not held:
-        return [
-            Finding(claim, "not tested", "one seed: none is held out", 0, f"python -m analysis.predict {run}")
-        ]
+        return [Finding(claim, "not tested", "one seed: none is held out", 0, _command(run))]
     density = found.density
     level = cells.nearest({row.level: density[row.level] for row in held}, 0.1)
     own = [row for row in held if row.level == level]

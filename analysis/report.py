@@ -4,15 +4,16 @@ python -m analysis.report runs/quickstart-0123abcd
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from analysis import (
     compare,
     curves,
-    extra,
     geography,
     landscape,
     page,
@@ -24,7 +25,7 @@ from analysis import (
 )
 from analysis.cells import Row, accuracies, arms, chains, difference, load, mean_accuracy, select, to_csv
 from analysis.entries import title
-from analysis.page import Section, Table
+from analysis.page import Link, Section, Table
 from lthjax import config, errors, imp, stats
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
@@ -38,7 +39,7 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
 
     Args:
         run: the run folder; what is not trained yet is simply not shown.
-        only_if_changed: whether to leave a report that shows these very cells as it is.
+        only_if_changed: whether to leave a report as it is that shows all this and is whole.
 
     Returns:
         The path of `report/index.html`.
@@ -52,23 +53,31 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
         raise UserError(f"{run}: there is no finished cell in it yet; run the study first.")
     folder = run / "report"
     table = to_csv(rows)
-    if only_if_changed and _is_of(folder, table, run):
+    shows = _digest(run, table)
+    if only_if_changed and page.is_whole(folder, shows):
         return folder / "index.html"
     heading = title(study)
     seeds = len({row.seed for row in rows})
-    found = _findings(run, study, rows)
+    parts = [_part(other, run) for other in OTHERS]
+    found = [*verdicts.findings(study, rows), *(one for part in parts for one in part.findings)]
+    said = [[f.claim, f.outcome, f.estimate, f.n, str(f.where)] for f in found]
+    survivors = _structure(run)
+    whole = survivors.whole and all(part.whole for part in parts)
+    sections = _sections(run, study, rows, heading, found)
+    sections += [part.section for part in (survivors, *parts) if part.section is not None]
     written = page.write(
         folder,
         title=heading,
         subtitle=f"Lottery-ticket study {study['config']['name']!r}: {len(rows)} cells, {seeds} "
         f"seed{'s' if seeds > 1 else ''}.",
-        sections=_sections(run, study, rows, heading, found),
+        sections=sections,
         facts=_facts(study, rows),
         config=json.dumps(study["config"], indent=1),
         table=("cells.csv", table),
+        beside={"verdicts.csv": page.to_csv(verdicts.Finding._fields, said)},
+        # One that lacks a part is made anew the next time.
+        shows=shows if whole else "",
     )
-    said = [[f.claim, f.outcome, f.estimate, f.n, str(f.where)] for f in found]
-    extra.write_whole(folder / "verdicts.csv", page.to_csv(verdicts.Finding._fields, said).encode())
     return written
 
 
@@ -76,8 +85,39 @@ def build(run: str | Path, *, only_if_changed: bool = False) -> Path:
 OTHERS = (savings, landscape, predict, geography, transfer)
 
 
-def _findings(run: Path, study: dict[str, Any], rows: Sequence[Row]) -> list[verdicts.Finding]:
-    return [*verdicts.findings(study, rows), *(one for other in OTHERS for one in other.findings(run))]
+class _Part(NamedTuple):
+    """What the report has of files beside the cells' results; not `whole` where they cannot be read."""
+
+    findings: list[verdicts.Finding]
+    section: Section | None
+    whole: bool = True
+
+
+def _part(other: ModuleType, run: Path) -> _Part:
+    """What another analysis has found; where its files cannot be read, the reason in its place."""
+    try:
+        return _Part(other.findings(run), other.section(run))
+    except UserError as error:
+        name = other.__name__.rpartition(".")[2]
+        title = name.capitalize()
+        claim = f"{title}: its claims"
+        lacking = verdicts.Finding(claim, "not tested", "cannot be read", 0, Link(name, f"#{name}"))
+        return _Part([lacking], Section(name, title, [f"Not shown: {error}"]), whole=False)
+
+
+def _structure(run: Path) -> _Part:
+    """What survives; where masks or weights cannot be read, the reason in its place."""
+    try:
+        return _Part([], structure.section(run))
+    except UserError as error:
+        return _Part([], Section("structure", "What survives", [f"Not shown: {error}"]), whole=False)
+
+
+def _digest(run: Path, table: str) -> str:
+    """Names all that a run's report is made of, by its contents."""
+    files = [run / "study.json", *(path for other in OTHERS for path in other.written(run))]
+    contents = [table.encode(), *(path.read_bytes() for path in files)]
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
 def _sections(
@@ -88,10 +128,9 @@ def _sections(
     own = chains(rows)
     tickets = [chain for chain in own if imp.leader(chain) == "ticket"]
     collapsed = verdicts.collapsed(rows, study["data"]["classes"])
-    survivors = structure.figures(run)
     return [
         Section("verdicts", "Verdicts", _notes(study, rows), (), [Table("", header, said, 5)], _RULES),
-        Section("accuracy", "Accuracy", figures=curves.drawn(run, rows, heading)),
+        curves.section(run, rows, heading),
         Section(
             "gaps",
             "Differences",
@@ -104,8 +143,6 @@ def _sections(
             tables=[*(levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])],
             remark=_remark(study, rows),
         ),
-        *([Section("structure", "What survives", figures=survivors)] if survivors else []),
-        *(section for other in OTHERS if (section := other.section(run)) is not None),
     ]
 
 
@@ -119,16 +156,7 @@ def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> P
         UserError: as `build`.
     """
     pages = [build(run, only_if_changed=only_if_changed) for run in runs]
-    return pages[0] if len(pages) == 1 else compare.build(runs)
-
-
-def _is_of(folder: Path, table: str, run: Path) -> bool:
-    """Whether a report is there and shows these cells, and what other analyses have found."""
-    written, cells = folder / "index.html", folder / "cells.csv"
-    if not (written.is_file() and cells.is_file() and cells.read_text() == table):
-        return False
-    others = [path for other in OTHERS for path in other.written(run)]
-    return all(other.stat().st_mtime <= written.stat().st_mtime for other in others)
+    return pages[0] if len(pages) == 1 else compare.build(runs, only_if_changed=only_if_changed)
 
 
 _RULES = (
@@ -215,7 +243,8 @@ def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
     matching = []
     for chain in chains(rows):
         tickets = select(rows, chain=chain, arm="ticket")
-        for level in {row.level for row in tickets}:
+        # Without weights it is no ticket, whatever it reaches.
+        for level in {row.level for row in tickets if row.density}:
             of_level = select(tickets, level=level)
             gain = difference(accuracies(of_level), dense)
             if gain.n and gain.mean >= 0:
@@ -255,8 +284,9 @@ def levels(rows: Sequence[Row], chain: str) -> Table:
 def _facts(study: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """What was run, on what, how long."""
     data, lengths = study["data"], study["lengths"]
-    seconds = sum(row.seconds for row in rows)
-    versions = ", ".join(f"{name} {version}" for name, version in study["versions"].items())
+    seconds, steps = sum(row.seconds for row in rows), sum(row.steps for row in rows)
+    versions = ", ".join(f"{name} {version}" for name, version in study.get("versions", {}).items())
+    speed = f"{steps / seconds:,.0f} steps a second, evaluation included" if seconds else "speed not known"
     return [
         ("Commands", "; ".join(study.get("commands", []))),
         ("Data", f"{data['name']} ({data['train']:,} train, {data['validation']:,} validation by seed, "
@@ -266,10 +296,10 @@ def _facts(study: dict[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
                      f"({lengths['total'] / lengths['per_epoch']:.1f} epochs), evaluated every "
                      f"{lengths['evaluate']:,} steps"),
         ("Time", f"{seconds / 60:.1f} minutes of training in all, {seconds / len(rows):.1f} s a cell; "
-                 f"{sum(row.steps for row in rows) / seconds:,.0f} steps a second, evaluation included"),
-        ("Devices", study["devices"]),
-        ("Versions", versions),
-        ("Commit", study["git"] or "not known"),
+                 f"{speed}"),
+        ("Devices", study.get("devices") or "not known"),
+        ("Versions", versions or "not known"),
+        ("Commit", study.get("git") or "not known"),
     ]  # fmt: skip
 
 

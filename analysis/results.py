@@ -24,7 +24,7 @@ from analysis import compare, extra, page, report, transfer
 from analysis.cells import Row, accuracies, by_seed, difference, mean_accuracy, select
 from analysis.entries import Entry, Point, at_most, entries
 from analysis.page import Table
-from lthjax import errors, progress
+from lthjax import errors, files, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.stats import (
@@ -381,7 +381,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.results", description=__doc__.splitlines()[0])
     parser.add_argument("root", nargs="?", type=Path, default=Path(), help="the repository's root")
     for path, text in pages(parser.parse_args(arguments).root).items():
-        extra.write_whole(path, text.encode())
+        files.write_whole(path, text.encode())
         print(path)
 
 

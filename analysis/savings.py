@@ -26,7 +26,7 @@ from analysis.verdicts import Finding
 from benchmarks import measure
 from lthjax import config, data, errors, models, prune, savings
 from lthjax.arms import ARMS
-from lthjax.errors import UserError
+from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model
 from lthjax.record import devices
@@ -137,13 +137,15 @@ def load(run: str | Path) -> list[Level]:
     """
     path = Path(run) / FILE
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; make it by python -m analysis.savings {run}.")
+        raise UserError(f"{path}: there is no such file; make it by {_command(run)}.")
     try:
         return [_level_of(fields) for fields in json.loads(extra.read_text(path))["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: it cannot be read ({error}); make it again by python -m analysis.savings {run}."
-        ) from error
+        raise UserError(f"{path}: it cannot be read ({error}); make it again by {_command(run)}.") from error
+
+
+def _command(run: str | Path) -> str:
+    return shell("python", "-m", "analysis.savings", run)
 
 
 def write(run: str | Path, rows: Sequence[Level]) -> Path:
@@ -573,7 +575,7 @@ def _counted(rows: Sequence[Level]) -> Finding:
     outcome: Outcome = "supported" if min(macs, size) >= 5 else "refuted"
     said = (
         f"at {100 * row.density:.1f} % {macs:.1f}× fewer multiplications if zeros were skipped, {size:.1f}× "
-        f"fewer bytes as bitmask, {row.counts.macs / row.compacted.macs:.1f}× fewer multiplications by "
+        f"fewer bytes as bitmask, {_times(row.counts.macs, row.compacted.macs)} fewer multiplications by "
         "compaction"
     )
     return Finding(f"{_FEWER} at {100 * row.density:.0f} %", outcome, said, 1, Link("savings", "#savings"))
@@ -581,8 +583,9 @@ def _counted(rows: Sequence[Level]) -> Finding:
 
 def findings(run: Path) -> list[Finding]:
     """What the level nearest to 10 % of the weights saves in multiplications, bytes, and time at batch 1."""
-    rows = [row for row in load(run) if row.level] if (run / FILE).is_file() else []
-    command = f"python -m analysis.savings {run}"
+    # A network without weights is no ticket, whatever it saves.
+    rows = [row for row in load(run) if row.level and row.density] if (run / FILE).is_file() else []
+    command = _command(run)
     found = [_counted(rows) if rows else Finding(_FEWER, "not tested", "no counts", 0, command)]
     timed = [row for row in rows if row.timings]
     if not timed:

@@ -23,7 +23,7 @@ from analysis import page
 from analysis.cells import Row, chains, densities, load, nearest, select
 from analysis.entries import title
 from analysis.figures import STYLE, WEIGHTS_LEFT, curve, legend_below, look, series, ticks, weights_axis
-from analysis.page import Drawn
+from analysis.page import Drawn, Section
 from lthjax import config, imp, models, prune
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -183,8 +183,21 @@ def figures(run: Path) -> list[Drawn]:
         UserError: it is not a run folder, or a cell in it cannot be read.
     """
     opened = _open(run)
-    if opened is None:
-        return []
+    return [] if isinstance(opened, str) else _figures(opened)
+
+
+def section(run: Path) -> Section:
+    """The report's section, which says why where it has nothing to show.
+
+    Raises:
+        UserError: as `figures`.
+    """
+    opened = _open(run)
+    notes, drawn = ([opened], []) if isinstance(opened, str) else ([], _figures(opened))
+    return Section("structure", "What survives", notes, drawn)
+
+
+def _figures(opened: _Run) -> list[Drawn]:
     makers = (
         _layer_density,
         _input_pixels,
@@ -823,22 +836,23 @@ def _draw_overlaps(rows: Sequence[_Overlap], chain: str, heading: str) -> Figure
             axes.set_xlabel("weights left (%, log scale)")
             axes.legend(fontsize=8)
         weights_axis(panels[0], {100 * row.density for row in rows})
-        _log_shares(panels[0], min(value for row in rows for value in row[-2:] if value), 1)
+        shares = [value for row in rows for value in row[-2:] if value]
+        _log_shares(panels[0], min(shares, default=0.1), 1)
         panels[0].set_ylabel("intersection over union (log scale)")
         figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
         return figure
 
 
-def _open(path: Path) -> _Run | None:
-    """A run folder for reading; None where no chain has a ticket yet, or the network is not known here."""
+def _open(path: Path) -> _Run | str:
+    """A run folder for reading; a sentence where no chain has a ticket or the network is not known."""
     about = read_study(path)
     rows = [row for row in load(path) if row.status == "done" and row.weights_left]
     led = [chain for chain in chains(rows) if select(rows, chain=chain, arm="ticket")]
     if not led:
-        return None
+        return "Not shown: no ticket that has weights left is trained yet."
     study = config.from_dict(about["config"])
-    if study.model not in models.MODELS:  # one from outside the package, which is not loaded
-        return None
+    if study.model not in models.MODELS:
+        return f"Not shown: the network {study.model!r} is from outside the package, and is not loaded here."
     height, width, channels = about["data"]["shape"]
     model = models.build(study.model, (height, width, channels), about["data"]["classes"])
     like = jax.eval_shape(model.init, jax.random.key(0))

@@ -13,13 +13,17 @@ from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.store import folder, read_result
 
+# Tells event files of this module from those of other programs.
+_SUFFIX = ".lthjax"
+
 
 def write(run: str | Path, to: str | Path | None = None) -> Path:
     """Writes one event file a cell: every curve of its result.json as a scalar by step.
 
     Args:
         run: the run folder.
-        to: where; RUN/tensorboard by default. Event files of the same cells are replaced.
+        to: where; RUN/tensorboard by default. What an earlier call wrote of the same cells is replaced, and
+            no event file of another program.
 
     Returns:
         The folder, for `tensorboard --logdir`.
@@ -31,18 +35,22 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UserError("tensorboardX is not installed; pip install tensorboardX adds it.") from error
-    run = Path(run)
+    run, own = Path(run), to is None
     to = run / "tensorboard" if to is None else Path(to)
+    if (to / "study.json").is_file():
+        raise UserError(
+            f"--to: {str(to)!r} is a run folder, which holds its cells alone; choose another folder."
+        )
     rows = load(run)
     if not rows:
         raise UserError(f"{run}: there is no finished cell in it yet; run the study first.")
     try:
         for row in rows:
             cell = folder(Path(), Cell(row.seed, row.chain, row.level, row.arm, row.repeat))
-            for earlier in (to / cell).glob("events.out.tfevents.*"):
+            for earlier in (to / cell).glob(f"events.out.tfevents.*{'' if own else _SUFFIX}"):
                 earlier.unlink()
             curves = read_result(run / cell)["curves"]
-            with SummaryWriter(str(to / cell)) as writer:
+            with SummaryWriter(str(to / cell), filename_suffix=_SUFFIX) as writer:
                 for name, values in curves.items():
                     for step, value in zip(curves["step"], values, strict=True):
                         if name != "step" and value is not None:

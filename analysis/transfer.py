@@ -50,7 +50,7 @@ from lthjax import (
     train,
     transfer,
 )
-from lthjax.errors import UserError
+from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model, Variables
 from lthjax.stats import Interval, mean_interval
@@ -489,7 +489,7 @@ class _Work:
         where = self._target.run / "transfer" / f"from={name}" / f"source_seed={move.source_seed}"
         told = {
             "source": {"folder": name, "words": words(move.source.about)},
-            "commands": [" ".join(sys.argv)],
+            "commands": [shell(*sys.argv)],
         }
         return Store(where, self._about["identity"], {**self._about, **told})
 
@@ -677,7 +677,7 @@ def findings(run: str | Path) -> list[Finding]:
     # A run's own ticket on its own seed is the ticket again.
     moved = [one for one in differences(load(run)) if (one.source, one.pair) != (name, "same")]
     if not moved:
-        command = f"python -m analysis.transfer --from RUN --to {run}"
+        command = shell("python", "-m", "analysis.transfer", "--from", "RUN", "--to", run)
         return [
             Finding(claim, "not tested", "no ticket was moved here", 0, command) for claim in (as_good, beat)
         ]

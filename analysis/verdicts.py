@@ -236,7 +236,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Findi
 
 
 def _curves(rows: Sequence[Row], chain: str, arm: str) -> dict[int, list[tuple[float, float]]]:
-    """Seed -> (density, accuracy in percent) of an arm."""
+    """Seed -> (density, accuracy in percent) of an arm; a network without weights is no point of a curve."""
     curves: dict[int, dict[float, float]] = {}
     own = select(rows, chain=chain, arm=arm)
     for level in sorted({row.level for row in own}):
@@ -244,7 +244,8 @@ def _curves(rows: Sequence[Row], chain: str, arm: str) -> dict[int, list[tuple[f
         density = by_seed(of_level, "density")
         for seed, value in accuracies(of_level).items():
             # A level at which no weight was left to remove is the one before it, trained again.
-            curves.setdefault(seed, {}).setdefault(density[seed], value)
+            if density[seed]:
+                curves.setdefault(seed, {}).setdefault(density[seed], value)
     return {seed: list(curve.items()) for seed, curve in curves.items()}
 
 
@@ -354,6 +355,6 @@ def _p(value: float) -> str:
 
 
 def _command(study: Mapping[str, Any]) -> str:
-    """The command that made the run, to be widened."""
+    """The command that made the run, to be widened; it is recorded quoted, as a shell takes it."""
     commands = study.get("commands") or ["run.py --config CONFIG"]
     return f"python {commands[0]}"

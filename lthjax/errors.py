@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -37,6 +38,11 @@ def unknown(field: str, value: object, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(f"{field}: {value!r} is not known; {hint}Known: {', '.join(names)}.")
+
+
+def shell(*words: object) -> str:
+    """A command as it can be pasted into a shell: its words, those quoted that need it."""
+    return shlex.join(map(str, words))
 
 
 # Seconds that a command has to end by itself after a signal.

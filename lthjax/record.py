@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from lthjax import config, data, prune, train
+from lthjax.errors import shell
 from lthjax.imp import DENSE, Cell
 
 _PACKAGES = ("lthjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -95,7 +96,7 @@ def about(study: config.Study, lengths: config.Lengths, dataset: data.Dataset) -
             "validation": study.data.validation,
             "test": len(dataset.test_images),
         },
-        "commands": [" ".join(sys.argv)],
+        "commands": [shell(*sys.argv)],
         "versions": {"python": platform.python_version(), **versions},
         "devices": devices(),
         "git": _git_commit(),

@@ -20,7 +20,6 @@ A folder of an older version has no manifests; it is read, and once said to be u
 import contextlib
 import json
 import logging
-import shlex
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
@@ -31,7 +30,7 @@ import jax
 import numpy as np
 
 from lthjax import config, files, manifest, prune
-from lthjax.errors import DAMAGED, UserError
+from lthjax.errors import DAMAGED, UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 
@@ -364,7 +363,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _mend(run: Path) -> str:
-    command = shlex.join(["python", "-m", "analysis.check", str(run), "--repair"])
+    command = shell("python", "-m", "analysis.check", run, "--repair")
     return f"{command} sets it aside, and the command that made it then makes it anew"
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from lthjax import config, data, imp, models, optim, prune, record, replicate, rng, sweep, train
 from lthjax.arms import ARMS
-from lthjax.errors import UserError
+from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell, Chain, Task, Ticket
 from lthjax.models import Model, Variables
 from lthjax.store import Store, check_identity, folder, read_result, state_folder
@@ -434,7 +434,7 @@ def _drive(
     the devices stay busy whatever the number of seeds and arms. What is trained together changes no
     number.
     """
-    _log.info("lthjax on %s, %s", record.devices(), " ".join(sys.argv))
+    _log.info("lthjax on %s, %s", record.devices(), shell(*sys.argv))
     queue: list[_Item] = []
     trainers: dict[str, train.Trainer] = {}
     for one in studies:

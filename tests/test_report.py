@@ -1,4 +1,5 @@
 import csv
+import errno
 import html.parser
 import json
 import re
@@ -16,7 +17,7 @@ from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
 import analysis
-from analysis import cells, figures, publish, report, verdicts
+from analysis import cells, extra, figures, page, publish, report, verdicts
 from lthjax import config, study
 from lthjax.errors import UserError
 from lthjax.stats import PERCENT, mean_interval
@@ -180,14 +181,14 @@ class Page(html.parser.HTMLParser):
 
 def test_report_of_a_run(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:
     run = study.run(tiny(rewind=(0, 3)), tmp_path / "runs")
-    page = report.build(run)
-    assert page == run / "report" / "index.html"
+    built = report.build(run)
+    assert built == run / "report" / "index.html"
     for name in ("accuracy", "gaps", "early_stop", "learning"):
         assert len((run / "report" / f"{name}.csv").read_text().splitlines()) > 4
         assert (run / "report" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert b"<svg" in (run / "report" / f"{name}.svg").read_bytes()
     parsed = Page()
-    text = page.read_text()
+    text = built.read_text()
     parsed.feed(text)
     assert parsed.references
     outside = [ref for ref in parsed.references if not ref.startswith(("data:", "#"))]
@@ -237,9 +238,9 @@ PROBE = """<script>window.onload = () => {
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("size", ["1300,900", "500,900"])
 def test_the_page_in_a_browser(tiny: Callable[..., study.Prepared], tmp_path: Path, size: str) -> None:
-    page = report.build(study.run(tiny(levels=3), tmp_path / "runs"))
+    built = report.build(study.run(tiny(levels=3), tmp_path / "runs"))
     probed = tmp_path / "probed.html"
-    probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
+    probed.write_text(built.read_text().replace("</body>", f"{PROBE}</body>"))
     done = subprocess.run(
         [
             str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -264,11 +265,85 @@ def test_an_unchanged_report_is_left_alone_and_a_changed_one_is_not(
     tiny: Callable[..., study.Prepared], tmp_path: Path
 ) -> None:
     run = study.run(tiny(levels=0), tmp_path / "runs")
-    page = report.build(run, only_if_changed=True)
-    when = page.stat().st_mtime_ns
+    built = report.build(run, only_if_changed=True)
+    when = built.stat().st_mtime_ns
     assert report.build(run, only_if_changed=True).stat().st_mtime_ns == when
     study.run(tiny(levels=1), tmp_path / "runs")
     assert report.build(run, only_if_changed=True).stat().st_mtime_ns > when
+
+
+@pytest.mark.parametrize("how", ["cut", "damaged", "gone", "older"])
+def test_a_report_that_is_not_whole_is_mended(
+    tiny: Callable[..., study.Prepared], tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = study.run(tiny(levels=0, seeds=(0,)), tmp_path / "runs")
+    folder = report.build(run).parent
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(whole) == {*page.written(folder), "files.json"}
+    shown: list[str] = []
+    write = page.write
+    monkeypatch.setattr(page, "write", lambda *args, **more: shown.append(how) or write(*args, **more))
+    report.build(run, only_if_changed=True)
+    assert not shown
+    for name, content in whole.items():
+        if how == "gone":
+            (folder / name).unlink()
+        elif how == "cut":
+            (folder / name).write_bytes(content[: len(content) // 2])
+        elif how == "damaged":
+            (folder / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        elif name == "files.json":
+            (folder / name).unlink()
+        else:
+            continue
+        assert not page.is_whole(folder, json.loads(whole["files.json"])["shows"]), name
+        (folder / name).write_bytes(content)
+    (folder / ("files.json" if how == "older" else "index.html")).write_text("{}")
+    (folder / "verdicts.csv").write_bytes(b"")
+    report.build(run, only_if_changed=True)
+    assert shown == [how]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_a_report_is_written_anew_when_what_it_shows_changes(
+    tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = study.run(tiny(levels=0, seeds=(0,)), tmp_path / "runs")
+    monkeypatch.setattr(page, "show", lambda folder, drawn: page.Shown("", "", "", "", "", ""))
+    monkeypatch.setattr(page, "_KINDS", ())
+    written: list[Path] = []
+    write = page.write
+    monkeypatch.setattr(page, "write", lambda folder, **more: written.append(folder) or write(folder, **more))
+    for change, times in (
+        (lambda: None, 1),
+        (lambda: None, 1),
+        (lambda: (run / "study.json").write_text((run / "study.json").read_text() + " "), 2),
+        # What cannot be read is said in its place, and looked at again the next time.
+        (lambda: (run / "savings.json").write_text("{"), 3),
+        (lambda: None, 4),
+        ((run / "savings.json").unlink, 5),
+        (lambda: None, 5),
+    ):
+        change()
+        text = report.build(run, only_if_changed=True).read_text()
+        assert len(written) == times
+        assert ("Not shown: " in text and "savings.json: it cannot be read" in text) is (times in (3, 4))
+
+
+def test_a_full_disk_leaves_the_report_that_was_there(
+    tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = study.run(tiny(levels=0, seeds=(0,)), tmp_path / "runs")
+    folder = report.build(run).parent
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(extra, "write_whole", full)
+    with pytest.raises(UserError, match=r"the report cannot be written \(No space left on device\)"):
+        report.build(run)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
 def test_not_a_run_folder(tmp_path: Path) -> None:
@@ -292,6 +367,9 @@ def test_what_is_published(
         (runs[0] / "predict" / name).write_text(name)
     to = tmp_path / "results" / "tiny"
     publish.main([str(runs[0]), str(to)])
+    assert sorted(publish.listed(to) or []) == sorted(
+        path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file()
+    )
     assert (to / "predict" / "scores.csv").read_text() == "scores.csv"
     for name in ("cells.csv", "verdicts.csv", "accuracy.svg"):
         assert (to / name).read_bytes() == (runs[0] / "report" / name).read_bytes()
@@ -307,14 +385,13 @@ def test_what_is_published(
     # Too large an SVG gives way to its PNG, and what an earlier call left is gone.
     vector = runs[0] / "report" / "accuracy.svg"
     monkeypatch.setattr(publish, "LARGEST", vector.stat().st_size - 1)
-    (to / "old.svg").write_text("")
+    shutil.rmtree(runs[0] / "predict")
     publish.publish(runs[:1], to)
-    assert not (to / "old.svg").exists()
+    assert not (to / "predict").exists()
     assert not (to / "accuracy.svg").exists()
     assert (to / "accuracy.png").is_file() is (vector.with_suffix(".png").stat().st_size < publish.LARGEST)
 
     publish.publish(runs, to)
     assert [of["config"]["optim"]["lr"] for of in json.loads((to / "study.json").read_text())] == [1e-3, 2e-3]
     assert (to / "comparison.csv").is_file()
-    with pytest.raises(UserError, match="holds no published study; name another folder"):
-        publish.publish(runs, tmp_path)
+    assert not (to / "cells.csv").exists()

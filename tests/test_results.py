@@ -48,6 +48,12 @@ def test_a_folder_is_small_and_names_no_machine(folder: Path) -> None:
                 assert not re.search(r"(?<![\w.])/(tmp|home|work|root|mnt|Users)/", path.read_text())
 
 
+@pytest.mark.parametrize("folder", [*FOLDERS, *COMPARED], ids=lambda folder: folder.name)
+def test_a_folder_has_the_mark_by_which_publish_knows_it(folder: Path) -> None:
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(publish.listed(folder) or []) == there
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_verdicts_follow_from_the_cells(folder: Path) -> None:
     """Those on accuracies are found again; the others begin after them."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import unsealed
 
-from analysis import page, structure
+from analysis import cells, curves, page, structure
 from lthjax import config, prune, study
 from lthjax.stats import mean_interval
 
@@ -328,3 +328,25 @@ def test_cells_that_diverged_or_are_missing_are_left_out(
 def test_a_run_without_tickets_has_no_figures(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:
     run = study.run(tiny(levels=0, seeds=(0,)), tmp_path / "runs")
     assert structure.figures(run) == []
+
+
+def test_of_a_study_that_prunes_everything_the_rest_is_shown(
+    tiny: Callable[..., study.Prepared], tmp_path: Path
+) -> None:
+    """Levels of 1, 0.01 and 0 % of the weights: what survives is shown as long as there is any."""
+    emptying = config.Prune(rates=(0.99, 0.99, 0.9999))
+    run = study.run(tiny(levels=3, seeds=(0,), arms=("ticket",), prune=emptying), tmp_path / "runs")
+    left = [row.weights_left for row in cells.load(run) if row.arm == "ticket" and row.seed == 0]
+    assert left[0] > left[1] > left[2] == 0
+    drawn = {one.name: one for one in structure.figures(run)}
+    assert {"layer_density", "dead_units", "sign_changes", "initial_final"} <= drawn.keys()
+    header, rows = drawn["layer_density"].data
+    assert {row[header.index("level")] for row in rows} == {0, 1, 2}
+    (note,) = [n for n in curves.section(run, cells.load(run), "heading").notes if "no weight left" in n]
+    assert note.startswith("Networks of level 3 have no weight left")
+    assert structure.section(run).notes == []
+
+
+def test_a_section_without_figures_says_why(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:
+    run = study.run(tiny(levels=0, seeds=(0,)), tmp_path / "runs")
+    assert structure.section(run).notes == ["Not shown: no ticket that has weights left is trained yet."]

@@ -1,0 +1,274 @@
+"""Whatever the cells of a run are, its report comes out, and says what it cannot show."""
+
+import dataclasses
+import io
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import conftest
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis import cells, compare, curves, figures, page, report, savings, verdicts
+from analysis.cells import Row
+from analysis.entries import entries
+from lthjax import config, data, record
+from lthjax.errors import shell
+from lthjax.imp import Cell
+from lthjax.savings import Counts, Storage
+from lthjax.store import folder
+
+
+def about(name: str = "few", **changes: Any) -> dict[str, Any]:
+    """A study.json."""
+    study = config.Study(name="any", levels=3, data=config.Data(name=name), **changes)
+    return {
+        "identity": json.loads(json.dumps(config.flat(study))),
+        "config": json.loads(json.dumps(dataclasses.asdict(study))),
+        "lengths": config.Lengths(4, 12, 5, 0, (), (0,))._asdict(),
+        "data": {"name": name, "source": "here", "digest": "0", "shape": [28, 28, 1], "classes": 10,
+                 "train": 160, "validation": 40, "test": 60},
+        "commands": ["run.py --config configs/quickstart.py"],
+        "versions": {"jax": "0"}, "devices": "1 x cpu", "git": None,
+    }  # fmt: skip
+
+
+def row(seed: int, level: int, arm: str, density: float, accuracy: float | None, **changes: Any) -> Row:
+    chain = "dense" if arm == "dense" else "rewind-0"
+    made = Row(
+        seed, chain, level, arm, 1, density, round(266_200 * density), accuracy, 0.1, 0.9, 0.9, 0.1, 10,
+        accuracy, 12, 1.5, "diverged" if accuracy is None else "done",
+    )  # fmt: skip
+    return made._replace(**changes)
+
+
+def written(run: Path, rows: list[Row], study: dict[str, Any]) -> Path:
+    """A run folder of these cells, without masks and weights."""
+    for one in rows:
+        place = folder(run, Cell(one.seed, one.chain, one.level, one.arm, one.repeat))
+        place.mkdir(parents=True)
+        result = {**one._asdict(), "curves": curves_of(one)}
+        (place / "result.json").write_text(json.dumps(result))
+    (run / "study.json").write_text(json.dumps(study))
+    return run
+
+
+def curves_of(one: Row) -> dict[str, list[float]]:
+    return {"step": [5, 10, 12], "test_accuracy": [0.1, 0.2, one.test_accuracy or 0.0]}
+
+
+def tables(densities: list[float], seeds: int = 2, arms: tuple[str, ...] = ("ticket", "reinit")) -> list[Row]:
+    """The dense network and arms at levels of these densities."""
+    return [
+        row(seed, level, arm, density, 0.5 + 0.01 * seed if density else 0.1)
+        for seed in range(seeds)
+        for level, density in enumerate([1.0, *densities])
+        for arm in (arms if level else ("dense",))
+    ]
+
+
+SOME = tables([0.5, 0.1])
+EMPTIED = tables([0.1, 0.01, 0.0, 0.0])
+CASES = {
+    "only dense": (tables([]), "Not shown, as no trained cells have what is needed: differences"),
+    "one seed": (tables([0.5], seeds=1), "differ"),
+    "one level": (tables([0.5]), "50.0"),
+    "all diverged": (
+        [one._replace(test_accuracy=None, status="diverged") for one in SOME],
+        "Not shown, as no trained cells have what is needed: accuracies, differences",
+    ),
+    "no weights left": (EMPTIED, "Networks of levels 3 to 4 have no weight left. They have no place"),
+    "never a weight": (tables([0.0]), "Networks of level 1 have no weight left. They have no place"),
+    "equal densities": (tables([0.5, 0.5, 0.5]), "50.0"),
+    "tiny densities": (tables([1e-5, 4e-6]), "Accuracy"),
+    "no time": ([one._replace(seconds=0.0) for one in SOME], "speed not known"),
+    "no steps": ([one._replace(steps=0, early_stop_step=None) for one in SOME], "early-stop steps"),
+    "nothing measured": (
+        [Row(*one[:7], *[None] * 7, *one[14:]) for one in SOME],
+        "Not shown, as no trained cells have what is needed: accuracies, differences",
+    ),
+    "arms from outside": (tables([0.5], arms=("ticket", "$\\frac$", "_x")), "$\\frac$"),
+    "no ticket": (tables([0.5], arms=("random",)), "no ticket is trained yet"),
+}
+
+
+# Of these the figures are drawn, too, which takes longest.
+DRAWN = ("no weights left", "never a weight", "tiny densities", "arms from outside")
+
+
+@pytest.fixture
+def _quick_figures(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """Figures are drawn small, or not at all."""
+
+    def show(to: Path, drawn: page.Drawn) -> page.Shown:
+        page._literal(drawn.figure)
+        if case in DRAWN:
+            drawn.figure.savefig(io.BytesIO(), dpi=15)
+        for kind in ("png", "svg", "csv"):
+            (to / f"{drawn.name}.{kind}").write_text(page.to_csv(*drawn.data))
+        return page.Shown(drawn.name, drawn.title, drawn.caption, "image", "file", "data")
+
+    monkeypatch.setattr(page, "show", show)
+
+
+@pytest.mark.usefixtures("_quick_figures")
+@pytest.mark.parametrize("case", CASES)
+def test_a_report_comes_out(case: str, tmp_path: Path) -> None:
+    rows, said = CASES[case]
+    run = written(tmp_path / "any-0", rows, about("$\\frac$"))
+    text = report.build(run).read_text()
+    assert said.replace("'", "&#39;") in text
+    assert "What survives" in text
+    assert len((run / "report" / "cells.csv").read_text().splitlines()) == 1 + len(rows)
+    other = written(tmp_path / "any-1", SOME, about(model="lenet300"))
+    assert compare.build([run, other]).is_file()
+
+
+ACCURACIES = st.sampled_from([None, 0.0, 0.1, 0.5, 0.97, 1.0])
+
+
+@st.composite
+def some_rows(draw: st.DrawFn) -> list[Row]:
+    densities = draw(st.lists(st.sampled_from([1.0, 0.5, 0.15, 0.1, 1e-6, 0.0]), max_size=4))
+    arms = draw(st.sets(st.sampled_from(["ticket", "reinit", "random", "mine"]), min_size=1))
+    rows = []
+    for seed in range(draw(st.integers(1, 4))):
+        rows.append(row(seed, 0, "dense", 1.0, draw(ACCURACIES)))
+        for chain in draw(st.sampled_from([["rewind-0"], ["rewind-0", "rewind-3"], ["random-0"]])):
+            for level, density in enumerate(sorted(densities, reverse=True), 1):
+                rows += [
+                    row(seed, level, arm, density, draw(ACCURACIES), chain=chain,
+                        steps=draw(st.integers(0, 9)), seconds=float(draw(st.integers(0, 1))),
+                        early_stop_step=draw(st.integers(0, 2) | st.none()))
+                    for arm in sorted(arms)
+                ]  # fmt: skip
+    kept = draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+    return [one for one, keep in zip(rows, kept, strict=True) if keep] or rows
+
+
+@settings(max_examples=15, deadline=None)
+@given(some_rows())
+def test_every_part_of_a_page_comes_out_of_any_rows(rows: list[Row]) -> None:
+    study, run = about(), Path("any-0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "read_result", lambda _: {"curves": curves_of(rows[0])})
+        found = verdicts.findings(study, rows)
+        sections = report._sections(run, study, rows, "heading", found)
+    assert [one.anchor for one in sections] == ["verdicts", "accuracy", "gaps", "levels"]
+    for table in (table for section in sections for table in section.tables):
+        assert all(len(line) == len(table.header) for line in table.rows)
+        assert not any("nan" in str(value) for line in table.rows for value in line)
+    assert dict(report._facts(study, rows))["Time"]
+    compare._overview(entries([study], [rows]), "heading")
+
+
+def test_a_network_without_weights_is_far_from_all_others() -> None:
+    assert cells.nearest({1: 0.5, 2: 0.0}, 0.1) == 1
+    assert cells.nearest({1: 0.5, 2: 0.0}, 0.0) == 2
+    assert cells.nearest({1: 0.0, 2: 0.0}, 0.1) == 1
+
+
+def test_no_network_without_weights_matches_or_is_drawn() -> None:
+    """Were its constant as good as the dense network, it would still be no ticket."""
+    rows = [one._replace(test_accuracy=0.5) for one in EMPTIED]
+    assert [points for _, points in verdicts._curves(rows, "rewind-0", "ticket")[0]] == [50.0, 50.0]
+    found = report._sparsest_match(rows)
+    assert found is not None
+    assert found[1].density == 0.01
+    axes = figures.accuracy(rows, "heading").axes[0]
+    means = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "o"]
+    np.testing.assert_allclose(np.concatenate(means), [10, 1])
+    assert axes.get_xlim()[1] > 0.9
+
+
+@pytest.mark.parametrize("lowest", [0.5, 0.02, 1e-3, 3.7e-4])
+def test_ticks_of_few_weights(lowest: float) -> None:
+    found = figures.ticks(lowest)
+    assert found[0] == 100
+    assert 4 <= len(found) <= 14
+    assert lowest / 1.5 <= min(found) <= 10 * lowest
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "a$b", "$$", "\\$x", "x_1^2", "100 %", "$x$ and $y"])
+def test_names_in_figures_stand_as_they_are(name: str) -> None:
+    figure = figures.accuracy(SOME, name)
+    axes = figure.axes[0]
+    axes.set_yticks([50, 60], [name, "b"])
+    page._literal(figure)
+    figure.savefig(io.BytesIO(), dpi=15)
+    shown = [axes.get_title(loc="left"), axes.get_yticklabels()[0].get_text()]
+    for text in shown:
+        # What matplotlib draws of a text that is no formula.
+        words, formula = axes.title._preprocess_math(text)
+        assert words == name.replace("\\$", "$")
+        assert formula is False
+
+
+def test_log_scales_keep_their_powers() -> None:
+    figure = figures.accuracy(SOME, "a$b$")
+    axes = figure.axes[0]
+    axes.set_yscale("log")
+    axes.set_ylim(1e-3, 1e3)
+    page._literal(figure)
+    figure.savefig(io.BytesIO(), dpi=15)
+    assert "10^{-2}" in " ".join(label.get_text() for label in axes.get_yticklabels())
+    assert "\\$" not in " ".join(label.get_text() for label in axes.get_yticklabels())
+
+
+PLACES = ["My Drive", "it's", "a $HOME `x`", 'with "quotes"', "plain"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_command_of_a_report_is_one_for_a_shell(place: str, tmp_path: Path) -> None:
+    run = written(tmp_path / place / "any-0", SOME, about())
+    found = [one for other in report.OTHERS for one in other.findings(run)]
+    commands = [str(one.where) for one in found]
+    assert len(commands) >= 10
+    for command in commands:
+        words = shlex.split(command)
+        assert words[:2] == ["python", "-m"]
+        assert words.count(str(run)) == 1, command
+    assert {shlex.split(command)[2] for command in commands} == {
+        f"analysis.{name}" for name in ("savings", "landscape", "predict", "geography", "transfer")
+    }
+
+
+def test_a_recorded_command_is_widened_as_a_shell_takes_it() -> None:
+    argv = ["run.py", "--config", "My Drive/it's.py", "--rewind", "0", "1 epoch", "--out", "$x"]
+    study = {**about(), "commands": [shell(*argv)]}
+    found = [str(one.where) for one in verdicts.findings(study, tables([0.5]))]
+    again = [shlex.split(command) for command in found if "My Drive" in command]
+    assert again
+    assert all(words[: len(argv) + 1] == ["python", *argv] for words in again)
+    assert ["--levels", "11"] in [words[len(argv) + 1 :] for words in again]
+
+
+def test_what_is_recorded_is_the_command_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["run.py", "--config", "configs/quickstart.py", "--rewind", "0", "1 epoch", "--out", "My Drive/$x"]
+    monkeypatch.setattr(sys, "argv", argv)
+    few = conftest.arrays(8, 4)
+    dataset = data.Dataset("few", **few, classes=10, digest="0", source="here")
+    study = config.Study(data=config.Data(name="few", validation=2))
+    (recorded,) = record.about(study, config.Lengths(1, 1, 1, 0, (), (0,)), dataset)["commands"]
+    assert shlex.split(recorded) == argv
+
+
+def test_plain_commands_are_recorded_as_they_are() -> None:
+    plain = "run.py --config configs/lenet5_mnist.py --seeds 0 1 --train.steps 2000 --out runs/a-0123abcd"
+    assert shell(*plain.split()) == plain
+
+
+def test_counts_of_a_network_that_is_gone_are_said_and_prove_nothing(tmp_path: Path) -> None:
+    level = savings.Level(
+        0, "rewind-0", 1, "ticket", 0.0, Counts(100, 0, 100, 0), Storage(400, 0, 13, 4, 4, 0), 9, {"fc1": 0},
+        Counts(0, 0, 0, 0), 0.0, 12, 2.0, "1 x cpu", (),
+    )  # fmt: skip
+    assert "∞ fewer multiplications by compaction" in savings._counted([level]).estimate
+    savings.write(tmp_path, [level])
+    assert [one.outcome for one in savings.findings(tmp_path)] == ["not tested", "not tested"]
+    assert savings.tables([level])

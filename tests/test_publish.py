@@ -1,0 +1,261 @@
+"""What publish may replace, and that nothing else is lost, whenever it is stopped."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import compare, export, page, publish, report, tensorboard
+from lthjax.errors import UserError
+from lthjax.imp import Cell
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Stands for the reports; a list of the runs whose report was built."""
+    of: list[Path] = []
+
+    def build_all(runs: list[Path]) -> Path:
+        of.extend(runs)
+        name = "cells.csv" if len(runs) == 1 else "comparison.csv"
+        folder = runs[0] / "report" if len(runs) == 1 else runs[0].parent / "comparisons" / "x"
+        return page.write(
+            folder, title="", subtitle="", sections=[], facts=[], config="", table=(name, "seed\n")
+        )
+
+    monkeypatch.setattr(report, "build_all", build_all)
+    return of
+
+
+def run_folder(path: Path) -> Path:
+    """A run folder with something to lose."""
+    (path / "seed=0" / "dense" / "variables").mkdir(parents=True)
+    (path / "seed=0" / "dense" / "variables" / "weights").write_text("hours of training")
+    (path / "study.json").write_text('{"identity": {}, "config": {}, "lengths": {}, "data": {}}')
+    return path
+
+
+def contents(folder: Path) -> Files:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    return run_folder(tmp_path / "runs" / "x-0"), run_folder(tmp_path / "runs" / "x-1")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths begin at a folder that holds the others, as is usual."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "the target is forgotten": (
+        ["runs/x-0", "runs/x-1"],
+        "it is a run folder; the folder to write comes last",
+    ),
+    "a run twice": (["runs/x-0", "runs/x-0"], "it is the run folder runs/x-0 or lies in it"),
+    "a slash behind": (["runs/x-0", "runs/x-0/"], "it is the run folder"),
+    "by another way": (["runs/x-0", "runs/../runs/x-1/../x-0"], "it is the run folder"),
+    "by a link": (["runs/x-0", "link"], "it is the run folder"),
+    "a run named by a link": (["link", "runs/x-0"], "it is the run folder"),
+    "a link to another run": (["runs/x-1", "link"], "it is a symbolic link"),
+    "a link that leads nowhere": (["runs/x-0", "nowhere"], "it is a symbolic link"),
+    "the runs' folder": (["runs/x-0", "runs"], "the run folder runs/x-0 lies in it"),
+    "above": (["runs/x-0", "runs/x-0/.."], "the run folder runs/x-0 lies in it"),
+    "the report": (["runs/x-0", "runs/x-0/report"], "it is the run folder runs/x-0 or lies in it"),
+    "a folder of a run": (["runs/x-0", "runs/x-0/new/folder"], "it is the run folder runs/x-0 or lies in it"),
+    "a folder of another run": (["runs/x-0", "runs/x-1/new"], "lies in .*x-1, which is a run or a published"),
+    "here": (["runs/x-0", "."], "the run folder runs/x-0 lies in it"),
+    "here, no run in it": (["../{0}/runs/x-0", "../{0}/home/../home"], "it is or holds the folder .*home"),
+    "the root": (["runs/x-0", "/"], "the run folder runs/x-0 lies in it"),
+    "home": (["runs/x-0", "home"], "it is or holds the folder .*home"),
+    "a file": (["runs/x-0", "file"], "it is a file; name a folder"),
+    "something else": (["runs/x-0", "other"], "it holds letter.txt, which publish did not write"),
+    "something else, hidden": (["runs/x-0", "hidden"], "it holds .git, which publish did not write"),
+    "published without a mark": (["runs/x-0", "older"], "it holds cells.csv, which publish did not write"),
+    "a letter in it": (["runs/x-0", "mixed"], "it holds sub/letter.txt, which publish did not write"),
+    "a mark that lies": (["runs/x-0", "lies"], "it holds published.json, which publish did not write"),
+    "no run": (["other", "to"], "it is not a run folder"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_never_a_target(
+    case: str, tmp_path: Path, runs: tuple[Path, Path], built: list[Path]
+) -> None:
+    (tmp_path / "link").symlink_to(runs[0])
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").write_text("mine")
+    for name in ("other/letter.txt", "hidden/.git/config", "older/study.json", "older/cells.csv",
+                 "mixed/cells.csv", "mixed/sub/scores.csv", "mixed/sub/letter.txt"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "mixed" / publish.MARK).write_text('{"files": ["cells.csv", "sub/scores.csv"]}')
+    (tmp_path / "lies").mkdir()
+    (tmp_path / "lies" / publish.MARK).write_text('{"files": ["../file"]}')
+    before = contents(tmp_path)
+    arguments, message = REFUSED[case]
+    with pytest.raises(UserError, match=message):
+        publish.main([argument.format(tmp_path.name) for argument in arguments])
+    assert contents(tmp_path) == before
+    assert not built, "it is refused before anything is built"
+
+
+def test_a_published_folder_is_replaced_and_keeps_its_mode(
+    runs: tuple[Path, Path], built: list[Path]
+) -> None:
+    to = publish.publish([runs[0]], "results/x/")
+    assert {*contents(to)} == {"cells.csv", "study.json", publish.MARK}
+    assert publish.listed(to) == ["cells.csv", "study.json", publish.MARK]
+    (runs[0] / "predict").mkdir()
+    (runs[0] / "predict" / "scores.csv").write_text("1\n")
+    publish.publish([runs[0]], to)
+    assert {*contents(to)} == {"cells.csv", "study.json", publish.MARK, "predict/scores.csv"}
+    publish.publish(runs, to)
+    assert {*contents(to)} == {"comparison.csv", "study.json", publish.MARK}
+    assert [p.name for p in to.parent.iterdir()] == ["x"]
+    new = to.parent / "made"
+    new.mkdir()
+    assert to.stat().st_mode == new.stat().st_mode
+    assert publish.publish([runs[0]], new) == new, "an empty folder may be written"
+    assert built == [runs[0], runs[0], *runs, runs[0]]
+    with pytest.raises(UserError, match=r"it lies in .*x, which is a run or a published folder"):
+        publish.publish([runs[0]], to / "deeper")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that changes a file works any more."""
+
+
+@pytest.fixture
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Any]]:
+    """Sets how many changes to files go well before the process is gone."""
+    left = [10**9]
+
+    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            if left[0] <= 0:
+                raise Killed
+            left[0] -= 1
+            return change(*args, **more)
+
+        return call
+
+    for owner, name in ((os, "replace"), (shutil, "copyfile"), (Path, "unlink"), (Path, "rmdir"),
+                        (Path, "mkdir"), (Path, "write_bytes")):  # fmt: skip
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+
+    def after(changes: int) -> None:
+        left[0] = changes
+
+    yield after
+    left[0] = 10**9
+
+
+def test_a_call_that_is_killed_leaves_the_old_or_the_new(
+    runs: tuple[Path, Path], tmp_path: Path, killed_at: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    page.write(source, title="", subtitle="", sections=[], facts=[], config="", table=("cells.csv", "new\n"))
+    monkeypatch.setattr(report, "build_all", lambda _: source / "index.html")
+    (runs[0] / "predict").mkdir()
+    (runs[0] / "predict" / "scores.csv").write_text("1\n")
+    new = contents(publish.publish([runs[0]], "new"))
+    old = {"cells.csv": b"old\n", "geography/overlap.csv": b"old\n", publish.MARK: b""}
+    old[publish.MARK] = json.dumps({"files": ["cells.csv", "geography/overlap.csv"]}).encode()
+    ended, changes = False, 0
+    while not ended:
+        to = tmp_path / "results" / f"{changes}"
+        for name, content in old.items():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            (to / name).write_bytes(content)
+        killed_at(changes)
+        try:
+            publish.publish([runs[0]], to)
+            ended = True
+        except Killed:
+            changes += 1
+        killed_at(10**9)
+        aside = to.with_name(f".{to.name}.old")
+        assert contents(to if to.exists() else aside) in (old, new), changes
+        left = to.with_name(f".{to.name}.new")
+        if left.exists() and publish.listed(left) is None:
+            # Killed before the folder has its mark: it is told, and not removed.
+            with (
+                pytest.raises(UserError, match="a call that was stopped left it")
+                if contents(left)
+                else contextlib.nullcontext()
+            ):
+                publish.publish([runs[0]], to)
+            shutil.rmtree(left, ignore_errors=True)
+        publish.publish([runs[0]], to)
+        assert contents(to) == new
+        assert [p.name for p in to.parent.iterdir()] == [to.name]
+        shutil.rmtree(to.parent)
+    assert changes > 12
+
+
+def test_a_disk_that_fills_up_leaves_the_old(
+    runs: tuple[Path, Path], built: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = publish.publish([runs[0]], "results/x")
+    before = contents(to)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match=r"x: it cannot be written \(No space left on device\)"):
+        publish.publish([runs[0]], to)
+    assert contents(to) == before
+    assert [p.name for p in to.parent.iterdir()] == ["x"]
+
+
+def test_an_export_replaces_a_ticket_and_nothing_else(runs: tuple[Path, Path]) -> None:
+    before = contents(runs[0])
+    with pytest.raises(UserError, match="it is there and is no ticket, and is not replaced"):
+        export.export(runs[0], Cell(0, "dense", 0, "dense"), runs[0] / "study.json")
+    with pytest.raises(UserError, match="it is there and is no ticket, and is not replaced"):
+        export.export(runs[0], Cell(0, "dense", 0, "dense"), runs[0])
+    assert contents(runs[0]) == before
+
+
+def test_event_files_of_other_programs_are_kept(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    result = {"seed": 0, "chain": "dense", "level": 0, "arm": "dense", "repeat": 1, "status": "done",
+              "steps": 2, "seconds": 1.0, "curves": {"step": [1, 2], "test_loss": [1.0, 0.5]}}  # fmt: skip
+    (runs[0] / "seed=0" / "dense" / "result.json").write_text(json.dumps(result))
+    theirs = tmp_path / "logs" / "seed=0" / "dense" / "events.out.tfevents.1.host"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    for _ in range(2):
+        tensorboard.write(runs[0], tmp_path / "logs")
+        assert theirs.read_text() == "theirs"
+        assert len([*theirs.parent.iterdir()]) == 2
+    with pytest.raises(UserError, match=r"--to: .* is a run folder, which holds its cells alone"):
+        tensorboard.write(runs[0], runs[0])
+
+
+def test_a_comparison_that_is_not_whole_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a report: `compare.build` asks `page.is_whole` of all that it shows."""
+    asked: list[Path] = []
+    monkeypatch.setattr(page, "is_whole", lambda folder, shows: not asked.append(folder))
+    monkeypatch.setattr(compare, "read_study", lambda run: {"config": {"name": run.name}, "identity": {}})
+    monkeypatch.setattr(compare, "load", lambda run: [None])
+    monkeypatch.setattr(compare, "entries", lambda *_: [])
+    monkeypatch.setattr(compare, "title", lambda _: "x")
+    monkeypatch.setattr(compare, "_csv", lambda *_: "")
+    found = compare.build([tmp_path / "a", tmp_path / "b"], only_if_changed=True)
+    assert asked == [found.parent]
