@@ -134,8 +134,8 @@ def build(
             network is no sequence of layers, or a file cannot be read or written.
     """
     run = Path(run)
-    if draws < 1:
-        raise UserError(f"--draws: {draws} is not allowed; it must be 1 or more.")
+    if not 1 <= draws <= 10_000:
+        raise UserError(f"--draws: {draws} is not allowed; it must be from 1 to 10000.")
     about = read_study(run)
     made = about["data"]
     model = models.build(config.from_dict(about["config"]).model, tuple(made["shape"]), made["classes"])

@@ -196,8 +196,12 @@ def ask(
     for step in steps or ():
         if not 0 <= step <= total:
             raise UserError(f"--steps: {step} is not allowed; it must be from 0 to {total}, the last step.")
-    if images < 1:
-        raise UserError(f"--images: {images} is not allowed; it must be 1 or more.")
+    there_are = len(prepared.dataset.train_images) - prepared.study.data.validation
+    if not 1 <= images <= there_are:
+        raise UserError(
+            f"--images: {images} is not allowed; it must be from 1 to {there_are}, the images of the train "
+            "split."
+        )
     looked_at = {round(share * total) for share in _SHARES} | {total} if steps is None else {*steps}
     batches = min(-(-images // prepared.study.train.batch), prepared.lengths.per_epoch)
     return Asked(

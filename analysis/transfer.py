@@ -38,6 +38,7 @@ from analysis.entries import title
 from analysis.page import Drawn
 from analysis.verdicts import Finding
 from lthjax import (
+    checked,
     config,
     errors,
     models,
@@ -70,7 +71,12 @@ _ORDER = (DENSE, TICKET, *ARMS)
 _AGAINST = {TICKET: "the target's own ticket", "shuffled": "the mask shuffled within layers"}
 _PAIRS = {"same": "mask of the same seed", "other": "mask of another seed"}
 _NEAR = (0.1, 0.03)
-_MADE_FROM = ("source", "source_seed", "own_level", "shared_init")
+_MADE_FROM: dict[str, checked.Check] = {
+    "source": checked.text,
+    "source_seed": checked.whole(0),
+    "own_level": checked.whole(0),
+    "shared_init": lambda value: isinstance(value, bool),
+}
 _shuffle = jax.jit(prune.shuffle)
 _uniform = jax.jit(prune.uniform, static_argnums=2)
 # Percentage points within which a moved ticket counts as good as the target's own.
@@ -590,7 +596,8 @@ def load(run: str | Path) -> list[Row]:
         result = read_result(path.parent)
         made = result.get("made_from") or {}
         known = {"arm": result["arm"] in ARMS, "density": isinstance(result.get("density"), float)}
-        wrong = [name for name in _MADE_FROM if name not in made] + [n for n, ok in known.items() if not ok]
+        wrong = [name for name, fits in _MADE_FROM.items() if not fits(made.get(name))]
+        wrong += [name for name, fits in known.items() if not fits]
         if wrong:
             raise UserError(
                 f"{path}: it cannot be read ({wrong[0]} is missing or unknown); delete {path.parent} and run "

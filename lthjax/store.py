@@ -17,14 +17,14 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import jax
 import numpy as np
 
-from lthjax import config, prune
+from lthjax import checked, config, prune
 from lthjax.errors import DAMAGED, UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -182,20 +182,21 @@ def read_result(cell_folder: Path) -> dict[str, Any]:
     """A cell's result.json.
 
     Raises:
-        UserError: it is not there or not JSON.
+        UserError: it is not there, not JSON, or a field of it is not what it must be.
     """
-    return _read_json(cell_folder / "result.json", ("seed", "chain", "level", "arm", "repeat", "status"))
+    return _sound(cell_folder / "result.json", checked.result)
 
 
 def read_study(run: Path) -> dict[str, Any]:
     """A run folder's study.json.
 
     Raises:
-        UserError: there is none, or it is not JSON.
+        UserError: there is none, it is not JSON, a field of it is not what it must be, or a newer version
+            of lthjax has written it.
     """
     if not (run / "study.json").is_file():
         raise UserError(f"{run}: it is not a run folder (no study.json in it).")
-    return _read_json(run / "study.json", ("identity", "config", "lengths", "data"))
+    return _sound(run / "study.json", checked.study)
 
 
 def check_identity(run: Path, identity: dict[str, Any]) -> None:
@@ -247,11 +248,26 @@ def _damaged(path: Path, error: Exception) -> UserError:
     )
 
 
+def _sound(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """A JSON file whose fields are what they must be."""
+    value = _read_json(path, ())
+    try:
+        check(value)
+    except checked.Newer as error:
+        raise UserError(
+            f"{path}: a newer version of lthjax has written it ({error}); update lthjax, or name another "
+            "folder."
+        ) from error
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    return value
+
+
 def _read_json(path: Path, needed: Iterable[str]) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         lacking = [key for key in needed if key not in value] if isinstance(value, dict) else ["an object"]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     if lacking:
         raise _damaged(path, ValueError(f"it lacks {', '.join(lacking)}"))
