@@ -304,7 +304,7 @@ def check_types(part: Any, prefix: str = "") -> None:
         value, hint = getattr(part, field_.name), hints[field_.name]
         if dataclasses.is_dataclass(hint) and type(value) is hint:
             check_types(value, f"{prefix}{field_.name}.")
-        elif not _fits(value, hint):
+        elif dataclasses.is_dataclass(hint) or not _fits(value, hint):
             written = getattr(part.__class__, "__annotations__", {}).get(field_.name, hint)
             kind = getattr(written, "__name__", str(written)) if isinstance(written, type) else str(written)
             raise UserError(f"{prefix}{field_.name}: {value!r} is not allowed; it must be of type {kind}.")

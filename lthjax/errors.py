@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import stat
 import sys
 import tokenize
 import zipfile
@@ -89,7 +90,9 @@ def check_folder(path: str | Path, option: str) -> None:
             "it from and to a local folder."
         )
     try:
-        file = os.path.lexists(path) and not Path(path).is_dir()
+        file = not stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return
     except (OSError, ValueError) as error:  # ValueError: a null byte
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{option}: {str(path)!r} cannot be used ({why}); name another folder.") from error

@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 
 import analysis
 from analysis import cells, figures, publish, report, verdicts
-from lthjax import config, study
+from lthjax import config, record, study
 from lthjax.errors import UserError
 from lthjax.stats import mean_interval
 
@@ -228,10 +228,12 @@ def test_an_unchanged_report_is_left_alone_and_a_changed_one_is_not(
     assert report.build(run, only_if_changed=True).stat().st_mtime_ns > when
 
 
-def test_not_a_run_folder(tmp_path: Path) -> None:
+def test_not_a_run_folder(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run folder"):
         report.build(tmp_path)
-    (tmp_path / "study.json").write_text('{"identity": {}, "config": {}, "lengths": {}, "data": {}}')
+    prepared = tiny(levels=1)
+    about = record.about(prepared.study, prepared.lengths, prepared.dataset)
+    (tmp_path / "study.json").write_text(json.dumps({"identity": prepared.identity, **about}))
     with pytest.raises(UserError, match="no finished cell in it yet"):
         report.build(tmp_path)
     (tmp_path / "study.json").write_text("{")

@@ -127,7 +127,7 @@ def load(path: str | Path) -> Ticket:
             _nested(trees["origin"]) if trees["origin"] else None,
             metadata,
         )
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ValueError(f"{where}: not a ticket that prune.save wrote, or damaged: {error}.") from error
 
 
