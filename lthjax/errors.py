@@ -1,6 +1,7 @@
 """The one error a user can cause: names it suggests, how a command ends with it, what is turned into it."""
 
 import difflib
+import errno
 import os
 import re
 import stat
@@ -90,14 +91,16 @@ def check_folder(path: str | Path, option: str) -> None:
             "it from and to a local folder."
         )
     try:
-        file = not stat.S_ISDIR(os.stat(path).st_mode)
+        why: object = "" if stat.S_ISDIR(os.stat(path).st_mode) else os.strerror(errno.ENOTDIR)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:  # ValueError: a null byte
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"{option}: {str(path)!r} cannot be used ({why}); name another folder.") from error
-    if file:
-        raise UserError(f"{option}: {str(path)!r} is not a folder; name a folder, which need not be there.")
+    if why:
+        done = "written" if option == "--out" else "read"
+        raise UserError(
+            f"{option}: {str(path)!r} cannot be {done} ({why}); choose another folder with {option}."
+        )
 
 
 def load_jax() -> None:

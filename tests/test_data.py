@@ -255,7 +255,7 @@ def test_prepared_folder_that_is_cut_short(prepared: Path, file: str, share: flo
         path.unlink()
     else:
         path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match="cannot read it without TensorFlow|preparing|'digits' is not known"):
+    with pytest.raises(UserError, match=r"cannot read it without TensorFlow|preparing|'digits' is not known"):
         data.load("digits", prepared)
     assert not (prepared / "digits.npz").exists()
 
