@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import config, errors
+from lthjax import cli, config
 from lthjax.errors import UserError
 
 
@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> None:
     options = sweep[0]
 
     # What follows loads JAX; `--help` above does not wait for it.
+    cli.load_jax()
     from analysis import report
     from lthjax import progress, replicate, study
 
@@ -77,7 +78,7 @@ def parse(arguments: list[str]) -> list[Options]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return [
+            sweep = [
                 tyro.cli(
                     Options,
                     default=Options(config=Path(path), study=study),
@@ -91,6 +92,10 @@ def parse(arguments: list[str]) -> list[Options]:
         if stop.code in (0, None):
             raise
         raise UserError(one_sentence(said.getvalue())) from None
+    if any(re.match("--control[-_]levels(=|$)", argument) for argument in arguments):
+        for options in sweep:
+            config.check_control_levels(options.study)
+    return sweep
 
 
 def one_sentence(box: str) -> str:
@@ -104,4 +109,4 @@ def one_sentence(box: str) -> str:
 
 if __name__ == "__main__":
     logging.getLogger("absl").setLevel(logging.ERROR)
-    errors.command_line(main)
+    cli.run(main)

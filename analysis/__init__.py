@@ -1,5 +1,18 @@
 """Figures and reports of lthjax run folders. Only `landscape`, `predict` and `transfer` train."""
 
+import sys
+
+from lthjax import cli, errors
+
+try:
+    cli.load_jax()
+except errors.UserError as error:
+    if sys.argv[0] != "-m":
+        raise
+    # `python -m analysis.X` imports this package before the command could say what is wrong.
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
 from analysis.cells import COLUMNS, Row, frame, load
 
 __all__ = ["COLUMNS", "Row", "frame", "load"]

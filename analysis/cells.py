@@ -184,4 +184,4 @@ def _by_number(chain: str) -> tuple[bool, int, str]:
     """Chains in the order of their rewind steps, the dense network before all."""
     number = chain.rpartition("-")[2]
     led = not chain.startswith(("rewind-", DENSE))
-    return (led, int(number) if number.isdigit() else -1, chain)
+    return (led, int(number) if number.isdecimal() else -1, chain)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from analysis import extra
-from lthjax import errors, files, manifest
+from lthjax import cli, files, manifest
 from lthjax.errors import UserError
 from lthjax.store import checked, read_result, read_study, set_aside
 
@@ -135,4 +135,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from analysis.cells import Row, load, select
-from lthjax import arms, config, errors, models, prune
+from lthjax import arms, cli, config, models, prune
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
@@ -112,4 +112,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

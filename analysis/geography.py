@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from analysis import cells, extra, figures, page
 from analysis.page import Drawn
 from analysis.verdicts import Finding
-from lthjax import config, errors, geography, models, prune, stats, transfer
+from lthjax import cli, config, geography, models, prune, stats, transfer
 from lthjax.errors import UserError, shell
 from lthjax.imp import Cell
 from lthjax.models import Model
@@ -134,8 +134,8 @@ def build(
             network is no sequence of layers, or a file cannot be read or written.
     """
     run = Path(run)
-    if draws < 1:
-        raise UserError(f"--draws: {draws} is not allowed; it must be 1 or more.")
+    if not 1 <= draws <= 10_000:
+        raise UserError(f"--draws: {draws} is not allowed; it must be from 1 to 10000.")
     about = read_study(run)
     made = about["data"]
     model = models.build(config.from_dict(about["config"]).model, tuple(made["shape"]), made["classes"])
@@ -526,4 +526,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

@@ -63,7 +63,7 @@ from analysis.landscape_table import (
     read,
     write_arrays,
 )
-from lthjax import data, errors, imp, landscape, progress, prune, record, replicate, rng, study, train
+from lthjax import cli, data, imp, landscape, progress, prune, record, replicate, rng, study, train
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -74,6 +74,8 @@ __all__ = ["Asked", "Difference", "Found", "Row", "Settings", "ask", "build", "d
 PyTree = Any
 # Steps of a replay at which its train loss is looked at, at most.
 _CAPTURES = 32
+# Points, draws, probes and steps, each.
+_MOST = 10_000
 # Images at a time.
 _CHUNK = {"cpu": 50}
 _CHUNK_ELSEWHERE = 500
@@ -157,8 +159,11 @@ def _check(settings: Settings) -> None:
     least = {"images": 4, "points": 3, "alphas": 2, "trace_probes": 2}
     for name, value in settings._asdict().items():
         lowest = least.get(name, 1 if isinstance(value, int) else 0.0)
-        if value < lowest or not math.isfinite(value) or (lowest == 0.0 and value == 0):
+        # Of images there may be asked for more than there are; of all else so many would take for ever.
+        most = math.inf if "images" in name or lowest == 0.0 else _MOST
+        if not lowest <= value <= most or not math.isfinite(value) or (lowest == 0.0 and value == 0):
             allowed = f"{lowest} or more" if lowest else "above 0 and finite"
+            allowed += f", at most {_MOST}" if most == _MOST else ""
             raise UserError(f"--{name.replace('_', '-')}: {value} is not allowed; it must be {allowed}.")
     if settings.eigenvalues > settings.steps:
         raise UserError(
@@ -805,4 +810,4 @@ _HELP = {
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

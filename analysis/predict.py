@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from analysis import cells, extra, figures, page
 from analysis.page import Drawn, Link, Section
 from analysis.verdicts import Finding
-from lthjax import data, errors, models, predict, progress, prune, record, rng, study, train
+from lthjax import cli, data, models, predict, progress, prune, record, rng, study, train
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -47,6 +47,8 @@ LOGISTIC = "logistic"
 MEAN, POOLED = "mean", "pooled"
 PREDICTED, TWIN = "predicted", "predicted_shuffled"
 _NEAR = (0.2, 0.1, 0.03)
+# Train images that scores see.
+_IMAGES = 1000
 # Shares of the dense training at which it is looked at, besides its beginning and its end.
 _SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -158,7 +160,7 @@ def ask(
     chain: str | None = None,
     levels: Sequence[int] | None = None,
     steps: Sequence[int] | None = None,
-    images: int = 1000,
+    images: int | None = None,
 ) -> Asked:
     """Resolves what is asked against what the run has.
 
@@ -170,10 +172,11 @@ def ask(
         steps: of the dense training; by default shares of it from 0.2 % to 20 %, and its end. Step 0
             and the chain's rewind step are always among them.
         images: how many train images the scores that look at gradients see: whole batches, the first
-            of the dense network's order, one epoch at most.
+            of the dense network's order, one epoch at most. By default 1,000, or all of fewer.
 
     Raises:
-        UserError: the run has no such chain, level or ticket; a step is out of range; the data differ.
+        UserError: the run has no such chain, level or ticket; a step or number of images is out of
+            range; the data differ.
     """
     run = Path(run)
     about, chain, rewind, _, tickets = extra.opened(run, chain)
@@ -196,8 +199,13 @@ def ask(
     for step in steps or ():
         if not 0 <= step <= total:
             raise UserError(f"--steps: {step} is not allowed; it must be from 0 to {total}, the last step.")
-    if images < 1:
-        raise UserError(f"--images: {images} is not allowed; it must be 1 or more.")
+    there_are = len(prepared.dataset.train_images) - prepared.study.data.validation
+    images = min(_IMAGES, there_are) if images is None else images
+    if not 1 <= images <= there_are:
+        raise UserError(
+            f"--images: {images} is not allowed; it must be from 1 to {there_are}, the images of the train "
+            "split."
+        )
     looked_at = {round(share * total) for share in _SHARES} | {total} if steps is None else {*steps}
     batches = min(-(-images // prepared.study.train.batch), prepared.lengths.per_epoch)
     return Asked(
@@ -875,7 +883,9 @@ def main(arguments: list[str]) -> None:
         nargs="+",
         help="of the dense training; by default from 0.2 to 20 %% of it, and its end",
     )
-    parser.add_argument("--images", type=int, default=1000, help="train images that scores see (1000)")
+    parser.add_argument(
+        "--images", type=int, help=f"train images that scores see ({_IMAGES}, or all of fewer)"
+    )
     parser.add_argument(
         "--no-training",
         action="store_true",
@@ -894,4 +904,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

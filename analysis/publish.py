@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from analysis import page, report, savings
-from lthjax import errors, files
+from lthjax import cli, files
 from lthjax.errors import UserError
 from lthjax.store import read_study
 
@@ -218,4 +218,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

@@ -26,7 +26,7 @@ from analysis import (
 from analysis.cells import Row, accuracies, arms, chains, difference, load, mean_accuracy, select, to_csv
 from analysis.entries import title
 from analysis.page import Link, Section, Table
-from lthjax import config, errors, imp, stats
+from lthjax import cli, config, imp, stats
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
@@ -315,4 +315,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

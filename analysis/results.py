@@ -24,7 +24,7 @@ from analysis import compare, extra, page, report, transfer
 from analysis.cells import Row, accuracies, by_seed, difference, mean_accuracy, select
 from analysis.entries import Entry, Point, at_most, entries
 from analysis.page import Table
-from lthjax import errors, files, progress
+from lthjax import cli, files, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.stats import (
@@ -386,4 +386,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

@@ -24,7 +24,7 @@ from analysis.export import export
 from analysis.page import Link, Section, Table
 from analysis.verdicts import Finding
 from benchmarks import measure
-from lthjax import config, data, errors, models, prune, savings
+from lthjax import cli, config, data, models, prune, savings
 from lthjax.arms import ARMS
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
@@ -658,4 +658,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

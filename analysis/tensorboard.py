@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from analysis.cells import load
-from lthjax import errors
+from lthjax import cli
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.store import folder, read_result
@@ -76,4 +76,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

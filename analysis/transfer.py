@@ -38,8 +38,9 @@ from analysis.entries import title
 from analysis.page import Drawn
 from analysis.verdicts import Finding
 from lthjax import (
+    cli,
     config,
-    errors,
+    fields,
     models,
     progress,
     prune,
@@ -50,7 +51,7 @@ from lthjax import (
     train,
     transfer,
 )
-from lthjax.errors import UserError, shell
+from lthjax.errors import UserError, shell, unknown
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model, Variables
 from lthjax.stats import Interval, mean_interval
@@ -70,7 +71,12 @@ _ORDER = (DENSE, TICKET, *ARMS)
 _AGAINST = {TICKET: "the target's own ticket", "shuffled": "the mask shuffled within layers"}
 _PAIRS = {"same": "mask of the same seed", "other": "mask of another seed"}
 _NEAR = (0.1, 0.03)
-_MADE_FROM = ("source", "source_seed", "own_level", "shared_init")
+_MADE_FROM: dict[str, fields.Check] = {
+    "source": fields.text,
+    "source_seed": fields.whole(0),
+    "own_level": fields.whole(0),
+    "shared_init": lambda value: isinstance(value, bool),
+}
 _shuffle = jax.jit(prune.shuffle)
 _uniform = jax.jit(prune.uniform, static_argnums=2)
 # Percentage points within which a moved ticket counts as good as the target's own.
@@ -344,7 +350,7 @@ def build(
     """
     for name in arms:
         if name not in ARMS:
-            raise errors.unknown("--arms", name, ARMS)
+            raise unknown("--arms", name, ARMS)
     sources, targets = _once("--from", sources), _once("--to", targets)
     # Before anything is trained.
     for source in sources:
@@ -589,7 +595,8 @@ def load(run: str | Path) -> list[Row]:
         result = read_result(path.parent)
         made = result.get("made_from") or {}
         known = {"arm": result["arm"] in ARMS, "density": isinstance(result.get("density"), float)}
-        wrong = [name for name in _MADE_FROM if name not in made] + [n for n, ok in known.items() if not ok]
+        wrong = [name for name, fits in _MADE_FROM.items() if not fits(made.get(name))]
+        wrong += [name for name, fits in known.items() if not fits]
         if wrong:
             raise UserError(
                 f"{path}: it cannot be read ({wrong[0]} is missing or unknown); delete {path.parent} and run "
@@ -953,4 +960,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.command_line(main)
+    cli.run(main)

@@ -7,7 +7,6 @@ loads neither jax nor flax, so that `--help` answers at once.
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import runpy
 import traceback
@@ -144,6 +143,12 @@ class Lengths(NamedTuple):
     rewind: tuple[int, ...]
 
 
+# Of a study: as many take half a day of writing alone, and 12 GB.
+_MOST_CELLS = 100_000
+# Steps are counted in int32, and learning rates are float32.
+_MOST_STEPS = 2**31 - 1
+_SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+
 # Fields that only add cells to a study: they stay outside the fingerprint, so that a study can be
 # widened without training anything again. `levels` is one because no level's rate depends on it.
 _WIDENING = ("name", "seeds", "levels", "arms", "repeats", "control_levels", "rewind")
@@ -185,17 +190,23 @@ def load_all(path: str | Path) -> list[Study]:
         raise UserError(f"{path}: it defines {' and '.join(there) or 'no `config`'}; {wanted}.")
     found = defined[there[0]]
     studies = list(found) if there == ["configs"] and isinstance(found, list | tuple) else [found]
-    strange = [type(study).__name__ for study in studies if not isinstance(study, Study)]
+    # A subclass may add or derive fields, and what reads a run folder knows nothing of them.
+    strange = [type(study).__name__ for study in studies if type(study) is not Study]
     if strange or not studies:
         what = f"of type {strange[0]}" if strange else "that is empty"
         raise UserError(f"{path}: it defines a `{there[0]}` {what}; {wanted}.")
     for study in studies:
-        _check_types(study, "")
+        check_types(study)
+        check_control_levels(study)
     return studies
 
 
 def from_dict(fields: dict[str, Any]) -> Study:
-    """The study that `dataclasses.asdict` and JSON made these fields of."""
+    """The study that `dataclasses.asdict` and JSON made these fields of.
+
+    Raises:
+        TypeError: a field is not known, or a part of the study is no dictionary.
+    """
 
     def tuples(value: Any) -> Any:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
@@ -225,14 +236,75 @@ def replaced(study: Study, fields: Mapping[str, Any]) -> Study:
     return from_dict(whole)
 
 
-def _check_types(part: Any, prefix: str) -> None:
-    """Raises for a field whose value is not of its declared type."""
+def check_control_levels(study: Study) -> None:
+    """Raises for control levels that the study never reaches, which would be passed over without a word.
+
+    Not part of `validate`: a file's `control_levels` stay what they are where `--levels` asks for fewer.
+
+    Raises:
+        UserError: names them.
+    """
+    beyond = [level for level in study.control_levels if level > study.levels]
+    if beyond:
+        raise UserError(
+            f"control_levels: {beyond[0]} is beyond the last level, {study.levels}; it must be from 1 to "
+            "levels: name other levels, or raise levels."
+        )
+
+
+def check_size(study: Study) -> None:
+    """Raises for a study of more cells than could be listed, let alone be trained.
+
+    Raises:
+        UserError: says what of it is too much.
+    """
+    from lthjax.arms import ARMS
+
+    others = [arm for arm in study.arms if arm != "ticket"]
+    leaders = 1 + sum(arm in ARMS and ARMS[arm].leads for arm in others)
+    controls = sum(repeats(study, arm) for arm in others if arm not in ARMS or not ARMS[arm].leads)
+    named = {level for level in study.control_levels if level <= study.levels}
+    where = len(named) if study.control_levels else study.levels
+    cells = len(study.seeds) * (1 + len(study.rewind) * (study.levels * leaders + where * controls))
+    if cells > _MOST_CELLS:
+        raise UserError(
+            f"levels: {study.levels} with {len(study.seeds)} seeds, {len(study.rewind)} rewind steps and "
+            f"their arms and repeats would be {cells:,} cells; there may be {_MOST_CELLS:,}: ask for fewer."
+        )
+
+
+def check_data_name(name: str) -> None:
+    """Raises for a name of data that leads out of the data folder or that no file can have.
+
+    Raises:
+        UserError: names it.
+    """
+    parts = name.split("/")
+    if any(not part or part.startswith(".") or len(part.encode()) > 200 for part in parts) or not (
+        name.isprintable()
+    ):
+        raise UserError(
+            f"data.name: {name!r} is not allowed; it must be the name of a data set, not a path (the folder "
+            "that it lies in is --data-dir)."
+        )
+
+
+def check_types(part: Any, prefix: str = "") -> None:
+    """Raises for a field whose value is not of its declared type.
+
+    Args:
+        part: a study, or a part of one.
+        prefix: of its fields' names.
+
+    Raises:
+        UserError: names the field.
+    """
     hints = get_type_hints(type(part))
     for field_ in dataclasses.fields(part):
         value, hint = getattr(part, field_.name), hints[field_.name]
-        if dataclasses.is_dataclass(hint) and isinstance(value, hint):  # type: ignore[arg-type]
-            _check_types(value, f"{prefix}{field_.name}.")
-        elif not _fits(value, hint):
+        if dataclasses.is_dataclass(hint) and type(value) is hint:
+            check_types(value, f"{prefix}{field_.name}.")
+        elif dataclasses.is_dataclass(hint) or not _fits(value, hint):
             written = getattr(part.__class__, "__annotations__", {}).get(field_.name, hint)
             kind = getattr(written, "__name__", str(written)) if isinstance(written, type) else str(written)
             raise UserError(f"{prefix}{field_.name}: {value!r} is not allowed; it must be of type {kind}.")
@@ -275,7 +347,9 @@ def parse_duration(value: Duration, name: str) -> tuple[int, Literal["steps", "e
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value, "steps"
-    match = re.fullmatch(r"\s*(\d+)\s*(steps?|epochs?)?\s*", value) if isinstance(value, str) else None
+    # More digits than any duration has are no number to Python.
+    pattern = r"\s*(\d{1,20})\s*(steps?|epochs?)?\s*"
+    match = re.fullmatch(pattern, value) if isinstance(value, str) else None
     if match is None:
         raise UserError(
             f"{name}: {value!r} is not a duration; write a number of steps (500 or '500 steps') or "
@@ -307,10 +381,10 @@ def validate(study: Study) -> None:
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
     need(
-        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", study.name) is not None,
+        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", study.name) is not None,
         "name",
         study.name,
-        "letters, digits, '_', '-' and '.', as it names a folder",
+        "up to 200 letters, digits, '_', '-' and '.', as it names a folder",
     )
     need(len(study.seeds) > 0, "seeds", study.seeds, "at least one seed")
     for seed in study.seeds:
@@ -326,16 +400,20 @@ def validate(study: Study) -> None:
     need(_unique(arm for arm, _ in study.repeats), "repeats", study.repeats, "one pair for an arm")
     for level in study.control_levels:
         need(whole(level, 1), "control_levels", level, "whole numbers, 1 or more")
+    check_size(study)
     among("model", study.model, MODELS)
+    check_data_name(study.data.name)
     need(whole(study.data.validation, 1), "data.validation", study.data.validation, "1 or more")
     need(whole(study.train.batch, 1), "train.batch", study.train.batch, "1 or more")
     among("train.precision", study.train.precision, get_args(Precision))
     among("optim.name", study.optim.name, ("adam", "sgd"))
     among("optim.schedule", study.optim.schedule, ("constant", "cosine", "steps"))
-    need(0 < study.optim.lr < math.inf, "optim.lr", study.optim.lr, "above 0 and finite")
+    need(_SMALLEST <= study.optim.lr <= _LARGEST, "optim.lr", study.optim.lr,
+         "above 0 and finite, in float32")  # fmt: skip
     need(0 <= study.optim.momentum < 1, "optim.momentum", study.optim.momentum, "in [0, 1)")
-    need(0 <= study.optim.weight_decay < math.inf, "optim.weight_decay", study.optim.weight_decay,
-         "0 or more and finite")  # fmt: skip
+    decay = study.optim.weight_decay
+    need(decay == 0 or _SMALLEST <= decay <= _LARGEST, "optim.weight_decay", decay,
+         "0 or more and finite, in float32")  # fmt: skip
     need(0 < study.optim.decay <= 1, "optim.decay", study.optim.decay, "in (0, 1]")
     if study.optim.schedule != "steps":
         need(not study.optim.milestones, "optim.milestones", study.optim.milestones,
@@ -354,7 +432,7 @@ def validate(study: Study) -> None:
             need(0 < rate < 1, f"prune.rate of {pattern!r}", rate, "in (0, 1), for example 0.2")
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise UserError(f"prune.rate: {pattern!r} is not a regex: {error}.") from error
     for rate in study.prune.rates:
         need(0 < rate < 1, "prune.rates", rate, "in (0, 1), for example 0.2")
@@ -398,7 +476,10 @@ def lengths(study: Study, train_split: int) -> Lengths:
 
     def steps(value: Duration, name: str) -> int:
         number, unit = parse_duration(value, name)
-        return number * per_epoch if unit == "epochs" else number
+        found = number * per_epoch if unit == "epochs" else number
+        if found > _MOST_STEPS:
+            raise UserError(f"{name}: {value!r} is more than {_MOST_STEPS} steps, and so are never trained.")
+        return found
 
     total = steps(study.train.steps, "train.steps")
     if total < 1:

@@ -16,8 +16,11 @@ import gzip
 import hashlib
 import io
 import logging
+import os
+import sys
 import tarfile
 import threading
+import zipfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -27,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import files, rng
-from lthjax.errors import DAMAGED, UserError, unknown
+from lthjax import config, files, rng
+from lthjax.errors import DAMAGED, UserError, check_folder, unknown
 
 EMBEDDED = "mnist_10k"
 CATALOGUE = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100")
@@ -106,6 +109,8 @@ def load(name: str, dir: str | Path = "data") -> Dataset:
     Raises:
         UserError: it is nowhere to be found and cannot be fetched, or what was found is malformed.
     """
+    config.check_data_name(name)
+    check_folder(dir, "--data-dir")
     if name == EMBEDDED:
         with resources.as_file(resources.files("lthjax") / "assets" / f"{name}.npz") as path:
             return _checked(name, _read_npz(path), "the package")
@@ -218,6 +223,13 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             missing = [k for k in _KEYS if k not in archive]
             if missing:
                 raise UserError(f"{path}: it lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}.")
+            # A few bytes of a compressed file may unfold to more than there is room for.
+            size, room = sum(member.file_size for member in zipfile.ZipFile(path).infolist()), _memory()
+            if size > room:
+                raise UserError(
+                    f"{path}: it unfolds to {size / 2**30:,.1f} GiB, and this machine has "
+                    f"{room / 2**30:,.1f} GiB of memory; make it smaller."
+                )
             return {k: archive[k] for k in (*_KEYS, "classes") if k in archive}
     except DAMAGED as error:
         if isinstance(error, UserError):
@@ -225,6 +237,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: it cannot be read as an npz of plain arrays ({error}); make it with numpy.savez."
         ) from error
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory; as many as a process can address where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # no such call on Windows
+        return sys.maxsize
 
 
 def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Dataset:
@@ -252,10 +272,20 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
         raise UserError(
             f"{source}: test_images are {shapes[1]}, train_images {shapes[0]}; they must be alike."
         )
-    declared = int(arrays["classes"]) if "classes" in arrays else _CLASSES.get(name)
     # A class that no train image has cannot be learnt; so many are a mistake, not a data set.
-    most = len(arrays["train_labels"]) - 1
-    classes = declared or min(int(arrays["train_labels"].max()), most) + 1
+    most = len(arrays["train_labels"])
+    declared = _CLASSES.get(name)
+    if "classes" in arrays:
+        number = arrays["classes"]
+        whole = number.dtype.kind in "iu" and number.shape == ()
+        if not whole or not 2 <= int(number) <= most:
+            shown = str(number[()]) if number.shape == () else f"an array of shape {number.shape}"
+            raise UserError(
+                f"{source}: classes is {shown[:60]} of dtype {number.dtype}; it must be a single whole "
+                f"number from 2 to {max(most, 2)}, the number of train images, or be left out."
+            )
+        declared = int(number)
+    classes = declared or min(int(arrays["train_labels"].max()) + 1, most)
     for part in ("train", "test"):
         labels = arrays[f"{part}_labels"]
         low, high = int(labels.min()), int(labels.max())
@@ -295,12 +325,14 @@ def _tfds() -> Any:
 
 def _prepared_folder(folder: Path) -> Path | None:
     """The newest version below a TFDS data set's folder, or None."""
-    found = [info.parent for info in folder.glob("**/dataset_info.json")]
+    # NAME/VERSION or NAME/CONFIG/VERSION; the folder may be a large one that has only the same name.
+    patterns = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
+    found = [info.parent for pattern in patterns for info in folder.glob(pattern)]
     return max(found, key=_version) if found else None
 
 
 def _version(folder: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in folder.name.split(".") if part.isdigit())
+    return tuple(int(part) for part in folder.name.split(".") if part.isdecimal())
 
 
 def _read_prepared(folder: Path) -> dict[str, np.ndarray]:
@@ -439,7 +471,7 @@ def _through_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
     tfds = _tfds()
     try:
         tfds.builder_cls(name)
-    except (tfds.core.DatasetNotFoundError, ValueError):
+    except Exception:  # not found, no name at all, or of a namespace that takes what is not installed
         known = tfds.list_builders(with_community_datasets=False)
         own = sorted(p.stem for p in folder.glob("*.npz") if p.is_file())
         suggestion = str(unknown("data.name", name, [EMBEDDED, *known, *own])).split(" Known:")[0]

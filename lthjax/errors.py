@@ -1,17 +1,16 @@
-"""The one error a user can cause: names it suggests, how a command ends with it, what is turned into it."""
+"""The one error a user can cause: names it suggests, what is turned into it, paths that it refuses."""
 
-import contextlib
 import difflib
+import errno
 import os
+import re
 import shlex
-import signal
-import sys
-import threading
+import stat
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Iterable
+from pathlib import Path
 
 DAMAGED = (
     OSError,
@@ -19,6 +18,10 @@ DAMAGED = (
     KeyError,
     EOFError,
     RuntimeError,  # NotImplementedError among them: a flag or version that zipfile does not know
+    SyntaxError,  # a header that is no Python literal
+    tokenize.TokenError,  # likewise, of the second try that numpy makes
+    TypeError,  # a header whose literal is of another type
+    MemoryError,  # a header that claims more than there is
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -45,86 +48,30 @@ def shell(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
-# Seconds that a command has to end by itself after a signal.
-_GRACE = 3.0
+def check_folder(path: str | Path, option: str) -> None:
+    """Raises for a path that is no local folder and cannot become one.
 
+    Args:
+        path: the folder; need not exist.
+        option: of the command line that names it.
 
-class Stopped(BaseException):
-    """A signal has asked the process to end; its argument is the signal's number."""
-
-
-def command_line(main: Callable[[list[str]], None]) -> None:
-    """Runs a command and says in one sentence why it ended early.
-
-    A user's mistake ends it with status 2, and so does a fault of the disk; Ctrl-C, SIGTERM and SIGHUP
-    with 128 and the signal's number, within a few seconds. What was written until then is whole.
+    Raises:
+        UserError: it is an address, a file, or the system does not let it be looked at.
     """
+    # `Path` has made one slash of two.
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+        raise UserError(
+            f"{option}: {str(path)!r} is an address; it must be a folder of this machine: mount it, or copy "
+            "it from and to a local folder."
+        )
     try:
-        with _stoppable():
-            main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        # Who read the output has gone; nothing can be said to them.
-        os._exit(128 + 13)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        why = f"{where}{error.strerror or error}"
-        print(f"error: {why}; mend it, and the same command goes on from here.", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(_goes_on(signal.SIGINT), file=sys.stderr)
-        sys.exit(130)
-    except Stopped as stop:
-        _end(stop.args[0])
-
-
-def _goes_on(number: int) -> str:
-    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-    return f"stopped{by}; the same command goes on from here"
-
-
-def _end(number: int) -> NoReturn:
-    """Ends the process at once: threads of libraries would keep it for longer."""
-    with contextlib.suppress(OSError):
-        print(_goes_on(number), file=sys.stderr, flush=True)
-    os._exit(128 + number)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turns signals into an exception, and ends the process where that does not get through in time.
-
-    Python handles signals between two of its own instructions; a compiled program runs for longer than
-    that. So a thread waits for them, too.
-    """
-    ending = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    ending = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
-    seen, told = os.pipe()
-    os.set_blocking(told, False)
-    over = threading.Event()
-
-    def stop(number: int, _: FrameType | None) -> NoReturn:
-        raise Stopped(number)
-
-    def watch() -> None:
-        while heard := os.read(seen, 1):
-            if heard[0] in ending and not over.wait(_GRACE):
-                _end(heard[0])
-        os.close(seen)
-
-    before = {number: signal.getsignal(number) for number in ending}
-    for number in ending:
-        if number != signal.SIGINT:
-            signal.signal(number, stop)
-    earlier = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=watch, name="signals", daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(earlier)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        over.set()
-        os.close(told)
+        why: object = "" if stat.S_ISDIR(os.stat(path).st_mode) else os.strerror(errno.ENOTDIR)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        why = getattr(error, "strerror", None) or error
+    if why:
+        done = "written" if option == "--out" else "read"
+        raise UserError(
+            f"{option}: {str(path)!r} cannot be {done} ({why}); choose another folder with {option}."
+        )

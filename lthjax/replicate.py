@@ -5,11 +5,13 @@ grouped ones, which are slow there, and one replicate's numbers do not depend on
 for bit. On accelerators they run together (`vmap`).
 """
 
+import atexit
 import contextlib
 import hashlib
 import logging
 import os
 import platform
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
@@ -22,6 +24,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 _AXIS = "replicates"
+# How JAX ends the names of the files in its cache folder.
+_ENTRY = "-cache"
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +46,8 @@ def keep_programs() -> None:
 
     The folder is `lthjax/programs` under XDG_CACHE_HOME or ~/.cache (on Windows LOCALAPPDATA), with one
     folder for each version of jaxlib and kind of processor: a program compiled for one processor may
-    not run on another that shares the home folder. Does nothing where JAX has a cache folder already.
+    not run on another that shares the home folder. Damaged programs are compiled anew. Does nothing where
+    JAX has a cache folder already.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -58,8 +63,43 @@ def keep_programs() -> None:
     except OSError as error:
         _log.warning("compiled programs are not kept: %s", error)
         return
+    vouch = drop_damaged(folder)
+    atexit.register(vouch)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def drop_damaged(folder: Path) -> Callable[[], None]:
+    """Deletes the programs in a cache folder that are not what was written.
+
+    JAX writes an entry in place, notices some of the damage when it reads it, warns at every run and never
+    replaces it. So each entry has its checksum beside it, written by the process that made the entry, when
+    it ends; an entry without one was cut short, or is older than checksums.
+
+    Returns:
+        What writes the checksums of the entries that have come since.
+    """
+
+    def checksum(entry: Path) -> str:
+        return f"{zlib.crc32(entry.read_bytes()):08x}"
+
+    def beside(entry: Path) -> Path:
+        return entry.with_name(f"{entry.name}.crc32")
+
+    for entry in folder.glob(f"*{_ENTRY}"):
+        # Another process may be deleting it, too.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if not (beside(entry).is_file() and beside(entry).read_bytes() == checksum(entry).encode()):
+                beside(entry).unlink(missing_ok=True)
+                entry.unlink()
+    kept = {*folder.glob(f"*{_ENTRY}")}
+
+    def vouch() -> None:
+        for entry in {*folder.glob(f"*{_ENTRY}")} - kept:
+            with contextlib.suppress(OSError):
+                beside(entry).write_text(checksum(entry))
+
+    return vouch
 
 
 def cores() -> int:

@@ -21,7 +21,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from lthjax import config, files, manifest, prune
+from lthjax import config, fields, files, manifest, prune
 from lthjax.errors import DAMAGED, UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -240,10 +240,10 @@ def read_result(cell_folder: Path) -> dict[str, Any]:
     """A cell's result.json.
 
     Raises:
-        UserError: it is not there, or damaged.
+        UserError: it is not there, is damaged, or a field of it is not what it must be.
     """
     checked(cell_folder, "result.json")
-    return _read_json(cell_folder / "result.json", ("seed", "chain", "level", "arm", "repeat", "status"))
+    return _sound(cell_folder / "result.json", fields.result)
 
 
 def checked(of: Path, *names: str) -> manifest.Manifest | None:
@@ -299,7 +299,8 @@ def read_study(run: Path) -> dict[str, Any]:
     """A run folder's study.json.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, it is damaged, a field of it is not what it must be, or a newer version of
+            lthjax has written it.
     """
     return {name: value for name, value in _about(run).items() if name != _MANIFESTS}
 
@@ -309,7 +310,7 @@ def _about(run: Path) -> dict[str, Any]:
     path = run / "study.json"
     if not path.is_file():
         raise UserError(f"{run}: it is not a run folder (no study.json in it).")
-    return _read_json(path, ("identity", "config", "lengths", "data"), sealed=(_MANIFESTS, "sha256"))
+    return _sound(path, fields.study)
 
 
 def check_identity(run: Path, identity: dict[str, Any]) -> None:
@@ -367,17 +368,22 @@ def _mend(run: Path) -> str:
     return f"{command} sets it aside, and the command that made it then makes it anew"
 
 
-def _read_json(path: Path, needed: Iterable[str], sealed: Collection[str] = ()) -> dict[str, Any]:
-    """An object that has these keys; with any of the keys `sealed` it must have its own checksum."""
+def _sound(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """A JSON object whose checksum, if it has one, is right, and whose fields are what they must be."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        lacking = [key for key in needed if key not in value] if isinstance(value, dict) else ["an object"]
-        if not lacking and any(key in value for key in sealed):
+        if not isinstance(value, dict):
+            raise ValueError("it is not an object")
+        if any(key in value for key in (_MANIFESTS, "sha256")):
             value = manifest.opened(value)
+        check(value)
+    except fields.Newer as error:
+        raise UserError(
+            f"{path}: a newer version of lthjax has written it ({error}); update lthjax, or name another "
+            "folder."
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
-    if lacking:
-        raise _damaged(path, ValueError(f"it lacks {', '.join(lacking)}"))
     return value
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from lthjax import config, data, imp, models, optim, prune, record, replicate, rng, sweep, train
 from lthjax.arms import ARMS
-from lthjax.errors import UserError, shell
+from lthjax.errors import UserError, check_folder, shell
 from lthjax.imp import DENSE, Cell, Chain, Task, Ticket
 from lthjax.models import Model, Variables
 from lthjax.store import Store, check_identity, folder, read_result, state_folder
@@ -191,6 +191,7 @@ def plan(
         UserError: the folder was made by another config.
     """
     lent = lent or {}
+    check_folder(out, "--out")
     run = Path(out) / prepared.folder
     check_identity(run, prepared.identity)
     study, lengths = prepared.study, prepared.lengths

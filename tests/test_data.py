@@ -246,6 +246,20 @@ def test_prepared_folder_that_cannot_be_read(prepared: Path) -> None:
         data.load("digits", prepared)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99, None])
+@pytest.mark.parametrize("file", ["digits-train*", "digits-test*", "features.json", "dataset_info.json"])
+def test_prepared_folder_that_is_cut_short(prepared: Path, file: str, share: float | None) -> None:
+    (path,) = (prepared / "digits" / "1.2.0").glob(file)
+    content = path.read_bytes()
+    if share is None:
+        path.unlink()
+    else:
+        path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=r"cannot read it without TensorFlow|preparing|'digits' is not known"):
+        data.load("digits", prepared)
+    assert not (prepared / "digits.npz").exists()
+
+
 def idx(array: np.ndarray) -> bytes:
     header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
     return gzip.compress(header + array.astype(np.uint8).tobytes())

@@ -17,8 +17,8 @@ from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
 import analysis
-from analysis import cells, extra, figures, page, publish, report, verdicts
-from lthjax import config, study
+from analysis import cells, figures, page, publish, report, verdicts
+from lthjax import config, files, record, study
 from lthjax.errors import UserError
 from lthjax.stats import PERCENT, mean_interval
 
@@ -340,16 +340,18 @@ def test_a_full_disk_leaves_the_report_that_was_there(
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(extra, "write_whole", full)
+    monkeypatch.setattr(files, "write_whole", full)
     with pytest.raises(UserError, match=r"the report cannot be written \(No space left on device\)"):
         report.build(run)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
-def test_not_a_run_folder(tmp_path: Path) -> None:
+def test_not_a_run_folder(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run folder"):
         report.build(tmp_path)
-    (tmp_path / "study.json").write_text('{"identity": {}, "config": {}, "lengths": {}, "data": {}}')
+    prepared = tiny(levels=1)
+    about = record.about(prepared.study, prepared.lengths, prepared.dataset)
+    (tmp_path / "study.json").write_text(json.dumps({"identity": prepared.identity, **about}))
     with pytest.raises(UserError, match="no finished cell in it yet"):
         report.build(tmp_path)
     (tmp_path / "study.json").write_text("{")

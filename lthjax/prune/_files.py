@@ -199,7 +199,15 @@ def load(path: str | Path) -> Ticket:
             _nested(trees["origin"]) if trees["origin"] else None,
             metadata,
         )
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{where}: not a ticket that prune.save wrote, or damaged: {error}.") from error
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import check, load
-from lthjax import manifest, prune, study
+from lthjax import config, manifest, prune, record, study
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -31,15 +31,27 @@ def variables(factor: float = 1.0) -> Variables:
 
 
 def result(cell: Cell) -> dict:
-    return {**cell._asdict(), "status": "done", "test_accuracy": 0.5}
+    measured = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+    more = ("train_accuracy", "early_stop_test_accuracy", "early_stop_train_accuracy")
+    left = {"density": 0.5, "weights_left": 15, "weights": 30}
+    ended = {"early_stop_step": 5, "start": 0, "steps": 5, "seconds": 0.1, "made_from": None}
+    curves = {"step": [5], **{name: [0.5] for name in measured}}
+    scores = dict.fromkeys((*measured, *more), 0.5)
+    return {**cell._asdict(), "status": "done", "reason": "", **left, **scores, **ended, "curves": curves}
+
+
+def opened(path: Path, **changes: object) -> Store:
+    """A run folder of a study on the images that are part of the package."""
+    fields = {"model": "lenet300", "data": config.Data(name="mnist_10k"), "train": config.Train(steps=5)}
+    prepared = study.prepare(config.Study(**{**fields, **changes}))  # type: ignore[arg-type]
+    return Store(path, prepared.identity, record.about(prepared.study, prepared.lengths, prepared.dataset))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two seeds with a state, a dense network and a ticket each; nothing is trained."""
     run = tmp_path_factory.mktemp("made") / "x-0123abcd"
-    about = {"config": {}, "lengths": {}, "data": {}, "commands": ["one"]}
-    with Store(run, {"levels": 1}, about) as store:
+    with opened(run) as store:
         for number, seed in enumerate((0, 1)):
             store.write_state(seed, 0, variables(1 + number))
             dense = Cell(seed, DENSE, 0, DENSE)
@@ -104,24 +116,25 @@ def test_an_undamaged_folder_reads_and_checks(run: Path) -> None:
     assert {"result.json", "mask.npz"} < made.files.keys()
 
 
-def test_every_flipped_bit_is_noticed_or_changes_nothing(made: Path, tmp_path: Path) -> None:
-    """All files of the folder, a few bits each: Orbax by itself let 188 of 200 pass."""
+@pytest.mark.parametrize("count", [1, pytest.param(50, marks=pytest.mark.slow)])
+def test_every_flipped_bit_is_noticed_or_changes_nothing(made: Path, tmp_path: Path, count: int) -> None:
+    """So many bits of every file of the folder: Orbax by itself let 188 of 200 pass."""
     run = shutil.copytree(made, tmp_path / made.name)
     right = read_all(run)
     generator = np.random.default_rng(1)
     noticed = 0
     for path in used(run):
         good = path.read_bytes()
-        for at in generator.integers(0, 8 * len(good), 3):
+        for at in generator.integers(0, 8 * len(good), count):
             bad = bytearray(good)
             bad[at // 8] ^= 1 << at % 8
             path.write_bytes(bad)
             said = told(run, right)
             noticed += bool(said)
             assert not said or (f"{run} --repair sets it aside" in said and "\n" not in said), said
-            assert check.check(run).damaged or equal(read_all(run), right)
+            assert not said or check.check(run).damaged, (path, at)
         path.write_bytes(good)
-    assert noticed > 2 * len(used(run))
+    assert noticed > 0.9 * count * len(used(run))
 
 
 @settings(max_examples=60, deadline=None)
@@ -161,8 +174,7 @@ def test_what_is_copied_into_another_place_is_noticed(run: Path) -> None:
 
 
 def test_a_cell_of_another_study_or_another_parent_is_noticed(run: Path, tmp_path: Path) -> None:
-    about = {"config": {}, "lengths": {}, "data": {}, "commands": ["one"]}
-    with Store(tmp_path / "y-0", {"levels": 1, "optim.lr": 0.5}, about) as store:
+    with opened(tmp_path / "y-0", optim=config.Optim(lr=0.5)) as store:
         dense = Cell(0, DENSE, 0, DENSE)
         store.write(dense, result(dense), prune.ones(_PARAMS), variables(9))
     other = folder(tmp_path / "y-0", dense)
@@ -172,14 +184,14 @@ def test_a_cell_of_another_study_or_another_parent_is_noticed(run: Path, tmp_pat
         read_result(folder(run, dense))
     # Made anew with other bits, what was made from the old one no longer follows from it.
     set_aside(run, folder(run, dense))
-    with Store(run, {"levels": 1}, about) as store:
+    with opened(run) as store:
         store.write(dense, result(dense), prune.ones(_PARAMS), variables(9))
     read_result(folder(run, dense))
     with pytest.raises(UserError, match="it was made from another seed=0/dense than is there now"):
         read_result(folder(run, ONE))
     # The same bits again are the same parent, whatever the time it took.
     set_aside(run, folder(run, dense))
-    with Store(run, {"levels": 1}, about) as store:
+    with opened(run) as store:
         store.write(dense, result(dense) | {"seconds": 9.0}, prune.ones(_PARAMS), variables(2))
     read_result(folder(run, ONE))
 
@@ -208,9 +220,8 @@ def test_folders_of_older_versions_are_read_and_said_to_be_unchecked(
     found = check.check(run)
     assert (len(found.whole), len(found.unchecked), found.damaged) == (0, 7, {})
     # Gone on with, new cells have manifests and old ones still need none.
-    about = {"config": {}, "lengths": {}, "data": {}, "commands": ["two"]}
     new = ONE._replace(level=2)
-    with Store(run, {"levels": 1}, about) as store:
+    with opened(run) as store:
         store.write(new, result(new), _MASK, variables(), [folder(Path(), ONE)])
     assert equal(read_all(run)[1:], right[1:])
     found = check.check(run)

@@ -1,0 +1,179 @@
+"""How every command begins and ends: what no command line means, one sentence for a fault, signals."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from lthjax.errors import UserError
+
+# Seconds that a command has to end by itself after a signal.
+_GRACE = 3.0
+
+
+class Stopped(BaseException):
+    """A signal has asked the process to end; its argument is the signal's number."""
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command and says in one sentence why it ended early.
+
+    A user's mistake ends it with status 2, and so does a fault of the disk; Ctrl-C, SIGTERM and SIGHUP
+    with 128 and the signal's number, within a few seconds. What was written until then is whole.
+    """
+    try:
+        with _stoppable():
+            check_arguments(sys.argv[1:])
+            main(sys.argv[1:])
+    except UserError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        # Who read the output has gone; nothing can be said to them.
+        os._exit(128 + 13)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}; mend it, and the same command goes on from here.")
+    except Exception:
+        why = _no_device()
+        if not why:
+            raise
+        _fail(why)
+    except KeyboardInterrupt:
+        print(_goes_on(signal.SIGINT), file=sys.stderr)
+        sys.exit(130)
+    except Stopped as stop:
+        _end(stop.args[0])
+
+
+def _fail(why: str) -> NoReturn:
+    print(f"error: {why}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises for what no command line means: an option twice, an empty value, an address on the net.
+
+    Of an option that is given twice only the last would count; an empty value, as an unset variable of the
+    shell leaves it, would be the current folder; an address would be a folder of that name.
+
+    Raises:
+        UserError: names the option or the value.
+    """
+    seen: set[str] = set()
+    option = "an argument"
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--") and len(argument) > 2:
+            option, value = name, value if equals else "-"
+            # --dry-run and --no-dry-run are one; - and _ mean the same.
+            plain = "--" + name[2:].replace("_", "-").removeprefix("no-")
+            if plain in seen:
+                raise UserError(f"{name}: it is given twice; give it once, all its values after it.")
+            seen.add(plain)
+        else:
+            value = argument
+        if not value.strip():
+            raise UserError(f"{option}: {value!r} is empty; give a value, or leave the option out.")
+        if re.match(r"[A-Za-z][\w+.-]+://", value):
+            raise UserError(
+                f"{option}: {value!r} is an address, and only folders and files of this machine are read and "
+                "written; mount it, or copy it from and to a local folder."
+            )
+
+
+def load_jax() -> None:
+    """Imports JAX, which reads its environment variables.
+
+    Raises:
+        UserError: one of them has a value that JAX does not take.
+    """
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        named = [
+            name for name in os.environ if name.startswith("JAX_") and name.lower() in str(error).lower()
+        ]
+        if not named:
+            raise
+        raise UserError(
+            f"{named[0]}: {os.environ[named[0]]!r} is not allowed ({error}); unset the variable, or give it "
+            "a value that JAX takes."
+        ) from error
+
+
+def _no_device() -> str:
+    """Why JAX finds no device, where its environment variables are what is wrong; else ""."""
+    said = [
+        f"{name}: {os.environ[name]!r}"
+        for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")
+        if os.environ.get(name)
+    ]
+    if not said or "jax" not in sys.modules:
+        return ""
+    try:
+        sys.modules["jax"].devices()
+    except Exception as error:  # JAX raises several kinds, some of them without a word
+        reason = (str(error).strip() or "no such device").splitlines()[0]
+        return (
+            f"{' and '.join(said)}: JAX cannot start with it ({reason}); unset the variable, or name what "
+            "this machine and this JAX have, for example JAX_PLATFORMS=cpu."
+        )
+    return ""
+
+
+def _goes_on(number: int) -> str:
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    return f"stopped{by}; the same command goes on from here"
+
+
+def _end(number: int) -> NoReturn:
+    """Ends the process at once: threads of libraries would keep it for longer."""
+    with contextlib.suppress(OSError):
+        print(_goes_on(number), file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turns signals into an exception, and ends the process where that does not get through in time.
+
+    Python handles signals between two of its own instructions; a compiled program runs for longer than
+    that. So a thread waits for them, too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may ask for signals
+        return
+    ending = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    ending = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
+    seen, told = os.pipe()
+    os.set_blocking(told, False)
+    over = threading.Event()
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        raise Stopped(number)
+
+    def watch() -> None:
+        while heard := os.read(seen, 1):
+            if heard[0] in ending and not over.wait(_GRACE):
+                _end(heard[0])
+        os.close(seen)
+
+    before = {number: signal.getsignal(number) for number in ending}
+    for number in ending:
+        if number != signal.SIGINT:
+            signal.signal(number, stop)
+    earlier = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        over.set()
+        os.close(told)

@@ -1,0 +1,197 @@
+"""What the JSON files of a run folder may hold: every field that is read, with its type.
+
+A file that passes can be read without a further look; one that does not gets one sentence. Fields that are
+not named here are free.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lthjax import config
+from lthjax.errors import UserError
+
+Check = Callable[[Any], bool]
+
+
+class Newer(ValueError):
+    """A file that names what this version does not know."""
+
+
+def whole(least: int) -> Check:
+    """A whole number from `least` on that a table's column can hold."""
+    return lambda value: type(value) is int and least <= value < 2**63
+
+
+def number(value: object) -> bool:
+    """A finite number."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def share(value: object) -> bool:
+    """A fraction, from 0 to 1."""
+    return number(value) and 0 <= value <= 1  # type: ignore[operator]
+
+
+def text(value: object) -> bool:
+    """A string."""
+    return isinstance(value, str)
+
+
+def table(value: object) -> bool:
+    """An object of JSON."""
+    return isinstance(value, dict)
+
+
+def many(check: Check) -> Check:
+    """A list of such."""
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def maybe(check: Check) -> Check:
+    """Such, or null."""
+    return lambda value: value is None or check(value)
+
+
+_CELL: Mapping[str, Check] = {
+    "seed": whole(0),
+    "chain": lambda value: text(value) and re.fullmatch("dense|.+-[0-9]{1,10}", value) is not None,
+    "level": whole(0),
+    "arm": text,
+    "repeat": whole(1),
+    "status": lambda value: value in ("done", "diverged"),
+}
+# Of one that was trained.
+_TRAINED: Mapping[str, Check] = {
+    "density": share,
+    "weights_left": whole(0),
+    "start": whole(0),
+    "steps": whole(0),
+    "seconds": number,
+    "curves": table,
+    "made_from": maybe(table),
+}
+# Of a replay of one, that `analysis.landscape` has kept at the step at which its loss matches another's.
+_REPLAYED: Mapping[str, Check] = {
+    "step": whole(0),
+    "train_loss": number,
+    "exact": lambda value: isinstance(value, bool),
+    "made_from": table,
+}
+# Of a cell that did not diverge.
+_MEASURED: Mapping[str, Check] = {
+    "test_accuracy": share,
+    "test_loss": number,
+    "train_accuracy": share,
+    "validation_accuracy": share,
+    "validation_loss": number,
+    "early_stop_step": whole(0),
+    "early_stop_test_accuracy": share,
+}
+_OF_CELL: Mapping[str, Check] = {
+    "reason": text,
+    "weights": whole(1),
+}
+_CURVES = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+_DATA: Mapping[str, Check] = {
+    "name": text,
+    "digest": text,
+    "shape": lambda value: many(whole(1))(value) and len(value) == 3 and math.prod(value) < 2**24,
+    "classes": whole(2),
+    "train": whole(1),
+    "validation": whole(0),
+    "test": whole(1),
+}
+_LENGTHS: Mapping[str, Check] = {
+    "per_epoch": whole(1),
+    "total": whole(1),
+    "evaluate": whole(1),
+    "warmup": whole(0),
+    "milestones": many(whole(0)),
+    "rewind": lambda value: many(whole(0))(value) and len(value) > 0,
+}
+_OF_STUDY: Mapping[str, Check] = {
+    "commands": many(text),
+    "devices": text,
+    "git": maybe(text),
+    "versions": table,
+}
+
+
+def result(fields: dict[str, Any]) -> None:
+    """Raises for a cell's result.json that is not what a training has written.
+
+    Raises:
+        ValueError: names the first field that is wrong.
+    """
+    _needed(fields, _CELL, "")
+    if "exact" in fields:
+        return _needed(fields, _REPLAYED, "")
+    _needed(fields, _TRAINED, "")
+    _optional(fields, _OF_CELL)
+    if fields["status"] == "diverged":
+        if not text(fields.get("reason")):
+            raise ValueError(f"reason is {_shown(fields.get('reason'))}")
+        return _optional(fields, dict.fromkeys(_MEASURED, lambda value: value is None))
+    _needed(fields, _MEASURED, "")
+    curves = fields["curves"]
+    _needed(curves, {"step": many(whole(0))}, "curves.")
+    for name in _CURVES:
+        _needed(curves, {name: many(maybe(number))}, "curves.")
+        if len(curves[name]) != len(curves["step"]):
+            raise ValueError(
+                f"curves.{name} has {len(curves[name])} values and curves.step {len(curves['step'])}"
+            )
+
+
+def study(fields: dict[str, Any]) -> None:
+    """Raises for a study.json that is not what a run has written.
+
+    Raises:
+        Newer: it has a field that this version does not know.
+        ValueError: names the first field that is wrong.
+    """
+    _needed(fields, {"identity": table, "config": table, "lengths": table, "data": table}, "")
+    _optional(fields, _OF_STUDY)
+    known = config.defaults().keys()
+    parts = {name.partition(".")[0] for name in known if "." in name}
+    names = {
+        f"{name}.{inner}" if name in parts else name
+        for name, value in fields["config"].items()
+        for inner in (value if name in parts and isinstance(value, dict) else [""])
+    }
+    strange = sorted(names - known - {f"{part}." for part in parts})
+    if strange:
+        raise Newer(f"config has the field {strange[0]!r}, which this version does not know")
+    try:
+        made = config.from_dict(fields["config"])
+        config.check_types(made)
+        config.check_size(made)
+    except UserError as error:
+        raise ValueError(f"config.{error}") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"config: {error}") from error
+    _needed(fields["lengths"], _LENGTHS, "lengths.")
+    strange = sorted(fields["lengths"].keys() - _LENGTHS.keys())
+    if strange:
+        raise Newer(f"lengths has the field {strange[0]!r}, which this version does not know")
+    _needed(fields["data"], _DATA, "data.")
+
+
+def _needed(fields: Mapping[str, Any], checks: Mapping[str, Check], prefix: str) -> None:
+    lacking = [name for name in checks if name not in fields]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(prefix + name for name in lacking)}")
+    for name, check in checks.items():
+        if not check(fields[name]):
+            raise ValueError(f"{prefix}{name} is {_shown(fields[name])}")
+
+
+def _optional(fields: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+    _needed(fields, {name: check for name, check in checks.items() if name in fields}, "")
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
