@@ -25,7 +25,7 @@ from analysis.export import export
 from analysis.page import Link, Section, Table
 from analysis.verdicts import Finding
 from benchmarks import measure
-from lthjax import config, data, errors, models, prune, savings
+from lthjax import config, data, errors, models, prune, savings, settings
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
@@ -165,6 +165,7 @@ def write(run: str | Path, rows: Sequence[Level]) -> Path:
     return path
 
 
+@settings.pinned()
 def measured(
     run: str | Path,
     *,

@@ -71,8 +71,10 @@ class Store:
         about = {"identity": self._identity, **self._about}
         if (self.path / "study.json").exists():
             # A folder may be filled by several commands, each for some of its cells.
-            earlier = [c for c in read_study(self.path).get("commands", []) if c not in about["commands"]]
-            about["commands"] = [*earlier, *about["commands"]]
+            before = read_study(self.path)
+            for key in ("commands", "environment"):
+                now = about.get(key, [])
+                about[key] = [*[value for value in before.get(key, []) if value not in now], *now]
         text = json.dumps(about, indent=1) + "\n"
         _write_whole(self.path / "study.json", text)
         return self
