@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from analysis import cells, extra, figures, page
 from analysis.page import Drawn
 from analysis.verdicts import Finding
-from lthjax import cli, config, geography, models, prune, stats, transfer
+from lthjax import cli, config, geography, models, prune, settings, stats, transfer
 from lthjax.errors import UserError, shell
 from lthjax.imp import Cell
 from lthjax.models import Model
@@ -109,6 +109,7 @@ class Ticket(NamedTuple):
     magnitudes: Kernels
 
 
+@settings.pinned()
 def build(
     run: str | Path,
     *,

@@ -63,7 +63,7 @@ from analysis.landscape_table import (
     read,
     write_arrays,
 )
-from lthjax import cli, data, imp, landscape, progress, prune, record, replicate, rng, study, train
+from lthjax import cli, data, imp, landscape, progress, prune, record, replicate, rng, settings, study, train
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -198,6 +198,7 @@ def _images(prepared: study.Prepared, seed: int, count: int) -> _Images:
     )
 
 
+@settings.pinned()
 def build(asked: Asked, *, training: bool = True, quiet: bool = True, chunk: int | None = None) -> Path:
     """Trains and measures what is missing, and writes the level's tables and figures.
 

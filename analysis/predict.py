@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from analysis import cells, extra, figures, page
 from analysis.page import Drawn, Link, Section
 from analysis.verdicts import Finding
-from lthjax import cli, data, models, predict, progress, prune, record, rng, study, train
+from lthjax import cli, data, models, predict, progress, prune, record, rng, settings, study, train
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -233,6 +233,7 @@ def _absent(tickets: Sequence[cells.Row], seeds: dict[int, list[int]]) -> list[s
     return notes
 
 
+@settings.pinned()
 def build(asked: Asked, *, training: bool = True, quiet: bool = True, chunk: int | None = None) -> Path:
     """Scores, measures, trains what is missing, and writes RUN/predict.
 

@@ -24,7 +24,7 @@ from analysis.export import export
 from analysis.page import Link, Section, Table
 from analysis.verdicts import Finding
 from benchmarks import measure
-from lthjax import cli, config, data, models, prune, savings
+from lthjax import cli, config, data, models, prune, savings, settings
 from lthjax.arms import ARMS
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
@@ -163,6 +163,7 @@ def write(run: str | Path, rows: Sequence[Level]) -> Path:
     return path
 
 
+@settings.pinned()
 def measured(
     run: str | Path,
     *,

@@ -24,7 +24,7 @@ from analysis.cells import Row, chains, densities, load, nearest, select
 from analysis.entries import title
 from analysis.figures import STYLE, WEIGHTS_LEFT, curve, legend_below, look, series, ticks, weights_axis
 from analysis.page import Drawn, Section
-from lthjax import config, imp, models, prune
+from lthjax import config, imp, models, prune, settings
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 from lthjax.stats import PERCENT, POSITIVE, SHARE, mean_interval
@@ -176,6 +176,7 @@ class _Run(NamedTuple):
         return next((other for other in found if other.seed == row.seed), None)
 
 
+@settings.pinned()
 def figures(run: Path) -> list[Drawn]:
     """The figures of what survives in a run folder; those that it has nothing for are left out.
 

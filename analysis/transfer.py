@@ -46,6 +46,7 @@ from lthjax import (
     prune,
     record,
     rng,
+    settings,
     stats,
     study,
     train,
@@ -318,6 +319,7 @@ def _opened(run: Path, chain: str | None) -> extra.Opened:
     return found._replace(tickets=done)
 
 
+@settings.pinned()
 def build(
     sources: Sequence[Source],
     targets: Sequence[Target],

@@ -107,7 +107,7 @@ def _permute(key: jax.Array, params: PyTree, mask: PyTree) -> PyTree:
             return w
         kept = m.ravel()
         places = jnp.argsort(~kept, stable=True)
-        drawn = jnp.argsort(jnp.where(kept, jax.random.uniform(key, kept.shape), 2.0))
+        drawn = jnp.argsort(jnp.where(kept, jax.random.uniform(key, kept.shape, jnp.float32), 2.0))
         return jnp.zeros(kept.shape, w.dtype).at[places].set(w.ravel()[drawn]).reshape(w.shape)
 
     permuted = [leaf(k, w, m) for k, w, m in zip(keys, leaves, jax.tree.leaves(mask), strict=True)]

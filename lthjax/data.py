@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import config, files, rng
+from lthjax import config, files, rng, settings
 from lthjax.errors import DAMAGED, UserError, check_folder, unknown
 
 EMBEDDED = "mnist_10k"
@@ -130,6 +130,7 @@ def load(name: str, dir: str | Path = "data") -> Dataset:
     return dataset
 
 
+@settings.pinned()
 def split(dataset: Dataset, seed: int, validation: int) -> Split:
     """Holds out `validation` train images by the seed's stream "split".
 
@@ -200,14 +201,14 @@ def augment(key: jax.Array, batch: jax.Array, pad: int = 4) -> jax.Array:
     """
     n, height, width, channels = batch.shape
     where, flips = jax.random.split(key)
-    corners = jax.random.randint(where, (n, 2), 0, 2 * pad + 1)
+    corners = jax.random.randint(where, (n, 2), 0, 2 * pad + 1, dtype=jnp.int32)
     padded = jnp.pad(batch, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
 
     cropped = jax.vmap(crop)(padded, corners)
-    flip = jax.random.bernoulli(flips, shape=(n, 1, 1, 1))
+    flip = jax.random.bernoulli(flips, jnp.float32(0.5), (n, 1, 1, 1))
     return jnp.where(flip, cropped[:, :, ::-1], cropped)
 
 

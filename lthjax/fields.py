@@ -114,6 +114,7 @@ _LENGTHS: Mapping[str, Check] = {
 _OF_STUDY: Mapping[str, Check] = {
     "commands": many(text),
     "devices": text,
+    "environment": many(text),
     "git": maybe(text),
     "versions": table,
 }

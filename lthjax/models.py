@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lthjax import conv, precision
+from lthjax import conv, precision, settings
 from lthjax.errors import UserError, unknown
 
 PyTree = Any
@@ -339,4 +339,4 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
         logits, updated = module.apply(variables, images, train=train, mutable=list(stats))
         return logits, dict(updated)
 
-    return Model(name, input_shape, classes, jax.jit(init), apply, layers, stages)
+    return Model(name, input_shape, classes, settings.pinned()(jax.jit(init)), apply, layers, stages)

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lthjax import config, data, prune, train
+from lthjax import config, data, prune, settings, store, train
 from lthjax.errors import shell
 from lthjax.imp import DENSE, Cell
 
+_log = logging.getLogger(__name__)
 _PACKAGES = ("lthjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -99,8 +100,22 @@ def about(study: config.Study, lengths: config.Lengths, dataset: data.Dataset) -
         "commands": [shell(*sys.argv)],
         "versions": {"python": platform.python_version(), **versions},
         "devices": devices(),
+        "environment": [settings.environment()],
         "git": _git_commit(),
     }
+
+
+def warn_of_environment(run: Path) -> None:
+    """Says in a line that a run folder was begun with other threads or flags of XLA than now, if it was."""
+    if not (run / "study.json").is_file():
+        return
+    # A folder that is older than this record says nothing of them.
+    there, here = store.read_study(run).get("environment"), settings.environment()
+    if there and here not in there:
+        before, now = (one or "no flags of XLA" for one in (there[-1], here))
+        _log.warning(
+            "%s: begun with %s, it goes on with %s; numbers may differ by rounding.", run, before, now
+        )
 
 
 def _git_commit() -> str | None:

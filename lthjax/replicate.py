@@ -1,8 +1,9 @@
 """One function of one replicate, run over many: within a device, over devices.
 
 On CPU the replicates of a device run one after another (`lax.map`): batched convolutions would become
-grouped ones, which are slow there, and one replicate's numbers do not depend on its neighbours', bit
-for bit. On accelerators they run together (`vmap`).
+grouped ones, which are slow there, and one replicate's numbers do not depend on its neighbours', on the
+chunk or on the number of devices up to that of the cores, bit for bit; more devices are more threads
+(`settings.threads`). On accelerators they run together (`vmap`).
 """
 
 import atexit

@@ -69,8 +69,10 @@ class Store:
             about = {"identity": self._identity, **self._about}
             if (self.path / "study.json").exists():
                 # A folder may be filled by several commands, each for some of its cells.
-                earlier = read_study(self.path)
-                about["commands"] = list(dict.fromkeys([*earlier.get("commands", []), *about["commands"]]))
+                earlier = _about(self.path)
+                for key in ("commands", "environment"):
+                    now = about.get(key, [])
+                    about[key] = [*(value for value in earlier.get(key, []) if value not in now), *now]
                 about[_MANIFESTS] = earlier.get(_MANIFESTS, "some")
             else:
                 about[_MANIFESTS] = "some" if any(self.path.glob("seed=*")) else "all"

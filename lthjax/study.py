@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import config, data, imp, models, optim, prune, record, replicate, rng, sweep, train
+from lthjax import config, data, imp, models, optim, prune, record, replicate, rng, settings, sweep, train
 from lthjax.arms import ARMS
 from lthjax.errors import UserError, check_folder, shell
 from lthjax.imp import DENSE, Cell, Chain, Task, Ticket
@@ -122,6 +122,7 @@ def prepare(study: config.Study, data_dir: str | Path = "data") -> Prepared:
     return prepare_all([study], data_dir)[0]
 
 
+@settings.pinned()
 def prepare_all(studies: Sequence[config.Study], data_dir: str | Path = "data") -> list[Prepared]:
     """Prepares the studies of a sweep; each data set is loaded once.
 
@@ -275,6 +276,7 @@ def run(
     return run_all([prepared], out, watch=watch, chunk=chunk)[0]
 
 
+@settings.pinned()
 def run_all(
     studies: Sequence[Prepared],
     out: str | Path = "runs",
@@ -303,6 +305,8 @@ def run_all(
     todo = together(plan_all(studies, out))
     if not todo.missing and not todo.steps:
         return paths
+    for path in paths:
+        record.warn_of_environment(path)
     with contextlib.ExitStack() as stack:
         stores = [
             stack.enter_context(
@@ -330,6 +334,7 @@ def run_all(
     return paths
 
 
+@settings.pinned()
 def estimate(studies: Sequence[Prepared], plans: Sequence[Plan], chunk: int | None = None) -> Estimate:
     """Measures what is missing by training a few steps of it, on this machine.
 
@@ -373,6 +378,7 @@ def _estimate(studies: Sequence[Prepared], todo: Plan, chunk: int | None) -> Est
     return Estimate(compiled + seconds if cells else 0.0, timed.step_seconds, timed.bytes)
 
 
+@settings.pinned()
 def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable[int]) -> train.Trainer:
     """The compiled programs of studies that differ in pruning alone.
 
@@ -403,6 +409,7 @@ def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable
     )
 
 
+@settings.pinned()
 def first_batch(prepared: Prepared, split: data.Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The first batch of a seed's dense network, on which criteria see gradients."""
     dataset = prepared.dataset

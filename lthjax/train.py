@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lthjax import data, prune, replicate, rng
+from lthjax import data, prune, replicate, rng, settings
 from lthjax.config import Lengths
 from lthjax.models import Model, Variables
 from lthjax.optim import Optimiser
@@ -266,6 +266,7 @@ def _at_step(key_data: jax.Array, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.wrap_key_data(key_data, impl="threefry2x32"), step)
 
 
+@settings.pinned()
 def order(
     split: np.ndarray,
     lengths: Lengths,
@@ -315,6 +316,7 @@ def _stream(name: str, noise: int) -> str:
     return f"{name}/{noise}" if noise else name
 
 
+@settings.pinned()
 def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Trained]:
     """Trains up to `trainer.width` jobs of the same start and stop together.
 
@@ -520,6 +522,7 @@ class Probed(NamedTuple):
     bytes: int
 
 
+@settings.pinned()
 def prepared_segment(trainer: Trainer, job: Job) -> Callable[[], State]:
     """A function that trains a whole chunk of copies of a job one segment on at every call.
 
@@ -534,6 +537,7 @@ def prepared_segment(trainer: Trainer, job: Job) -> Callable[[], State]:
     each = (mask, feed, replicate.stack(trainer.mesh, [rows] * width))
     shared = (trainer.images, np.int32(0), np.int32(every))
 
+    @settings.pinned()
     def run() -> State:
         nonlocal state
         state, _ = trainer.segment(shared, state, each)
@@ -542,6 +546,7 @@ def prepared_segment(trainer: Trainer, job: Job) -> Callable[[], State]:
     return run
 
 
+@settings.pinned()
 def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
     """Measures what a job like this costs, for about so many seconds after compilation."""
     width = trainer.width

@@ -197,6 +197,8 @@ def test_a_cell_of_another_study_or_another_parent_is_noticed(run: Path, tmp_pat
 
 
 def test_a_manifest_cannot_be_taken_away(run: Path) -> None:
+    with opened(run):
+        pass  # nor by going on with the folder
     (folder(run, ONE) / manifest.FILE).unlink()
     with pytest.raises(UserError, match=r"manifest\.json: not there"):
         read_result(folder(run, ONE))
