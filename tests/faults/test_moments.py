@@ -72,7 +72,7 @@ def test_killed_at_any_call_it_goes_on_to_the_same_numbers(
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-@pytest.mark.parametrize("count", [QUICK // 3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [QUICK // 3, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_disk_that_fails_at_any_call_is_one_sentence(
     folder: Path, undisturbed: tuple[dict, int], tmp_path: Path, kind: str, count: int
 ) -> None:
