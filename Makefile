@@ -17,7 +17,7 @@ test: $(VENV)/.installed-dev lint docs
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 faults: $(VENV)/.installed-dev
-	$(RUN) -m pytest tests/faults -m "slow or not slow" --numprocesses 2
+	$(RUN) -m pytest tests/faults -m "slow or not slow" --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
