@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from analysis import cells
-from lthjax import config, prune, record, replicate, rng, settings, study
+from lthjax import config, prune, record, replicate, rng, settings, study, train
 from lthjax.store import Store, read_study
 
 Make = Callable[..., study.Prepared]
@@ -136,6 +136,26 @@ def test_pruning_heeds_the_callers_settings() -> None:
         params = {"w": jnp.array([1.0, 1.0 + 1e-12, 3.0])}
         mask = prune.magnitude(params, {"w": jnp.ones(3, bool)}, 1 / 3)
     assert mask["w"].tolist() == [False, True, True]
+
+
+def test_neither_chunk_nor_devices_change_a_bit(tiny: Make) -> None:
+    """As many devices as cores or one, one replicate after another or side by side."""
+    prepared = tiny(seeds=(0, 1, 2), levels=1, train=config.Train(steps=3, batch=20, eval_every=2))
+    jobs = []
+    for seed in prepared.study.seeds:
+        variables = jax.device_get(prepared.model.init(rng.stream(seed, "init")))
+        jobs.append(train.Job(seed, 0, 0, prepared.lengths.total, variables, prune.ones(variables.params)))
+    found = []
+    for devices, chunk in ((replicate.cores(), 3), (1, 1), (1, 3)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(replicate, "mesh", lambda _, n=devices, mesh=replicate.mesh: mesh(n))
+            trainer = study.make_trainer([prepared], chunk, prepared.study.seeds)
+        assert trainer.mesh.devices.size == devices
+        parts = [jobs[i : i + trainer.width] for i in range(0, len(jobs), trainer.width)]
+        results = [one for part in parts for one in train.train(trainer, part, lambda *_: None)]
+        found.append([one._replace(seconds=0.0) for one in results])
+    bits = [pickle.dumps(jax.device_get(one)) for one in found]
+    assert bits[0] == bits[1] == bits[2]
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
