@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,8 +87,34 @@ def test_grasp_goes_through_the_convolution_of_the_models() -> None:
     slope = jax.grad(lambda p: loss(p, builtin))
     _, curved = jax.jvp(slope, (params,), (slope(params),))
     expected = params["a"] * curved["a"]
-    got = _scores.gradient_flow(loss, params)["a"]
+    got = _scores.gradient_flow(loss, params, prune.ones(params))["a"]
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_grasp_of_a_masked_network_is_the_explicit_hessian_times_the_survivors_gradient() -> None:
+    """With biases, whose gradient is no part of g; all second derivatives written out, in float64."""
+    with jax.enable_x64(True):
+        draw = np.random.default_rng(0).normal
+        params = {"a": draw(size=(4, 5)), "b": draw(size=5), "c": draw(size=(5, 3)), "d": draw(size=3)}
+        mask = {"a": draw(size=(4, 5)) > 0, "b": np.array(True), "c": draw(size=(5, 3)) > 0,
+                "d": np.array(True)}  # fmt: skip
+        params = jax.tree.map(np.asarray, prune.apply(params, mask))
+        x, labels = draw(size=(6, 4)), np.arange(6) % 3
+        flat, back = jax.flatten_util.ravel_pytree(params)
+
+        def loss(p: dict) -> jax.Array:
+            logits = (jnp.tanh(x @ p["a"] + p["b"][None]) @ p["c"] + p["d"][None]) / _scores.TEMPERATURE
+            return -jax.nn.log_softmax(logits)[np.arange(6), labels].mean()
+
+        hessian = jax.jit(jax.hessian(lambda w: loss(back(w))))(flat)
+        gradient = jax.jit(jax.grad(lambda w: loss(back(w))))(flat)
+        chosen = np.concatenate([np.ravel(m) if np.ndim(m) else np.zeros(np.size(p))
+                                 for p, m in zip(params.values(), mask.values(), strict=True)])  # fmt: skip
+        expected = flat * (hessian @ (chosen * gradient))
+        scores = jax.jit(lambda p, m: _scores.gradient_flow(loss, p, m))(params, mask)
+        got, _ = jax.flatten_util.ravel_pytree(scores)
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
+        assert np.abs(expected - flat * (hessian @ gradient)).max() > 0.1 * np.abs(expected).max()
 
 
 def test_snip_grasp_and_synflow_are_their_formulas() -> None:

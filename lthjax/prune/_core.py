@@ -248,7 +248,7 @@ def remove_counted(
 def _units(
     values: dict[int, jax.Array], masks: dict[int, jax.Array], granularity: str
 ) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
-    """Scores and mask of output units: uint32, the scores' ranks in all leaves, and bool [1, ..., 1, units]."""
+    """Scores and mask of output units [1, ..., 1, units]: uint32, ranks in all leaves together, and bool."""
     scored = [_unit_score(values[i], m, granularity == "unit-l2") for i, m in masks.items()]
     ends = np.cumsum([high.size for high, _ in scored])[:-1].tolist()
     ranks = jnp.split(_ranks(*(jnp.concatenate(part) for part in zip(*scored, strict=True))), ends)
