@@ -5,7 +5,7 @@ al. 2019 (arXiv 1905.01067), table 1, with alpha = 1.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,13 @@ from lthjax.prune._core import random_scores
 PyTree = Any
 
 
+class Loss(Protocol):
+    """A mean loss on fixed train images."""
+
+    def __call__(self, params: PyTree, temperature: float = 1.0) -> jax.Array:
+        """In nats, shape (); logits are divided by the temperature."""
+
+
 class Weights(NamedTuple):
     """What a criterion may look at.
 
@@ -23,17 +30,20 @@ class Weights(NamedTuple):
         initial: the weights that the chain rewinds to, the pruned ones 0.
         final: the trained weights, the pruned ones 0.
         key: this level's own random stream.
-        loss: weights -> mean loss on a fixed batch of train images, nats.
+        loss: weights, and a temperature where it is not 1 -> mean loss on a fixed batch of train
+            images, nats.
         logits: (weights, images) -> logits.
         shape: of one image, batch axis included: (1, H, W, C).
+        mask: which weights survive.
     """
 
     initial: PyTree
     final: PyTree
     key: jax.Array
-    loss: Callable[[PyTree], jax.Array]
+    loss: Loss
     logits: Callable[[PyTree, jax.Array], jax.Array]
     shape: tuple[int, ...]
+    mask: PyTree
 
 
 class Criterion(NamedTuple):
@@ -73,7 +83,7 @@ CRITERIA: dict[str, Criterion] = {
         lambda w: _scores.saliency(w.loss, w.initial), "|gradient times weight| before training"
     ),
     "grasp": Criterion(
-        lambda w: _scores.gradient_flow(w.loss, w.initial),
+        lambda w: _scores.gradient_flow(lambda p: w.loss(p, _scores.TEMPERATURE), w.initial, w.mask),
         "what the weight does to gradient flow before training",
     ),
     "synflow": Criterion(

@@ -23,7 +23,9 @@ from lthjax import prune, rng
 from lthjax.arms import ARMS, Context
 from lthjax.config import Lengths, Study, repeats
 from lthjax.criteria import CRITERIA, Weights
+from lthjax.errors import UserError
 from lthjax.models import Model, Variables
+from lthjax.prune._core import not_finite
 
 PyTree = Any
 Scope = prune.Scope
@@ -169,6 +171,9 @@ def rounds(
 
     Yields:
         The tasks of a level, its leader first; wants the trained leader sent back.
+
+    Raises:
+        UserError: the criterion gives scores that are not finite.
     """
     for level in range(first, study.levels + 1):
         key = rng.stream(seed, f"criterion/{chain.name}", level)
@@ -176,6 +181,14 @@ def rounds(
         made = next_mask((chain.criterion, study.prune.scope), model, key, origin, parent, batch, going)
         # On the host, as what comes from the store is: arrays of either kind would compile twice.
         scores, mask = jax.device_get(made)
+        for path, bad, left in not_finite(
+            scores, parent.mask, list(np.resize(going, len(jax.tree.leaves(mask))))
+        ):
+            raise UserError(
+                f"prune.criterion: {chain.criterion} gives {bad:,} of the {left:,} weights left in {path} a "
+                f"score that is NaN or infinite (seed {seed}, {chain.name}, level {level}), which cannot be "
+                "ranked; take another criterion, or a lower optim.lr if weights or gradients overflow."
+            )
         tasks = []
         for cell in cells_at(study, seed, chain, level):
             arm = ARMS[cell.arm]
@@ -254,9 +267,9 @@ def next_mask(
     def logits(params: PyTree, images: jax.Array) -> jax.Array:
         return model.apply(params, origin.stats, images, False)[0]
 
-    def loss(params: PyTree) -> jax.Array:
+    def loss(params: PyTree, temperature: float = 1.0) -> jax.Array:
         # As in training: the batch is normalised by its own statistics.
-        seen = model.apply(params, origin.stats, images, True)[0]
+        seen = model.apply(params, origin.stats, images, True)[0] / temperature
         return optax.softmax_cross_entropy_with_integer_labels(seen, labels).mean()
 
     weights = Weights(
@@ -266,6 +279,7 @@ def next_mask(
         loss,
         logits,
         (1, *model.input_shape),
+        parent.mask,
     )
     scores = CRITERIA[how[0]].score(weights)
     return scores, prune.remove_counted(scores, parent.mask, list(going), scope=how[1])

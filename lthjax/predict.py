@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lthjax import prune
+from lthjax.criteria import Loss
 from lthjax.prune import _scores
 
 PyTree = Any
@@ -41,7 +42,7 @@ class Seen(NamedTuple):
     Attributes:
         initial: the weights at step 0.
         params: the weights at step t.
-        loss: weights -> mean loss on all images, nats.
+        loss: weights, and a temperature where it is not 1 -> mean loss on all images, nats.
         example: (weights, one image [H, W, C], its label) -> its loss, nats.
         logits: (weights, images [N, H, W, C]) -> logits [N, classes].
         images: float32 [batches, B, H, W, C], normalised.
@@ -50,7 +51,7 @@ class Seen(NamedTuple):
 
     initial: PyTree
     params: PyTree
-    loss: Callable[[PyTree], jax.Array]
+    loss: Loss
     example: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
     logits: Callable[[PyTree, jax.Array], jax.Array]
     images: jax.Array
@@ -109,7 +110,9 @@ SCORES: dict[str, Score] = {
         lambda seen: _scores.saliency(seen.loss, seen.params), "SNIP", 0, "|gradient times weight| at step t"
     ),
     "grasp": Score(
-        lambda seen: _scores.gradient_flow(seen.loss, seen.params),
+        lambda seen: _scores.gradient_flow(
+            lambda p: seen.loss(p, _scores.TEMPERATURE), seen.params, prune.ones(seen.params)
+        ),
         "GraSP",
         0,
         "what the weight does to gradient flow at step t",
@@ -148,12 +151,15 @@ def scores(
         names: which of `SCORES`.
     """
 
-    def batch_loss(params: PyTree, images: jax.Array, labels: jax.Array) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels).mean()
+    def batch_loss(
+        params: PyTree, images: jax.Array, labels: jax.Array, temperature: float = 1.0
+    ) -> jax.Array:
+        seen = logits(params, images) / temperature
+        return optax.softmax_cross_entropy_with_integer_labels(seen, labels).mean()
 
-    def loss(params: PyTree) -> jax.Array:
+    def loss(params: PyTree, temperature: float = 1.0) -> jax.Array:
         # Recomputed in the backward pass, so that memory does not grow with the number of batches.
-        one = jax.checkpoint(lambda batch: batch_loss(params, *batch))
+        one = jax.checkpoint(lambda batch: batch_loss(params, batch[0], batch[1], temperature))
         return jax.lax.map(one, (images, labels)).mean()
 
     def example(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:

@@ -173,7 +173,13 @@ def test_scores_are_their_formulas() -> None:
 
     @jax.jit
     def norm(params: dict) -> jax.Array:
-        return sum(jnp.vdot(g, g) for g in jax.tree.leaves(jax.grad(loss)(params, x, y)))  # type: ignore[return-value]
+        """Of the gradient at a temperature of 200, in units of 1 / 200."""
+
+        def cold(params: dict) -> jax.Array:
+            warm = logits(params, x) / 200
+            return 200 * optax.softmax_cross_entropy_with_integer_labels(warm, y).mean()
+
+        return sum(jnp.vdot(g, g) for g in jax.tree.leaves(jax.grad(cold)(params)))  # type: ignore[return-value]
 
     for k in shapes:
         close = {"rtol": 1e-4, "atol": 1e-6}
@@ -188,7 +194,7 @@ def test_scores_are_their_formulas() -> None:
             for near, by in zip(scaled, (1.02, 0.98), strict=True):
                 near[i] *= by
             high, low = (float(norm({**params, k: near})) for near in scaled)
-            assert got["grasp"][k][i] == pytest.approx((high - low) / 0.08, rel=0.02, abs=2e-3)
+            assert 200**2 * got["grasp"][k][i] == pytest.approx((high - low) / 0.08, rel=0.02, abs=2e-3)
     assert predict.names_at(0) == ["init_magnitude", "snip", "grasp", "synflow", "fisher"]
     assert predict.names_at(1) == list(predict.SCORES)
 
@@ -209,12 +215,12 @@ def test_grasp_of_a_network_with_convolutions() -> None:
     def norm(scale: float) -> jax.Array:
         def loss(params: dict) -> jax.Array:
             return optax.softmax_cross_entropy_with_integer_labels(
-                logits(params, images[0]), labels[0]
+                logits(params, images[0]) / 200, labels[0]
             ).mean()
 
         conv1 = {**params["conv1"], "kernel": params["conv1"]["kernel"] * scale}
         gradient = jax.grad(loss)({**params, "conv1": conv1})
-        return sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient))  # type: ignore[return-value]
+        return sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient) if g.ndim > 1)  # type: ignore[return-value]
 
     # All weights of a layer scaled: by how much the squared gradient grows, halved.
     slope = float(norm(1.02) - norm(0.98)) / 0.08

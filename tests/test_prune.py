@@ -153,9 +153,33 @@ def test_all_equal_weights_go_by_index_and_zeros_of_both_signs_are_equal() -> No
     np.testing.assert_array_equal(mask["w"], [[False, False, True, True]])
 
 
-def test_nan_counts_as_highest() -> None:
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_scores_that_are_not_finite_cannot_be_ranked(bad: float, scope: prune.Scope) -> None:
+    scores = {"a": jnp.ones((2, 3)), "b": jnp.array([[bad, 1.0, 2.0, bad]])}
+    mask = {"a": jnp.ones((2, 3), bool), "b": jnp.array([[True, True, False, True]])}
+    named = "leaf 'b' has 2 that are not finite, of 3 weights left"
+    with pytest.raises(ValueError, match=named):
+        prune.by_score(scores, mask, 0.5, scope=scope)
+    with pytest.raises(ValueError, match=named):
+        prune.magnitude(scores, mask, 0.5, scope=scope)
+    with pytest.raises(ValueError, match=named):
+        prune.to_density(scores, mask, 0.5, scope=scope)
+    # Of what is pruned, and of leaves of which nothing goes, scores do not matter.
+    gone = {**mask, "b": jnp.array([[False, True, True, False]])}
+    assert int(prune.totals(prune.by_score(scores, gone, 0.5, scope=scope))[0]) == 4
+    if scope == "layer":
+        with pytest.raises(ValueError, match=named):
+            prune.by_score(scores, mask, {"b": 0.5}, granularity="unit-l2")
+        with pytest.raises(ValueError, match="leaf 'b' has 1 that are not finite, of 4"):
+            prune.by_score({"b": scores["b"].at[0, 0].set(1).T}, {"b": mask["b"].T | True}, 0.5,
+                           granularity="2:4")  # fmt: skip
+        assert int(prune.by_score(scores, mask, {"a": 0.5})["a"].sum()) == 3
+
+
+def test_where_scores_cannot_be_looked_at_nan_counts_as_highest() -> None:
     scores = jnp.array([[jnp.nan, 1.0, jnp.inf, -jnp.inf]])
-    mask = prune.by_score({"w": scores}, {"w": jnp.ones((1, 4), bool)}, 0.5)
+    mask = jax.jit(lambda s: prune.by_score({"w": s}, {"w": jnp.ones((1, 4), bool)}, 0.5))(scores)
     np.testing.assert_array_equal(mask["w"], [[True, False, True, False]])
 
 
@@ -292,6 +316,101 @@ def test_whole_numbers_are_ranked_exactly() -> None:
     scores = jnp.array([[2**24 + 1, 2**24, -5, -(2**31)]], jnp.int32)
     mask = prune.by_score({"w": scores}, {"w": jnp.ones((1, 4), bool)}, 0.75)
     np.testing.assert_array_equal(mask["w"], [[True, False, False, False]])
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int8", "int16", "int32", "uint8", "uint32"])
+def test_magnitudes_of_whole_numbers_are_exact(dtype: str) -> None:
+    """The lowest number of a signed dtype has no opposite in it, and the largest magnitude."""
+    info = jnp.iinfo(dtype)
+    values = [int(info.min), int(info.max), int(info.max) - 1, int(info.max) // 2, 3, 1]
+    params = {"w": jnp.array([values]).astype(dtype) if dtype == "int4" else jnp.array([values], dtype)}
+    for removed in range(1, 6):
+        mask = prune.remove_counted(params, prune.ones(params), [removed])
+        np.testing.assert_array_equal(mask["w"], reference(np.array([values]), np.ones((1, 6), bool),
+                                                           removed / 6))  # fmt: skip
+        mask = prune.magnitude(params, prune.ones(params), round(removed / 6, 6))
+        expected = reference(np.abs(np.array([values])), np.ones((1, 6), bool), round(removed / 6, 6))
+        np.testing.assert_array_equal(mask["w"], expected)
+
+
+def test_magnitudes_of_64_bits_and_of_whole_numbers_of_either_sign_together() -> None:
+    with jax.enable_x64(True):
+        params = {"w": jnp.array([[-(2**63), 2**63 - 1, 2**62 + 1, 2**62]])}
+        for rate, kept in ((0.25, [1, 1, 1, 0]), (0.5, [1, 1, 0, 0]), (0.75, [1, 0, 0, 0])):
+            np.testing.assert_array_equal(prune.magnitude(params, prune.ones(params), rate)["w"], [kept])
+    params = {"a": jnp.array([[2**32 - 1, 5]], jnp.uint32), "b": jnp.array([[-7, 3]], jnp.int32)}
+    mask = prune.by_score(params, prune.ones(params), 0.5, scope="global")
+    assert (mask["a"].tolist(), mask["b"].tolist()) == ([[True, True]], [[False, False]])
+    params = {"a": jnp.array([[65535, 65520]], jnp.uint16), "b": jnp.array([[65504.0, 1.0]], jnp.float16)}
+    mask = prune.by_score(params, prune.ones(params), 0.75, scope="global")
+    assert (mask["a"].tolist(), mask["b"].tolist()) == ([[True, False]], [[False, False]])
+
+
+def test_numbers_below_the_normal_range_are_ranked() -> None:
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        least = float(jnp.finfo(dtype).smallest_subnormal)
+        values = np.array([[3, -2, 1, 0]]) * least
+        params = {"w": jnp.array(values.astype(np.float32)).astype(dtype)}
+        for removed in range(1, 4):
+            mask = prune.magnitude(params, prune.ones(params), removed / 4)
+            np.testing.assert_array_equal(mask["w"], [[i < 4 - removed for i in range(4)]])
+
+
+SCALES = {
+    "float32": (1e-44, 1e-30, 1e-23, 1.0, 1e30),
+    "bfloat16": (1e-38, 1e-23, 1.0, 1e30),
+    "float16": (1e-7, 1e-3, 1.0, 1e4),
+    "int8": (1, 25),
+    "int32": (1, 4e8),
+}
+
+
+@pytest.mark.parametrize("dtype", SCALES)
+@pytest.mark.parametrize("norm", [1, 2])
+@given(data=st.data())
+@settings(deadline=None, max_examples=12)
+def test_norms_of_units_in_any_dtype(dtype: str, norm: int, data: st.DataObject) -> None:
+    """Against 64 digits of numpy: no unit is pruned whose norm is larger than one that stays."""
+    drawn = st.lists(st.floats(-5, 5, width=32), min_size=12, max_size=12)
+    scales = st.lists(st.sampled_from(SCALES[dtype]), min_size=4, max_size=4)
+    leaves = []
+    for _ in range(2):
+        values = np.array(data.draw(drawn)).reshape(3, 4) * np.array(data.draw(scales))
+        leaves.append(jnp.asarray(values.astype(np.float32)).astype(dtype))
+    params = dict(enumerate(leaves))
+    kept = {i: jnp.array(data.draw(st.lists(st.booleans(), min_size=12, max_size=12))).reshape(3, 4)
+            for i in params}  # fmt: skip
+    exact = [np.abs(np.asarray(w).astype(np.longdouble)) * np.asarray(m)
+             for w, m in zip(leaves, kept.values(), strict=True)]  # fmt: skip
+    sums = np.concatenate([(w**norm).sum(0) for w in exact])
+    alive = np.concatenate([np.asarray(m).any(0) for m in kept.values()])
+    mask = prune.magnitude(params, kept, 0.5, scope="global", granularity=f"unit-l{norm}")
+    stays = np.concatenate([np.asarray(m).any(0) for m in mask.values()])
+    assert stays.sum() == alive.sum() - prune.count(0.5, int(alive.sum()))
+    goes = alive & ~stays
+    if goes.any() and stays.any():
+        # Sums that are the same to float32 may go either way, exact ones by index.
+        assert sums[goes].max() <= sums[stays].min() * (1 + 1e-6)
+        level = sums[goes].max()
+        if dtype in ("int8", "float16") and level == sums[stays].min():
+            assert (
+                np.flatnonzero(goes & (sums == level)).max() < np.flatnonzero(stays & (sums == level)).min()
+            )
+
+
+def test_units_of_narrow_numbers_are_added_up_in_wide_ones() -> None:
+    """Squares around 400 are beyond float16, 512 terms beyond the digits of bfloat16, 4 x 100 beyond int8."""
+    key = jax.random.key(0)
+    for params in (
+        400 + 10 * jax.random.normal(key, (4, 4), jnp.float16),
+        jax.random.normal(key, (512, 512), jnp.bfloat16),
+        jax.random.randint(key, (4, 6), 90, 127).astype(jnp.int8),
+    ):
+        for norm in (1, 2):
+            mask = prune.magnitude({"w": params}, prune.ones({"w": params}), 0.5, granularity=f"unit-l{norm}")
+            sums = (np.abs(np.asarray(params, np.float64)) ** norm).sum(0)
+            expected = reference(sums, np.ones(sums.shape, bool), 0.5)
+            np.testing.assert_array_equal(np.asarray(mask["w"]), np.broadcast_to(expected, params.shape))
 
 
 def test_global_scope_over_mixed_dtypes() -> None:

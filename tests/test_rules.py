@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,8 +87,34 @@ def test_grasp_goes_through_the_convolution_of_the_models() -> None:
     slope = jax.grad(lambda p: loss(p, builtin))
     _, curved = jax.jvp(slope, (params,), (slope(params),))
     expected = params["a"] * curved["a"]
-    got = _scores.gradient_flow(loss, params)["a"]
+    got = _scores.gradient_flow(loss, params, prune.ones(params))["a"]
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_grasp_of_a_masked_network_is_the_explicit_hessian_times_the_survivors_gradient() -> None:
+    """With biases, whose gradient is no part of g; all second derivatives written out, in float64."""
+    with jax.enable_x64(True):
+        draw = np.random.default_rng(0).normal
+        params = {"a": draw(size=(4, 5)), "b": draw(size=5), "c": draw(size=(5, 3)), "d": draw(size=3)}
+        mask = {"a": draw(size=(4, 5)) > 0, "b": np.array(True), "c": draw(size=(5, 3)) > 0,
+                "d": np.array(True)}  # fmt: skip
+        params = jax.tree.map(np.asarray, prune.apply(params, mask))
+        x, labels = draw(size=(6, 4)), np.arange(6) % 3
+        flat, back = jax.flatten_util.ravel_pytree(params)
+
+        def loss(p: dict) -> jax.Array:
+            logits = (jnp.tanh(x @ p["a"] + p["b"][None]) @ p["c"] + p["d"][None]) / _scores.TEMPERATURE
+            return -jax.nn.log_softmax(logits)[np.arange(6), labels].mean()
+
+        hessian = jax.jit(jax.hessian(lambda w: loss(back(w))))(flat)
+        gradient = jax.jit(jax.grad(lambda w: loss(back(w))))(flat)
+        chosen = np.concatenate([np.ravel(m) if np.ndim(m) else np.zeros(np.size(p))
+                                 for p, m in zip(params.values(), mask.values(), strict=True)])  # fmt: skip
+        expected = flat * (hessian @ (chosen * gradient))
+        scores = jax.jit(lambda p, m: _scores.gradient_flow(loss, p, m))(params, mask)
+        got, _ = jax.flatten_util.ravel_pytree(scores)
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
+        assert np.abs(expected - flat * (hessian @ gradient)).max() > 0.1 * np.abs(expected).max()
 
 
 def test_snip_grasp_and_synflow_are_their_formulas() -> None:
@@ -225,6 +252,79 @@ def test_table_of_a_plain_flax_network_with_masked_weights() -> None:
     params = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 2)))
     table = prune.table(params, prune.ones(params), apply=net.apply, shape=(1, 8, 8, 2))
     assert [row.macs for row in table.rows if row.prunable] == [4 * 4 * 72, 4 * 4 * 4 * 3]
+
+
+STEPS = {"w": jnp.ones((8, 8)), "u": jnp.ones((4, 8))}
+
+
+@pytest.mark.parametrize(
+    ("apply", "shape", "w", "u"),
+    [
+        # 10 steps of 8 x 8 and 4 x 8; a map over 10 inputs; 7 rounds with the weight outside and carried.
+        (lambda p, x: lax.scan(lambda h, t: (h @ p["w"] + t @ p["u"], None), jnp.zeros(8), x[0])[0],
+         (1, 10, 4), 640, 320),
+        (lambda p, x: lax.map(lambda t: t @ p["u"], x[0]), (1, 10, 4), None, 320),
+        (lambda p, x: lax.fori_loop(0, 7, lambda i, h: h @ p["w"], x), (1, 8), 448, None),
+        (lambda p, x: lax.fori_loop(0, 7, lambda i, c: (c[0] @ c[1], c[1]), (x, p["w"]))[0], (1, 8), 448,
+         None),
+        (lambda p, x: lax.scan(
+            lambda h, t: (lax.fori_loop(0, 3, lambda i, h: h @ p["w"], h), None), x, jnp.zeros(5))[0],
+         (1, 8), 960, None),
+        # A weight that the loop changes is not that weight after the first round.
+        (lambda p, x: lax.fori_loop(0, 7, lambda i, c: (c[0] @ c[1], c[1] * 2), (x, p["w"]))[0], (1, 8), None,
+         None),
+        # As often as the data want it.
+        (lambda p, x: lax.while_loop(lambda h: h.sum() < 3, lambda h: h @ p["w"], x @ p["w"]), (1, 8), None,
+         None),
+        (lambda p, x: lax.while_loop(lambda h: (h @ p["w"]).sum() < 3, lambda h: h + 1, x), (1, 8), None,
+         None),
+        (lambda p, x: lax.cond(x.sum() > 0, lambda h: h @ p["w"], lambda h: h @ p["w"] @ p["w"], x), (1, 8),
+         None, None),
+        (lambda p, x: lax.cond(x.sum() > 0, lambda h: h @ p["w"], lambda h: h, x), (1, 8), None, None),
+        (lambda p, x: lax.cond(x.sum() > 0, lambda h: h @ p["w"], lambda h: 2 * (h @ p["w"]), x), (1, 8), 64,
+         None),
+        (lambda p, x: x @ p["w"][:, :2] @ p["w"][:2], (1, 8), 16 + 16, None),
+    ],
+)  # fmt: skip
+def test_table_counts_what_runs_as_often_as_it_runs(
+    apply: Any, shape: tuple, w: int | None, u: int | None
+) -> None:
+    table = prune.table(STEPS, prune.ones(STEPS), apply=apply, shape=shape)
+    assert {row.path: row.macs for row in table.rows} == {"w": w, "u": u}
+    total = str(table).splitlines()[-2]
+    if (w or u) and (w is None or u is None):
+        assert f"≥ {w or u}" in total
+    elif w and u:
+        assert f" {w + u} " in total
+        assert "≥" not in total
+
+
+def test_table_counts_stacked_layers_and_recurrent_networks() -> None:
+    stacked = {"w": jnp.ones((5, 8, 8))}
+    for apply in (
+        lambda p, x: lax.scan(lambda h, w: (h @ w, None), x, p["w"])[0],
+        lambda p, x: lax.fori_loop(0, 5, lambda i, h: h @ p["w"][i], x),
+    ):
+        (row,) = prune.table(stacked, prune.ones(stacked), apply=apply, shape=(1, 8)).rows
+        assert row.macs == 5 * 64
+    net = nn.RNN(nn.LSTMCell(8))
+    params = net.init(jax.random.key(0), jnp.zeros((1, 10, 4)))
+    rows = prune.table(params, prune.ones(params), apply=net.apply, shape=(1, 10, 4)).rows
+    assert sorted(row.macs for row in rows if row.macs) == 4 * [10 * 4 * 8] + 4 * [10 * 8 * 8]
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_table_counts_no_zeros_between_the_inputs_of_a_transposed_convolution(
+    padding: str, stride: int
+) -> None:
+    """Every position of the 8 x 6 inputs takes the 5 x 3 kernel once, and not those between them."""
+    net = nn.ConvTranspose(4, (5, 3), strides=(stride, 1 if stride == 1 else 2), padding=padding)
+    params = net.init(jax.random.key(0), jnp.zeros((1, 8, 6, 2)))
+    (row,) = (r for r in prune.table(params, prune.ones(params), apply=net.apply, shape=(1, 8, 6, 2)).rows
+              if r.prunable)  # fmt: skip
+    out = (12, 8) if (padding, stride) == ("VALID", 1) else (8, 6)
+    assert row.macs == out[0] * out[1] * (5 * 3) * (2 * 4)
 
 
 def ticket(path: Path, dtype: str = "float32") -> tuple[dict, dict]:

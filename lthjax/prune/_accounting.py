@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -16,8 +16,20 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 PyTree = Any
+Leaves = dict[Any, int]
+Macs = dict[int, int | None]
 # What hands a weight on to a product without computing anything with others.
-_THROUGH = {"broadcast_in_dim", "convert_element_type", "copy", "reshape", "rev", "squeeze", "transpose"}
+_THROUGH = {
+    "dynamic_slice",
+    "slice",
+    "broadcast_in_dim",
+    "convert_element_type",
+    "copy",
+    "reshape",
+    "rev",
+    "squeeze",
+    "transpose",
+}
 
 
 class Row(NamedTuple):
@@ -29,7 +41,9 @@ class Row(NamedTuple):
         weights: how many it has.
         left: how many are kept; all, where it may not be pruned.
         prunable: whether it may be pruned.
-        macs: multiplications for one example, if dense; None where not known.
+        macs: multiplications for one example, if dense; None where the leaf goes into no matrix product
+            or convolution as it is, or how often is not known: in the body of a `while` loop, or in
+            branches that differ.
     """
 
     path: str
@@ -71,11 +85,13 @@ class Table(NamedTuple):
 
     def _cells(self, known: bool) -> Iterator[tuple[str, ...]]:
         weights = left = macs = macs_left = 0
+        unknown = False
         for row in self.rows:
             shape = "x".join(map(str, row.shape)) or "-"
             density = f"{100 * row.density:.1f} %" if row.prunable else "-"
             cells = (row.path, shape, f"{row.weights:,}", f"{row.left:,}", density)
             if row.prunable:
+                unknown |= row.macs is None
                 weights, left = weights + row.weights, left + row.left
             if known and row.macs is not None:
                 macs, macs_left = macs + row.macs, macs_left + round(row.macs * row.density)
@@ -84,7 +100,8 @@ class Table(NamedTuple):
                 yield (*cells, *(("-", "-") if known else ()))
         total = f"{100 * left / max(weights, 1):.1f} %"
         sums = ("all prunable", "", f"{weights:,}", f"{left:,}", total)
-        yield (*sums, *((f"{macs:,}", f"{macs_left:,}") if known else ()))
+        least = "≥ " if unknown else ""
+        yield (*sums, *((f"{least}{macs:,}", f"{least}{macs_left:,}") if known else ()))
 
     def _left_out(self) -> str | None:
         """What may not be pruned, by the leaves' last names; None where everything may be."""
@@ -165,8 +182,9 @@ def table(
         shape: of one input, batch axis included and 1, for example (1, 28, 28, 1).
 
     Returns:
-        A `Table`, beneath which stands what the mask leaves out; MACs left count every surviving weight
-        as often as it is used, which says nothing of time.
+        A `Table`, beneath which stands what the mask leaves out; bodies of scan, map and fori_loop count as
+        often as they run. MACs left count every surviving weight as often as it is used, which says nothing
+        of time. Sums leave out leaves of which the number is not known, and then say "≥".
 
     Raises:
         ValueError: params and mask do not fit, or one of apply and shape is missing.
@@ -174,7 +192,7 @@ def table(
     mask = matched(params, mask)
     if (apply is None) != (shape is None):
         raise ValueError("apply, shape: MACs need both, the function and the shape of its input.")
-    macs: dict[int, int] = {}
+    macs: Macs = {}
     if apply is not None and shape is not None:
         traced = jax.make_jaxpr(apply)(params, jnp.zeros(shape))
         leaves = {var: i for i, var in enumerate(traced.jaxpr.invars[:-1])}
@@ -189,47 +207,126 @@ def table(
     return Table(tuple(rows))
 
 
-def _count(jaxpr: Any, leaves: dict[Any, int], macs: dict[int, int]) -> list[int | None]:
-    """Adds the products that parameters go into; returns which parameter each output is, if any."""
+def _count(jaxpr: Any, leaves: Leaves, macs: Macs, times: int | None = 1) -> list[int | None]:
+    """Adds the products that parameters go into.
+
+    Args:
+        jaxpr: what is counted.
+        leaves: variable -> which parameter it is.
+        macs: parameter -> multiplications so far, None for those of an unknown number.
+        times: how often the whole runs; None where that is not known.
+
+    Returns:
+        Which parameter each output is, None for those that are none.
+    """
     known = dict(leaves)
 
     def leaf(atom: Any) -> int | None:
         return None if isinstance(atom, Literal) else known.get(atom)
 
     for eqn in jaxpr.eqns:
-        name, inner = eqn.primitive.name, _inner(eqn)
+        name, operands = eqn.primitive.name, [leaf(atom) for atom in eqn.invars]
+        outputs: list[int | None] = []
         if name in ("dot_general", "conv_general_dilated"):
-            for operand in eqn.invars:
-                i = leaf(operand)
-                if i is not None:
-                    macs[i] = macs.get(i, 0) + _products(eqn)
-        elif inner is not None:
-            of_operands = eqn.invars[len(eqn.invars) - len(inner.invars) :]
-            passed = {
-                v: i for v, a in zip(inner.invars, of_operands, strict=True) if (i := leaf(a)) is not None
-            }
-            of_outputs = zip(eqn.outvars, _count(inner, passed, macs), strict=False)
-            known |= {out: i for out, i in of_outputs if i is not None}
-        elif name in _THROUGH and (i := leaf(eqn.invars[0])) is not None:
-            known[eqn.outvars[0]] = i
+            _add(macs, dict.fromkeys(i for i in operands if i is not None), times, _products(eqn))
+        elif name == "scan":
+            inner, fixed, carried = (
+                eqn.params["jaxpr"].jaxpr,
+                eqn.params["num_consts"],
+                eqn.params["num_carry"],
+            )
+            each = None if times is None else times * eqn.params["length"]
+            outputs = _loop(inner, operands, slice(fixed, fixed + carried), macs, each)
+        elif name == "while":
+            tested, fixed = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+            carried = operands[tested + fixed :]
+            # How often it runs is known only when it does.
+            _count_call(eqn.params["cond_jaxpr"].jaxpr, operands[:tested] + carried, macs, None)
+            of_body = slice(fixed, fixed + len(carried))
+            outputs = _loop(eqn.params["body_jaxpr"].jaxpr, operands[tested:], of_body, macs, None)
+        elif name == "cond":
+            outputs = _branches(eqn, operands[1:], macs, times)
+        elif (called := _inner(eqn)) is not None:
+            outputs = _count_call(called, operands[len(operands) - len(called.invars) :], macs, times)
+        elif name in _THROUGH:
+            outputs = operands[:1]
+        known |= {out: i for out, i in zip(eqn.outvars, outputs, strict=False) if i is not None}
     return [leaf(out) for out in jaxpr.outvars]
 
 
+def _count_call(
+    jaxpr: Any, operands: Sequence[int | None], macs: Macs, times: int | None
+) -> list[int | None]:
+    passed = {v: i for v, i in zip(jaxpr.invars, operands, strict=True) if i is not None}
+    return _count(jaxpr, passed, macs, times)
+
+
+def _loop(
+    body: Any, operands: Sequence[int | None], carried: slice, macs: Macs, times: int | None
+) -> list[int | None]:
+    """The body of a loop; what it carries is a parameter where every round hands it on as it is."""
+    operands = [*operands]
+    while True:
+        found: Macs = {}
+        outputs = _count_call(body, operands, found, times)
+        after = outputs[: carried.stop - carried.start]
+        kept = [i if i == j else None for i, j in zip(operands[carried], after, strict=True)]
+        if kept == operands[carried]:
+            break
+        operands[carried] = kept
+    _merge(macs, found)
+    return outputs
+
+
+def _branches(eqn: Any, operands: Sequence[int | None], macs: Macs, times: int | None) -> list[int | None]:
+    """What all branches agree in; of those chosen by the platform the last, the default platform's."""
+    branches = [branch.jaxpr for branch in eqn.params["branches"]]
+    if eqn.params.get("branches_platforms"):
+        branches = branches[-1:]
+    counts: list[Macs] = [{} for _ in branches]
+    outputs = [_count_call(b, operands, of, times) for b, of in zip(branches, counts, strict=True)]
+    every = {i for of in counts for i in of}
+    _merge(macs, {i: n if all(of.get(i, 0) == n for of in counts) else None
+                  for i in every for n in [counts[0].get(i, 0)]})  # fmt: skip
+    return [i if all(i == other[k] for other in outputs) else None for k, i in enumerate(outputs[0])]
+
+
+def _add(macs: Macs, leaves: Iterable[int], times: int | None, products: int) -> None:
+    _merge(macs, {i: None if times is None else times * products for i in leaves})
+
+
+def _merge(macs: Macs, more: Macs) -> None:
+    for i, n in more.items():
+        before = macs.get(i, 0)
+        macs[i] = None if before is None or n is None else before + n
+
+
 def _inner(eqn: Any) -> Any:
-    """The jaxpr that an equation calls, or None; of branches the last, which is the default platform's."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "branches"):
+    """The jaxpr that an equation calls once, or None."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         found = eqn.params.get(name)
         if found is not None:
-            found = found[-1] if isinstance(found, tuple) else found
             return getattr(found, "jaxpr", found)
     return None
 
 
 def _products(eqn: Any) -> int:
+    """Multiplications of one product; of a convolution as if there were no border.
+
+    Every output position takes all weights of the kernel, padding included. Where a transposed
+    convolution widens its input by zeros, every position of the input itself does.
+    """
     out, right = eqn.outvars[0].aval.shape, eqn.invars[1].aval.shape
+    left = eqn.invars[0].aval.shape
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
-        left = eqn.invars[0].aval.shape
         return math.prod(out) * math.prod(left[i] for i in contracted)
-    outputs = right[eqn.params["dimension_numbers"].rhs_spec[0]]
-    return math.prod(out) * math.prod(right) // outputs
+    numbers = eqn.params["dimension_numbers"]
+    positions = [
+        left[i] if widened > 1 else out[o]
+        for i, o, widened in zip(
+            numbers.lhs_spec[2:], numbers.out_spec[2:], eqn.params["lhs_dilation"], strict=True
+        )
+    ]
+    images = out[numbers.out_spec[0]]
+    return images * math.prod(positions) * math.prod(right)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from numbers import Real
 from typing import Any, Literal
 
@@ -110,12 +111,15 @@ def magnitude(
         as the decimal that it was written as, a Fraction as it is; of equal weights the lowest index
         goes first. Its containers are those of the parameters.
 
+    Raises:
+        ValueError: as `by_score`; so weights that are NaN or infinite cannot be ranked.
+
     Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2 (layer) and appendix (global); units:
     Li et al. 2017 (arXiv 1608.08710); N:M: Mishra et al. 2021 (arXiv 2104.08378).
     """
     mask = matched(params, mask)
-    scores = jax.tree.map(lambda m, p: jnp.abs(p) if jnp.ndim(m) else p, mask, params)
-    return by_score(scores, mask, rate, scope=scope, granularity=granularity)
+    sizes = jax.tree.map(lambda m, p: _absolute(p) if jnp.ndim(m) else p, mask, params)
+    return by_score(sizes, mask, rate, scope=scope, granularity=granularity)
 
 
 def by_score(
@@ -124,17 +128,20 @@ def by_score(
     """Prunes the survivors of the lowest scores; otherwise as `magnitude`.
 
     Args:
-        scores: a pytree of the mask's treedef, real numbers of the leaves' shapes. NaN counts as
-            highest. With scope "global" leaves of different dtypes are promoted to one.
+        scores: a pytree of the mask's treedef, real numbers of the leaves' shapes. Those of survivors
+            are finite. Under `jit` and `vmap` that cannot be seen: there NaN counts as highest. With
+            scope "global" leaves of different dtypes are promoted to one.
         mask: as for `magnitude`.
         rate: as for `magnitude`.
         scope: as for `magnitude`.
         granularity: as for `magnitude`. A unit's score is the sum of its survivors' scores, for
-            "unit-l2" of their squares with their signs.
+            "unit-l2" of their squares with their signs, in float32 or wider; a square may be beyond
+            the range of its dtype.
 
     Raises:
         ValueError: a rate outside [0, 1], a mapping of rates with scope "global", an unknown scope
-            or granularity, or scores that do not fit the mask.
+            or granularity, scores that do not fit the mask, or of survivors in a leaf that is to be
+            pruned some that are not finite.
     """
     mask = matched(scores, mask)
     if scope == "global" and not _is_number(rate):
@@ -155,6 +162,7 @@ def by_score(
     for r in rates:
         if r and not math.isclose(r, 1 - kept / group):
             raise ValueError(f"rate: with granularity {granularity!r} it is {1 - kept / group:g}, not {r!r}.")
+    check_finite(scores, mask, list(rates))
     leaves, treedef = jax.tree.flatten(mask)
     pruned = [
         _prune_pattern(path, v, m, kept, group) if jnp.ndim(m) and r else m
@@ -236,15 +244,19 @@ def remove_counted(
 
     Returns:
         The new mask.
+
+    Raises:
+        ValueError: scores that do not fit the mask, or are not finite, as for `by_score`.
     """
     mask = matched(scores, mask)
+    check_finite(scores, mask, going if scope == "layer" else [going[0]] * len(jax.tree.leaves(mask)))
     whole, treedef = jax.tree.flatten(mask)
     prunable = [i for i, m in enumerate(whole) if jnp.ndim(m)]
     values, masks = dict(enumerate(jax.tree.leaves(scores))), {i: whole[i] for i in prunable}
-    if granularity != "weight":
+    if granularity != "weight" and prunable:
         values, masks = _units(values, masks, granularity)
     if scope == "global" and prunable:
-        common = jnp.result_type(*(values[i] for i in prunable))
+        common = _common([jnp.asarray(values[i]).dtype for i in prunable])
         keys = jnp.concatenate([_order(jnp.asarray(values[i], common)).ravel() for i in prunable])
         flat = jnp.concatenate([masks[i].ravel() for i in prunable])
         kept = _remove_lowest(keys, flat, going[0])
@@ -261,18 +273,71 @@ def remove_counted(
 def _units(
     values: dict[int, jax.Array], masks: dict[int, jax.Array], granularity: str
 ) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
-    """Scores and mask of output units: float and bool [1, ..., 1, units]."""
+    """Scores and mask of output units [1, ..., 1, units]: uint32, ranks in all leaves together, and bool."""
+    scored = [_unit_score(values[i], m, granularity == "unit-l2") for i, m in masks.items()]
+    ends = np.cumsum([high.size for high, _ in scored])[:-1].tolist()
+    ranks = jnp.split(_ranks(*(jnp.concatenate(part) for part in zip(*scored, strict=True))), ends)
+    alive = {i: _alive(m) for i, m in masks.items()}
+    return {i: r.reshape(alive[i].shape) for i, r in zip(masks, ranks, strict=True)}, alive
 
-    def score(value: jax.Array, mask: jax.Array) -> jax.Array:
-        value = jnp.where(mask, value, 0)
-        if granularity == "unit-l2":
-            value = value * jnp.abs(value)
-        return value.sum(axis=tuple(range(value.ndim - 1)), keepdims=True)
 
-    return (
-        {i: score(values[i], m) for i, m in masks.items()},
-        {i: _alive(m) for i, m in masks.items()},
-    )
+@partial(jax.jit, static_argnums=2)
+def _unit_score(value: jax.Array, mask: jax.Array, squared: bool) -> tuple[jax.Array, jax.Array]:
+    """The sum of every unit's scores or signed squares, as two keys: signed integers [units], high and low.
+
+    Every unit is added up in units of its own largest power of two: a square may be beyond the range of
+    its dtype, and a norm of the square would make unequal sums equal.
+    """
+    value = _widened(jnp.where(mask, value, 0))
+    axes = tuple(range(value.ndim - 1))
+    digits, exponent = _split(value)
+    top = jnp.where(digits != 0, exponent, -(2**14)).max(axis=axes, keepdims=True, initial=-(2**14))
+    # Terms below 2**-126 of the unit's largest count as nothing; they are far below its last digit.
+    scaled = digits.astype(value.dtype) * _power_of_two(jnp.maximum(exponent - top, -126), value.dtype)
+    total = (scaled * jnp.abs(scaled) if squared else scaled).sum(axis=axes)
+    digits, exponent = _split(total.astype(jax.dtypes.canonicalize_dtype(jnp.float64)))
+    # Offset, so that all that are positive come after 0, and of two negative ones the larger before.
+    high = exponent + (2 if squared else 1) * top.ravel() + 2**16
+    return jnp.sign(digits) * high.astype(digits.dtype), digits
+
+
+def _widened(value: jax.Array) -> jax.Array:
+    """In float32, or in float64 where JAX has it on and float32 has too few digits."""
+    whole = not jnp.issubdtype(value.dtype, jnp.floating)
+    wide = value.dtype.itemsize > (2 if whole else 4)
+    return value.astype(jax.dtypes.canonicalize_dtype(jnp.float64) if wide else jnp.float32)
+
+
+def _split(value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(digits, exponent) with value = digits * 2**exponent: signed integers of the float's width.
+
+    From the bits, as compiled programs take numbers below the normal range for 0.
+    """
+    bits, sign, mantissa = _bits(value)
+    magnitude = bits & ~sign
+    biased = magnitude >> mantissa
+    digits = (magnitude & ((1 << mantissa) - 1)) | jnp.where(biased > 0, jnp.ones_like(bits) << mantissa, 0)
+    signed = jnp.int64 if value.dtype.itemsize == 8 else jnp.int32
+    digits = digits.astype(signed) * jnp.where((bits & sign) != 0, -1, 1).astype(signed)
+    offset = jnp.finfo(value.dtype).maxexp - 1 + mantissa
+    return digits, jnp.maximum(biased.astype(jnp.int32), 1) - int(offset)
+
+
+def _power_of_two(exponent: jax.Array, floats: Any) -> jax.Array:
+    """2**exponent, exactly, of a dtype that is float32 or float64; int32, within the normal range."""
+    unsigned, mantissa = (jnp.uint64, 52) if floats.itemsize == 8 else (jnp.uint32, 23)
+    biased = exponent + (int(jnp.finfo(floats).maxexp) - 1)
+    return jax.lax.bitcast_convert_type(biased.astype(unsigned) << mantissa, floats)
+
+
+@jax.jit
+def _ranks(high: jax.Array, low: jax.Array) -> jax.Array:
+    """Ranks by two keys, the same for the same, uint32 [n]. Units are few enough to be sorted."""
+    order = jnp.lexsort((low, high))
+    step = [
+        jnp.concatenate([k[order][:1] != k[order][:1], k[order][1:] != k[order][:-1]]) for k in (high, low)
+    ]
+    return jnp.zeros(high.shape, jnp.uint32).at[order].set(jnp.cumsum(step[0] | step[1], dtype=jnp.uint32))
 
 
 def _alive(mask: jax.Array) -> jax.Array:
@@ -610,6 +675,74 @@ def _exact(number: Any, name: str) -> float | Fraction:
     return near if Fraction(str(near)) == written else written
 
 
+def check_finite(scores: PyTree, mask: PyTree, going: Sequence[float | Fraction | jax.Array]) -> None:
+    """Raises where survivors have scores that are not finite, naming the leaf; traced values pass.
+
+    Args:
+        scores: as for `by_score`.
+        mask: as for `by_score`.
+        going: of every leaf how much goes; one of which nothing goes is not looked at.
+    """
+    for path, bad, left in not_finite(scores, mask, going):
+        raise ValueError(
+            f"scores: leaf {path!r} has {bad:,} that are not finite, of {left:,} weights left; NaN and "
+            "infinity cannot be ranked. Look for weights or gradients that overflow."
+        )
+
+
+def not_finite(
+    scores: PyTree, mask: PyTree, going: Sequence[float | Fraction | jax.Array]
+) -> list[tuple[str, int, int]]:
+    """(path, survivors whose score is not finite, survivors) of the leaves that have any.
+
+    Args:
+        scores, mask, going: as for `check_finite`.
+    """
+    leaves = list(zip(paths(mask), jax.tree.leaves(mask), jax.tree.leaves(scores), going, strict=True))
+    if any(isinstance(x, jax.core.Tracer) for _, *values in leaves for x in values):
+        return []
+    looked_at = [
+        (path, _count_bad(score, m))
+        for path, m, score, n in leaves
+        if jnp.ndim(m) and n and jnp.issubdtype(jnp.asarray(score).dtype, jnp.inexact)
+    ]
+    return [(path, int(bad), int(left)) for path, (bad, left) in jax.device_get(looked_at) if bad]
+
+
+@jax.jit
+def _count_bad(score: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return (mask & ~jnp.isfinite(score)).sum(dtype=jnp.int32), mask.sum(dtype=jnp.int32)
+
+
+@jax.jit
+def _absolute(value: jax.Array) -> jax.Array:
+    """Absolute values; those of signed integers are unsigned, as -128 has no opposite in int8."""
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.signedinteger):
+        return jnp.abs(value)
+    unsigned = jax.lax.bitcast_convert_type(value, jnp.dtype(f"u{value.dtype}"))
+    return jnp.where(value < 0, 0 - unsigned, unsigned)
+
+
+def _common(dtypes: Sequence[Any]) -> Any:
+    """The dtype in which leaves of several dtypes are ranked together."""
+    common = jnp.result_type(*dtypes)
+    # Whole numbers of both signs, and mixed ones, may have no common dtype that is wide enough.
+    alike = any(
+        all(jnp.issubdtype(d, kind) for d in dtypes) for kind in (jnp.unsignedinteger, jnp.signedinteger)
+    )
+    return common if alike or len({*dtypes}) == 1 else jnp.promote_types(common, jnp.float32)
+
+
+def _bits(value: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+    """(a float's bits, the bit of its sign, width of its mantissa), for float32 and float64."""
+    wide = value.dtype.itemsize == 8
+    unsigned = jnp.uint64 if wide else jnp.uint32
+    bits = jax.lax.bitcast_convert_type(value, unsigned)
+    return bits, jnp.array(1 << (63 if wide else 31), unsigned), 52 if wide else 23
+
+
+@jax.jit
 def _order(scores: jax.Array) -> jax.Array:
     """Unsigned integers in the same order as the scores; -0 equals 0, NaN is highest."""
     scores = jnp.asarray(scores)
@@ -621,11 +754,10 @@ def _order(scores: jax.Array) -> jax.Array:
         signed = scores.astype(jnp.int64 if width == 64 else jnp.int32)
         bits = jax.lax.bitcast_convert_type(signed, unsigned)
         return bits ^ jnp.array(1 << (width - 1), unsigned)
-    scores = scores.astype(jnp.float64 if width == 64 else jnp.float32)
-    scores = jnp.where(scores == 0, 0, scores)
-    bits = jax.lax.bitcast_convert_type(scores, unsigned)
-    top = jnp.array(1 << (width - 1), unsigned)
-    ordered = jnp.where(bits >= top, ~bits, bits | top)
+    # On the bits: compiled programs take numbers below the normal range for 0.
+    bits, sign, _ = _bits(scores.astype(jnp.float64 if width == 64 else jnp.float32))
+    bits = jnp.where(bits == sign, 0, bits)
+    ordered = jnp.where(bits >= sign, ~bits, bits | sign)
     return jnp.where(jnp.isnan(scores), ~jnp.zeros_like(bits), ordered)
 
 

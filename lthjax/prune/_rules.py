@@ -133,8 +133,10 @@ def grasp(
 ) -> PyTree:
     """A mask without the weights whose removal least reduces the gradient's norm.
 
+    The gradient is that of the weights that may be pruned.
+
     Args:
-        loss: as for `snip`.
+        loss: as for `snip`; the paper's code divides the logits in it by a temperature of 200.
         params: as for `snip`.
         batch: as for `snip`.
         density: as for `snip`.
@@ -143,10 +145,11 @@ def grasp(
     Returns:
         The mask.
 
-    Source: Wang et al. 2020 (arXiv 2002.07376), algorithm 1, at temperature 1.
+    Source: Wang et al. 2020 (arXiv 2002.07376), algorithm 1.
     """
-    scores = _scores.gradient_flow(lambda p: loss(p, batch), params)
-    return to_density(scores, ones(params, prunable), density, scope="global")
+    mask = ones(params, prunable)
+    scores = _scores.gradient_flow(lambda p: loss(p, batch), params, mask)
+    return to_density(scores, mask, density, scope="global")
 
 
 def synflow(

@@ -6,8 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lthjax.prune._core import apply as masked_params
+
 PyTree = Any
 Loss = Callable[[PyTree], jax.Array]
+TEMPERATURE = 200.0
+"""What GraSP divides logits by: Wang et al. 2020, in their code."""
 
 
 def saliency(loss: Loss, params: PyTree) -> PyTree:
@@ -20,23 +24,27 @@ def saliency(loss: Loss, params: PyTree) -> PyTree:
     Source: Lee et al. 2019, SNIP (arXiv 1810.02340), at initialisation; Molchanov et al. 2017
     (arXiv 1611.06440), Taylor, on trained weights.
     """
-    return jax.tree.map(lambda g, w: jnp.abs(g * w), jax.grad(loss)(params), params)
+    return jax.tree.map(lambda g, w: jnp.abs(_product(g, w)), jax.grad(loss)(params), params)
 
 
-def gradient_flow(loss: Loss, params: PyTree) -> PyTree:
+def gradient_flow(loss: Loss, params: PyTree, mask: PyTree) -> PyTree:
     """w * (H g), the opposite of GraSP's S = -w * (H g), of which the largest are pruned.
 
+    g is the gradient of the weights that pruning chooses among: 0 for what is pruned already, and for
+    leaves that may not be pruned.
+
     Args:
-        loss: parameters -> mean loss, shape ().
+        loss: parameters -> mean loss, shape (), of logits divided by `TEMPERATURE`.
         params: where; pruned weights 0.
+        mask: which weights survive.
 
     Source: Wang et al. 2020, GraSP (arXiv 2002.07376), equation 8.
     """
-    gradient = jax.grad(loss)
     # Reverse over reverse: functions with a reverse rule of their own have no forward one.
-    at, pull = jax.vjp(gradient, params)
-    (curved,) = pull(at)
-    return jax.tree.map(jnp.multiply, params, curved)
+    at, pull = jax.vjp(jax.grad(loss), params)
+    chosen = jax.tree.map(lambda m, g: g if jnp.ndim(m) else jnp.zeros_like(g), mask, masked_params(at, mask))
+    (curved,) = pull(chosen)
+    return jax.tree.map(_product, params, curved)
 
 
 def synaptic_flow(
@@ -54,3 +62,9 @@ def synaptic_flow(
     positive = jax.tree.map(jnp.abs, params)
     gradient = jax.grad(lambda p: apply(p, jnp.ones(shape)).sum())(positive)
     return jax.tree.map(jnp.multiply, gradient, positive)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a * b in float32 or wider: products of small numbers are below the range of narrow dtypes."""
+    wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+    return a.astype(wide) * b.astype(wide)
