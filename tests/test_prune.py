@@ -325,10 +325,10 @@ def test_magnitudes_of_whole_numbers_are_exact(dtype: str) -> None:
     values = [int(info.min), int(info.max), int(info.max) - 1, int(info.max) // 2, 3, 1]
     params = {"w": jnp.array([values]).astype(dtype) if dtype == "int4" else jnp.array([values], dtype)}
     for removed in range(1, 6):
-        mask = prune.remove_counted(params, prune.ones(params), [removed])
+        mask = prune.remove_counted(params, prune.ones(params, "."), [removed])
         np.testing.assert_array_equal(mask["w"], reference(np.array([values]), np.ones((1, 6), bool),
                                                            removed / 6))  # fmt: skip
-        mask = prune.magnitude(params, prune.ones(params), round(removed / 6, 6))
+        mask = prune.magnitude(params, prune.ones(params, "."), round(removed / 6, 6))
         expected = reference(np.abs(np.array([values])), np.ones((1, 6), bool), round(removed / 6, 6))
         np.testing.assert_array_equal(mask["w"], expected)
 
@@ -337,12 +337,12 @@ def test_magnitudes_of_64_bits_and_of_whole_numbers_of_either_sign_together() ->
     with jax.enable_x64(True):
         params = {"w": jnp.array([[-(2**63), 2**63 - 1, 2**62 + 1, 2**62]])}
         for rate, kept in ((0.25, [1, 1, 1, 0]), (0.5, [1, 1, 0, 0]), (0.75, [1, 0, 0, 0])):
-            np.testing.assert_array_equal(prune.magnitude(params, prune.ones(params), rate)["w"], [kept])
+            np.testing.assert_array_equal(prune.magnitude(params, prune.ones(params, "."), rate)["w"], [kept])
     params = {"a": jnp.array([[2**32 - 1, 5]], jnp.uint32), "b": jnp.array([[-7, 3]], jnp.int32)}
-    mask = prune.by_score(params, prune.ones(params), 0.5, scope="global")
+    mask = prune.by_score(params, prune.ones(params, "."), 0.5, scope="global")
     assert (mask["a"].tolist(), mask["b"].tolist()) == ([[True, True]], [[False, False]])
     params = {"a": jnp.array([[65535, 65520]], jnp.uint16), "b": jnp.array([[65504.0, 1.0]], jnp.float16)}
-    mask = prune.by_score(params, prune.ones(params), 0.75, scope="global")
+    mask = prune.by_score(params, prune.ones(params, "."), 0.75, scope="global")
     assert (mask["a"].tolist(), mask["b"].tolist()) == ([[True, False]], [[False, False]])
 
 
@@ -407,7 +407,9 @@ def test_units_of_narrow_numbers_are_added_up_in_wide_ones() -> None:
         jax.random.randint(key, (4, 6), 90, 127).astype(jnp.int8),
     ):
         for norm in (1, 2):
-            mask = prune.magnitude({"w": params}, prune.ones({"w": params}), 0.5, granularity=f"unit-l{norm}")
+            mask = prune.magnitude(
+                {"w": params}, prune.ones({"w": params}, "."), 0.5, granularity=f"unit-l{norm}"
+            )
             sums = (np.abs(np.asarray(params, np.float64)) ** norm).sum(0)
             expected = reference(sums, np.ones(sums.shape, bool), 0.5)
             np.testing.assert_array_equal(np.asarray(mask["w"]), np.broadcast_to(expected, params.shape))
