@@ -159,6 +159,61 @@ def test_snip_grasp_and_synflow_are_their_formulas() -> None:
     assert sum((np.asarray(got[n]) != m).sum() for n, m in zip("ab", masks, strict=True)) == 0
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_synaptic_flow_beyond_the_range_of_float32(residual: bool) -> None:
+    """Four layers whose product is near 1e70, 1e-60 or 1, with biases; against 64 digits of numpy."""
+    draw = np.random.default_rng(0).normal
+
+    def apply(p: dict, x: jax.Array) -> jax.Array:
+        for layer in p["layers"]:
+            y = jax.nn.relu(x @ layer["w"] + layer["b"][None] * x.mean())
+            x = x * p["skip"] + y if residual else y
+        return x
+
+    flow_of = jax.jit(lambda p: _scores.synaptic_flow(apply, p, (1, 6)))
+    for scale in np.float32([1e17, 1e-16, 1]):
+        layers = [{"w": draw(size=(6, 6)) * (draw(size=(6, 6)) > -0.5) * scale, "b": draw(size=6) * scale}
+                  for _ in range(4)]  # fmt: skip
+        params = jax.tree.map(np.float32, {"layers": layers, "skip": scale})
+        absolute = jax.tree.map(lambda w: np.abs(w).astype(np.longdouble), params["layers"])
+        skip = np.longdouble(scale) * residual
+        x, inputs = np.ones(6, np.longdouble), []
+        for p in absolute:
+            inputs.append(x)
+            x = x @ p["w"] + p["b"] * x.mean() + x * skip
+        # Backwards, what a unit's output is still multiplied by; x.mean() goes to all units.
+        flow, expected = np.ones(6, np.longdouble), []
+        for x, p in zip(inputs[::-1], absolute[::-1], strict=True):
+            expected.insert(0, x[:, None] * flow[None] * p["w"])
+            flow = p["w"] @ flow + (flow * p["b"]).sum() / 6 + flow * skip
+        got = np.array([np.asarray(p["w"], np.longdouble) for p in flow_of(params)["layers"]])
+        ratio = got.sum() / np.sum(expected)
+        np.testing.assert_allclose(got, np.array(expected) * ratio, rtol=1e-5)
+        power = float(np.log2(ratio))
+        assert power == pytest.approx(round(power), abs=1e-5)
+        assert (round(power) == 0) == (scale == 1)
+
+
+def test_synflow_empties_no_layer_of_a_network_whose_flow_overflows() -> None:
+    keys = jax.random.split(jax.random.key(0), 6)
+    params = {f"{i}": 1e9 * jax.random.normal(k, (16, 16)) for i, k in enumerate(keys)}
+
+    def apply(p: dict, x: jax.Array) -> jax.Array:
+        for w in p.values():
+            x = jax.nn.relu(x @ w)
+        return x
+
+    got = prune.synflow(apply, params, (1, 16), 0.2, rounds=20)
+    same = prune.synflow(apply, jax.tree.map(lambda w: w / 2**30, params), (1, 16), 0.2, rounds=20)
+    jax.tree.map(np.testing.assert_array_equal, got, same)
+    assert min(kept(got)) > 20
+    assert sum(kept(got)) == 307
+    with pytest.raises(ValueError, match="leaf '0' has 256 that are not finite, of 256 weights left"):
+        prune.synflow(apply, {**params, "3": params["3"].at[0, 0].set(jnp.inf)}, (1, 16), 0.2, rounds=20)
+    with pytest.raises(ValueError, match=r"leaf '.' has [0-9]+ that are not finite"):
+        prune.snip(lambda p, x: apply(p, x).sum(), params, jnp.ones((1, 16)), 0.2)
+
+
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_units(norm: str, scope: str) -> None:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -293,7 +293,7 @@ def _unit_score(value: jax.Array, mask: jax.Array, squared: bool) -> tuple[jax.A
     digits, exponent = _split(value)
     top = jnp.where(digits != 0, exponent, -(2**14)).max(axis=axes, keepdims=True, initial=-(2**14))
     # Terms below 2**-126 of the unit's largest count as nothing; they are far below its last digit.
-    scaled = digits.astype(value.dtype) * _power_of_two(jnp.maximum(exponent - top, -126), value.dtype)
+    scaled = digits.astype(value.dtype) * power_of_two(jnp.maximum(exponent - top, -126), value.dtype)
     total = (scaled * jnp.abs(scaled) if squared else scaled).sum(axis=axes)
     digits, exponent = _split(total.astype(jax.dtypes.canonicalize_dtype(jnp.float64)))
     # Offset, so that all that are positive come after 0, and of two negative ones the larger before.
@@ -323,7 +323,7 @@ def _split(value: jax.Array) -> tuple[jax.Array, jax.Array]:
     return digits, jnp.maximum(biased.astype(jnp.int32), 1) - int(offset)
 
 
-def _power_of_two(exponent: jax.Array, floats: Any) -> jax.Array:
+def power_of_two(exponent: jax.Array, floats: Any) -> jax.Array:
     """2**exponent, exactly, of a dtype that is float32 or float64; int32, within the normal range."""
     unsigned, mantissa = (jnp.uint64, 52) if floats.itemsize == 8 else (jnp.uint32, 23)
     biased = exponent + (int(jnp.finfo(floats).maxexp) - 1)
@@ -684,10 +684,15 @@ def check_finite(scores: PyTree, mask: PyTree, going: Sequence[float | Fraction 
         going: of every leaf how much goes; one of which nothing goes is not looked at.
     """
     for path, bad, left in not_finite(scores, mask, going):
-        raise ValueError(
-            f"scores: leaf {path!r} has {bad:,} that are not finite, of {left:,} weights left; NaN and "
-            "infinity cannot be ranked. Look for weights or gradients that overflow."
-        )
+        refuse(path, bad, left)
+
+
+def refuse(path: str, bad: int, left: int) -> NoReturn:
+    """Raises for a leaf of which so many survivors have scores that are not finite."""
+    raise ValueError(
+        f"scores: leaf {path!r} has {bad:,} that are not finite, of {left:,} weights left; NaN and infinity "
+        "cannot be ranked. Look for weights or gradients that overflow."
+    )
 
 
 def not_finite(
@@ -702,7 +707,7 @@ def not_finite(
     if any(isinstance(x, jax.core.Tracer) for _, *values in leaves for x in values):
         return []
     looked_at = [
-        (path, _count_bad(score, m))
+        (path, count_bad(score, m))
         for path, m, score, n in leaves
         if jnp.ndim(m) and n and jnp.issubdtype(jnp.asarray(score).dtype, jnp.inexact)
     ]
@@ -710,7 +715,8 @@ def not_finite(
 
 
 @jax.jit
-def _count_bad(score: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def count_bad(score: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(survivors whose score is not finite, survivors) of one leaf, int32 of shape ()."""
     return (mask & ~jnp.isfinite(score)).sum(dtype=jnp.int32), mask.sum(dtype=jnp.int32)
 
 

@@ -12,8 +12,11 @@ from lthjax.prune._core import (
     Number,
     check_density,
     count,
+    count_bad,
     ones,
+    paths,
     random_scores,
+    refuse,
     remove_counted,
     to_density,
     totals,
@@ -182,11 +185,22 @@ def synflow(
     densities = [density ** (i / rounds) for i in range(1, rounds)] + [density]
     targets = jnp.array([count(float(str(d)), total) for d in densities], jnp.int32)
 
-    def one(i: jax.Array, mask: PyTree) -> PyTree:
+    def one(i: jax.Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        mask, before = carry
         scores = _scores.synaptic_flow(apply, masked_params(params, mask), shape)
-        return remove_counted(scores, mask, [totals(mask)[0] - targets[i]], scope="global")
+        bad = jax.tree.map(lambda s, m: count_bad(s, m & (jnp.ndim(m) > 0)), scores, mask)
+        # The flow is largest in the first round: what overflows at all does so there.
+        bad = jax.tree.map(lambda now, first: jnp.where(i == 0, now, first), bad, before)
+        return remove_counted(scores, mask, [totals(mask)[0] - targets[i]], scope="global"), bad
 
-    return jax.lax.fori_loop(0, rounds, one, mask)
+    nothing = jax.tree.map(lambda _: (jnp.int32(0), jnp.int32(0)), mask)
+    mask, bad = jax.lax.fori_loop(0, rounds, one, (mask, nothing))
+    counts = jax.tree.leaves(bad)
+    if not any(isinstance(n, jax.core.Tracer) for n in counts):
+        for path, n, left in zip(paths(mask), counts[::2], counts[1::2], strict=True):
+            if n:
+                refuse(path, int(n), int(left))
+    return mask
 
 
 def _sizes(mask: PyTree) -> list[int]:

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from lthjax.prune._core import apply as masked_params
+from lthjax.prune._range import at_exponent, widened
 
 PyTree = Any
+# Of SynFlow's scores: so that they stay in the range of float32, and far from its lower end.
+_EXPONENTS = (-60, 100)
 Loss = Callable[[PyTree], jax.Array]
 TEMPERATURE = 200.0
 """What GraSP divides logits by: Wang et al. 2020, in their code."""
@@ -52,6 +55,9 @@ def synaptic_flow(
 ) -> PyTree:
     """dR/d|w| * |w|, with R the sum of the outputs for an input of ones and all weights made positive.
 
+    R is a product over layers, and may be beyond the range of its dtype. Then all scores are those times
+    one power of two, so that their ranks within layers and between them are the same.
+
     Args:
         apply: (parameters, input) -> output.
         params: where; pruned weights 0.
@@ -60,8 +66,12 @@ def synaptic_flow(
     Source: Tanaka et al. 2020, SynFlow (arXiv 2006.05467), algorithm 1.
     """
     positive = jax.tree.map(jnp.abs, params)
-    gradient = jax.grad(lambda p: apply(p, jnp.ones(shape)).sum())(positive)
-    return jax.tree.map(jnp.multiply, gradient, positive)
+    gradient, exponent = jax.grad(
+        lambda p: widened(lambda p: apply(p, jnp.ones(shape)).sum(), p), has_aux=True
+    )(positive)
+    return jax.tree.map(
+        lambda g, w: at_exponent(_product(g, w), jnp.clip(exponent, *_EXPONENTS)), gradient, positive
+    )
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
