@@ -34,6 +34,7 @@ from analysis import cells, extra, figures, page
 from analysis.page import Drawn, Link, Section
 from analysis.verdicts import Finding
 from lthjax import cli, data, models, predict, progress, prune, record, rng, settings, study, train
+from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -319,6 +320,7 @@ class _Work:
             "fitted_to": [seed for seed in self._asked.seeds[cell.level] if seed != cell.seed],
             "step": self._asked.rewind,
             "scores": [*predict.names_at(self._asked.rewind), PIXEL_VARIANCE],
+            "grasp": CRITERIA["grasp"].version,
             "images": self._asked.batches * self._study.train.batch,
         }
 

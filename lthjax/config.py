@@ -527,6 +527,8 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
         in_steps: its durations.
         digest: the content hash of its data.
     """
+    from lthjax.criteria import CRITERIA
+
     fields = flat(study)
     for name in _WIDENING:
         del fields[name]
@@ -537,6 +539,8 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
     if study.prune.density is not None:
         fields["levels"] = study.levels  # which then say what each of them prunes
     fields["prune.rates"] = study.prune.rates[: study.levels]
+    if (version := CRITERIA[study.prune.criterion].version) > 1:
+        fields["prune.criterion_version"] = version
     return json.loads(json.dumps({**fields, "data.digest": digest}))
 
 

@@ -52,10 +52,12 @@ class Criterion(NamedTuple):
     Attributes:
         score: weights -> scores, a pytree like the weights.
         summary: one line for help and report.
+        version: raised when its scores change, so that a study with the new ones has a folder of its own.
     """
 
     score: Callable[[Weights], PyTree]
     summary: str
+    version: int = 1
 
 
 def _by_leaf(score: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[Weights], PyTree]:
@@ -85,6 +87,7 @@ CRITERIA: dict[str, Criterion] = {
     "grasp": Criterion(
         lambda w: _scores.gradient_flow(lambda p: w.loss(p, _scores.TEMPERATURE), w.initial, w.mask),
         "what the weight does to gradient flow before training",
+        version=2,  # 1 followed the gradient of biases and pruned weights, too, at temperature 1
     ),
     "synflow": Criterion(
         lambda w: _scores.synaptic_flow(w.logits, w.initial, w.shape),

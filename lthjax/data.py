@@ -274,8 +274,8 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
             f"{source}: test_images are {shapes[1]}, train_images {shapes[0]}; they must be alike."
         )
     # A class that no train image has cannot be learnt; so many are a mistake, not a data set.
-    most = len(arrays["train_labels"])
     declared = _CLASSES.get(name)
+    most = max(len(arrays["train_labels"]), declared or 0)
     if "classes" in arrays:
         number = arrays["classes"]
         whole = number.dtype.kind in "iu" and number.shape == ()

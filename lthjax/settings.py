@@ -26,6 +26,7 @@ PINNED: dict[str, Any] = {
     "jax_random_seed_offset": 0,
     "jax_threefry_partitionable": True,
     # How it is computed, and where.
+    "eager_constant_folding": False,
     "jax_default_device": None,
     "jax_default_matmul_precision": "float32",
     "jax_disable_jit": False,

@@ -6,6 +6,7 @@ from conftest import ROOT
 
 from lthjax import config
 from lthjax.config import Data, Optim, Prune, Study, Train
+from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
 
 
@@ -214,3 +215,16 @@ def test_a_study_comes_back_from_json() -> None:
     for path in sorted((ROOT / "configs").glob("*.py")):
         for study in config.load_all(path):
             assert config.from_dict(json.loads(json.dumps(dataclasses.asdict(study)))) == study
+
+
+def test_a_criterion_whose_scores_have_changed_has_another_folder() -> None:
+    lengths = config.Lengths(10, 10, 5, 0, (), (0,))
+    made = {
+        name: config.identity(config.Study(prune=config.Prune(criterion=name)), lengths, "x")
+        for name in CRITERIA
+    }
+    assert {name: of.get("prune.criterion_version", 1) for name, of in made.items()} == {
+        name: row.version for name, row in CRITERIA.items()
+    }
+    assert CRITERIA["grasp"].version == 2
+    assert len({config.fingerprint(of) for of in made.values()}) == len(CRITERIA)

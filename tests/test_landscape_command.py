@@ -490,6 +490,10 @@ def test_a_damaged_table_is_refused(
 ) -> None:
     path = level_folder(copied[0]) / name
     path.write_text(change(path.read_text()))
+    # Seen by its checksum, and in a folder without checksums by what is in it.
+    with pytest.raises(UserError, match=f"the checksum of {name} is not"):
+        command.load(copied[0])
+    (path.parent / "checksums.json").unlink()
     again = f"run python -m analysis.landscape {copied[0]} --level 2 --chain rewind-0 again"
     with pytest.raises(UserError, match=f"{said}.*{re.escape(again)}"):
         command.load(copied[0])

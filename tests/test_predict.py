@@ -363,6 +363,7 @@ def test_a_whole_run(
         with pytest.raises(UserError, match=said_of):
             command.ask(run, tmp_path / "data", **wrong)  # type: ignore[arg-type]
     where = run / "predict"
+    (where / "checksums.json").unlink()
     for name, change, refused in (
         ("scores.csv", lambda text: text.splitlines()[0] + "\n", "scores.csv has no rows"),
         ("scores.csv", lambda text: "".join(text.splitlines(True)[:-1]), "scores.csv has not as many rows"),
