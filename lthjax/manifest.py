@@ -127,6 +127,7 @@ def check(folder: Path, made: Manifest, names: Iterable[str] | None = None) -> N
 def sealed(value: Mapping[str, Any]) -> str:
     """A JSON object as text, with a checksum of its values."""
     plain = json.loads(json.dumps(value, allow_nan=False))
+    plain.pop("sha256", None)  # of what was read from such a text
     return json.dumps({**plain, "sha256": _digest(plain)}, allow_nan=False, indent=1) + "\n"
 
 

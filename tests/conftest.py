@@ -1,5 +1,6 @@
 """What all tests share: strict arithmetic, every core a device, small data, a tiny study."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -85,6 +86,20 @@ def tiny(tmp_path: Path) -> Callable[..., study.Prepared]:
         return study.prepare(config.Study(**{**fields, **changes}), tmp_path / "data")  # type: ignore[arg-type]
 
     return make
+
+
+def about(name: str = "few", **changes: Any) -> dict[str, Any]:
+    """A study.json, of a study that nobody has run."""
+    study = config.Study(name="any", levels=3, data=config.Data(name=name), **changes)
+    return {
+        "identity": json.loads(json.dumps(config.flat(study))),
+        "config": json.loads(json.dumps(dataclasses.asdict(study))),
+        "lengths": config.Lengths(4, 12, 5, 0, (), (0,))._asdict(),
+        "data": {"name": name, "source": "here", "digest": "0", "shape": [28, 28, 1], "classes": 10,
+                 "train": 160, "validation": 40, "test": 60},
+        "commands": ["run.py --config configs/quickstart.py"],
+        "versions": {"jax": "0"}, "devices": "1 x cpu", "git": None,
+    }  # fmt: skip
 
 
 def unsealed(run: Path) -> None:

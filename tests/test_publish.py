@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import about
 
 from analysis import compare, export, page, publish, report, tensorboard
 from lthjax.errors import UserError
@@ -38,7 +39,7 @@ def run_folder(path: Path) -> Path:
     """A run folder with something to lose."""
     (path / "seed=0" / "dense" / "variables").mkdir(parents=True)
     (path / "seed=0" / "dense" / "variables" / "weights").write_text("hours of training")
-    (path / "study.json").write_text('{"identity": {}, "config": {}, "lengths": {}, "data": {}}')
+    (path / "study.json").write_text(json.dumps(about()))
     return path
 
 
@@ -234,8 +235,11 @@ def test_an_export_replaces_a_ticket_and_nothing_else(runs: tuple[Path, Path]) -
 
 
 def test_event_files_of_other_programs_are_kept(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    result = {"seed": 0, "chain": "dense", "level": 0, "arm": "dense", "repeat": 1, "status": "done",
-              "steps": 2, "seconds": 1.0, "curves": {"step": [1, 2], "test_loss": [1.0, 0.5]}}  # fmt: skip
+    result = {
+        **Cell(0, "dense", 0, "dense")._asdict(), "status": "diverged", "reason": "it was told to",
+        "density": 1.0, "weights_left": 1, "weights": 1, "start": 0, "made_from": None,
+        "steps": 2, "seconds": 1.0, "curves": {"step": [1, 2], "test_loss": [1.0, 0.5]},
+    }  # fmt: skip
     (runs[0] / "seed=0" / "dense" / "result.json").write_text(json.dumps(result))
     theirs = tmp_path / "logs" / "seed=0" / "dense" / "events.out.tfevents.1.host"
     theirs.parent.mkdir(parents=True)

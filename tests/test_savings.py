@@ -424,7 +424,7 @@ def test_the_command(
     for word in ("JAX BCOO", "scipy CSR", "compacted", "CSR-16", "dense trainings"):
         assert word in said, word
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert after.keys() - before.keys() == {run / "savings.json"}
+    assert after.keys() - before.keys() == {run / "savings.json", run / "checksums.json"}
     assert all(after[path] == contents for path, contents in before.items())
 
     rows = command.load(run)
