@@ -76,7 +76,8 @@ def test_only_the_reports_path_is_on_stdout_and_a_finished_study_answers(
     assert cell.stat().st_mtime_ns == when
     planned = command_line(*SMALL, "--out", tmp_path, "--dry-run")
     assert "4 cells; 0 to train" in planned.stdout
-    quiet = command_line(*SMALL, "--out", tmp_path, "--levels", "0", "--seeds", "4", "--quiet")
+    dense = (*QUICK, "--levels", "0", "--train.steps", "6", "--seeds", "4")
+    quiet = command_line(*dense, "--out", tmp_path, "--quiet")
     assert quiet.stderr == ""
     report = command_line("-m", "analysis.report", run)
     assert report.stdout.strip() == str(run / "report" / "index.html")

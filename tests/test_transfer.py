@@ -588,7 +588,7 @@ def test_a_run_is_known_by_its_folder_however_it_is_named(
         command.moves(command.source_of(run), at(narrow, run))
     path = next(run.glob("transfer/*/*/*/*/*/transferred/result.json"))
     unsealed(run)
-    path.write_text(path.read_text().replace('"made_from"', '"made_of"'))
+    path.write_text(path.read_text().replace('"source"', '"sauce"'))
     with pytest.raises(UserError, match=r"it cannot be read \(source is missing or unknown\); delete "):
         command.load(run)
 
@@ -747,6 +747,7 @@ def test_the_geography_of_a_run(
     assert (run / "geography" / "overlap.csv").read_bytes() == before
     table = run / "geography" / "inputs.csv"
     whole = table.read_text()
+    (run / "geography" / "checksums.json").unlink()
     for cut, said in ((len(whole) // 2, "ends within a line"), (whole.rindex("rew"), "not every input")):
         table.write_text(whole[:cut])
         with pytest.raises(UserError, match=f"{said}.*run python -m analysis.geography .* again"):
