@@ -111,6 +111,13 @@ def unsealed(run: Path) -> None:
         path.write_text(json.dumps({k: v for k, v in about.items() if k not in ("manifests", "sha256")}))
 
 
+def spoil(path: Path) -> None:
+    """Makes of a result.json that of a training that diverged."""
+    result = json.loads(path.read_text())
+    scores = dict.fromkeys(name for name in result if name.endswith(("_accuracy", "_loss", "_step")))
+    path.write_text(json.dumps(result | scores | {"status": "diverged", "reason": "spoilt"}))
+
+
 def check_section(command: Any, run: Path) -> None:
     """That a command's section, verdicts and files of a run fit together, for the report."""
     section = command.section(run)

@@ -1,7 +1,6 @@
 """Predictability: measures by hand and by brute force, planted signals, and a whole run."""
 
 import itertools
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import check_section, unsealed
+from conftest import check_section, spoil, unsealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -346,7 +345,7 @@ def test_a_whole_run(
     # A ticket that diverged leaves one seed at level 2, and so nothing to hold out.
     unsealed(run)
     result = folder(run, Cell(1, "rewind-0", 2, "ticket")) / "result.json"
-    result.write_text(json.dumps(json.loads(result.read_text()) | {"status": "diverged", "reason": "spoilt"}))
+    spoil(result)
     command.build(command.ask(run, tmp_path / "data", levels=[2], steps=[0], images=45), training=False)
     found = command.load(run)
     assert "The ticket of seed 1 at level 2 diverged and is left out." in found.notes

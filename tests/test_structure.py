@@ -1,5 +1,4 @@
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import unsealed
+from conftest import spoil, unsealed
 
 from analysis import cells, curves, page, structure
 from lthjax import config, prune, study
@@ -15,7 +14,9 @@ from lthjax.stats import mean_interval
 
 
 def test_layers_come_in_the_order_of_the_network_without_what_may_not_be_pruned() -> None:
-    params = {f"conv{i}": {"kernel": np.full((1, 1, 1, i), i), "bias": np.zeros(i)} for i in (10, 2, 1)}
+    params = {
+        f"conv{i}": {"kernel": np.full((1, 1, 1, i), float(i)), "bias": np.zeros(i)} for i in (10, 2, 1)
+    }
     params["fc1"] = {"kernel": np.ones((10, 3))}
     found = structure.layers(params, prune.ones(params))
     assert list(found) == ["conv1/kernel", "conv2/kernel", "conv10/kernel", "fc1/kernel"]
@@ -312,7 +313,7 @@ def test_cells_that_diverged_or_are_missing_are_left_out(
     run = study.run(tiny(arms=("ticket", "reinit_chain")), tmp_path / "runs")
     unsealed(run)
     result = run / "seed=1/chain=rewind-0/level=02/ticket/result.json"
-    result.write_text(json.dumps(json.loads(result.read_text()) | {"status": "diverged"}))
+    spoil(result)
     drawn = {one.name: one for one in structure.figures(run)}
     for name in ("layer_density", "dead_units", "sign_changes"):
         cells = {(row["seed"], row["level"]) for row in lines(drawn[name])}
