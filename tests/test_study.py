@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, result
 
 from analysis import load, report
 from lthjax import config, imp, prune, record, rng, study, train
@@ -375,9 +375,8 @@ def test_a_cell_is_whole_or_not_there(tiny: Make, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="JSON compliant"):
             store.write(cell, {"loss": float("nan")}, mask, initial)
         assert not store.has(cell)
-        result = {**cell._asdict(), "status": "done", "test_loss": 1.0}
-        store.write(cell, result, mask, initial)
-        assert store.result(cell) == result
+        store.write(cell, result(cell), mask, initial)
+        assert store.result(cell) == result(cell)
         same(store.variables(cell, initial), initial)
         assert not list(store.path.glob(".tmp-*"))
     (store.path / ".tmp-of-a-killed-process").mkdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import unsealed
+from conftest import result, unsealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,16 +28,6 @@ _MASK = prune.random(jax.random.key(0), prune.ones(_PARAMS), 0.5)
 
 def variables(factor: float = 1.0) -> Variables:
     return Variables(jax.tree.map(lambda x: factor * x, _PARAMS), {"norm": {"mean": np.ones(3, np.float32)}})
-
-
-def result(cell: Cell) -> dict:
-    measured = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
-    more = ("train_accuracy", "early_stop_test_accuracy", "early_stop_train_accuracy")
-    left = {"density": 0.5, "weights_left": 15, "weights": 30}
-    ended = {"early_stop_step": 5, "start": 0, "steps": 5, "seconds": 0.1, "made_from": None}
-    curves = {"step": [5], **{name: [0.5] for name in measured}}
-    scores = dict.fromkeys((*measured, *more), 0.5)
-    return {**cell._asdict(), "status": "done", "reason": "", **left, **scores, **ended, "curves": curves}
 
 
 def opened(path: Path, **changes: object) -> Store:
