@@ -80,8 +80,10 @@ def test_a_disk_that_fails_at_any_call_is_one_sentence(
     for at in moments(calls, count):
         with Disk(FAULTS[kind], at).mounted():
             said = told(folder, tmp_path)
-        assert said, at
         assert "\n" not in said
+        if not said:  # nothing that is needed was still to be written
+            (run,) = (tmp_path / "runs").glob("tiny-*")
+            assert contents(run) == right, at
         run = study.run(prepared(folder), tmp_path / "runs")
         assert contents(run) == right, at
         shutil.rmtree(tmp_path / "runs")
