@@ -1,6 +1,6 @@
 # make demo: sets everything up and runs a whole small study on real images
 # make test: sets everything up and runs lint, types, the documentation's build and tests
-# make faults: kills, full disks and flipped bits at length; at most 15 minutes
+# make faults: kills, full disks and flipped bits at length
 # make docs: builds the documentation into site/; a warning is an error
 # PYTHON chooses the interpreter (3.11 or newer) that makes .venv
 

@@ -53,7 +53,7 @@ def told(folder: Path, tmp_path: Path) -> str:
     return ""
 
 
-@pytest.mark.parametrize("count", [QUICK, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [QUICK, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_at_any_call_it_goes_on_to_the_same_numbers(
     folder: Path, undisturbed: tuple[dict, int], tmp_path: Path, count: int
 ) -> None:
