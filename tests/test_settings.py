@@ -21,6 +21,7 @@ from lthjax.store import Store, read_study
 Make = Callable[..., study.Prepared]
 # Other values of all that is pinned, but for the default device, which is a number of a device here.
 OTHER: dict[str, Any] = {
+    "eager_constant_folding": True,
     "jax_debug_infs": True,
     "jax_debug_nans": True,
     "jax_default_matmul_precision": "bfloat16",
