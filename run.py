@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> None:
     # What follows loads JAX; `--help` above does not wait for it.
     cli.load_jax()
     from analysis import report
-    from lthjax import progress, replicate, study
+    from lthjax import progress, study
+    from lthjax.devices import replicate
 
     if options.chunk is not None and options.chunk < 1:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")

@@ -9,7 +9,7 @@ from analysis import page
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
-from lthjax.stats import PERCENT, Interval, mean_interval
+from lthjax.measures.stats import PERCENT, Interval, mean_interval
 from lthjax.store import read_result, read_study
 
 if TYPE_CHECKING:

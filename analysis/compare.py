@@ -11,7 +11,7 @@ from analysis.cells import COLUMNS, Row, difference, load, mean_accuracy
 from analysis.entries import Entry, Point, at_most, entries, title
 from analysis.page import Drawn, Section, Table
 from lthjax.errors import UserError
-from lthjax.stats import Interval
+from lthjax.measures.stats import Interval
 from lthjax.store import read_study
 
 # What the cheapest schedule may lose to the best one, in percentage points of mean accuracy.

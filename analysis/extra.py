@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from analysis import cells
-from lthjax import config, files, manifest, progress, replicate, study, train
+from lthjax import config, files, manifest, progress, study, train
+from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.store import read_study

@@ -14,7 +14,7 @@ from analysis.cells import Row, arms, by_seed, chains, mean_accuracy, select
 from analysis.entries import Entry, at_most
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
-from lthjax.stats import ANY, PERCENT, Interval, Range, mean_interval
+from lthjax.measures.stats import ANY, PERCENT, Interval, Range, mean_interval
 
 # Okabe & Ito's colours, told apart by the colour-blind; markers tell arms apart in grey print.
 _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}

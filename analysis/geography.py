@@ -5,8 +5,8 @@ python -m analysis.geography runs/quickstart-0123abcd --levels 4 8 11 --draws 10
 
 Are two seeds' tickets the same up to the order of their hidden units? Every pair of seeds is compared
 as it is, after its units are matched by their masks, and after they are matched by the magnitudes of
-their trained weights (`lthjax.geography`); and so is every pair after either ticket was shuffled within
-its layers, which is chance. Trains nothing. Writes RUN/geography:
+their trained weights (`lthjax.measures.geography`); and so is every pair after either ticket was
+shuffled within its layers, which is chance. Trains nothing. Writes RUN/geography:
 
   overlap.csv     `Row`: the overlap of every pair, layer and way of matching
   inputs.csv      `Input`: what is read, pixel by pixel (of a convolution tap by tap)
@@ -29,11 +29,12 @@ from matplotlib.figure import Figure
 from analysis import cells, extra, figures, page
 from analysis.page import Drawn
 from analysis.verdicts import Finding
-from lthjax import cli, config, geography, models, prune, settings, stats, transfer
+from lthjax import cli, config, models, prune, settings
 from lthjax.errors import UserError, shell
 from lthjax.imp import Cell
+from lthjax.measures import geography, stats, transfer
+from lthjax.measures.stats import Interval, mean_interval
 from lthjax.models import Model
-from lthjax.stats import Interval, mean_interval
 from lthjax.store import Store, read_study
 
 Kernels = list[np.ndarray]

@@ -3,8 +3,9 @@
 python -m analysis.landscape runs/quickstart-0123abcd --level 7
 python -m analysis.landscape runs/quickstart-0123abcd --level 7 --seeds 0 1 --images 1000 --no-training
 
-Measures the trained networks inside their masks (`lthjax.landscape`, `lthjax.hessian`), on the same
-images and along the same random directions for all arms of a seed. Two kinds of trainings are added.
+Measures the trained networks inside their masks (`lthjax.measures.landscape`, `lthjax.measures.hessian`),
+on the same images and along the same random directions for all arms of a seed. Two kinds of trainings are
+added.
 A sibling has the seed, mask and start weights of a cell and another data order: whether a straight path
 joins the two without a barrier tells whether they lie in one basin. A replay is a cell's training once
 more, on one CPU with the same bits: of ticket and control the one that ends at the lower train loss is
@@ -63,9 +64,11 @@ from analysis.landscape_table import (
     read,
     write_arrays,
 )
-from lthjax import cli, data, imp, landscape, progress, prune, record, replicate, rng, settings, study, train
+from lthjax import cli, data, imp, progress, prune, record, rng, settings, study, train
+from lthjax.devices import replicate
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
+from lthjax.measures import landscape
 from lthjax.models import Variables
 from lthjax.store import Store, folder, read_study
 

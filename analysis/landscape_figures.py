@@ -25,7 +25,7 @@ from analysis.landscape_table import (
 )
 from analysis.page import Drawn
 from lthjax.imp import DENSE
-from lthjax.stats import ANY, PERCENT, POSITIVE, mean_interval
+from lthjax.measures.stats import ANY, PERCENT, POSITIVE, mean_interval
 
 
 def drawn(run: str | Path) -> list[Drawn]:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from analysis.landscape_table import Settings
-from lthjax import hessian, landscape, models
+from lthjax import models
+from lthjax.measures import hessian, landscape
 from lthjax.models import Model, Variables
 
 PyTree = Any

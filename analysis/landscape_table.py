@@ -11,10 +11,11 @@ import numpy as np
 from analysis import cells, extra
 from analysis.page import Link
 from analysis.verdicts import Finding
-from lthjax import files, landscape, stats, study
+from lthjax import files, study
 from lthjax.errors import DAMAGED, UserError, shell
 from lthjax.imp import DENSE, Cell
-from lthjax.stats import mean_interval
+from lthjax.measures import landscape, stats
+from lthjax.measures.stats import mean_interval
 from lthjax.store import folder
 
 ARMS = ("ticket", "reinit", "random")

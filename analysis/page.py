@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
 
 from lthjax import files
 from lthjax.errors import UserError
-from lthjax.stats import Interval
+from lthjax.measures.stats import Interval
 
 FILES = "files.json"
 # Of a figure.

@@ -4,9 +4,9 @@ python -m analysis.predict runs/quickstart-0123abcd
 python -m analysis.predict runs/quickstart-0123abcd --levels 7 11 --steps 0 10 100 --no-training
 
 Scores every weight at some steps of the dense training, holds the scores against the masks that
-iterative pruning found (`lthjax.predict`), and trains what was predicted beside its shuffled twin. The
-dense network's first steps are gone again for it, which on one CPU gives the same bits. The run's own
-cells are only read; what this writes lies in RUN/predict:
+iterative pruning found (`lthjax.measures.predict`), and trains what was predicted beside its shuffled
+twin. The dense network's first steps are gone again for it, which on one CPU gives the same bits. The
+run's own cells are only read; what this writes lies in RUN/predict:
 
   scores.csv                        `Row`: how well every score finds a ticket's mask
   functional.csv                    `Trial`: what predicted masks are worth, trained
@@ -33,13 +33,14 @@ from matplotlib.figure import Figure
 from analysis import cells, extra, figures, page
 from analysis.page import Drawn, Link, Section
 from analysis.verdicts import Finding
-from lthjax import cli, data, models, predict, progress, prune, record, rng, settings, study, train
+from lthjax import cli, data, models, progress, prune, record, rng, settings, study, train
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
+from lthjax.measures import predict
+from lthjax.measures.predict import PIXEL_VARIANCE, SCORES, Layers
+from lthjax.measures.stats import POSITIVE, SHARE, Range, mean_interval, paired, verdict
 from lthjax.models import Variables
-from lthjax.predict import PIXEL_VARIANCE, SCORES, Layers
-from lthjax.stats import POSITIVE, SHARE, Range, mean_interval, paired, verdict
 from lthjax.store import Store, read_study
 
 PyTree = Any

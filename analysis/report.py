@@ -26,11 +26,12 @@ from analysis import (
 from analysis.cells import Row, accuracies, arms, chains, difference, load, mean_accuracy, select, to_csv
 from analysis.entries import title
 from analysis.page import Link, Section, Table
-from lthjax import cli, config, imp, stats
+from lthjax import cli, config, imp
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
-from lthjax.stats import Interval
+from lthjax.measures import stats
+from lthjax.measures.stats import Interval
 from lthjax.store import read_study
 
 

@@ -27,7 +27,7 @@ from analysis.page import Table
 from lthjax import cli, files, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
-from lthjax.stats import (
+from lthjax.measures.stats import (
     Interval,
     Outcome,
     conjunction,

@@ -24,14 +24,15 @@ from analysis.export import export
 from analysis.page import Link, Section, Table
 from analysis.verdicts import Finding
 from benchmarks import measure
-from lthjax import cli, config, data, models, prune, savings, settings
+from lthjax import cli, config, data, models, prune, settings
 from lthjax.arms import ARMS
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell
+from lthjax.measures import savings
+from lthjax.measures.savings import Counts, Storage
+from lthjax.measures.stats import Outcome
 from lthjax.models import Model
 from lthjax.record import devices
-from lthjax.savings import Counts, Storage
-from lthjax.stats import Outcome
 from lthjax.store import read_study
 
 FILE = "savings.json"

@@ -26,8 +26,8 @@ from analysis.figures import STYLE, WEIGHTS_LEFT, curve, legend_below, look, ser
 from analysis.page import Drawn, Section
 from lthjax import config, imp, models, prune, settings
 from lthjax.imp import DENSE, Cell
+from lthjax.measures.stats import PERCENT, POSITIVE, SHARE, mean_interval
 from lthjax.models import Variables
-from lthjax.stats import PERCENT, POSITIVE, SHARE, mean_interval
 from lthjax.store import Store, read_study
 
 PyTree = Any

@@ -6,10 +6,10 @@ python -m analysis.transfer --to runs/A runs/B                  # trains nothing
 
 A target is a config, whose missing cells are trained first, or a run folder, which is taken as it is: its
 dense networks and its own tickets are what a moved ticket is held against. How a mask goes from one
-network to another: `lthjax.transfer`. A target's seed gives it split, order of the data and initial weights,
-a source's seed the mask. Where the two networks are alike and the seed is the same, the initial weights are
-the same too, as the seed fixes them: mask and initialisation move together. With another seed the mask moves
-alone. Between unlike networks the arm `transferred_init` carries the initial values along, too.
+network to another: `lthjax.measures.transfer`. A target's seed gives it split, order of the data and initial
+weights, a source's seed the mask. Where the two networks are alike and the seed is the same, the initial
+weights are the same too, as the seed fixes them: mask and initialisation move together. With another seed the
+mask moves alone. Between unlike networks the arm `transferred_init` carries the initial values along, too.
 
   TARGET/transfer/
     from=SOURCE/source_seed=3/seed=4/chain=C/level=07/ARM/    a trained cell; its level is the source's
@@ -37,25 +37,12 @@ from analysis import cells, extra, figures, page
 from analysis.entries import title
 from analysis.page import Drawn
 from analysis.verdicts import Finding
-from lthjax import (
-    cli,
-    config,
-    fields,
-    models,
-    progress,
-    prune,
-    record,
-    rng,
-    settings,
-    stats,
-    study,
-    train,
-    transfer,
-)
+from lthjax import cli, config, fields, models, progress, prune, record, rng, settings, study, train
 from lthjax.errors import UserError, shell, unknown
 from lthjax.imp import DENSE, Cell
+from lthjax.measures import stats, transfer
+from lthjax.measures.stats import Interval, mean_interval
 from lthjax.models import Model, Variables
-from lthjax.stats import Interval, mean_interval
 from lthjax.store import Store, read_result, read_study
 
 PyTree = Any

@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple
 from analysis import page
 from analysis.cells import Row, accuracies, arms, by_seed, chains, select
 from analysis.page import Link, Table
-from lthjax import imp, stats
+from lthjax import imp
 from lthjax.imp import DENSE
-from lthjax.stats import Outcome, Ratio
+from lthjax.measures import stats
+from lthjax.measures.stats import Outcome, Ratio
 
 Said = Outcome | Literal["not tested"]
 # Densities of 80 to 90 % sparsity.

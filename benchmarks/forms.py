@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import measure
-from lthjax import config, conv, models
+from lthjax import config, models
+from lthjax.devices import conv
 
 Form = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -22,7 +22,8 @@ import jax
 
 from benchmarks import measure
 from benchmarks.train_step import trainer_of
-from lthjax import config, models, prune, replicate, rng, study, train
+from lthjax import config, models, prune, rng, study, train
+from lthjax.devices import replicate
 
 ROOT = Path(__file__).parent.parent
 

@@ -44,7 +44,8 @@ class Size(NamedTuple):
 
 def ours(size: Size) -> dict[str, Any]:
     """One study of ours, with the seconds that its parts take and what it compiles."""
-    from lthjax import replicate, study, train
+    from lthjax import study, train
+    from lthjax.devices import replicate
     from lthjax.store import Store
 
     replicate.use_all_cores()

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from benchmarks import measure
-from lthjax import config, data, models, optim, prune, replicate, rng, train
+from lthjax import config, data, models, optim, prune, rng, train
+from lthjax.devices import replicate
 from lthjax.train import Job
 
 

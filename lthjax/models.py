@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lthjax import conv, precision, settings
+from lthjax import settings
+from lthjax.devices import conv, precision
 from lthjax.errors import UserError, unknown
 
 PyTree = Any

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from lthjax import replicate
+from lthjax.devices import replicate
 
 # JAX's own defaults, of 0.8 to 0.11 alike, but for the precision of products outside training (in it
 # `train.precision` holds): GPUs and TPUs round the factors of float32 by default.

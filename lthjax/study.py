@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import config, data, imp, models, optim, prune, record, replicate, rng, settings, sweep, train
+from lthjax import config, data, imp, models, optim, prune, record, rng, settings, sweep, train
 from lthjax.arms import ARMS
+from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder, shell
 from lthjax.imp import DENSE, Cell, Chain, Task, Ticket
 from lthjax.models import Model, Variables

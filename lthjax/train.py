@@ -17,8 +17,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lthjax import data, prune, replicate, rng, settings
+from lthjax import data, prune, rng, settings
 from lthjax.config import Lengths
+from lthjax.devices import replicate
 from lthjax.models import Model, Variables
 from lthjax.optim import Optimiser
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lthjax import replicate
+from lthjax.devices import replicate
 
 replicate.use_all_cores()
 

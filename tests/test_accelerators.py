@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from lthjax import config, models, optim, prune, replicate, rng, study, train
+from lthjax import config, models, optim, prune, rng, study, train
+from lthjax.devices import replicate
 
 Make = Callable[..., study.Prepared]
 # What replicates trained together may differ by from each alone, in weights of order 0.1.

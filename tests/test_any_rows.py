@@ -20,7 +20,7 @@ from analysis.entries import entries
 from lthjax import config, data, fields, record
 from lthjax.errors import shell
 from lthjax.imp import Cell
-from lthjax.savings import Counts, Storage
+from lthjax.measures.savings import Counts, Storage
 from lthjax.store import folder
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lthjax import conv, winograd
+from lthjax.devices import conv, winograd
 
 CASES = [
     # images, kernel, padding: every convolution of the models, and odd ones

@@ -4,7 +4,8 @@ import doctest
 
 import pytest
 
-from lthjax import savings, sweep
+from lthjax import sweep
+from lthjax.measures import savings
 from lthjax.prune import _accounting, _core, _rules
 
 

@@ -11,7 +11,9 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from lthjax import conv, data, hessian, landscape, models, prune
+from lthjax import data, models, prune
+from lthjax.devices import conv
+from lthjax.measures import hessian, landscape
 
 KEY = jax.random.key(0)
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
-from lthjax import landscape, prune
+from lthjax import prune
+from lthjax.measures import landscape
 
 SHAPES = {"conv": {"bias": (6,), "kernel": (3, 3, 2, 6)}, "fc": {"bias": (5,), "kernel": (12, 5)}}
 

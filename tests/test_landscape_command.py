@@ -22,9 +22,10 @@ from analysis import landscape_table as table
 from analysis.landscape import Settings
 from analysis.landscape_measures import PROGRAMS
 from analysis.landscape_table import Item
-from lthjax import config, data, landscape, models, prune, rng, study, train
+from lthjax import config, data, models, prune, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
+from lthjax.measures import landscape
 from lthjax.models import Variables
 from lthjax.store import Store, folder, read_result, read_study
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lthjax import conv, models, precision
+from lthjax import models
+from lthjax.devices import conv, precision
 
 BITS = {"tensorfloat32": 10, "bfloat16": 7}
 DTYPES = pytest.mark.parametrize("name", BITS)

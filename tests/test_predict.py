@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 import analysis.predict as command
 from analysis import cells
-from lthjax import config, models, predict, prune, record, rng, study, train
+from lthjax import config, models, prune, record, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
+from lthjax.measures import predict
 from lthjax.store import Store, folder, read_study
 
 Make = Callable[..., study.Prepared]

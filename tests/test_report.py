@@ -20,7 +20,7 @@ import analysis
 from analysis import cells, figures, page, publish, report, verdicts
 from lthjax import config, files, record, study
 from lthjax.errors import UserError
-from lthjax.stats import PERCENT, mean_interval
+from lthjax.measures.stats import PERCENT, mean_interval
 
 
 def row(seed: int, level: int, arm: str, accuracy: float | None, **changes: object) -> cells.Row:

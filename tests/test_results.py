@@ -15,7 +15,7 @@ from analysis import page, publish, results, verdicts
 from analysis.cells import Row, to_csv
 from analysis.page import Table
 from lthjax.errors import UserError
-from lthjax.stats import mean_interval
+from lthjax.measures.stats import mean_interval
 
 RESULTS = ROOT / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/cells.csv"))

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from lthjax import conv, models, prune
+from lthjax import models, prune
+from lthjax.devices import conv
 from lthjax.prune import _scores
 
 PARAMS = {

@@ -22,8 +22,9 @@ from scipy import sparse
 
 from analysis import report
 from analysis import savings as command
-from lthjax import models, prune, savings, study
+from lthjax import models, prune, study
 from lthjax.errors import UserError
+from lthjax.measures import savings
 from lthjax.models import Layer
 
 PAPER = {"lenet5": (28, 28, 1), "conv2": (32, 32, 3), "conv4": (32, 32, 3), "conv6": (32, 32, 3)}

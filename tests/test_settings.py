@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from analysis import cells
-from lthjax import config, prune, record, replicate, rng, settings, study, train
+from lthjax import config, prune, record, rng, settings, study, train
+from lthjax.devices import replicate
 from lthjax.store import Store, read_study
 
 Make = Callable[..., study.Prepared]
@@ -48,7 +49,7 @@ FIELDS: dict[str, Any] = {
 }
 SUBPROCESS = """
 import pathlib, pickle, sys
-from lthjax import replicate
+from lthjax.devices import replicate
 replicate.use_all_cores()
 import jax
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats import multitest, proportion, weightstats
 
-from lthjax import stats
 from lthjax.errors import UserError
+from lthjax.measures import stats
 
 NUMBERS = st.integers(-1000, 1000).map(lambda i: i / 100)
 VALUES = st.lists(NUMBERS, min_size=2, max_size=12)

@@ -10,7 +10,7 @@ from conftest import spoil, unsealed
 
 from analysis import cells, curves, page, structure
 from lthjax import config, prune, study
-from lthjax.stats import mean_interval
+from lthjax.measures.stats import mean_interval
 
 
 def test_layers_come_in_the_order_of_the_network_without_what_may_not_be_pruned() -> None:

@@ -11,7 +11,8 @@ import optax
 import pytest
 from jax._src import monitoring
 
-from lthjax import config, data, models, optim, prune, replicate, rng, study, train
+from lthjax import config, data, models, optim, prune, rng, study, train
+from lthjax.devices import replicate
 from lthjax.models import Variables
 
 Make = Callable[..., study.Prepared]
@@ -258,7 +259,7 @@ def test_two_hundred_steps_as_with_the_builtin_convolution(
     name: str, dtype: type, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fast path as it is trained, in a compiled loop, against plain steps one after another."""
-    from lthjax import conv
+    from lthjax.devices import conv
 
     shape = (28, 28, 1) if name == "lenet5" else (32, 32, 3)
     steps, batch = 200, 4

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from analysis import geography as mapped
 from analysis import page
 from analysis import transfer as command
-from lthjax import config, geography, models, prune, study, train, transfer
+from lthjax import config, models, prune, study, train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
+from lthjax.measures import geography, transfer
 from lthjax.models import Layer, Model, Variables
 from lthjax.store import Store
 

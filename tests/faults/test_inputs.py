@@ -29,8 +29,9 @@ from hypothesis import strategies as st
 
 import run as run_py
 from analysis import cells, curves, export, geography, landscape, predict, report, savings, transfer
-from lthjax import cli, config, data, fields, imp, prune, record, replicate, store, study, train
+from lthjax import cli, config, data, fields, imp, prune, record, store, study, train
 from lthjax.config import Data, Study, Train
+from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 

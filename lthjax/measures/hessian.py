@@ -19,7 +19,7 @@ such a pytree, with weights that make the sum a mean).
 
 Everything is for reverse mode twice over, the gradient of <gradient, v>: by symmetry that is the
 product with v, and it goes through functions with a reverse rule of their own, as those of
-`lthjax.conv` are. A loop over data belongs into `chunks`, not into the loss: JAX 0.10 does not take
+`lthjax.devices.conv` are. A loop over data belongs into `chunks`, not into the loss: JAX 0.10 does not take
 second derivatives of a `lax.scan` over such functions.
 """
 

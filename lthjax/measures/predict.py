@@ -5,7 +5,7 @@ rates, and a figure pooled over layers mostly measures just that. Everything her
 `Layers`, flat numpy arrays by the path of their prunable leaf; a higher score says that the weight is
 predicted to survive.
 
-    from lthjax import predict
+    from lthjax.measures import predict
 
     found = predict.scores(logits, initial, params, images, labels)
     layers = {name: predict.by_layer(tree, mask) for name, tree in found.items()}

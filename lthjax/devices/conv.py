@@ -4,8 +4,8 @@ XLA:CPU compiles the built-in gradients of a convolution badly inside `lax.scan`
 weight gradient of a 3x3 convolution with 64 channels takes two orders of magnitude longer than
 outside. Here the gradients are written as ordinary forward convolutions whose operands are laid out
 explicitly behind an optimisation barrier; convolutions of few channels are brought into a form that
-XLA:CPU is fast at, those of many into one with fewer products (`lthjax.winograd`). Elsewhere (GPU, TPU)
-the built-in convolution is right and is used: the choice is made at lowering, by platform.
+XLA:CPU is fast at, those of many into one with fewer products (`lthjax.devices.winograd`). Elsewhere (GPU,
+TPU) the built-in convolution is right and is used: the choice is made at lowering, by platform.
 docs/performance.md has the measurements.
 """
 
@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lthjax import winograd
-from lthjax.winograd import Padding
+from lthjax.devices import winograd
+from lthjax.devices.winograd import Padding
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 

@@ -3,7 +3,8 @@
 Counts follow from the mask alone. Whether a ticket is any faster does not: that is measured, by
 `python -m analysis.savings`.
 
-    from lthjax import models, savings
+    from lthjax import models
+    from lthjax.measures import savings
 
     model = models.build("lenet300", (28, 28, 1), 10)
     savings.storage(mask)                                    # bytes, by format
@@ -20,7 +21,8 @@ import numpy as np
 from jax.experimental import sparse
 from scipy.sparse import csr_array
 
-from lthjax import conv, prune
+from lthjax import prune
+from lthjax.devices import conv
 from lthjax.models import Layer
 from lthjax.prune._core import matched
 

@@ -8,7 +8,7 @@ agreement in noise, too: hold it against the same matching of shuffled masks.
 
 Everything is numpy on kernels as `transfer.kernels` gives them, a list of [places, inputs, units].
 
-    from lthjax import geography, transfer
+    from lthjax.measures import geography, transfer
 
     a, b = (transfer.kernels(model.layers, mask) for mask in tickets)
     aligned = geography.permuted(b, geography.align(a, b).units)

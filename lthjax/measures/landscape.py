@@ -22,7 +22,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from lthjax import prune
-from lthjax.hessian import Loss
+from lthjax.measures.hessian import Loss
 
 PyTree = Any
 Apply = Callable[[PyTree, jax.Array], jax.Array]

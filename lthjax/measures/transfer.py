@@ -24,7 +24,7 @@ In both:
 - *Density.* A layer whose shape changes then loses or gains connections at random until it has the
   source's density to the nearest weight.
 
-    from lthjax import transfer
+    from lthjax.measures import transfer
 
     moved = transfer.mask(source, target, ticket, np.random.default_rng(0))
 """

@@ -21,7 +21,7 @@ def rounded(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     The precision is that of `jax.default_matmul_precision` where the product is traced; with any but
     "tensorfloat32" and "bfloat16" nothing is rounded. Rounding is to nearest, ties to even, and counts as
-    the identity in gradients; they are for reverse mode, as those of `lthjax.conv`.
+    the identity in gradients; they are for reverse mode, as those of `lthjax.devices.conv`.
 
     Args:
         product: linear in either of its first two arguments, float32 arrays.
