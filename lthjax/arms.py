@@ -27,7 +27,8 @@ class Context(NamedTuple):
         final: the parameters from which this level's mask was made.
         parent: the mask from which this level's mask was made.
         mask: the ticket's mask at this level.
-        scores: the criterion's scores, by which the mask was made.
+        scores: the criterion's scores, by which the mask was made; None where a run is read again, and only
+            start weights are asked for.
     """
 
     key: jax.Array

@@ -7,12 +7,73 @@ not named here are free.
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from lthjax import config
 from lthjax.errors import UserError
 
 Check = Callable[[Any], bool]
+
+
+class Result(TypedDict):
+    """A cell's result.json. Of a diverged cell the measurements are None or lacking."""
+
+    seed: int
+    chain: str
+    level: int
+    arm: str
+    repeat: int
+    status: str
+    reason: NotRequired[str]
+    density: NotRequired[float]
+    weights_left: NotRequired[int]
+    weights: NotRequired[int]
+    test_accuracy: NotRequired[float | None]
+    test_loss: NotRequired[float | None]
+    train_accuracy: NotRequired[float | None]
+    train_loss: NotRequired[float | None]
+    validation_accuracy: NotRequired[float | None]
+    validation_loss: NotRequired[float | None]
+    early_stop_step: NotRequired[int | None]
+    early_stop_test_accuracy: NotRequired[float | None]
+    early_stop_train_accuracy: NotRequired[float | None]
+    start: NotRequired[int]
+    steps: NotRequired[int]
+    seconds: NotRequired[float]
+    curves: NotRequired[dict[str, list[Any]]]
+    layers: NotRequired[list[dict[str, Any]]]
+    made_from: NotRequired[dict[str, Any] | None]
+    platform: NotRequired[str]
+    step: NotRequired[int]
+    exact: NotRequired[bool]
+
+
+class DataFacts(TypedDict):
+    """What study.json says of the data: counts of images, the shape of one, the hash of their content."""
+
+    name: str
+    source: str
+    digest: str
+    shape: list[int]
+    classes: int
+    train: int
+    validation: int
+    test: int
+
+
+class About(TypedDict):
+    """A run folder's study.json."""
+
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    lengths: dict[str, Any]
+    data: DataFacts
+    commands: NotRequired[list[str]]
+    devices: NotRequired[str]
+    environment: NotRequired[list[str]]
+    git: NotRequired[str | None]
+    versions: NotRequired[dict[str, str]]
+    source: NotRequired[dict[str, str]]
 
 
 class Newer(ValueError):

@@ -105,9 +105,27 @@ def chains(study: Study, lengths: Lengths) -> list[Chain]:
 
 
 def leader(chain: str) -> str:
-    """The arm that leads the chain of that name."""
-    made_by = chain.rpartition("-")[0]
+    """The arm that leads the chain of that name; "dense" of the dense network's."""
+    made_by = chain.rpartition("-")[0] or chain
     return _TICKET if made_by == _REWIND else made_by
+
+
+def rewind_of(chain: str) -> int:
+    """The step that the chain of that name rewinds to; 0 of the dense network's."""
+    return int(chain.rpartition("-")[2]) if chain != DENSE else 0
+
+
+def chain_of(study: Study, name: str) -> Chain:
+    """The chain of that name in a study, whether or not its config asks for it now."""
+    arm = leader(name)
+    return Chain(name, rewind_of(name), arm, ARMS[arm].criterion or study.prune.criterion)
+
+
+def parent_of(cell: Cell) -> Cell:
+    """The leader of the level before, from whose final weights a cell's mask was made."""
+    if cell.level == 1:
+        return Cell(cell.seed, DENSE, 0, DENSE)
+    return Cell(cell.seed, cell.chain, cell.level - 1, leader(cell.chain))
 
 
 def arms_at(study: Study, chain: Chain, level: int) -> list[str]:
@@ -192,15 +210,42 @@ def rounds(
         tasks = []
         for cell in cells_at(study, seed, chain, level):
             arm = ARMS[cell.arm]
-            key = rng.stream(seed, f"arm/{chain.name}/{cell.arm}", level, cell.repeat)
             context = Context(
-                key, lambda k: model.init(k).params, origin.params, parent.final, parent.mask, mask, scores
+                key_of(cell),
+                lambda k: model.init(k).params,
+                origin.params,
+                parent.final,
+                parent.mask,
+                mask,
+                scores,
             )
             own = jax.device_get(arm.mask(context))
-            params = jax.device_get(_apply(arm.params(context, own), own))
-            stats = origin.stats if arm.start == "rewind" else initial.stats
-            tasks.append(Task(cell, *span_of(cell, chain, lengths.total), Variables(params, stats), own))
+            tasks.append(task(cell, chain, lengths.total, context, own, (initial.stats, origin.stats)))
         parent = yield tasks
+
+
+def task(
+    cell: Cell, chain: Chain, total: int, context: Context, mask: PyTree, stats: tuple[PyTree, PyTree]
+) -> Task:
+    """What a cell is trained from under its mask.
+
+    Args:
+        cell: which.
+        chain: its chain.
+        total: steps of a whole training.
+        context: what its arm may draw on.
+        mask: its own.
+        stats: batch statistics at step 0, and at the chain's rewind step.
+    """
+    arm = ARMS[cell.arm]
+    params = jax.device_get(_apply(arm.params(context, mask), mask))
+    variables = Variables(params, stats[arm.start == "rewind"])
+    return Task(cell, *span_of(cell, chain, total), variables, mask)
+
+
+def key_of(cell: Cell) -> jax.Array:
+    """The random stream of a cell's own, from which its arm draws mask and weights."""
+    return rng.stream(cell.seed, f"arm/{cell.chain}/{cell.arm}", cell.level, cell.repeat)
 
 
 def schedule_at(study: Study, level: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lthjax import imp, prune
+from lthjax import fields, imp, prune
 from lthjax.imp import DENSE, Cell
 from lthjax.record import describe, devices, outcome
 from lthjax.study import Estimate, Plan, Prepared, together
@@ -23,7 +23,7 @@ class Silent:
     def begin(self, title: str, plan: Plan) -> None: ...
     def chunk(self, cells: Sequence[Cell], label: str) -> None: ...
     def advance(self, steps: int, accuracy: float | None) -> None: ...
-    def finished(self, cell: Cell, result: dict[str, Any], label: str) -> None: ...
+    def finished(self, cell: Cell, result: fields.Result, label: str) -> None: ...
     def end(self) -> None: ...
 
 
@@ -56,7 +56,7 @@ class Lines:
         seen = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
         self._say(f"{self._what}{seen}, {rate:.0f} steps/s, {duration(left)} left")
 
-    def finished(self, cell: Cell, result: dict[str, Any], label: str) -> None:
+    def finished(self, cell: Cell, result: fields.Result, label: str) -> None:
         self._cells += 1
         self._say(f"[{self._cells}/{self._all}] {_labelled(label, describe(cell))}: {outcome(result)}")
 
@@ -102,7 +102,7 @@ class Bar:
         if accuracy is not None:
             self._bar.update(self._task, accuracy=f"test {100 * accuracy:.2f} %")
 
-    def finished(self, cell: Cell, result: dict[str, Any], label: str) -> None:
+    def finished(self, cell: Cell, result: fields.Result, label: str) -> None:
         line = f"{_labelled(label, describe(cell))}: {outcome(result)}"
         self._bar.console.print(line, highlight=False, markup=False)
 

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
-from lthjax import config, data, prune, settings, store, train
+from lthjax import config, data, fields, prune, settings, store, train
 from lthjax.errors import shell
 from lthjax.imp import DENSE, Cell
 
@@ -24,10 +24,10 @@ _PACKAGES = ("lthjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 def result(
     cell: Cell, job: train.Job, trained: train.Trained, made_from: dict[str, Any] | None
-) -> dict[str, Any]:
+) -> fields.Result:
     """The contents of a cell's result.json."""
     left, total = prune.totals(job.mask)
-    return {
+    found: dict[str, Any] = {
         **cell._asdict(),
         "status": trained.status,
         "reason": trained.reason,
@@ -43,6 +43,7 @@ def result(
         "made_from": made_from,
         "platform": devices(),
     }
+    return cast(fields.Result, found)
 
 
 def layers(mask: Any) -> list[dict[str, Any]]:
@@ -62,11 +63,12 @@ def describe(cell: Cell) -> str:
     return f"seed {cell.seed}, {cell.chain}, level {cell.level}, {cell.arm}{repeat}"
 
 
-def outcome(result: dict[str, Any]) -> str:
+def outcome(result: fields.Result) -> str:
     """A result in words: density and test accuracy, or why there is none."""
     if result["status"] == "diverged":
         return f"diverged: {result['reason']}"
-    return f"{100 * result['density']:.1f} % of weights, test accuracy {100 * result['test_accuracy']:.2f} %"
+    accuracy = 100 * (result["test_accuracy"] or 0.0)
+    return f"{100 * result['density']:.1f} % of weights, test accuracy {accuracy:.2f} %"
 
 
 def devices() -> str:
@@ -76,8 +78,10 @@ def devices() -> str:
     return f"{len(local)} x {local[0].platform} ({kind})"
 
 
-def about(study: config.Study, lengths: config.Lengths, dataset: data.Dataset) -> dict[str, Any]:
-    """What study.json says besides the identity."""
+def about(
+    study: config.Study, identity: dict[str, Any], lengths: config.Lengths, dataset: data.Dataset
+) -> fields.About:
+    """What study.json says."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -85,13 +89,14 @@ def about(study: config.Study, lengths: config.Lengths, dataset: data.Dataset) -
         except metadata.PackageNotFoundError:
             versions[package] = "not installed as a package"
     return {
+        "identity": identity,
         "config": dataclasses.asdict(study),
         "lengths": lengths._asdict(),
         "data": {
             "name": dataset.name,
             "source": dataset.source,
             "digest": dataset.digest,
-            "shape": dataset.shape,
+            "shape": list(dataset.shape),
             "classes": dataset.classes,
             "train": len(dataset.train_images) - study.data.validation,
             "validation": study.data.validation,

@@ -20,16 +20,17 @@ A folder of an older version has no manifests; it is read, and once said to be u
 import contextlib
 import json
 import logging
+import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import jax
 import numpy as np
 
-from lthjax import config, fields, files, manifest, prune
+from lthjax import config, fields, files, manifest, models, prune
 from lthjax.errors import DAMAGED, UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -40,33 +41,108 @@ _log = logging.getLogger(__name__)
 _MANIFESTS = "manifests"
 
 
-class Store:
-    """A run folder, open for one study.
+class Reader:
+    """A run folder, open for reading; it takes no lock and needs neither config, data nor network.
+
+    Arrays come as nested dictionaries of numpy arrays, checked against their checksums. Their shapes lie in
+    the folder; only of cells that are older than manifests the network is asked for them.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    def has(self, cell: Cell) -> bool:
+        """Whether a cell is there, done or diverged."""
+        return (folder(self.path, cell) / "result.json").is_file()
+
+    def has_state(self, seed: int, step: int) -> bool:
+        """Whether a rewind state is there."""
+        return (state_folder(self.path, seed, step) / "result.json").is_file()
+
+    def result(self, cell: Cell) -> fields.Result:
+        """What `Store.write` was given as result."""
+        return read_result(folder(self.path, cell))
+
+    def mask(self, cell: Cell) -> PyTree:
+        """A cell's mask: bool, of the weights' shapes; True, 0-d, for a leaf that is never pruned."""
+        path = folder(self.path, cell) / "mask.npz"
+        shapes = self._shapes(path.parent, ("mask",), "mask.npz")["mask"]
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
+                return _nested({p: _unpacked(packed[p], p, shape) for p, (shape, _) in shapes.items()})
+        except DAMAGED as error:
+            raise _damaged(path, error) from error
+
+    def variables(self, cell: Cell) -> Variables:
+        """A cell's final weights and batch statistics."""
+        return self._variables(folder(self.path, cell), "variables")
+
+    def state(self, seed: int, step: int) -> Variables:
+        """The dense network's weights and batch statistics at a rewind step."""
+        return self._variables(state_folder(self.path, seed, step))
+
+    def _variables(self, of: Path, *names: str) -> Variables:
+        from orbax.checkpoint import v1 as ocp
+
+        shapes = self._shapes(of, Variables._fields, *names)
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        template = {
+            name: _nested(
+                {p: jax.ShapeDtypeStruct(tuple(s), d, sharding=host) for p, (s, d) in of_part.items()}
+            )
+            for name, of_part in shapes.items()
+        }
+        try:
+            with _quiet():
+                return Variables(**jax.device_get(ocp.load(of / "variables", template)))
+        except Exception as error:  # Orbax and tensorstore raise many kinds
+            raise _damaged(of / "variables", error) from error
+
+    def _shapes(self, of: Path, parts: Iterable[str], *names: str) -> dict[str, dict[str, Any]]:
+        """{part: {path: (shape, dtype)}} of a folder's arrays, whose files are checked.
+
+        Raises:
+            UserError: something is damaged, or of an older folder the network is not known here.
+        """
+        made = checked(of, *names)
+        if made is None:
+            arrays = _older_shapes(self.path)
+        else:
+            arrays = made.arrays
+        try:
+            return {part: arrays[part] for part in parts}
+        except KeyError as error:
+            raise _damaged(of / "variables", FileNotFoundError(f"it holds no {error.args[0]}")) from error
+
+
+class Store(Reader):
+    """A run folder, open for one study to write to.
 
     Args:
         path: the folder; made where it is not there.
-        identity: what the study's numbers depend on (`config.identity`).
-        about: the rest of study.json: config, versions, devices.
+        about: its study.json: what its numbers depend on (`config.identity`), config, versions, devices.
         option: of the command line that names the folder, for messages; empty where none does.
 
     Raises:
         UserError: the folder cannot be written, belongs to another study, or is in use.
     """
 
-    def __init__(
-        self, path: Path, identity: dict[str, Any], about: dict[str, Any], *, option: str = ""
-    ) -> None:
-        self.path, self._option = path.absolute(), option
-        self._identity, self._about = identity, about
+    def __init__(self, path: Path, about: fields.About, *, option: str = "") -> None:
+        super().__init__(path)
+        self._option = option
+        self._identity, self._about = about["identity"], about
         self._lock: IO[str] | None = None
-        check_identity(self.path, identity)
+        check_identity(self.path, self._identity)
 
     def __enter__(self) -> "Store":
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = files.locked(self.path / ".lock")
             files.clear(self.path)
-            about = {"identity": self._identity, **self._about}
+            about: dict[str, Any] = {**self._about}
             if (self.path / "study.json").exists():
                 # A folder may be filled by several commands, each for some of its cells.
                 earlier = _about(self.path)
@@ -93,18 +169,10 @@ class Store:
         if self._lock is not None:
             self._lock.close()
 
-    def has(self, cell: Cell) -> bool:
-        """Whether a cell is there, done or diverged."""
-        return (folder(self.path, cell) / "result.json").is_file()
-
-    def has_state(self, seed: int, step: int) -> bool:
-        """Whether a rewind state is there."""
-        return (state_folder(self.path, seed, step) / "result.json").is_file()
-
     def write(
         self,
         cell: Cell,
-        result: dict[str, Any],
+        result: fields.Result,
         mask: PyTree,
         variables: Variables | None,
         parents: Iterable[Path] = (),
@@ -172,32 +240,6 @@ class Store:
                         text = manifest.sealed(adopted._asdict())
                         (part / manifest.FILE).write_text(text, encoding="utf-8")
 
-    def result(self, cell: Cell) -> dict[str, Any]:
-        """What `write` was given as result."""
-        return read_result(folder(self.path, cell))
-
-    def mask(self, cell: Cell, like: PyTree) -> PyTree:
-        """A cell's mask; `like` is a mask of the same shapes."""
-        path = folder(self.path, cell) / "mask.npz"
-        checked(path.parent, "mask.npz")
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
-                leaves = [
-                    _unpacked(packed[p], p, m)
-                    for p, m in zip(prune.paths(like), jax.tree.leaves(like), strict=True)
-                ]
-        except DAMAGED as error:
-            raise _damaged(path, error) from error
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-    def variables(self, cell: Cell, like: Variables) -> Variables:
-        """A cell's final weights and statistics, numpy; `like` gives shapes and dtypes."""
-        return _load(folder(self.path, cell), like, "variables")
-
-    def state(self, seed: int, step: int, like: Variables) -> Variables:
-        """A rewind state; `like` gives shapes and dtypes."""
-        return _load(state_folder(self.path, seed, step), like)
-
     @contextlib.contextmanager
     def _whole(self, target: Path) -> Iterator[Path]:
         """A temporary folder that becomes `target` when the block ends well."""
@@ -238,14 +280,14 @@ def state_folder(run: Path, seed: int, step: int) -> Path:
     return run / f"seed={seed}" / f"state={step}"
 
 
-def read_result(cell_folder: Path) -> dict[str, Any]:
+def read_result(cell_folder: Path) -> fields.Result:
     """A cell's result.json.
 
     Raises:
         UserError: it is not there, is damaged, or a field of it is not what it must be.
     """
     checked(cell_folder, "result.json")
-    return _sound(cell_folder / "result.json", fields.result)
+    return cast(fields.Result, _sound(cell_folder / "result.json", fields.result))
 
 
 def checked(of: Path, *names: str) -> manifest.Manifest | None:
@@ -297,14 +339,15 @@ def _unchecked(run: Path) -> None:
     _log.warning("%s: cells of an older version have no checksums; damage to them cannot be noticed.", run)
 
 
-def read_study(run: Path) -> dict[str, Any]:
+def read_study(run: Path) -> fields.About:
     """A run folder's study.json.
 
     Raises:
         UserError: there is none, it is damaged, a field of it is not what it must be, or a newer version of
             lthjax has written it.
     """
-    return {name: value for name, value in _about(run).items() if name != _MANIFESTS}
+    about = {name: value for name, value in _about(run).items() if name != _MANIFESTS}
+    return cast(fields.About, about)
 
 
 def _about(run: Path) -> dict[str, Any]:
@@ -344,21 +387,6 @@ def _save(path: Path, variables: Variables) -> None:
         raise OSError(str(error)) from error
 
 
-def _load(of: Path, like: Variables, *names: str) -> Variables:
-    from orbax.checkpoint import v1 as ocp
-
-    path = of / "variables"
-    checked(of, *names)
-    host = jax.local_devices()[0]
-    place = jax.sharding.SingleDeviceSharding(host)
-    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like._asdict())
-    try:
-        with _quiet():
-            return Variables(**jax.device_get(ocp.load(path, template)))
-    except Exception as error:  # Orbax and tensorstore raise many kinds
-        raise _damaged(path, error) from error
-
-
 def _damaged(path: Path, error: Exception) -> UserError:
     run = next((p for p in path.parents if (p / "study.json").exists()), path.parent)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0] if path.exists() else "not there"
@@ -389,12 +417,50 @@ def _sound(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any
     return value
 
 
-def _unpacked(bits: np.ndarray, path: str, like: PyTree) -> np.ndarray:
-    """A mask leaf from its bits, of the shape of another."""
-    size = max(np.size(like), 1)
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of dictionaries from its leaves by path, keys joined by "/"."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        within = tree
+        for parent in parents:
+            within = within.setdefault(parent, {})
+        within[name] = leaf
+    return tree
+
+
+@cache
+def _older_shapes(run: Path) -> dict[str, dict[str, Any]]:
+    """The shapes of a run's masks, weights and batch statistics as its network has them.
+
+    Raises:
+        UserError: the network is not known here.
+    """
+    about = read_study(run)
+    shape, name = tuple(about["data"]["shape"]), about["config"]["model"]
+    if name not in models.MODELS:
+        raise UserError(
+            f"{run}: its cells are older than manifests and do not hold their shapes, and the network "
+            f"{name!r} is from outside the package; load the config file that defines it first."
+        )
+    model = models.build(name, shape, about["data"]["classes"])  # type: ignore[arg-type]
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    trees = {"mask": jax.eval_shape(prune.ones, like.params), **like._asdict()}
+    return {
+        part: {
+            path: (leaf.shape, leaf.dtype)
+            for path, leaf in zip(prune.paths(tree), jax.tree.leaves(tree), strict=True)
+        }
+        for part, tree in trees.items()
+    }
+
+
+def _unpacked(bits: np.ndarray, path: str, shape: Sequence[int]) -> np.ndarray:
+    """A mask leaf from its bits."""
+    size = math.prod(shape)
     if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
         raise ValueError(f"{path} has {bits.size} bytes of {bits.dtype} for {size} bits")
-    return np.unpackbits(bits, count=size).astype(bool).reshape(np.shape(like))
+    return np.unpackbits(bits, count=size).astype(bool).reshape(shape)
 
 
 @contextlib.contextmanager
@@ -409,5 +475,5 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n")

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import config, data, imp, models, optim, prune, record, rng, settings, sweep, train
-from lthjax.arms import ARMS
+from lthjax import config, data, fields, imp, models, optim, prune, record, rng, settings, sweep, train
+from lthjax.arms import ARMS, Context
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder, shell
 from lthjax.imp import DENSE, Cell, Chain, Task, Ticket
 from lthjax.models import Model, Variables
-from lthjax.store import Store, check_identity, folder, read_result, state_folder
+from lthjax.store import Reader, Store, check_identity, folder, read_result, state_folder
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Watch(Protocol):
     def advance(self, steps: int, accuracy: float | None) -> None:
         """So many replicate steps are done; the mean test accuracy where it was evaluated."""
 
-    def finished(self, cell: Cell, result: dict[str, Any], label: str) -> None:
+    def finished(self, cell: Cell, result: fields.Result, label: str) -> None:
         """A cell was written."""
 
     def end(self) -> None:
@@ -313,8 +313,7 @@ def run_all(
             stack.enter_context(
                 Store(
                     path,
-                    one.identity,
-                    record.about(one.study, one.lengths, one.dataset),
+                    record.about(one.study, one.identity, one.lengths, one.dataset),
                     option="--out",
                 )
             )
@@ -420,6 +419,40 @@ def first_batch(prepared: Prepared, split: data.Split, seed: int) -> tuple[np.nd
     return np.asarray(scaled), dataset.train_labels[index]
 
 
+@settings.pinned()
+def task(prepared: Prepared, run: Reader, cell: Cell) -> Task:
+    """What a cell of a run was trained from: start weights, mask, first and last step.
+
+    Masks and rewind states are those that lie in the folder; fresh weights are drawn again from the cell's
+    own random stream. The criterion's scores, which only masks are made from, are not there.
+
+    Args:
+        prepared: the run's study.
+        run: its folder, in which the cell, its ticket and what that was made from are done.
+        cell: a cell of any seed, chain, level and arm.
+
+    Raises:
+        UserError: one of these is not there or cannot be read.
+    """
+    initial, total = run.state(cell.seed, 0), prepared.lengths.total
+    if cell.arm == DENSE:
+        return Task(cell, 0, total, initial, run.mask(cell))
+    chain = imp.chain_of(prepared.study, cell.chain)
+    origin = run.state(cell.seed, chain.rewind)
+    ticket = Cell(cell.seed, cell.chain, cell.level, chain.leader)
+    parent = imp.parent_of(cell)
+    context = Context(
+        imp.key_of(cell),
+        lambda key: prepared.model.init(key).params,
+        origin.params,
+        run.variables(parent).params,
+        run.mask(parent),
+        run.mask(ticket),
+        scores=None,
+    )
+    return imp.task(cell, chain, total, context, run.mask(cell), (initial.stats, origin.stats))
+
+
 class _Item(NamedTuple):
     """A training in the queue: of which study, its job, and the cell it makes (None: only rewind states)."""
 
@@ -518,7 +551,7 @@ class _Run:
         """Writes to this study's log."""
         _log.info(words, *values, extra={"folder": self.prepared.folder})
 
-    def _told(self, cell: Cell, result: dict[str, Any]) -> None:
+    def _told(self, cell: Cell, result: fields.Result) -> None:
         self.log("%s: %s", record.describe(cell), record.outcome(result))
         if self._watch is not None:
             self._watch.finished(cell, result, self.prepared.label)
@@ -552,7 +585,7 @@ class _Run:
                     parent = cells[0]
                     continue
                 initial = self._initial[seed]
-                origin = self._store.state(seed, chain.rewind, initial)
+                origin = self._store.state(seed, chain.rewind)
                 self._rounds[seed, chain.name] = imp.rounds(
                     self._study,
                     self._lengths,
@@ -570,9 +603,7 @@ class _Run:
 
     def _ticket(self, cell: Cell) -> Ticket:
         """A trained ticket, or the dense network, from the store."""
-        initial = self._initial[cell.seed]
-        mask = self._store.mask(cell, prune.ones(initial.params))
-        return Ticket(mask, self._store.variables(cell, initial).params)
+        return Ticket(self._store.mask(cell), self._store.variables(cell).params)
 
     def _next_level(self, seed: int, chain: Chain, ticket: Ticket | None) -> None:
         """Queues a chain's next level; goes on at once past tickets that are in the store."""
@@ -625,9 +656,7 @@ class _Run:
         if cell.arm == DENSE:
             return None
         chain = next(c for c in self._chains if c.name == cell.chain)
-        parent = Cell(cell.seed, cell.chain, cell.level - 1, chain.leader)
-        if cell.level == 1:
-            parent = Cell(cell.seed, DENSE, 0, DENSE)
+        parent = imp.parent_of(cell)
         rewound = ARMS[cell.arm].start == "rewind"
         return {
             "parent": str(folder(Path(), parent)),
