@@ -6,8 +6,6 @@ python run.py --config configs/cifar_cnn.py --dry-run
 """
 
 import argparse
-import contextlib
-import io
 import logging
 import re
 import sys
@@ -76,36 +74,14 @@ def parse(arguments: list[str]) -> list[Options]:
         there = ", ".join(str(p) for p in sorted(Path("configs").glob("*.py"))) or "none here"
         print(f"{__doc__}\nconfigs: {there}", file=sys.stdout if "--help" in arguments else sys.stderr)
         raise SystemExit(0 if {"--help", "-h"} & set(arguments) else 2)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            sweep = [
-                tyro.cli(
-                    Options,
-                    default=Options(config=Path(path), study=study),
-                    args=arguments,
-                    prog="run.py",
-                    console_outputs=True,
-                )
-                for study in config.load_all(path)
-            ]
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(one_sentence(said.getvalue())) from None
+    sweep = [
+        cli.parsed(Options, arguments, "run.py", Options(config=Path(path), study=study))
+        for study in config.load_all(path)
+    ]
     if any(re.match("--control[-_]levels(=|$)", argument) for argument in arguments):
         for options in sweep:
             config.check_control_levels(options.study)
     return sweep
-
-
-def one_sentence(box: str) -> str:
-    """What is said in the box that tyro draws around an error, without the box and its advice."""
-    lines = [line.strip("│ \n") for line in box.splitlines() if line.startswith("│")]
-    heading, _, advice = re.sub("─{4,}", "\n", " ".join(lines)).partition("\n")
-    meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", advice)
-    hint = f"did you mean {meant[1]}? " if meant else ""
-    return f"{heading.strip().rstrip('.')}; {hint}--help lists every option and its values."
 
 
 if __name__ == "__main__":

@@ -8,15 +8,17 @@ changes nothing. Cells of an older version have no checksums; they are counted. 
 goes to RUN/damaged/N/, nothing is deleted, and the command that made it then makes it anew.
 """
 
-import argparse
 import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from analysis import extra
+import tyro
+
+from analysis import tables
 from lthjax import cli, files, manifest
 from lthjax.errors import UserError
 from lthjax.store import checked, read_result, read_study, set_aside
@@ -66,7 +68,7 @@ def _everything(run: Path) -> Iterator[Path]:
         )
 
     cells = {path.parent for name in ("result.json", manifest.FILE) for path in there(name)}
-    yield from [*there("study.json"), *sorted(cells), *there(extra.SUMS)]
+    yield from [*there("study.json"), *sorted(cells), *there(tables.SUMS)]
 
 
 def _is_checked(path: Path) -> bool:
@@ -78,9 +80,9 @@ def _is_checked(path: Path) -> bool:
     if path.name == "study.json":
         read_study(path.parent)
         return "sha256" in json.loads(path.read_bytes())
-    if path.name == extra.SUMS:
+    if path.name == tables.SUMS:
         for name in manifest.opened(json.loads(path.read_bytes())):
-            extra.read_text(path.with_name(name))
+            tables.read_text(path.with_name(name))
         return True
     made = checked(path)
     if made is None and not path.name.startswith("state="):
@@ -108,15 +110,21 @@ def repair(run: str | Path, found: Checked) -> dict[Path, Path]:
     return moved
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compares everything in run folders with the checksums that it was written with."""
+
+    run: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders, for example runs/quickstart-0123abcd."""
+    repair: bool = False
+    """Set aside what is damaged."""
+
+
 def main(arguments: list[str]) -> None:
     """The command line; status 1 where something is damaged and was not set aside."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.check",
-        description="Compares everything in run folders with the checksums that it was written with.",
-    )
-    parser.add_argument("run", nargs="+", help="a run folder, for example runs/quickstart-0123abcd")
-    parser.add_argument("--repair", action="store_true", help="set aside what is damaged")
-    options = parser.parse_args(arguments)
+    options = cli.parsed(Options, arguments, "python -m analysis.check")
+    if not options.run:
+        raise UserError("RUN: it is missing; name a run folder, or several.")
     left = 0
     for run in options.run:
         found = check(run)

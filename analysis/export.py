@@ -3,17 +3,17 @@
 python -m analysis.export runs/quickstart-0123abcd --seed 0 --level 7 --arm ticket ticket.safetensors
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import jax
+import tyro
 
-from analysis.cells import Row, load, select
-from lthjax import arms, cli, config, models, prune
+from analysis.run import Row, open_run, select
+from lthjax import arms, cli, prune
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
-from lthjax.store import Store, read_study
 
 _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "steps")
 
@@ -34,30 +34,23 @@ def export(run: str | Path, cell: Cell, to: str | Path) -> Path:
     Raises:
         UserError: there is no such cell, it diverged, or the file is no ticket or cannot be written.
     """
-    run, to = Path(run), Path(to)
+    to = Path(to)
     _check(to)
-    about = read_study(run)
-    row = _row(load(run), cell)
-    study = config.from_dict(about["config"])
-    shape = tuple(about["data"]["shape"])
-    model = models.build(study.model, shape, about["data"]["classes"])
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    store = Store(run, about["identity"], about)
-    mask = store.mask(cell, prune.ones(like.params))
-    trained = store.variables(cell, like)
-    result = store.result(cell)
+    opened = open_run(run)
+    row = _row(opened.rows, cell)
+    trained, mask, result = opened.weights(cell), opened.mask(cell), opened.results[cell]
     rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound
-    origin = store.state(cell.seed, result["start"], like).params if rewound else None
+    origin = opened.state(cell.seed, result["start"]) if rewound else None
     metadata = {
-        "study": run.name,
-        "model": study.model,
-        "input_shape": list(shape),
+        "study": opened.name,
+        "model": opened.study.model,
+        "input_shape": list(opened.about["data"]["shape"]),
         **cell._asdict(),
         **{name: getattr(row, name) for name in _SAID},
         "made_from": result["made_from"],
     }
     try:
-        prune.save(to, trained.params, mask, origin=origin, metadata=metadata)
+        prune.save(to, trained, mask, origin=origin, metadata=metadata)
     except OSError as error:
         raise UserError(f"{to}: it cannot be written ({error.strerror}); choose another file.") from error
     return to
@@ -96,17 +89,29 @@ def _row(rows: list[Row], cell: Cell) -> Row:
     return found[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Writes a cell of a run folder as one safetensors file, which any framework reads."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    file: Annotated[Path, tyro.conf.Positional]
+    """The safetensors file to write."""
+    seed: int = 0
+    """The seed."""
+    level: int
+    """The level; 0 is the dense network."""
+    arm: str = "ticket"
+    """The arm."""
+    repeat: int = 1
+    """Which repeat, from 1."""
+    chain: str = "rewind-0"
+    """The chain."""
+
+
 def main(arguments: list[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.export", description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="a run folder")
-    parser.add_argument("file", help="the safetensors file to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--level", type=int, required=True, help="0 is the dense network")
-    parser.add_argument("--arm", default="ticket")
-    parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--chain", default="rewind-0")
-    options = parser.parse_args(arguments)
+    options = cli.parsed(Options, arguments, "python -m analysis.export")
     chain, arm = (options.chain, options.arm) if options.level else (DENSE, DENSE)
     print(export(options.run, Cell(options.seed, chain, options.level, arm, options.repeat), options.file))
 

@@ -1,7 +1,6 @@
 """A self-contained page: figures and tables into one HTML file, and beside it as files of their own."""
 
 import base64
-import csv
 import functools
 import io
 import json
@@ -17,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
 
+from analysis import tables
 from lthjax import files
 from lthjax.errors import UserError
-from lthjax.measures.stats import Interval
 
 FILES = "files.json"
 # Of a figure.
@@ -195,15 +194,6 @@ def _listed(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def to_csv(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A header and rows as CSV; floats as Python writes them, None as nothing."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def show(folder: Path, drawn: Drawn) -> Shown:
     """Writes a figure's files, each whole. Without date and random names: the same cells give the same."""
     _literal(drawn.figure)
@@ -213,7 +203,9 @@ def show(folder: Path, drawn: Drawn) -> Shown:
     # Surfaces are large as pixels, too, and have no fine lines.
     dpi = 120 if drawn.raster else 160
     drawn.figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
-    contents = dict(zip(_KINDS, (png.getvalue(), svg.getvalue(), to_csv(*drawn.data).encode()), strict=True))
+    contents = dict(
+        zip(_KINDS, (png.getvalue(), svg.getvalue(), tables.to_csv(*drawn.data).encode()), strict=True)
+    )
     for kind, content in contents.items():
         files.write_whole(folder / f"{drawn.name}.{kind}", content)
     kind = "png" if drawn.raster else "svg"
@@ -247,23 +239,6 @@ def data_url(contents: bytes, kind: str) -> str:
     """Bytes as a URL that needs no file; `kind` is "png", "svg", "csv" or "json"."""
     media = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv", "json": "application/json"}
     return f"data:{media[kind]};base64,{base64.b64encode(contents).decode()}"
-
-
-def percent(interval: Interval) -> str:
-    """An accuracy in a table: `97.12 [96.90, 97.34]`; "–" where there is none."""
-    return _bracketed(interval, "")
-
-
-def points(interval: Interval) -> str:
-    """A difference in a table: `+0.21 [-0.10, +0.52]`."""
-    return _bracketed(interval, "+")
-
-
-def _bracketed(interval: Interval, sign: str) -> str:
-    if not interval.n:
-        return "–"
-    mean = f"{interval.mean:{sign}.2f}"
-    return mean if interval.n == 1 else f"{mean} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
 
 
 def rich_table(table: Table) -> rich.table.Table:

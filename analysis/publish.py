@@ -12,14 +12,18 @@ python -m analysis.publish runs/rates_lenet5-* results/rates_lenet5
                              the tables of what else was found out, under their names in the run folder
 """
 
-import argparse
 import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
-from analysis import page, report, savings
+import tyro
+
+from analysis import page, report
+from analysis.analyses import ANALYSES
 from lthjax import cli, files
 from lthjax.errors import UserError
 from lthjax.store import read_study
@@ -198,23 +202,27 @@ def _figures(folder: Path) -> Iterable[Path]:
 
 def _found(run: Path) -> Iterable[Path]:
     """The tables that other commands have left in a run folder, without those that figures are drawn from."""
-    for other in report.OTHERS:
-        for path in sorted((run / other.__name__.rpartition(".")[2]).rglob("*.csv")):
+    for name in ANALYSES:
+        for path in sorted((run / name).rglob("*.csv")):
             if not path.with_suffix(".png").is_file():
                 yield path
-    yield from run.glob(savings.FILE)
+    yield from run.glob("savings.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Copies numbers, verdicts and figures of runs, without weights, to a folder; prints it."""
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...] FOLDER")]
+    """A run folder, or several to be compared; last the folder to write, for example results/lenet5_mnist."""
 
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.publish",
-        description="Copies numbers, verdicts and figures of runs, without weights, to a folder; prints it.",
-    )
-    parser.add_argument("run", nargs="+", help="a run folder, or several to be compared")
-    parser.add_argument("folder", help="the folder to write, for example results/lenet5_mnist")
-    options = parser.parse_args(arguments)
-    print(publish(options.run, options.folder))
+    *runs, folder = cli.parsed(Options, arguments, "python -m analysis.publish").paths or [Path()]
+    if not runs:
+        raise UserError("FOLDER: it is missing; name the run folders, and last the folder to write.")
+    print(publish(runs, folder))
 
 
 if __name__ == "__main__":

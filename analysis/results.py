@@ -9,21 +9,23 @@ Templates see `study(NAME)`, a `Published`, for every folder that `analysis.publ
 `compared(NAME)`, a `Compared`, for those of several runs.
 """
 
-import argparse
 import csv
 import functools
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jinja2
+import tyro
 
-from analysis import compare, extra, page, report, transfer
-from analysis.cells import Row, accuracies, by_seed, difference, mean_accuracy, select
-from analysis.entries import Entry, Point, at_most, entries
+from analysis import compare, tables, transfer, words
+from analysis.compare.entries import Entry, Point, at_most, entries
 from analysis.page import Table
+from analysis.report import facts
+from analysis.run import Row, accuracies, by_seed, difference, mean_accuracy, select
 from lthjax import cli, files, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
@@ -64,7 +66,7 @@ class _Folder:
         self.folder = folder
         try:
             self.about: Any = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-            self.rows: list[Row] = extra.read_rows(folder / self._table, Row)
+            self.rows: list[Row] = tables.read_rows(folder / self._table, Row)
             self._read()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder}: it is no published {self._what} ({error}).") from error
@@ -176,11 +178,11 @@ class Published(_Folder):
 
     def by_level(self, rewind: int = 0) -> Table:
         """The report's table of levels."""
-        return report.levels(self.rows, f"rewind-{rewind}")
+        return facts.levels(self.rows, f"rewind-{rewind}")
 
     def moved(self) -> Table:
         """What tickets moved here are worth against the arms beside them, level by level."""
-        rows = extra.read_rows(self.folder / "transfer" / "transfer.csv", transfer.Row)
+        rows = tables.read_rows(self.folder / "transfer" / "transfer.csv", transfer.Row)
         others = {
             transfer.TICKET: "− own ticket (pp)",
             "shuffled": "− shuffled",
@@ -190,7 +192,7 @@ class Published(_Folder):
         of: dict[tuple[str, ...], dict[str, str]] = {}
         for one in transfer.differences(rows, tuple(others)):
             place = (one.source, one.pair, one.arm, str(one.level), f"{100 * one.density:.1f}")
-            of.setdefault(place, {})[one.other] = page.points(one.interval)
+            of.setdefault(place, {})[one.other] = words.points(one.interval)
         header = ["from", "seed", "arm", "level", "% of weights", *others.values()]
         lines = [[*place, *(said.get(other, "–") for other in others)] for place, said in of.items()]
         return Table("", header, lines, 5)
@@ -260,8 +262,8 @@ class Compared(_Folder):
         lines = [
             [
                 f"{100 * d:.1f}",
-                page.percent(self.accuracy(other, d)),
-                *(page.points(self.gap(entry.name, other, d)) for entry in others),
+                words.percent(self.accuracy(other, d)),
+                *(words.points(self.gap(entry.name, other, d)) for entry in others),
             ]
             for d in densities
         ]
@@ -341,8 +343,8 @@ def render(folder: Path, template: str) -> str:
     }
     environment.tests["match"] = lambda value, pattern: re.match(pattern, value) is not None
     environment.filters |= {
-        "percent": page.percent,
-        "points": page.points,
+        "percent": words.percent,
+        "points": words.points,
         "times": times,
         "markdown": markdown,
         "anchor": lambda heading: re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"),
@@ -376,11 +378,18 @@ def pages(root: Path) -> dict[Path, str]:
     }
 
 
-def main(arguments: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Options:
+    """Writes the pages about published results; every number is computed from the tables in `results/`."""
+
+    root: Annotated[Path, tyro.conf.Positional] = Path()
+    """The repository's root."""
+
+
+def main(arguments: list[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.results", description=__doc__.splitlines()[0])
-    parser.add_argument("root", nargs="?", type=Path, default=Path(), help="the repository's root")
-    for path, text in pages(parser.parse_args(arguments).root).items():
+    options = cli.parsed(Options, arguments, "python -m analysis.results")
+    for path, text in pages(options.root).items():
         files.write_whole(path, text.encode())
         print(path)
 

@@ -4,14 +4,16 @@ python -m analysis.tensorboard runs/quickstart-0123abcd
 tensorboard --logdir runs/quickstart-0123abcd/tensorboard
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from analysis.cells import load
+import tyro
+
+from analysis.run import open_run
 from lthjax import cli
 from lthjax.errors import UserError
-from lthjax.imp import Cell
-from lthjax.store import folder, read_result
+from lthjax.store import folder
 
 # Tells event files of this module from those of other programs.
 _SUFFIX = ".lthjax"
@@ -41,15 +43,15 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
         raise UserError(
             f"--to: {str(to)!r} is a run folder, which holds its cells alone; choose another folder."
         )
-    rows = load(run)
-    if not rows:
+    opened = open_run(run)
+    if not opened.rows:
         raise UserError(f"{run}: there is no finished cell in it yet; run the study first.")
     try:
-        for row in rows:
-            cell = folder(Path(), Cell(row.seed, row.chain, row.level, row.arm, row.repeat))
+        for row in opened.rows:
+            cell = folder(Path(), row.cell)
             for earlier in (to / cell).glob(f"events.out.tfevents.*{'' if own else _SUFFIX}"):
                 earlier.unlink()
-            curves = read_result(run / cell)["curves"]
+            curves = opened.results[row.cell]["curves"]
             with SummaryWriter(str(to / cell), filename_suffix=_SUFFIX) as writer:
                 for name, values in curves.items():
                     for step, value in zip(curves["step"], values, strict=True):
@@ -64,14 +66,19 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
     return to
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Writes the curves of a run folder's cells as TensorBoard event files."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder, for example runs/quickstart-0123abcd."""
+    to: Path | None = None
+    """Folder of the event files; by default RUN/tensorboard."""
+
+
 def main(arguments: list[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.tensorboard", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("run", help="a run folder, for example runs/quickstart-0123abcd")
-    parser.add_argument("--to", help="folder of the event files; RUN/tensorboard by default")
-    options = parser.parse_args(arguments)
+    options = cli.parsed(Options, arguments, "python -m analysis.tensorboard")
     print(write(options.run, options.to))
 
 

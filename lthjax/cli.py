@@ -1,6 +1,7 @@
 """How every command begins and ends: what no command line means, one sentence for a fault, signals."""
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -8,10 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from lthjax.errors import UserError
 
+_Options = TypeVar("_Options")
 # Seconds that a command has to end by itself after a signal.
 _GRACE = 3.0
 
@@ -84,6 +86,45 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 f"{option}: {value!r} is an address, and only folders and files of this machine are read and "
                 "written; mount it, or copy it from and to a local folder."
             )
+
+
+def parsed(kind: type[_Options], arguments: Sequence[str], program: str, usual: Any = None) -> _Options:
+    """The options of a command line; `--help` is made from their fields' docstrings.
+
+    Args:
+        kind: a dataclass.
+        arguments: the command line's.
+        program: what the command is called.
+        usual: the options where nothing is said; by default the fields' own defaults.
+
+    Raises:
+        UserError: they are not understood.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                default=tyro.MISSING_NONPROP if usual is None else usual,
+                args=list(arguments),
+                prog=program,
+                console_outputs=True,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(one_sentence(said.getvalue())) from None
+
+
+def one_sentence(box: str) -> str:
+    """What is said in the box that tyro draws around an error, without the box and its advice."""
+    lines = [line.strip("│ \n") for line in box.splitlines() if line.startswith("│")]
+    heading, _, advice = re.sub("─{4,}", "\n", " ".join(lines)).partition("\n")
+    meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", advice)
+    hint = f"did you mean {meant[1]}? " if meant else ""
+    return f"{heading.strip().rstrip('.')}; {hint}--help lists every option and its values."
 
 
 def load_jax() -> None:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich.console import Console
@@ -25,6 +24,7 @@ class Silent:
     def advance(self, steps: int, accuracy: float | None) -> None: ...
     def finished(self, cell: Cell, result: fields.Result, label: str) -> None: ...
     def end(self) -> None: ...
+    def say(self, text: str) -> None: ...
 
 
 class Lines:
@@ -40,7 +40,7 @@ class Lines:
         self._total = plan.steps
         self._cells, self._all = len(plan.done), len(plan.done) + len(plan.missing)
         self._began = self._last = time.monotonic()
-        self._say(f"{title}: {len(plan.missing)} of {len(plan.cells)} cells to train")
+        self.say(f"{title}: {len(plan.missing)} of {len(plan.cells)} cells to train")
 
     def chunk(self, cells: Sequence[Cell], label: str) -> None:
         self._what = _labelled(label, summary(cells))
@@ -54,15 +54,15 @@ class Lines:
         rate = self._done / (now - self._began)
         left = (self._total - self._done) / rate if rate else 0
         seen = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
-        self._say(f"{self._what}{seen}, {rate:.0f} steps/s, {duration(left)} left")
+        self.say(f"{self._what}{seen}, {rate:.0f} steps/s, {duration(left)} left")
 
     def finished(self, cell: Cell, result: fields.Result, label: str) -> None:
         self._cells += 1
-        self._say(f"[{self._cells}/{self._all}] {_labelled(label, describe(cell))}: {outcome(result)}")
+        self.say(f"[{self._cells}/{self._all}] {_labelled(label, describe(cell))}: {outcome(result)}")
 
     def end(self) -> None: ...
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -108,6 +108,9 @@ class Bar:
 
     def end(self) -> None:
         self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def watch(quiet: bool) -> Silent | Lines | Bar:

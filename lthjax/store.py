@@ -108,10 +108,7 @@ class Reader:
             UserError: something is damaged, or of an older folder the network is not known here.
         """
         made = checked(of, *names)
-        if made is None:
-            arrays = _older_shapes(self.path)
-        else:
-            arrays = made.arrays
+        arrays = _older_shapes(self.path) if made is None else made.arrays
         try:
             return {part: arrays[part] for part in parts}
         except KeyError as error:

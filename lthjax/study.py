@@ -109,6 +109,9 @@ class Watch(Protocol):
     def end(self) -> None:
         """After the last, or when it was interrupted."""
 
+    def say(self, text: str) -> None:
+        """A line for a person, outside of trainings."""
+
 
 def prepare(study: config.Study, data_dir: str | Path = "data") -> Prepared:
     """Validates a study, loads its data, and resolves what depends on them.

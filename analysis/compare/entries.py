@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from analysis.cells import Row, accuracies, arms, chains, select
+from analysis.run import Row, accuracies, arms, chains, select
+from analysis.words import title
 from lthjax import config, imp, sweep
+from lthjax.fields import About
 from lthjax.imp import DENSE
 
 # Fields that tell no runs apart: they only add cells, or are told by the title.
@@ -48,17 +50,7 @@ class Entry(NamedTuple):
         return ", ".join(part for part in (self.how, self.variant) if part)
 
 
-def title(study: dict[str, Any]) -> str:
-    """What a study trains, for a heading: `LeNet-5 on MNIST`; from its study.json."""
-    names = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Small CNN"}
-    names |= {"lenet5_wide": "LeNet-5 wide"} | {f"conv{n}": f"Conv-{n}" for n in (2, 4, 6)}
-    sets = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST"}
-    sets |= {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist_10k": "10,000 images of MNIST"}
-    model, data = study["config"]["model"], study["config"]["data"]["name"]
-    return f"{names.get(model, model)} on {sets.get(data, data)}"
-
-
-def entries(about: Sequence[dict[str, Any]], tables: Sequence[Sequence[Row]]) -> list[Entry]:
+def entries(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Entry]:
     """What there is to compare, by name, numbers in it as numbers, whatever the order of the runs.
 
     Args:
@@ -73,8 +65,8 @@ def entries(about: Sequence[dict[str, Any]], tables: Sequence[Sequence[Row]]) ->
     for study, label, facts, rows in zip(studies, labels, about, tables, strict=True):
         how, variant = _split(study, label, titles[0]) if len(set(titles)) == 1 else (title(facts), label)
         for chain in [c for c in chains(rows) if imp.leader(c) == "ticket"]:
-            several = len(chains(rows)) > 1 or not chain.endswith("-0")
-            rewound = f"rewound to {chain.rpartition('-')[2]}" if several else ""
+            several = len(chains(rows)) > 1 or imp.rewind_of(chain) > 0
+            rewound = f"rewound to {imp.rewind_of(chain)}" if several else ""
             own = select(rows, chain=chain)
             points = {
                 arm: [

@@ -4,22 +4,22 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from analysis import figures, page
-from analysis.cells import COLUMNS, Row, difference, load, mean_accuracy
-from analysis.entries import Entry, Point, at_most, entries, title
+from analysis import page, tables, words
+from analysis.compare import figures
+from analysis.compare.entries import Entry, Point, at_most, entries
 from analysis.page import Drawn, Section, Table
+from analysis.run import COLUMNS, TICKET, Run, difference, mean_accuracy, open_run
 from lthjax.errors import UserError
+from lthjax.fields import About
 from lthjax.measures.stats import Interval
-from lthjax.store import read_study
 
 # What the cheapest schedule may lose to the best one, in percentage points of mean accuracy.
 MARGIN = 0.2
 _DENSITIES = (0.5, 0.2, 0.1, 0.05)
 
 
-def build(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
+def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) -> Path:
     """Writes the comparison of run folders beside the first of them, as `comparisons/NAME-HASH/`.
 
     Args:
@@ -32,29 +32,25 @@ def build(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
     Raises:
         UserError: one is no run folder, or has no cell, or the page cannot be written.
     """
-    folders = [Path(run) for run in runs]
-    twice = [str(run) for i, run in enumerate(folders) if run.absolute() in map(Path.absolute, folders[:i])]
+    paths = [run.path if isinstance(run, Run) else Path(run) for run in runs]
+    twice = [str(path) for i, path in enumerate(paths) if path.absolute() in map(Path.absolute, paths[:i])]
     if twice:
         raise UserError(f"run: {twice[0]!r} is named twice; name every run folder once.")
-    about = [read_study(run) for run in folders]
-    tables = [load(run) for run in folders]
-    empty = [run for run, rows in zip(folders, tables, strict=True) if not rows]
+    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
+    empty = [run.path for run in opened if not run.rows]
     if empty:
         raise UserError(f"{empty[0]}: there is no finished cell in it yet; run the study first.")
-    found = entries(about, tables)
-    digest = hashlib.sha256(" ".join(sorted(run.name for run in folders)).encode()).hexdigest()[:8]
+    about = [run.about for run in opened]
+    found = entries(about, [run.rows for run in opened])
+    digest = hashlib.sha256(" ".join(sorted(path.name for path in paths)).encode()).hexdigest()[:8]
     names = dict.fromkeys(study["config"]["name"] for study in about)
-    heading = "; ".join(dict.fromkeys(map(title, about)))
-    folder = folders[0].parent / "comparisons" / f"{'-'.join(list(names)[:3])}-{digest}"
-    table = _csv(folders, tables)
+    heading = "; ".join(dict.fromkeys(map(words.title, about)))
+    folder = paths[0].parent / "comparisons" / f"{'-'.join(list(names)[:3])}-{digest}"
+    table = _csv(opened)
     shows = hashlib.sha256(json.dumps([table, about]).encode()).hexdigest()
     if only_if_changed and page.is_whole(folder, shows):
         return folder / "index.html"
-    without = [
-        run.name
-        for run, rows in zip(folders, tables, strict=True)
-        if all(row.arm != "ticket" for row in rows)
-    ]
+    without = [run.path.name for run in opened if all(row.arm != TICKET for row in run.rows)]
     overview = _overview(found, heading)
     notes = [f"Not shown, as no ticket is trained yet: {', '.join(without)}."] if without else []
     emptied = sorted(
@@ -71,16 +67,16 @@ def build(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
     return page.write(
         folder,
         title=f"{heading}: {len(runs)} studies compared",
-        subtitle=f"{sum(map(len, tables))} cells of {len(runs)} studies.",
+        subtitle=f"{sum(len(run.rows) for run in opened)} cells of {len(runs)} studies.",
         sections=sections,
-        facts=_facts(folders, about, tables),
+        facts=_facts(opened),
         config=json.dumps([study["config"] for study in about], indent=1),
         table=("comparison.csv", table),
         shows=shows,
     )
 
 
-def _one_training(about: Sequence[dict[str, Any]]) -> bool:
+def _one_training(about: Sequence[About]) -> bool:
     """Whether the runs differ in pruning alone."""
     rest = [
         {k: v for k, v in study["identity"].items() if k != "levels" and not k.startswith("prune.")}
@@ -100,12 +96,12 @@ def tickets(found: Sequence[Entry]) -> Table:
         lines.append(
             [
                 entry.name,
-                page.percent(mean_accuracy(entry.dense)),
+                words.percent(mean_accuracy(entry.dense)),
                 # The last one that was trained is a bound: sparser ones may match, too.
                 f"{'≤ ' if sparsest is points[-1] else ''}{100 * sparsest.density:.1f}"
                 if sparsest
                 else "none",
-                page.points(_gain(entry, best)) if best else "–",
+                words.points(_gain(entry, best)) if best else "–",
                 f"{100 * best.density:.1f}" if best else "–",
             ]
         )
@@ -192,7 +188,7 @@ def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
         else:
             cheap = (
                 f"the cheapest within {MARGIN:g} points is {entry.name} ({_mean(point):.2f} %, "
-                f"{point.trainings:.3g} trainings, difference {page.points(lost)} pp)"
+                f"{point.trainings:.3g} trainings, difference {words.points(lost)} pp)"
             )
         notes.append(f"At {100 * density:.1f} % of the weights or fewer: {best_is}; {cheap}.")
         for entry, point, lost, close in ranked:
@@ -202,8 +198,8 @@ def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
                     entry.name,
                     f"{100 * point.density:.1f}",
                     f"{point.trainings:.3g}",
-                    page.percent(mean_accuracy(point.accuracies)),
-                    "best" if point is best[1] else page.points(lost),
+                    words.percent(mean_accuracy(point.accuracies)),
+                    "best" if point is best[1] else words.points(lost),
                     "yes" if close else "no",
                 ]
             )
@@ -241,21 +237,18 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
     )
 
 
-def _csv(folders: Sequence[Path], tables: Sequence[Sequence[Row]]) -> str:
+def _csv(runs: Sequence[Run]) -> str:
     """The rows of all runs, with the run's folder before each."""
-    lines = [[folder.name, *row] for folder, rows in zip(folders, tables, strict=True) for row in rows]
-    return page.to_csv(["run", *COLUMNS], lines)
+    return tables.to_csv(["run", *COLUMNS], [[run.path.name, *row] for run in runs for row in run.rows])
 
 
-def _facts(
-    folders: Sequence[Path], about: Sequence[dict[str, Any]], tables: Sequence[Sequence[Row]]
-) -> list[tuple[str, str]]:
-    commands = dict.fromkeys(command for study in about for command in study.get("commands", []))
-    seconds = sum(row.seconds for rows in tables for row in rows)
+def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    commands = dict.fromkeys(command for run in runs for command in run.about.get("commands", []))
+    seconds = sum(row.seconds for run in runs for row in run.rows)
     return [
         ("Commands", "; ".join(commands)),
-        ("Run folders", ", ".join(folder.name for folder in folders)),
+        ("Run folders", ", ".join(run.path.name for run in runs)),
         ("Time", f"{seconds / 60:.1f} minutes of training in all"),
-        ("Devices", ", ".join(dict.fromkeys(study.get("devices") or "not known" for study in about))),
-        ("Commit", ", ".join(dict.fromkeys(study.get("git") or "not known" for study in about))),
+        ("Devices", ", ".join(dict.fromkeys(run.about.get("devices") or "not known" for run in runs))),
+        ("Commit", ", ".join(dict.fromkeys(run.about.get("git") or "not known" for run in runs))),
     ]

@@ -8,40 +8,22 @@ as not tested, with the command that tests it.
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from analysis import page
-from analysis.cells import Row, accuracies, arms, by_seed, chains, select
+from analysis import words
 from analysis.page import Link, Table
+from analysis.record import Finding
+from analysis.run import Row, accuracies, arms, by_seed, chains, select
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Outcome, Ratio
 
-Said = Outcome | Literal["not tested"]
 # Densities of 80 to 90 % sparsity.
 RANGE = (0.1, 0.2)
 # Percentage points below the dense network that still count as its accuracy, for savings.
 TOLERANCE = 0.5
 _ALPHA = 0.05
-
-
-class Finding(NamedTuple):
-    """A claim and what came of it.
-
-    Attributes:
-        claim: in words.
-        outcome: what the data say.
-        estimate: with its interval.
-        n: seeds.
-        where: where to look, or the command that tests it.
-    """
-
-    claim: str
-    outcome: Said
-    estimate: str
-    n: int
-    where: str | Link
 
 
 class Level(NamedTuple):
@@ -100,7 +82,7 @@ def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         )
         for margin in (2, 0.5, 0.2)
     ]
-    for control, words in (("reinit", "reinitialised ones"), ("random", "random pruning")):
+    for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, "ticket", control)
         command = f"{again} --levels 11 --arms ticket {control}"
         if control == "reinit":
@@ -111,7 +93,7 @@ def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
             ]
         found += [
             _everywhere(
-                f"Tickets beat {words} at 80–90 % sparsity",
+                f"Tickets beat {others} at 80–90 % sparsity",
                 gaps,
                 lambda v: stats.verdict(v).outcome,
                 command,
@@ -217,7 +199,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Findi
     first, *later = tickets
     found = []
     for chain in later:
-        step = chain.rpartition("-")[2]
+        step = imp.rewind_of(chain)
         levels = []
         for level in sorted({row.level for row in select(rows, chain=chain, arm="ticket")}):
             ours, theirs = (select(rows, chain=c, level=level, arm="ticket") for c in (chain, first))
@@ -226,7 +208,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Findi
                 levels.append(Level(level, sum(row.density for row in ours) / len(ours), values))
         found.append(
             _everywhere(
-                f"{claim}: to step {step} against {first.rpartition('-')[2]}",
+                f"{claim}: to step {step} against {imp.rewind_of(first)}",
                 levels,
                 lambda values: stats.verdict(values).outcome,
                 f"{again} --levels 11",
@@ -262,7 +244,7 @@ def gaps(rows: Sequence[Row], chain: str) -> Table:
                 [
                     f"{100 * level.density:.1f}",
                     f"ticket − {other}",
-                    page.points(stats.mean_interval(level.values)),
+                    words.points(stats.mean_interval(level.values)),
                     str(len(level.values)),
                     _p(p),
                     _p(adjusted),
@@ -271,7 +253,7 @@ def gaps(rows: Sequence[Row], chain: str) -> Table:
                 ]
             )
     header = ["weights (%)", "difference", "pp", "n", "p (t)", "p (Holm)", "p (sign flips)", "Hedges' g_z"]
-    return Table(f"Rewound to step {chain.rpartition('-')[2]}", header, lines, 2)
+    return Table(f"Rewound to step {imp.rewind_of(chain)}", header, lines, 2)
 
 
 def summaries(rows: Sequence[Row], chain: str) -> Table:
@@ -295,11 +277,11 @@ def summaries(rows: Sequence[Row], chain: str) -> Table:
             for seed, curve in curves.items()
             if seed in tickets and (area := stats.area_between(tickets[seed], curve)) is not None
         ]
-        line.append("" if arm == "ticket" else page.points(stats.mean_interval(areas)))
+        line.append("" if arm == "ticket" else words.points(stats.mean_interval(areas)))
         lines.append(line)
     header = ["arm", "matches dense down to (%), each seed", f"within {TOLERANCE:g} pp", "within 2 pp",
               "ticket − arm, mean over log density (pp)"]  # fmt: skip
-    return Table(f"Over all densities, rewound to step {chain.rpartition('-')[2]}", header, lines, 4)
+    return Table(f"Over all densities, rewound to step {imp.rewind_of(chain)}", header, lines, 4)
 
 
 def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
@@ -330,7 +312,7 @@ def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
 
 def _at(level: Level) -> str:
     return (
-        f"{page.points(stats.mean_interval(level.values))} pp at {100 * level.density:.1f} % of the weights"
+        f"{words.points(stats.mean_interval(level.values))} pp at {100 * level.density:.1f} % of the weights"
     )
 
 

@@ -1,16 +1,14 @@
 """The figures of a report that show accuracy: against weights left, against the controls, over training."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from analysis import figures, verdicts
-from analysis.cells import COLUMNS, Row, arms, chains, densities, nearest, select
 from analysis.page import Drawn, Section
+from analysis.report import figures, verdicts
+from analysis.run import COLUMNS, Row, Run, arms, chains, densities, select, worth_seeing
 from lthjax import imp
 from lthjax.imp import DENSE
-from lthjax.store import folder, read_result
 
 # Learning curves are shown at the levels nearest to these densities, and at the last.
 _SHOWN = (0.2, 0.1)
@@ -26,9 +24,9 @@ _FIGURES = {
 }
 
 
-def section(run: Path, rows: Sequence[Row], heading: str) -> Section:
+def section(run: Run, heading: str) -> Section:
     """The report's section: the figures, and what they do not show."""
-    found = drawn(run, rows, heading)
+    rows, found = run.rows, drawn(run, heading)
     there = {one.name for one in found}
     absent = [words for name, words in _FIGURES.items() if name not in there]
     notes = []
@@ -44,8 +42,9 @@ def section(run: Path, rows: Sequence[Row], heading: str) -> Section:
     return Section("accuracy", "Accuracy", notes, found)
 
 
-def drawn(run: Path, rows: Sequence[Row], heading: str) -> list[Drawn]:
+def drawn(run: Run, heading: str) -> list[Drawn]:
     """The figures of a run, as far as it has data for them."""
+    rows = run.rows
     if all(row.test_accuracy is None for row in rows):
         return []
     found = [
@@ -124,15 +123,11 @@ def drawn(run: Path, rows: Sequence[Row], heading: str) -> list[Drawn]:
 
 
 def _learning(
-    run: Path, rows: Sequence[Row], chain: str
+    run: Run, rows: Sequence[Row], chain: str
 ) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Panel -> arm -> (steps [S], test accuracies in percent [cells, S])."""
     tickets = [row for row in select(rows, chain=chain, arm="ticket") if row.status == "done"]
-    if not tickets:
-        levels = []
-    else:
-        wanted = [nearest(densities(tickets), near) for near in _SHOWN]
-        levels = sorted({*wanted, max(row.level for row in tickets)})
+    levels = worth_seeing(densities(tickets), _SHOWN) if tickets else []
     panels = {}
     dense = _of_cells(run, select(rows, chain=DENSE))
     for level in levels:
@@ -145,11 +140,8 @@ def _learning(
     return panels
 
 
-def _of_cells(run: Path, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+def _of_cells(run: Run, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     done = [row for row in rows if row.status == "done" and row.steps]
-    curves = [
-        read_result(folder(run, imp.Cell(row.seed, row.chain, row.level, row.arm, row.repeat)))["curves"]
-        for row in done
-    ]
+    curves = [run.results[row.cell]["curves"] for row in done]
     steps = np.array(curves[0]["step"] if curves else [])
     return steps, np.array([np.multiply(100, curve["test_accuracy"]) for curve in curves])

@@ -1,0 +1,176 @@
+"""The house style of figures, and the plots that they share."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from lthjax.arms import ARMS
+from lthjax.imp import DENSE
+from lthjax.measures.stats import ANY, Interval, Range, mean_interval
+
+_Of = TypeVar("_Of")
+# Okabe & Ito's colours, told apart by the colour-blind; markers tell arms apart in grey print.
+_COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
+_MARKERS = {"ticket": "o", "reinit": "s", "random": "^"}
+_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
+_OTHER_MARKERS = ("D", "v", "P", "X", "<", ">", "*", "p", "h")
+_PALETTE = (*list(_COLOURS.values())[:3], *_OTHER_COLOURS, "#000000")
+_SERIES_MARKERS = (*_MARKERS.values(), *_OTHER_MARKERS)
+LINES = ("-", "--", ":", "-.")
+# The interval of two seeds is so wide (t = 12.7) that bands would hide what they lie behind: thin bars.
+BAND_FROM = 3
+WEIGHTS_LEFT = "weights left (% of prunable weights, log scale)"
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "font.family": "DejaVu Sans",
+}
+
+
+def single(heading: str) -> tuple[Figure, Axes]:
+    """A figure of one panel with its heading."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(heading, loc="left", fontsize=11)
+    return figure, axes
+
+
+def curve(
+    axes: Axes,
+    x: Sequence[float],
+    values: Sequence[Sequence[float]],
+    style: tuple[str, str, str],
+    name: str,
+    *,
+    interval: bool = True,
+    points: bool = True,
+    geometric: bool = False,
+    within: Range = ANY,
+) -> None:
+    """A line of means with their 95 % intervals, and every value as a point.
+
+    Intervals are a band, or bars where there is but one place or two seeds.
+
+    Args:
+        axes: where.
+        x: the places.
+        values: those at every place, one a seed, at least one.
+        style: colour, marker and line.
+        name: in the legend, with the largest n.
+        interval: whether it is drawn; of values that are not independent it would mislead.
+        points: whether every value is drawn.
+        geometric: whether the means are geometric, with the intervals of logarithms; for positive values
+            on a log scale, on which an interval about their mean may well reach below 0.
+        within: the values' range, in which intervals stay.
+    """
+    colour, marker, line = style
+    intervals = [_geometric(at) if geometric else mean_interval(at, within=within) for at in values]
+    n = max((i.n for i in intervals), default=0)
+    label = f"{name} (n = {n})"
+    axes.plot(x, [i.mean for i in intervals], line, color=colour, marker=marker, ms=5, label=label)
+    lows, highs = [i.low for i in intervals], [i.high for i in intervals]
+    if interval and n >= BAND_FROM and len(x) > 1:
+        axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
+    elif interval and n > 1 and points:
+        axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
+    for place, at in zip(x, values, strict=True) if points else ():
+        axes.plot([place] * len(at), at, ".", color=colour, ms=3, alpha=0.7)
+
+
+def _geometric(values: Sequence[float]) -> Interval:
+    """The geometric mean with the 95 % interval that the logarithms have."""
+    logs = mean_interval(np.log(values).tolist())
+    with np.errstate(over="ignore"):
+        mean, low, high = np.exp(logs[:3]).tolist()
+    return Interval(mean, low, high, logs.n)
+
+
+def weights_axis(axes: Axes, densities: set[float]) -> None:
+    """Weights left in percent on the x axis, on a log scale from 100 down to the lowest density above 0."""
+    densities = {100.0, *(density for density in densities if density)}
+    # Before the scale, which would look for limits of its own and warn of a single place.
+    axes.set_xlim(max(densities) * 1.08, min(densities) / 1.08)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks(min(densities))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def look(arm: str) -> tuple[str, str]:
+    """An arm's colour and marker, the same in every figure."""
+    if arm == DENSE:
+        return _COLOURS[DENSE], ""
+    place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
+    others = (_OTHER_COLOURS[place % len(_OTHER_COLOURS)], _OTHER_MARKERS[place % len(_OTHER_MARKERS)])
+    return _COLOURS.get(arm, others[0]), _MARKERS.get(arm, others[1])
+
+
+def series(place: int) -> tuple[str, str]:
+    """Colour and marker of the nth of several things that are no arms."""
+    return _PALETTE[place % len(_PALETTE)], _SERIES_MARKERS[place % len(_SERIES_MARKERS)]
+
+
+def ticks(lowest: float) -> list[float]:
+    """100, 50, 20, 10, ... down to the lowest; of more than four decades whole powers of ten."""
+    if lowest < 0.01:
+        return [10.0**e for e in range(2, math.floor(math.log10(lowest / 1.5)), -1)]
+    ticks = [m * 10.0**e for e in range(2, -4, -1) for m in (5, 2, 1)]
+    return [tick for tick in ticks if lowest / 1.5 <= tick <= 100]
+
+
+def thinned(of: Sequence[_Of], most: int) -> list[_Of]:
+    """At most so many of several things, evenly from the first to the last."""
+    if len(of) <= most:
+        return list(of)
+    return [of[round(i * (len(of) - 1) / (most - 1))] for i in range(most)]
+
+
+def dots(
+    axes: Axes,
+    place: float,
+    values: Sequence[float],
+    interval: Interval,
+    look: tuple[str, str],
+    *,
+    beside: float = 0.0,
+    sizes: tuple[float, float] = (4.0, 7.0),
+    alphas: tuple[float, float] = (0.7, 0.6),
+    label: str | None = None,
+) -> None:
+    """Seeds as small points, their mean as a large one, its interval, of three seeds or more, as a bar.
+
+    Args:
+        axes: where.
+        place: on the x axis.
+        values: of the seeds.
+        interval: of their mean.
+        look: colour and marker.
+        beside: how far right of the mean the small points stand.
+        sizes: of small and large points.
+        alphas: of the small points and of the bar.
+        label: in the legend.
+    """
+    colour, marker = look
+    axes.plot([place + beside] * len(values), values, ".", color=colour, ms=sizes[0], alpha=alphas[0])
+    axes.plot([place], [interval.mean], marker=marker, ls="", color=colour, ms=sizes[1], label=label)
+    if interval.n >= BAND_FROM:
+        axes.vlines(place, interval.low, interval.high, color=colour, lw=1.5, alpha=alphas[1])
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, below them; the entries are those of one."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        # About twelve characters of this size fit an inch.
+        fitting = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 6))
+        columns = max(1, min(len(handles), 3, fitting))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)

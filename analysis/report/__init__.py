@@ -1,0 +1,149 @@
+"""The report of a run folder: a self-contained page, figures, cells.csv and verdicts.csv.
+
+python -m analysis.report runs/quickstart-0123abcd
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from analysis import compare, page, record, tables, words
+from analysis.analyses import ANALYSES
+from analysis.page import Link, Section, Table
+from analysis.record import Analysis, Finding
+from analysis.report import accuracy, facts, verdicts
+from analysis.run import TICKET, Run, chains, open_run, to_csv
+from lthjax import imp
+from lthjax.errors import UserError
+
+
+def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
+    """Writes `report/` into a run folder.
+
+    Args:
+        run: the run or its folder; what is not trained yet is simply not shown.
+        only_if_changed: whether to leave a report as it is that shows all this and is whole.
+
+    Returns:
+        The path of `report/index.html`.
+
+    Raises:
+        UserError: it is not a run folder, there is no cell in it, or it cannot be written.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    rows, folder = run.rows, run.path / "report"
+    if not rows:
+        raise UserError(f"{run.path}: there is no finished cell in it yet; run the study first.")
+    table = to_csv(rows)
+    shows = _digest(run, table)
+    if only_if_changed and page.is_whole(folder, shows):
+        return folder / "index.html"
+    seeds = len({row.seed for row in rows})
+    parts = [_part(analysis, run) for analysis in ANALYSES.values()]
+    found = [*verdicts.findings(run.about, rows), *(one for part in parts for one in part.findings)]
+    said = [[f.claim, f.outcome, f.estimate, f.n, str(f.where)] for f in found]
+    sections = [*_sections(run, found), *(part.section for part in parts if part.section is not None)]
+    whole = all(part.whole for part in parts)
+    return page.write(
+        folder,
+        title=words.title(run.about),
+        subtitle=f"Lottery-ticket study {run.study.name!r}: {len(rows)} cells, {words.seeds(seeds)}.",
+        sections=sections,
+        facts=facts.of_run(run),
+        config=json.dumps(run.about["config"], indent=1),
+        table=("cells.csv", table),
+        beside={"verdicts.csv": tables.to_csv(Finding._fields, said)},
+        # One that lacks a part is made anew the next time.
+        shows=shows if whole else "",
+    )
+
+
+class _Part(NamedTuple):
+    """What an analysis adds to the report; not `whole` where its files cannot be read."""
+
+    findings: list[Finding]
+    section: Section | None
+    whole: bool = True
+
+
+def _part(analysis: Analysis, run: Run) -> _Part:
+    """What an analysis has found; where files cannot be read, the reason in its place."""
+    name, title = analysis.name, analysis.title
+    try:
+        found = record.found(analysis, run)
+        section = None if found is None else analysis.section(run, found)
+        return _Part(analysis.findings(run, found), section)
+    except UserError as error:
+        claim = f"{title}: its claims"
+        lacking = Finding(claim, "not tested", "cannot be read", 0, Link(title.lower(), f"#{name}"))
+        # What the report works out itself makes no claims.
+        claims = [] if analysis.work is None and not analysis.marker else [lacking]
+        return _Part(claims, Section(name, title, [f"Not shown: {error}"]), whole=False)
+
+
+def _digest(run: Run, table: str) -> str:
+    """Names all that a run's report is made of, by its contents."""
+    markers = [path for analysis in ANALYSES.values() for path in record.written(analysis, run)]
+    contents = [table.encode(), *(path.read_bytes() for path in (run.path / "study.json", *markers))]
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
+
+
+def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
+    """Verdicts, accuracy, differences, levels."""
+    said = [[f.claim, f.outcome, f.estimate, str(f.n or "–"), f.where] for f in found]
+    header = ["claim", "verdict", "estimate", "n", "where, or the command that tests it"]
+    rows = run.rows
+    own = chains(rows)
+    tickets = [chain for chain in own if imp.leader(chain) == TICKET]
+    collapsed = verdicts.collapsed(rows, run.about["data"]["classes"])
+    return [
+        Section("verdicts", "Verdicts", facts.notes(run), (), [Table("", header, said, 5)], _RULES),
+        accuracy.section(run, words.title(run.about)),
+        Section(
+            "gaps",
+            "Differences",
+            tables=[of(rows, chain) for chain in tickets for of in (verdicts.summaries, verdicts.gaps)],
+            remark=_TESTS,
+        ),
+        Section(
+            "levels",
+            "Levels",
+            tables=[*(facts.levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])],
+            remark=facts.remark(run),
+        ),
+    ]
+
+
+def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
+    """Writes the reports of run folders and, of several, the page that compares them.
+
+    Returns:
+        The path of the only report, or of the comparison.
+
+    Raises:
+        UserError: as `build`.
+    """
+    opened = [open_run(run) for run in runs]
+    pages = [build(run, only_if_changed=only_if_changed) for run in opened]
+    return pages[0] if len(pages) == 1 else compare.build(opened, only_if_changed=only_if_changed)
+
+
+_RULES = (
+    "Rules, fixed before the data: a claim is supported if the lower one-sided 95 % bound of its mean lies "
+    "above its threshold, refuted if the upper one lies below, else undecided; seeds are the unit, arms "
+    "of a seed are paired. A claim about 80–90 % sparsity is one about every level of that range; its "
+    "estimate is that of the least favourable level, with the two-sided 95 % interval. Claims about some "
+    "density are searched for over all levels, with Holm's correction. Few seeds give wide intervals, and "
+    "so “undecided”. “10–15 points” is tested as 10 points or more."
+)
+_TESTS = (
+    "An arm matches the dense network of its seed down to a density if it does so at every larger one (≤: "
+    "it still does at the last level, and sparser ones may do so, too); the "
+    "area between two curves is taken on the densities that both have. Differences in percentage points, "
+    "paired by seed, with the 95 % interval of Student's t. p-values are two-sided: by t, the same "
+    "adjusted by Holm within the block of one control, and by exact sign flips, which cannot go below "
+    "2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, unbiased, with its 95 % "
+    "interval."
+)

@@ -1,0 +1,31 @@
+"""The command of the report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from analysis import report
+from lthjax import cli
+from lthjax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Writes the reports of run folders and, of several, the page that compares them; prints the last one."""
+
+    run: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders, for example runs/quickstart-0123abcd."""
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    options = cli.parsed(Options, arguments, "python -m analysis.report")
+    if not options.run:
+        raise UserError("RUN: it is missing; name a run folder, or several.")
+    print(report.build_all(options.run))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,137 @@
+"""What the report says in words and tables: notes, levels, what was run."""
+
+from collections.abc import Sequence
+
+from analysis import words
+from analysis.page import Table
+from analysis.run import Row, Run, accuracies, arms, chains, difference, mean_accuracy, select
+from lthjax import imp
+from lthjax.arms import ARMS
+from lthjax.imp import DENSE
+from lthjax.measures import stats
+from lthjax.measures.stats import Interval
+
+
+def remark(run: Run) -> str:
+    """How the tables of accuracies are to be read."""
+    images = run.about["data"]["test"]
+    typical = max((row.test_accuracy for row in run.rows if row.test_accuracy is not None), default=0.5)
+    error = 100 * stats.sampling_error(typical, images)
+    return (
+        "Test accuracy at the end of training in percent, mean over seeds with the 95 % interval of "
+        "Student's t on the logit scale in brackets, so that it stays below 100 %; differences in "
+        "percentage points (pp), paired by seed, repeats averaged "
+        f"within a seed. One seed has no interval. Another {images:,} test images would move an accuracy of "
+        f"{100 * typical:.1f} % by {error:.2f} points (standard error). A run has collapsed if it has less "
+        "than twice the accuracy of chance."
+    )
+
+
+def notes(run: Run) -> list[str]:
+    """What a reader must know before the figures."""
+    rows, notes = run.rows, []
+    dense, best = select(rows, chain=DENSE), _sparsest_match(rows)
+    if dense:
+        accuracy = words.percent(mean_accuracy(accuracies(dense)))
+        notes.append(
+            f"The dense network has {accuracy} % test accuracy with "
+            f"{dense[0].weights_left:,} prunable weights."
+        )
+    if best is not None:
+        chain, row, gain = best
+        last = row.level == max(other.level for other in select(rows, chain=chain, arm="ticket"))
+        notes.append(
+            f"The sparsest tickets whose mean accuracy is that of the dense network or more have "
+            f"{row.weights_left:,} weights, {100 * row.density:.1f} % ({chain}, level {row.level}): "
+            f"{words.points(gain)} pp{'; sparser ones were not trained' if last else ''}."
+        )
+    fresh = [arm for arm in arms(rows) if arm in ARMS and ARMS[arm].start == "zero"]
+    if any(imp.rewind_of(chain) for chain in chains(rows)) and fresh:
+        notes.append(
+            "Rewound tickets start at their rewind step and train the steps that are left. Without a state "
+            f"there, these train all steps from step 0, which favours them: {', '.join(fresh)}."
+        )
+    diverged = [row for row in rows if row.status == "diverged"]
+    if diverged:
+        notes.append(
+            f"{len(diverged)} of {len(rows)} cells diverged (their loss was not finite) and are left out of "
+            "figures and means; a chain ends where its ticket diverges."
+        )
+    asked = run.study
+    # What an arm from outside the package adds is not known where it is not loaded.
+    known = all(arm in ARMS for arm in asked.arms)
+    planned = imp.cells(asked, run.lengths) if known else []
+    missing = len(set(planned) - {*run.results})
+    if missing:
+        reason = (
+            "lie behind a diverged training or are not trained yet" if diverged else "are not trained yet"
+        )
+        notes.append(f"{missing} of the {len(planned)} cells last asked for {reason}.")
+    return notes
+
+
+def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
+    """The sparsest level at which the mean ticket is at least as good as the mean dense network."""
+    dense = accuracies(select(rows, chain=DENSE))
+    matching = []
+    for chain in chains(rows):
+        tickets = select(rows, chain=chain, arm="ticket")
+        # Without weights it is no ticket, whatever it reaches.
+        for level in {row.level for row in tickets if row.density}:
+            of_level = select(tickets, level=level)
+            gain = difference(accuracies(of_level), dense)
+            if gain.n and gain.mean >= 0:
+                matching.append((chain, of_level[0], gain))
+    return min(matching, key=lambda found: found[1].density, default=None)
+
+
+def levels(rows: Sequence[Row], chain: str) -> Table:
+    """A chain's levels: accuracy of every arm, and its leader's paired differences."""
+    leader = imp.leader(chain)
+    controls = [arm for arm in arms(select(rows, chain=chain)) if arm != leader]
+    names = [leader, *controls]
+    header = ["level", "weights left", "%", *names, f"{leader} − dense (pp)"]
+    header += [f"{leader} − {arm} (pp)" for arm in controls]
+    dense_rows = select(rows, chain=DENSE)
+    dense = accuracies(dense_rows)
+    lines = []
+    if dense_rows:
+        first = dense_rows[0]
+        accuracy = words.percent(mean_accuracy(dense))
+        blank = [""] * (len(header) - 4)
+        lines.append(["0 (dense)", f"{first.weights_left:,}", "100.0", accuracy, *blank])
+    for level in sorted({row.level for row in select(rows, chain=chain)}):
+        of_level = select(rows, chain=chain, level=level)
+        of_arm = {arm: accuracies(select(of_level, arm=arm)) for arm in names}
+        line = [str(level), f"{of_level[0].weights_left:,}", f"{100 * of_level[0].density:.1f}"]
+        line += [words.percent(mean_accuracy(values)) for values in of_arm.values()]
+        line += [
+            words.points(difference(of_arm[leader], other))
+            for other in (dense, *(of_arm[arm] for arm in controls))
+        ]
+        lines.append(line)
+    led = "" if leader == "ticket" else f"{leader}: "
+    return Table(f"{led}Rewound to step {imp.rewind_of(chain)}", header, lines)
+
+
+def of_run(run: Run) -> list[tuple[str, str]]:
+    """What was run, on what, how long."""
+    study, rows = run.about, run.rows
+    data, lengths = study["data"], study["lengths"]
+    seconds, steps = sum(row.seconds for row in rows), sum(row.steps for row in rows)
+    versions = ", ".join(f"{name} {version}" for name, version in study.get("versions", {}).items())
+    speed = f"{steps / seconds:,.0f} steps a second, evaluation included" if seconds else "speed not known"
+    return [
+        ("Commands", "; ".join(study.get("commands", []))),
+        ("Data", f"{data['name']} ({data['train']:,} train, {data['validation']:,} validation by seed, "
+                 f"{data['test']:,} test images of {'×'.join(map(str, data['shape']))}), read from "
+                 f"{data['source']}, content hash {data['digest']}"),
+        ("Training", f"{lengths['total']:,} steps of batch {study['config']['train']['batch']} "
+                     f"({lengths['total'] / lengths['per_epoch']:.1f} epochs), evaluated every "
+                     f"{lengths['evaluate']:,} steps"),
+        ("Time", f"{seconds / 60:.1f} minutes of training in all, {seconds / len(rows):.1f} s a cell; "
+                 f"{speed}"),
+        ("Devices", study.get("devices") or "not known"),
+        ("Versions", versions or "not known"),
+        ("Commit", study.get("git") or "not known"),
+    ]  # fmt: skip

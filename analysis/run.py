@@ -1,0 +1,407 @@
+"""A run folder, opened once: rows, masks, weights, states; and how chains, levels and seeds are chosen.
+
+from analysis import open_run
+
+run = open_run("runs/quickstart-f91424be")
+cell = run.rows[-1].cell
+run.mask(cell)["conv1"]["kernel"]           # bool array
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from analysis import tables
+from lthjax import config, imp, models, store
+from lthjax.arms import ARMS
+from lthjax.errors import UserError
+from lthjax.fields import About, Result
+from lthjax.imp import DENSE, Cell
+from lthjax.measures.stats import PERCENT, Interval, mean_interval
+from lthjax.models import Model, Variables
+from lthjax.study import Prepared, prepare, task
+
+if TYPE_CHECKING:
+    import pandas
+
+PyTree = Any
+TICKET = "ticket"
+# Densities at which an analysis that takes long looks, where nothing is asked for.
+NEAR = (0.2, 0.1, 0.03)
+
+
+class Row(NamedTuple):
+    """A cell in numbers, as in cells.csv.
+
+    Attributes:
+        seed: the seed.
+        chain: the chain's name; "dense" for the dense network.
+        level: pruning rounds gone before; the dense network is level 0.
+        arm: the arm's name, or "dense".
+        repeat: from 1.
+        density: weights left / prunable weights.
+        weights_left: prunable weights left.
+        test_accuracy: a fraction, at the end of training.
+        test_loss: nats, at the end.
+        train_accuracy: a fraction, of the whole train split, at the end.
+        validation_accuracy: a fraction, at the end.
+        validation_loss: nats, at the end.
+        early_stop_step: the first step of the lowest validation loss.
+        early_stop_test_accuracy: the test accuracy there.
+        steps: steps trained.
+        seconds: wall time of its chunk, divided by the replicates in it.
+        status: "done" or "diverged"; of a diverged cell the measurements are None.
+    """
+
+    seed: int
+    chain: str
+    level: int
+    arm: str
+    repeat: int
+    density: float
+    weights_left: int
+    test_accuracy: float | None
+    test_loss: float | None
+    train_accuracy: float | None
+    validation_accuracy: float | None
+    validation_loss: float | None
+    early_stop_step: int | None
+    early_stop_test_accuracy: float | None
+    steps: int
+    seconds: float
+    status: str
+
+    @property
+    def cell(self) -> Cell:
+        """Which cell it is."""
+        return Cell(*(getattr(self, name) for name in Cell._fields))
+
+
+COLUMNS = Row._fields
+
+
+class Seeded(Protocol):
+    """A row of whatever table that belongs to a seed."""
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+
+
+class Tickets(NamedTuple):
+    """The tickets of one chain of a run.
+
+    Attributes:
+        chain: the chain's name.
+        rewind: the step that they are rewound to.
+        rows: by seed and level.
+        done: those of them that did not diverge.
+    """
+
+    chain: str
+    rewind: int
+    rows: list[Row]
+    done: list[Row]
+
+    def seeds(self, level: int) -> list[int]:
+        """The seeds whose ticket of a level is done."""
+        return sorted(row.seed for row in self.done if row.level == level)
+
+
+class Run:
+    """A run folder, open for reading. What is read is checked against its checksums.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        UserError: it is not a run folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.about: About = store.read_study(self.path)
+        self._reader = store.Reader(self.path)
+
+    @property
+    def name(self) -> str:
+        """The folder's name, of `.` too."""
+        return Path(os.path.abspath(self.path)).name
+
+    @cached_property
+    def study(self) -> config.Study:
+        """The config that was last asked for."""
+        return config.from_dict(self.about["config"])
+
+    @cached_property
+    def lengths(self) -> config.Lengths:
+        """The study's durations in steps."""
+        return config.Lengths(**self.about["lengths"])
+
+    @cached_property
+    def results(self) -> dict[Cell, Result]:
+        """Cell -> its result.json, sorted by seed, chain, level, arm and repeat.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        found = [
+            *self.path.glob("seed=*/dense/result.json"),
+            *self.path.glob("seed=*/chain=*/level=*/*/result.json"),
+        ]
+        read = [store.read_result(path.parent) for path in found]
+        cells = {cell_of(result): result for result in read}
+        return {cell: cells[cell] for cell in sorted(cells, key=_place)}
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The cells in numbers, in the order of `results`."""
+        return [row_of(result) for result in self.results.values()]
+
+    def mask(self, cell: Cell) -> PyTree:
+        """A cell's mask: nested dictionaries of bool arrays; True, 0-d, for a leaf that is never pruned.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return self._reader.mask(cell)
+
+    def weights(self, cell: Cell) -> PyTree:
+        """A cell's weights at the end of training: nested dictionaries of arrays; raises as `mask`."""
+        return self.variables(cell).params
+
+    def state(self, seed: int, step: int) -> PyTree:
+        """The dense network's weights at a rewind step, or at 0; raises as `mask`."""
+        return self.variables_at(seed, step).params
+
+    def variables(self, cell: Cell) -> Variables:
+        """As `weights`, with batch statistics; raises as `mask`."""
+        return self._reader.variables(cell)
+
+    def variables_at(self, seed: int, step: int) -> Variables:
+        """As `state`, with batch statistics; raises as `mask`."""
+        return self._reader.state(seed, step)
+
+    def has_state(self, seed: int, step: int) -> bool:
+        """Whether a rewind state is there."""
+        return self._reader.has_state(seed, step)
+
+    def task(self, prepared: Prepared, cell: Cell) -> imp.Task:
+        """What a cell was trained from; see `lthjax.study.task`."""
+        return task(prepared, self._reader, cell)
+
+    def network(self) -> Model:
+        """The run's network, for a forward pass.
+
+        Raises:
+            UserError: it is from outside the package and not loaded here.
+        """
+        return self._network
+
+    @cached_property
+    def _network(self) -> Model:
+        name, data = self.study.model, self.about["data"]
+        if name not in models.MODELS:
+            raise UserError(
+                f"{self.path}: the network {name!r} is from outside the package, and is not loaded here."
+            )
+        height, width, channels = data["shape"]
+        return models.build(name, (height, width, channels), data["classes"])
+
+    def tickets(self, chain: str | None = None) -> Tickets:
+        """The tickets of a chain, by default of the one that rewinds to the lowest step.
+
+        Raises:
+            UserError: there is no ticket, or no such chain.
+        """
+        rows = [row for row in self.rows if row.arm == TICKET]
+        if not rows:
+            raise UserError(f"{self.path}: there is no ticket in it yet; run the study first.")
+        there = chains(rows)
+        chain = there[0] if chain is None else chain
+        if chain not in there:
+            raise UserError(f"--chain: {chain!r} has no ticket in the run; it may be {', '.join(there)}.")
+        own = select(rows, chain=chain)
+        return Tickets(chain, imp.rewind_of(chain), own, [row for row in own if row.status == "done"])
+
+    def prepared(self, seeds: Iterable[int], data_dir: str | Path) -> Prepared:
+        """The run's study with these seeds, checked against the data that it was trained on.
+
+        Raises:
+            UserError: the data are others, or cannot be read.
+        """
+        made = prepare(dataclasses.replace(self.study, seeds=tuple(sorted(seeds))), data_dir)
+        ours, theirs = made.dataset.digest, self.about["data"]["digest"]
+        if ours != theirs:
+            raise UserError(
+                f"--data-dir: {self.study.data.name} there has content hash {ours}, the run's has {theirs}; "
+                "name the folder of the data that the run was trained on."
+            )
+        return made
+
+
+def open_run(path: str | Path) -> Run:
+    """A run folder, open for reading.
+
+    Raises:
+        UserError: it is not a run folder.
+    """
+    return Run(path)
+
+
+def load(path: str | Path) -> list[Row]:
+    """The cells of a run folder, sorted by seed, chain, level, arm and repeat.
+
+    Raises:
+        UserError: it is not a run folder, or a cell in it cannot be read.
+    """
+    return Run(path).rows
+
+
+def frame(path: str | Path) -> "pandas.DataFrame":
+    """The cells of a run folder as a pandas frame, a column for every field of `Row`.
+
+    Raises:
+        UserError: as `load`, or pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise UserError("pandas is not installed; pip install pandas, or use analysis.load.") from error
+    return pandas.DataFrame(load(path), columns=list(COLUMNS))
+
+
+def row_of(result: Mapping[str, Any]) -> Row:
+    """A cell in numbers, from its result."""
+    return Row(*(result.get(name) for name in COLUMNS))  # type: ignore[arg-type]
+
+
+def cell_of(result: Mapping[str, Any]) -> Cell:
+    """Which cell a result is of."""
+    return Cell(*(result[name] for name in Cell._fields))
+
+
+def to_csv(rows: Iterable[Row]) -> str:
+    """cells.csv: a header, then one line a row; floats as Python writes them, None as nothing."""
+    return tables.to_csv(COLUMNS, rows)
+
+
+def by_seed(rows: Iterable[Seeded], column: str) -> dict[int, float]:
+    """Seed -> the mean of a column over its rows, those without a value left out."""
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        value = getattr(row, column)
+        if value is not None:
+            values.setdefault(row.seed, []).append(value)
+    return {seed: sum(of_seed) / len(of_seed) for seed, of_seed in sorted(values.items())}
+
+
+def accuracies(rows: Iterable[Seeded]) -> dict[int, float]:
+    """Seed -> test accuracy at the end in percent, repeats averaged."""
+    return {seed: 100 * value for seed, value in by_seed(rows, "test_accuracy").items()}
+
+
+def mean_accuracy(of: Mapping[int, float]) -> Interval:
+    """The mean over seeds of accuracies in percent, with its interval, which stays within 0 and 100."""
+    return mean_interval(list(of.values()), within=PERCENT)
+
+
+def difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
+    """The mean difference with its interval, paired over the seeds that both have."""
+    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def densities(rows: Iterable[Row]) -> dict[int, float]:
+    """Level -> mean density of its rows, by level."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        found.setdefault(row.level, []).append(row.density)
+    return {level: sum(values) / len(values) for level, values in sorted(found.items())}
+
+
+def nearest(levels: Mapping[int, float], density: float) -> int:
+    """The level whose density is nearest by ratio; of equally near ones the first.
+
+    A network without weights is as far as can be from all others.
+    """
+
+    def far(other: float) -> float:
+        if not (other and density):
+            return 0.0 if other == density else math.inf
+        return abs(math.log(other / density))
+
+    return min(levels, key=lambda level: far(levels[level]))
+
+
+def worth_seeing(
+    densities: Mapping[int, float], near: Sequence[float] = NEAR, last: bool = True
+) -> list[int]:
+    """The levels that are looked at where none are named: those nearest to some densities, and the last.
+
+    Args:
+        densities: level -> density; not empty.
+        near: the densities.
+        last: whether the last level is among them, whatever its density.
+    """
+    return sorted({*(nearest(densities, of) for of in near), *([max(densities)] if last else [])})
+
+
+def asked_levels(
+    levels: Iterable[int] | None, densities: Mapping[int, float], what: str, near: Sequence[float] = NEAR
+) -> list[int]:
+    """The levels that `--levels` names, or those worth seeing.
+
+    Args:
+        levels: as named; None or empty where they are not.
+        densities: level -> density of those that there are; not empty.
+        what: that a level which is not there lacks, in words: "trained ticket in rewind-0".
+        near: as for `worth_seeing`.
+
+    Raises:
+        UserError: one is not there.
+    """
+    named = sorted({*(levels or ())})
+    for level in named:
+        if level not in densities:
+            raise UserError(
+                f"--levels: {level} has no {what}; it may be {', '.join(map(str, sorted(densities)))}."
+            )
+    return named or worth_seeing(densities, near)
+
+
+def select(
+    rows: Iterable[Row], chain: str | None = None, level: int | None = None, arm: str | None = None
+) -> list[Row]:
+    """The rows of a chain, a level, an arm."""
+    return [
+        row
+        for row in rows
+        if (chain is None or row.chain == chain)
+        and (level is None or row.level == level)
+        and (arm is None or row.arm == arm)
+    ]
+
+
+def chains(rows: Sequence[Row]) -> list[str]:
+    """The chains of a table by rewind step, those of other leaders last, without the dense network's."""
+    return sorted({row.chain for row in rows} - {DENSE}, key=_by_number)
+
+
+def arms(rows: Sequence[Row]) -> list[str]:
+    """The arms of a table in the order of `ARMS`, any others after them, without the dense network."""
+    places = {arm: place for place, arm in enumerate(ARMS)}
+    # An arm from outside the package need not be known here: it comes last.
+    return sorted({row.arm for row in rows} - {DENSE}, key=lambda arm: (places.get(arm, len(places)), arm))
+
+
+def _place(cell: Cell) -> tuple[int, tuple[bool, int, str], int, str, int]:
+    return (cell.seed, _by_number(cell.chain), cell.level, cell.arm, cell.repeat)
+
+
+def _by_number(chain: str) -> tuple[bool, int, str]:
+    """Chains in the order of their rewind steps, the dense network before all."""
+    return (imp.leader(chain) not in (TICKET, DENSE), imp.rewind_of(chain) if chain != DENSE else -1, chain)

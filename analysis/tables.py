@@ -1,0 +1,102 @@
+"""Tables in files: rows to CSV and back, written whole with their checksums, the marker last."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from lthjax import files, manifest
+from lthjax.errors import UserError
+
+_Row = TypeVar("_Row")
+# Of the files that an analysis has written to a folder, in that folder.
+SUMS = "checksums.json"
+# What reading a table raises that is not as it was written.
+DAMAGED = (OSError, ValueError, KeyError, TypeError)
+
+
+def to_csv(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A header and rows as CSV; floats as Python writes them, None as nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def of_rows(kind: type, rows: Iterable[Sequence[Any]]) -> str:
+    """The rows of a NamedTuple as CSV, a column for every field."""
+    return to_csv(kind._fields, rows)  # type: ignore[attr-defined]
+
+
+def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
+    """The rows of a CSV whose columns are the fields of a NamedTuple of str, int, float, bool, or None.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it has no rows, lacks a column, is cut off, or a field is not of its type.
+    """
+    hints, names = get_type_hints(kind), kind._fields  # type: ignore[attr-defined]
+
+    def value(name: str, text: str | None) -> Any:
+        if text is None or (not text and hints[name] is not str and type(None) not in get_args(hints[name])):
+            raise ValueError(f"{path.name} has a line without {name}")
+        if not text and hints[name] is not str:
+            return None
+        if hints[name] is bool:
+            return text == "True"
+        return next(of for of in (str, int, float) if hints[name] in (of, of | None))(text)
+
+    text = read_text(path)
+    if not text.endswith("\n"):
+        raise ValueError(f"{path.name} is empty or ends within a line")
+    lines = csv.DictReader(io.StringIO(text, newline=""))
+    lacking = [name for name in names if name not in (lines.fieldnames or ())]
+    if lacking:
+        raise ValueError(f"{path.name} lacks the column {lacking[0]}")
+    rows = [kind(*(value(n, line[n]) for n in names)) for line in lines]
+    if not rows:
+        raise ValueError(f"{path.name} has no rows")
+    return rows
+
+
+def write_tables(folder: Path, contents: Mapping[str, str]) -> None:
+    """Writes files of which the last says that the rest is there, and their checksums in one beside them.
+
+    Args:
+        folder: where; made if it is not there.
+        contents: file name -> its text.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    *tables, marker = contents
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
+    for name in tables:
+        files.write_whole(folder / name, contents[name].encode())
+    files.write_whole(folder / SUMS, manifest.sealed(sums).encode())
+    files.write_whole(folder / marker, contents[marker].encode())
+
+
+def read_text(path: Path) -> str:
+    """What `write_tables` wrote; a file that has no checksum, as older ones have none, is not checked.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is not as it was written.
+    """
+    content, sums = path.read_bytes(), path.with_name(SUMS)
+    if sums.is_file():
+        known = manifest.opened(json.loads(sums.read_bytes()))
+        if known.get(path.name, "") not in ("", hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"the checksum of {path.name} is not the one that it was written with")
+    return content.decode("utf-8")
+
+
+def unreadable(where: Path, error: Exception, command: str) -> UserError:
+    """The error for tables that are not as they were written: the folder, why, the command to make them."""
+    return UserError(f"{where}: it cannot be read ({error}); run {command} again.")
