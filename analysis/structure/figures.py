@@ -262,24 +262,13 @@ def _dead_units(of: Survivors) -> _Made | None:
     rows = table.dead_units(of)
     if not rows:
         return None
+    # The ticket against random masks; where there are none, against chance.
     alone = all(row.arm == TICKET for row in rows)
-    against = "a mask shuffled within its layers, exactly" if alone else "the random mask of the arm random"
-    caption = (
-        "Share of a hidden layer's units (filters) with no surviving weight in, or none out, in the ticket "
-        f"({of.chain}), against {against}. {_POINTS} (repeats averaged). Such units could be removed "
-        "without any change of what the network can compute, but for a constant. Units that lead only to "
-        "such units, or are fed only by them, are not counted."
-    )
-    figure = _draw_dead(rows, alone, f"{of.heading}: units that are cut off")
-    return _Made(figure, caption, (table.DeadUnits._fields, rows))
-
-
-def _draw_dead(rows: Sequence[table.DeadUnits], alone: bool, heading: str) -> Figure:
-    """One panel a hidden layer: the ticket against random, or alone against chance."""
     names = list(dict.fromkeys(row.layer for row in rows))
     columns = 2 if len(names) in (2, 4) else min(len(names), 3)
     shape = -(-len(names) // columns), columns
-    figure, grid = draw.panels(heading, shape, (7.2, 2.5 * shape[0] + 1.0), sharex=True, sharey=True)
+    heading, size = f"{of.heading}: units that are cut off", (7.2, 2.5 * shape[0] + 1.0)
+    figure, grid = draw.panels(heading, shape, size, sharex=True, sharey=True)
     panels = grid.ravel()
     for axes in panels[len(names) :]:
         axes.set_visible(False)
@@ -287,22 +276,30 @@ def _draw_dead(rows: Sequence[table.DeadUnits], alone: bool, heading: str) -> Fi
         own = [row for row in rows if row.layer == name]
         axes.set_title(f"{name} ({own[0].units} units)", loc="left", fontsize=10)
         for arm in dict.fromkeys(row.arm for row in own):
-            of_arm = [row for row in own if row.arm == arm]
-            points = ((r.level, r.seed, 100 * r.density, 100 * r.either / r.units) for r in of_arm)
+            points = (
+                (r.level, r.seed, 100 * r.density, 100 * r.either / r.units) for r in own if r.arm == arm
+            )
             curve(axes, *by_level(draw.averaged(points)), (*look(arm), "-"), arm, within=PERCENT)
         if alone:
             expected = by_level((r.level, 100 * r.density, 100 * r.either_share_by_chance) for r in own)
             draw.chance(axes, *expected, "shuffled, expected")
     draw.weights_axis(panels[0], {100 * row.density for row in rows})
-    shown = [100 * row.either / row.units for row in rows]
-    top = max(5.0, *shown, *(100 * row.either_share_by_chance for row in rows if alone))
+    chance = [100 * row.either_share_by_chance for row in rows if alone]
+    top = max(5.0, *(100 * row.either / row.units for row in rows), *chance)
     panels[0].set_ylim(-0.03 * top, 1.06 * top)
     for axes in panels[len(names) - columns : len(names)]:
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("weights left (%, log scale)")
     figure.supylabel("units cut off (%)", fontsize=10)
     draw.legend_below(figure, panels[0])
-    return figure
+    against = "a mask shuffled within its layers, exactly" if alone else "the random mask of the arm random"
+    caption = (
+        "Share of a hidden layer's units (filters) with no surviving weight in, or none out, in the ticket "
+        f"({of.chain}), against {against}. {_POINTS} (repeats averaged). Such units could be removed "
+        "without any change of what the network can compute, but for a constant. Units that lead only to "
+        "such units, or are fed only by them, are not counted."
+    )
+    return _Made(figure, caption, (table.DeadUnits._fields, rows))
 
 
 def _initial_final(of: Survivors) -> _Made | None:
@@ -313,30 +310,8 @@ def _initial_final(of: Survivors) -> _Made | None:
         return None
     before, after = of.origin(row.seed), of.final(parent)
     counts, edges = structure.histograms(before, after, of.mask(row), of.mask(parent))
-    centres = [(edge[:-1] + edge[1:]) / 2 for edge in edges]
-    step = imp.rewind_of(of.chain)
-    kept = words.share(row.density)
+    step, kept = imp.rewind_of(of.chain), words.share(row.density)
     heading = f"{of.heading}: initial and final weights, {kept} left, seed {row.seed}"
-    caption = (
-        f"Every weight of seed {row.seed} that level {level} ({of.chain}) decided on: across at step "
-        f"{step}, upwards at the end of the training from which the mask was made (level {level - 1}); left "
-        "those that stay, right those that go in this round. Darker is more weights (log scale, the same in "
-        "both). On the dashed line a weight has not moved; in the upper left and the lower right quarter its "
-        "sign has changed. All layers are pooled; unless pruning is global, each has a threshold of its own."
-    )
-    rows = [
-        (name, float(centres[0][i]), float(centres[1][j]), int(n[i, j]))
-        for name, n in counts.items()
-        for i, j in np.argwhere(n)
-    ]
-    figure = _draw_counts(counts, edges, f"weight at step {step}", heading)
-    return _Made(figure, caption, (("part", "initial", "final", "weights"), rows), raster=True)
-
-
-def _draw_counts(
-    counts: dict[str, np.ndarray], edges: Sequence[np.ndarray], across: str, heading: str
-) -> Figure:
-    """Two-dimensional histograms side by side on one scale."""
     figure, (panels,) = draw.panels(heading, (1, len(counts)), (7.2, 4.0), sharex=True, sharey=True)
     norm = LogNorm(1, max(2, *(int(n.max()) for n in counts.values())))
     for axes, (name, n) in zip(panels, counts.items(), strict=True):
@@ -347,10 +322,23 @@ def _draw_counts(
         axes.axhline(0, color="#999999", lw=0.6)
         axes.axvline(0, color="#999999", lw=0.6)
         axes.set_title(f"{name} ({int(n.sum()):,})", loc="left", fontsize=10)
-        axes.set_xlabel(across)
+        axes.set_xlabel(f"weight at step {step}")
     panels[0].set_ylabel("weight at the end of training")
     figure.colorbar(shown, ax=panels, label="weights (log scale)")
-    return figure
+    caption = (
+        f"Every weight of seed {row.seed} that level {level} ({of.chain}) decided on: across at step "
+        f"{step}, upwards at the end of the training from which the mask was made (level {level - 1}); left "
+        "those that stay, right those that go in this round. Darker is more weights (log scale, the same in "
+        "both). On the dashed line a weight has not moved; in the upper left and the lower right quarter its "
+        "sign has changed. All layers are pooled; unless pruning is global, each has a threshold of its own."
+    )
+    x, y = ((edge[:-1] + edge[1:]) / 2 for edge in edges)
+    rows = [
+        (name, float(x[i]), float(y[j]), int(n[i, j]))
+        for name, n in counts.items()
+        for i, j in np.argwhere(n)
+    ]
+    return _Made(figure, caption, (("part", "initial", "final", "weights"), rows), raster=True)
 
 
 def _sign_changes(of: Survivors) -> _Made:
@@ -392,26 +380,12 @@ def _mask_overlap(of: Survivors) -> _Made | None:
         f"{_POINTS}. ",
     }
     kinds = [kind for kind in said if any(row.between == kind for row in rows)]
-    nothing = any(row.iou == 0 for row in rows)
-    caption = (
-        "Weights that two masks share, divided by the weights that either keeps, over all layers. "
-        f"{''.join(said[kind] for kind in kinds)}The dashed line is chance: random masks with the same "
-        "number of survivors in every layer, which is ρ / (2 − ρ) where every layer has density ρ."
-        + (" Masks that share nothing have no place on a log scale." if nothing else "")
-    )
-    figure = _draw_overlaps(rows, kinds, of.chain, f"{of.heading}: overlap of masks")
-    return _Made(figure, caption, (table.MaskOverlap._fields, rows))
-
-
-def _draw_overlaps(
-    rows: Sequence[table.MaskOverlap], kinds: Sequence[str], chain: str, heading: str
-) -> Figure:
-    """Overlap between seeds, levels and chains, each with its chance."""
-    size = (max(7.2, 3.6 * len(kinds)), 4.4)
+    heading, size = f"{of.heading}: overlap of masks", (max(7.2, 3.6 * len(kinds)), 4.4)
     figure, (panels,) = draw.panels(heading, (1, len(kinds)), size, sharex=True, sharey=True)
     for axes, kind in zip(panels, kinds, strict=True):
         own = [row for row in rows if row.between == kind]
-        axes.set_title(f"{chain} with" if kind == "chains" else f"between {kind}", loc="left", fontsize=10)
+        title = f"{of.chain} with" if kind == "chains" else f"between {kind}"
+        axes.set_title(title, loc="left", fontsize=10)
         draw.chance(axes, *by_level((r.level, 100 * r.density, r.iou_by_chance) for r in own), "chance")
         pairs = kind == "seeds"
         for place, other in enumerate(["pairs of seeds"] if pairs else dict.fromkeys(r.which for r in own)):
@@ -423,7 +397,14 @@ def _draw_overlaps(
     shares = [value for row in rows for value in (row.iou, row.iou_by_chance) if value]
     draw.shares_axis(panels[0], min(shares, default=0.1), 1)
     panels[0].set_ylabel("intersection over union (log scale)")
-    return figure
+    caption = (
+        "Weights that two masks share, divided by the weights that either keeps, over all layers. "
+        f"{''.join(said[kind] for kind in kinds)}The dashed line is chance: random masks with the same "
+        "number of survivors in every layer, which is ρ / (2 − ρ) where every layer has density ρ."
+    )
+    if any(row.iou == 0 for row in rows):
+        caption += " Masks that share nothing have no place on a log scale."
+    return _Made(figure, caption, (table.MaskOverlap._fields, rows))
 
 
 _PIXELS = _Need(
