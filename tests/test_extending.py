@@ -17,7 +17,7 @@ from lthjax.arms import ARMS
 from lthjax.criteria import CRITERIA
 from lthjax.imp import DENSE, Cell
 from lthjax.models import MODELS
-from lthjax.store import Store
+from lthjax.store import Reader
 
 ARGUMENTS = ["--config", "mine.py", "--quiet", "--train.steps", "20", "--train.eval-every", "10"]
 ARGUMENTS += ["--levels", "2", "--arms", "ticket", "mine", "--rewind", "5"]
@@ -76,7 +76,7 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     assert (loaded.model, loaded.prune.criterion, loaded.data.name) == ("mine", "mine", "mine")
     prepared = study.prepare(run.parse(ARGUMENTS)[0].study)
     assert (prepared.dataset.classes, len(prepared.dataset.train_images)) == (2, 2000)
-    store = Store(folder, prepared.identity, {})
+    store = Reader(folder)
     initial = jax.device_get(prepared.model.init(rng.stream(0, "init")))
     assert {p: w.shape for p, w in zip(prune.paths(initial.params), jax.tree.leaves(initial.params),
                                        strict=True) if w.ndim > 1} == {
@@ -84,10 +84,10 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     }  # fmt: skip
 
     # The criterion: 20 % (10 % of the output layer) of the lowest sign(origin) * final are gone.
-    origin = store.state(0, 5, initial).params
-    final = store.variables(Cell(0, DENSE, 0, DENSE), initial).params
+    origin = store.state(0, 5).params
+    final = store.variables(Cell(0, DENSE, 0, DENSE)).params
     ticket = Cell(0, "rewind-5", 1, "ticket")
-    mask = store.mask(ticket, prune.ones(initial.params))
+    mask = store.mask(ticket)
     for layer, going in (("fc1", 5018), ("output", 6)):
         scores = (np.sign(origin[layer]["kernel"]) * final[layer]["kernel"]).ravel()
         kept = np.ones(scores.size, bool)

@@ -17,7 +17,7 @@ from lthjax import config, manifest, prune, record, study
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
-from lthjax.store import Store, checked, folder, read_result, read_study, set_aside, state_folder
+from lthjax.store import Reader, Store, checked, folder, read_result, read_study, set_aside, state_folder
 
 Make = Callable[..., study.Prepared]
 ONE, OTHER = Cell(0, "rewind-0", 1, "ticket"), Cell(1, "rewind-0", 1, "ticket")
@@ -34,7 +34,8 @@ def opened(path: Path, **changes: object) -> Store:
     """A run folder of a study on the images that are part of the package."""
     fields = {"model": "lenet300", "data": config.Data(name="mnist_10k"), "train": config.Train(steps=5)}
     prepared = study.prepare(config.Study(**{**fields, **changes}))  # type: ignore[arg-type]
-    return Store(path, prepared.identity, record.about(prepared.study, prepared.lengths, prepared.dataset))
+    facts = record.about(prepared.study, prepared.identity, prepared.lengths, prepared.dataset)
+    return Store(path, facts)
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +60,11 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 def read_all(run: Path) -> list:
     """Everything that a program may use of the folder, through the functions that it uses."""
-    about = read_study(run)
-    store = Store(run, about["identity"], about)
-    like, found = variables(), [about]
+    store, found = Reader(run), [read_study(run)]
     for seed in (0, 1):
-        found.append(store.state(seed, 0, like))
+        found.append(store.state(seed, 0))
         for cell in (Cell(seed, DENSE, 0, DENSE), ONE._replace(seed=seed)):
-            found += [store.result(cell), store.mask(cell, prune.ones(_PARAMS)), store.variables(cell, like)]
+            found += [store.result(cell), store.mask(cell), store.variables(cell)]
     return found
 
 
@@ -158,9 +157,8 @@ def test_what_is_copied_into_another_place_is_noticed(run: Path) -> None:
     start = state_folder(run, 0, 0)
     shutil.rmtree(start)
     shutil.copytree(state_folder(run, 1, 0), start)
-    about = read_study(run)
     with pytest.raises(UserError, match=r"it is a copy of seed=1/state=0"):
-        Store(run, about["identity"], about).state(0, 0, variables())
+        Reader(run).state(0, 0)
 
 
 def test_a_cell_of_another_study_or_another_parent_is_noticed(run: Path, tmp_path: Path) -> None:
@@ -226,9 +224,8 @@ def test_masks_of_older_versions_are_not_padded(run: Path) -> None:
     with np.load(path) as packed:
         short = {name: packed[name][:1] for name in packed.files}
     np.savez(path, **short)
-    about = read_study(run)
-    with pytest.raises(UserError, match="fc/kernel has 1 bytes of uint8 for 30 bits"):
-        Store(run, about["identity"], about).mask(ONE, prune.ones(_PARAMS))
+    with pytest.raises(UserError, match="fc1/kernel has 1 bytes of uint8 for 235200 bits"):
+        Reader(run).mask(ONE)
 
 
 def test_repair_sets_aside_and_deletes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
