@@ -12,11 +12,13 @@ from conftest import ROOT
 
 import run
 from analysis import load, report
-from lthjax import config, prune, rng, study, train
+from lthjax import config, data, prune, rng, study, train
 from lthjax.arms import ARMS
 from lthjax.criteria import CRITERIA
+from lthjax.data import SOURCES
 from lthjax.imp import DENSE, Cell
 from lthjax.models import MODELS
+from lthjax.optim import OPTIMISERS
 from lthjax.store import Reader
 
 ARGUMENTS = ["--config", "mine.py", "--quiet", "--train.steps", "20", "--train.eval-every", "10"]
@@ -31,8 +33,8 @@ def snippets(page: str, title: str = "") -> list[str]:
 
 @pytest.fixture
 def tables() -> Iterator[tuple[dict[str, Any], ...]]:
-    """The three tables, as they were again afterwards."""
-    known: tuple[dict[str, Any], ...] = (ARMS, CRITERIA, MODELS)
+    """The tables, as they were again afterwards."""
+    known: tuple[dict[str, Any], ...] = (ARMS, CRITERIA, MODELS, OPTIMISERS, SOURCES)
     before = [dict(table) for table in known]
     yield known
     for table, rows in zip(known, before, strict=True):
@@ -42,8 +44,8 @@ def tables() -> Iterator[tuple[dict[str, Any], ...]]:
 
 def test_the_snippets_are_short() -> None:
     own, made = snippets("extending.md", "mine.py"), snippets("extending.md", "make_data.py")
-    assert (len(own), len(made)) == (4, 1)
-    assert max(sum(bool(line.strip()) for line in snippet.splitlines()) for snippet in own + made) <= 10
+    assert (len(own), len(made)) == (6, 1)
+    assert max(sum(bool(line.strip()) for line in snippet.splitlines()) for snippet in own + made) <= 11
 
 
 def test_own_data_network_criterion_and_arm_make_a_study(
@@ -83,6 +85,19 @@ def test_own_data_network_criterion_and_arm_make_a_study(
         "fc1/kernel": (784, 32), "output/kernel": (32, 2),
     }  # fmt: skip
 
+    # The optimiser: a step moves every weight by the learning rate, or 0.003, times its sign.
+    trainer = study.make_trainer([prepared], None, [0])
+    (one,) = genuine(trainer, [jobs[0]._replace(stop=1, captures=())], lambda *_: None)
+    layer = one.variables.params["fc1"]["kernel"]
+    first = np.abs(layer - jobs[0].variables.params["fc1"]["kernel"])
+    np.testing.assert_allclose(first[first > 1e-5], 3e-3, rtol=1e-2)
+
+    # The source: what it gives is a data set, and a file from then on.
+    halves = data.load("halves")
+    assert (halves.classes, halves.source) == (2, "digits below five or not")
+    assert data.load("halves").source == "data/halves.npz"
+    assert halves.digest == data.load("halves").digest
+
     # The criterion: 20 % (10 % of the output layer) of the lowest sign(origin) * final are gone.
     origin = store.state(0, 5).params
     final = store.variables(Cell(0, DENSE, 0, DENSE)).params
@@ -110,7 +125,7 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     # Again: nothing is trained. Where the file is not loaded, its arm is still in the report.
     run.main(ARGUMENTS)
     assert len(jobs) == 5
-    for table in tables:
+    for table in tables[:3]:
         del table["mine"]
     written = page.read_text()
     assert "<th>mine</th>" in written
