@@ -1,7 +1,7 @@
 """The house style of figures, and the plots that they share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,8 @@ LINES = ("-", "--", ":", "-.")
 # The interval of two seeds is so wide (t = 12.7) that bands would hide what they lie behind: thin bars.
 BAND_FROM = 3
 WEIGHTS_LEFT = "weights left (% of prunable weights, log scale)"
+# Of a line that shows what chance gives.
+CHANCE: dict[str, Any] = {"color": "#444444", "ls": "--", "lw": 1.2, "zorder": 3}
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -42,6 +44,55 @@ def single(heading: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_title(heading, loc="left", fontsize=11)
     return figure, axes
+
+
+def panels(
+    heading: str,
+    shape: tuple[int, int],
+    size: tuple[float, float],
+    *,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, np.ndarray]:
+    """A figure of several panels under one heading.
+
+    Args:
+        heading: of the figure.
+        shape: (rows, columns) of panels.
+        size: of the figure in inches.
+        sharex, sharey: whether the panels have one axis.
+
+    Returns:
+        The figure, and its Axes [rows, columns].
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
+    return figure, figure.subplots(*shape, squeeze=False, sharex=sharex, sharey=sharey)
+
+
+def by_level(points: Iterable[tuple[int, float, float]]) -> tuple[list[float], list[list[float]]]:
+    """(level, x, value) -> every level's mean x, and its values; for `curve`."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for level, x, value in points:
+        found.setdefault(level, []).append((x, value))
+    ordered = [found[level] for level in sorted(found)]
+    return [float(np.mean([x for x, _ in at])) for at in ordered], [[v for _, v in at] for at in ordered]
+
+
+def averaged(points: Iterable[tuple[int, int, float, float]]) -> Iterable[tuple[int, float, float]]:
+    """(level, seed, x, value) -> (level, x, value), the repeats of a seed averaged; for `by_level`."""
+    found: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for level, seed, x, value in points:
+        found.setdefault((level, seed), []).append((x, value))
+    for (level, _), at in found.items():
+        x, value = np.mean(at, axis=0).tolist()
+        yield level, x, value
+
+
+def chance(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], name: str) -> None:
+    """What chance gives: the mean of the values as a dashed line; where there is one place, a dash."""
+    means = [float(np.mean(at)) for at in values]
+    axes.plot(x, means, marker="_" if len(x) == 1 else "", ms=14, label=name, **CHANCE)
 
 
 def curve(
@@ -103,6 +154,15 @@ def weights_axis(axes: Axes, densities: set[float]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks(min(densities))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def shares_axis(axes: Axes, lowest: float, whole: float) -> None:
+    """Shares of a whole on the y axis, on a log scale from the lowest up."""
+    axes.set_yscale("log")
+    axes.set_ylim(lowest / 1.15, 1.15 * whole)
+    axes.yaxis.set_major_locator(FixedLocator([tick * whole / 100 for tick in ticks(100 * lowest / whole)]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
 def look(arm: str) -> tuple[str, str]:

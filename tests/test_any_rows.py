@@ -14,9 +14,12 @@ from conftest import about
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import cells, compare, curves, figures, page, report, savings, verdicts
-from analysis.cells import Row
-from analysis.entries import entries
+from analysis import compare, draw, page, report
+from analysis.analyses import ANALYSES
+from analysis.compare.entries import entries
+from analysis.report import facts, figures, verdicts
+from analysis.run import Row, Run, nearest, open_run
+from analysis.tables import to_csv
 from lthjax import config, data, fields, record
 from lthjax.errors import shell
 from lthjax.imp import Cell
@@ -102,7 +105,7 @@ def _quick_figures(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
         if case in DRAWN:
             drawn.figure.savefig(io.BytesIO(), dpi=15)
         for kind in ("png", "svg", "csv"):
-            (to / f"{drawn.name}.{kind}").write_text(page.to_csv(*drawn.data))
+            (to / f"{drawn.name}.{kind}").write_text(to_csv(*drawn.data))
         return page.Shown(drawn.name, drawn.title, drawn.caption, "image", "file", "data")
 
     monkeypatch.setattr(page, "show", show)
@@ -143,33 +146,38 @@ def some_rows(draw: st.DrawFn) -> list[Row]:
     return [one for one, keep in zip(rows, kept, strict=True) if keep] or rows
 
 
+class Given(Run):
+    """A run of any rows, without a folder."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.path, self.about, self.rows = Path("any-0"), about(), rows
+        self.results = {one.cell: {"curves": curves_of(one)} for one in rows}
+
+
 @settings(max_examples=15, deadline=None)
 @given(some_rows())
 def test_every_part_of_a_page_comes_out_of_any_rows(rows: list[Row]) -> None:
-    study, run = about(), Path("any-0")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "read_result", lambda _: {"curves": curves_of(rows[0])})
-        found = verdicts.findings(study, rows)
-        sections = report._sections(run, study, rows, "heading", found)
+    study, run = about(), Given(rows)
+    sections = report._sections(run, verdicts.findings(study, rows))
     assert [one.anchor for one in sections] == ["verdicts", "accuracy", "gaps", "levels"]
     for table in (table for section in sections for table in section.tables):
         assert all(len(line) == len(table.header) for line in table.rows)
         assert not any("nan" in str(value) for line in table.rows for value in line)
-    assert dict(report._facts(study, rows))["Time"]
+    assert dict(facts.of_run(run))["Time"]
     compare._overview(entries([study], [rows]), "heading")
 
 
 def test_a_network_without_weights_is_far_from_all_others() -> None:
-    assert cells.nearest({1: 0.5, 2: 0.0}, 0.1) == 1
-    assert cells.nearest({1: 0.5, 2: 0.0}, 0.0) == 2
-    assert cells.nearest({1: 0.0, 2: 0.0}, 0.1) == 1
+    assert nearest({1: 0.5, 2: 0.0}, 0.1) == 1
+    assert nearest({1: 0.5, 2: 0.0}, 0.0) == 2
+    assert nearest({1: 0.0, 2: 0.0}, 0.1) == 1
 
 
 def test_no_network_without_weights_matches_or_is_drawn() -> None:
     """Were its constant as good as the dense network, it would still be no ticket."""
     rows = [one._replace(test_accuracy=0.5) for one in EMPTIED]
     assert [points for _, points in verdicts._curves(rows, "rewind-0", "ticket")[0]] == [50.0, 50.0]
-    found = report._sparsest_match(rows)
+    found = facts._sparsest_match(rows)
     assert found is not None
     assert found[1].density == 0.01
     axes = figures.accuracy(rows, "heading").axes[0]
@@ -180,7 +188,7 @@ def test_no_network_without_weights_matches_or_is_drawn() -> None:
 
 @pytest.mark.parametrize("lowest", [0.5, 0.02, 1e-3, 3.7e-4])
 def test_ticks_of_few_weights(lowest: float) -> None:
-    found = figures.ticks(lowest)
+    found = draw.ticks(lowest)
     assert found[0] == 100
     assert 4 <= len(found) <= 14
     assert lowest / 1.5 <= min(found) <= 10 * lowest
@@ -218,7 +226,8 @@ PLACES = ["My Drive", "it's", "a $HOME `x`", 'with "quotes"', "plain"]
 @pytest.mark.parametrize("place", PLACES)
 def test_every_command_of_a_report_is_one_for_a_shell(place: str, tmp_path: Path) -> None:
     run = written(tmp_path / place / "any-0", SOME, about())
-    found = [one for other in report.OTHERS for one in other.findings(run)]
+    opened = open_run(run)
+    found = [one for other in ANALYSES.values() for one in other.findings(opened, None)]
     commands = [str(one.where) for one in found]
     assert len(commands) >= 10
     for command in commands:
@@ -246,7 +255,8 @@ def test_what_is_recorded_is_the_command_that_was_given(monkeypatch: pytest.Monk
     few = conftest.arrays(8, 4)
     dataset = data.Dataset("few", **few, classes=10, digest="0", source="here")
     study = config.Study(data=config.Data(name="few", validation=2))
-    (recorded,) = record.about(study, config.Lengths(1, 1, 1, 0, (), (0,)), dataset)["commands"]
+    lengths = config.Lengths(1, 1, 1, 0, (), (0,))
+    (recorded,) = record.about(study, config.flat(study), lengths, dataset)["commands"]
     assert shlex.split(recorded) == argv
 
 
@@ -256,6 +266,8 @@ def test_plain_commands_are_recorded_as_they_are() -> None:
 
 
 def test_counts_of_a_network_that_is_gone_are_said_and_prove_nothing(tmp_path: Path) -> None:
+    from analysis import savings
+
     level = savings.Level(
         0, "rewind-0", 1, "ticket", 0.0, Counts(100, 0, 100, 0), Storage(400, 0, 13, 4, 4, 0), 9, {"fc1": 0},
         Counts(0, 0, 0, 0), 0.0, 12, 2.0, "1 x cpu", (),

@@ -17,15 +17,17 @@ from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
 import analysis
-from analysis import cells, figures, page, publish, report, verdicts
+from analysis import draw, open_run, page, publish, report
+from analysis.report import facts, figures, verdicts
+from analysis.run import Row, by_seed, select
 from lthjax import config, files, record, study
 from lthjax.errors import UserError
 from lthjax.measures.stats import PERCENT, mean_interval
 
 
-def row(seed: int, level: int, arm: str, accuracy: float | None, **changes: object) -> cells.Row:
+def row(seed: int, level: int, arm: str, accuracy: float | None, **changes: object) -> Row:
     chain = "dense" if arm == "dense" else "rewind-0"
-    made = cells.Row(
+    made = Row(
         seed, chain, level, arm, 1, 0.8**level, round(1000 * 0.8**level), accuracy, 0.1, 0.99, 0.97, 0.1,
         100 * level, accuracy, 500, 1.5, "done" if accuracy is not None else "diverged",
     )  # fmt: skip
@@ -57,13 +59,13 @@ def test_mean_interval_by_hand() -> None:
 
 
 def test_repeats_are_averaged_within_a_seed_and_diverged_left_out() -> None:
-    reinit = cells.select(ROWS, level=1, arm="reinit")
-    assert cells.by_seed(reinit, "test_accuracy") == {0: pytest.approx(0.92), 1: pytest.approx(0.91)}
-    assert cells.by_seed(cells.select(ROWS, level=2, arm="reinit"), "test_accuracy") == {}
+    reinit = select(ROWS, level=1, arm="reinit")
+    assert by_seed(reinit, "test_accuracy") == {0: pytest.approx(0.92), 1: pytest.approx(0.91)}
+    assert by_seed(select(ROWS, level=2, arm="reinit"), "test_accuracy") == {}
 
 
 def test_table_of_levels() -> None:
-    table = report.levels(ROWS, "rewind-0")
+    table = facts.levels(ROWS, "rewind-0")
     assert table.header[3:] == ["ticket", "reinit", "ticket − dense (pp)", "ticket − reinit (pp)"]
     dense, first, second = table.rows
     assert dense[:3] == ["0 (dense)", "1,000", "100.0"]
@@ -95,7 +97,7 @@ def test_figures_show_every_seed_and_the_means() -> None:
 def test_geometric_bands_are_those_of_logarithms() -> None:
     values = [[0.01, 0.02, 0.4], [3.0, 1.0, 2.0]]
     axes = Figure().subplots()
-    figures.curve(axes, [0, 1], values, ("k", "", "-"), "loss", points=False, geometric=True)
+    draw.curve(axes, [0, 1], values, ("k", "", "-"), "loss", points=False, geometric=True)
     np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), scipy_stats.gmean(values, axis=1))
     (band,) = axes.collections
     edges = band.get_paths()[0].vertices
@@ -109,7 +111,7 @@ def test_geometric_bands_are_those_of_logarithms() -> None:
 @pytest.mark.parametrize(("places", "bars"), [(1, True), (2, False)])
 def test_a_single_place_has_a_bar_for_its_interval(places: int, bars: bool) -> None:
     axes = Figure().subplots()
-    figures.curve(axes, range(places), [[1.0, 2.0, 4.0]] * places, ("k", "o", "-"), "ticket")
+    draw.curve(axes, range(places), [[1.0, 2.0, 4.0]] * places, ("k", "o", "-"), "ticket")
     (shown,) = axes.collections
     low, high = mean_interval([1.0, 2.0, 4.0])[1:3]
     heights = np.concatenate([path.vertices[:, 1] for path in shown.get_paths()])
@@ -121,7 +123,7 @@ def test_bands_of_shares_stay_in_their_range() -> None:
     """Three seeds near 100 %, one of them far below: Student's t would reach to 105 %."""
     values = [[99.0, 98.0, 90.0], [99.9, 99.8, 99.0]]
     axes = Figure().subplots()
-    figures.curve(axes, [0, 1], values, ("k", "o", "-"), "ticket", within=PERCENT)
+    draw.curve(axes, [0, 1], values, ("k", "o", "-"), "ticket", within=PERCENT)
     (band,) = axes.collections
     edges = band.get_paths()[0].vertices
     for x, at in enumerate(values):
@@ -139,8 +141,8 @@ def test_bands_of_figures_over_rows_stay_in_their_range() -> None:
         rows += [row(seed, level, "ticket", value) for seed, value in enumerate((0.999, 0.998, 0.91))]
     steps = {0: 500, 1: 500, 2: 10}
     rows = [one._replace(early_stop_step=steps[one.seed]) for one in rows]
-    for draw, most in ((figures.accuracy, 100), (figures.early_stop, 500)):
-        axes = draw(rows, "title").axes[0]
+    for figure, most in ((figures.accuracy, 100), (figures.early_stop, 500)):
+        axes = figure(rows, "title").axes[0]
         bands = [shape for shape in axes.collections if not isinstance(shape, LineCollection)]
         ends = np.concatenate([path.vertices[:, 1] for band in bands for path in band.get_paths()])
         ends = np.concatenate([ends, *(patch.get_corners()[:, 1] for patch in axes.patches)])
@@ -152,8 +154,9 @@ def test_bands_of_figures_over_rows_stay_in_their_range() -> None:
 @pytest.mark.parametrize(("level", "last"), [(1, True), (2, False)])
 def test_a_match_at_the_last_level_is_said_to_be_a_bound(level: int, last: bool) -> None:
     """Level 1 matches, level 2 does not: where level 1 is the last, sparser ones might."""
-    about = json.loads((ROOT / "results" / "quickstart" / "study.json").read_text())
-    notes = report._notes(about, [one for one in ROWS if one.level <= level])
+    run = open_run(ROOT / "results" / "quickstart")
+    run.rows = [one for one in ROWS if one.level <= level]
+    notes = facts.notes(run)
     (said,) = [note for note in notes if note.startswith("The sparsest tickets")]
     assert ("; sparser ones were not trained" in said) is last
 
@@ -350,8 +353,8 @@ def test_not_a_run_folder(tiny: Callable[..., study.Prepared], tmp_path: Path) -
     with pytest.raises(UserError, match="is not a run folder"):
         report.build(tmp_path)
     prepared = tiny(levels=1)
-    about = record.about(prepared.study, prepared.lengths, prepared.dataset)
-    (tmp_path / "study.json").write_text(json.dumps({"identity": prepared.identity, **about}))
+    about = record.about(prepared.study, prepared.identity, prepared.lengths, prepared.dataset)
+    (tmp_path / "study.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="no finished cell in it yet"):
         report.build(tmp_path)
     (tmp_path / "study.json").write_text("{")

@@ -11,9 +11,10 @@ import pytest
 from conftest import ROOT
 from scipy import stats as scipy_stats
 
-from analysis import page, publish, results, verdicts
-from analysis.cells import Row, to_csv
+from analysis import publish, results, words
 from analysis.page import Table
+from analysis.report import verdicts
+from analysis.run import Row, to_csv
 from lthjax.errors import UserError
 from lthjax.measures.stats import mean_interval
 
@@ -101,7 +102,7 @@ def test_moved_tickets_by_hand() -> None:
         for arm in ("transferred", "ticket")
     )
     assert moved.keys() == own.keys()
-    expected = page.points(mean_interval([moved[seed] - own[seed] for seed in moved]))
+    expected = words.points(mean_interval([moved[seed] - own[seed] for seed in moved]))
     assert [row[5] for row in got.moved().rows if row[3] == "6"] == [expected]
 
 
@@ -152,7 +153,7 @@ def test_precisions_by_hand() -> None:
         )
         gaps.append(np.subtract(list(rounded.values()), list(exact.values())))
     table = got.against(full)
-    assert [row[2] for row in table.rows] == [page.points(mean_interval(list(g))) for g in gaps]
+    assert [row[2] for row in table.rows] == [words.points(mean_interval(list(g))) for g in gaps]
     means = [abs(np.mean(g)) for g in gaps]
     assert got.largest(half, full)[0] == densities[int(np.argmax(means))]
     inside = [
@@ -263,7 +264,7 @@ def test_published_values_are_read_where_the_papers_read_them() -> None:
         ours = early_by_hand(arm, level, column)
         theirs = early_by_hand(other, 0 if other == "dense" else level, column)
         values = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours)]
-        said = page.points(mean_interval(values))
+        said = words.points(mean_interval(values))
         assert line_of(quantity, "early stop")[1:5] == ["early stop", claim, said, mark]
         if not claim[0].isdigit():
             sign, bound = (1, 0.3) if claim.startswith("more") else (-1, 0)
@@ -271,7 +272,7 @@ def test_published_values_are_read_where_the_papers_read_them() -> None:
             assert mark == ("agrees" if p < 0.05 else "differs" if p > 0.95 else "undecided")
     end = line_of("reinit − dense at 10.8 %", "end")
     ours, theirs = (by_hand(RESULTS / "lenet300_mnist", *of) for of in (("reinit", 10), ("dense", 0)))
-    assert end[3] == page.points(mean_interval([ours[seed] - theirs[seed] for seed in ours]))
+    assert end[3] == words.points(mean_interval([ours[seed] - theirs[seed] for seed in ours]))
     assert end[4] == "none printed"
     steps = [early_by_hand(arm, 7, "early_stop_step") for arm in ("reinit", "ticket")]
     ratio = scipy_stats.gmean([steps[0][seed] / steps[1][seed] for seed in steps[0]])
@@ -341,7 +342,7 @@ def test_a_page_by_hand(tmp_path: Path) -> None:
     )
     root = written(tmp_path, template)
     results.main([str(root)])
-    interval = page.points(mean_interval([1.0, 2.0]))
+    interval = words.points(mean_interval([1.0, 2.0]))
     expected = f"{interval} at 80.0 %, 800 of 1,000: supported, 96.0\n"
     assert (root / "results" / "README.md").read_text() == expected
     assert (root / "README.md").read_text() == f"before\n{results.OPEN}\none\n{results.CLOSE}\nafter\n"

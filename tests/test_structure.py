@@ -6,10 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import spoil, unsealed
+from conftest import about, result, spoil, unsealed
 
-from analysis import cells, curves, page, structure
-from lthjax import config, prune, study
+from analysis import open_run, page, record, words
+from analysis.report import accuracy
+from analysis.structure import ANALYSIS, figures
+from lthjax import config, models, prune, store, study
+from lthjax.imp import Cell
+from lthjax.measures import layers, structure
 from lthjax.measures.stats import mean_interval
 
 
@@ -18,7 +22,7 @@ def test_layers_come_in_the_order_of_the_network_without_what_may_not_be_pruned(
         f"conv{i}": {"kernel": np.full((1, 1, 1, i), float(i)), "bias": np.zeros(i)} for i in (10, 2, 1)
     }
     params["fc1"] = {"kernel": np.ones((10, 3))}
-    found = structure.layers(params, prune.ones(params))
+    found = layers.by_number(layers.by_layer(params, prune.ones(params)))
     assert list(found) == ["conv1/kernel", "conv2/kernel", "conv10/kernel", "fc1/kernel"]
     assert [leaf.flat[0] for leaf in found.values()] == [1, 2, 10, 1]
 
@@ -115,6 +119,30 @@ def test_sign_changes_by_hand() -> None:
     assert structure.sign_changes(before, after, kept) == (2, 4)
 
 
+def test_parts_of_an_image_over_its_mean_by_hand() -> None:
+    image = np.zeros((3, 4), int)
+    image[0, 0], image[1, 1] = 5, 7
+    assert structure.over_mean(image, structure.rings(3, 4) == 1) == 3.5
+    assert structure.by_ring(image) == [(0, 10, 5, 0.5), (1, 2, 7, 3.5)]
+
+
+def test_filters_side_by_side() -> None:
+    kernel = np.arange(2 * 1 * 2 * 2.0).reshape(2, 1, 2, 2)
+    nan = np.nan
+    expected = [[0, nan, 1], [4, nan, 5], [nan, nan, nan], [2, nan, 3], [6, nan, 7]]
+    np.testing.assert_array_equal(structure.side_by_side(kernel), expected)
+
+
+def test_histograms_by_hand() -> None:
+    before = {"w": np.array([1.0, -1.0, 0.1, 9.0])}
+    after = {"w": np.array([2.0, 2.0, -0.1, 9.0])}
+    there, stays = {"w": np.array([True, True, True, False])}, {"w": np.array([True, False, False, False])}
+    counts, edges = structure.histograms(before, after, stays, there, bins=2)
+    assert [edge.tolist() for edge in edges] == [[-1, 0, 1], [-2, 0, 2]], "what was pruned before has no say"
+    assert counts["survivors"].tolist() == [[0, 0], [0, 1]]
+    assert counts["pruned"].tolist() == [[0, 1], [1, 0]]
+
+
 def bits(folder: Path, path: str, shape: tuple[int, ...]) -> np.ndarray:
     """A mask as it lies in a run folder."""
     with np.load(folder / "mask.npz") as packed:
@@ -122,6 +150,11 @@ def bits(folder: Path, path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 SHAPES = {"fc1/kernel": (784, 300), "fc2/kernel": (300, 100), "output/kernel": (100, 10)}
+
+
+def section(run: Path) -> page.Section:
+    opened = open_run(run)
+    return ANALYSIS.section(opened, record.found(ANALYSIS, opened))
 
 
 def lines(drawn: page.Drawn) -> list[dict[str, Any]]:
@@ -140,7 +173,7 @@ def test_figures_of_a_run_hold_what_lies_in_its_folder(
 ) -> None:
     prepared = tiny(rewind=(0, 2), arms=("ticket", "random"), prune=config.Prune(rate=0.7))
     run = study.run(prepared, tmp_path / "runs")
-    drawn = {one.name: one for one in structure.figures(run)}
+    drawn = {one.name: one for one in section(run).figures}
     assert list(drawn) == [
         "layer_density", "input_pixels", "input_rings", "degrees", "dead_units", "initial_final",
         "sign_changes", "mask_overlap",
@@ -175,7 +208,7 @@ def test_figures_of_a_run_hold_what_lies_in_its_folder(
     assert row["survivors_a_pixel_over_mean"] == pytest.approx(images[1][border].mean() / images[1].mean())
     two = border.copy()
     two[1:-1, 1:-1] |= np.pad(np.zeros((24, 24), bool), 1, constant_values=True)
-    said = page.percent(mean_interval([image[two].mean() / image.mean() for image in images]))
+    said = words.percent(mean_interval([image[two].mean() / image.mean() for image in images]))
     assert f"the outer two rings have {said} times" in drawn["input_rings"].caption
 
     rows = lines(drawn["degrees"])
@@ -251,7 +284,7 @@ def test_figures_of_a_run_hold_what_lies_in_its_folder(
 
 def test_what_is_drawn_is_what_the_rows_say(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:
     run = study.run(tiny(seeds=(0, 1, 2), arms=("ticket", "random")), tmp_path / "runs")
-    drawn = {one.name: one for one in structure.figures(run)}
+    drawn = {one.name: one for one in section(run).figures}
     rows = lines(drawn["sign_changes"])
     shown = {line.get_label(): line for line in drawn["sign_changes"].figure.axes[0].get_lines()}
     for arm in ("ticket", "random"):
@@ -284,7 +317,7 @@ def test_a_convolution_at_the_input_and_one_seed(tiny: Callable[..., study.Prepa
         prune=config.Prune(density=0.03, scope="global"),
     )
     run = study.run(prepared, tmp_path / "runs")
-    drawn = {one.name: one for one in structure.figures(run)}
+    drawn = {one.name: one for one in section(run).figures}
     assert list(drawn) == [
         "layer_density", "first_kernels", "degrees", "dead_units", "initial_final", "sign_changes"
     ]  # fmt: skip
@@ -314,7 +347,7 @@ def test_cells_that_diverged_or_are_missing_are_left_out(
     unsealed(run)
     result = run / "seed=1/chain=rewind-0/level=02/ticket/result.json"
     spoil(result)
-    drawn = {one.name: one for one in structure.figures(run)}
+    drawn = {one.name: one for one in section(run).figures}
     for name in ("layer_density", "dead_units", "sign_changes"):
         cells = {(row["seed"], row["level"]) for row in lines(drawn[name])}
         assert (1, 1) in cells
@@ -326,28 +359,70 @@ def test_cells_that_diverged_or_are_missing_are_left_out(
     assert sorted(chains) == [("reinit_chain-0", 0, 1), ("reinit_chain-0", 0, 2), ("reinit_chain-0", 1, 1)]
 
 
-def test_a_run_without_tickets_has_no_figures(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:
-    run = study.run(tiny(levels=0, seeds=(0,)), tmp_path / "runs")
-    assert structure.figures(run) == []
-
-
 def test_of_a_study_that_prunes_everything_the_rest_is_shown(
     tiny: Callable[..., study.Prepared], tmp_path: Path
 ) -> None:
     """Levels of 1, 0.01 and 0 % of the weights: what survives is shown as long as there is any."""
     emptying = config.Prune(rates=(0.99, 0.99, 0.9999))
     run = study.run(tiny(levels=3, seeds=(0,), arms=("ticket",), prune=emptying), tmp_path / "runs")
-    left = [row.weights_left for row in cells.load(run) if row.arm == "ticket" and row.seed == 0]
+    left = [row.weights_left for row in open_run(run).rows if row.arm == "ticket" and row.seed == 0]
     assert left[0] > left[1] > left[2] == 0
-    drawn = {one.name: one for one in structure.figures(run)}
+    drawn = {one.name: one for one in section(run).figures}
     assert {"layer_density", "dead_units", "sign_changes", "initial_final"} <= drawn.keys()
     header, rows = drawn["layer_density"].data
     assert {row[header.index("level")] for row in rows} == {0, 1, 2}
-    (note,) = [n for n in curves.section(run, cells.load(run), "heading").notes if "no weight left" in n]
+    (note,) = [n for n in accuracy.section(open_run(run), "heading").notes if "no weight left" in n]
     assert note.startswith("Networks of level 3 have no weight left")
-    assert structure.section(run).notes == []
+    assert section(run).notes == []
 
 
-def test_a_section_without_figures_says_why(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:
-    run = study.run(tiny(levels=0, seeds=(0,)), tmp_path / "runs")
-    assert structure.section(run).notes == ["Not shown: no ticket that has weights left is trained yet."]
+def test_a_run_without_tickets_has_no_figures_and_says_why(
+    tiny: Callable[..., study.Prepared], tmp_path: Path
+) -> None:
+    shown = section(study.run(tiny(levels=0, seeds=(0,)), tmp_path / "runs"))
+    assert not shown.figures
+    assert shown.notes == ["Not shown: no ticket that has weights left is trained yet."]
+
+
+def masked(path: Path, model: str) -> Path:
+    """A run folder of one ticket of a network, all of whose weights are left: its mask alone."""
+    prepared = about(model=model)
+    height, width, channels = prepared["data"]["shape"]
+    network = models.build(model, (height, width, channels), 10)
+    ones = prune.ones(jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes(network)))
+    cells = [Cell(0, "dense", 0, "dense"), Cell(0, "rewind-0", 1, "ticket")]
+    with store.Store(path, prepared) as writing:
+        for cell in cells:
+            writing.write(cell, result(cell), ones, None)
+    return path
+
+
+def shapes(network: models.Model) -> Any:
+    return jax.eval_shape(network.init, jax.random.key(0)).params
+
+
+@pytest.mark.parametrize(
+    ("model", "absent"),
+    [
+        ("lenet300", {"first_kernels"}),
+        ("lenet5", {"input_pixels", "input_rings"}),
+        ("resnet8", {"input_pixels", "input_rings", "dead_units"}),
+    ],
+)
+def test_the_note_names_the_figures_that_are_not_known_for_a_network(
+    model: str, absent: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a plain sequence it says nothing: that one of two first layers is there is no surprise."""
+    made: list[str] = []
+    for name, kind in figures.FIGURES.items():
+        skipped = kind._replace(make=lambda _, name=name: made.append(name))
+        monkeypatch.setitem(figures.FIGURES, name, skipped)
+    notes = section(masked(tmp_path / "run", model)).notes
+    assert figures.FIGURES.keys() - made == absent
+    if model != "resnet8":
+        assert notes == []
+        return
+    (note,) = notes
+    for name, kind in figures.FIGURES.items():
+        assert (kind.title in note) is (name in {"input_pixels", "input_rings", "dead_units"})
+    assert "Units that are cut off (every layer must feed the next one and no other)" in note

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analysis import compare, load, report
-from analysis.entries import Entry, Point, at_most, entries
+from analysis.compare.entries import Entry, Point, at_most, entries
 from lthjax import config, study, sweep
 from lthjax.config import Study
 from lthjax.errors import UserError

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import cells, verdicts
 from analysis.page import Link
+from analysis.report import verdicts
+from analysis.run import Row
 
 SEEDS = range(6)
 STUDY = {"commands": ["run.py --config configs/x.py"]}
 NOISE = np.array([-0.3, 0.2, 0.1, -0.1, 0.3, -0.2])
 
 
-def row(seed: int, chain: str, level: int, arm: str, density: float, percent: float) -> cells.Row:
-    return cells.Row(
+def row(seed: int, chain: str, level: int, arm: str, density: float, percent: float) -> Row:
+    return Row(
         seed, chain, level, arm, 1, density, round(1000 * density), percent / 100, 0.1, 0.99, 0.97, 0.1,
         100, percent / 100, 500, 1.5, "done",
     )  # fmt: skip
@@ -24,7 +25,7 @@ def row(seed: int, chain: str, level: int, arm: str, density: float, percent: fl
 
 def run(
     gaps: dict[str, dict[float, float]], dense: float = 95.0, seeds: range = SEEDS, chain: str = "rewind-0"
-) -> list[cells.Row]:
+) -> list[Row]:
     """Rows in which an arm's mean lies so many points from the dense network's, by density."""
     rows = [row(seed, "dense", 0, "dense", 1.0, dense + seed) for seed in seeds]
     for place, (arm, by_density) in enumerate(gaps.items()):
@@ -34,7 +35,7 @@ def run(
     return rows
 
 
-def said(rows: list[cells.Row]) -> dict[str, verdicts.Finding]:
+def said(rows: list[Row]) -> dict[str, verdicts.Finding]:
     """Findings by claim; those that go on with "…" by the claim before and theirs."""
     found: dict[str, verdicts.Finding] = {}
     for finding in verdicts.findings(STUDY, rows):

@@ -1,0 +1,434 @@
+"""The figures of what survives, and which networks each of them is known for."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis import draw, words
+from analysis.draw import by_level, curve, look, series
+from analysis.page import Drawn
+from analysis.run import TICKET, select
+from analysis.structure import table
+from analysis.structure.table import Survivors
+from lthjax import imp
+from lthjax.imp import DENSE
+from lthjax.measures import structure
+from lthjax.measures.stats import PERCENT, POSITIVE, SHARE, mean_interval
+
+_POINTS = (
+    "Points are seeds, lines their mean, bands (bars for two seeds or a single level) the 95 % interval of "
+    "the mean by Student's t, on a scale that keeps it within what is possible"
+)
+
+_FILTERS = 16
+
+
+class _Made(NamedTuple):
+    """A `Drawn` without its name and title."""
+
+    figure: Figure
+    caption: str
+    data: tuple[Sequence[str], Sequence[Sequence[Any]]]
+    raster: bool = False
+
+
+class _Need(NamedTuple):
+    """What a figure asks of a network, and the same in words."""
+
+    holds: Callable[[Survivors], bool]
+    said: str
+
+
+class _Kind(NamedTuple):
+    """A figure: how it is made, None where there is no cell for it, and what it asks of a network."""
+
+    title: str
+    make: Callable[[Survivors], _Made | None]
+    need: _Need | None = None
+
+
+@matplotlib.rc_context(draw.STYLE)
+def drawn(of: Survivors) -> list[Drawn]:
+    """The figures of a run; those that its network or its cells have nothing for are left out."""
+    known = {name: kind for name, kind in FIGURES.items() if kind.need is None or kind.need.holds(of)}
+    made = {name: kind.make(of) for name, kind in known.items()}
+    return [Drawn(name, FIGURES[name].title, *one) for name, one in made.items() if one is not None]
+
+
+def left_out(of: Survivors) -> str:
+    """The figures that are not known for a network that is no plain sequence, and why; "" where it is."""
+    if structure.in_a_row(of.network):
+        return ""
+    reasons: dict[str, list[str]] = {}
+    for kind in FIGURES.values():
+        if kind.need is not None and not kind.need.holds(of):
+            reasons.setdefault(kind.need.said, []).append(kind.title)
+    said = "; ".join(f"{', '.join(titles)} ({reason})" for reason, titles in reasons.items())
+    return f"The layers of this network form no plain sequence. Not shown: {said}."
+
+
+def _layer_density(of: Survivors) -> _Made:
+    rows = table.layer_densities(of)
+    lowest = 100 * min(row.density for row in rows)
+    figure, axes = draw.single(f"{of.heading}: density of every layer")
+    axes.plot([100, lowest], [100, lowest], label="all layers alike", **draw.CHANCE)
+    for place, layer in enumerate(dict.fromkeys(row.layer for row in rows)):
+        # A density of 0 has no place on a log scale.
+        own = [row for row in rows if row.layer == layer and row.left]
+        points = by_level((r.level, 100 * r.density, 100 * r.left / r.weights) for r in own)
+        curve(axes, *points, (*series(place), "-"), layer, interval=False)
+    draw.weights_axis(axes, {100 * row.density for row in rows})
+    draw.shares_axis(axes, min(100 * row.left / row.weights for row in rows if row.left), 100)
+    axes.set_xlabel(draw.WEIGHTS_LEFT)
+    axes.set_ylabel("layer's weights left (%, log scale)")
+    draw.legend_below(figure, axes)
+    emptied = sorted({row.layer for row in rows if not row.left})
+    left_out = f" Not shown where nothing is left of a layer: {', '.join(emptied)}." if emptied else ""
+    caption = (
+        f"How much of every layer the ticket keeps ({of.chain}), against how much it keeps of all. Lines "
+        "are means over seeds, points the seeds (n in the legend). On the dashed line a layer is as dense as "
+        "the whole; layers above it are spared, layers below it give more than their share. With layer-wise "
+        f"pruning the rates decide this, with global pruning the network.{left_out}"
+    )
+    return _Made(figure, caption, (table.LayerDensity._fields, rows))
+
+
+def _input_pixels(of: Survivors) -> _Made:
+    levels = of.some_levels
+    images = {level: np.mean(list(of.pixels(level).values()), axis=0) for level in levels}
+    heading = f"{of.heading}: connections of every pixel"
+    figure, panels = draw.panels(heading, (1, len(levels)), (7.2, 3.3 if len(levels) > 2 else 4.2))
+    for axes, (level, image) in zip(panels[0], images.items(), strict=True):
+        shown = axes.imshow(image, cmap="cividis", vmin=0)
+        axes.set_title(f"level {level}: {words.share(of.levels[level])} left", loc="left", fontsize=10)
+        _bare(axes)
+        bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.8, label="survivors a pixel")
+        bar.ax.xaxis.set_major_locator(MaxNLocator(4))
+    rows = [
+        (level, of.levels[level], i, j, float(image[i, j]))
+        for level, image in images.items()
+        for i, j in np.ndindex(image.shape)
+    ]
+    seeds = sorted({len(select(of.tickets, level=level)) for level in levels})
+    n = words.seeds(seeds[-1]) if len(seeds) == 1 else f"{seeds[0]} to {words.seeds(seeds[-1])}"
+    caption = (
+        "Weights from every pixel into the first layer that the ticket keeps "
+        f"({of.chain}; channels summed, mean over {n}), each level on a scale of its own from 0; brighter "
+        "is more. A mask that knows nothing of the images would be even, but for noise."
+    )
+    return _Made(figure, caption, (("level", "density", "row", "column", "survivors_mean"), rows))
+
+
+def _input_rings(of: Survivors) -> _Made | None:
+    rows = table.rings(of)
+    if not rows:
+        return None
+    ratios = [row.survivors_a_pixel_over_mean for row in rows]
+    figure, axes = draw.single(f"{of.heading}: connections a pixel, border to centre")
+    axes.axhline(1, label="even share", **draw.CHANCE)
+    for place, level in enumerate(dict.fromkeys(row.level for row in rows)):
+        own = [row for row in rows if row.level == level]
+        points = by_level((row.ring, row.ring, row.survivors_a_pixel_over_mean) for row in own)
+        name = f"{words.share(own[0].density)} left"
+        curve(axes, *points, (*series(place), "-"), name, within=POSITIVE)
+    axes.set_ylim(max(0.0, min(0.9, *ratios) - 0.05), max(1.1, *ratios) + 0.05)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("distance to the image's border (pixels)")
+    axes.set_ylabel("survivors a pixel / mean of all pixels")
+    axes.legend(fontsize=9)
+    images = [image for image in of.pixels(rows[-1].level).values() if image.any()]
+    ring = structure.rings(*of.shape[:2])
+    half = int(ring.max()) // 2
+    parts = {"the outer two rings": ring < 2, f"the pixels {half + 1} or more inside": ring > half}
+    over = {name: [structure.over_mean(image, part) for image in images] for name, part in parts.items()}
+    said = ", ".join(
+        f"{name} have {words.percent(mean_interval(values, within=POSITIVE))} times the mean"
+        for name, values in over.items()
+    )
+    caption = (
+        f"Surviving weights a pixel ({of.chain}) in the ring of pixels at every distance to the border, "
+        f"divided by the mean of all pixels of the same seed. {_POINTS}. On the dashed line a ring has its "
+        f"even share. At {words.share(rows[-1].density)} of the weights: {said}."
+    )
+    return _Made(figure, caption, (table.Ring._fields, rows))
+
+
+def _first_kernels(of: Survivors) -> _Made:
+    row = min(of.tickets, key=lambda row: (row.density, row.seed))
+    path, kept = next(iter(of.mask(row).items()))
+    final, layer = of.final(row)[path], table.layer(path)
+    height, width, channels, filters = kept.shape
+    shown = min(filters, _FILTERS)
+    own, left = final[..., :shown], kept[..., :shown]
+    image = structure.side_by_side(np.where(left, own, np.nan))
+    pruned = structure.side_by_side(np.where(left, np.nan, own))
+    side = min((7.0 if channels == 1 else 6.2) / image.shape[1], 0.3)
+    limit = float(np.abs(own[left]).max(initial=0.0)) or 1.0
+    figure, axes = draw.single(
+        f"{of.heading}: {layer} of seed {row.seed} at {words.share(row.density)} of the weights"
+    )
+    figure.set_size_inches(7.2, side * image.shape[0] + 1.4)
+    axes.imshow(pruned, cmap=ListedColormap(["#e2e2e2"]))
+    drawn = axes.imshow(image, cmap="cividis", vmin=-limit, vmax=limit)
+    y, x = np.nonzero(~np.isnan(pruned))
+    size = 72 * side * 0.45
+    axes.plot(x, y, "x", color="#555555", ms=size, mew=max(0.5, size / 9))
+    _bare(axes)
+    centres = [f * (width + 1) + (width - 1) / 2 for f in range(shown)]
+    axes.set_xticks(centres, [str(f + 1) for f in range(shown)])
+    if channels > 1:
+        centres = [c * (height + 1) + (height - 1) / 2 for c in range(channels)]
+        axes.set_yticks(centres, [f"channel {c + 1}" for c in range(channels)])
+    axes.tick_params(length=0)
+    axes.set_xlabel("filter")
+    figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, aspect=30, label="final weight")
+    of_all = f"the first {shown} of {filters}" if shown < filters else f"all {shown}"
+    caption = (
+        f"Final weights of {layer} in the ticket of seed {row.seed} at level {row.level} "
+        f"({of.chain}, the sparsest): {of_all} filters; {int(kept.sum()):,} of the layer's {kept.size:,} "
+        "weights are left. Pruned weights are crossed; of the others bright ones are positive, dark ones "
+        "negative. This is one ticket; others look different. A filter with no weight left gives a constant."
+    )
+    rows = [
+        (f + 1, c + 1, i, j, bool(kept[i, j, c, f]), float(final[i, j, c, f]))
+        for f, c, i, j in np.ndindex(shown, channels, height, width)
+    ]
+    return _Made(figure, caption, (("filter", "channel", "row", "column", "kept", "weight"), rows))
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+
+
+def _degrees(of: Survivors) -> _Made:
+    rows, ratios = table.degrees(of)
+    level = of.shown_level
+    heading = f"{of.heading}: survivors of every unit, {words.share(of.levels[level])} left"
+    # One row of panels a layer: output units left, input units right.
+    shape, size = (len(ratios) // 2, 2), (7.2, 0.9 * len(ratios) + 1.0)
+    figure, panels = draw.panels(heading, shape, size, sharey=True)
+    for ((layer, side), found), axes in zip(ratios.items(), panels.ravel(), strict=True):
+        axes.set_title(f"{layer}, {side}", loc="left", fontsize=9)
+        axes.set_ylim(-4, 104)
+        _draw_degrees(axes, [row for row in rows if (row.layer, row.side) == (layer, side)], found)
+    for axes in panels[-1]:
+        axes.set_xlabel("surviving weights of a unit")
+    figure.supylabel("units with at most so many (%)", fontsize=10)
+    draw.legend_below(figure, panels[-1][0])
+    seeds = len(select(of.tickets, level=level))
+    caption = (
+        f"Share of units with at most so many surviving weights at level {level} ({of.chain}; "
+        f"{words.seeds(seeds)} pooled): left the weights into a layer's output units (filters), right "
+        "those out of its input units (channels). The dashed line is what shuffling the mask within its "
+        "layer gives, exactly (hypergeometric). Where the ticket's is flatter, it crowds survivors on some "
+        "units and starves others; the number is its variance over units, as a multiple of a shuffled "
+        "mask's (mean over seeds; of few units it is noisy)."
+    )
+    return _Made(figure, caption, (table.Degree._fields, rows))
+
+
+def _draw_degrees(axes: Axes, rows: Sequence[table.Degree], ratios: Sequence[float]) -> None:
+    """Cumulative shares of the units of one side of a layer, and by chance."""
+    if not ratios:
+        axes.text(0.5, 0.5, "nothing can vary", transform=axes.transAxes, ha="center", color="#666666")
+        axes.set_xticks([])
+        axes.grid(visible=False)
+        return
+    x = np.arange(min(row.survivors for row in rows) - 1, max(row.survivors for row in rows) + 1)
+    units, expected = np.zeros((2, len(x)))
+    for row in rows:
+        units[row.survivors - x[0]] += row.units
+        expected[row.survivors - x[0]] += row.units_expected_by_chance
+    percent = 100 / units.sum()
+    colour, _ = look(TICKET)
+    axes.step(x, percent * np.cumsum(units), where="post", color=colour, lw=1.6, label="ticket")
+    axes.step(x, percent * np.cumsum(expected), where="post", label="shuffled", **draw.CHANCE)
+    ratio = float(np.mean(ratios))
+    text = f"variance × {ratio:.{0 if ratio >= 9.95 else 1}f}"
+    axes.text(0.98, 0.08, text, transform=axes.transAxes, ha="right", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _dead_units(of: Survivors) -> _Made | None:
+    rows = table.dead_units(of)
+    if not rows:
+        return None
+    # The ticket against random masks; where there are none, against chance.
+    alone = all(row.arm == TICKET for row in rows)
+    names = list(dict.fromkeys(row.layer for row in rows))
+    columns = 2 if len(names) in (2, 4) else min(len(names), 3)
+    shape = -(-len(names) // columns), columns
+    heading, size = f"{of.heading}: units that are cut off", (7.2, 2.5 * shape[0] + 1.0)
+    figure, grid = draw.panels(heading, shape, size, sharex=True, sharey=True)
+    panels = grid.ravel()
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    for axes, name in zip(panels, names, strict=False):
+        own = [row for row in rows if row.layer == name]
+        axes.set_title(f"{name} ({own[0].units} units)", loc="left", fontsize=10)
+        for arm in dict.fromkeys(row.arm for row in own):
+            points = (
+                (r.level, r.seed, 100 * r.density, 100 * r.either / r.units) for r in own if r.arm == arm
+            )
+            curve(axes, *by_level(draw.averaged(points)), (*look(arm), "-"), arm, within=PERCENT)
+        if alone:
+            expected = by_level((r.level, 100 * r.density, 100 * r.either_share_by_chance) for r in own)
+            draw.chance(axes, *expected, "shuffled, expected")
+    draw.weights_axis(panels[0], {100 * row.density for row in rows})
+    chance = [100 * row.either_share_by_chance for row in rows if alone]
+    top = max(5.0, *(100 * row.either / row.units for row in rows), *chance)
+    panels[0].set_ylim(-0.03 * top, 1.06 * top)
+    for axes in panels[len(names) - columns : len(names)]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("weights left (%, log scale)")
+    figure.supylabel("units cut off (%)", fontsize=10)
+    draw.legend_below(figure, panels[0])
+    against = "a mask shuffled within its layers, exactly" if alone else "the random mask of the arm random"
+    caption = (
+        "Share of a hidden layer's units (filters) with no surviving weight in, or none out, in the ticket "
+        f"({of.chain}), against {against}. {_POINTS} (repeats averaged). Such units could be removed "
+        "without any change of what the network can compute, but for a constant. Units that lead only to "
+        "such units, or are fed only by them, are not counted."
+    )
+    return _Made(figure, caption, (table.DeadUnits._fields, rows))
+
+
+def _initial_final(of: Survivors) -> _Made | None:
+    level = of.shown_level
+    pairs = ((row, of.parent(row)) for row in select(of.tickets, level=level))
+    row, parent = next(((row, parent) for row, parent in pairs if parent is not None), (None, None))
+    if row is None or parent is None:
+        return None
+    before, after = of.origin(row.seed), of.final(parent)
+    counts, edges = structure.histograms(before, after, of.mask(row), of.mask(parent))
+    step, kept = imp.rewind_of(of.chain), words.share(row.density)
+    heading = f"{of.heading}: initial and final weights, {kept} left, seed {row.seed}"
+    figure, (panels,) = draw.panels(heading, (1, len(counts)), (7.2, 4.0), sharex=True, sharey=True)
+    norm = LogNorm(1, max(2, *(int(n.max()) for n in counts.values())))
+    for axes, (name, n) in zip(panels, counts.items(), strict=True):
+        filled = np.ma.masked_equal(n.T, 0)
+        shown = axes.pcolormesh(*edges, filled, cmap="cividis_r", norm=norm, rasterized=True)
+        axes.grid(visible=False)
+        axes.axline((0, 0), slope=1, **draw.CHANCE)
+        axes.axhline(0, color="#999999", lw=0.6)
+        axes.axvline(0, color="#999999", lw=0.6)
+        axes.set_title(f"{name} ({int(n.sum()):,})", loc="left", fontsize=10)
+        axes.set_xlabel(f"weight at step {step}")
+    panels[0].set_ylabel("weight at the end of training")
+    figure.colorbar(shown, ax=panels, label="weights (log scale)")
+    caption = (
+        f"Every weight of seed {row.seed} that level {level} ({of.chain}) decided on: across at step "
+        f"{step}, upwards at the end of the training from which the mask was made (level {level - 1}); left "
+        "those that stay, right those that go in this round. Darker is more weights (log scale, the same in "
+        "both). On the dashed line a weight has not moved; in the upper left and the lower right quarter its "
+        "sign has changed. All layers are pooled; unless pruning is global, each has a threshold of its own."
+    )
+    x, y = ((edge[:-1] + edge[1:]) / 2 for edge in edges)
+    rows = [
+        (name, float(x[i]), float(y[j]), int(n[i, j]))
+        for name, n in counts.items()
+        for i, j in np.argwhere(n)
+    ]
+    return _Made(figure, caption, (("part", "initial", "final", "weights"), rows), raster=True)
+
+
+def _sign_changes(of: Survivors) -> _Made:
+    rows = table.sign_changes(of)
+    figure, axes = draw.single(f"{of.heading}: survivors that change sign")
+    for arm in table.REWOUND:
+        if any(row.arm == arm for row in rows):
+            # The dense network is level 0 of every arm.
+            own = [row for row in rows if row.arm in (arm, DENSE)]
+            points = ((r.level, r.seed, 100 * r.density, 100 * r.changed / r.survivors) for r in own)
+            curve(axes, *by_level(draw.averaged(points)), (*look(arm), "-"), arm, within=PERCENT)
+    draw.weights_axis(axes, {100 * row.density for row in rows})
+    axes.set_ylim(0, 110 * max(row.changed / row.survivors for row in rows) or 1.0)
+    axes.set_xlabel(draw.WEIGHTS_LEFT)
+    axes.set_ylabel("survivors whose sign changed (%)")
+    axes.legend(fontsize=9)
+    caption = (
+        "Share of surviving weights that have another sign at the end of training than at step "
+        f"{imp.rewind_of(of.chain)}, where they start ({of.chain}; all layers pooled). {_POINTS} (repeats "
+        "averaged); at 100 % stands the dense network, from the same step on. Arms that start from fresh "
+        "weights are not shown, as these are not kept. What survives magnitude pruning also tends to start "
+        "large, and so changes its sign less easily than random weights do."
+    )
+    return _Made(figure, caption, (table.SignChanges._fields, rows))
+
+
+def _mask_overlap(of: Survivors) -> _Made | None:
+    rows = table.overlaps(of)
+    if not rows:
+        return None
+    said = {
+        "seeds": f"Between seeds: the tickets of two seeds at one level ({of.chain}); points are pairs, the "
+        "line their mean; pairs share seeds, so no interval is given. Two seeds start from other weights, "
+        "and unit 3 of one has nothing to do with unit 3 of the other: overlap near chance does not say that "
+        "their structures differ, overlap above it shows what inputs and layers force upon every ticket. ",
+        "levels": "Between levels: a ticket and that of the level before, of which it is a part; so the "
+        f"overlap is the share of weights that stayed. {_POINTS}. ",
+        "chains": f"Between chains: the masks of one seed and level in {of.chain} and in another chain. "
+        f"{_POINTS}. ",
+    }
+    kinds = [kind for kind in said if any(row.between == kind for row in rows)]
+    heading, size = f"{of.heading}: overlap of masks", (max(7.2, 3.6 * len(kinds)), 4.4)
+    figure, (panels,) = draw.panels(heading, (1, len(kinds)), size, sharex=True, sharey=True)
+    for axes, kind in zip(panels, kinds, strict=True):
+        own = [row for row in rows if row.between == kind]
+        title = f"{of.chain} with" if kind == "chains" else f"between {kind}"
+        axes.set_title(title, loc="left", fontsize=10)
+        draw.chance(axes, *by_level((r.level, 100 * r.density, r.iou_by_chance) for r in own), "chance")
+        pairs = kind == "seeds"
+        for place, other in enumerate(["pairs of seeds"] if pairs else dict.fromkeys(r.which for r in own)):
+            points = by_level((r.level, 100 * r.density, r.iou) for r in own if pairs or r.which == other)
+            curve(axes, *points, (*series(place), "-"), other, interval=not pairs, within=SHARE)
+        axes.set_xlabel("weights left (%, log scale)")
+        axes.legend(fontsize=8)
+    draw.weights_axis(panels[0], {100 * row.density for row in rows})
+    shares = [value for row in rows for value in (row.iou, row.iou_by_chance) if value]
+    draw.shares_axis(panels[0], min(shares, default=0.1), 1)
+    panels[0].set_ylabel("intersection over union (log scale)")
+    caption = (
+        "Weights that two masks share, divided by the weights that either keeps, over all layers. "
+        f"{''.join(said[kind] for kind in kinds)}The dashed line is chance: random masks with the same "
+        "number of survivors in every layer, which is ρ / (2 − ρ) where every layer has density ρ."
+    )
+    if any(row.iou == 0 for row in rows):
+        caption += " Masks that share nothing have no place on a log scale."
+    return _Made(figure, caption, (table.MaskOverlap._fields, rows))
+
+
+_PIXELS = _Need(
+    lambda of: structure.reads_pixels(of.network, of.shape),
+    "the first layer must be dense and read the pixels",
+)
+_KERNELS = _Need(
+    lambda of: structure.convolves_pixels(of.network, of.shape),
+    "the first layer must be a convolution of the image",
+)
+_IN_A_ROW = _Need(
+    lambda of: structure.in_a_row(of.network), "every layer must feed the next one and no other"
+)
+FIGURES = {
+    "layer_density": _Kind("Density of every layer", _layer_density),
+    "input_pixels": _Kind("Surviving connections of every input pixel", _input_pixels, _PIXELS),
+    "input_rings": _Kind(
+        "Surviving connections from the border of the image to its centre", _input_rings, _PIXELS
+    ),
+    "first_kernels": _Kind("Kernels of the first convolution", _first_kernels, _KERNELS),
+    "degrees": _Kind("Survivors of every unit", _degrees),
+    "dead_units": _Kind("Units that are cut off", _dead_units, _IN_A_ROW),
+    "initial_final": _Kind("Initial against final weights", _initial_final),
+    "sign_changes": _Kind("Survivors that change sign in training", _sign_changes),
+    "mask_overlap": _Kind("Overlap of masks", _mask_overlap),
+}
+"""The figures by name, in the order of the section; all but those with a need are known for any network."""

@@ -1,0 +1,239 @@
+"""What a mask leaves of a network: units, filters, input pixels, signs; and the same by chance.
+
+By chance means: the mask is shuffled within its layer, so that the layer keeps its density. Masks and weights
+come as `Layers`: the kernels that may be pruned, by path, in the order of the network. Kernels are
+[inputs, units] or, of a convolution, [height, width, channels, filters].
+
+    from lthjax.measures import layers, structure
+
+    mask = layers.by_number(layers.by_layer(ticket, ticket))
+    structure.dead(mask)["conv1/kernel"].no_output
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from lthjax.measures.layers import Layers
+
+# Layers of a plain sequence, as `lthjax.models` names them.
+_IN_A_ROW = re.compile(r"(conv|fc)\d+/kernel|output/kernel")
+
+
+class Dead(NamedTuple):
+    """Dead units of a hidden layer: those that are cut off from the layer before or after.
+
+    Attributes:
+        units: of the layer.
+        no_input: those with no surviving incoming weight.
+        no_output: those with no surviving outgoing weight.
+        either: those with one of the two.
+    """
+
+    units: int
+    no_input: int
+    no_output: int
+    either: int
+
+
+def incoming(mask: np.ndarray) -> np.ndarray:
+    """Surviving weights into every unit (filter) of a layer.
+
+    Args:
+        mask: bool [..., in, out].
+
+    Returns:
+        int [out].
+    """
+    return mask.reshape(-1, mask.shape[-1]).sum(0)
+
+
+def outgoing(mask: np.ndarray, units: int) -> np.ndarray:
+    """Surviving weights out of every unit (channel) that feeds a layer.
+
+    Args:
+        mask: bool [..., in, out] of the layer that is fed. In a dense layer after a convolution, channel c
+            feeds the inputs c, c + units, c + 2 units, ...: images are flattened with the channel last.
+        units: units of the layer before.
+
+    Returns:
+        int [units].
+    """
+    return mask.reshape(-1, units, mask.shape[-1]).sum((0, 2))
+
+
+def in_a_row(mask: Layers) -> bool:
+    """Whether every layer feeds the next one and no other, judged by names and shapes."""
+    fits = (
+        after.shape[-2] == before.shape[-1]
+        or (after.ndim == 2 < before.ndim and after.shape[0] % before.shape[-1] == 0)
+        for before, after in itertools.pairwise(mask.values())
+    )
+    return all(_IN_A_ROW.fullmatch(path) for path in mask) and all(fits)
+
+
+def reads_pixels(mask: Layers, shape: tuple[int, int, int]) -> bool:
+    """Whether the first layer is dense and reads the pixels of an image.
+
+    Args:
+        mask: the network's.
+        shape: (height, width, channels) of an image.
+    """
+    path, leaf = next(iter(mask.items()))
+    return bool(_IN_A_ROW.fullmatch(path)) and leaf.ndim == 2 and leaf.shape[0] == np.prod(shape)
+
+
+def convolves_pixels(mask: Layers, shape: tuple[int, int, int]) -> bool:
+    """Whether the first layer is a convolution of the image; arguments as of `reads_pixels`."""
+    leaf = next(iter(mask.values()))
+    return leaf.ndim == 4 and leaf.shape[2] == shape[2]
+
+
+def dead(mask: Layers) -> dict[str, Dead]:
+    """Dead units of every hidden layer by path; for layers in a row."""
+    found = {}
+    for (path, own), (_, following) in itertools.pairwise(mask.items()):
+        units = own.shape[-1]
+        no_input, no_output = incoming(own) == 0, outgoing(following, units) == 0
+        either = no_input | no_output
+        found[path] = Dead(units, int(no_input.sum()), int(no_output.sum()), int(either.sum()))
+    return found
+
+
+def dead_by_chance(mask: Layers) -> dict[str, float]:
+    """The share of every hidden layer's units that is expected to be dead by chance; for layers in a row.
+
+    Of n weights with k survivors, the d of one unit are all pruned with probability C(n − d, k) / C(n, k),
+    and the shuffles of two layers are independent.
+    """
+    found = {}
+    for (path, own), (_, following) in itertools.pairwise(mask.items()):
+        alive = [1 - float(by_chance(leaf, own.shape[-1], [0])[0]) for leaf in (own, following)]
+        found[path] = 1 - alive[0] * alive[1]
+    return found
+
+
+def by_chance(mask: np.ndarray, units: int, survivors: Sequence[int]) -> np.ndarray:
+    """The probability that a unit has so many survivors by chance: hypergeometric.
+
+    Args:
+        mask: bool, of a layer.
+        units: among which its weights are divided equally, on the side of inputs or of outputs.
+        survivors: of a unit.
+
+    Returns:
+        float [len(survivors)], probabilities.
+    """
+    return stats.hypergeom.pmf(survivors, mask.size, int(mask.sum()), mask.size // units)
+
+
+def variance_by_chance(mask: np.ndarray, units: int) -> float:
+    """The variance of the survivors of one unit by chance; arguments as of `by_chance`."""
+    n, fan, share = mask.size, mask.size // units, float(mask.mean())
+    return fan * share * (1 - share) * (n - fan) / max(n - 1, 1)
+
+
+def degrees(survivors: np.ndarray, mask: np.ndarray) -> list[tuple[int, int, float]]:
+    """How many units have so many survivors, and how many are expected to by chance.
+
+    Args:
+        survivors: int [units], of every unit; `incoming` or `outgoing` of the mask.
+        mask: bool, of the layer.
+
+    Returns:
+        (survivors, units, units expected) for a range outside of which both are next to nothing.
+    """
+    units = len(survivors)
+    far = 4 * variance_by_chance(mask, units) ** 0.5
+    low = max(0, min(int(survivors.min()), int(survivors.mean() - far)))
+    high = min(mask.size // units, max(int(survivors.max()), int(survivors.mean() + far) + 1))
+    counts = range(low, high + 1)
+    found = np.bincount(survivors, minlength=high + 1)
+    expected = units * by_chance(mask, units, counts)
+    return [(k, int(found[k]), float(n)) for k, n in zip(counts, expected, strict=True)]
+
+
+def pixels(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Surviving connections of every input pixel, channels summed.
+
+    Args:
+        mask: bool [height · width · channels, units], of a dense first layer.
+        shape: (height, width, channels) of an image.
+
+    Returns:
+        int [height, width].
+    """
+    return mask.sum(1).reshape(shape).sum(2)
+
+
+def rings(height: int, width: int) -> np.ndarray:
+    """Every pixel's distance to the nearest border, 0 at the border; int [height, width]."""
+    down, across = np.ogrid[:height, :width]
+    return np.minimum(np.minimum(down, height - 1 - down), np.minimum(across, width - 1 - across))
+
+
+def by_ring(image: np.ndarray) -> list[tuple[int, int, int, float]]:
+    """The rings of an image of survivors: (distance to the border, pixels, survivors, `over_mean`)."""
+    ring = rings(*image.shape)
+    parts = [(r, ring == r) for r in range(int(ring.max()) + 1)]
+    return [(r, int(own.sum()), int(image[own].sum()), over_mean(image, own)) for r, own in parts]
+
+
+def over_mean(image: np.ndarray, part: np.ndarray) -> float:
+    """Survivors a pixel in a part of an image, divided by those of the whole.
+
+    Args:
+        image: int [height, width], as `pixels` gives it, not all 0.
+        part: bool [height, width].
+    """
+    return float(image[part].mean() / image.mean())
+
+
+def side_by_side(kernel: np.ndarray) -> np.ndarray:
+    """The filters of a convolution as one image: across the filters, down their channels.
+
+    Args:
+        kernel: float [height, width, channels, filters].
+
+    Returns:
+        float [channels (height + 1) − 1, filters (width + 1) − 1], nan in the gaps.
+    """
+    _, _, channels, filters = kernel.shape
+    padded = np.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)), constant_values=np.nan)
+    height, width = padded.shape[:2]
+    return padded.transpose(2, 0, 3, 1).reshape(channels * height, filters * width)[:-1, :-1]
+
+
+def histograms(
+    before: Layers, after: Layers, stays: Layers, there: Layers, bins: int = 81
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """How many weights of a round of pruning have so large a value before and so large a one after.
+
+    Args:
+        before, after: the weights at two times.
+        stays: the mask that the round makes.
+        there: the mask that it starts from.
+        bins: on either axis.
+
+    Returns:
+        {"survivors": int [bins, bins], "pruned": likewise}, the weights that stay and those that go; and the
+        edges of the bins, float [bins + 1], of before and after: symmetric about 0, out to the largest.
+    """
+    x, y, own, was = (
+        np.concatenate([part[path].ravel() for path in stays]) for part in (before, after, stays, there)
+    )
+    limits = [float(np.abs(values[was]).max()) or 1.0 for values in (x, y)]
+    edges = [np.linspace(-limit, limit, bins + 1) for limit in limits]
+    parts = {"survivors": own, "pruned": was & ~own}
+    counts = {name: np.histogram2d(x[at], y[at], edges)[0].astype(int) for name, at in parts.items()}
+    return counts, edges
+
+
+def sign_changes(before: Layers, after: Layers, mask: Layers) -> tuple[int, int]:
+    """(survivors whose sign differs, survivors); a weight of exactly 0 has a sign of its own."""
+    changed = sum(int((np.sign(before[path]) != np.sign(after[path]))[m].sum()) for path, m in mask.items())
+    return changed, sum(int(m.sum()) for m in mask.values())
