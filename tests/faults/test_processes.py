@@ -121,7 +121,7 @@ def test_killed_twice_and_run_again(tmp_path: Path) -> None:
     assert cut.found(["report"]) == whole.found(["report"])
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("number", range(6))
 def test_a_study_killed_again_and_again(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, number: int
@@ -137,7 +137,7 @@ def test_a_study_killed_again_and_again(
     assert {p.name for p in (cut.run / "report").iterdir()} >= {"index.html", "cells.csv", "verdicts.csv"}
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["savings", "geography", "predict", "landscape", "transfer", "report"])
 def test_an_analysis_killed_again_and_again(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, name: str
@@ -210,7 +210,7 @@ def filling(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_disk_that_fills_up(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, filling: Callable[[int], Path]
 ) -> None:
