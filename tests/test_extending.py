@@ -1,6 +1,8 @@
 """The snippets of docs/extending.md and docs/pruning.md, run as they stand, from outside the package."""
 
+import csv
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 from conftest import ROOT
 
 import run
-from analysis import load, report
+from analysis import load, record, report
+from analysis.analyses import ANALYSES
 from lthjax import config, data, prune, rng, study, train
 from lthjax.arms import ARMS
 from lthjax.criteria import CRITERIA
@@ -179,3 +182,43 @@ def test_the_page_on_own_models_runs(
     assert ((np.asarray(trained) != np.asarray(arrays[0])) == np.asarray(kept)).all()
     assert [m.ndim for m in jax.tree.leaves(got["without"])] == [0, 0, 2]
     assert [m.ndim for m in jax.tree.leaves(got["with_embedding"])] == [2, 0, 2]
+
+
+def test_own_analysis_is_on_the_report(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table, a figure and a verdict in at most 60 lines, from outside the package."""
+    (code,) = snippets("extending.md", "margin.py")
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 60
+    monkeypatch.chdir(tmp_path)
+    Path("margin.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = study.run(tiny(seeds=(0, 1, 2), levels=2, arms=("ticket",)), "runs")
+    known = dict(ANALYSES)
+    try:
+        import margin  # type: ignore[import-not-found]
+
+        untested = report.build(folder).read_text()
+        assert "python margin.py runs/" in untested
+        assert 'id="margin"' not in untested
+        record.command(margin.MARGIN)([str(folder), "--quiet"])
+        assert capsys.readouterr().out.strip() == str(folder / "margin")
+        page = report.build(folder, only_if_changed=True)
+    finally:
+        ANALYSES.clear()
+        ANALYSES.update(known)
+        sys.modules.pop("margin", None)
+    rows = list(csv.DictReader((folder / "margin" / "starts.csv").read_text().splitlines()))
+    assert [(int(row["seed"]), int(row["level"])) for row in rows] == [
+        (s, n) for s in (0, 1, 2) for n in (1, 2)
+    ]
+    read = Reader(folder)
+    mask, start = (tree["fc1"]["kernel"] for tree in (read.mask(Cell(1, "rewind-0", 2, "ticket")),
+                                                      read.state(1, 0).params))  # fmt: skip
+    assert float(rows[3]["ratio"]) == pytest.approx(np.abs(start)[mask].mean() / np.abs(start).mean())
+    assert (page.parent / "margin.png").stat().st_size > 10_000
+    claims = (page.parent / "verdicts.csv").read_text()
+    assert "Weights that survive were larger than the mean from the start,supported" in claims
+    text = page.read_text()
+    assert 'id="margin"' in text
+    assert "times the mean at level 2" in text
