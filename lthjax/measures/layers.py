@@ -1,0 +1,74 @@
+"""The prunable leaves of a network's mask, weights or scores, by path: one layout for all measures.
+
+from lthjax.measures import layers
+
+kept = layers.by_layer(mask, mask)          # {"fc1/kernel": bool [784, 300], ...}
+layers.as_mask(kept, mask)                  # the mask again
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lthjax import prune
+
+PyTree = Any
+Layers = dict[str, np.ndarray]
+"""Path of a prunable leaf, keys joined by "/" -> its array."""
+
+
+def by_layer(tree: PyTree, mask: PyTree) -> Layers:
+    """The prunable leaves of a pytree, in the tree's order, each of its own shape.
+
+    Args:
+        tree: weights, scores, or the mask itself.
+        mask: a mask of the same tree; a leaf that may not be pruned is 0-d in it.
+    """
+    leaves = zip(prune.paths(mask), jax.tree.leaves(mask), jax.tree.leaves(tree), strict=True)
+    return {path: np.asarray(leaf) for path, m, leaf in leaves if np.ndim(m)}
+
+
+def as_mask(layers: Layers, like: PyTree) -> PyTree:
+    """The mask whose prunable leaves these are, flat or not; the opposite of `by_layer(mask, mask)`.
+
+    Args:
+        layers: bool, for every prunable leaf.
+        like: any mask of the network; gives shapes, and the leaves that may not be pruned.
+    """
+    leaves, treedef = jax.tree.flatten(like)
+    made = [
+        layers[path].reshape(np.shape(m)) if np.ndim(m) else np.asarray(m)
+        for path, m in zip(prune.paths(like), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, made)
+
+
+def flat(layers: Layers) -> Layers:
+    """The same, every leaf in one row: [n]."""
+    return {path: leaf.ravel() for path, leaf in layers.items()}
+
+
+def by_number(layers: Layers) -> Layers:
+    """The same, sorted by path, numbers in a path by their value: `conv2` before `conv10`."""
+
+    def place(path: str) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
+
+    return {path: layers[path] for path in sorted(layers, key=place)}
+
+
+def shuffled(generator: np.random.Generator, *of: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ...]:
+    """Arrays shuffled, each within itself; of several lists of the same shapes all in the same way.
+
+    Args:
+        generator: where the orders are drawn from, one an array.
+        *of: lists of arrays, for example the kernels of a mask and their magnitudes.
+    """
+    orders = [generator.permutation(one.size) for one in of[0]]
+    return tuple(
+        [one.ravel()[order].reshape(one.shape) for one, order in zip(arrays, orders, strict=True)]
+        for arrays in of
+    )
