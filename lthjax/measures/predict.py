@@ -2,14 +2,15 @@
 
 The question is asked within layers: that some layers are pruned more than others is known from the
 rates, and a figure pooled over layers mostly measures just that. Everything here is mathematics on
-`Layers`, flat numpy arrays by the path of their prunable leaf; a higher score says that the weight is
-predicted to survive.
+`Layers` in rows, flat numpy arrays by the path of their prunable leaf; a higher score says that the weight
+is predicted to survive.
 
     from lthjax.measures import predict
+    from lthjax.measures.layers import by_layer, flat
 
     found = predict.scores(logits, initial, params, images, labels)
-    layers = {name: predict.by_layer(tree, mask) for name, tree in found.items()}
-    measured = predict.measure(layers["snip"]["fc1/kernel"], predict.by_layer(mask, mask)["fc1/kernel"])
+    score, kept = flat(by_layer(found["snip"], mask)), flat(by_layer(mask, mask))
+    predict.measure(score["fc1/kernel"], kept["fc1/kernel"])
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,14 +24,13 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lthjax import prune
-from lthjax.criteria import Loss
-from lthjax.prune import _scores
+from lthjax import models, prune
+from lthjax.criteria import CRITERIA, Weights
+from lthjax.measures import layers
+from lthjax.measures.layers import Layers
+from lthjax.models import Model, Variables
 
 PyTree = Any
-Layers = dict[str, np.ndarray]
-"""Path of a prunable leaf -> its values in one row, [n], or for features [n, features]."""
-
 PIXEL_VARIANCE = "pixel_variance"
 # A dozen coefficients are known far better from so many weights of a layer than seeds differ.
 _FIT_AT_MOST = 200_000
@@ -40,20 +40,15 @@ class Seen(NamedTuple):
     """What a score may look at.
 
     Attributes:
-        initial: the weights at step 0.
-        params: the weights at step t.
-        loss: weights, and a temperature where it is not 1 -> mean loss on all images, nats.
+        weights: what criteria look at: `initial` are the weights at step 0, `final` those at step t, the
+            loss is that of all images, the mask keeps everything.
         example: (weights, one image [H, W, C], its label) -> its loss, nats.
-        logits: (weights, images [N, H, W, C]) -> logits [N, classes].
         images: float32 [batches, B, H, W, C], normalised.
         labels: int32 [batches, B].
     """
 
-    initial: PyTree
-    params: PyTree
-    loss: Loss
+    weights: Weights
     example: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
-    logits: Callable[[PyTree, jax.Array], jax.Array]
     images: jax.Array
     labels: jax.Array
 
@@ -63,19 +58,23 @@ class Score(NamedTuple):
 
     Attributes:
         of: what is seen -> scores, a pytree like the weights.
-        label: how figures write it.
+        label: of figures.
         from_step: the first step at which it says something that no other score says.
-        summary: one line.
     """
 
     of: Callable[[Seen], PyTree]
     label: str
     from_step: int
-    summary: str
 
 
-def _magnitude(params: PyTree) -> PyTree:
-    return jax.tree.map(jnp.abs, params)
+def _criterion(name: str) -> Callable[[Seen], PyTree]:
+    """A row of `CRITERIA`, of the weights at step 0 and at step t."""
+    return lambda seen: CRITERIA[name].score(seen.weights)
+
+
+def _at_step(name: str) -> Callable[[Seen], PyTree]:
+    """A row of `CRITERIA` that looks at weights before training, of those at step t."""
+    return lambda seen: CRITERIA[name].score(seen.weights._replace(initial=seen.weights.final))
 
 
 def _fisher(seen: Seen) -> PyTree:
@@ -84,47 +83,27 @@ def _fisher(seen: Seen) -> PyTree:
     The labels are those of the data, not drawn from the network: the empirical Fisher, of which only
     the diagonal is kept (what it is not: Kunstner et al. 2019, arXiv 1905.12558).
     """
-    gradient = jax.grad(seen.example)
+    gradient, params = jax.grad(seen.example), seen.weights.final
     images, labels = (x.reshape(-1, *x.shape[2:]) for x in (seen.images, seen.labels))
 
     def add(total: PyTree, one: tuple[jax.Array, jax.Array]) -> tuple[PyTree, None]:
-        return jax.tree.map(lambda t, g: t + g * g, total, gradient(seen.params, *one)), None
+        return jax.tree.map(lambda t, g: t + g * g, total, gradient(params, *one)), None
 
     # One image at a time: a batch would hold as many gradients, and a batched kernel is slow on CPU.
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, seen.params), (images, labels))
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (images, labels))
     return jax.tree.map(lambda t: t / len(labels), total)
 
 
 SCORES: dict[str, Score] = {
-    "init_magnitude": Score(
-        lambda seen: _magnitude(seen.initial), "|θ₀|", 0, "magnitude of the initial weight"
-    ),
-    "magnitude": Score(lambda seen: _magnitude(seen.params), "|θₜ|", 1, "magnitude at step t"),
-    "movement": Score(
-        lambda seen: _magnitude(jax.tree.map(jnp.subtract, seen.params, seen.initial)),
-        "|θₜ − θ₀|",
-        1,
-        "distance from the initial weight at step t",
-    ),
-    "snip": Score(
-        lambda seen: _scores.saliency(seen.loss, seen.params), "SNIP", 0, "|gradient times weight| at step t"
-    ),
-    "grasp": Score(
-        lambda seen: _scores.gradient_flow(
-            lambda p: seen.loss(p, _scores.TEMPERATURE), seen.params, prune.ones(seen.params)
-        ),
-        "GraSP",
-        0,
-        "what the weight does to gradient flow at step t",
-    ),
-    "synflow": Score(
-        lambda seen: _scores.synaptic_flow(seen.logits, seen.params, (1, *seen.images.shape[2:])),
-        "SynFlow",
-        0,
-        "synaptic flow at step t, without data",
-    ),
-    "fisher": Score(_fisher, "Fisher", 0, "mean squared gradient of an image's log-likelihood at step t"),
+    "init_magnitude": Score(_criterion("large_init"), "|θ₀|", 0),
+    "magnitude": Score(_criterion("large_final"), "|θₜ|", 1),
+    "movement": Score(_criterion("movement"), "|θₜ − θ₀|", 1),
+    "snip": Score(_at_step("snip"), "SNIP", 0),
+    "grasp": Score(_at_step("grasp"), "GraSP", 0),
+    "synflow": Score(_at_step("synflow"), "SynFlow", 0),
+    "fisher": Score(_fisher, "Fisher", 0),
 }
+"""The scores by name; all but Fisher are rows of `lthjax.criteria.CRITERIA`."""
 
 
 def names_at(step: int) -> list[str]:
@@ -165,8 +144,34 @@ def scores(
     def example(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
         return batch_loss(params, image[None], label[None])
 
-    seen = Seen(initial, params, loss, example, logits, images, labels)
+    # No score is random.
+    key, shape = jax.random.key(0), (1, *images.shape[2:])
+    weights = Weights(initial, params, key, loss, logits, shape, prune.ones(params))
+    seen = Seen(weights, example, images, labels)
     return {name: SCORES[name].of(seen) for name in names}
+
+
+def scorer(model: Model, names: Iterable[str]) -> Callable[..., dict[str, PyTree]]:
+    """Compiled scores of a network: (initial weights, state at step t, images, labels) -> name -> scores.
+
+    Args:
+        model: the network; batch statistics are those that fit the state's weights and the images, as at
+            step 0 the running ones say nothing yet.
+        names: which of `SCORES`.
+    """
+    names = tuple(names)
+
+    @jax.jit
+    def compiled(initial: PyTree, now: Variables, images: jax.Array, labels: jax.Array) -> dict[str, PyTree]:
+        stats = models.statistics(model, now.params, now.stats, images)
+
+        def logits(params: PyTree, images: jax.Array) -> jax.Array:
+            return model.apply(params, stats, images, False)[0]
+
+        with jax.default_matmul_precision("float32"):
+            return scores(logits, initial, now.params, images, labels, names)
+
+    return compiled
 
 
 def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree) -> Layers:
@@ -183,8 +188,7 @@ def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree) -> Layers:
     """
     height, width, channels = images.shape[1:]
     pixels = height * width * channels
-    named = zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
-    leaves = {path: np.shape(m) for path, m in named if np.ndim(m)}
+    leaves = {path: m.shape for path, m in layers.by_layer(mask, mask).items()}
     first = [path for path, shape in leaves.items() if len(shape) == 2 and shape[0] == pixels]
     if len(first) != 1 or any(len(shape) != 2 for shape in leaves.values()):
         return {}
@@ -198,27 +202,6 @@ def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree) -> Layers:
     scaled = np.tile(255 * np.asarray(std, np.float64), height * width)
     variance = np.maximum(squares / len(images) - mean * mean, 0) / scaled**2
     return {first[0]: np.repeat(variance, leaves[first[0]][1])}
-
-
-def by_layer(tree: PyTree, mask: PyTree) -> Layers:
-    """The prunable leaves of a pytree, each in one row.
-
-    Args:
-        tree: scores, weights, or the mask itself.
-        mask: a mask of the same tree; says which leaves may be pruned.
-    """
-    leaves = zip(prune.paths(mask), jax.tree.leaves(mask), jax.tree.leaves(tree), strict=True)
-    return {path: np.asarray(leaf).ravel() for path, m, leaf in leaves if np.ndim(m)}
-
-
-def as_mask(layers: Layers, like: PyTree) -> PyTree:
-    """The mask whose prunable leaves these are; the opposite of `by_layer(mask, mask)`."""
-    leaves, treedef = jax.tree.flatten(like)
-    made = [
-        layers[path].reshape(np.shape(m)) if np.ndim(m) else np.asarray(m)
-        for path, m in zip(prune.paths(like), leaves, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, made)
 
 
 class Measured(NamedTuple):
@@ -307,7 +290,8 @@ def chance_deviation(kept: np.ndarray) -> float:
 
 def shuffled(generator: np.random.Generator, kept: Layers) -> Layers:
     """The null: a mask shuffled within its layers."""
-    return {path: generator.permutation(m) for path, m in kept.items()}
+    (drawn,) = layers.shuffled(generator, [*kept.values()])
+    return dict(zip(kept, drawn, strict=True))
 
 
 def ranks(score: np.ndarray) -> np.ndarray:
@@ -335,15 +319,15 @@ def features(found: Mapping[str, Layers]) -> Layers:
         Path -> float32 [n, scores].
     """
     names = sorted(found)
-    layers: Layers = {}
+    made: Layers = {}
     for path in {path: None for name in names for path in found[name]}:
         size = next(found[name][path].size for name in names if path in found[name])
         blank = np.full(size, 0.5, np.float32)
         of_names = [found[name].get(path) for name in names]
-        layers[path] = np.stack(
+        made[path] = np.stack(
             [blank if s is None or not np.isfinite(s).all() else ranks(s) for s in of_names], axis=1
         )
-    return layers
+    return made
 
 
 class Predictor(NamedTuple):
