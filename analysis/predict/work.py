@@ -1,0 +1,410 @@
+"""Scores, measures, and trains the masks that are predicted."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from analysis import page, record, tables
+from analysis import work as trainings
+from analysis.predict import figures, table
+from analysis.predict.table import (
+    LOGISTIC,
+    MEAN,
+    POOLED,
+    PREDICTED,
+    RANDOM,
+    SHUFFLED,
+    TWIN,
+    Loaded,
+    Scored,
+    Trial,
+)
+from analysis.run import TICKET, Run, Tickets, asked_levels, densities, select
+from lthjax import data, prune, study
+from lthjax.criteria import CRITERIA
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+from lthjax.measures import layers, predict
+from lthjax.measures.layers import Layers
+from lthjax.measures.predict import PIXEL_VARIANCE
+from lthjax.models import Variables
+from lthjax.store import Store
+from lthjax.study import Watch
+from lthjax.train import Job
+
+# Of every level and seed that is looked at.
+Masks = Mapping[int, Mapping[int, Layers]]
+# Train images that scores see.
+_IMAGES = 1000
+# Shares of the dense training at which it is looked at, besides its beginning and its end.
+_SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(record.TrainingOptions):
+    """Compares scores at initialisation and early in training with the masks of a run's tickets."""
+
+    chain: str | None = None
+    """The tickets' chain; by default that of the lowest rewind step."""
+    levels: tuple[int, ...] = ()
+    """By default those nearest to 20, 10 and 3 % density and the last."""
+    steps: tuple[int, ...] = ()
+    """Steps of the dense training; by default from 0.2 to 20 % of it, and its end. Step 0 and the chain's
+    rewind step are always among them."""
+    images: int | None = None
+    """Train images that scores see: whole batches, one epoch at most; by default 1,000, or all of fewer."""
+    training: bool = True
+    """Train predicted masks; without it the dense networks' first steps are replayed all the same."""
+
+
+class Asked(NamedTuple):
+    """What is asked of a run.
+
+    Attributes:
+        prepared: its study, with the seeds that have a ticket.
+        chain: the tickets' chain.
+        rewind: the step that they are rewound to.
+        levels: at which tickets are looked at.
+        seeds: level -> those whose ticket is done.
+        steps: of the dense training, at which scores are taken.
+        batches: of train images that scores see.
+        notes: what is left out, and why.
+    """
+
+    prepared: study.Prepared
+    chain: str
+    rewind: int
+    levels: list[int]
+    seeds: dict[int, list[int]]
+    steps: list[int]
+    batches: int
+    notes: list[str]
+
+    @property
+    def images(self) -> int:
+        """Train images that scores see."""
+        return self.batches * self.prepared.study.train.batch
+
+
+def ask(run: Run, options: Options) -> Asked:
+    """Resolves what is asked against what the run has.
+
+    Raises:
+        UserError: the run has no such chain, level or ticket; a step or number of images is out of
+            range; the data differ.
+    """
+    tickets = run.tickets(options.chain)
+    there = densities(tickets.done)
+    if not there:
+        raise UserError(f"{run.path}: every ticket of {tickets.chain} diverged; there is nothing to predict.")
+    levels = asked_levels(options.levels, there, f"trained ticket in {tickets.chain}")
+    seeds = {level: tickets.seeds(level) for level in levels}
+    prepared = run.prepared({seed for of_level in seeds.values() for seed in of_level}, options.data_dir)
+    total = prepared.lengths.total
+    for step in options.steps:
+        if not 0 <= step <= total:
+            raise UserError(f"--steps: {step} is not allowed; it must be from 0 to {total}, the last step.")
+    there_are = len(prepared.dataset.train_images) - prepared.study.data.validation
+    images = min(_IMAGES, there_are) if options.images is None else options.images
+    if not 1 <= images <= there_are:
+        raise UserError(
+            f"--images: {images} is not allowed; it must be from 1 to {there_are}, the images of the train "
+            "split."
+        )
+    looked_at = {*options.steps} or {round(share * total) for share in _SHARES} | {total}
+    batches = min(-(-images // prepared.study.train.batch), prepared.lengths.per_epoch)
+    steps = sorted({0, tickets.rewind, *looked_at})
+    return Asked(
+        prepared, tickets.chain, tickets.rewind, levels, seeds, steps, batches, _absent(tickets, seeds)
+    )
+
+
+def _absent(tickets: Tickets, seeds: dict[int, list[int]]) -> list[str]:
+    """What of the tickets is not looked at."""
+    notes = []
+    places = {(row.seed, row.level) for row in tickets.rows}
+    for level, present in seeds.items():
+        for seed in sorted({seed for seed, _ in places} - {*present}):
+            why = "diverged" if (seed, level) in places else "is not there"
+            notes.append(f"The ticket of seed {seed} at level {level} {why} and is left out.")
+    return notes
+
+
+def work(run: Run, options: Options, watch: Watch) -> Path:
+    """Scores, measures, trains what is missing, and writes RUN/predict; see `analysis.record.Analysis`.
+
+    Masks that an earlier call trained are reported without `options.training`, too.
+    """
+    asked = ask(run, options)
+    with trainings.kept(run, "predict") as store:
+        predicting = _Predicting(run, asked, store, watch, options.chunk)
+        predicting.announce(options.training)
+        predicting.replay()
+        rows = predicting.measure()
+        if options.training:
+            predicting.train_predicted()
+        trials = predicting.trials()
+        notes = [*asked.notes, *_told(asked, rows, trials, {*predicting.paths})]
+        found = Loaded(rows, trials, notes, table.ticket_densities(run, asked.chain))
+        return _write(run, asked, found)
+
+
+class _Predicting:
+    """One call of `work`: what it reads and writes, and what it has predicted so far."""
+
+    def __init__(self, run: Run, asked: Asked, store: Store, watch: Watch, chunk: int | None) -> None:
+        self._run, self._asked, self._store, self._watch = run, asked, store, watch
+        self._prepared, self._study = asked.prepared, asked.prepared.study
+        self._work = trainings.Work(run, asked.prepared, watch, chunk)
+        self._predicted: dict[tuple[int, int], Layers] = {}
+
+    @cached_property
+    def _dense(self) -> Any:
+        """The mask that keeps everything."""
+        return self._run.mask(Cell(self._study.seeds[0], DENSE, 0, DENSE))
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the prunable leaves."""
+        return [*layers.by_layer(self._dense, self._dense)]
+
+    def _state(self, seed: int, step: int) -> Variables:
+        """The dense network at a step."""
+        if step == self._prepared.lengths.total:
+            return self._run.variables(Cell(seed, DENSE, 0, DENSE))
+        kept = self._run.has_state(seed, step)
+        return self._run.variables_at(seed, step) if kept else self._store.state(seed, step)
+
+    @cached_property
+    def _missing_states(self) -> dict[int, tuple[int, ...]]:
+        """Seed -> the steps whose states neither the run nor an earlier call has kept."""
+        inner = [step for step in self._asked.steps if step < self._prepared.lengths.total]
+        lacking = {
+            seed: tuple(k for k in inner if not any(of.has_state(seed, k) for of in (self._run, self._store)))
+            for seed in self._study.seeds
+        }
+        return {seed: steps for seed, steps in lacking.items() if steps}
+
+    def _cells(self) -> list[Cell]:
+        """All that the functional test trains: levels with two seeds or more."""
+        return [
+            Cell(seed, self._asked.chain, level, arm)
+            for level, seeds in self._asked.seeds.items()
+            if len(seeds) > 1
+            for seed in seeds
+            for arm in (PREDICTED, TWIN)
+        ]
+
+    def _basis(self, cell: Cell) -> dict[str, Any]:
+        """What a predicted mask is made from; a trained one of another basis is made anew."""
+        return {
+            "predictor": LOGISTIC,
+            "fitted_to": [seed for seed in self._asked.seeds[cell.level] if seed != cell.seed],
+            "step": self._asked.rewind,
+            "scores": [*predict.names_at(self._asked.rewind), PIXEL_VARIANCE],
+            "grasp": CRITERIA["grasp"].version,
+            "images": self._asked.images,
+        }
+
+    def _there(self, cell: Cell) -> bool:
+        return self._store.has(cell) and self._store.result(cell).get("made_from") == self._basis(cell)
+
+    def announce(self, training: bool) -> None:
+        """Says how much there is to train and, by measuring a few steps, how long it will take."""
+        states = self._missing_states
+        missing = [cell for cell in self._cells() if not self._there(cell)] if training else []
+        steps = sum(max(captures) for captures in states.values())
+        steps += len(missing) * (self._prepared.lengths.total - self._asked.rewind)
+        time = self._work.time([*(Cell(seed, DENSE, 0, DENSE) for seed in states), *missing], steps)
+        self._watch.say(
+            f"{len(states)} dense trainings to be replayed as far as the states asked for, and "
+            f"{len(missing)} predicted masks to be trained: {steps:,} steps in all{time}; scores of "
+            f"{len(self._study.seeds)} seeds at steps {', '.join(map(str, self._asked.steps))}"
+        )
+
+    def replay(self) -> None:
+        """Trains the dense networks' first steps again for the states that nobody has kept."""
+        jobs = []
+        for seed, steps in self._missing_states.items():
+            dense = self._run.task(self._prepared, Cell(seed, DENSE, 0, DENSE))
+            job = Job(seed, 0, 0, max(steps), dense.variables, dense.mask, steps)
+            jobs.append((dense.cell, job))
+        for cell, job, trained in self._work.train(jobs):
+            for step in job.captures:
+                self._store.write_state(cell.seed, step, trained.states[step])
+
+    def measure(self) -> list[Scored]:
+        """Scores every seed at every step and compares the scores with the tickets' masks."""
+        asked, rows = self._asked, []
+        tickets = {n: {seed: self._ticket(seed, n) for seed in seeds} for n, seeds in asked.seeds.items()}
+        null = {
+            n: {seed: predict.shuffled(np.random.default_rng([seed, n]), m) for seed, m in of_level.items()}
+            for n, of_level in tickets.items()
+        }
+        dataset, validation = self._prepared.dataset, self._study.data.validation
+        splits = {seed: data.split(dataset, seed, validation) for seed in self._study.seeds}
+        pixels = {
+            seed: predict.pixel_variance(dataset.train_images[split.train], split.std, self._dense)
+            for seed, split in splits.items()
+        }
+        names = {step: tuple(predict.names_at(step)) for step in asked.steps}
+        scorers = {of: predict.scorer(self._prepared.model, of) for of in {*names.values()}}
+        for step in asked.steps:
+            seen = {}
+            masks = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
+            self._watch.say(f"scores at step {step}")
+            for seed, split in splits.items():
+                images = study.first_batches(self._prepared, split, seed, asked.batches)
+                initial, now = self._state(seed, 0), self._state(seed, step)
+                found = {
+                    name: layers.flat(layers.by_layer(tree, self._dense))
+                    for name, tree in scorers[names[step]](initial.params, now, *images).items()
+                }
+                found[PIXEL_VARIANCE] = pixels[seed]
+                for name, score in found.items():
+                    for kind, of_kind in masks.items():
+                        rows += self._rows(seed, step, name, kind, score, of_kind)
+                seen[seed] = predict.features(found)
+            for level in asked.levels:
+                if len(asked.seeds[level]) > 1:
+                    for kind, of_kind in masks.items():
+                        rows += self._held_out(step, level, seen, of_kind[level], kind)
+        return rows
+
+    def _ticket(self, seed: int, level: int) -> Layers:
+        mask = self._run.mask(Cell(seed, self._asked.chain, level, TICKET))
+        return layers.flat(layers.by_layer(mask, mask))
+
+    def _held_out(
+        self, step: int, level: int, seen: dict[int, Layers], masks: Mapping[int, Layers], kind: str
+    ) -> list[Scored]:
+        """The logistic predictor, every seed's by the others; keeps the mask it predicts for training."""
+        rows: list[Scored] = []
+        for seed, score in predict.held_out({seed: seen[seed] for seed in masks}, masks).items():
+            rows += self._rows(seed, step, LOGISTIC, kind, score, {level: masks})
+            if kind == TICKET and step == self._asked.rewind:
+                counts = {path: int(m.sum()) for path, m in masks[seed].items()}
+                self._predicted[seed, level] = predict.keep_highest(score, counts)
+        return rows
+
+    def _rows(self, seed: int, step: int, name: str, kind: str, score: Layers, masks: Masks) -> list[Scored]:
+        rows = []
+        for level, of_level in masks.items():
+            if seed not in of_level or not score:
+                continue
+            mask, place = of_level[seed], (seed, self._asked.chain, level, step, name, kind)
+            measured = {path: predict.measure(values, mask[path]) for path, values in score.items()}
+            told = {path: found for path, found in measured.items() if found is not None}
+            rows += [Scored(*place, path, *found) for path, found in told.items()]
+            if told:
+                rows.append(Scored(*place, MEAN, *predict.over_layers(list(told.values()))))
+            pooled = predict.pooled_auroc(score, mask)
+            if pooled is not None:
+                rows.append(Scored(*place, POOLED, None, pooled, None, None, None, None, None))
+        return rows
+
+    def train_predicted(self) -> None:
+        """Trains the predicted masks that are missing, and the same shuffled within layers."""
+        jobs = []
+        start, stop = self._asked.rewind, self._prepared.lengths.total
+        for cell in self._cells():
+            if self._there(cell):
+                continue
+            kept = self._predicted[cell.seed, cell.level]
+            if cell.arm == TWIN:
+                kept = predict.shuffled(np.random.default_rng([cell.seed, cell.level, 1]), kept)
+            mask = layers.as_mask(kept, self._dense)
+            jobs.append((cell, Job(cell.seed, cell.level, start, stop, self._state(cell.seed, start), mask)))
+        for cell, job, trained in self._work.train(jobs):
+            self._work.write(self._store, cell, job, trained, self._basis(cell))
+
+    def trials(self) -> list[Trial]:
+        """Every trained mask of the levels looked at: ours, the tickets, and the run's random ones."""
+        run, asked = self._run, self._asked
+        trained = [cell for cell in self._cells() if self._there(cell)]
+        found = [(cell, self._store.result(cell), self._store.mask(cell)) for cell in trained]
+        found += [
+            (row.cell, run.results[row.cell], run.mask(row.cell))
+            for row in select(run.rows, chain=asked.chain)
+            if row.arm in (TICKET, RANDOM) and row.seed in asked.seeds.get(row.level, ())
+        ]
+        made = []
+        for cell, result, mask in found:
+            iou, chance = prune.overlap(mask, run.mask(cell._replace(arm=TICKET, repeat=1)))
+            made.append(
+                Trial(
+                    *(cell.seed, cell.chain, cell.level, cell.repeat, cell.arm),
+                    asked.rewind,
+                    result["density"],
+                    float(iou),
+                    float(chance),
+                    result.get("test_accuracy"),
+                    result.get("early_stop_step"),
+                    result["status"],
+                )
+            )
+        return sorted(made)
+
+
+def _told(asked: Asked, rows: Sequence[Scored], trials: Sequence[Trial], paths: set[str]) -> list[str]:
+    """What a reader of the rows must know; `paths` are those of the prunable leaves."""
+    notes = []
+    for level, seeds in asked.seeds.items():
+        alone = len(seeds) < 2
+        if alone:
+            notes.append(
+                f"Level {level} has the ticket of one seed only: there is no held-out test of the logistic "
+                "predictor, and no predicted mask."
+            )
+        for seed in seeds:
+            seen = {row.layer for row in rows if (row.seed, row.level) == (seed, level)}
+            notes += [
+                f"Level {level}, seed {seed}: all weights of {layer} are kept, or none, and it is left out."
+                for layer in sorted(paths - seen)
+            ]
+        trained = {trial.mask for trial in trials if trial.level == level}
+        if not alone and RANDOM not in trained:
+            notes.append(
+                f"The run has no arm `random` at level {level}; the predicted mask's shuffled twin is a "
+                "random mask of the same layer-wise densities."
+            )
+    if not any(row.score == PIXEL_VARIANCE for row in rows):
+        notes.append(
+            "Pixel variance is left out: the first layer is a convolution, whose weights read every pixel."
+        )
+    bad = sum(trial.status == "diverged" for trial in trials)
+    if bad:
+        notes.append(f"{bad} of the {len(trials)} trained masks diverged and are left out of means.")
+    return notes
+
+
+def _write(run: Run, asked: Asked, found: Loaded) -> Path:
+    """Writes figures, tables and, last, about.json; returns the folder."""
+    where = run.path / "predict"
+    about = {
+        "chain": asked.chain,
+        "levels": asked.levels,
+        "seeds": {str(level): seeds for level, seeds in asked.seeds.items()},
+        "steps": asked.steps,
+        "images": asked.images,
+        "notes": found.notes,
+        "scores": len(found.rows),
+        "functional": len(found.trials),
+    }
+    contents = {
+        table.SCORES: tables.of_rows(Scored, found.rows),
+        table.TRIALS: tables.of_rows(Trial, found.trials),
+        table.ABOUT: json.dumps(about, indent=1) + "\n",
+    }
+    try:
+        for drawn in figures.drawn(found):
+            page.show(where, drawn)
+        tables.write_tables(where, contents)
+    except OSError as error:
+        raise UserError(f"{where}: it cannot be written ({error.strerror}).") from error
+    return where
