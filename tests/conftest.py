@@ -130,12 +130,17 @@ def spoil(path: Path) -> None:
     path.write_text(json.dumps(result | scores | {"status": "diverged", "reason": "spoilt"}))
 
 
-def check_section(command: Any, run: Path) -> None:
-    """That a command's section, verdicts and files of a run fit together, for the report."""
-    section = command.section(run)
+def check_section(analysis: Any, run: Path) -> None:
+    """That an analysis's section, verdicts and files of a run fit together, for the report."""
+    from analysis import record
+    from analysis.run import open_run
+
+    opened = open_run(run)
+    found = record.needed(analysis, opened)
+    section = analysis.section(opened, found)
     assert section.figures or section.tables
-    assert all(path.is_file() for path in command.written(run))
-    links = {found.where.href for found in command.findings(run) if hasattr(found.where, "href")}
+    assert record.written(analysis, opened)
+    links = {of.where.href for of in analysis.findings(opened, found) if hasattr(of.where, "href")}
     assert links == {f"#{section.anchor}"}
 
 

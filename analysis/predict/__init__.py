@@ -20,12 +20,11 @@ from analysis import words
 from analysis.page import Link, Section
 from analysis.predict import table, work
 from analysis.predict.figures import drawn
-from analysis.predict.table import LOGISTIC, MEAN, PREDICTED, TWIN, Loaded, Scored, Trial
+from analysis.predict.table import PREDICTED, TWIN, Loaded, Scored, Trial
 from analysis.record import Analysis, Finding
 from analysis.run import TICKET, Run, accuracies, nearest
+from lthjax.measures.predict import LOGISTIC, MEAN
 from lthjax.measures.stats import SHARE, mean_interval, paired, verdict
-
-__all__ = ["ANALYSIS", "Loaded", "Scored", "Trial"]
 
 
 def _section(run: Run, found: Loaded) -> Section:

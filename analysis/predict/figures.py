@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from analysis import draw, words
 from analysis.page import Drawn
-from analysis.predict.table import LOGISTIC, MEAN, PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
+from analysis.predict.table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
 from analysis.run import TICKET, accuracies, mean_accuracy
-from lthjax.measures.predict import PIXEL_VARIANCE, SCORES
+from lthjax.measures.predict import LOGISTIC, MEAN
+from lthjax.measures.scores import PIXEL_VARIANCE, SCORES
 from lthjax.measures.stats import POSITIVE, SHARE, Range, mean_interval
 
 _LABELS = {name: score.label for name, score in SCORES.items()} | {

@@ -7,11 +7,8 @@ from analysis import tables, words
 from analysis.run import TICKET, Run, densities, select
 
 SCORES, TRIALS, ABOUT = "scores.csv", "functional.csv", "about.json"
-LOGISTIC = "logistic"
-MEAN, POOLED = "mean", "pooled"
-SHUFFLED = "shuffled"
+SHUFFLED, RANDOM = "shuffled", "random"
 PREDICTED, TWIN = "predicted", "predicted_shuffled"
-RANDOM = "random"
 
 
 class Scored(NamedTuple):
@@ -20,7 +17,7 @@ class Scored(NamedTuple):
     Attributes:
         seed, chain, level: which ticket.
         step: of the dense training, at which the score is taken.
-        score: a key of `predict.SCORES`, "pixel_variance", or "logistic": the predictor fitted to all
+        score: a key of `scores.SCORES`, "pixel_variance", or "logistic": the predictor fitted to all
             the other seeds.
         mask: "ticket"; "shuffled" is the null, the ticket's mask shuffled within layers (for the logistic
             predictor the masks that it was fitted to are shuffled as well).

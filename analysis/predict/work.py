@@ -1,7 +1,7 @@
-"""Scores, measures, and trains the masks that are predicted."""
+"""Takes scores, compares them with the tickets' masks, and trains the masks that are predicted."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,33 +12,19 @@ import numpy as np
 from analysis import page, record, tables
 from analysis import work as trainings
 from analysis.predict import figures, table
-from analysis.predict.table import (
-    LOGISTIC,
-    MEAN,
-    POOLED,
-    PREDICTED,
-    RANDOM,
-    SHUFFLED,
-    TWIN,
-    Loaded,
-    Scored,
-    Trial,
-)
+from analysis.predict.table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
 from analysis.run import TICKET, Run, Tickets, asked_levels, densities, select
 from lthjax import data, prune, study
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
-from lthjax.measures import layers, predict
+from lthjax.measures import layers, predict, scores
 from lthjax.measures.layers import Layers
-from lthjax.measures.predict import PIXEL_VARIANCE
 from lthjax.models import Variables
 from lthjax.store import Store
 from lthjax.study import Watch
 from lthjax.train import Job
 
-# Of every level and seed that is looked at.
-Masks = Mapping[int, Mapping[int, Layers]]
 # Train images that scores see.
 _IMAGES = 1000
 # Shares of the dense training at which it is looked at, besides its beginning and its end.
@@ -67,19 +53,15 @@ class Asked(NamedTuple):
 
     Attributes:
         prepared: its study, with the seeds that have a ticket.
-        chain: the tickets' chain.
-        rewind: the step that they are rewound to.
-        levels: at which tickets are looked at.
-        seeds: level -> those whose ticket is done.
+        tickets: those of the chain.
+        seeds: level that is looked at -> seeds whose ticket is done.
         steps: of the dense training, at which scores are taken.
         batches: of train images that scores see.
         notes: what is left out, and why.
     """
 
     prepared: study.Prepared
-    chain: str
-    rewind: int
-    levels: list[int]
+    tickets: Tickets
     seeds: dict[int, list[int]]
     steps: list[int]
     batches: int
@@ -119,9 +101,7 @@ def ask(run: Run, options: Options) -> Asked:
     looked_at = {*options.steps} or {round(share * total) for share in _SHARES} | {total}
     batches = min(-(-images // prepared.study.train.batch), prepared.lengths.per_epoch)
     steps = sorted({0, tickets.rewind, *looked_at})
-    return Asked(
-        prepared, tickets.chain, tickets.rewind, levels, seeds, steps, batches, _absent(tickets, seeds)
-    )
+    return Asked(prepared, tickets, seeds, steps, batches, _absent(tickets, seeds))
 
 
 def _absent(tickets: Tickets, seeds: dict[int, list[int]]) -> list[str]:
@@ -149,9 +129,8 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
         if options.training:
             predicting.train_predicted()
         trials = predicting.trials()
-        notes = [*asked.notes, *_told(asked, rows, trials, {*predicting.paths})]
-        found = Loaded(rows, trials, notes, table.ticket_densities(run, asked.chain))
-        return _write(run, asked, found)
+        notes = [*asked.notes, *_told(asked, rows, trials, predicting.paths)]
+        return _write(run, asked, rows, trials, notes)
 
 
 class _Predicting:
@@ -160,18 +139,19 @@ class _Predicting:
     def __init__(self, run: Run, asked: Asked, store: Store, watch: Watch, chunk: int | None) -> None:
         self._run, self._asked, self._store, self._watch = run, asked, store, watch
         self._prepared, self._study = asked.prepared, asked.prepared.study
+        self._chain, self._rewind = asked.tickets.chain, asked.tickets.rewind
         self._work = trainings.Work(run, asked.prepared, watch, chunk)
+        self._whole = run.mask(Cell(self._study.seeds[0], DENSE, 0, DENSE))
+        self._scorer = scores.scorer(asked.prepared.model)
         self._predicted: dict[tuple[int, int], Layers] = {}
 
-    @cached_property
-    def _dense(self) -> Any:
-        """The mask that keeps everything."""
-        return self._run.mask(Cell(self._study.seeds[0], DENSE, 0, DENSE))
-
     @property
-    def paths(self) -> list[str]:
+    def paths(self) -> set[str]:
         """Of the prunable leaves."""
-        return [*layers.by_layer(self._dense, self._dense)]
+        return {*layers.by_layer(self._whole, self._whole)}
+
+    def _rows_of(self, tree: Any) -> Layers:
+        return layers.flat(layers.by_layer(tree, self._whole))
 
     def _state(self, seed: int, step: int) -> Variables:
         """The dense network at a step."""
@@ -193,7 +173,7 @@ class _Predicting:
     def _cells(self) -> list[Cell]:
         """All that the functional test trains: levels with two seeds or more."""
         return [
-            Cell(seed, self._asked.chain, level, arm)
+            Cell(seed, self._chain, level, arm)
             for level, seeds in self._asked.seeds.items()
             if len(seeds) > 1
             for seed in seeds
@@ -203,10 +183,10 @@ class _Predicting:
     def _basis(self, cell: Cell) -> dict[str, Any]:
         """What a predicted mask is made from; a trained one of another basis is made anew."""
         return {
-            "predictor": LOGISTIC,
+            "predictor": predict.LOGISTIC,
             "fitted_to": [seed for seed in self._asked.seeds[cell.level] if seed != cell.seed],
-            "step": self._asked.rewind,
-            "scores": [*predict.names_at(self._asked.rewind), PIXEL_VARIANCE],
+            "step": self._rewind,
+            "scores": [*scores.names_at(self._rewind), scores.PIXEL_VARIANCE],
             "grasp": CRITERIA["grasp"].version,
             "images": self._asked.images,
         }
@@ -219,7 +199,7 @@ class _Predicting:
         states = self._missing_states
         missing = [cell for cell in self._cells() if not self._there(cell)] if training else []
         steps = sum(max(captures) for captures in states.values())
-        steps += len(missing) * (self._prepared.lengths.total - self._asked.rewind)
+        steps += len(missing) * (self._prepared.lengths.total - self._rewind)
         time = self._work.time([*(Cell(seed, DENSE, 0, DENSE) for seed in states), *missing], steps)
         self._watch.say(
             f"{len(states)} dense trainings to be replayed as far as the states asked for, and "
@@ -239,99 +219,71 @@ class _Predicting:
                 self._store.write_state(cell.seed, step, trained.states[step])
 
     def measure(self) -> list[Scored]:
-        """Scores every seed at every step and compares the scores with the tickets' masks."""
-        asked, rows = self._asked, []
-        tickets = {n: {seed: self._ticket(seed, n) for seed in seeds} for n, seeds in asked.seeds.items()}
+        """Scores every seed at every step, compares, and keeps the masks that are to be trained."""
+        rows, seeds = [], self._asked.seeds
+        tickets = {n: {seed: self._ticket(seed, n) for seed in of_level} for n, of_level in seeds.items()}
         null = {
             n: {seed: predict.shuffled(np.random.default_rng([seed, n]), m) for seed, m in of_level.items()}
             for n, of_level in tickets.items()
         }
-        dataset, validation = self._prepared.dataset, self._study.data.validation
-        splits = {seed: data.split(dataset, seed, validation) for seed in self._study.seeds}
-        pixels = {
-            seed: predict.pixel_variance(dataset.train_images[split.train], split.std, self._dense)
-            for seed, split in splits.items()
-        }
-        names = {step: tuple(predict.names_at(step)) for step in asked.steps}
-        scorers = {of: predict.scorer(self._prepared.model, of) for of in {*names.values()}}
-        for step in asked.steps:
-            seen = {}
-            masks = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
+        for step in self._asked.steps:
             self._watch.say(f"scores at step {step}")
-            for seed, split in splits.items():
-                images = study.first_batches(self._prepared, split, seed, asked.batches)
-                initial, now = self._state(seed, 0), self._state(seed, step)
-                found = {
-                    name: layers.flat(layers.by_layer(tree, self._dense))
-                    for name, tree in scorers[names[step]](initial.params, now, *images).items()
-                }
-                found[PIXEL_VARIANCE] = pixels[seed]
-                for name, score in found.items():
-                    for kind, of_kind in masks.items():
-                        rows += self._rows(seed, step, name, kind, score, of_kind)
-                seen[seed] = predict.features(found)
-            for level in asked.levels:
-                if len(asked.seeds[level]) > 1:
-                    for kind, of_kind in masks.items():
-                        rows += self._held_out(step, level, seen, of_kind[level], kind)
+            masks = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
+            judged, odds = predict.judge(self._scores(step), masks)
+            for of in judged:
+                place = (of.seed, self._chain, of.level, step, of.score, of.mask, of.layer)
+                rows.append(Scored(*place, *of.values))
+            for (kind, level, seed), score in odds.items() if step == self._rewind else ():
+                if kind == TICKET:
+                    counts = {path: int(m.sum()) for path, m in tickets[level][seed].items()}
+                    self._predicted[seed, level] = predict.keep_highest(score, counts)
         return rows
 
     def _ticket(self, seed: int, level: int) -> Layers:
-        mask = self._run.mask(Cell(seed, self._asked.chain, level, TICKET))
-        return layers.flat(layers.by_layer(mask, mask))
+        return self._rows_of(self._run.mask(Cell(seed, self._chain, level, TICKET)))
 
-    def _held_out(
-        self, step: int, level: int, seen: dict[int, Layers], masks: Mapping[int, Layers], kind: str
-    ) -> list[Scored]:
-        """The logistic predictor, every seed's by the others; keeps the mask it predicts for training."""
-        rows: list[Scored] = []
-        for seed, score in predict.held_out({seed: seen[seed] for seed in masks}, masks).items():
-            rows += self._rows(seed, step, LOGISTIC, kind, score, {level: masks})
-            if kind == TICKET and step == self._asked.rewind:
-                counts = {path: int(m.sum()) for path, m in masks[seed].items()}
-                self._predicted[seed, level] = predict.keep_highest(score, counts)
-        return rows
+    @cached_property
+    def _splits(self) -> dict[int, tuple[data.Split, Layers]]:
+        """Seed -> its split, and the variance of its pixels."""
+        dataset, made = self._prepared.dataset, {}
+        for seed in self._study.seeds:
+            split = data.split(dataset, seed, self._study.data.validation)
+            pixels = scores.pixel_variance(dataset.train_images[split.train], split.std, self._whole)
+            made[seed] = split, pixels
+        return made
 
-    def _rows(self, seed: int, step: int, name: str, kind: str, score: Layers, masks: Masks) -> list[Scored]:
-        rows = []
-        for level, of_level in masks.items():
-            if seed not in of_level or not score:
-                continue
-            mask, place = of_level[seed], (seed, self._asked.chain, level, step, name, kind)
-            measured = {path: predict.measure(values, mask[path]) for path, values in score.items()}
-            told = {path: found for path, found in measured.items() if found is not None}
-            rows += [Scored(*place, path, *found) for path, found in told.items()]
-            if told:
-                rows.append(Scored(*place, MEAN, *predict.over_layers(list(told.values()))))
-            pooled = predict.pooled_auroc(score, mask)
-            if pooled is not None:
-                rows.append(Scored(*place, POOLED, None, pooled, None, None, None, None, None))
-        return rows
+    def _scores(self, step: int) -> Iterator[tuple[int, dict[str, Layers]]]:
+        """(seed, name -> scores) at a step."""
+        for seed, (split, pixels) in self._splits.items():
+            images, labels = study.first_batches(self._prepared, split, seed, self._asked.batches)
+            initial, now = self._state(seed, 0).params, self._state(seed, step)
+            found = self._scorer(initial, now, images, labels, names=tuple(scores.names_at(step)))
+            yield seed, {**{n: self._rows_of(of) for n, of in found.items()}, scores.PIXEL_VARIANCE: pixels}
 
     def train_predicted(self) -> None:
         """Trains the predicted masks that are missing, and the same shuffled within layers."""
         jobs = []
-        start, stop = self._asked.rewind, self._prepared.lengths.total
+        start, stop = self._rewind, self._prepared.lengths.total
         for cell in self._cells():
             if self._there(cell):
                 continue
             kept = self._predicted[cell.seed, cell.level]
             if cell.arm == TWIN:
                 kept = predict.shuffled(np.random.default_rng([cell.seed, cell.level, 1]), kept)
-            mask = layers.as_mask(kept, self._dense)
+            mask = layers.as_mask(kept, self._whole)
             jobs.append((cell, Job(cell.seed, cell.level, start, stop, self._state(cell.seed, start), mask)))
         for cell, job, trained in self._work.train(jobs):
             self._work.write(self._store, cell, job, trained, self._basis(cell))
 
     def trials(self) -> list[Trial]:
         """Every trained mask of the levels looked at: ours, the tickets, and the run's random ones."""
-        run, asked = self._run, self._asked
+        run, seeds = self._run, self._asked.seeds
         trained = [cell for cell in self._cells() if self._there(cell)]
         found = [(cell, self._store.result(cell), self._store.mask(cell)) for cell in trained]
         found += [
             (row.cell, run.results[row.cell], run.mask(row.cell))
-            for row in select(run.rows, chain=asked.chain)
-            if row.arm in (TICKET, RANDOM) and row.seed in asked.seeds.get(row.level, ())
+            for row in select(run.rows, chain=self._chain)
+            if row.arm in (TICKET, RANDOM) and row.seed in seeds.get(row.level, ())
         ]
         made = []
         for cell, result, mask in found:
@@ -339,7 +291,7 @@ class _Predicting:
             made.append(
                 Trial(
                     *(cell.seed, cell.chain, cell.level, cell.repeat, cell.arm),
-                    asked.rewind,
+                    self._rewind,
                     result["density"],
                     float(iou),
                     float(chance),
@@ -373,7 +325,7 @@ def _told(asked: Asked, rows: Sequence[Scored], trials: Sequence[Trial], paths: 
                 f"The run has no arm `random` at level {level}; the predicted mask's shuffled twin is a "
                 "random mask of the same layer-wise densities."
             )
-    if not any(row.score == PIXEL_VARIANCE for row in rows):
+    if not any(row.score == scores.PIXEL_VARIANCE for row in rows):
         notes.append(
             "Pixel variance is left out: the first layer is a convolution, whose weights read every pixel."
         )
@@ -383,28 +335,22 @@ def _told(asked: Asked, rows: Sequence[Scored], trials: Sequence[Trial], paths: 
     return notes
 
 
-def _write(run: Run, asked: Asked, found: Loaded) -> Path:
+def _write(run: Run, asked: Asked, rows: list[Scored], trials: list[Trial], notes: list[str]) -> Path:
     """Writes figures, tables and, last, about.json; returns the folder."""
-    where = run.path / "predict"
     about = {
-        "chain": asked.chain,
-        "levels": asked.levels,
+        "chain": asked.tickets.chain,
+        "levels": [*asked.seeds],
         "seeds": {str(level): seeds for level, seeds in asked.seeds.items()},
         "steps": asked.steps,
         "images": asked.images,
-        "notes": found.notes,
-        "scores": len(found.rows),
-        "functional": len(found.trials),
+        "notes": notes,
+        "scores": len(rows),
+        "functional": len(trials),
     }
     contents = {
-        table.SCORES: tables.of_rows(Scored, found.rows),
-        table.TRIALS: tables.of_rows(Trial, found.trials),
+        table.SCORES: tables.of_rows(Scored, rows),
+        table.TRIALS: tables.of_rows(Trial, trials),
         table.ABOUT: json.dumps(about, indent=1) + "\n",
     }
-    try:
-        for drawn in figures.drawn(found):
-            page.show(where, drawn)
-        tables.write_tables(where, contents)
-    except OSError as error:
-        raise UserError(f"{where}: it cannot be written ({error.strerror}).") from error
-    return where
+    found = Loaded(rows, trials, notes, table.ticket_densities(run, asked.tickets.chain))
+    return page.write_folder(run.path / "predict", figures.drawn(found), contents)

@@ -5,203 +5,33 @@ rates, and a figure pooled over layers mostly measures just that. Everything her
 `Layers` in rows, flat numpy arrays by the path of their prunable leaf; a higher score says that the weight
 is predicted to survive.
 
-    from lthjax.measures import predict
+    from lthjax.measures import predict, scores
     from lthjax.measures.layers import by_layer, flat
 
-    found = predict.scores(logits, initial, params, images, labels)
+    found = scores.compute(logits, initial, params, images, labels)
     score, kept = flat(by_layer(found["snip"], mask)), flat(by_layer(mask, mask))
     predict.measure(score["fc1/kernel"], kept["fc1/kernel"])
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lthjax import models, prune
-from lthjax.criteria import CRITERIA, Weights
+from lthjax import prune
 from lthjax.measures import layers
 from lthjax.measures.layers import Layers
-from lthjax.models import Model, Variables
 
-PyTree = Any
-PIXEL_VARIANCE = "pixel_variance"
+Masks = Mapping[int, Mapping[int, Layers]]
+"""Level -> seed -> mask."""
+MEAN, POOLED = "mean", "pooled"
+LOGISTIC = "logistic"
 # A dozen coefficients are known far better from so many weights of a layer than seeds differ.
 _FIT_AT_MOST = 200_000
-
-
-class Seen(NamedTuple):
-    """What a score may look at.
-
-    Attributes:
-        weights: what criteria look at: `initial` are the weights at step 0, `final` those at step t, the
-            loss is that of all images, the mask keeps everything.
-        example: (weights, one image [H, W, C], its label) -> its loss, nats.
-        images: float32 [batches, B, H, W, C], normalised.
-        labels: int32 [batches, B].
-    """
-
-    weights: Weights
-    example: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
-    images: jax.Array
-    labels: jax.Array
-
-
-class Score(NamedTuple):
-    """A row of `SCORES`.
-
-    Attributes:
-        of: what is seen -> scores, a pytree like the weights.
-        label: of figures.
-        from_step: the first step at which it says something that no other score says.
-    """
-
-    of: Callable[[Seen], PyTree]
-    label: str
-    from_step: int
-
-
-def _criterion(name: str) -> Callable[[Seen], PyTree]:
-    """A row of `CRITERIA`, of the weights at step 0 and at step t."""
-    return lambda seen: CRITERIA[name].score(seen.weights)
-
-
-def _at_step(name: str) -> Callable[[Seen], PyTree]:
-    """A row of `CRITERIA` that looks at weights before training, of those at step t."""
-    return lambda seen: CRITERIA[name].score(seen.weights._replace(initial=seen.weights.final))
-
-
-def _fisher(seen: Seen) -> PyTree:
-    """Mean over the images of the squared gradient of log p(label | image).
-
-    The labels are those of the data, not drawn from the network: the empirical Fisher, of which only
-    the diagonal is kept (what it is not: Kunstner et al. 2019, arXiv 1905.12558).
-    """
-    gradient, params = jax.grad(seen.example), seen.weights.final
-    images, labels = (x.reshape(-1, *x.shape[2:]) for x in (seen.images, seen.labels))
-
-    def add(total: PyTree, one: tuple[jax.Array, jax.Array]) -> tuple[PyTree, None]:
-        return jax.tree.map(lambda t, g: t + g * g, total, gradient(params, *one)), None
-
-    # One image at a time: a batch would hold as many gradients, and a batched kernel is slow on CPU.
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (images, labels))
-    return jax.tree.map(lambda t: t / len(labels), total)
-
-
-SCORES: dict[str, Score] = {
-    "init_magnitude": Score(_criterion("large_init"), "|θ₀|", 0),
-    "magnitude": Score(_criterion("large_final"), "|θₜ|", 1),
-    "movement": Score(_criterion("movement"), "|θₜ − θ₀|", 1),
-    "snip": Score(_at_step("snip"), "SNIP", 0),
-    "grasp": Score(_at_step("grasp"), "GraSP", 0),
-    "synflow": Score(_at_step("synflow"), "SynFlow", 0),
-    "fisher": Score(_fisher, "Fisher", 0),
-}
-"""The scores by name; all but Fisher are rows of `lthjax.criteria.CRITERIA`."""
-
-
-def names_at(step: int) -> list[str]:
-    """The scores of `SCORES` that are taken at a step of the dense training."""
-    return [name for name, score in SCORES.items() if step >= score.from_step]
-
-
-def scores(
-    logits: Callable[[PyTree, jax.Array], jax.Array],
-    initial: PyTree,
-    params: PyTree,
-    images: jax.Array,
-    labels: jax.Array,
-    names: Iterable[str] = tuple(SCORES),
-) -> dict[str, PyTree]:
-    """Scores of all weights, name -> a pytree like the parameters. Works under `jit`.
-
-    Args:
-        logits: (weights, images [N, H, W, C]) -> logits [N, classes].
-        initial: the weights at step 0.
-        params: the weights at step t.
-        images: float32 [batches, B, H, W, C], as the network takes them; a batch at a time is in memory.
-        labels: int32 [batches, B].
-        names: which of `SCORES`.
-    """
-
-    def batch_loss(
-        params: PyTree, images: jax.Array, labels: jax.Array, temperature: float = 1.0
-    ) -> jax.Array:
-        seen = logits(params, images) / temperature
-        return optax.softmax_cross_entropy_with_integer_labels(seen, labels).mean()
-
-    def loss(params: PyTree, temperature: float = 1.0) -> jax.Array:
-        # Recomputed in the backward pass, so that memory does not grow with the number of batches.
-        one = jax.checkpoint(lambda batch: batch_loss(params, batch[0], batch[1], temperature))
-        return jax.lax.map(one, (images, labels)).mean()
-
-    def example(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
-        return batch_loss(params, image[None], label[None])
-
-    # No score is random.
-    key, shape = jax.random.key(0), (1, *images.shape[2:])
-    weights = Weights(initial, params, key, loss, logits, shape, prune.ones(params))
-    seen = Seen(weights, example, images, labels)
-    return {name: SCORES[name].of(seen) for name in names}
-
-
-def scorer(model: Model, names: Iterable[str]) -> Callable[..., dict[str, PyTree]]:
-    """Compiled scores of a network: (initial weights, state at step t, images, labels) -> name -> scores.
-
-    Args:
-        model: the network; batch statistics are those that fit the state's weights and the images, as at
-            step 0 the running ones say nothing yet.
-        names: which of `SCORES`.
-    """
-    names = tuple(names)
-
-    @jax.jit
-    def compiled(initial: PyTree, now: Variables, images: jax.Array, labels: jax.Array) -> dict[str, PyTree]:
-        stats = models.statistics(model, now.params, now.stats, images)
-
-        def logits(params: PyTree, images: jax.Array) -> jax.Array:
-            return model.apply(params, stats, images, False)[0]
-
-        with jax.default_matmul_precision("float32"):
-            return scores(logits, initial, now.params, images, labels, names)
-
-    return compiled
-
-
-def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree) -> Layers:
-    """The variance of the pixel that a weight of the first layer reads.
-
-    Args:
-        images: uint8 [N, H, W, C], the train split.
-        std: [C], by which its pixels in [0, 1] are divided.
-        mask: any mask of the network; its shapes matter.
-
-    Returns:
-        float64 [n] for the one leaf of a fully connected network whose inputs are the pixels. Empty
-        where there are convolutions: their weights read every pixel.
-    """
-    height, width, channels = images.shape[1:]
-    pixels = height * width * channels
-    leaves = {path: m.shape for path, m in layers.by_layer(mask, mask).items()}
-    first = [path for path, shape in leaves.items() if len(shape) == 2 and shape[0] == pixels]
-    if len(first) != 1 or any(len(shape) != 2 for shape in leaves.values()):
-        return {}
-    # Whole numbers are summed, so that nothing depends on the order.
-    total, squares = np.zeros(pixels, np.int64), np.zeros(pixels, np.int64)
-    for part in np.array_split(images, max(1, len(images) // 5000)):
-        flat = part.reshape(len(part), -1).astype(np.int64)
-        total += flat.sum(0)
-        squares += (flat * flat).sum(0)
-    mean = total / len(images)
-    scaled = np.tile(255 * np.asarray(std, np.float64), height * width)
-    variance = np.maximum(squares / len(images) - mean * mean, 0) / scaled**2
-    return {first[0]: np.repeat(variance, leaves[first[0]][1])}
 
 
 class Measured(NamedTuple):
@@ -411,3 +241,79 @@ def keep_highest(score: Layers, counts: Mapping[str, int]) -> Layers:
     by_path = sorted(score)  # the order of a dictionary's leaves
     going = [score[path].size - counts[path] for path in by_path]
     return jax.tree.map(np.asarray, prune.remove_counted(order, whole, going))
+
+
+def against(score: Layers, kept: Layers) -> list[tuple[str, tuple[float | None, ...]]]:
+    """How well a score finds a mask, in every layer and in all.
+
+    Args:
+        score: of the layers for which it is defined.
+        kept: bool, the mask.
+
+    Returns:
+        (layer, the fields of `Measured`) of every layer of which something can be told; "mean" over these;
+        and "pooled", of which all but the AUROC is None.
+    """
+    if not score:
+        return []
+    measured = {path: measure(values, kept[path]) for path, values in score.items()}
+    told: dict[str, Measured] = {path: found for path, found in measured.items() if found is not None}
+    made: list[tuple[str, tuple[float | None, ...]]] = [*told.items()]
+    if told:
+        made.append((MEAN, over_layers([*told.values()])))
+    pooled = pooled_auroc(score, kept)
+    if pooled is not None:
+        made.append((POOLED, (None, pooled, None, None, None, None, None)))
+    return made
+
+
+class Judged(NamedTuple):
+    """How well a score finds one mask in one layer.
+
+    Attributes:
+        seed, level: of the mask.
+        score: its name; "logistic" is the predictor fitted to all the other seeds.
+        mask: the kind of mask.
+        layer: as in `against`.
+        values: likewise.
+    """
+
+    seed: int
+    level: int
+    score: str
+    mask: str
+    layer: str
+    values: tuple[float | None, ...]
+
+
+def judge(
+    found: Iterable[tuple[int, Mapping[str, Layers]]], masks: Mapping[str, Masks]
+) -> tuple[list[Judged], dict[tuple[str, int, int], Layers]]:
+    """Compares scores of several seeds, and the predictor that combines them, with masks.
+
+    Args:
+        found: (seed, name -> scores) of every seed; one at a time is looked at.
+        masks: kind -> masks of the same levels and seeds, for example the tickets' and a null.
+
+    Returns:
+        The comparisons; and (kind, level, seed) -> log-odds of surviving by the predictor of the other
+        seeds, for levels of two seeds or more.
+    """
+    rows: list[Judged] = []
+    seen: dict[int, Layers] = {}
+    odds: dict[tuple[str, int, int], Layers] = {}
+    for seed, scores in found:
+        for name, score in scores.items():
+            for kind, of_kind in masks.items():
+                for level, kept in of_kind.items():
+                    if seed in kept:
+                        rows += [Judged(seed, level, name, kind, *of) for of in against(score, kept[seed])]
+        seen[seed] = features(scores)
+    for level in next(iter(masks.values())):
+        for kind, of_kind in masks.items():
+            kept = of_kind[level]
+            predicted = held_out({seed: seen[seed] for seed in kept}, kept) if len(kept) > 1 else {}
+            for seed, score in predicted.items():
+                odds[kind, level, seed] = score
+                rows += [Judged(seed, level, LOGISTIC, kind, *of) for of in against(score, kept[seed])]
+    return rows, odds
