@@ -14,22 +14,22 @@ from lthjax.measures.predict import LOGISTIC, MEAN
 from lthjax.measures.scores import PIXEL_VARIANCE, SCORES
 from lthjax.measures.stats import POSITIVE, SHARE, Range, mean_interval
 
-_LABELS = {name: score.label for name, score in SCORES.items()} | {
-    PIXEL_VARIANCE: "pixel variance (first layer)",
-    LOGISTIC: "logistic, held-out seed",
+# Label, colour, marker.
+_SCORES = {
+    name: (SCORES[name].label, colour, marker)
+    for name, colour, marker in (
+        ("init_magnitude", "#E69F00", "D"),
+        ("magnitude", "#D55E00", "v"),
+        ("movement", "#CC79A7", "<"),
+        ("snip", "#009E73", "s"),
+        ("grasp", "#56B4E9", ">"),
+        ("synflow", "#999999", "P"),
+        ("fisher", "#8A6D00", "X"),
+    )
+} | {
+    PIXEL_VARIANCE: ("pixel variance (first layer)", "#000000", "h"),
+    LOGISTIC: ("logistic, held-out seed", draw.look(TICKET)[0], "o"),
 }
-_COLOURS = {
-    "init_magnitude": "#E69F00",
-    "magnitude": "#D55E00",
-    "movement": "#CC79A7",
-    "snip": "#009E73",
-    "grasp": "#56B4E9",
-    "synflow": "#999999",
-    "fisher": "#8A6D00",
-    PIXEL_VARIANCE: "#000000",
-    LOGISTIC: draw.look(TICKET)[0],
-}
-_MARKERS = dict(zip(_COLOURS, "Dv<s>PXho", strict=True))
 _MASKS = {
     TICKET: ("ticket", draw.look(TICKET)[0], "o"),
     PREDICTED: ("predicted", "#E69F00", "D"),
@@ -83,13 +83,9 @@ def drawn(found: Loaded) -> list[Drawn]:
 
 
 def bars(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
-    """Every score at initialisation: AUROC and lift, averaged over layers; a panel a level.
-
-    Points are seeds, bars their mean, lines the 95 % interval (of three seeds or more), dashes chance. The
-    hatched bar is the null: masks shuffled within layers.
-    """
+    """Every score at initialisation: AUROC and lift, averaged over layers; a column a level."""
     rows = [row for row in rows if row.step == 0 and row.layer == MEAN]
-    shown = [(name, TICKET) for name in _COLOURS] + [(LOGISTIC, SHUFFLED)]
+    shown = [(name, TICKET) for name in _SCORES] + [(LOGISTIC, SHUFFLED)]
     shown = [of for of in shown if any((row.score, row.mask) == of for row in rows)]
     measures = (
         ("auroc", 0.5, "AUROC within layers", SHARE),
@@ -102,27 +98,26 @@ def bars(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
                 for place, of in enumerate(shown):
                     own = [r for r in rows if r.level == level and (r.score, r.mask) == of]
                     values = [float(getattr(row, measure)) for row in own]
-                    _bar(axes, place, values, within, chance, _COLOURS[of[0]], of[1] == SHUFFLED)
+                    _bar(axes, place, values, within, chance, _SCORES[of[0]][1], of[1] == SHUFFLED)
                 axes.axvline(chance, color=_CHANCE, lw=1, ls="--")
                 axes.grid(axis="y", visible=False)
                 axes.set_xlabel(f"{name_of} (chance {chance:g})")
-            labels = [_LABELS[name] if kind == TICKET else "the same, shuffled masks" for name, kind in shown]
-            line[0].set_yticks(range(len(shown)), labels)
+            said = [
+                "the same, shuffled masks" if kind == SHUFFLED else _SCORES[name][0] for name, kind in shown
+            ]
+            line[0].set_yticks(range(len(shown)), said)
             line[0].set_ylim(len(shown) - 0.4, -0.6)
         return figure
 
 
 def curve(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
-    """AUROC within layers of every score against the step of the dense training; a panel a level.
-
-    Lines are means over seeds, points seeds, the band the 95 % interval of the logistic predictor.
-    """
+    """AUROC within layers of every score against the step of the dense training; a panel a level."""
     rows = [row for row in rows if row.layer == MEAN and row.mask == TICKET]
     last = max((row.step for row in rows), default=0)
     with matplotlib.rc_context(draw.STYLE):
         figure, grid, levels = _panels(rows, density, 1, (2.9, 4.2))
         for axes, level in zip(grid[0], levels, strict=True):
-            for name in _COLOURS:
+            for name in _SCORES:
                 _line(axes, name, [row for row in rows if (row.level, row.score) == (level, name)])
             axes.axhline(0.5, color=_CHANCE, lw=1, ls="--")
             axes.set_xscale("symlog", linthresh=1, linscale=0.4)
@@ -142,12 +137,12 @@ def _line(axes: Axes, name: str, rows: Sequence[Scored]) -> None:
     """A score over the steps: the mean of seeds, every seed as a point, of the predictor the interval."""
     if not rows:
         return
-    colour = _COLOURS[name]
+    label, colour, marker = _SCORES[name]
     x = sorted({row.step for row in rows})
     points = [[float(row.auroc or 0) for row in rows if row.step == step] for step in x]
     intervals = [mean_interval(of_step, within=SHARE) for of_step in points]
     means, wide = [interval.mean for interval in intervals], 2.2 if name == LOGISTIC else 1.2
-    axes.plot(x, means, color=colour, lw=wide, marker=_MARKERS[name], ms=4, label=_LABELS[name])
+    axes.plot(x, means, color=colour, lw=wide, marker=marker, ms=4, label=label)
     for step, of_step in zip(x, points, strict=True):
         axes.plot([step] * len(of_step), of_step, ".", color=colour, ms=2.5, alpha=0.6)
     if name == LOGISTIC and intervals[0].n >= draw.BAND_FROM:
@@ -156,27 +151,16 @@ def _line(axes: Axes, name: str, rows: Sequence[Scored]) -> None:
 
 
 def functional(trials: Sequence[Trial], density: Mapping[int, float]) -> Figure:
-    """Test accuracy of predicted masks, trained, beside the ticket and random masks; a panel a level.
-
-    Small points are seeds (repeats averaged), large ones their mean, lines its 95 % interval (of three
-    seeds or more).
-    """
+    """Test accuracy of predicted masks, trained, beside the ticket and random masks; a panel a level."""
     with matplotlib.rc_context(draw.STYLE):
         predicted = [trial for trial in trials if trial.mask == PREDICTED]
         figure, grid, levels = _panels(predicted, density, 1, (2.6, 3.6))
         for axes, level in zip(grid[0], levels, strict=True):
-            for place, (mask, (_, colour, marker)) in enumerate(_MASKS.items()):
-                of = accuracies(t for t in trials if (t.level, t.mask) == (level, mask))
-                if of:
-                    draw.dots(
-                        axes,
-                        place,
-                        list(of.values()),
-                        mean_accuracy(of),
-                        (colour, marker),
-                        beside=0.15,
-                        sizes=(5.0, 8.0),
-                    )
+            for place, (mask, (_, *look)) in enumerate(_MASKS.items()):
+                own = accuracies(t for t in trials if (t.level, t.mask) == (level, mask))
+                if own:
+                    at = place, [*own.values()], mean_accuracy(own), (look[0], look[1])
+                    draw.dots(axes, *at, beside=0.15, sizes=(5.0, 8.0))
             axes.set_xticks(range(len(_MASKS)), [name for name, _, _ in _MASKS.values()], fontsize=8)
             axes.set_xlim(-0.6, len(_MASKS) - 0.4)
             axes.grid(axis="x", visible=False)
@@ -197,20 +181,13 @@ def _panels(
     grid = figure.subplots(lines, columns, squeeze=False, sharey="row")
     for axes, level in zip(grid[0], levels, strict=False):
         n = len({row.seed for row in rows if row.level == level})
-        axes.set_title(
-            f"{words.share(density[level])} of weights ({words.seeds(n)})", loc="left", fontsize=11
-        )
+        title = f"{words.share(density[level])} of weights ({words.seeds(n)})"
+        axes.set_title(title, loc="left", fontsize=11)
     return figure, grid.tolist(), levels
 
 
 def _bar(
-    axes: Axes,
-    place: int,
-    values: Sequence[float],
-    within: Range,
-    chance: float,
-    colour: str,
-    null: bool,
+    axes: Axes, place: int, values: Sequence[float], within: Range, chance: float, colour: str, null: bool
 ) -> None:
     """A bar from chance to the mean, with its interval and a point a seed."""
     if not values:

@@ -1,10 +1,12 @@
 """The tables of `analysis.predict`: their rows, and how they are read."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from analysis import tables, words
 from analysis.run import TICKET, Run, densities, select
+from lthjax.measures.scores import PIXEL_VARIANCE
 
 SCORES, TRIALS, ABOUT = "scores.csv", "functional.csv", "about.json"
 SHUFFLED, RANDOM = "shuffled", "random"
@@ -102,7 +104,7 @@ def load(run: Run) -> Loaded:
         for name, count, written in ((SCORES, len(rows), "scores"), (TRIALS, len(trials), "functional")):
             if count != about.get(written, count):
                 raise ValueError(f"{name} has not as many rows as were written")
-        density = ticket_densities(run, rows[0].chain)
+        density = densities(select(run.rows, chain=rows[0].chain, arm=TICKET))
         unknown = {*(row.level for row in rows), *(trial.level for trial in trials)} - {*density}
         if unknown:
             raise ValueError(f"the run has no ticket of level {min(unknown)}")
@@ -111,6 +113,41 @@ def load(run: Run) -> Loaded:
         raise tables.unreadable(where, error, words.command("predict", run.path)) from error
 
 
-def ticket_densities(run: Run, chain: str) -> dict[int, float]:
-    """Level -> mean density of a chain's tickets, diverged ones among them."""
-    return densities(select(run.rows, chain=chain, arm=TICKET))
+def notes(
+    seeds: Mapping[int, Sequence[int]], paths: set[str], rows: Sequence[Scored], trials: Sequence[Trial]
+) -> list[str]:
+    """Sentences that a reader of the rows must know.
+
+    Args:
+        seeds: level -> seeds whose ticket is looked at.
+        paths: of the prunable leaves.
+        rows, trials: what was found.
+    """
+    made = []
+    for level, of_level in seeds.items():
+        alone = len(of_level) < 2
+        if alone:
+            made.append(
+                f"Level {level} has the ticket of one seed only: there is no held-out test of the logistic "
+                "predictor, and no predicted mask."
+            )
+        for seed in of_level:
+            seen = {row.layer for row in rows if (row.seed, row.level) == (seed, level)}
+            made += [
+                f"Level {level}, seed {seed}: all weights of {layer} are kept, or none, and it is left out."
+                for layer in sorted(paths - seen)
+            ]
+        trained = {trial.mask for trial in trials if trial.level == level}
+        if not alone and RANDOM not in trained:
+            made.append(
+                f"The run has no arm `random` at level {level}; the predicted mask's shuffled twin is a "
+                "random mask of the same layer-wise densities."
+            )
+    if not any(row.score == PIXEL_VARIANCE for row in rows):
+        made.append(
+            "Pixel variance is left out: the first layer is a convolution, whose weights read every pixel."
+        )
+    bad = sum(trial.status == "diverged" for trial in trials)
+    if bad:
+        made.append(f"{bad} of the {len(trials)} trained masks diverged and are left out of means.")
+    return made

@@ -1,7 +1,7 @@
 """Takes scores, compares them with the tickets' masks, and trains the masks that are predicted."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,44 +129,45 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
         if options.training:
             predicting.train_predicted()
         trials = predicting.trials()
-        notes = [*asked.notes, *_told(asked, rows, trials, predicting.paths)]
-        return _write(run, asked, rows, trials, notes)
+        notes = [*asked.notes, *table.notes(asked.seeds, predicting.paths, rows, trials)]
+        return _write(run, asked, Loaded(rows, trials, notes, densities(asked.tickets.rows)))
 
 
-class _Predicting:
+class _Predicting(trainings.Work):
     """One call of `work`: what it reads and writes, and what it has predicted so far."""
 
     def __init__(self, run: Run, asked: Asked, store: Store, watch: Watch, chunk: int | None) -> None:
-        self._run, self._asked, self._store, self._watch = run, asked, store, watch
-        self._prepared, self._study = asked.prepared, asked.prepared.study
+        super().__init__(run, asked.prepared, watch, chunk)
+        self._asked, self._store = asked, store
         self._chain, self._rewind = asked.tickets.chain, asked.tickets.rewind
-        self._work = trainings.Work(run, asked.prepared, watch, chunk)
-        self._whole = run.mask(Cell(self._study.seeds[0], DENSE, 0, DENSE))
-        self._scorer = scores.scorer(asked.prepared.model)
+        self._seeds, self._total = asked.prepared.study.seeds, asked.prepared.lengths.total
+        self._whole = run.mask(Cell(self._seeds[0], DENSE, 0, DENSE))
         self._predicted: dict[tuple[int, int], Layers] = {}
 
     @property
     def paths(self) -> set[str]:
         """Of the prunable leaves."""
-        return {*layers.by_layer(self._whole, self._whole)}
+        return {*self.by_layer(self._whole)}
 
-    def _rows_of(self, tree: Any) -> Layers:
+    def by_layer(self, tree: Any) -> Layers:
+        """Its prunable leaves, every one in a row."""
         return layers.flat(layers.by_layer(tree, self._whole))
 
     def _state(self, seed: int, step: int) -> Variables:
         """The dense network at a step."""
-        if step == self._prepared.lengths.total:
-            return self._run.variables(Cell(seed, DENSE, 0, DENSE))
-        kept = self._run.has_state(seed, step)
-        return self._run.variables_at(seed, step) if kept else self._store.state(seed, step)
+        if step == self._total:
+            return self.run.variables(Cell(seed, DENSE, 0, DENSE))
+        if self.run.has_state(seed, step):
+            return self.run.variables_at(seed, step)
+        return self._store.state(seed, step)
 
     @cached_property
     def _missing_states(self) -> dict[int, tuple[int, ...]]:
         """Seed -> the steps whose states neither the run nor an earlier call has kept."""
-        inner = [step for step in self._asked.steps if step < self._prepared.lengths.total]
+        inner = [step for step in self._asked.steps if step < self._total]
         lacking = {
-            seed: tuple(k for k in inner if not any(of.has_state(seed, k) for of in (self._run, self._store)))
-            for seed in self._study.seeds
+            seed: tuple(k for k in inner if not any(of.has_state(seed, k) for of in (self.run, self._store)))
+            for seed in self._seeds
         }
         return {seed: steps for seed, steps in lacking.items() if steps}
 
@@ -199,35 +200,38 @@ class _Predicting:
         states = self._missing_states
         missing = [cell for cell in self._cells() if not self._there(cell)] if training else []
         steps = sum(max(captures) for captures in states.values())
-        steps += len(missing) * (self._prepared.lengths.total - self._rewind)
-        time = self._work.time([*(Cell(seed, DENSE, 0, DENSE) for seed in states), *missing], steps)
-        self._watch.say(
+        steps += len(missing) * (self._total - self._rewind)
+        time = self.time([*(Cell(seed, DENSE, 0, DENSE) for seed in states), *missing], steps)
+        self.watch.say(
             f"{len(states)} dense trainings to be replayed as far as the states asked for, and "
             f"{len(missing)} predicted masks to be trained: {steps:,} steps in all{time}; scores of "
-            f"{len(self._study.seeds)} seeds at steps {', '.join(map(str, self._asked.steps))}"
+            f"{len(self._seeds)} seeds at steps {', '.join(map(str, self._asked.steps))}"
         )
 
     def replay(self) -> None:
         """Trains the dense networks' first steps again for the states that nobody has kept."""
         jobs = []
         for seed, steps in self._missing_states.items():
-            dense = self._run.task(self._prepared, Cell(seed, DENSE, 0, DENSE))
+            dense = self.run.task(self.prepared, Cell(seed, DENSE, 0, DENSE))
             job = Job(seed, 0, 0, max(steps), dense.variables, dense.mask, steps)
             jobs.append((dense.cell, job))
-        for cell, job, trained in self._work.train(jobs):
+        for cell, job, trained in self.train(jobs):
             for step in job.captures:
                 self._store.write_state(cell.seed, step, trained.states[step])
 
     def measure(self) -> list[Scored]:
         """Scores every seed at every step, compares, and keeps the masks that are to be trained."""
-        rows, seeds = [], self._asked.seeds
-        tickets = {n: {seed: self._ticket(seed, n) for seed in of_level} for n, of_level in seeds.items()}
+        rows = []
+        tickets = {
+            n: {seed: self.by_layer(self.run.mask(Cell(seed, self._chain, n, TICKET))) for seed in seeds}
+            for n, seeds in self._asked.seeds.items()
+        }
         null = {
             n: {seed: predict.shuffled(np.random.default_rng([seed, n]), m) for seed, m in of_level.items()}
             for n, of_level in tickets.items()
         }
         for step in self._asked.steps:
-            self._watch.say(f"scores at step {step}")
+            self.watch.say(f"scores at step {step}")
             masks = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
             judged, odds = predict.judge(self._scores(step), masks)
             for of in judged:
@@ -239,31 +243,33 @@ class _Predicting:
                     self._predicted[seed, level] = predict.keep_highest(score, counts)
         return rows
 
-    def _ticket(self, seed: int, level: int) -> Layers:
-        return self._rows_of(self._run.mask(Cell(seed, self._chain, level, TICKET)))
+    def _scores(self, step: int) -> Iterator[tuple[int, dict[str, Layers]]]:
+        """(seed, name -> scores) at a step."""
+        names = tuple(scores.names_at(step))
+        for seed, (split, pixels) in self._splits.items():
+            images, labels = study.first_batches(self.prepared, split, seed, self._asked.batches)
+            initial, now = self._state(seed, 0).params, self._state(seed, step)
+            found = self._scorer(initial, now, images, labels, names=names)
+            yield seed, {**{n: self.by_layer(of) for n, of in found.items()}, scores.PIXEL_VARIANCE: pixels}
+
+    @cached_property
+    def _scorer(self) -> Callable[..., dict[str, Any]]:
+        return scores.scorer(self.prepared.model)
 
     @cached_property
     def _splits(self) -> dict[int, tuple[data.Split, Layers]]:
         """Seed -> its split, and the variance of its pixels."""
-        dataset, made = self._prepared.dataset, {}
-        for seed in self._study.seeds:
-            split = data.split(dataset, seed, self._study.data.validation)
-            pixels = scores.pixel_variance(dataset.train_images[split.train], split.std, self._whole)
-            made[seed] = split, pixels
+        dataset, made = self.prepared.dataset, {}
+        for seed in self._seeds:
+            split = data.split(dataset, seed, self.prepared.study.data.validation)
+            images = dataset.train_images[split.train]
+            made[seed] = split, scores.pixel_variance(images, split.std, self._whole)
         return made
-
-    def _scores(self, step: int) -> Iterator[tuple[int, dict[str, Layers]]]:
-        """(seed, name -> scores) at a step."""
-        for seed, (split, pixels) in self._splits.items():
-            images, labels = study.first_batches(self._prepared, split, seed, self._asked.batches)
-            initial, now = self._state(seed, 0).params, self._state(seed, step)
-            found = self._scorer(initial, now, images, labels, names=tuple(scores.names_at(step)))
-            yield seed, {**{n: self._rows_of(of) for n, of in found.items()}, scores.PIXEL_VARIANCE: pixels}
 
     def train_predicted(self) -> None:
         """Trains the predicted masks that are missing, and the same shuffled within layers."""
         jobs = []
-        start, stop = self._rewind, self._prepared.lengths.total
+        start, stop = self._rewind, self._total
         for cell in self._cells():
             if self._there(cell):
                 continue
@@ -272,12 +278,12 @@ class _Predicting:
                 kept = predict.shuffled(np.random.default_rng([cell.seed, cell.level, 1]), kept)
             mask = layers.as_mask(kept, self._whole)
             jobs.append((cell, Job(cell.seed, cell.level, start, stop, self._state(cell.seed, start), mask)))
-        for cell, job, trained in self._work.train(jobs):
-            self._work.write(self._store, cell, job, trained, self._basis(cell))
+        for cell, job, trained in self.train(jobs):
+            self.write(self._store, cell, job, trained, self._basis(cell))
 
     def trials(self) -> list[Trial]:
         """Every trained mask of the levels looked at: ours, the tickets, and the run's random ones."""
-        run, seeds = self._run, self._asked.seeds
+        run, seeds, made = self.run, self._asked.seeds, []
         trained = [cell for cell in self._cells() if self._there(cell)]
         found = [(cell, self._store.result(cell), self._store.mask(cell)) for cell in trained]
         found += [
@@ -285,57 +291,15 @@ class _Predicting:
             for row in select(run.rows, chain=self._chain)
             if row.arm in (TICKET, RANDOM) and row.seed in seeds.get(row.level, ())
         ]
-        made = []
         for cell, result, mask in found:
-            iou, chance = prune.overlap(mask, run.mask(cell._replace(arm=TICKET, repeat=1)))
-            made.append(
-                Trial(
-                    *(cell.seed, cell.chain, cell.level, cell.repeat, cell.arm),
-                    self._rewind,
-                    result["density"],
-                    float(iou),
-                    float(chance),
-                    result.get("test_accuracy"),
-                    result.get("early_stop_step"),
-                    result["status"],
-                )
-            )
+            place = (cell.seed, cell.chain, cell.level, cell.repeat, cell.arm, self._rewind)
+            iou, chance = map(float, prune.overlap(mask, run.mask(cell._replace(arm=TICKET, repeat=1))))
+            reached = result.get("test_accuracy"), result.get("early_stop_step")
+            made.append(Trial(*place, result["density"], iou, chance, *reached, result["status"]))
         return sorted(made)
 
 
-def _told(asked: Asked, rows: Sequence[Scored], trials: Sequence[Trial], paths: set[str]) -> list[str]:
-    """What a reader of the rows must know; `paths` are those of the prunable leaves."""
-    notes = []
-    for level, seeds in asked.seeds.items():
-        alone = len(seeds) < 2
-        if alone:
-            notes.append(
-                f"Level {level} has the ticket of one seed only: there is no held-out test of the logistic "
-                "predictor, and no predicted mask."
-            )
-        for seed in seeds:
-            seen = {row.layer for row in rows if (row.seed, row.level) == (seed, level)}
-            notes += [
-                f"Level {level}, seed {seed}: all weights of {layer} are kept, or none, and it is left out."
-                for layer in sorted(paths - seen)
-            ]
-        trained = {trial.mask for trial in trials if trial.level == level}
-        if not alone and RANDOM not in trained:
-            notes.append(
-                f"The run has no arm `random` at level {level}; the predicted mask's shuffled twin is a "
-                "random mask of the same layer-wise densities."
-            )
-    if not any(row.score == scores.PIXEL_VARIANCE for row in rows):
-        notes.append(
-            "Pixel variance is left out: the first layer is a convolution, whose weights read every pixel."
-        )
-    bad = sum(trial.status == "diverged" for trial in trials)
-    if bad:
-        notes.append(f"{bad} of the {len(trials)} trained masks diverged and are left out of means.")
-    return notes
-
-
-def _write(run: Run, asked: Asked, rows: list[Scored], trials: list[Trial], notes: list[str]) -> Path:
+def _write(run: Run, asked: Asked, found: Loaded) -> Path:
     """Writes figures, tables and, last, about.json; returns the folder."""
     about = {
         "chain": asked.tickets.chain,
@@ -343,14 +307,13 @@ def _write(run: Run, asked: Asked, rows: list[Scored], trials: list[Trial], note
         "seeds": {str(level): seeds for level, seeds in asked.seeds.items()},
         "steps": asked.steps,
         "images": asked.images,
-        "notes": notes,
-        "scores": len(rows),
-        "functional": len(trials),
+        "notes": found.notes,
+        "scores": len(found.rows),
+        "functional": len(found.trials),
     }
     contents = {
-        table.SCORES: tables.of_rows(Scored, rows),
-        table.TRIALS: tables.of_rows(Trial, trials),
+        table.SCORES: tables.of_rows(Scored, found.rows),
+        table.TRIALS: tables.of_rows(Trial, found.trials),
         table.ABOUT: json.dumps(about, indent=1) + "\n",
     }
-    found = Loaded(rows, trials, notes, table.ticket_densities(run, asked.tickets.chain))
     return page.write_folder(run.path / "predict", figures.drawn(found), contents)
