@@ -95,7 +95,7 @@ SCORES: dict[str, Score] = {
     "synflow": Score(_at_step("synflow"), "SynFlow", 0),
     "fisher": Score(_fisher, "Fisher", 0),
 }
-"""The scores by name; a new one is a new row."""
+"""The scores by name."""
 
 
 def names_at(step: int) -> list[str]:
