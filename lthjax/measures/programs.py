@@ -1,25 +1,71 @@
-"""What is measured of one network, as functions of a pytree: compiled, one replicate a device.
+"""The landscape around one network, as functions of a pytree that may be compiled and run side by side.
 
-Every function takes (model, settings, each) and gives arrays by name. `each` holds "variables", "mask",
+Every program takes (model, settings, each) and gives arrays by name. `each` holds "variables", "mask",
 "train" (a `landscape.Chunk`) and, where they are needed, "test", "noise" (batches of their own), "start"
 (the weights that training started from), "keys" (PRNG key data, uint32 [draws, 2]), "other" and
 "other_mask" (the other end of a path).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 
-from analysis.landscape_table import Settings
 from lthjax import models
+from lthjax.devices import replicate
 from lthjax.measures import hessian, landscape
 from lthjax.models import Model, Variables
 
 PyTree = Any
+# Cost of a gradient, in forward passes.
+_GRADIENT = 3
+# How far apart points of a line may be, in lengths of the filters, for what lies between two of them.
+_NEAR = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How much is measured."""
+
+    images: int = 2000
+    """Train images, and as many test images, for losses, gradients, lines and paths."""
+    plane_images: int = 2000
+    """Train images for surfaces, the first of those."""
+    plane_test_images: int = 500
+    """Test images for surfaces, the first of those."""
+    spectrum_images: int = 500
+    """Train images for spectra, the first of those."""
+    points: int = 51
+    """Points on a line, and on either side of a surface; odd."""
+    reach: float = 1.0
+    """How far lines and surfaces go either way, in lengths of the filters."""
+    draws: int = 3
+    """Random directions of lines."""
+    plane_draws: int = 1
+    """Pairs of orthogonal directions of surfaces; the first of a pair is that of the line."""
+    alphas: int = 30
+    """Points on a path, ends included."""
+    eigenvalues: int = 10
+    """How many of the largest eigenvalues are found."""
+    steps: int = 40
+    """Lanczos steps for them."""
+    probes: int = 4
+    """Probes of the spectral density."""
+    probe_steps: int = 30
+    """Lanczos steps of every probe."""
+    trace_probes: int = 32
+    """Products of the Hessian for the trace."""
+    rho: float = 0.05
+    """Length of the step for sharpness."""
+    adaptive_rho: float = 0.5
+    """The same relative to the weights."""
 
 
 def _logits(model: Model, stats: PyTree) -> landscape.Apply:
@@ -143,10 +189,9 @@ def _product(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax
     return {"product": on.product(jnp.where(on.kept, 1.0, 0.0)[None])}
 
 
-_Program = Callable[[Model, Settings, dict[str, Any]], dict[str, jax.Array]]
-
-
-PROGRAMS: dict[str, _Program] = {
+Program = Callable[[Model, Settings, dict[str, Any]], dict[str, jax.Array]]
+"""(model, settings, each) -> arrays by name."""
+PROGRAMS: dict[str, Program] = {
     "point": _point,
     "lines": _lines,
     "plane": _plane,
@@ -155,6 +200,98 @@ PROGRAMS: dict[str, _Program] = {
     "loss": _loss,
     "product": _product,
 }
+"""By what they measure; "loss" and "product" (of the Hessian with ones) are parts of the others."""
+
+
+def compiled(name: str, model: Model, how: Settings, on: Mesh) -> Callable[..., dict[str, jax.Array]]:
+    """A program as `replicate.run` takes it: one network a device, products in float32."""
+
+    def one(shared: PyTree, carried: PyTree, each: dict[str, Any]) -> dict[str, jax.Array]:
+        with jax.default_matmul_precision("float32"):
+            return PROGRAMS[name](model, how, each)
+
+    one.__name__ = name
+    return replicate.spread(one, on)
+
+
+def images_of(name: str, how: Settings) -> dict[str, int]:
+    """How many "train" and "test" images a program sees."""
+    if name == "plane":
+        return {"train": how.plane_images, "test": how.plane_test_images}
+    if name in ("spectrum", "product"):
+        return {"train": how.spectrum_images, "test": 0}
+    return {"train": how.images, "test": 0 if name == "loss" else how.images}
+
+
+def passes(name: str, how: Settings) -> tuple[int, int]:
+    """A program's cost: images that go forward, and images that go through a product of the Hessian."""
+    seen = sum(images_of(name, how).values())
+    match name:
+        case "point":
+            return seen + how.images * (4 * _GRADIENT + 4), 0
+        case "lines":
+            return seen * how.points * how.draws, 0
+        case "plane":
+            return seen * how.points**2 * how.plane_draws, 0
+        case "spectrum":
+            return 0, seen * (how.steps + how.probes * how.probe_steps + how.trace_probes)
+        case _:
+            return seen * (how.alphas + 1), 0
+
+
+def exact(arrays: Mapping[str, np.ndarray], images: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Shares of images as the fractions that they are, which sums of float32 miss by rounding.
+
+    Args:
+        arrays: what a program gives.
+        images: how many "train" and "test" images it has seen.
+
+    Returns:
+        The same arrays, shares as float64.
+    """
+    of = {"train_accuracy": "train", "test_accuracy": "test", "disagreement": "test"}
+
+    def fraction(shares: np.ndarray, count: int) -> np.ndarray:
+        return np.round(shares.astype(np.float64) * count) / count
+
+    return {name: fraction(x, images[of[name]]) if name in of else x for name, x in arrays.items()}
+
+
+def rise(steps: np.ndarray, losses: np.ndarray) -> float | None:
+    """How far the loss rises half a filter's length away from a network, in the mean over draws and sides.
+
+    Args:
+        steps: float [points], ascending, in lengths of the filters; 0 is the network.
+        losses: float [draws, points].
+
+    Returns:
+        In nats; None where the line does not reach so far, or has no points near enough.
+    """
+    half = 0.5
+    between = 0 if np.isclose(abs(steps), half).any() else steps[1] - steps[0]
+    if steps[-1] < half or between > _NEAR:
+        return None
+    at = [np.interp([-half, 0, half], steps, of_draw) for of_draw in losses]
+    return float(np.mean([(a + b) / 2 - o for a, o, b in at]))
+
+
+def nearest_step(losses: Mapping[int, float], target: float) -> int:
+    """The step at which a falling loss meets a target.
+
+    Of the first at or below it and the one before, that whose loss is nearer as a ratio.
+
+    Args:
+        losses: step -> loss, by ascending step; the last is the end of training.
+        target: the loss to meet.
+    """
+    steps = list(losses)
+    first = next((i for i, step in enumerate(steps) if losses[step] <= target), len(steps) - 1)
+
+    def off(step: int) -> float:
+        ratio = max(losses[step], 1e-30) / max(target, 1e-30)
+        return abs(math.log(ratio)) if math.isfinite(ratio) else math.inf
+
+    return min(steps[max(first - 1, 0) : first + 1][::-1], key=off)
 
 
 def _key(key_data: jax.Array) -> jax.Array:
