@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from analysis.run import Run
-from lthjax import fields, progress, record, study, train
+from lthjax import fields, record, study, train
 from lthjax.errors import shell
 from lthjax.imp import Cell
 from lthjax.store import Store
@@ -44,11 +44,6 @@ class Work:
     def __init__(self, run: Run, prepared: study.Prepared, watch: Watch, chunk: int | None) -> None:
         self.run, self.prepared, self.watch = run, prepared, watch
         self._chunk = chunk
-
-    @property
-    def heard(self) -> bool:
-        """Whether anybody is told of it; where nobody is, its cost need not be measured."""
-        return not isinstance(self.watch, progress.Silent)
 
     @cached_property
     def trainer(self) -> Trainer:

@@ -29,10 +29,8 @@ from analysis.landscape import figures, table, work
 from analysis.landscape.table import (
     CONNECTED,
     END,
-    FLATNESS,
     MARKER,
     NAME,
-    QUANTITIES,
     SIBLING,
     ArmDifference,
     Found,
@@ -47,6 +45,7 @@ from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding
 from analysis.run import TICKET, Run
 from lthjax.measures import stats
+from lthjax.measures.quantities import FLATNESS, QUANTITIES
 from lthjax.measures.stats import mean_interval
 
 __all__ = ["ANALYSIS", "ArmDifference", "Found", "LandscapeOptions", "Number"]

@@ -15,7 +15,6 @@ from analysis.landscape.table import (
     ARMS,
     CONNECTED,
     END,
-    FLATNESS,
     SIBLING,
     Arrays,
     Found,
@@ -29,6 +28,7 @@ from analysis.page import Drawn
 from analysis.run import TICKET, Run
 from lthjax.imp import DENSE
 from lthjax.measures import hessian
+from lthjax.measures.quantities import FLATNESS
 from lthjax.measures.stats import ANY, PERCENT, POSITIVE, mean_interval
 
 _BARRIER = "barrier_test_error"

@@ -5,18 +5,17 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from analysis.landscape.table import SIBLING, Item, Network, Scope, write_arrays
 from analysis.run import Run
-from lthjax import data, imp, progress, prune, record, rng
+from lthjax import data, imp, progress, prune, record
 from lthjax.devices import replicate
 from lthjax.imp import Cell
-from lthjax.measures import landscape, programs
+from lthjax.measures import programs
 from lthjax.measures.programs import Settings
 from lthjax.models import Variables
 from lthjax.store import Store
@@ -70,30 +69,6 @@ def masked(variables: Variables, mask: PyTree) -> Variables:
     return variables._replace(params=jax.device_get(prune.apply(variables.params, mask)))
 
 
-class _Images(NamedTuple):
-    """A seed's images, normalised, in random order: float32 [N, H, W, C], int32 [N]."""
-
-    train: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray]
-
-
-def _images(prepared: Prepared, seed: int, count: int) -> _Images:
-    """So many images of either part; fewer are the first of more."""
-    dataset, split = prepared.dataset, data.split(prepared.dataset, seed, prepared.study.data.validation)
-
-    def part(name: str, images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> tuple:
-        order = np.asarray(jax.random.permutation(rng.stream(seed, f"landscape/{name}"), len(index)))
-        chosen = index[order[:count]]
-        raw, mean, std = (jnp.asarray(x) for x in (images[chosen], split.mean, split.std))
-        return np.asarray(data.gather(raw, jnp.arange(len(chosen)), mean, std)), labels[chosen]
-
-    every = np.arange(len(dataset.test_images))
-    return _Images(
-        part("train", dataset.train_images, dataset.train_labels, split.train),
-        part("test", dataset.test_images, dataset.test_labels, every),
-    )
-
-
 class Measurer:
     """What is compiled and loaded to measure.
 
@@ -110,7 +85,12 @@ class Measurer:
         self._networks, self._watch = networks, watch
         self._mesh = replicate.mesh(len(scope.networks()))
         self._program = cache(lambda name, how: programs.compiled(name, prepared.model, how, self._mesh))
-        self._seen = cache(lambda seed: _images(prepared, seed, scope.settings.images))
+        self._images = cache(
+            lambda seed: programs.images(prepared.dataset, self._split(seed), seed, scope.settings.images)
+        )
+
+    def _split(self, seed: int) -> data.Split:
+        return data.split(self._prepared.dataset, seed, self._prepared.study.data.validation)
 
     def measure(self, missing: Sequence[Item]) -> None:
         """Measures items, and writes their arrays."""
@@ -168,25 +148,13 @@ class Measurer:
 
     def _each(self, name: str, network: Network, end: Network | None, how: Settings) -> dict[str, Any]:
         """What a program reads of one network."""
-        seed, (variables, mask) = network.cell.seed, self._networks.read(network)
-        each = {"variables": variables, "mask": mask}
-        for part, count in programs.images_of(name, how).items():
-            if count:
-                each[part] = self._chunks(seed, part, count)
-        if name in ("lines", "plane", "spectrum"):
-            stream = "landscape/spectrum" if name == "spectrum" else "landscape/direction"
-            draws = {"lines": how.draws, "plane": how.plane_draws}.get(name, 1)
-            keys = [jax.random.key_data(rng.stream(seed, stream, draw)) for draw in range(draws)]
-            each["keys"] = np.stack([np.asarray(key) for key in keys])
+        seed, at_a_time = network.cell.seed, _CHUNKS[replicate.one_by_one(self._mesh)]
+        images = self._images(seed)
+        each = programs.inputs(name, how, seed, images, at_a_time)
+        each["variables"], each["mask"] = self._networks.read(network)
         if name == "point":
             each["start"] = self._networks.task(network.cell).variables.params
-            size = min(self._prepared.study.train.batch, how.images // 2)
-            each["noise"] = self._chunks(seed, "train", how.images // size * size, size)
+            each["noise"] = programs.batches(images, how, self._prepared.study.train.batch)
         if end is not None:
             each["other"], each["other_mask"] = self._networks.read(end)
         return each
-
-    def _chunks(self, seed: int, part: str, count: int, size: int | None = None) -> landscape.Chunk:
-        images, labels = getattr(self._seen(seed), part)
-        size = size or _CHUNKS[replicate.one_by_one(self._mesh)]
-        return landscape.chunks(images[:count], labels[:count], size)

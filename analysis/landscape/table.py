@@ -14,7 +14,7 @@ from analysis.run import TICKET, Run
 from lthjax import files, imp
 from lthjax.errors import DAMAGED
 from lthjax.imp import DENSE, Cell
-from lthjax.measures import landscape, programs, stats
+from lthjax.measures import programs, quantities, stats
 from lthjax.measures.programs import Settings
 from lthjax.measures.stats import mean_interval
 from lthjax.store import folder
@@ -27,41 +27,6 @@ SIBLING: Final = "sibling"
 MATCHED: Final = "matched"
 # Percentage points of error below which a path counts as without a barrier (Frankle et al. 2020).
 CONNECTED = 2.0
-RISES = {"train": "rise_train", "test": "rise_test"}
-FLATNESS = {
-    "eigenvalue_1": "largest eigenvalue",
-    "trace_per_dimension": "mean eigenvalue",
-    "sharpness": "SAM",
-}
-"""The quantities by which minima are called flat, in words."""
-QUANTITIES = {
-    "step": "step of training at which it is measured",
-    "train_loss": "train loss (nats)",
-    "train_accuracy": "train accuracy",
-    "test_loss": "test loss (nats)",
-    "test_accuracy": "test accuracy",
-    "dimension": "dimension of the space: surviving weights and biases",
-    "eigenvalue_1": "largest eigenvalue of the Hessian",
-    "eigenvalue_lowest": "lowest eigenvalue of the Hessian",
-    "trace": "trace of the Hessian",
-    "trace_per_dimension": "mean eigenvalue of the Hessian",
-    "sharpness": "rise of the train loss on a step of given length up the gradient (SAM)",
-    "adaptive_sharpness": "the same with the step relative to the weights (ASAM)",
-    "gradient_norm": "norm of the mean gradient",
-    "gradient_noise": "trace of the covariance of one image's gradient",
-    "distance": "distance from the start weights",
-    "degrees": "angle from the start weights",
-    "rise_train": "rise of the train loss half a filter's length away in random directions",
-    "rise_test": "rise of the test loss there",
-    "barrier_train_loss": "barrier of the train loss on the path (nats)",
-    "barrier_test_loss": "barrier of the test loss on the path (nats)",
-    "barrier_train_error": "barrier of the train error on the path (fraction)",
-    "barrier_test_error": "barrier of the test error on the path (fraction)",
-    "disagreement": "share of test images on which the ends of the path differ",
-    "path_length": "distance between the ends of the path",
-    "path_degrees": "angle between them",
-}
-"""Quantity -> it in words."""
 
 
 class Number(NamedTuple):
@@ -218,19 +183,6 @@ def items(scope: Scope, replays: Iterable[Network] = ()) -> list[Item]:
     return found + [Item("plane", one) for one in own if one.cell.seed in scope.planes]
 
 
-def _basis(item: Item, settings: Settings) -> dict[str, Any]:
-    """What an item's numbers depend on besides the networks; arrays of another basis are made anew."""
-    needed = {
-        "point": ("images", "rho", "adaptive_rho"),
-        "lines": ("images", "points", "reach", "draws"),
-        "plane": ("plane_images", "plane_test_images", "points", "reach", "plane_draws"),
-        "spectrum": ("spectrum_images", "eigenvalues", "steps", "probes", "probe_steps", "trace_probes"),
-        "path": ("images", "alphas"),
-    }[item.kind]
-    # Smaller sets are the first images of the same order.
-    return {name: getattr(settings, name) for name in needed}
-
-
 def _file(run: Path, item: Item) -> Path:
     return folder(run / NAME, item.network.stored) / f"{item.name}.npz"
 
@@ -239,7 +191,7 @@ def read(run: Path, item: Item, settings: Settings) -> Arrays | None:
     """An item's arrays; None where there are none, or of another basis, or damaged."""
     try:
         with _file(run, item).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if json.loads(str(arrays["basis"])) == _basis(item, settings):
+            if json.loads(str(arrays["basis"])) == programs.basis(item.kind, settings):
                 return {name: arrays[name] for name in arrays.files if name != "basis"}
     except DAMAGED:
         pass
@@ -249,7 +201,7 @@ def read(run: Path, item: Item, settings: Settings) -> Arrays | None:
 def write_arrays(run: Path, item: Item, settings: Settings, arrays: Arrays) -> None:
     """Writes an item's arrays, whole or not at all."""
     contents = io.BytesIO()
-    np.savez_compressed(contents, basis=json.dumps(_basis(item, settings)), **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(contents, basis=json.dumps(programs.basis(item.kind, settings)), **arrays)  # type: ignore[arg-type]
     path = _file(run, item)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, contents.getvalue())
@@ -270,54 +222,14 @@ def numbers(item: Item, arrays: Arrays) -> list[Number]:
     where = path_to(item.to) if item.to else END
     if item.network.role == MATCHED:
         where = matched_with(item.network.control)
-    made = {"point": _of_point, "lines": _of_lines, "spectrum": _of_spectrum, "path": _of_path}.get(item.kind)
-    values = made(arrays) if made else {}
+    values = quantities.values(item.kind, arrays)
     return [Number(*item.network.cell[:4], where, name, *value) for name, value in values.items()]
-
-
-_Values = dict[str, tuple[float, float | None]]
-
-
-def _of_point(arrays: Arrays) -> _Values:
-    return {name: (float(x), None) for name, x in arrays.items()}
-
-
-def _of_lines(arrays: Arrays) -> _Values:
-    rises = {name: programs.rise(arrays["steps"], arrays[f"{part}_loss"]) for part, name in RISES.items()}
-    return {name: (rise, None) for name, rise in rises.items() if rise is not None}
-
-
-def _of_spectrum(arrays: Arrays) -> _Values:
-    ends = zip(arrays["largest"], arrays["largest_error"], strict=True)
-    largest = {f"eigenvalue_{i}": (float(x), float(e)) for i, (x, e) in enumerate(ends, 1) if np.isfinite(x)}
-    return {
-        **largest,
-        "eigenvalue_lowest": (float(arrays["smallest"][0]), float(arrays["smallest_error"][0])),
-        "trace": (float(arrays["trace"]), float(arrays["trace_error"])),
-        "trace_per_dimension": (float(arrays["mean"]), float(arrays["mean_error"])),
-    }
-
-
-def _of_path(arrays: Arrays) -> _Values:
-    values: _Values = {}
-    for part in ("train", "test"):
-        loss, error = arrays[f"{part}_loss"], 1 - arrays[f"{part}_accuracy"].astype(np.float64)
-        values[f"barrier_{part}_loss"] = float(landscape.barrier(loss)), None
-        values[f"barrier_{part}_error"] = float(landscape.barrier(error)), None
-    return values | {
-        name: (float(arrays[name]), None) for name in ("disagreement", "path_length", "path_degrees")
-    }
 
 
 def place_of(row: Number) -> tuple[Any, ...]:
     """The key that rows are sorted by."""
-    names = list(QUANTITIES)
-    further = row.quantity not in names
-    # Of eigenvalues without a name of their own the number's digits decide: first how many there are.
-    quantity = (names.index("eigenvalue_1"), len(row.quantity), row.quantity)
-    if not further:
-        quantity = (names.index(row.quantity), 0, "")
-    return row.seed, (DENSE, *ARMS).index(row.arm), row.where != END, row.where, quantity
+    place = (DENSE, *ARMS).index(row.arm)
+    return row.seed, place, row.where != END, row.where, quantities.order(row.quantity)
 
 
 def differences(rows: Sequence[Number]) -> list[ArmDifference]:

@@ -1,7 +1,6 @@
 """Trains siblings and replays, has networks measured, and writes a level's tables and figures."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,7 +17,6 @@ from analysis.landscape.table import (
     CONTROLS,
     END,
     MATCHED,
-    RISES,
     Found,
     Item,
     Network,
@@ -33,15 +31,13 @@ from analysis.work import Work, kept
 from lthjax import fields, progress, record
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
-from lthjax.measures import programs
+from lthjax.measures import programs, quantities
 from lthjax.measures.programs import Settings
 from lthjax.store import Store, folder
 from lthjax.study import Prepared, Watch
 
 # Steps of a replay at which its train loss is looked at, at most.
 _CAPTURES = 32
-# Points, draws, probes and steps, each.
-_MOST = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +76,7 @@ def ask(run: Run, options: LandscapeOptions) -> Asked:
     settings = Settings(
         **{field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)}
     )
-    _check(settings)
+    programs.check(settings)
     level, tickets = options.level, run.tickets(options.chain)
     chosen, surfaces = _seeds(
         options, tickets.chain, tickets.seeds(level), {row.level for row in tickets.done}
@@ -103,9 +99,9 @@ def ask(run: Run, options: LandscapeOptions) -> Asked:
             f"{settings.images:,} train and as many test images were asked for; {few:,} of each are looked "
             f"at, as there are {train:,} and {test:,}."
         )
-    names = ("images", "plane_images", "plane_test_images", "spectrum_images")
-    settings = dataclasses.replace(settings, **{name: min(getattr(settings, name), few) for name in names})
-    return Asked(prepared, Scope(tickets.chain, tickets.rewind, level, arms, surfaces, settings), notes)
+    return Asked(
+        prepared, Scope(tickets.chain, tickets.rewind, level, arms, surfaces, settings.limited(few)), notes
+    )
 
 
 def _seeds(
@@ -127,25 +123,6 @@ def _seeds(
     if left:
         raise UserError(f"--plane-seeds: {left[0]} is not among --seeds; it may be {chosen}.")
     return chosen, chosen[:1] if planes is None else sorted({*planes})
-
-
-def _check(settings: Settings) -> None:
-    least = {"images": 4, "points": 3, "alphas": 2, "trace_probes": 2}
-    for name, value in dataclasses.asdict(settings).items():
-        lowest = least.get(name, 1 if isinstance(value, int) else 0.0)
-        # Of images there may be asked for more than there are; so many of anything else take for ever.
-        most = math.inf if "images" in name or lowest == 0.0 else _MOST
-        if not lowest <= value <= most or not math.isfinite(value) or (lowest == 0.0 and value == 0):
-            allowed = f"{lowest} or more" if lowest else "above 0 and finite"
-            allowed += f", at most {_MOST}" if most == _MOST else ""
-            raise UserError(f"--{name.replace('_', '-')}: {value} is not allowed; it must be {allowed}.")
-    if settings.eigenvalues > settings.steps:
-        raise UserError(
-            f"--eigenvalues: {settings.eigenvalues} is not allowed; it must be --steps = {settings.steps} or "
-            "fewer."
-        )
-    if not settings.points % 2:
-        raise UserError(f"--points: {settings.points} is even; an odd number has the network itself on it.")
 
 
 def work(run: Run, options: LandscapeOptions, watch: Watch) -> Path:
@@ -193,7 +170,7 @@ class _Landscape(Work):
 
     def announce(self, training: bool) -> None:
         """Says what there is to train and to measure and, by measuring a little, how long it will take."""
-        if not self.heard:
+        if isinstance(self.watch, progress.Silent):
             return
         siblings = self._missing_siblings() if training else []
         there = self._replays()
@@ -297,7 +274,7 @@ class _Landscape(Work):
             )
             for replay, basis in lacking.items():
                 if replay.cell == cell:
-                    step = programs.nearest_step(losses, basis["target"])
+                    step = quantities.nearest_step(losses, basis["target"])
                     result = {
                         **replay.stored._asdict(),
                         "status": "done",
@@ -326,7 +303,7 @@ class _Landscape(Work):
                 row._replace(where=where)
                 for row in rows
                 if (row.seed, row.arm, row.where) == (replay.cell.seed, replay.other, END)
-                and row.quantity not in RISES.values()
+                and row.quantity not in quantities.RISES.values()
             ]
         return sorted(rows, key=table.place_of)
 

@@ -8,7 +8,7 @@ Every program takes (model, settings, each) and gives arrays by name. `each` hol
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,16 +18,21 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
-from lthjax import models
+from lthjax import data, models, rng
 from lthjax.devices import replicate
+from lthjax.errors import UserError
 from lthjax.measures import hessian, landscape
 from lthjax.models import Model, Variables
 
 PyTree = Any
+Labelled = tuple[np.ndarray, np.ndarray]
+"""Images, normalised, float32 [N, H, W, C], and their labels, int32 [N]."""
+Images = Mapping[str, Labelled]
+"""By "train" and "test"."""
+# Points, draws, probes and steps, each.
+_MOST = 10_000
 # Cost of a gradient, in forward passes.
 _GRADIENT = 3
-# How far apart points of a line may be, in lengths of the filters, for what lies between two of them.
-_NEAR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,35 @@ class Settings:
     """Length of the step for sharpness."""
     adaptive_rho: float = 0.5
     """The same relative to the weights."""
+
+    def limited(self, images: int) -> "Settings":
+        """The same on at most so many images of either part."""
+        names = ("images", "plane_images", "plane_test_images", "spectrum_images")
+        return replace(self, **{name: min(getattr(self, name), images) for name in names})
+
+
+def check(settings: Settings) -> None:
+    """Raises for what is not allowed.
+
+    Raises:
+        UserError: names the setting, as an option of the command line.
+    """
+    least = {"images": 4, "points": 3, "alphas": 2, "trace_probes": 2}
+    for name, value in asdict(settings).items():
+        lowest = least.get(name, 1 if isinstance(value, int) else 0.0)
+        # Of images there may be asked for more than there are; so many of anything else take for ever.
+        most = math.inf if "images" in name or lowest == 0.0 else _MOST
+        if not lowest <= value <= most or not math.isfinite(value) or (lowest == 0.0 and value == 0):
+            allowed = f"{lowest} or more" if lowest else "above 0 and finite"
+            allowed += f", at most {_MOST}" if most == _MOST else ""
+            raise UserError(f"--{name.replace('_', '-')}: {value} is not allowed; it must be {allowed}.")
+    if settings.eigenvalues > settings.steps:
+        raise UserError(
+            f"--eigenvalues: {settings.eigenvalues} is not allowed; it must be --steps = {settings.steps} or "
+            "fewer."
+        )
+    if not settings.points % 2:
+        raise UserError(f"--points: {settings.points} is even; an odd number has the network itself on it.")
 
 
 def _logits(model: Model, stats: PyTree) -> landscape.Apply:
@@ -214,6 +248,19 @@ def compiled(name: str, model: Model, how: Settings, on: Mesh) -> Callable[..., 
     return replicate.spread(one, on)
 
 
+def basis(name: str, how: Settings) -> dict[str, Any]:
+    """The settings that a program's arrays depend on."""
+    needed = {
+        "point": ("images", "rho", "adaptive_rho"),
+        "lines": ("images", "points", "reach", "draws"),
+        "plane": ("plane_images", "plane_test_images", "points", "reach", "plane_draws"),
+        "spectrum": ("spectrum_images", "eigenvalues", "steps", "probes", "probe_steps", "trace_probes"),
+        "path": ("images", "alphas"),
+    }[name]
+    # Smaller sets are the first images of the same order.
+    return {setting: getattr(how, setting) for setting in needed}
+
+
 def images_of(name: str, how: Settings) -> dict[str, int]:
     """How many "train" and "test" images a program sees."""
     if name == "plane":
@@ -221,6 +268,51 @@ def images_of(name: str, how: Settings) -> dict[str, int]:
     if name in ("spectrum", "product"):
         return {"train": how.spectrum_images, "test": 0}
     return {"train": how.images, "test": 0 if name == "loss" else how.images}
+
+
+def images(dataset: data.Dataset, split: data.Split, seed: int, count: int) -> Images:
+    """So many train and test images of a seed in random order; fewer are the first of more."""
+
+    def part(name: str, raw: np.ndarray, labels: np.ndarray, index: np.ndarray) -> Labelled:
+        order = np.asarray(jax.random.permutation(rng.stream(seed, f"landscape/{name}"), len(index)))
+        chosen = index[order[:count]]
+        shown, mean, std = (jnp.asarray(x) for x in (raw[chosen], split.mean, split.std))
+        return np.asarray(data.gather(shown, jnp.arange(len(chosen)), mean, std)), labels[chosen]
+
+    every = np.arange(len(dataset.test_images))
+    return {
+        "train": part("train", dataset.train_images, dataset.train_labels, split.train),
+        "test": part("test", dataset.test_images, dataset.test_labels, every),
+    }
+
+
+def inputs(name: str, how: Settings, seed: int, of: Images, size: int) -> dict[str, Any]:
+    """What a program reads besides the network: images, and keys of random directions or probes.
+
+    Args:
+        name: of the program.
+        how: how much is measured.
+        seed: the seed, by which all its networks have the same keys.
+        of: the seed's images.
+        size: images at a time.
+    """
+    each: dict[str, Any] = {
+        part: landscape.chunks(*(x[:count] for x in of[part]), size)
+        for part, count in images_of(name, how).items()
+        if count
+    }
+    draws = {"lines": how.draws, "plane": how.plane_draws, "spectrum": 1}.get(name)
+    if draws:
+        stream = "landscape/spectrum" if name == "spectrum" else "landscape/direction"
+        keys = [jax.random.key_data(rng.stream(seed, stream, draw)) for draw in range(draws)]
+        each["keys"] = np.stack([np.asarray(key) for key in keys])
+    return each
+
+
+def batches(of: Images, how: Settings, batch: int) -> landscape.Chunk:
+    """Train images in whole batches, two or more, as the noise of gradients is measured on."""
+    size = min(batch, how.images // 2)
+    return landscape.chunks(*(x[: how.images // size * size] for x in of["train"]), size)
 
 
 def passes(name: str, how: Settings) -> tuple[int, int]:
@@ -255,43 +347,6 @@ def exact(arrays: Mapping[str, np.ndarray], images: Mapping[str, int]) -> dict[s
         return np.round(shares.astype(np.float64) * count) / count
 
     return {name: fraction(x, images[of[name]]) if name in of else x for name, x in arrays.items()}
-
-
-def rise(steps: np.ndarray, losses: np.ndarray) -> float | None:
-    """How far the loss rises half a filter's length away from a network, in the mean over draws and sides.
-
-    Args:
-        steps: float [points], ascending, in lengths of the filters; 0 is the network.
-        losses: float [draws, points].
-
-    Returns:
-        In nats; None where the line does not reach so far, or has no points near enough.
-    """
-    half = 0.5
-    between = 0 if np.isclose(abs(steps), half).any() else steps[1] - steps[0]
-    if steps[-1] < half or between > _NEAR:
-        return None
-    at = [np.interp([-half, 0, half], steps, of_draw) for of_draw in losses]
-    return float(np.mean([(a + b) / 2 - o for a, o, b in at]))
-
-
-def nearest_step(losses: Mapping[int, float], target: float) -> int:
-    """The step at which a falling loss meets a target.
-
-    Of the first at or below it and the one before, that whose loss is nearer as a ratio.
-
-    Args:
-        losses: step -> loss, by ascending step; the last is the end of training.
-        target: the loss to meet.
-    """
-    steps = list(losses)
-    first = next((i for i, step in enumerate(steps) if losses[step] <= target), len(steps) - 1)
-
-    def off(step: int) -> float:
-        ratio = max(losses[step], 1e-30) / max(target, 1e-30)
-        return abs(math.log(ratio)) if math.isfinite(ratio) else math.inf
-
-    return min(steps[max(first - 1, 0) : first + 1][::-1], key=off)
 
 
 def _key(key_data: jax.Array) -> jax.Array:
