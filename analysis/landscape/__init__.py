@@ -26,20 +26,7 @@ import numpy as np
 
 from analysis import words
 from analysis.landscape import figures, table, work
-from analysis.landscape.table import (
-    CONNECTED,
-    END,
-    MARKER,
-    NAME,
-    SIBLING,
-    ArmDifference,
-    Found,
-    Number,
-    command,
-    matched_with,
-    path_to,
-    values_of,
-)
+from analysis.landscape.table import END, NAME, ArmDifference, Found, Number, values_of
 from analysis.landscape.work import LandscapeOptions
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding
@@ -93,7 +80,7 @@ def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
         return [finding for one in found for finding in (*flatter(run, one), connected(run, one))]
     tickets = [row for row in run.rows if row.arm == TICKET]
     level = min(tickets, key=lambda row: abs(row.density - 0.15)).level if tickets else "L"
-    where = command(run, level)
+    where = table.command(run, level)
     return [Finding(claim, "not tested", "not measured", 0, where) for claim in (_FLAT, _BASIN)]
 
 
@@ -104,13 +91,13 @@ def flatter(run: Run, found: Found) -> list[Finding]:
         claim = f"{_FLAT}, at {words.share(found.density)}: {words_}"
         of_arm = {
             where: [values_of(found.rows, arm, where, quantity) for arm in (TICKET, "reinit")]
-            for where in (matched_with("reinit"), END)
+            for where in (table.matched_with("reinit"), END)
         }
         paired = {where: stats.paired(*values) for where, values in of_arm.items()}
         where = next((where for where in paired if paired[where]), END)
         values = paired[where]
         if not values:
-            again = command(run, found.scope.level, found.scope.chain)
+            again = table.command(run, found.scope.level, found.scope.chain)
             made.append(Finding(claim, "not tested", "no reinit cell there", 0, again))
             continue
         ours, theirs = (float(np.mean(list(x.values()))) for x in of_arm[where])
@@ -127,15 +114,15 @@ def flatter(run: Run, found: Found) -> list[Finding]:
 
 def connected(run: Run, found: Found) -> Finding:
     """Whether the paths between tickets and their siblings are without a barrier."""
-    claim = f"{_BASIN}, at {words.share(found.density)}: error barrier below {CONNECTED:g} points"
-    barriers = values_of(found.rows, TICKET, path_to(SIBLING), "barrier_test_error")
+    claim = f"{_BASIN}, at {words.share(found.density)}: error barrier below {table.CONNECTED:g} points"
+    barriers = values_of(found.rows, TICKET, table.path_to(table.SIBLING), "barrier_test_error")
     if not barriers:
-        again = command(run, found.scope.level, found.scope.chain)
+        again = table.command(run, found.scope.level, found.scope.chain)
         return Finding(claim, "not tested", "no siblings trained", 0, again)
     values = [100 * value for value in barriers.values()]
     # A path's highest error is no less than its ends' mean, and no error is above 100 %.
     least, most = stats.PERCENT
-    outcome = stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least)).outcome
+    outcome = stats.verdict([-value for value in values], -table.CONNECTED, within=(-most, -least)).outcome
     interval = words.interval(mean_interval(values, within=stats.PERCENT), ".3g")
     estimate = f"barrier of the test error {interval} pp"
     return Finding(claim, outcome, estimate, len(values), Link(NAME, f"#{NAME}"))
@@ -150,5 +137,5 @@ ANALYSIS = Analysis(
     section=section,
     findings=findings,
     load=table.load,
-    marker=f"{NAME}/chain=*/level=*/{MARKER}",
+    marker=f"{NAME}/chain=*/level=*/{table.MARKER}",
 )

@@ -1,6 +1,6 @@
 """The figures of a run's landscape."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -11,19 +11,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from analysis import draw, words
-from analysis.landscape.table import (
-    ARMS,
-    CONNECTED,
-    END,
-    SIBLING,
-    Arrays,
-    Found,
-    Item,
-    arrays,
-    matched_with,
-    path_to,
-    values_of,
-)
+from analysis.landscape import table
+from analysis.landscape.table import ARMS, END, SIBLING, Arrays, Found, Item, matched_with, values_of
 from analysis.page import Drawn
 from analysis.run import TICKET, Run
 from lthjax.imp import DENSE
@@ -52,11 +41,12 @@ _PLACES = {
     7.6: ("random", matched_with("random")),
 }
 _Surfaces = Mapping[str, Arrays]
+_SURFACES = ("train_loss", "test_loss")
 
 
 def drawn_of(run: Run, found: Found) -> list[Drawn]:
     """The figures of one level."""
-    of = arrays(run, found)
+    of = table.arrays(run, found)
     made = [
         *_surfaces(found, of),
         _profiles(found, of),
@@ -95,28 +85,30 @@ def _of_kind(of: Mapping[Item, Arrays], kind: str, to: str = "") -> dict[str, di
     return {arm: seeds for arm, seeds in found.items() if seeds}
 
 
+def _rows(first: tuple[str, ...], at: Sequence[float], by_seed: Mapping[int, Sequence[float]]) -> list[tuple]:
+    """Rows of a figure's data: the first columns, seed, place, value."""
+    return [
+        (*first, seed, place, value)
+        for seed, values in by_seed.items()
+        for place, value in zip(at, values, strict=True)
+    ]
+
+
 def _surfaces(found: Found, of: Mapping[Item, Arrays]) -> list[Drawn]:
     """Contours and a 3-D view of every draw, of the first seed that has surfaces."""
     every = _of_kind(of, "plane")
     if not every:
         return []
-    first = min(seed for seeds in every.values() for seed in seeds)
-    planes = {arm: seeds[first] for arm, seeds in every.items() if first in seeds}
+    seed = min(seed for seeds in every.values() for seed in seeds)
+    planes = {arm: seeds[seed] for arm, seeds in every.items() if seed in seeds}
     losses = np.stack([x[f"{part}_loss"] for x in planes.values() for part in ("train", "test")])
     norm = LogNorm(max(float(np.nanmin(losses)), 1e-6), float(np.nanmax(losses)))
+    draws = [
+        {arm: {**x, **{name: x[name][draw] for name in _SURFACES}} for arm, x in planes.items()}
+        for draw in range(losses.shape[1])
+    ]
     return [
-        figure
-        for number in range(losses.shape[1])
-        for figure in _surface(
-            found,
-            first,
-            number,
-            {
-                arm: {name: a if name == "steps" else a[number] for name, a in x.items()}
-                for arm, x in planes.items()
-            },
-            norm,
-        )
+        one for number, of_draw in enumerate(draws) for one in _surface(found, seed, number, of_draw, norm)
     ]
 
 
@@ -132,12 +124,18 @@ def _surface(found: Found, seed: int, number: int, planes: _Surfaces, norm: LogN
         f"{settings.plane_test_images:,} test images; n = 1"
     )
     rows = [
-        (seed, number, arm, a, b, *(float(x[name][i, j]) for name in ("train_loss", "test_loss")))
+        (
+            seed,
+            number,
+            arm,
+            float(x["steps"][i]),
+            float(x["steps"][j]),
+            *(float(x[n][i, j]) for n in _SURFACES),
+        )
         for arm, x in planes.items()
-        for i, a in enumerate(x["steps"].tolist())
-        for j, b in enumerate(x["steps"].tolist())
+        for i, j in np.ndindex(x["train_loss"].shape)
     ]
-    table = (("seed", "draw", "arm", "a", "b", "train_loss", "test_loss"), rows)
+    data = (("seed", "draw", "arm", "a", "b", *_SURFACES), rows)
     return [
         Drawn(
             _named(found, "contours") + also,
@@ -146,7 +144,7 @@ def _surface(found: Found, seed: int, number: int, planes: _Surfaces, norm: LogN
             f"Train loss (above) and test loss (below) around the trained networks (cross): {what}. Colours "
             "and level lines are the same in all panels, on a log scale. Steps are in lengths of every "
             "filter, so panels compare by shape. Look at how wide the same line is in each.",
-            table,
+            data,
             True,
         ),
         Drawn(
@@ -155,7 +153,7 @@ def _surface(found: Found, seed: int, number: int, planes: _Surfaces, norm: LogN
             _relief(planes, norm),
             f"Train loss around the trained networks: {what}. One height and colour scale, logarithmic. Look "
             "at the depth and width of the bowl.",
-            table,
+            data,
             True,
         ),
     ]
@@ -227,7 +225,7 @@ def _profiles(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
     every = _of_kind(of, "lines")
     if not every:
         return None
-    rows = []
+    rows: list[tuple] = []
     with matplotlib.rc_context(draw.STYLE):
         figure = Figure(figsize=(9.2, 4.0), layout="constrained")
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -235,11 +233,7 @@ def _profiles(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
             for (arm, own), line in zip(every.items(), draw.LINES, strict=False):
                 steps = next(iter(own.values()))["steps"].tolist()
                 means = {seed: x[f"{part}_loss"].mean(0).tolist() for seed, x in own.items()}
-                rows += [
-                    (part, arm, seed, step, value)
-                    for seed, values in means.items()
-                    for step, value in zip(steps, values, strict=True)
-                ]
+                rows += _rows((part, arm), steps, means)
                 # A loss of 0, as float32 may have it, has no logarithm.
                 columns = [[max(x, 1e-12) for x in at] for at in zip(*means.values(), strict=True)]
                 style = (draw.look(arm)[0], "", line)
@@ -328,15 +322,9 @@ def _spectrum(
     for top in tops:
         ranks.semilogy(at, top, ".", color=colour, ms=3, alpha=0.6)
     ranks.semilogy(at, tops.mean(0), line, marker=marker, color=colour, ms=5)
-    return [
-        ("density", arm, seed, float(x), float(y))
-        for seed, curve in curves.items()
-        for x, y in zip(grid[::4], curve[::4], strict=True)
-    ] + [
-        ("eigenvalue", arm, seed, rank, float(value))
-        for seed, x in seeds.items()
-        for rank, value in enumerate(x["largest"], 1)
-    ]
+    drawn = {seed: curve[::4].tolist() for seed, curve in curves.items()}
+    rows = _rows(("density", arm), grid[::4].tolist(), drawn)
+    return rows + _rows(("eigenvalue", arm), at.tolist(), dict(zip(seeds, tops.tolist(), strict=True)))
 
 
 def _barriers(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
@@ -352,14 +340,10 @@ def _barriers(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
             # From the arm to the other end.
             x = (1 - next(iter(own.values()))["alphas"]).tolist()
             errors = {s: (100 * (1 - y["test_accuracy"].astype(np.float64))).tolist() for s, y in own.items()}
-            rows += [
-                (arm, other, seed, at, value)
-                for seed, values in errors.items()
-                for at, value in zip(x, values, strict=True)
-            ]
+            rows += _rows((arm, other), x, errors)
             axes, colour = panels[int(other != SIBLING)], draw.look(coloured)[0]
             columns = [list(column) for column in zip(*errors.values(), strict=True)]
-            barrier = np.mean(list(values_of(found.rows, arm, path_to(other), _BARRIER).values()))
+            barrier = np.mean(list(values_of(found.rows, arm, table.path_to(other), _BARRIER).values()))
             named = f"{label}: barrier {100 * barrier:.1f} pp"
             draw.curve(axes, x, columns, (colour, "", line), named, points=False, within=PERCENT)
             for values in errors.values():
@@ -386,9 +370,9 @@ def _barriers(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
         "Left, pairs with the same seed, mask and start weights and another data order; the path stays in "
         "the mask. Right, the ticket and another network of its seed; with the dense network the masks "
         "differ, and the path lies in their union. "
-        f"Lines are means over {words.seeds(seeds)}, thin ones seeds{_bands(seeds)}. The "
-        f"barrier is the highest point over the mean of the ends; below {CONNECTED:g} points two networks "
-        "count as linearly connected.",
+        f"Lines are means over {words.seeds(seeds)}, thin ones seeds{_bands(seeds)}. The barrier is the "
+        f"highest point over the mean of the ends; below {table.CONNECTED:g} points two networks count as "
+        "linearly connected.",
         (("arm", "other", "seed", "share", "test_error"), rows),
     )
 

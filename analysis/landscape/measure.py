@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.landscape.table import SIBLING, Item, Network, Scope, write_arrays
 from analysis.run import Run
-from lthjax import data, imp, progress, prune, record
+from lthjax import imp, progress, prune, record
 from lthjax.devices import replicate
 from lthjax.imp import Cell
 from lthjax.measures import programs
@@ -85,12 +85,8 @@ class Measurer:
         self._networks, self._watch = networks, watch
         self._mesh = replicate.mesh(len(scope.networks()))
         self._program = cache(lambda name, how: programs.compiled(name, prepared.model, how, self._mesh))
-        self._images = cache(
-            lambda seed: programs.images(prepared.dataset, self._split(seed), seed, scope.settings.images)
-        )
-
-    def _split(self, seed: int) -> data.Split:
-        return data.split(self._prepared.dataset, seed, self._prepared.study.data.validation)
+        of, count = (prepared.dataset, prepared.study.data.validation), scope.settings.images
+        self._images = cache(lambda seed: programs.images(*of, seed, count))
 
     def measure(self, missing: Sequence[Item]) -> None:
         """Measures items, and writes their arrays."""

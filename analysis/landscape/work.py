@@ -12,19 +12,7 @@ from analysis import page, tables
 from analysis.landscape import table
 from analysis.landscape.figures import drawn_of
 from analysis.landscape.measure import Measurer, Networks
-from analysis.landscape.table import (
-    ARMS,
-    CONTROLS,
-    END,
-    MATCHED,
-    Found,
-    Item,
-    Network,
-    Number,
-    Scope,
-    items,
-    matched_with,
-)
+from analysis.landscape.table import ARMS, CONTROLS, END, MATCHED, Found, Item, Network, Scope
 from analysis.record import TrainingOptions
 from analysis.run import TICKET, Run, select
 from analysis.work import Work, kept
@@ -203,7 +191,7 @@ class _Landscape(Work):
         """
         return [
             item
-            for item in items(self._scope, replays)
+            for item in table.items(self._scope, replays)
             if (item.end is None or item.end in coming or self._networks.done(item.end))
             and table.read(self.run.path, item, self._scope.settings) is None
         ]
@@ -285,19 +273,19 @@ class _Landscape(Work):
                     }
                     self._store.write(replay.stored, cast(fields.Result, result), job.mask, states[step])
 
-    def rows(self) -> list[Number]:
+    def rows(self) -> list[table.Number]:
         """All that is there, in numbers."""
-        rows: list[Number] = []
+        rows: list[table.Number] = []
         matched = self.matched()
-        for item in items(self._scope, matched):
+        for item in table.items(self._scope, matched):
             arrays = table.read(self.run.path, item, self._scope.settings)
             if arrays is not None:
                 rows += table.numbers(item, arrays)
         end = float(self.prepared.lengths.total)
-        rows += [Number(*one.cell[:4], END, "step", end, None) for one in self._scope.networks()]
+        rows += [table.Number(*one.cell[:4], END, "step", end, None) for one in self._scope.networks()]
         for replay in matched:
-            where, step = matched_with(replay.control), float(self._store.result(replay.stored)["step"])
-            rows.append(Number(*replay.cell[:4], where, "step", step, None))
+            where, step = table.matched_with(replay.control), float(self._store.result(replay.stored)["step"])
+            rows.append(table.Number(*replay.cell[:4], where, "step", step, None))
             # The other of the two is at its end.
             rows += [
                 row._replace(where=where)

@@ -270,8 +270,16 @@ def images_of(name: str, how: Settings) -> dict[str, int]:
     return {"train": how.images, "test": 0 if name == "loss" else how.images}
 
 
-def images(dataset: data.Dataset, split: data.Split, seed: int, count: int) -> Images:
-    """So many train and test images of a seed in random order; fewer are the first of more."""
+def images(dataset: data.Dataset, validation: int, seed: int, count: int) -> Images:
+    """So many train and test images of a seed in random order; fewer are the first of more.
+
+    Args:
+        dataset: the data set.
+        validation: how many of its train images are held out.
+        seed: the seed.
+        count: of either part, at most.
+    """
+    split = data.split(dataset, seed, validation)
 
     def part(name: str, raw: np.ndarray, labels: np.ndarray, index: np.ndarray) -> Labelled:
         order = np.asarray(jax.random.permutation(rng.stream(seed, f"landscape/{name}"), len(index)))
@@ -297,7 +305,7 @@ def inputs(name: str, how: Settings, seed: int, of: Images, size: int) -> dict[s
         size: images at a time.
     """
     each: dict[str, Any] = {
-        part: landscape.chunks(*(x[:count] for x in of[part]), size)
+        part: landscape.chunks(of[part][0][:count], of[part][1][:count], size)
         for part, count in images_of(name, how).items()
         if count
     }
@@ -311,8 +319,9 @@ def inputs(name: str, how: Settings, seed: int, of: Images, size: int) -> dict[s
 
 def batches(of: Images, how: Settings, batch: int) -> landscape.Chunk:
     """Train images in whole batches, two or more, as the noise of gradients is measured on."""
-    size = min(batch, how.images // 2)
-    return landscape.chunks(*(x[: how.images // size * size] for x in of["train"]), size)
+    (shown, labels), size = of["train"], min(batch, how.images // 2)
+    whole = how.images // size * size
+    return landscape.chunks(shown[:whole], labels[:whole], size)
 
 
 def passes(name: str, how: Settings) -> tuple[int, int]:
