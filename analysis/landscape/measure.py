@@ -24,9 +24,9 @@ from lthjax.train import Job
 
 PyTree = Any
 _Of = TypeVar("_Of")
-# Images that a program sees at a time, on CPU and elsewhere.
-_CHUNKS = (500, 50)
-# Seconds that a program compiles.
+# Images that a program sees at a time.
+_ON_CPU, _ELSEWHERE = 50, 500
+# Seconds that compiling a program takes.
 _COMPILING = 5
 
 
@@ -144,9 +144,9 @@ class Measurer:
 
     def _each(self, name: str, network: Network, end: Network | None, how: Settings) -> dict[str, Any]:
         """What a program reads of one network."""
-        seed, at_a_time = network.cell.seed, _CHUNKS[replicate.one_by_one(self._mesh)]
-        images = self._images(seed)
-        each = programs.inputs(name, how, seed, images, at_a_time)
+        seed, images = network.cell.seed, self._images(network.cell.seed)
+        size = _ON_CPU if replicate.one_by_one(self._mesh) else _ELSEWHERE
+        each = programs.inputs(name, how, seed, images, size)
         each["variables"], each["mask"] = self._networks.read(network)
         if name == "point":
             each["start"] = self._networks.task(network.cell).variables.params

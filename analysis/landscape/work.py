@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +19,7 @@ from analysis.run import TICKET, Run, select
 from analysis.work import Work, kept
 from lthjax import fields, progress, record
 from lthjax.errors import UserError
-from lthjax.imp import DENSE
+from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs, quantities
 from lthjax.measures.programs import Settings
 from lthjax.store import Store, folder
@@ -166,8 +167,7 @@ class _Landscape(Work):
         # Which of two ends at the lower train loss, and is replayed, is not known yet.
         likely = [
             Network(self._scope.network(seed, arm).cell, MATCHED, TICKET)
-            for arm in CONTROLS
-            for seed in self._scope.arms[arm]
+            for arm, seed in self._pairs()
             if training and (seed, arm) not in present
         ]
         missing = self.missing([*there, *likely], siblings)
@@ -198,36 +198,39 @@ class _Landscape(Work):
 
     def train_siblings(self) -> None:
         """Trains the siblings that are missing."""
-        own = {one.stored: one.cell for one in self._missing_siblings()}
-        jobs = [(one.stored, self._networks.job(one)) for one in self._missing_siblings()]
+        wanted = {one.stored: one for one in self._missing_siblings()}
+        jobs = [(cell, self._networks.job(one)) for cell, one in wanted.items()]
         for cell, job, trained in self.train(jobs):
-            made_from = {"sibling_of": str(folder(Path(), own[cell])), "noise": job.noise}
+            made_from = {"sibling_of": str(folder(Path(), wanted[cell].cell)), "noise": job.noise}
             self.write(self._store, cell, job, trained, made_from, weights=True)
 
+    @cached_property
     def _lower(self) -> dict[Network, dict[str, Any]]:
         """The replays that matching ticket with control takes, and what each is made from."""
         lower = {}
-        settings = self._scope.settings
-        for control in CONTROLS:
-            for seed in self._scope.arms[control]:
-                losses = {}
-                for arm in (TICKET, control):
-                    item = Item("point", self._scope.network(seed, arm))
-                    found = table.read(self.run.path, item, settings)
-                    assert found is not None, "points are measured first"
-                    losses[arm] = float(found["train_loss"])
-                arm, other = sorted(losses, key=losses.__getitem__)
-                replay = Network(self._scope.network(seed, arm).cell, MATCHED, other)
-                lower[replay] = {"target": losses[other], "images": settings.images}
+        for control, seed in self._pairs():
+            cells = [self._scope.network(seed, arm).cell for arm in (TICKET, control)]
+            losses = {cell: self._train_loss(cell) for cell in cells}
+            cell, other = sorted(losses, key=losses.__getitem__)
+            basis = {"target": losses[other], "images": self._scope.settings.images}
+            lower[Network(cell, MATCHED, other.arm)] = basis
         return lower
+
+    def _pairs(self) -> list[tuple[str, int]]:
+        """(control, seed) of every pair of ticket and control."""
+        return [(control, seed) for control in CONTROLS for seed in self._scope.arms[control]]
+
+    def _train_loss(self, cell: Cell) -> float:
+        found = table.read(self.run.path, Item("point", Network(cell)), self._scope.settings)
+        assert found is not None, "points are measured first"
+        return float(found["train_loss"])
 
     def _replays(self) -> list[Network]:
         """The replays that are there, of whatever target."""
-        pairs = [pair for control in CONTROLS for pair in ((TICKET, control), (control, TICKET))]
         replays = [
             Network(self._scope.network(seed, arm).cell, MATCHED, other)
-            for arm, other in pairs
-            for seed in self._scope.arms[TICKET]
+            for control, seed in self._pairs()
+            for arm, other in ((TICKET, control), (control, TICKET))
         ]
         return [replay for replay in replays if self._store.has(replay.stored)]
 
@@ -235,14 +238,14 @@ class _Landscape(Work):
         """The replays that are there and of today's target."""
         return [
             replay
-            for replay, basis in self._lower().items()
+            for replay, basis in self._lower.items()
             if self._store.has(replay.stored) and self._store.result(replay.stored).get("made_from") == basis
         ]
 
     def match(self) -> None:
         """Replays what ends at the lower train loss, and keeps the step nearest to the other's end."""
         present = self.matched()
-        lacking = {replay: basis for replay, basis in self._lower().items() if replay not in present}
+        lacking = {replay: basis for replay, basis in self._lower.items() if replay not in present}
         # A ticket that ends lower than both controls is replayed once.
         first = {replay.cell: replay for replay in lacking}
         jobs = []
@@ -297,7 +300,7 @@ class _Landscape(Work):
 
     def notes(self) -> list[str]:
         """What a reader of the rows must know."""
-        matched, lower = self.matched(), self._lower()
+        matched, lower = self.matched(), self._lower
         notes = [
             f"The replay {record.describe(replay.stored)} did not end at the very weights of the run, as on "
             "another machine it may not; it is a training of the same kind."

@@ -42,11 +42,11 @@ class Settings:
     images: int = 2000
     """Train images, and as many test images, for losses, gradients, lines and paths."""
     plane_images: int = 2000
-    """Train images for surfaces, the first of those."""
+    """Train images for surfaces, the first of `images`."""
     plane_test_images: int = 500
-    """Test images for surfaces, the first of those."""
+    """Test images for surfaces, likewise."""
     spectrum_images: int = 500
-    """Train images for spectra, the first of those."""
+    """Train images for spectra, likewise."""
     points: int = 51
     """Points on a line, and on either side of a surface; odd."""
     reach: float = 1.0
@@ -60,7 +60,7 @@ class Settings:
     eigenvalues: int = 10
     """How many of the largest eigenvalues are found."""
     steps: int = 40
-    """Lanczos steps for them."""
+    """Lanczos steps for the largest eigenvalues."""
     probes: int = 4
     """Probes of the spectral density."""
     probe_steps: int = 30
@@ -68,9 +68,9 @@ class Settings:
     trace_probes: int = 32
     """Products of the Hessian for the trace."""
     rho: float = 0.05
-    """Length of the step for sharpness."""
+    """Length of the step up the gradient for sharpness (SAM)."""
     adaptive_rho: float = 0.5
-    """The same relative to the weights."""
+    """Length of that step for adaptive sharpness (ASAM), relative to the weights."""
 
     def limited(self, images: int) -> "Settings":
         """The same on at most so many images of either part."""
