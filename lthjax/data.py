@@ -237,9 +237,8 @@ def _of_source(row: Source, name: str, folder: Path) -> Arrays:
     given = row.arrays(name, folder)
     missing = [key for key in _KEYS if key not in given]
     if missing:
-        raise UserError(
-            f"data.name: the source of {name!r} gives no {', '.join(missing)}; it must give {', '.join(_KEYS)}."
-        )
+        names = ", ".join(missing)
+        raise UserError(f"data.name: the source of {name!r} gives no {names}; mend its row of SOURCES.")
     return {key: np.asarray(given[key]) for key in (*_KEYS, "classes") if key in given}
 
 
