@@ -1,5 +1,7 @@
 # make demo: sets everything up and runs a whole small study on real images
-# make test: sets everything up and runs lint, types, the documentation's build and tests
+# make test: sets everything up and runs lint, types and the tests that are quick
+# make test-all: the same with the tests marked slow and the documentation's build
+# make quick: lint and the tests of single functions, while you work
 # make faults: kills, full disks and flipped bits at length
 # make docs: builds the documentation into site/; a warning is an error
 # PYTHON chooses the interpreter (3.11 or newer) that makes .venv
@@ -8,16 +10,25 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test faults lint docs clean
+PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+.PHONY: demo test test-all quick faults lint docs clean
 
 demo: $(VENV)/.installed
 	@$(RUN) run.py --config configs/quickstart.py
 
-test: $(VENV)/.installed-dev lint docs
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+test: $(VENV)/.installed-dev lint
+	$(PYTEST)
+
+test-all: $(VENV)/.installed-dev lint docs
+	$(PYTEST) -m "not faults"
+
+quick: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(PYTEST) -m "not slow and not faults and not study"
 
 faults: $(VENV)/.installed-dev
-	$(RUN) -m pytest tests/faults -m "slow or not slow" --numprocesses 2 --dist loadfile
+	$(PYTEST) tests/faults -m ""
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -53,8 +53,8 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(Options):
-    """What an analysis that trains is asked besides."""
+class Training:
+    """What a command that trains is asked, whatever it reads."""
 
     data_dir: Path = Path("data")
     """Folder of the data sets."""
@@ -62,6 +62,11 @@ class TrainingOptions(Options):
     """Keep compiled programs in the user's cache folder, for the next run."""
     chunk: int | None = None
     """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Training, Options):
+    """What an analysis that trains is asked."""
 
 
 class Analysis(NamedTuple):
@@ -167,13 +172,13 @@ def command(analysis: Analysis) -> Callable[[list[str]], None]:
     return main
 
 
-def prepare(options: Options) -> None:
+def prepare(options: object) -> None:
     """Checks what all commands that train are asked, and keeps compiled programs if that is asked.
 
     Raises:
         UserError: the chunk is no number of replicates.
     """
-    if isinstance(options, TrainingOptions):
+    if isinstance(options, Training):
         if options.chunk is not None and options.chunk < 1:
             raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
         if options.cache:

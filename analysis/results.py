@@ -25,7 +25,7 @@ from analysis import compare, tables, transfer, words
 from analysis.compare.entries import Entry, Point, at_most, entries
 from analysis.page import Table
 from analysis.report import facts
-from analysis.run import Row, accuracies, by_seed, difference, mean_accuracy, select
+from analysis.run import TICKET, Row, accuracies, by_seed, difference, mean_accuracy, select
 from lthjax import cli, files, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
@@ -182,9 +182,9 @@ class Published(_Folder):
 
     def moved(self) -> Table:
         """What tickets moved here are worth against the arms beside them, level by level."""
-        rows = tables.read_rows(self.folder / "transfer" / "transfer.csv", transfer.Row)
+        rows = tables.read_rows(self.folder / "transfer" / "transfer.csv", transfer.TransferRow)
         others = {
-            transfer.TICKET: "− own ticket (pp)",
+            TICKET: "− own ticket (pp)",
             "shuffled": "− shuffled",
             "transferred_reinit": "− moved reinit",
             DENSE: "− dense",

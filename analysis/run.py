@@ -351,7 +351,11 @@ def worth_seeing(
 
 
 def asked_levels(
-    levels: Iterable[int] | None, densities: Mapping[int, float], what: str, near: Sequence[float] = NEAR
+    levels: Iterable[int] | None,
+    densities: Mapping[int, float],
+    what: str,
+    near: Sequence[float] = NEAR,
+    last: bool = True,
 ) -> list[int]:
     """The levels that `--levels` names, or those worth seeing.
 
@@ -360,6 +364,7 @@ def asked_levels(
         densities: level -> density of those that there are; not empty.
         what: that a level which is not there lacks, in words: "trained ticket in rewind-0".
         near: as for `worth_seeing`.
+        last: as for `worth_seeing`.
 
     Raises:
         UserError: one is not there.
@@ -370,7 +375,7 @@ def asked_levels(
             raise UserError(
                 f"--levels: {level} has no {what}; it may be {', '.join(map(str, sorted(densities)))}."
             )
-    return named or worth_seeing(densities, near)
+    return named or worth_seeing(densities, near, last)
 
 
 def select(

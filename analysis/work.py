@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from analysis.run import Run
-from lthjax import fields, record, study, train
+from lthjax import fields, progress, record, study, train
 from lthjax.errors import shell
 from lthjax.imp import Cell
 from lthjax.store import Store
@@ -55,6 +55,12 @@ class Work:
         if not steps:
             return 0.0
         return study.estimate([self.prepared], [_plan(cells, steps)], self._chunk).seconds
+
+    def time(self, cells: Sequence[Cell], steps: int) -> str:
+        """The same in words, ` (about 12 s)`; "" where nothing is trained, or nobody watches."""
+        if not steps or isinstance(self.watch, progress.Silent):
+            return ""
+        return f" (about {progress.duration(self.seconds(cells, steps))})"
 
     def train(self, jobs: Jobs) -> Iterator[tuple[Cell, Job, Trained]]:
         """Trains in chunks of the same first and last step, and yields what is finished."""

@@ -13,9 +13,10 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from lthjax.errors import UserError, unknown
+from lthjax.rows import Listed
 
 Duration = int | str
 """A number of steps (`500` or "500 steps") or epochs ("2 epochs")."""
@@ -27,9 +28,17 @@ Precision = Literal["float32", "tensorfloat32", "bfloat16"]
 class Data:
     """The images."""
 
-    name: str = "mnist"
-    """Data set: mnist, fashion_mnist, kmnist, cifar10, cifar100, mnist_10k (built in), the name of an
-    npz file in the data folder, or any TFDS image-classification set."""
+    name: Annotated[
+        str,
+        Listed(
+            "Data set: {} (mnist_10k is part of the package, the others are fetched once), the name of an "
+            "npz file in the data folder, or any TFDS image-classification set.",
+            "data",
+            "SOURCES",
+        ),
+    ] = "mnist"
+    """Data set: a key of `data.SOURCES`, the name of an npz file in the data folder, or any TFDS
+    image-classification set."""
     validation: int = 5000
     """Training images held out for validation, chosen by the seed."""
     augment: bool = False
@@ -40,8 +49,8 @@ class Data:
 class Optim:
     """The optimiser and its learning rate."""
 
-    name: Literal["adam", "sgd"] = "adam"
-    """Optimiser."""
+    name: Annotated[str, Listed("Optimiser: {}.", "optim", "OPTIMISERS")] = "adam"
+    """Optimiser: a key of `optim.OPTIMISERS`."""
     lr: float = 1.2e-3
     """Peak learning rate."""
     momentum: float = 0.9
@@ -78,10 +87,16 @@ class Train:
 class Prune:
     """What is removed in a round."""
 
-    criterion: str = "large_final"
-    """Score by which weights are ranked, the lowest go: large_final (magnitude of the trained weight),
-    small_final, large_init, small_init, large_init_large_final, magnitude_increase, movement, random,
-    taylor, snip, grasp, synflow."""
+    criterion: Annotated[
+        str,
+        Listed(
+            "Score by which weights are ranked, the lowest are removed: {}; large_final is the magnitude of "
+            "the trained weight.",
+            "criteria",
+            "CRITERIA",
+        ),
+    ] = "large_final"
+    """Score by which weights are ranked, the lowest are removed: a key of `criteria.CRITERIA`."""
     scope: Literal["layer", "global"] = "layer"
     """Rank within every layer, or over all layers together."""
     rate: float | tuple[tuple[str, float], ...] = (("output", 0.1), (".", 0.2))
@@ -106,16 +121,18 @@ class Study:
     """Seeds: each fixes the initial weights, the validation split and, by level, the order of the data."""
     levels: int = 11
     """Pruning rounds; level 0 is the dense network."""
-    arms: tuple[str, ...] = ("ticket", "reinit", "random")
-    """What is trained at each level: ticket (always), reinit, random."""
+    arms: Annotated[
+        tuple[str, ...], Listed("What is trained at each level, ticket always: {}.", "arms", "ARMS")
+    ] = ("ticket", "reinit", "random")
+    """What is trained at each level, ticket always: keys of `arms.ARMS`."""
     repeats: tuple[tuple[str, int], ...] = ()
     """How often an arm is trained at each level and seed: pairs of arm and number; 1 where not named."""
     control_levels: tuple[int, ...] = ()
     """Levels at which the arms other than ticket run; none named means every level."""
     rewind: tuple[Duration, ...] = (0,)
     """Steps or epochs to which tickets are rewound; each is a chain of its own."""
-    model: str = "lenet5"
-    """Network: lenet300, lenet5, lenet5_wide, small_cnn, conv2, conv4, conv6."""
+    model: Annotated[str, Listed("Network: {}.", "models", "MODELS")] = "lenet5"
+    """Network: a key of `models.MODELS`."""
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     optim: Optim = field(default_factory=Optim)
@@ -306,6 +323,7 @@ def check_types(part: Any, prefix: str = "") -> None:
             check_types(value, f"{prefix}{field_.name}.")
         elif dataclasses.is_dataclass(hint) or not _fits(value, hint):
             written = getattr(part.__class__, "__annotations__", {}).get(field_.name, hint)
+            written = hint if get_origin(written) is Annotated else written
             kind = getattr(written, "__name__", str(written)) if isinstance(written, type) else str(written)
             raise UserError(f"{prefix}{field_.name}: {value!r} is not allowed; it must be of type {kind}.")
 
@@ -367,6 +385,7 @@ def validate(study: Study) -> None:
     from lthjax.arms import ARMS
     from lthjax.criteria import CRITERIA
     from lthjax.models import MODELS
+    from lthjax.optim import OPTIMISERS
 
     def need(ok: bool, name: str, value: object, allowed: str) -> None:
         if not ok:
@@ -406,7 +425,7 @@ def validate(study: Study) -> None:
     need(whole(study.data.validation, 1), "data.validation", study.data.validation, "1 or more")
     need(whole(study.train.batch, 1), "train.batch", study.train.batch, "1 or more")
     among("train.precision", study.train.precision, get_args(Precision))
-    among("optim.name", study.optim.name, ("adam", "sgd"))
+    among("optim.name", study.optim.name, OPTIMISERS)
     among("optim.schedule", study.optim.schedule, ("constant", "cosine", "steps"))
     need(_SMALLEST <= study.optim.lr <= _LARGEST, "optim.lr", study.optim.lr,
          "above 0 and finite, in float32")  # fmt: skip

@@ -21,7 +21,7 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +34,11 @@ from lthjax import config, files, rng, settings
 from lthjax.errors import DAMAGED, UserError, check_folder, unknown
 
 EMBEDDED = "mnist_10k"
-CATALOGUE = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100")
-_CLASSES = {EMBEDDED: 10, "cifar100": 100} | {n: 10 for n in CATALOGUE if n != "cifar100"}
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _LOOK_SECONDS = 4.0
 
 _log = logging.getLogger(__name__)
+Arrays = Mapping[str, np.ndarray]
 
 
 class Dataset(NamedTuple):
@@ -69,6 +68,24 @@ class Dataset(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an image."""
         return self.train_images.shape[1:]  # type: ignore[return-value]
+
+
+class Source(NamedTuple):
+    """A row of `SOURCES`: where a data set comes from that has no file in the data folder.
+
+    Attributes:
+        arrays: (name, data folder) -> uint8 `train_images` and `test_images` [N, H, W, C], whole numbers
+            `train_labels` and `test_labels` [N], optionally `classes`, their number. May download to the
+            folder. What it gives is kept there as an npz, and read from there the next time.
+        classes: how many there are, or None.
+        summary: where from, in words.
+        packaged: whether it is part of the package, and a file of that name does not count.
+    """
+
+    arrays: Callable[[str, Path], Arrays]
+    classes: int | None
+    summary: str
+    packaged: bool = False
 
 
 class Split(NamedTuple):
@@ -111,18 +128,18 @@ def load(name: str, dir: str | Path = "data") -> Dataset:
     """
     config.check_data_name(name)
     check_folder(dir, "--data-dir")
-    if name == EMBEDDED:
-        with resources.as_file(resources.files("lthjax") / "assets" / f"{name}.npz") as path:
-            return _checked(name, _read_npz(path), "the package")
-    folder = Path(dir)
+    folder, row = Path(dir), SOURCES.get(name)
+    if row is not None and row.packaged:
+        return _checked(name, _of_source(row, name, folder), "the package")
     path = folder / f"{name}.npz"
     if path.is_file():
         return _checked(name, _read_npz(path), str(path))
     prepared = _prepared_folder(folder / name)
     if prepared is not None:
-        arrays, source = _read_prepared(prepared), str(prepared)
-    elif name in CATALOGUE:
-        arrays, source = _fetch(name, folder), "TFDS's catalogue"
+        arrays: Arrays = _read_prepared(prepared)
+        source = str(prepared)
+    elif row is not None:
+        arrays, source = _of_source(row, name, folder), row.summary
     else:
         arrays, source = _through_tfds(name, folder), "TFDS"
     dataset = _checked(name, arrays, source)
@@ -215,6 +232,22 @@ def augment(key: jax.Array, batch: jax.Array, pad: int = 4) -> jax.Array:
 # Reading and checking
 
 
+def _of_source(row: Source, name: str, folder: Path) -> Arrays:
+    """What a row of `SOURCES` gives, as numpy arrays."""
+    given = row.arrays(name, folder)
+    missing = [key for key in _KEYS if key not in given]
+    if missing:
+        names = ", ".join(missing)
+        raise UserError(f"data.name: the source of {name!r} gives no {names}; mend its row of SOURCES.")
+    return {key: np.asarray(given[key]) for key in (*_KEYS, "classes") if key in given}
+
+
+def _packaged(name: str, folder: Path) -> Arrays:
+    """What is part of the package, whatever the folder."""
+    with resources.as_file(resources.files("lthjax") / "assets" / f"{name}.npz") as path:
+        return _read_npz(path)
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
@@ -274,7 +307,7 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
             f"{source}: test_images are {shapes[1]}, train_images {shapes[0]}; they must be alike."
         )
     # A class that no train image has cannot be learnt; so many are a mistake, not a data set.
-    declared = _CLASSES.get(name)
+    declared = SOURCES[name].classes if name in SOURCES else None
     most = max(len(arrays["train_labels"]), declared or 0)
     if "classes" in arrays:
         number = arrays["classes"]
@@ -374,7 +407,7 @@ def _same_shape(images: list[np.ndarray], where: object) -> np.ndarray:
     return np.stack(images)
 
 
-def _fetch(name: str, folder: Path) -> dict[str, np.ndarray]:
+def _fetch(name: str, folder: Path) -> Arrays:
     """Downloads what TFDS's catalogue lists for the set, checks it, and decodes it with numpy."""
     infos = dict(_tfds().builder_cls(name).url_infos)
     _look_first(name, infos, folder)
@@ -475,9 +508,10 @@ def _through_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
     except Exception:  # not found, no name at all, or of a namespace that takes what is not installed
         known = tfds.list_builders(with_community_datasets=False)
         own = sorted(p.stem for p in folder.glob("*.npz") if p.is_file())
-        suggestion = str(unknown("data.name", name, [EMBEDDED, *known, *own])).split(" Known:")[0]
+        suggestion = str(unknown("data.name", name, [*SOURCES, *known, *own])).split(" Known:")[0]
+        fetched = [name for name, row in SOURCES.items() if not row.packaged]
         raise UserError(
-            f"{suggestion} Built in: {EMBEDDED}; fetched: {', '.join(CATALOGUE)}; in {str(folder)!r}: "
+            f"{suggestion} Built in: {EMBEDDED}; fetched: {', '.join(fetched)}; in {str(folder)!r}: "
             f"{', '.join(own) or 'none'}; any other TFDS image-classification set with TensorFlow."
         ) from None
     try:
@@ -499,3 +533,15 @@ def _through_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
 
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+_CATALOGUE = "TFDS's catalogue"
+SOURCES: dict[str, Source] = {
+    "mnist": Source(_fetch, 10, _CATALOGUE),
+    "fashion_mnist": Source(_fetch, 10, _CATALOGUE),
+    "kmnist": Source(_fetch, 10, _CATALOGUE),
+    "cifar10": Source(_fetch, 10, _CATALOGUE),
+    "cifar100": Source(_fetch, 100, _CATALOGUE),
+    "mnist_10k": Source(_packaged, 10, "10,000 images of MNIST, part of the package", packaged=True),
+}
+"""The data sets that can be had by name, without a file; a new one is a new row."""

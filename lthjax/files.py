@@ -5,6 +5,7 @@ The one place that writes a file, moves a folder or takes a lock. It loads nothi
 
 import contextlib
 import errno
+import glob
 import hashlib
 import itertools
 import logging
@@ -56,6 +57,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     part = _part(path.parent, path.name)
     try:
+        _clear_dead(path)
         part.write_bytes(content)
         sync(part)
         move(part, path)
@@ -100,6 +102,28 @@ def clear(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def _clear_dead(path: Path) -> None:
+    """Removes what processes of this machine that are gone have left half written of a file."""
+    ours = f"{_PART}{socket.gethostname()}-"
+    for left in path.parent.glob(f"{glob.escape(ours)}*-{glob.escape(path.name)}"):
+        number = left.name.removeprefix(ours).partition("-")[0]
+        if number.isdigit() and int(number) != os.getpid() and not _runs(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there; where that cannot be asked, it may be."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def move(source: Path, target: Path, last: str = "") -> None:

@@ -1,4 +1,4 @@
-"""From the config to an optax transformation and its schedule."""
+"""From the config to an optax transformation and its schedule; the optimisers are rows of `OPTIMISERS`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,6 +8,39 @@ import jax.numpy as jnp
 import optax
 
 from lthjax.config import Lengths, Optim
+
+
+class Row(NamedTuple):
+    """A row of `OPTIMISERS`.
+
+    Attributes:
+        direction: config -> the optax transformation of a gradient into a step's direction, moments and
+            weight decay included; it is multiplied by minus the learning rate afterwards.
+        summary: one line for help and report.
+    """
+
+    direction: Callable[[Optim], optax.GradientTransformation]
+    summary: str
+
+
+def _decay(optim: Optim) -> optax.GradientTransformation:
+    return optax.add_decayed_weights(optim.weight_decay) if optim.weight_decay else optax.identity()
+
+
+def _adam(optim: Optim) -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_adam(), _decay(optim))
+
+
+def _sgd(optim: Optim) -> optax.GradientTransformation:
+    momentum = optax.trace(optim.momentum) if optim.momentum else optax.identity()
+    return optax.chain(_decay(optim), momentum)
+
+
+OPTIMISERS: dict[str, Row] = {
+    "adam": Row(_adam, "Adam with the constants 0.9, 0.999, 1e-8; weight decay is decoupled (AdamW)"),
+    "sgd": Row(_sgd, "gradient descent with momentum; weight decay is added to the gradient"),
+}
+"""The optimisers by name; a new one is a new row."""
 
 
 class Optimiser(NamedTuple):
@@ -29,19 +62,11 @@ class Optimiser(NamedTuple):
 def make(optim: Optim, lengths: Lengths) -> Optimiser:
     """The optimiser of a study.
 
-    sgd adds `weight_decay` times the parameters to the gradient, before momentum; adam subtracts it
-    with the learning rate, apart from the moments (AdamW). Adam's constants are 0.9, 0.999, 1e-8.
-
     Args:
         optim: the config.
         lengths: the study's durations in steps.
     """
-    decay = optax.add_decayed_weights(optim.weight_decay) if optim.weight_decay else optax.identity()
-    if optim.name == "adam":
-        base = optax.chain(optax.scale_by_adam(), decay)
-    else:
-        momentum = optax.trace(optim.momentum) if optim.momentum else optax.identity()
-        base = optax.chain(decay, momentum)
+    base = OPTIMISERS[optim.name].direction(optim)
     schedule = _schedule(optim, lengths)
 
     def at(step: jax.Array | int) -> optax.GradientTransformation:

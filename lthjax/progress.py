@@ -37,7 +37,7 @@ class Lines:
         self._what = ""
 
     def begin(self, title: str, plan: Plan) -> None:
-        self._total = plan.steps
+        self._done, self._total = 0, plan.steps
         self._cells, self._all = len(plan.done), len(plan.done) + len(plan.missing)
         self._began = self._last = time.monotonic()
         self.say(f"{title}: {len(plan.missing)} of {len(plan.cells)} cells to train")
@@ -86,6 +86,8 @@ class Bar:
 
     def begin(self, title: str, plan: Plan) -> None:
         self._began = time.monotonic()
+        for earlier in self._bar.task_ids:
+            self._bar.remove_task(earlier)
         self._task = self._bar.add_task(
             "", total=plan.steps, study=title, what="compiling", speed="", accuracy=""
         )

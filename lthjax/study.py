@@ -415,11 +415,27 @@ def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable
 @settings.pinned()
 def first_batch(prepared: Prepared, split: data.Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The first batch of a seed's dense network, on which criteria see gradients."""
+    images, labels = first_batches(prepared, split, seed, 1)
+    return images[0], labels[0]
+
+
+@settings.pinned()
+def first_batches(
+    prepared: Prepared, split: data.Split, seed: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first batches of a seed's dense network: float32 [count, B, H, W, C], normalised, and labels.
+
+    Args:
+        prepared: the study.
+        split: the seed's.
+        seed: the seed.
+        count: how many; not more than an epoch has.
+    """
     dataset = prepared.dataset
-    index = train.order(split.train, prepared.lengths, prepared.study.train.batch, seed, 0, 0, 1)[0]
-    images = jnp.asarray(dataset.train_images[index])
-    scaled = data.gather(images, jnp.arange(len(index)), jnp.asarray(split.mean), jnp.asarray(split.std))
-    return np.asarray(scaled), dataset.train_labels[index]
+    index = train.order(split.train, prepared.lengths, prepared.study.train.batch, seed, 0, 0, count)
+    images = jnp.asarray(dataset.train_images[index.ravel()])
+    scaled = data.gather(images, jnp.arange(index.size), jnp.asarray(split.mean), jnp.asarray(split.std))
+    return np.asarray(scaled).reshape(*index.shape, *dataset.shape), dataset.train_labels[index]
 
 
 @settings.pinned()

@@ -62,6 +62,11 @@ def write_npz(folder: Path, name: str, **changed: object) -> Path:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., study.Prepared]:
     """A study of seconds: lenet300 on 200 real digits; keyword arguments change its fields."""
+    return make_tiny(tmp_path)
+
+
+def make_tiny(folder: Path) -> Callable[..., study.Prepared]:
+    """As `tiny`, with its data in a folder."""
     from lthjax import data
 
     whole = data.load("mnist_10k")
@@ -72,8 +77,8 @@ def tiny(tmp_path: Path) -> Callable[..., study.Prepared]:
         "test_labels": whole.test_labels[:60],
         "classes": np.int64(10),
     }
-    (tmp_path / "data").mkdir()
-    np.savez(tmp_path / "data" / "few.npz", **few)
+    (folder / "data").mkdir()
+    np.savez(folder / "data" / "few.npz", **few)
 
     def make(**changes: object) -> study.Prepared:
         fields = {
@@ -84,7 +89,7 @@ def tiny(tmp_path: Path) -> Callable[..., study.Prepared]:
             "data": config.Data(name="few", validation=40),
             "train": config.Train(steps=12, batch=20, eval_every=5),
         }
-        return study.prepare(config.Study(**{**fields, **changes}), tmp_path / "data")  # type: ignore[arg-type]
+        return study.prepare(config.Study(**{**fields, **changes}), folder / "data")  # type: ignore[arg-type]
 
     return make
 
@@ -130,12 +135,17 @@ def spoil(path: Path) -> None:
     path.write_text(json.dumps(result | scores | {"status": "diverged", "reason": "spoilt"}))
 
 
-def check_section(command: Any, run: Path) -> None:
-    """That a command's section, verdicts and files of a run fit together, for the report."""
-    section = command.section(run)
+def check_section(analysis: Any, run: Path) -> None:
+    """That an analysis's section, verdicts and files of a run fit together, for the report."""
+    from analysis import record
+    from analysis.run import open_run
+
+    opened = open_run(run)
+    found = record.needed(analysis, opened)
+    section = analysis.section(opened, found)
     assert section.figures or section.tables
-    assert all(path.is_file() for path in command.written(run))
-    links = {found.where.href for found in command.findings(run) if hasattr(found.where, "href")}
+    assert record.written(analysis, opened)
+    links = {of.where.href for of in analysis.findings(opened, found) if hasattr(of.where, "href")}
     assert links == {f"#{section.anchor}"}
 
 

@@ -19,7 +19,7 @@ from lthjax.criteria import CRITERIA, Criterion, Weights
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.prune._core import random_scores
-from lthjax.store import Store
+from lthjax.store import Reader
 
 Make = Callable[..., study.Prepared]
 PATHS = {"a": (6, 4), "b": (4, 3)}
@@ -171,10 +171,6 @@ def test_arms_by_definition() -> None:
         assert scores[worst].max() <= scores[parent & ~worst].min()
 
 
-def opened(prepared: study.Prepared, run: Path) -> Store:
-    return Store(run, prepared.identity, json.loads((run / "study.json").read_text()))
-
-
 def test_a_study_of_every_arm_and_criterion(tiny: Make, tmp_path: Path) -> None:
     """Runs them all; two chains rewind, two lead themselves."""
     arms = tuple(ARMS)
@@ -183,37 +179,33 @@ def test_a_study_of_every_arm_and_criterion(tiny: Make, tmp_path: Path) -> None:
     names = [chain.name for chain in imp.chains(prepared.study, prepared.lengths)]
     assert names == ["rewind-0", "rewind-3", "reinit_chain-0", "random_chain-0", "random_chain-3"]
     assert not study.plan(prepared, tmp_path / "runs").missing
-    with opened(prepared, run) as store:
-        untrained = store.result(Cell(0, "rewind-3", 1, "untrained"))
-        assert (untrained["steps"], untrained["start"]) == (0, 3)
-        assert untrained["curves"]["train_loss"] == [None]
-        initial = prepared.model.init(rng.stream(0, "init"))
-        like = prune.ones(initial.params)
-        mask = store.mask(Cell(0, "rewind-3", 1, "untrained"), like)
-        origin = prune.apply(store.state(0, 3, initial).params, mask)
-        kept = store.variables(Cell(0, "rewind-3", 1, "untrained"), initial).params
-        jax.tree.map(np.testing.assert_array_equal, kept, origin)
-        second = store.result(Cell(0, "reinit_chain-0", 2, "reinit_chain"))
-        assert second["made_from"]["parent"] == "seed=0/chain=reinit_chain-0/level=01/reinit_chain"
-        # The mask of a chain is made from its own leader.
-        leader = Cell(0, "reinit_chain-0", 1, "reinit_chain")
-        expected = prune.magnitude(
-            store.variables(leader, initial).params, store.mask(leader, like), prepared.study.prune.rate
-        )
-        got = store.mask(Cell(0, "reinit_chain-0", 2, "reinit_chain"), like)
-        jax.tree.map(np.testing.assert_array_equal, got, expected)
-        chance = store.mask(Cell(0, "random_chain-0", 1, "random_chain"), like)
-        ticket = store.mask(Cell(0, "rewind-0", 1, "ticket"), like)
-        iou, by_chance = prune.overlap(chance, ticket)
-        assert abs(float(iou) - float(by_chance)) < 0.01
+    store = Reader(run)
+    untrained = store.result(Cell(0, "rewind-3", 1, "untrained"))
+    assert (untrained["steps"], untrained["start"]) == (0, 3)
+    assert untrained["curves"]["train_loss"] == [None]
+    mask = store.mask(Cell(0, "rewind-3", 1, "untrained"))
+    origin = prune.apply(store.state(0, 3).params, mask)
+    kept = store.variables(Cell(0, "rewind-3", 1, "untrained")).params
+    jax.tree.map(np.testing.assert_array_equal, kept, origin)
+    second = store.result(Cell(0, "reinit_chain-0", 2, "reinit_chain"))
+    assert second["made_from"]["parent"] == "seed=0/chain=reinit_chain-0/level=01/reinit_chain"
+    # The mask of a chain is made from its own leader.
+    leader = Cell(0, "reinit_chain-0", 1, "reinit_chain")
+    expected = prune.magnitude(store.variables(leader).params, store.mask(leader), prepared.study.prune.rate)
+    got = store.mask(Cell(0, "reinit_chain-0", 2, "reinit_chain"))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    chance = store.mask(Cell(0, "random_chain-0", 1, "random_chain"))
+    ticket = store.mask(Cell(0, "rewind-0", 1, "ticket"))
+    iou, by_chance = prune.overlap(chance, ticket)
+    assert abs(float(iou) - float(by_chance)) < 0.01
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "grasp", "synflow", "random"])
 def test_a_study_by_criterion(tiny: Make, tmp_path: Path, criterion: str) -> None:
     prepared = tiny(prune=config.Prune(criterion=criterion), seeds=(0,), arms=("ticket",), levels=1)
     run = study.run(prepared, tmp_path / "runs")
-    with opened(prepared, run) as store:
-        assert store.result(Cell(0, "rewind-0", 1, "ticket"))["density"] == pytest.approx(0.8, abs=0.01)
+    result = Reader(run).result(Cell(0, "rewind-0", 1, "ticket"))
+    assert result["density"] == pytest.approx(0.8, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -257,13 +249,13 @@ def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable) 
     done = command_line("-m", "analysis.export", run, file, "--level", 1, "--chain", "rewind-3")
     assert done.stdout.strip() == str(file), done.stderr
     ticket = prune.load(file)
-    store = opened(prepared, run)
+    store = Reader(run)
     initial = prepared.model.init(rng.stream(0, "init"))
     cell = Cell(0, "rewind-3", 1, "ticket")
     same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)  # noqa: E731
-    same(ticket.params, store.variables(cell, initial).params)
-    same(ticket.mask, store.mask(cell, prune.ones(initial.params)))
-    same(ticket.origin, store.state(0, 3, initial).params)
+    same(ticket.params, store.variables(cell).params)
+    same(ticket.mask, store.mask(cell))
+    same(ticket.origin, store.state(0, 3).params)
     assert ticket.metadata["test_accuracy"] == store.result(cell)["test_accuracy"]
     assert (ticket.metadata["seed"], ticket.metadata["level"], ticket.metadata["model"]) == (0, 1, "lenet300")
     for arm in ("reinit", "reshuffle"):

@@ -1,6 +1,8 @@
 """The snippets of docs/extending.md and docs/pruning.md, run as they stand, from outside the package."""
 
+import csv
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ import pytest
 from conftest import ROOT
 
 import run
-from analysis import load, report
-from lthjax import config, prune, rng, study, train
+from analysis import load, record, report
+from analysis.analyses import ANALYSES
+from lthjax import config, data, prune, rng, study, train
 from lthjax.arms import ARMS
 from lthjax.criteria import CRITERIA
+from lthjax.data import SOURCES
 from lthjax.imp import DENSE, Cell
 from lthjax.models import MODELS
-from lthjax.store import Store
+from lthjax.optim import OPTIMISERS
+from lthjax.store import Reader
 
 ARGUMENTS = ["--config", "mine.py", "--quiet", "--train.steps", "20", "--train.eval-every", "10"]
 ARGUMENTS += ["--levels", "2", "--arms", "ticket", "mine", "--rewind", "5"]
@@ -31,8 +36,8 @@ def snippets(page: str, title: str = "") -> list[str]:
 
 @pytest.fixture
 def tables() -> Iterator[tuple[dict[str, Any], ...]]:
-    """The three tables, as they were again afterwards."""
-    known: tuple[dict[str, Any], ...] = (ARMS, CRITERIA, MODELS)
+    """The tables, as they were again afterwards."""
+    known: tuple[dict[str, Any], ...] = (ARMS, CRITERIA, MODELS, OPTIMISERS, SOURCES)
     before = [dict(table) for table in known]
     yield known
     for table, rows in zip(known, before, strict=True):
@@ -42,8 +47,8 @@ def tables() -> Iterator[tuple[dict[str, Any], ...]]:
 
 def test_the_snippets_are_short() -> None:
     own, made = snippets("extending.md", "mine.py"), snippets("extending.md", "make_data.py")
-    assert (len(own), len(made)) == (4, 1)
-    assert max(sum(bool(line.strip()) for line in snippet.splitlines()) for snippet in own + made) <= 10
+    assert (len(own), len(made)) == (6, 1)
+    assert max(sum(bool(line.strip()) for line in snippet.splitlines()) for snippet in own + made) <= 11
 
 
 def test_own_data_network_criterion_and_arm_make_a_study(
@@ -76,18 +81,31 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     assert (loaded.model, loaded.prune.criterion, loaded.data.name) == ("mine", "mine", "mine")
     prepared = study.prepare(run.parse(ARGUMENTS)[0].study)
     assert (prepared.dataset.classes, len(prepared.dataset.train_images)) == (2, 2000)
-    store = Store(folder, prepared.identity, {})
+    store = Reader(folder)
     initial = jax.device_get(prepared.model.init(rng.stream(0, "init")))
     assert {p: w.shape for p, w in zip(prune.paths(initial.params), jax.tree.leaves(initial.params),
                                        strict=True) if w.ndim > 1} == {
         "fc1/kernel": (784, 32), "output/kernel": (32, 2),
     }  # fmt: skip
 
+    # The optimiser: a step moves every weight by the learning rate, or 0.003, times its sign.
+    trainer = study.make_trainer([prepared], None, [0])
+    (one,) = genuine(trainer, [jobs[0]._replace(stop=1, captures=())], lambda *_: None)
+    layer = one.variables.params["fc1"]["kernel"]
+    first = np.abs(layer - jobs[0].variables.params["fc1"]["kernel"])
+    np.testing.assert_allclose(first[first > 1e-5], 3e-3, rtol=1e-2)
+
+    # The source: what it gives is a data set, and a file from then on.
+    halves = data.load("halves")
+    assert (halves.classes, halves.source) == (2, "digits below five or not")
+    assert data.load("halves").source == "data/halves.npz"
+    assert halves.digest == data.load("halves").digest
+
     # The criterion: 20 % (10 % of the output layer) of the lowest sign(origin) * final are gone.
-    origin = store.state(0, 5, initial).params
-    final = store.variables(Cell(0, DENSE, 0, DENSE), initial).params
+    origin = store.state(0, 5).params
+    final = store.variables(Cell(0, DENSE, 0, DENSE)).params
     ticket = Cell(0, "rewind-5", 1, "ticket")
-    mask = store.mask(ticket, prune.ones(initial.params))
+    mask = store.mask(ticket)
     for layer, going in (("fc1", 5018), ("output", 6)):
         scores = (np.sign(origin[layer]["kernel"]) * final[layer]["kernel"]).ravel()
         kept = np.ones(scores.size, bool)
@@ -110,7 +128,7 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     # Again: nothing is trained. Where the file is not loaded, its arm is still in the report.
     run.main(ARGUMENTS)
     assert len(jobs) == 5
-    for table in tables:
+    for table in tables[:3]:
         del table["mine"]
     written = page.read_text()
     assert "<th>mine</th>" in written
@@ -164,3 +182,43 @@ def test_the_page_on_own_models_runs(
     assert ((np.asarray(trained) != np.asarray(arrays[0])) == np.asarray(kept)).all()
     assert [m.ndim for m in jax.tree.leaves(got["without"])] == [0, 0, 2]
     assert [m.ndim for m in jax.tree.leaves(got["with_embedding"])] == [2, 0, 2]
+
+
+def test_own_analysis_is_on_the_report(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table, a figure and a verdict in at most 60 lines, from outside the package."""
+    (code,) = snippets("extending.md", "margin.py")
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 60
+    monkeypatch.chdir(tmp_path)
+    Path("margin.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = study.run(tiny(seeds=(0, 1, 2), levels=2, arms=("ticket",)), "runs")
+    known = dict(ANALYSES)
+    try:
+        import margin  # type: ignore[import-not-found]
+
+        untested = report.build(folder).read_text()
+        assert "python margin.py runs/" in untested
+        assert 'id="margin"' not in untested
+        record.command(margin.MARGIN)([str(folder), "--quiet"])
+        assert capsys.readouterr().out.strip() == str(folder / "margin")
+        page = report.build(folder, only_if_changed=True)
+    finally:
+        ANALYSES.clear()
+        ANALYSES.update(known)
+        sys.modules.pop("margin", None)
+    rows = list(csv.DictReader((folder / "margin" / "starts.csv").read_text().splitlines()))
+    assert [(int(row["seed"]), int(row["level"])) for row in rows] == [
+        (s, n) for s in (0, 1, 2) for n in (1, 2)
+    ]
+    read = Reader(folder)
+    mask, start = (tree["fc1"]["kernel"] for tree in (read.mask(Cell(1, "rewind-0", 2, "ticket")),
+                                                      read.state(1, 0).params))  # fmt: skip
+    assert float(rows[3]["ratio"]) == pytest.approx(np.abs(start)[mask].mean() / np.abs(start).mean())
+    assert (page.parent / "margin.png").stat().st_size > 10_000
+    claims = (page.parent / "verdicts.csv").read_text()
+    assert "Weights that survive were larger than the mean from the start,supported" in claims
+    text = page.read_text()
+    assert 'id="margin"' in text
+    assert "times the mean at level 2" in text

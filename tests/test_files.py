@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,20 @@ def test_the_sentence_says_what_to_do() -> None:
     told = files.unwritable("runs/a", ValueError("INTERNAL: write failed [No space left on device]\n at ..."))
     assert str(told) == str(full)
     assert "\n" not in str(files.unwritable("runs/a", ValueError("one\ntwo")))
+
+
+def test_what_a_killed_process_left_of_a_file_is_cleared_with_the_next_one(tmp_path: Path) -> None:
+    """Of one that runs, of another machine and of another file nothing is touched."""
+    host = socket.gethostname()
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    names = {
+        f".tmp-{host}-{gone.pid}-0-a.csv": False,
+        f".tmp-{host}-{os.getppid()}-0-a.csv": True,
+        f".tmp-{host}x-{gone.pid}-0-a.csv": True,
+        f".tmp-{host}-{gone.pid}-0-b.csv": True,
+    }
+    for name in names:
+        (tmp_path / name).write_text("half")
+    files.write_whole(tmp_path / "a.csv", b"whole")
+    assert {name: (tmp_path / name).exists() for name in names} == names

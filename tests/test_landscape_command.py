@@ -1,6 +1,7 @@
 """The landscape of a level: what is trained for it, what is measured, what is left out a second time."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -18,16 +19,16 @@ from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
 from analysis import landscape as command
-from analysis import landscape_table as table
-from analysis.landscape import Settings
-from analysis.landscape_measures import PROGRAMS
-from analysis.landscape_table import Item
+from analysis import open_run, record
+from analysis.landscape import measure, table, work
+from analysis.landscape.table import Item, Network
 from lthjax import config, data, models, prune, rng, study, train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
-from lthjax.measures import landscape
+from lthjax.measures import landscape, quantities
+from lthjax.measures.programs import PROGRAMS, Settings
 from lthjax.models import Variables
-from lthjax.store import Store, folder, read_result, read_study
+from lthjax.store import Reader, folder, read_result
 
 LEVEL, CHAIN = 2, "rewind-0"
 SMALL = Settings(
@@ -70,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         train=config.Train(steps=12, batch=20, eval_every=5),
     )
     run = study.run(study.prepare(wanted, where), where / "runs")
-    command.build(command.ask(run, LEVEL, where, settings=SMALL))
+    perform((run, where))
     return run, where
 
 
@@ -80,8 +81,27 @@ def copied(made: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return Path(shutil.copytree(made[0], tmp_path / made[0].name)), made[1]
 
 
-def asked(made: tuple[Path, Path], **changes: Any) -> command.Asked:
-    return command.ask(made[0], LEVEL, made[1], **{"settings": SMALL, **changes})
+def options(made: tuple[Path, Path], **changes: Any) -> dict[str, Any]:
+    return {"level": LEVEL, "data_dir": made[1], **dataclasses.asdict(SMALL), **changes}
+
+
+def perform(made: tuple[Path, Path], **changes: Any) -> Path:
+    return record.perform(command.ANALYSIS, made[0], **options(made, **changes))
+
+
+def asked(made: tuple[Path, Path], **changes: Any) -> work.Asked:
+    return work.ask(open_run(made[0]), command.LandscapeOptions(run=made[0], **options(made, **changes)))
+
+
+def loaded(path: Path) -> list[table.Found]:
+    found = record.found(command.ANALYSIS, open_run(path))
+    assert isinstance(found, list)
+    return found
+
+
+def findings(path: Path) -> list[record.Finding]:
+    run = open_run(path)
+    return command.findings(run, record.found(command.ANALYSIS, run))
 
 
 def level_folder(run: Path) -> Path:
@@ -108,13 +128,8 @@ def arrays(run: Path, seed: int, arm: str, kind: str) -> dict[str, np.ndarray]:
 def stored(run: Path, cell: Cell) -> tuple[Any, Any]:
     """(weights, mask) of a trained cell, of the run or of its landscape."""
     own = (folder(run, cell) / "result.json").is_file()
-    about = read_study(run)
-    store = Store(run if own else run / "landscape", about["identity"], about)
-    like = jax.eval_shape(models.build("lenet300", (28, 28, 1), 10).init, jax.random.key(0))
-    return (
-        store.variables(cell, like).params,
-        store.mask(cell, jax.device_get(prune.ones(like.params))),
-    )
+    reader = Reader(run if own else run / "landscape")
+    return reader.variables(cell).params, reader.mask(cell)
 
 
 def seen(made: tuple[Path, Path], seed: int, part: str, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,8 +231,7 @@ def test_lines_stay_in_the_mask_and_share_their_draws(made: tuple[Path, Path]) -
 @pytest.mark.parametrize("arm", ["ticket", "reinit", "random"])
 def test_a_sibling_differs_in_data_order_alone(made: tuple[Path, Path], arm: str) -> None:
     """From start weights made here: the study's own order gives the cell, the other one the sibling."""
-    run, where = made
-    prepared = command.ask(run, LEVEL, where, settings=SMALL).prepared
+    run, prepared = made[0], asked(made).prepared
     cell = Cell(1, CHAIN, LEVEL, arm)
     params, mask = stored(run, cell)
     start = prepared.model.init(rng.stream(1, "init"))
@@ -234,7 +248,7 @@ def test_a_sibling_differs_in_data_order_alone(made: tuple[Path, Path], arm: str
 
 
 def test_noise_names_another_order_and_leaves_the_first_as_it_was(made: tuple[Path, Path]) -> None:
-    prepared = command.ask(made[0], LEVEL, made[1], settings=SMALL).prepared
+    prepared = asked(made).prepared
     split = np.arange(100, 260, dtype=np.int32)
     own, plain, other, again = (
         train.order(split, prepared.lengths, 20, 3, 2, 0, 16, *noise) for noise in ((0,), (), (1,), (1,))
@@ -339,7 +353,7 @@ def test_sharpness_and_the_largest_eigenvalue_by_another_route(made: tuple[Path,
 def test_distance_is_from_the_start_weights(made: tuple[Path, Path]) -> None:
     run = made[0]
     params, mask = stored(run, Cell(0, CHAIN, LEVEL, "random"))
-    start = jax.device_get(command.ask(run, LEVEL, made[1]).prepared.model.init(rng.stream(0, "init"))).params
+    start = jax.device_get(asked(made).prepared.model.init(rng.stream(0, "init"))).params
     pairs = zip(*(jax.tree.leaves(tree) for tree in (params, start, mask)), strict=True)
     one, two = (
         np.concatenate(x) for x in zip(*((w.ravel(), (s * m).ravel()) for w, s, m in pairs), strict=True)
@@ -350,8 +364,7 @@ def test_distance_is_from_the_start_weights(made: tuple[Path, Path]) -> None:
 
 
 def test_train_losses_are_matched_by_exact_replays(made: tuple[Path, Path]) -> None:
-    run, where = made
-    prepared = command.ask(run, LEVEL, where, settings=SMALL).prepared
+    run, prepared = made[0], asked(made).prepared
     trainer = study.make_trainer([prepared], None, [0, 1])
     found = sorted(run.glob("landscape/seed=*/chain=*/level=02/*_matched_*"))
     assert len(found) == 4  # a pair a seed and control
@@ -396,7 +409,7 @@ def test_train_losses_are_matched_by_exact_replays(made: tuple[Path, Path]) -> N
 )
 def test_nearest(losses: dict[int, float], target: float, step: int) -> None:
     """Of the first at or below and the one before it the nearer; 0.4 is 0.9 / 2.25, and 2.3 is 0.9 × 2.56."""
-    assert command.nearest(losses, target) == step
+    assert quantities.nearest_step(losses, target) == step
 
 
 def test_differences_are_paired(made: tuple[Path, Path]) -> None:
@@ -425,14 +438,13 @@ def test_differences_are_paired(made: tuple[Path, Path]) -> None:
 
 def test_eigenvalues_are_in_their_order() -> None:
     names = ["eigenvalue_10", "trace", "eigenvalue_2", "eigenvalue_lowest", "eigenvalue_1"]
-    rows = [table.Row(0, CHAIN, LEVEL, "ticket", "end", name, 1.0, None) for name in names]
+    rows = [table.Number(0, CHAIN, LEVEL, "ticket", "end", name, 1.0, None) for name in names]
     order = [row.quantity for row in sorted(rows, key=table.place_of)]
     assert order == ["eigenvalue_1", "eigenvalue_2", "eigenvalue_10", "eigenvalue_lowest", "trace"]
 
 
 def test_the_page_leaves_out_the_further_eigenvalues(made: tuple[Path, Path]) -> None:
-    section = command.section(made[0])
-    assert section is not None
+    section = command.section(open_run(made[0]), loaded(made[0]))
     shown = [line[3] for line in section.tables[0].rows]
     with (level_folder(made[0]) / "differences.csv").open() as file:
         written = {row["quantity"] for row in csv.DictReader(file)}
@@ -451,15 +463,15 @@ def test_the_rise_is_that_half_a_filters_length_away_or_left_out(
     """On a parabola: 3 a² at a = 0.5, whatever the line's reach."""
     steps = np.linspace(-reach, reach, points)
     lines = {"steps": steps, **{f"{part}_loss": (3 * steps**2)[None] for part in ("train", "test")}}
-    item = table.Item("lines", Cell(0, CHAIN, LEVEL, "ticket"))
+    item = Item("lines", Network(Cell(0, CHAIN, LEVEL, "ticket")))
     got = {row.quantity: row.value for row in table.numbers(item, lines)}
     assert got == ({"rise_train": pytest.approx(0.75), "rise_test": pytest.approx(0.75)} if there else {})
 
 
 def test_damaged_arrays_are_made_anew_and_never_raise(made: tuple[Path, Path], tmp_path: Path) -> None:
-    item = table.Item("lines", Cell(0, CHAIN, LEVEL, "ticket"))
-    good = (folder(made[0] / "landscape", item.cell) / "lines.npz").read_bytes()
-    path = folder(tmp_path, item.cell) / "lines.npz"
+    item = Item("lines", Network(Cell(0, CHAIN, LEVEL, "ticket")))
+    good = (folder(made[0] / "landscape", item.network.cell) / "lines.npz").read_bytes()
+    path = folder(tmp_path / "landscape", item.network.cell) / "lines.npz"
     path.parent.mkdir(parents=True)
     generator, lost = np.random.default_rng(0), 0
     for at in generator.integers(0, 8 * len(good), 400):
@@ -469,7 +481,7 @@ def test_damaged_arrays_are_made_anew_and_never_raise(made: tuple[Path, Path], t
         lost += table.read(tmp_path, item, SMALL) is None
     assert lost > 100
     path.write_bytes(good)
-    assert table.read(tmp_path, item, SMALL._replace(images=IMAGES)) is not None
+    assert table.read(tmp_path, item, dataclasses.replace(SMALL, images=IMAGES)) is not None
 
 
 @pytest.mark.parametrize(
@@ -493,11 +505,11 @@ def test_a_damaged_table_is_refused(
     path.write_text(change(path.read_text()))
     # Seen by its checksum, and in a folder without checksums by what is in it.
     with pytest.raises(UserError, match=f"the checksum of {name} is not"):
-        command.load(copied[0])
+        loaded(copied[0])
     (path.parent / "checksums.json").unlink()
     again = f"run python -m analysis.landscape {copied[0]} --level 2 --chain rewind-0 again"
     with pytest.raises(UserError, match=f"{said}.*{re.escape(again)}"):
-        command.load(copied[0])
+        loaded(copied[0])
 
 
 class Computed(Exception):
@@ -515,12 +527,12 @@ def test_a_second_call_computes_nothing(copied: tuple[Path, Path], monkeypatch: 
         raise Computed
 
     monkeypatch.setattr(train, "train", forbidden)
-    monkeypatch.setattr(command._Work, "_run", forbidden)
-    command.build(asked(copied))
+    monkeypatch.setattr(measure.Measurer, "run", forbidden)
+    perform(copied)
     assert {path.name: path.read_bytes() for path in level_folder(run).iterdir()} == before
     # Other settings are other numbers.
     with pytest.raises(Computed):
-        command.build(asked(copied, settings=SMALL._replace(rho=0.1)))
+        perform(copied, rho=0.1)
 
 
 def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,25 +546,25 @@ def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest
     damaged = run / f"landscape/seed=0/chain={CHAIN}/level=02/random/path_sibling.npz"
     damaged.write_bytes(b"PK half of it")
     written: list[Item] = []
-    write = command.write_arrays
+    write = measure.write_arrays
 
-    def twice(kept: Path, item: Item, settings: Settings, of: dict[str, np.ndarray]) -> None:
+    def twice(path: Path, item: Item, settings: Settings, of: dict[str, np.ndarray]) -> None:
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(item)
-        write(kept, item, settings, of)
+        write(path, item, settings, of)
 
-    monkeypatch.setattr(command, "drawn_of", lambda found: [])  # drawing takes seconds
-    monkeypatch.setattr(command, "write_arrays", twice)
+    monkeypatch.setattr(work, "drawn_of", lambda run, found: [])  # drawing takes seconds
+    monkeypatch.setattr(measure, "write_arrays", twice)
     with pytest.raises(KeyboardInterrupt):
-        command.build(asked(copied))
+        perform(copied)
     assert not (level_folder(run) / "about.json").exists()
     assert read_result(run / f"landscape/seed=1/chain={CHAIN}/level=02/ticket_sibling")["status"] == "done"
     first, rest = list(written), []
     monkeypatch.setattr(
-        command, "write_arrays", lambda kept, item, *of: (rest.append(item), write(kept, item, *of))
+        measure, "write_arrays", lambda run, item, *of: (rest.append(item), write(run, item, *of))
     )
-    command.build(asked(copied))
+    perform(copied)
     assert len({*first, *rest}) == len(first) + len(rest) == 10  # of two seeds three siblings and two others
     assert (level_folder(run) / "landscape.csv").read_bytes() == before
 
@@ -568,11 +580,11 @@ def test_without_training_and_on_the_command_line(
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     small = [
         text
-        for name, number in SMALL._asdict().items()
+        for name, number in dataclasses.asdict(SMALL).items()
         for text in (f"--{name.replace('_', '-')}", str(number))
     ]
     arguments = [str(run), "--level", str(LEVEL), "--seeds", "1", "--no-training", "--data-dir", str(where)]
-    command.main([*arguments, "--plane-seeds", *small])
+    record.command(command.ANALYSIS)([*arguments, "--plane-seeds", *small])
     said = capsys.readouterr()
     assert Path(said.out.strip()) == level_folder(run)
     assert re.fullmatch(
@@ -586,7 +598,7 @@ def test_without_training_and_on_the_command_line(
     assert any("not matched in 2 of 2 pairs" in note for note in notes)
     assert any("3 siblings are not trained" in note for note in notes)
     assert not list(level_folder(run).glob("landscape_contours_*"))
-    (flat, *_), basin = command.findings(run)[:3], command.findings(run)[3]
+    flat, _, _, basin = findings(run)
     assert "not matched" in flat.estimate
     assert (basin.outcome, basin.n) == ("not tested", 0)
     changed = {path.name for path in before if path.read_bytes() != before[path]}
@@ -596,10 +608,10 @@ def test_without_training_and_on_the_command_line(
 
 def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     run = made[0]
-    (found,) = command.load(run)
-    check_section(command, run)
-    assert (found.chain, found.level, found.planes) == (CHAIN, LEVEL, [0])
-    eigenvalue, mean, sam, basin = command.findings(run)
+    (found,) = loaded(run)
+    check_section(command.ANALYSIS, run)
+    assert (found.scope.chain, found.scope.level, found.scope.planes) == (CHAIN, LEVEL, [0])
+    eigenvalue, mean, sam, basin = findings(run)
     left = read_result(run / f"seed=0/chain={CHAIN}/level=02/ticket")["density"]
     assert eigenvalue.claim == (
         f"Tickets lie in flatter minima than reinitialised ones, at {100 * left:.1f} %: largest eigenvalue"
@@ -614,39 +626,38 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     assert basin.outcome == outcome
     # As published once: 0.0333 [-0.00252, 0.0692] pp by t.
     few = [
-        table.Row(seed, CHAIN, 2, "ticket", "path to sibling", "barrier_test_error", barrier, None)
+        table.Number(seed, CHAIN, 2, "ticket", "path to sibling", "barrier_test_error", barrier, None)
         for seed, barrier in enumerate((0.00025, 0.0005, 0.00025))
     ]
-    (close,) = table._connected(found._replace(rows=few))
+    close = command.connected(open_run(run), found._replace(rows=few))
     half = scipy_stats.t.ppf(0.975, 2) * scipy_stats.sem([0.025, 0.05, 0.025]) / 0.0333333
     low, high = 0.0333333 * np.exp([-half, half])
     assert close.estimate == f"barrier of the test error 0.0333 [{low:.3g}, {high:.3g}] pp"
     assert close.outcome == "supported"
     # Three seeds of which tickets are clearly flatter where losses are matched, and less so at the end.
     flat = [
-        table.Row(seed, CHAIN, 2, arm, where, "eigenvalue_1", base + 0.01 * seed, None)
+        table.Number(seed, CHAIN, 2, arm, where, "eigenvalue_1", base + 0.01 * seed, None)
         for seed in (0, 1, 2)
         for where, pair in (("matched reinit", (1.0, 3.0)), ("end", (5.0, 3.0)))
         for arm, base in zip(("ticket", "reinit"), pair, strict=True)
     ]
-    said = table._flatter(
-        found._replace(rows=flat + [r._replace(quantity="train_loss", value=0.1) for r in flat])
-    )[0]
+    losses = [row._replace(quantity="train_loss", value=0.1) for row in flat]
+    said = command.flatter(open_run(run), found._replace(rows=flat + losses))[0]
     assert said.outcome == "supported"
     assert "1.01 against 3.01: -2 [-2, -2] at matched train loss" in said.estimate
     turned = [row for row in flat if row.where == "end"]
     losses = [row._replace(quantity="train_loss", value=0.1) for row in turned]
-    assert table._flatter(found._replace(rows=turned + losses))[0].outcome == "refuted"
+    assert command.flatter(open_run(run), found._replace(rows=turned + losses))[0].outcome == "refuted"
     # A run of which nothing was measured names the command.
     empty = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("landscape"))
-    for one in command.findings(empty):
+    for one in findings(empty):
         assert one.outcome == "not tested"
         assert one.where == f"python -m analysis.landscape {empty} --level 2"
 
 
 def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
     run = made[0]
-    figures = command.drawn(run)
+    figures = command.section(open_run(run), loaded(run)).figures
     assert [figure.name.partition("rewind-0")[2] for figure in figures[:4]] == ["", "", "_draw_2", "_draw_2"]
     assert [figure.name.split("_")[1] for figure in figures[2:4]] == ["contours", "surfaces"]
     assert "draw 2 of 2" in figures[2].caption
@@ -685,23 +696,18 @@ def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
         ({"level": 5}, r"--level: 5 has no trained ticket in rewind-0; it may be 1, 2\."),
         ({"chain": "rewind-3"}, r"--chain: 'rewind-3' has no ticket in the run"),
         ({"seeds": [0, 7]}, r"--seeds: 7 has no trained ticket at level 2; it may be \[0, 1\]"),
-        ({"planes": [9]}, r"--plane-seeds: 9 has no trained ticket"),
-        ({"planes": [1], "seeds": [0]}, r"--plane-seeds: 1 is not among --seeds; it may be \[0\]"),
-        (
-            {"settings": SMALL._replace(reach=float("inf"))},
-            r"--reach: inf is not allowed; .* above 0 and finite",
-        ),
-        ({"settings": SMALL._replace(points=6)}, r"--points: 6 is even"),
-        ({"settings": SMALL._replace(eigenvalues=9)}, r"--eigenvalues: 9 is not allowed"),
-        ({"settings": SMALL._replace(plane_images=0)}, r"--plane-images: 0 is not allowed; .* 1 or more"),
-        ({"settings": SMALL._replace(rho=0.0)}, r"--rho: 0.0 is not allowed; it must be above 0"),
+        ({"plane_seeds": [9]}, r"--plane-seeds: 9 has no trained ticket"),
+        ({"plane_seeds": [1], "seeds": [0]}, r"--plane-seeds: 1 is not among --seeds; it may be \[0\]"),
+        ({"reach": float("inf")}, r"--reach: inf is not allowed; .* above 0 and finite"),
+        ({"points": 6}, r"--points: 6 is even"),
+        ({"eigenvalues": 9}, r"--eigenvalues: 9 is not allowed"),
+        ({"plane_images": 0}, r"--plane-images: 0 is not allowed; .* 1 or more"),
+        ({"rho": 0.0}, r"--rho: 0.0 is not allowed; it must be above 0"),
     ],
 )
 def test_what_is_not_allowed(made: tuple[Path, Path], changes: dict[str, Any], message: str) -> None:
-    run, where = made
-    options = {"level": LEVEL, "settings": SMALL, **changes}
     with pytest.raises(UserError, match=message):
-        command.ask(run, options.pop("level"), where, **options)
+        asked(made, **changes)
 
 
 def test_a_folder_in_the_way_is_named(copied: tuple[Path, Path]) -> None:
@@ -710,14 +716,14 @@ def test_a_folder_in_the_way_is_named(copied: tuple[Path, Path]) -> None:
     with pytest.raises(
         UserError, match=r"/landscape: it cannot be written \(File exists\); it must be a folder"
     ):
-        command.build(asked(copied))
+        perform(copied)
 
 
 def test_an_arm_that_is_not_there_is_said(copied: tuple[Path, Path]) -> None:
     run = copied[0]
     shutil.rmtree(folder(run, Cell(1, CHAIN, LEVEL, "reinit")))
     got = asked(copied)
-    assert got.arms == {"dense": [0, 1], "ticket": [0, 1], "reinit": [0], "random": [0, 1]}
+    assert got.scope.arms == {"dense": [0, 1], "ticket": [0, 1], "reinit": [0], "random": [0, 1]}
     assert got.notes == [
         "The reinit cell of seed 1 at level 2 is not there or diverged, and is left out.",
         "2,000 train and as many test images were asked for; 60 of each are looked at, as there are 160 and "
@@ -725,7 +731,7 @@ def test_an_arm_that_is_not_there_is_said(copied: tuple[Path, Path]) -> None:
     ]
     shutil.rmtree(folder(run, Cell(1, "dense", 0, "dense")))
     assert "The dense cell of seed 1 is not there or diverged, and is left out." in asked(copied).notes
-    kinds = [(item.kind, item.cell.seed) for item in table.items(got) if item.kind == "path_reinit"]
+    kinds = [(item.name, item.network.cell.seed) for item in table.items(got.scope) if item.to == "reinit"]
     assert kinds == [("path_reinit", 0)]
 
 
@@ -745,7 +751,7 @@ def test_a_path_between_residual_networks_has_statistics_of_its_own(monkeypatch:
         "train": landscape.chunks(images, labels, 10),
         "test": landscape.chunks(images[:10], labels[:10], 10),
     }
-    how = SMALL._replace(alphas=3)
+    how = dataclasses.replace(SMALL, alphas=3)
     got = jax.jit(lambda each: PROGRAMS["path"](model, how, each))(each)
 
     for i, alpha in enumerate((0, 0.5, 1)):

@@ -1,9 +1,11 @@
 """Predictability: measures by hand and by brute force, planted signals, and a whole run."""
 
+import contextlib
+import io
 import itertools
-from collections.abc import Callable
-from functools import partial
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +16,18 @@ from conftest import check_section, spoil, unsealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import analysis.predict as command
-from analysis import cells
-from lthjax import config, models, prune, record, rng, study, train
+from analysis import record
+from analysis.predict import ANALYSIS
+from analysis.predict.table import Loaded
+from analysis.predict.work import Options, ask
+from analysis.run import open_run
+from lthjax import config, data, models, prune, study, train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
-from lthjax.measures import predict
-from lthjax.store import Store, folder, read_study
-
-Make = Callable[..., study.Prepared]
+from lthjax.measures import layers, predict, scores
+from lthjax.measures.layers import Layers
+from lthjax.record import layers as layers_of
+from lthjax.store import Reader, folder
 
 
 def test_measures_by_hand_with_ties() -> None:
@@ -76,8 +81,8 @@ def test_a_mask_made_of_initial_magnitudes_is_found_and_its_shuffle_is_not() -> 
     model = models.build("lenet300", (8, 8, 1), 10)
     params = model.init(jax.random.key(0)).params
     mask = prune.magnitude(params, prune.ones(params), {"output": 0.3, "fc": 0.8})
-    score = predict.by_layer(jax.tree.map(jnp.abs, params), mask)
-    kept = predict.by_layer(mask, mask)
+    score = layers.flat(layers.by_layer(jax.tree.map(jnp.abs, params), mask))
+    kept = layers.flat(layers.by_layer(mask, mask))
     null = predict.shuffled(np.random.default_rng(0), kept)
     assert set(kept) == {"fc1/kernel", "fc2/kernel", "output/kernel"}
     for path in kept:
@@ -87,7 +92,7 @@ def test_a_mask_made_of_initial_magnitudes_is_found_and_its_shuffle_is_not() -> 
         assert (found.auroc, found.average_precision, found.precision, found.iou) == (1, 1, 1, 1)
         assert null[path].sum() == kept[path].sum()
         assert abs(chance.auroc - 0.5) < 4 * predict.chance_deviation(kept[path])
-    jax.tree.map(np.testing.assert_array_equal, predict.as_mask(kept, mask), mask)
+    jax.tree.map(np.testing.assert_array_equal, layers.as_mask(kept, mask), mask)
 
 
 def test_pooled_auroc_rewards_knowing_the_layers_and_nothing_else() -> None:
@@ -115,7 +120,7 @@ def test_ranks_and_features() -> None:
     np.testing.assert_allclose(got["b"], [[0.5, 0.5], [0.5, 0.5]])
 
 
-def planted(seed: int) -> tuple[predict.Layers, predict.Layers, np.ndarray]:
+def planted(seed: int) -> tuple[Layers, Layers, np.ndarray]:
     """Features, a mask and what it was drawn from: of layer "a" the first two of three, the second turned."""
     generator = np.random.default_rng(seed)
     seen = {name: generator.random((n, 3)).astype(np.float32) for name, n in (("a", 6000), ("whole", 50))}
@@ -161,8 +166,8 @@ def test_scores_are_their_formulas() -> None:
     def logits(params: dict, x: jax.Array) -> jax.Array:
         return jnp.tanh(x.reshape(len(x), -1) @ params["in"]) @ params["out"]
 
-    got = jax.jit(lambda *of: predict.scores(logits, *of))(initial, params, images, labels)
-    assert set(got) == set(predict.SCORES)
+    got = jax.jit(lambda *of: scores.compute(logits, *of))(initial, params, images, labels)
+    assert set(got) == set(scores.SCORES)
 
     def loss(params: dict, images: jax.Array, labels: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels).mean()
@@ -195,8 +200,8 @@ def test_scores_are_their_formulas() -> None:
                 near[i] *= by
             high, low = (float(norm({**params, k: near})) for near in scaled)
             assert 200**2 * got["grasp"][k][i] == pytest.approx((high - low) / 0.08, rel=0.02, abs=2e-3)
-    assert predict.names_at(0) == ["init_magnitude", "snip", "grasp", "synflow", "fisher"]
-    assert predict.names_at(1) == list(predict.SCORES)
+    assert scores.names_at(0) == ["init_magnitude", "snip", "grasp", "synflow", "fisher"]
+    assert scores.names_at(1) == list(scores.SCORES)
 
 
 def test_grasp_of_a_network_with_convolutions() -> None:
@@ -207,7 +212,7 @@ def test_grasp_of_a_network_with_convolutions() -> None:
     def logits(params: dict, x: jax.Array) -> jax.Array:
         return model.apply(params, {}, x, False)[0]
 
-    (got,) = jax.jit(lambda *of: predict.scores(logits, *of, ["grasp"]))(
+    (got,) = jax.jit(lambda *of: scores.compute(logits, *of, ["grasp"]))(
         params, params, images, labels
     ).values()
 
@@ -231,54 +236,153 @@ def test_pixel_variance() -> None:
     images = np.random.default_rng(0).integers(0, 256, (30, 4, 3, 2), np.uint8)
     std = np.array([0.5, 0.2])
     mask = {"fc1": np.ones((24, 5), bool), "bias": np.array(True), "fc2": np.ones((5, 2), bool)}
-    (path, got), *others = predict.pixel_variance(images, std, mask).items()
+    (path, got), *others = scores.pixel_variance(images, std, mask).items()
     assert (path, others) == ("fc1", [])
     expected = (images / 255 / std).reshape(30, -1).var(0)
     np.testing.assert_allclose(got.reshape(24, 5), np.tile(expected[:, None], (1, 5)))
-    assert predict.pixel_variance(images, std, mask | {"conv": np.ones((3, 3, 2, 4), bool)}) == {}
+    assert scores.pixel_variance(images, std, mask | {"conv": np.ones((3, 3, 2, 4), bool)}) == {}
+
+
+def test_leaves_by_path() -> None:
+    """Their own shapes, the tree's order, without those that are never pruned; by number; shuffled."""
+    generator = np.random.default_rng(0)
+    mask = {
+        f"conv{n}": {"kernel": generator.random((n, 3)) < 0.5, "bias": np.array(True)} for n in (1, 2, 10)
+    }
+    kept = layers.by_layer(mask, mask)
+    assert {path: leaf.shape for path, leaf in kept.items()} == {
+        "conv1/kernel": (1, 3), "conv10/kernel": (10, 3), "conv2/kernel": (2, 3)
+    }  # fmt: skip
+    assert [*layers.by_number(kept)] == ["conv1/kernel", "conv2/kernel", "conv10/kernel"]
+    for of in (kept, layers.flat(kept), layers.by_number(kept)):
+        jax.tree.map(np.testing.assert_array_equal, layers.as_mask(of, mask), mask)
+    arrays = [np.arange(12).reshape(3, 4), np.arange(5)]
+    one, other = layers.shuffled(np.random.default_rng(1), arrays, [-x for x in arrays])
+    (alone,) = layers.shuffled(np.random.default_rng(1), arrays)
+    for x, y, z, whole in zip(one, other, alone, arrays, strict=True):
+        np.testing.assert_array_equal(x, -y)
+        np.testing.assert_array_equal(x, z)
+        np.testing.assert_array_equal(np.sort(x, None), whole.ravel())
+        assert x.shape == whole.shape
+    # Values and indices are drawn alike.
+    by_value = np.random.default_rng(1).permutation(arrays[0].ravel())
+    np.testing.assert_array_equal(one[0].ravel(), by_value)
+
+
+def test_scores_are_judged_against_every_kind_of_mask() -> None:
+    kept = {seed: {"a": planted(seed)[1]["a"]} for seed in (0, 1)}
+    found = {seed: {"true": {"a": planted(seed)[2]}, "nowhere": {}} for seed in (0, 1)}
+    null = {seed: predict.shuffled(np.random.default_rng(seed), mask) for seed, mask in kept.items()}
+    masks = {"ticket": {1: kept, 2: {0: kept[0]}}, "null": {1: null, 2: {0: null[0]}}}
+    rows, odds = predict.judge(found.items(), masks)
+    assert {row.score for row in rows} == {"true", "logistic"}
+    assert {row[:4] for row in rows if row.score == "logistic"} == {
+        (seed, 1, "logistic", kind) for seed in (0, 1) for kind in masks
+    }
+    assert set(odds) == {(kind, 1, seed) for seed in (0, 1) for kind in masks}
+    own = {row.layer: row.values for row in rows if row[:4] == (0, 2, "true", "ticket")}
+    measured = predict.measure(planted(0)[2], kept[0]["a"])
+    assert own["a"] == own["mean"] == measured
+    assert own["pooled"] == (None, predict.pooled_auroc(found[0]["true"], kept[0]), *[None] * 5)
+
+
+class Made(NamedTuple):
+    """A finished run of two seeds and two levels, its data, and its study."""
+
+    run: Path
+    data: Path
+    prepared: study.Prepared
+
+
+def prepare(folder: Path, **changes: object) -> study.Prepared:
+    asked = {
+        "name": "tiny",
+        "seeds": (0, 1),
+        "levels": 2,
+        "model": "lenet300",
+        "data": config.Data(name="small", validation=40),
+        "train": config.Train(steps=12, batch=20, eval_every=5),
+    }
+    return study.prepare(config.Study(**{**asked, **changes}), folder)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Trained on 200 digits of 8 by 8 pixels."""
+    folder = tmp_path_factory.mktemp("finished")
+    whole = data.load("mnist_10k")
+    images = {
+        of: getattr(whole, f"{of}_images")[:n, 2:26:3, 2:26:3] for of, n in (("train", 200), ("test", 60))
+    }
+    labels = {of: getattr(whole, f"{of}_labels")[:n] for of, n in (("train", 200), ("test", 60))}
+    arrays = {f"{of}_images": images[of] for of in images} | {f"{of}_labels": labels[of] for of in labels}
+    np.savez(folder / "small.npz", **arrays, classes=np.int64(10))
+    prepared = prepare(folder, arms=("ticket", "random"))
+    return Made(study.run(prepared, folder / "runs"), folder, prepared)
+
+
+def options(made: Made) -> list[str]:
+    return [str(made.run), "--levels", "1", "2", "--steps", "3", "12", "--images", "45",
+            "--data-dir", str(made.data)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def looked_at(finished: Made, tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, str, str]:
+    """The run with its predictability, and what the command said."""
+    made = finished._replace(run=tmp_path_factory.mktemp("looked_at") / finished.run.name)
+    shutil.copytree(finished.run, made.run)
+    before = untouched(made.run)
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        record.command(ANALYSIS)(options(made))
+    assert untouched(made.run) == before, "the run's own cells are only read"
+    return made, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def copied(looked_at: tuple[Made, str, str], tmp_path: Path) -> Made:
+    """The same, to change."""
+    made, _, _ = looked_at
+    shutil.copytree(made.run, tmp_path / made.run.name)
+    shutil.copy(made.data / "small.npz", tmp_path)
+    return made._replace(run=tmp_path / made.run.name, data=tmp_path)
 
 
 def untouched(run: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in run.glob("seed=*/**/*") if p.is_file()}
 
 
-def test_a_whole_run(
-    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tiny()
-    images = dict(np.load(tmp_path / "data" / "few.npz"))
-    images |= {name: images[name][:, 2:26:3, 2:26:3] for name in ("train_images", "test_images")}
-    np.savez(tmp_path / "data" / "small.npz", **images)
-    made = partial(tiny, data=config.Data(name="small", validation=40))
-    prepared = made(arms=("ticket", "random"))
-    run = study.run(prepared, tmp_path / "runs")
-    before = untouched(run)
-    with pytest.raises(UserError, match="its predictability is not known yet"):
-        command.load(run)
-    options = [str(run), "--levels", "1", "2", "--steps", "3", "12", "--images", "45",
-               "--data-dir", str(tmp_path / "data")]  # fmt: skip
-    command.main(options)
-    said = capsys.readouterr()
-    assert said.out == f"{run / 'predict'}\n"
+def load(run: Path) -> Loaded:
+    return record.needed(ANALYSIS, open_run(run))
+
+
+def test_the_command_says_first_what_it_costs(finished: Made, looked_at: tuple[Made, str, str]) -> None:
+    with pytest.raises(UserError, match="predictability is not known yet; run python"):
+        load(finished.run)
+    made, out, err = looked_at
+    assert out == f"{made.run / 'predict'}\n"
     # 2 seeds x 3 steps again, and 2 seeds x 2 levels x 2 masks x 12 steps
-    assert "2 dense trainings to be gone again" in said.err
-    assert "8 predicted masks to be trained: 102 steps in all (about " in said.err
-    assert untouched(run) == before, "the run's own cells are only read"
+    assert "2 dense trainings to be replayed" in err
+    assert "8 predicted masks to be trained: 102 steps in all (about " in err
 
-    # The state at step 3 is what a study that rewinds there keeps.
-    wide = study.run(made(arms=("ticket",), levels=0, rewind=(0, 3)), tmp_path / "wide")
-    about = read_study(run)
-    theirs, ours = (Store(where, about["identity"], about) for where in (wide, run / "predict"))
-    initial = prepared.model.init(rng.stream(1, "init"))
-    jax.tree.map(np.testing.assert_array_equal, ours.state(1, 3, initial), theirs.state(1, 3, initial))
 
-    found = command.load(run)
+def test_a_replayed_state_is_that_which_a_study_keeps(
+    looked_at: tuple[Made, str, str], tmp_path: Path
+) -> None:
+    made, _, _ = looked_at
+    wide = study.run(prepare(made.data, arms=("ticket",), levels=0, rewind=(0, 3)), tmp_path)
+    theirs, ours = (Reader(where) for where in (wide, made.run / "predict"))
+    jax.tree.map(np.testing.assert_array_equal, ours.state(1, 3), theirs.state(1, 3))
+
+
+def test_the_rows_are_the_measures(looked_at: tuple[Made, str, str]) -> None:
+    made, _, _ = looked_at
+    found = load(made.run)
     assert found.notes == []
     at = {(r.seed, r.level, r.step, r.score, r.mask, r.layer): r for r in found.rows}
-    store = Store(run, about["identity"], about)
-    like = prune.ones(initial.params)
-    ticket = predict.by_layer(store.mask(Cell(1, "rewind-0", 2, "ticket"), like), like)
-    final = predict.by_layer(store.variables(Cell(1, "dense", 0, "dense"), initial).params, like)
+    run = open_run(made.run)
+    mask = run.mask(Cell(1, "rewind-0", 2, "ticket"))
+    ticket = layers.flat(layers.by_layer(mask, mask))
+    final = layers.flat(layers.by_layer(run.weights(Cell(1, "dense", 0, "dense")), mask))
     paths = ("fc1/kernel", "fc2/kernel", "output/kernel")
     for path in paths:
         row = at[1, 2, 12, "magnitude", "ticket", path]
@@ -296,73 +400,92 @@ def test_a_whole_run(
         assert predicted.auroc > 0.7  # twelve steps hardly change a magnitude
         assert abs(null.auroc - 0.5) < 4 * predict.chance_deviation(ticket["fc1/kernel"])
 
+
+def test_trained_masks_figures_and_findings(looked_at: tuple[Made, str, str]) -> None:
+    made, _, _ = looked_at
+    found, run, ours = load(made.run), open_run(made.run), Reader(made.run / "predict")
     assert len(found.trials) == 2 * 2 * 4
     assert {t.mask for t in found.trials} == {"ticket", "predicted", "predicted_shuffled", "random"}
     for trial in found.trials:
         assert (trial.status, trial.iou == 1) == ("done", trial.mask == "ticket")
-        mask = (ours if trial.mask.startswith("predicted") else store).mask(
-            Cell(trial.seed, "rewind-0", trial.level, trial.mask), like
-        )
-        assert record.layers(mask) == record.layers(
-            store.mask(Cell(trial.seed, "rewind-0", trial.level, "ticket"), like)
-        )
+        own = ours if trial.mask.startswith("predicted") else run
+        mask = own.mask(Cell(trial.seed, "rewind-0", trial.level, trial.mask))
+        ticket = run.mask(Cell(trial.seed, "rewind-0", trial.level, "ticket"))
+        assert layers_of(mask) == layers_of(ticket)
         assert abs(trial.iou - trial.iou_chance) < 0.01 or trial.mask in ("ticket", "predicted")
     for name in ("predict_bars", "predict_curve", "predict_functional"):
-        assert (run / "predict" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-        assert b"<svg" in (run / "predict" / f"{name}.svg").read_bytes()
-
+        assert (made.run / "predict" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert b"<svg" in (made.run / "predict" / f"{name}.svg").read_bytes()
+    check_section(ANALYSIS, made.run)
     # Verdicts name the tickets' density: over the whole network, not the mean over its layers.
-    left = [f"{100 * store.result(Cell(0, 'rewind-0', n, 'ticket'))['density']:.1f} %" for n in (1, 2)]
-    first, *worth = command.findings(run)
+    left = [f"{100 * run.results[Cell(0, 'rewind-0', n, 'ticket')]['density']:.1f} %" for n in (1, 2)]
+    first, *worth = ANALYSIS.findings(run, found)
     assert first.estimate.endswith(f"at {left[1]} of the weights")
     assert [one.claim.rpartition("at ")[2] for one in worth] == left
 
-    # A second call trains nothing and finds the same.
+
+def test_a_second_call_trains_nothing_and_finds_the_same(
+    copied: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = load(copied.run)
+
     def never(*_: object) -> None:
         raise AssertionError("it trains again")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "train", never)
-        command.main([*options, "--quiet"])
+    monkeypatch.setattr(train, "train", never)
+    record.command(ANALYSIS)([*options(copied), "--quiet"])
     assert capsys.readouterr().err == ""
-    assert command.load(run) == found
+    assert load(copied.run) == found
 
-    # Where the ticket itself is predicted, its own numbers come out: same start, same order of data.
-    asked = command.ask(run, tmp_path / "data", levels=[2], steps=[0], images=45)
+
+def test_where_the_ticket_is_predicted_its_own_numbers_come_out(
+    copied: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same start, same order of data."""
+    run = open_run(copied.run)
     for cell in (Cell(s, "rewind-0", 2, "predicted") for s in (0, 1)):
-        (folder(run / "predict", cell) / "result.json").unlink()
-    tickets = iter(
-        [predict.by_layer(store.mask(Cell(s, "rewind-0", 2, "ticket"), like), like) for s in (0, 1)]
-    )
-    with monkeypatch.context() as patched:
-        patched.setattr(predict, "keep_highest", lambda *_: next(tickets))
-        command.build(asked)
-    check_section(command, run)
-    trials = {(t.seed, t.mask): t for t in command.load(run).trials}
+        (folder(copied.run / "predict", cell) / "result.json").unlink()
+    tickets = (run.mask(Cell(s, "rewind-0", 2, "ticket")) for s in (0, 1))
+    kept = (layers.by_layer(mask, mask) for mask in tickets)
+    monkeypatch.setattr(predict, "keep_highest", lambda *_: next(kept))
+    asked = {"levels": (2,), "steps": (0,), "images": 45, "data_dir": copied.data}
+    record.perform(ANALYSIS, run, **asked)
+    check_section(ANALYSIS, copied.run)
+    trials = {(t.seed, t.mask): t for t in load(copied.run).trials}
     for seed in (0, 1):
         twin, own = trials[seed, "predicted"], trials[seed, "ticket"]
         assert twin._replace(mask="ticket") == own
 
-    # A ticket that diverged leaves one seed at level 2, and so nothing to hold out.
-    unsealed(run)
-    result = folder(run, Cell(1, "rewind-0", 2, "ticket")) / "result.json"
-    spoil(result)
-    command.build(command.ask(run, tmp_path / "data", levels=[2], steps=[0], images=45), training=False)
-    found = command.load(run)
+
+def test_a_ticket_that_diverged_leaves_one_seed_and_nothing_to_hold_out(copied: Made) -> None:
+    unsealed(copied.run)
+    spoil(folder(copied.run, Cell(1, "rewind-0", 2, "ticket")) / "result.json")
+    asked = {"levels": (2,), "steps": (0,), "images": 45, "data_dir": copied.data}
+    record.perform(ANALYSIS, copied.run, training=False, **asked)
+    found = load(copied.run)
     assert "The ticket of seed 1 at level 2 diverged and is left out." in found.notes
     assert any("no held-out test" in note for note in found.notes)
     assert {r.seed for r in found.rows if r.level == 2} == {0}
     assert not [r for r in found.rows if r.level == 2 and r.score == "logistic"]
 
+
+def test_what_cannot_be_asked(copied: Made) -> None:
     for wrong, said_of in (
-        ({"levels": [1, 7]}, "--levels: 7 has no trained ticket"),
-        ({"steps": [13]}, "--steps: 13 is not allowed; it must be from 0 to 12"),
+        ({"levels": (1, 7)}, "--levels: 7 has no trained ticket"),
+        ({"steps": (13,)}, "--steps: 13 is not allowed; it must be from 0 to 12"),
         ({"images": 0}, "--images: 0"),
         ({"chain": "rewind-9"}, "--chain: 'rewind-9' has no ticket"),
     ):
         with pytest.raises(UserError, match=said_of):
-            command.ask(run, tmp_path / "data", **wrong)  # type: ignore[arg-type]
-    where = run / "predict"
+            record.perform(ANALYSIS, copied.run, data_dir=copied.data, **wrong)
+    arrays = dict(np.load(copied.data / "small.npz"))
+    np.savez(copied.data / "small.npz", **arrays | {"test_images": arrays["test_images"][::-1]})
+    with pytest.raises(UserError, match="--data-dir: small there has content hash"):
+        record.perform(ANALYSIS, copied.run, data_dir=copied.data)
+
+
+def test_damaged_tables_name_the_command_that_makes_them(copied: Made) -> None:
+    where = copied.run / "predict"
     (where / "checksums.json").unlink()
     for name, change, refused in (
         ("scores.csv", lambda text: text.splitlines()[0] + "\n", "scores.csv has no rows"),
@@ -374,32 +497,26 @@ def test_a_whole_run(
         good = (where / name).read_text()
         (where / name).write_text(change(good))
         with pytest.raises(UserError, match=f"{refused}.*run python -m analysis.predict .* again"):
-            command.load(run)
+            load(copied.run)
         (where / name).write_text(good)
-    command.load(run)
-    np.savez(tmp_path / "data" / "small.npz", **images | {"test_images": images["test_images"][::-1]})
-    with pytest.raises(UserError, match="--data-dir: small there has content hash"):
-        command.ask(run, tmp_path / "data")
+    load(copied.run)
 
 
-def test_levels_by_default_and_a_run_without_tickets(
-    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = study.run(tiny(levels=0), tmp_path / "runs")
+def test_levels_by_default_and_a_run_without_tickets(finished: Made, tmp_path: Path) -> None:
+    run = open_run(study.run(prepare(finished.data, levels=0), tmp_path / "runs"))
     with pytest.raises(UserError, match="there is no ticket in it yet"):
-        command.ask(run, tmp_path / "data")
-    dense = cells.load(run)[0]
+        record.perform(ANALYSIS, run, data_dir=finished.data)
+    dense = run.rows[0]
     density = [1, 0.5, 0.22, 0.17, 0.12, 0.09, 0.035, 0.028, 0.02, 0.01]
-    made = [
+    run.rows = [
         dense._replace(chain="rewind-0", level=n, arm="ticket", density=d, seed=s)
         for n, d in enumerate(density)
         for s in (0, 1)
         if n
     ]
-    monkeypatch.setattr(cells, "load", lambda _: made)
-    asked = command.ask(run, tmp_path / "data")
-    assert asked.levels == [2, 5, 7, 9]
+    asked = ask(run, Options(run=run.path, data_dir=finished.data))
+    assert [*asked.seeds] == [2, 5, 7, 9]
     assert asked.steps == [0, 1, 2, 12]
     # 5 batches are wanted, but an epoch has 8
-    assert (asked.batches, asked.rewind) == (8, 0)
-    assert command.ask(run, tmp_path / "data", images=81).batches == 5
+    assert (asked.batches, asked.tickets.rewind) == (8, 0)
+    assert ask(run, Options(run=run.path, data_dir=finished.data, images=81)).batches == 5

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analysis import cells
+from analysis import load
 from lthjax import config, prune, record, rng, settings, study, train
 from lthjax.devices import replicate
-from lthjax.store import Store, read_study
+from lthjax.store import Reader, read_study
 
 Make = Callable[..., study.Prepared]
 # Other values of all that is pinned, but for the default device, which is a number of a device here.
@@ -78,12 +78,11 @@ def others() -> Iterator[None]:
 def numbers(prepared: study.Prepared, out: Path) -> dict[str, Any]:
     """Trains a study; the rows of cells.csv but for seconds, and the bytes of all masks and weights."""
     run = study.run(prepared, out)
-    rows = [row._replace(seconds=0.0) for row in cells.load(run)]
+    rows = [row._replace(seconds=0.0) for row in load(run)]
     found: dict[str, Any] = {"rows": [tuple(row) for row in rows]}
-    like = jax.eval_shape(prepared.model.init, jax.random.key(0))
-    store = Store(run, prepared.identity, {})
+    store = Reader(run)
     for cell in study.plan(prepared, out).cells:
-        kept = store.mask(cell, prune.ones(like.params)), store.variables(cell, like)
+        kept = store.mask(cell), store.variables(cell)
         found[str(cell)] = [(leaf.dtype.str, leaf.tobytes()) for leaf in jax.tree.leaves(kept)]
     return found
 

@@ -29,8 +29,8 @@ def numbers(run: Path) -> list[tuple]:
 
 
 def opened(prepared: study.Prepared, out: Path) -> Store:
-    about = record.about(prepared.study, prepared.lengths, prepared.dataset)
-    return Store(out / prepared.folder, prepared.identity, about)
+    about = record.about(prepared.study, prepared.identity, prepared.lengths, prepared.dataset)
+    return Store(out / prepared.folder, about)
 
 
 def same(a: object, b: object) -> None:
@@ -79,15 +79,14 @@ def test_masks_and_start_weights_are_what_they_claim(
     prepared, run = finished
     store = opened(prepared, run.parent)
     initial = prepared.model.init(rng.stream(0, "init"))
-    like = prune.ones(initial.params)
-    same(store.state(0, 0, initial), initial)
+    same(store.state(0, 0), initial)
     for chain in imp.chains(prepared.study, prepared.lengths):
-        origin = store.state(0, chain.rewind, initial)
+        origin = store.state(0, chain.rewind)
         parent = Cell(0, DENSE, 0, DENSE)
         for level in (1, 2):
             ticket = Cell(0, chain.name, level, "ticket")
-            old, new = store.mask(parent, like), store.mask(ticket, like)
-            final = store.variables(parent, initial).params
+            old, new = store.mask(parent), store.mask(ticket)
+            final = store.variables(parent).params
             for layer, rate in (("fc1", 0.2), ("fc2", 0.2), ("output", 0.1)):
                 was, now = np.asarray(old[layer]["kernel"]), np.asarray(new[layer]["kernel"])
                 assert not (now & ~was).any()
@@ -96,10 +95,10 @@ def test_masks_and_start_weights_are_what_they_claim(
                 values = np.abs(np.asarray(final[layer]["kernel"]))
                 assert values[was & ~now].max() <= values[now].min()
                 assert new[layer]["bias"].shape == ()
-            shuffled = store.mask(Cell(0, chain.name, level, "random"), like)
+            shuffled = store.mask(Cell(0, chain.name, level, "random"))
             assert record.layers(shuffled) == record.layers(new)
             assert not np.array_equal(shuffled["fc1"]["kernel"], new["fc1"]["kernel"])
-            same(store.mask(Cell(0, chain.name, level, "reinit", 2), like), new)
+            same(store.mask(Cell(0, chain.name, level, "reinit", 2)), new)
             tasks = next(
                 imp.rounds(
                     prepared.study,
@@ -125,7 +124,16 @@ def test_masks_and_start_weights_are_what_they_claim(
             assert spread == pytest.approx(np.sqrt(2 / (784 + 300)), rel=0.05)
             starts = {arm: t.start for (arm, _), t in by_arm.items()}
             assert starts == {"ticket": chain.rewind, "random": chain.rewind, "reinit": 0}
+            for task in tasks:
+                # Read again from the folder it is the same.
+                read = study.task(prepared, store, task.cell)
+                assert read[:3] == task[:3]
+                same((read.variables, read.mask), (task.variables, task.mask))
             parent = ticket
+    dense = study.task(prepared, store, Cell(0, DENSE, 0, DENSE))
+    assert (dense.start, dense.stop) == (0, prepared.lengths.total)
+    same(dense.variables, initial)
+    same(dense.mask, prune.ones(initial.params))
 
 
 def test_late_rewinding_starts_bitwise_at_the_dense_network_of_that_step(
@@ -138,7 +146,7 @@ def test_late_rewinding_starts_bitwise_at_the_dense_network_of_that_step(
     trainer = study.make_trainer([prepared], None, [1])
     job = train.Job(1, 0, 0, 3, initial, prune.ones(initial.params))
     (dense,) = train.train(trainer, [job], lambda *_: None)
-    same(store.state(1, 3, initial), dense.variables)
+    same(store.state(1, 3), dense.variables)
 
 
 def test_the_same_study_twice_gives_the_same_bits(tiny: Make, tmp_path: Path) -> None:
@@ -212,10 +220,9 @@ def test_widening_keeps_every_old_cell_and_agrees_with_the_wide_study(tiny: Make
     at_once = study.run(wide, tmp_path / "at_once")
     assert numbers(run) == numbers(at_once)
     for step in (0, 3, 7):
-        initial = wide.model.init(rng.stream(1, "init"))
         same(
-            opened(wide, tmp_path / "runs").state(1, step, initial),
-            opened(wide, tmp_path / "at_once").state(1, step, initial),
+            opened(wide, tmp_path / "runs").state(1, step),
+            opened(wide, tmp_path / "at_once").state(1, step),
         )
 
 
@@ -240,11 +247,11 @@ def test_controls_share_order_and_split_with_their_ticket(tiny: Make, tmp_path: 
     store = opened(prepared, tmp_path / "runs")
     initial = prepared.model.init(rng.stream(0, "init"))
     cell = Cell(0, "rewind-0", 1, "ticket")
-    mask = store.mask(cell, prune.ones(initial.params))
+    mask = store.mask(cell)
     trainer = study.make_trainer([prepared], None, [0])
     job = train.Job(0, 1, 0, 12, initial, mask)
     (again,) = train.train(trainer, [job], lambda *_: None)
-    same(again.variables, store.variables(cell, initial))
+    same(again.variables, store.variables(cell))
     assert run.is_dir()
 
 
@@ -377,7 +384,7 @@ def test_a_cell_is_whole_or_not_there(tiny: Make, tmp_path: Path) -> None:
         assert not store.has(cell)
         store.write(cell, result(cell), mask, initial)
         assert store.result(cell) == result(cell)
-        same(store.variables(cell, initial), initial)
+        same(store.variables(cell), initial)
         assert not list(store.path.glob(".tmp-*"))
     (store.path / ".tmp-of-a-killed-process").mkdir()
     with opened(prepared, tmp_path / "runs"):
@@ -391,6 +398,6 @@ def test_masks_round_trip_bit_packed(tiny: Make, tmp_path: Path) -> None:
     cell = Cell(0, "rewind-0", 1, "ticket")
     with opened(prepared, tmp_path / "runs") as store:
         store.write(cell, {}, mask, None)
-        same(store.mask(cell, mask), mask)
+        same(store.mask(cell), mask)
         assert (folder(store.path, cell) / "mask.npz").stat().st_size < 266_200 / 8 + 4000
     assert state_folder(Path("r"), 3, 500) == Path("r/seed=3/state=500")

@@ -12,17 +12,19 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import check_section, unsealed, write_npz
+from conftest import check_section, make_tiny, unsealed, write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import geography as mapped
-from analysis import page
+from analysis import open_run, page, record
 from analysis import transfer as command
+from analysis.transfer import work
+from analysis.transfer.__main__ import main
 from lthjax import config, models, prune, study, train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
-from lthjax.measures import geography, transfer
+from lthjax.measures import geography, transfer, transfer_arms
 from lthjax.models import Layer, Model, Variables
 from lthjax.store import Store
 
@@ -409,6 +411,10 @@ def test_residual_networks_that_cannot_match() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of seconds, of one family."""
+    narrow_and_wide(monkeypatch)
+
+
+def narrow_and_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, widths in {"narrow": (12, 8), "wide": (20, 8)}.items():
         layers = tuple(Layer(f"fc{i}", width) for i, width in enumerate(widths, 1))
         monkeypatch.setitem(models.MODELS, name, models.Entry(layers, 1, "for a test"))
@@ -427,25 +433,64 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[train.Job]:
     return jobs
 
 
-def moved_to(prepared: study.Prepared, out: Path) -> command.Target:
-    return command.Target(prepared, out / prepared.folder, False)
+def written(of: config.Study, folder: Path) -> Path:
+    """A config file of a study."""
+    path = folder / f"{of.name}.py"
+    path.write_text(f"from lthjax.config import *\n\nconfig = {of!r}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a data set, and of a trained run of the narrow network: two seeds, two levels."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        narrow_and_wide(patch)
+        how = {"model": "narrow", "arms": ("ticket",), "prune": config.Prune(rate=0.5)}
+        study.run(make_tiny(folder)(**how), folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def narrow(small: None, trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run, in runs/ beside data/."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (run,) = (tmp_path / "runs").iterdir()
+    return run
+
+
+def asked(tmp_path: Path, *sources: Path, to: tuple[Path, ...] = (), **how: Any) -> command.Options:
+    return command.Options(
+        sources=sources, targets=to, out=tmp_path / "runs", data_dir=tmp_path / "data", **how
+    )
+
+
+def rows_of_run(path: Path) -> list[command.TransferRow]:
+    return command.load(open_run(path))
+
+
+def findings_of_run(path: Path) -> list[Any]:
+    run = open_run(path)
+    return command.ANALYSIS.findings(run, record.found(command.ANALYSIS, run))
+
+
+def drawn_of(path: Path) -> list[str]:
+    run = open_run(path)
+    return [one.name for one in command.ANALYSIS.section(run, command.load(run)).figures]
 
 
 def test_tickets_moved_within_a_run_and_to_a_wider_network(
-    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "runs"
-    how = {"model": "narrow", "arms": ("ticket",), "prune": config.Prune(rate=0.5)}
-    narrow = tiny(**how)
-    run = study.run(narrow, out)
-    source = command.source_of(run, levels=[2])
-    at_home, elsewhere = command.Target(narrow, run, True), tiny_wide(narrow, tmp_path)
+    out, run = tmp_path / "runs", narrow
+    of = open_run(run).study
+    wide = written(dataclasses.replace(of, model="wide", name="wide", optim=config.Optim(lr=1e-3)), tmp_path)
 
     # To itself: the ticket again, bit for bit; its init is its own, so there is no `transferred_init`.
     jobs = counted(monkeypatch)
-    command.build([source], [at_home], out, pairs=["same"])
+    command.build(asked(tmp_path, run, to=(run,), levels=(2,), pairs=("same",)))
     assert len(jobs) == 2 * 4
-    rows = command.load(run)
+    rows = rows_of_run(run)
     by_arm = {(row.seed, row.arm): row for row in rows}
     assert len(rows) == len(by_arm) == 2 * 6
     for seed in (0, 1):
@@ -465,17 +510,19 @@ def test_tickets_moved_within_a_run_and_to_a_wider_network(
 
     # To the other seed, and to a wider network whose own run is trained first.
     jobs.clear()
-    command.build([source], [at_home, elsewhere], out)
-    assert (elsewhere.run / "seed=1/dense/result.json").is_file()
+    both = asked(tmp_path, run, to=(run, wide), levels=(2,))
+    command.build(both)
+    (elsewhere,) = out.glob("wide-*")
+    assert (elsewhere / "seed=1/dense/result.json").is_file()
     within, across = 2 * 5, 2 * 5
     assert len(jobs) == within + across + 2 * 3  # the wider one's own: dense and two levels, two seeds
-    theirs = command.load(elsewhere.run)
-    check_section(command, elsewhere.run)
+    theirs = rows_of_run(elsewhere)
+    check_section(command.ANALYSIS, elsewhere)
     assert {(row.source_seed, row.seed) for row in theirs} == {(0, 0), (1, 1)}
     assert not any(row.shared_init for row in theirs)
     with (out / "transfer" / "transfer.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert len(table) == len(command.load(run)) + len(theirs) == 12 + 14 + 14
+    assert len(table) == len(rows_of_run(run)) + len(theirs) == 12 + 14 + 14
     assert {row["source_seed"] + row["seed"] for row in table if row["target"] == run.name} == {
         "00", "11", "01", "10",
     }  # fmt: skip
@@ -489,32 +536,23 @@ def test_tickets_moved_within_a_run_and_to_a_wider_network(
     # Again: nothing is trained, and the table is the same.
     jobs.clear()
     before = (out / "transfer" / "transfer.csv").read_bytes()
-    command.build([source], [at_home, elsewhere], out)
+    command.build(both)
     assert jobs == []
     assert (out / "transfer" / "transfer.csv").read_bytes() == before
-    found = command.findings(elsewhere.run)
+    found = findings_of_run(elsewhere)
     assert len(found) == 4  # moved, and with its values; against the own ticket, and shuffled
     assert not any(one.outcome == "not tested" for one in found)
-    assert [one.name for one in command.drawn(elsewhere.run)] == ["transfer_matrix", "transfer_arms"]
+    assert drawn_of(elsewhere) == ["transfer_matrix", "transfer_arms"]
     # One cell lost: it alone is trained again, to the same numbers.
-    lost = next(elsewhere.run.glob("transfer/*/*/seed=1/*/*/shuffled"))
+    lost = next(elsewhere.glob("transfer/*/*/seed=1/*/*/shuffled"))
     shutil.rmtree(lost)
-    assert len(command.load(elsewhere.run)) == 13
-    command.build([source], [elsewhere], out)
+    assert len(rows_of_run(elsewhere)) == 13
+    command.build(asked(tmp_path, run, to=(wide,), levels=(2,)))
     assert len(jobs) == 1
     jobs.clear()
-    command.main(["--to", str(run), str(elsewhere.run), "--out", str(out), "--quiet"])
+    main(["--to", str(run), str(elsewhere), "--out", str(out), "--quiet"])
     assert jobs == []
     assert (out / "transfer" / "transfer.csv").read_bytes() == before
-
-
-def tiny_wide(narrow: study.Prepared, tmp_path: Path) -> command.Target:
-    """The wider network's study, another learning rate too."""
-    wide = study.prepare(
-        dataclasses.replace(narrow.study, model="wide", name="wide", optim=config.Optim(lr=1e-3)),
-        tmp_path / "data",
-    )
-    return moved_to(wide, tmp_path / "runs")
 
 
 def test_tickets_moved_to_deeper_networks_and_other_classes_from_a_later_step(
@@ -533,16 +571,16 @@ def test_tickets_moved_to_deeper_networks_and_other_classes_from_a_later_step(
     how = {"arms": ("ticket",), "levels": 1, "rewind": (4,), "prune": config.Prune(rate=0.5)}
     shallow = tiny(model="blocks2", **how)
     run = study.run(shallow, out)
-    source = command.source_of(run)
-    assert source.rewind == 4
     deeper = dataclasses.replace(shallow.study, name="deeper", model="blocks3")
     other = dataclasses.replace(shallow.study, name="other", data=config.Data(name="four", validation=40))
-    targets = [moved_to(study.prepare(of, tmp_path / "data"), out) for of in (deeper, other)]
+    options = asked(tmp_path, run, to=(written(deeper, tmp_path), written(other, tmp_path)))
+    (source,) = work.sources_of(options)
+    assert source.tickets.rewind == 4
     jobs = counted(monkeypatch)
-    command.build([source], targets, out)
-    for target in targets:
-        rows = command.load(target.run)
-        assert {row.arm for row in rows} == {*command.ARMS, "ticket", "dense"}
+    command.build(options)
+    for target in work.targets_of(options):
+        rows = rows_of_run(target.path)
+        assert {row.arm for row in rows} == {*transfer_arms.ARMS, "ticket", "dense"}
         assert len(rows) == 2 * 7
         kept = {row.arm: row.density for row in rows}
         assert kept["transferred"] == kept["transferred_init"] == kept["shuffled"]
@@ -555,94 +593,95 @@ def test_tickets_moved_to_deeper_networks_and_other_classes_from_a_later_step(
     assert any(not np.array_equal(a, b) for a, b in zip(moving, jax.tree.leaves(zero), strict=False))
 
 
+def chosen(options: command.Options, target: Path) -> list[work.Move]:
+    run = open_run(target)
+    return [move for of in work.sources_of(options) for move in work.moves(of, run, run.tickets())]
+
+
 def test_a_run_is_known_by_its_folder_however_it_is_named(
-    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "runs"
-    narrow = tiny(model="narrow", arms=("ticket",), levels=1)
-    run = study.run(narrow, out)
+    out, run = tmp_path / "runs", narrow
     jobs = counted(monkeypatch)
     monkeypatch.chdir(tmp_path)
     # A report goes elsewhere: the command in it names the run as the caller does.
-    assert {found.where for found in command.findings(f"runs/{run.name}")} == {
+    assert {found.where for found in findings_of_run(Path(f"runs/{run.name}"))} == {
         f"python -m analysis.transfer --from RUN --to runs/{run.name}"
     }
     monkeypatch.chdir(run)
     # Within one run, so to the other seed.
     options = ["--to", ".", "--arms", "transferred", "--out", str(out), "--data-dir", str(tmp_path / "data")]
-    command.main(["--from", str(run), *options, "--quiet"])
+    main(["--from", str(run), *options, "--quiet"])
     assert [path.name for path in (run / "transfer").glob("from=*")] == [f"from={run.name}"]
-    assert {(row.source_seed, row.seed) for row in command.load(".")} == {(0, 1), (1, 0)}
+    assert {(row.source_seed, row.seed) for row in rows_of_run(Path())} == {(0, 1), (1, 0)}
     assert len(jobs) == 2
-    command.main(["--from", ".", str(run), *options, "--quiet"])
+    main(["--from", ".", str(run), *options, "--quiet"])
     assert len(jobs) == 2
     twin = shutil.copytree(run, tmp_path / "elsewhere" / run.name)
     with pytest.raises(UserError, match=r"--from: .* and .* have the same name, .* rename one"):
-        command.main(["--from", ".", str(twin), *options, "--quiet"])
+        main(["--from", ".", str(twin), *options, "--quiet"])
     with pytest.raises(UserError, match=r"--to: 'nowhere' is not there; name a config file or a run folder"):
-        command.main(["--from", ".", "--to", "nowhere"])
-    # What it is held against is the dense network, too.
+        main(["--from", ".", "--to", "nowhere"])
+    # What it is compared with is the dense network, too.
     shutil.rmtree(run / "seed=0" / "dense")
-    assert [move.seed for move in command.moves(command.source_of(run), at(narrow, run))] == [1]
+    asks = asked(tmp_path, run, to=(run,))
+    assert [move.seed for move in chosen(asks, run)] == [1]
     shutil.rmtree(run / "seed=1" / "dense")
     with pytest.raises(UserError, match="no seed has both a ticket and a trained dense network"):
-        command.moves(command.source_of(run), at(narrow, run))
+        chosen(asks, run)
     path = next(run.glob("transfer/*/*/*/*/*/transferred/result.json"))
     unsealed(run)
     path.write_text(path.read_text().replace('"source"', '"sauce"'))
     with pytest.raises(UserError, match=r"it cannot be read \(source is missing or unknown\); delete "):
-        command.load(run)
-
-
-def at(prepared: study.Prepared, run: Path) -> command.Target:
-    return command.Target(prepared, run, True)
+        rows_of_run(run)
 
 
 def test_impossible_pairs_are_refused_before_any_training(
-    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "runs"
-    narrow = tiny(model="narrow", arms=("ticket",), levels=1, seeds=(0,))
+    out, run = tmp_path / "runs", narrow
+    shutil.rmtree(run / "seed=1")
     with pytest.raises(UserError, match="it is not a run folder"):
-        command.source_of(out)
-    run = study.run(narrow, out)
-    source = command.source_of(run)
-    assert source.seeds == {1: [0]}
+        work.sources_of(asked(tmp_path, out))
+    (source,) = work.sources_of(asked(tmp_path, run))
+    assert {level: source.tickets.seeds(level) for level in source.levels} == {2: [0]}
     jobs = counted(monkeypatch)
-    lenet5 = dataclasses.replace(narrow.study, model="lenet5")
-    target = moved_to(study.prepare(lenet5, tmp_path / "data"), out)
+    lenet5 = written(dataclasses.replace(open_run(run).study, model="lenet5"), tmp_path)
     with pytest.raises(UserError, match="of narrow cannot be moved to lenet5: narrow has no convolution"):
-        command.build([source], [target], out)
-    assert not target.run.exists()
-    own = command.Target(narrow, run, True)
+        command.build(asked(tmp_path, run, to=(lenet5,)))
+    assert list(out.iterdir()) == [run]
     with pytest.raises(UserError, match="--pairs: other leaves nothing to move"):
-        command.build([source], [own], out)
+        command.build(asked(tmp_path, run, to=(run,)))
     with pytest.raises(UserError, match="--arms: 'shufled' is not known; did you mean 'shuffled'"):
-        command.build([source], [own], out, arms=["shufled"])
+        command.build(asked(tmp_path, run, to=(run,), arms=("shufled",)))
     with pytest.raises(UserError, match="nothing was moved to"):
-        command.draw([run], out)
+        command.build(asked(tmp_path, to=(run,)))
     with pytest.raises(UserError, match=r"--from: it is missing, and configs/x.py is no run folder"):
-        command.main(["--to", "configs/x.py"])
+        main(["--to", "configs/x.py"])
+    with pytest.raises(UserError, match="--to: it is missing; name a config file or a run folder"):
+        main(["--from", str(run), "--to"])
     assert jobs == []
-    with pytest.raises(UserError, match=r"--levels: 2 has no trained ticket of rewind-0 in .*; it may be 1"):
-        command.source_of(run, levels=[2])
+    with pytest.raises(
+        UserError, match=r"--levels: 3 has no trained ticket of rewind-0 in .*; it may be 1, 2"
+    ):
+        work.sources_of(asked(tmp_path, run, levels=(3,)))
     with pytest.raises(UserError, match="--chain: 'rewind-9' has no ticket"):
-        command.source_of(run, chain="rewind-9")
+        work.sources_of(asked(tmp_path, run, chain="rewind-9"))
     write_npz(tmp_path / "others", "few")
     with pytest.raises(UserError, match="--data-dir: few there has content hash"):
-        command.targets_of([run], out, tmp_path / "others")
-    assert {found.outcome for found in command.findings(run)} == {"not tested"}
-    assert command.drawn(run) == []
+        work.targets_of(command.Options(targets=(run,), data_dir=tmp_path / "others"))
+    assert {found.outcome for found in findings_of_run(run)} == {"not tested"}
+    assert drawn_of(run) == []
 
 
 def test_whose_mask_goes_to_which_seed() -> None:
-    assert [command._partner(seed, [0, 3, 7], "other") for seed in (0, 3, 5, 7, 9)] == [3, 7, 7, 0, 0]
-    assert [command._partner(seed, [0, 3], "same") for seed in (0, 1)] == [0, None]
-    assert command._partner(4, [4], "other") is None
+    assert [transfer_arms.partner(seed, [0, 3, 7], "other") for seed in (0, 3, 5, 7, 9)] == [3, 7, 7, 0, 0]
+    assert [transfer_arms.partner(seed, [0, 3], "same") for seed in (0, 1)] == [0, None]
+    assert transfer_arms.partner(4, [4], "other") is None
 
 
-def row(arm: str, accuracy: float | None, seed: int = 0, source_seed: int = 0) -> command.Row:
-    return command.Row("a", "b", source_seed, seed, 3, arm, 0.1, 3, True, accuracy, 1, "done")
+def row(arm: str, accuracy: float | None, seed: int = 0, source_seed: int = 0) -> command.TransferRow:
+    return command.TransferRow("a", "b", source_seed, seed, 3, arm, 0.1, 3, True, accuracy, 1, "done")
 
 
 def test_differences_pair_the_targets_seeds() -> None:

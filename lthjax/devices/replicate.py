@@ -162,6 +162,21 @@ def spread(fn: Callable[..., PyTree], on: Mesh, donate: bool = False) -> Callabl
     return jax.jit(mapped, donate_argnums=(1,) if donate else ())
 
 
+def run(program: Callable[..., PyTree], on: Mesh, each: Sequence[PyTree]) -> list[PyTree]:
+    """Runs what `spread` compiled on replicates that share and carry nothing.
+
+    Args:
+        program: the compiled function.
+        on: the mesh that it was compiled for.
+        each: one pytree a replicate, at most as many as there are devices; copies of the first fill it up.
+
+    Returns:
+        A pytree of numpy arrays for each.
+    """
+    padded = [*each, *[each[0]] * (on.devices.size - len(each))]
+    return unstack(program((), (), stack(on, padded)), len(each))
+
+
 def share(on: Mesh, tree: PyTree) -> PyTree:
     """Puts a pytree whole on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(on, PartitionSpec()))

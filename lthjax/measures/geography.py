@@ -21,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from lthjax.measures.layers import shuffled as shuffled
+
 Kernels = Sequence[np.ndarray]
 
 
@@ -89,14 +91,6 @@ def permuted(kernels: Kernels, units: Sequence[np.ndarray]) -> list[np.ndarray]:
     inputs = [np.arange(kernels[0].shape[1]), *units]
     outputs = [*units, np.arange(kernels[-1].shape[2])]
     return [k[:, i][:, :, o] for k, i, o in zip(kernels, inputs, outputs, strict=True)]
-
-
-def shuffled(generator: np.random.Generator, *kernels: Kernels) -> tuple[list[np.ndarray], ...]:
-    """Kernels shuffled within their layers, several (a mask, its magnitudes) in the same way."""
-    orders = [generator.permutation(k.size) for k in kernels[0]]
-    return tuple(
-        [k.ravel()[order].reshape(k.shape) for k, order in zip(of, orders, strict=True)] for of in kernels
-    )
 
 
 def iou(a: Kernels, b: Kernels) -> list[Overlap]:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -271,6 +272,23 @@ def density(
     grid = jnp.linspace(lowest - 4 * width, highest + 4 * width, points)
     bells = jax.scipy.stats.norm.pdf(grid[:, None], nodes.reshape(1, -1), width)
     return Density(grid, bells @ weights.ravel() / probes, width, nodes, weights)
+
+
+def smoothed(nodes: Any, weights: Any, grid: Any, sigma: float) -> np.ndarray:
+    """A quadrature's spectral density on a grid: every node a Gaussian.
+
+    Args:
+        nodes: float [probes, m], of `Density`.
+        weights: float [probes, m], likewise.
+        grid: float [points].
+        sigma: width of the Gaussians.
+
+    Returns:
+        float64 [points].
+    """
+    at, of = (np.asarray(x, np.float64).ravel() for x in (nodes, weights))
+    bells = np.exp(-0.5 * ((np.asarray(grid)[:, None] - at) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
+    return bells @ of / len(nodes)
 
 
 def lanczos(on: Operator, starts: jax.Array, steps: int, key: jax.Array) -> Lanczos:

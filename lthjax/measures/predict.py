@@ -2,223 +2,36 @@
 
 The question is asked within layers: that some layers are pruned more than others is known from the
 rates, and a figure pooled over layers mostly measures just that. Everything here is mathematics on
-`Layers`, flat numpy arrays by the path of their prunable leaf; a higher score says that the weight is
-predicted to survive.
+`Layers` in rows, flat numpy arrays by the path of their prunable leaf; a higher score says that the weight
+is predicted to survive.
 
-    from lthjax.measures import predict
+    from lthjax.measures import predict, scores
+    from lthjax.measures.layers import by_layer, flat
 
-    found = predict.scores(logits, initial, params, images, labels)
-    layers = {name: predict.by_layer(tree, mask) for name, tree in found.items()}
-    measured = predict.measure(layers["snip"]["fc1/kernel"], predict.by_layer(mask, mask)["fc1/kernel"])
+    found = scores.compute(logits, initial, params, images, labels)
+    score, kept = flat(by_layer(found["snip"], mask)), flat(by_layer(mask, mask))
+    predict.measure(score["fc1/kernel"], kept["fc1/kernel"])
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lthjax import prune
-from lthjax.criteria import Loss
-from lthjax.prune import _scores
+from lthjax.measures import layers
+from lthjax.measures.layers import Layers
 
-PyTree = Any
-Layers = dict[str, np.ndarray]
-"""Path of a prunable leaf -> its values in one row, [n], or for features [n, features]."""
-
-PIXEL_VARIANCE = "pixel_variance"
+Masks = Mapping[int, Mapping[int, Layers]]
+"""Level -> seed -> mask."""
+MEAN, POOLED = "mean", "pooled"
+LOGISTIC = "logistic"
 # A dozen coefficients are known far better from so many weights of a layer than seeds differ.
 _FIT_AT_MOST = 200_000
-
-
-class Seen(NamedTuple):
-    """What a score may look at.
-
-    Attributes:
-        initial: the weights at step 0.
-        params: the weights at step t.
-        loss: weights, and a temperature where it is not 1 -> mean loss on all images, nats.
-        example: (weights, one image [H, W, C], its label) -> its loss, nats.
-        logits: (weights, images [N, H, W, C]) -> logits [N, classes].
-        images: float32 [batches, B, H, W, C], normalised.
-        labels: int32 [batches, B].
-    """
-
-    initial: PyTree
-    params: PyTree
-    loss: Loss
-    example: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
-    logits: Callable[[PyTree, jax.Array], jax.Array]
-    images: jax.Array
-    labels: jax.Array
-
-
-class Score(NamedTuple):
-    """A row of `SCORES`.
-
-    Attributes:
-        of: what is seen -> scores, a pytree like the weights.
-        label: how figures write it.
-        from_step: the first step at which it says something that no other score says.
-        summary: one line.
-    """
-
-    of: Callable[[Seen], PyTree]
-    label: str
-    from_step: int
-    summary: str
-
-
-def _magnitude(params: PyTree) -> PyTree:
-    return jax.tree.map(jnp.abs, params)
-
-
-def _fisher(seen: Seen) -> PyTree:
-    """Mean over the images of the squared gradient of log p(label | image).
-
-    The labels are those of the data, not drawn from the network: the empirical Fisher, of which only
-    the diagonal is kept (what it is not: Kunstner et al. 2019, arXiv 1905.12558).
-    """
-    gradient = jax.grad(seen.example)
-    images, labels = (x.reshape(-1, *x.shape[2:]) for x in (seen.images, seen.labels))
-
-    def add(total: PyTree, one: tuple[jax.Array, jax.Array]) -> tuple[PyTree, None]:
-        return jax.tree.map(lambda t, g: t + g * g, total, gradient(seen.params, *one)), None
-
-    # One image at a time: a batch would hold as many gradients, and a batched kernel is slow on CPU.
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, seen.params), (images, labels))
-    return jax.tree.map(lambda t: t / len(labels), total)
-
-
-SCORES: dict[str, Score] = {
-    "init_magnitude": Score(
-        lambda seen: _magnitude(seen.initial), "|θ₀|", 0, "magnitude of the initial weight"
-    ),
-    "magnitude": Score(lambda seen: _magnitude(seen.params), "|θₜ|", 1, "magnitude at step t"),
-    "movement": Score(
-        lambda seen: _magnitude(jax.tree.map(jnp.subtract, seen.params, seen.initial)),
-        "|θₜ − θ₀|",
-        1,
-        "distance from the initial weight at step t",
-    ),
-    "snip": Score(
-        lambda seen: _scores.saliency(seen.loss, seen.params), "SNIP", 0, "|gradient times weight| at step t"
-    ),
-    "grasp": Score(
-        lambda seen: _scores.gradient_flow(
-            lambda p: seen.loss(p, _scores.TEMPERATURE), seen.params, prune.ones(seen.params)
-        ),
-        "GraSP",
-        0,
-        "what the weight does to gradient flow at step t",
-    ),
-    "synflow": Score(
-        lambda seen: _scores.synaptic_flow(seen.logits, seen.params, (1, *seen.images.shape[2:])),
-        "SynFlow",
-        0,
-        "synaptic flow at step t, without data",
-    ),
-    "fisher": Score(_fisher, "Fisher", 0, "mean squared gradient of an image's log-likelihood at step t"),
-}
-
-
-def names_at(step: int) -> list[str]:
-    """The scores of `SCORES` that are taken at a step of the dense training."""
-    return [name for name, score in SCORES.items() if step >= score.from_step]
-
-
-def scores(
-    logits: Callable[[PyTree, jax.Array], jax.Array],
-    initial: PyTree,
-    params: PyTree,
-    images: jax.Array,
-    labels: jax.Array,
-    names: Iterable[str] = tuple(SCORES),
-) -> dict[str, PyTree]:
-    """Scores of all weights, name -> a pytree like the parameters. Works under `jit`.
-
-    Args:
-        logits: (weights, images [N, H, W, C]) -> logits [N, classes].
-        initial: the weights at step 0.
-        params: the weights at step t.
-        images: float32 [batches, B, H, W, C], as the network takes them; a batch at a time is in memory.
-        labels: int32 [batches, B].
-        names: which of `SCORES`.
-    """
-
-    def batch_loss(
-        params: PyTree, images: jax.Array, labels: jax.Array, temperature: float = 1.0
-    ) -> jax.Array:
-        seen = logits(params, images) / temperature
-        return optax.softmax_cross_entropy_with_integer_labels(seen, labels).mean()
-
-    def loss(params: PyTree, temperature: float = 1.0) -> jax.Array:
-        # Recomputed in the backward pass, so that memory does not grow with the number of batches.
-        one = jax.checkpoint(lambda batch: batch_loss(params, batch[0], batch[1], temperature))
-        return jax.lax.map(one, (images, labels)).mean()
-
-    def example(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
-        return batch_loss(params, image[None], label[None])
-
-    seen = Seen(initial, params, loss, example, logits, images, labels)
-    return {name: SCORES[name].of(seen) for name in names}
-
-
-def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree) -> Layers:
-    """The variance of the pixel that a weight of the first layer reads.
-
-    Args:
-        images: uint8 [N, H, W, C], the train split.
-        std: [C], by which its pixels in [0, 1] are divided.
-        mask: any mask of the network; its shapes matter.
-
-    Returns:
-        float64 [n] for the one leaf of a fully connected network whose inputs are the pixels. Empty
-        where there are convolutions: their weights read every pixel.
-    """
-    height, width, channels = images.shape[1:]
-    pixels = height * width * channels
-    named = zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
-    leaves = {path: np.shape(m) for path, m in named if np.ndim(m)}
-    first = [path for path, shape in leaves.items() if len(shape) == 2 and shape[0] == pixels]
-    if len(first) != 1 or any(len(shape) != 2 for shape in leaves.values()):
-        return {}
-    # Whole numbers are summed, so that nothing depends on the order.
-    total, squares = np.zeros(pixels, np.int64), np.zeros(pixels, np.int64)
-    for part in np.array_split(images, max(1, len(images) // 5000)):
-        flat = part.reshape(len(part), -1).astype(np.int64)
-        total += flat.sum(0)
-        squares += (flat * flat).sum(0)
-    mean = total / len(images)
-    scaled = np.tile(255 * np.asarray(std, np.float64), height * width)
-    variance = np.maximum(squares / len(images) - mean * mean, 0) / scaled**2
-    return {first[0]: np.repeat(variance, leaves[first[0]][1])}
-
-
-def by_layer(tree: PyTree, mask: PyTree) -> Layers:
-    """The prunable leaves of a pytree, each in one row.
-
-    Args:
-        tree: scores, weights, or the mask itself.
-        mask: a mask of the same tree; says which leaves may be pruned.
-    """
-    leaves = zip(prune.paths(mask), jax.tree.leaves(mask), jax.tree.leaves(tree), strict=True)
-    return {path: np.asarray(leaf).ravel() for path, m, leaf in leaves if np.ndim(m)}
-
-
-def as_mask(layers: Layers, like: PyTree) -> PyTree:
-    """The mask whose prunable leaves these are; the opposite of `by_layer(mask, mask)`."""
-    leaves, treedef = jax.tree.flatten(like)
-    made = [
-        layers[path].reshape(np.shape(m)) if np.ndim(m) else np.asarray(m)
-        for path, m in zip(prune.paths(like), leaves, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, made)
 
 
 class Measured(NamedTuple):
@@ -307,7 +120,8 @@ def chance_deviation(kept: np.ndarray) -> float:
 
 def shuffled(generator: np.random.Generator, kept: Layers) -> Layers:
     """The null: a mask shuffled within its layers."""
-    return {path: generator.permutation(m) for path, m in kept.items()}
+    (drawn,) = layers.shuffled(generator, [*kept.values()])
+    return dict(zip(kept, drawn, strict=True))
 
 
 def ranks(score: np.ndarray) -> np.ndarray:
@@ -335,15 +149,15 @@ def features(found: Mapping[str, Layers]) -> Layers:
         Path -> float32 [n, scores].
     """
     names = sorted(found)
-    layers: Layers = {}
+    made: Layers = {}
     for path in {path: None for name in names for path in found[name]}:
         size = next(found[name][path].size for name in names if path in found[name])
         blank = np.full(size, 0.5, np.float32)
         of_names = [found[name].get(path) for name in names]
-        layers[path] = np.stack(
+        made[path] = np.stack(
             [blank if s is None or not np.isfinite(s).all() else ranks(s) for s in of_names], axis=1
         )
-    return layers
+    return made
 
 
 class Predictor(NamedTuple):
@@ -427,3 +241,79 @@ def keep_highest(score: Layers, counts: Mapping[str, int]) -> Layers:
     by_path = sorted(score)  # the order of a dictionary's leaves
     going = [score[path].size - counts[path] for path in by_path]
     return jax.tree.map(np.asarray, prune.remove_counted(order, whole, going))
+
+
+def against(score: Layers, kept: Layers) -> list[tuple[str, tuple[float | None, ...]]]:
+    """How well a score finds a mask, in every layer and in all.
+
+    Args:
+        score: of the layers for which it is defined.
+        kept: bool, the mask.
+
+    Returns:
+        (layer, the fields of `Measured`) of every layer of which something can be told; "mean" over these;
+        and "pooled", of which all but the AUROC is None.
+    """
+    if not score:
+        return []
+    measured = {path: measure(values, kept[path]) for path, values in score.items()}
+    told: dict[str, Measured] = {path: found for path, found in measured.items() if found is not None}
+    made: list[tuple[str, tuple[float | None, ...]]] = [*told.items()]
+    if told:
+        made.append((MEAN, over_layers([*told.values()])))
+    pooled = pooled_auroc(score, kept)
+    if pooled is not None:
+        made.append((POOLED, (None, pooled, None, None, None, None, None)))
+    return made
+
+
+class Judged(NamedTuple):
+    """How well a score finds one mask in one layer.
+
+    Attributes:
+        seed, level: of the mask.
+        score: its name; "logistic" is the predictor fitted to all the other seeds.
+        mask: the kind of mask.
+        layer: as in `against`.
+        values: likewise.
+    """
+
+    seed: int
+    level: int
+    score: str
+    mask: str
+    layer: str
+    values: tuple[float | None, ...]
+
+
+def judge(
+    found: Iterable[tuple[int, Mapping[str, Layers]]], masks: Mapping[str, Masks]
+) -> tuple[list[Judged], dict[tuple[str, int, int], Layers]]:
+    """Compares scores of several seeds, and the predictor that combines them, with masks.
+
+    Args:
+        found: (seed, name -> scores) of every seed; one at a time is looked at.
+        masks: kind -> masks of the same levels and seeds, for example the tickets' and a null.
+
+    Returns:
+        The comparisons; and (kind, level, seed) -> log-odds of surviving by the predictor of the other
+        seeds, for levels of two seeds or more.
+    """
+    rows: list[Judged] = []
+    seen: dict[int, Layers] = {}
+    odds: dict[tuple[str, int, int], Layers] = {}
+    for seed, scores in found:
+        for name, score in scores.items():
+            for kind, of_kind in masks.items():
+                for level, kept in of_kind.items():
+                    if seed in kept:
+                        rows += [Judged(seed, level, name, kind, *of) for of in against(score, kept[seed])]
+        seen[seed] = features(scores)
+    for level in next(iter(masks.values())):
+        for kind, of_kind in masks.items():
+            kept = of_kind[level]
+            predicted = held_out({seed: seen[seed] for seed in kept}, kept) if len(kept) > 1 else {}
+            for seed, score in predicted.items():
+                odds[kind, level, seed] = score
+                rows += [Judged(seed, level, LOGISTIC, kind, *of) for of in against(score, kept[seed])]
+    return rows, odds

@@ -217,6 +217,26 @@ def initial(source: Model, target: Model, mask: PyTree, values: Variables, own: 
     return Variables(params, own.stats)
 
 
+def same_initial(source: Model, target: Model, theirs: PyTree, ours: PyTree) -> bool:
+    """Whether two networks begin with the same weights, up to an output layer of other classes.
+
+    Args:
+        source: a network.
+        target: another.
+        theirs: parameters of the source at step 0.
+        ours: parameters of the target at step 0.
+    """
+    if source.classes != target.classes:
+        theirs, ours = ({k: v for k, v in params.items() if k != "output"} for params in (theirs, ours))
+    return same_values(theirs, ours)
+
+
+def same_values(a: PyTree, b: PyTree) -> bool:
+    """Whether two pytrees of arrays have the same paths, shapes and values."""
+    first, second = (dict(zip(prune.paths(tree), jax.tree.leaves(tree), strict=True)) for tree in (a, b))
+    return first.keys() == second.keys() and all(np.array_equal(first[p], second[p]) for p in first)
+
+
 def _residual(source: Model, target: Model) -> bool:
     return source.stages is not None and target.stages is not None
 

@@ -4,9 +4,11 @@ import builtins
 import contextlib
 import errno
 import io
+import multiprocessing
 import os
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,11 +19,12 @@ import pytest
 
 from analysis import load
 from lthjax import config, data, manifest, study, train
+from lthjax.errors import UserError
 from lthjax.models import Variables
 
-
-class Killed(BaseException):
-    """The process is gone: nothing of it runs any more, no cleaning up either."""
+KILLED = 137
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["faulty"])
 
 
 class Disk:
@@ -78,6 +81,11 @@ FAULTS: dict[str, Callable[[], BaseException]] = {
 }
 
 
+def dead() -> BaseException:
+    """The process is gone: nothing of it runs any more, no cleaning up either."""
+    os._exit(KILLED)
+
+
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has trainings take no time: what comes out is a fixed function of the job."""
 
@@ -105,6 +113,47 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         return made
 
     monkeypatch.setattr(train, "train", fake)
+
+
+def attempt(work: Callable[..., Any], arguments: Sequence[Any], fault: str, at: int, lasting: bool) -> str:
+    """What a process of its own ends with that does some work without training while its disk fails.
+
+    Of a process that dies in the middle of a checkpoint threads and locks would stay behind, so that no test
+    is its own victim. Workers are forked from a server that has loaded everything and started nothing.
+
+    Args:
+        work: a function of a module, to be called with the arguments.
+        arguments: of it.
+        fault: "dead" or a key of `FAULTS`; "" only counts the calls.
+        at: the call that fails first, from 1.
+        lasting: whether all later ones fail, too.
+
+    Returns:
+        The sentence of a user's error; "killed"; "" where the work came to its end; of `fault` "" the number
+        of calls.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        process = _SERVER.Process(target=_attempted, args=(said, work, arguments, fault, at, lasting))
+        process.start()
+        process.join(300)
+        assert process.exitcode in (0, KILLED), process.exitcode
+        return "killed" if process.exitcode else said.read_text()
+
+
+def _attempted(
+    said: Path, work: Callable[..., Any], arguments: Sequence[Any], fault: str, at: int, lasting: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        untrained(patch)
+        disk = Disk(dead if fault == "dead" else FAULTS.get(fault), at, lasting)
+        text = ""
+        try:
+            with disk.mounted():
+                work(*arguments)
+        except (UserError, OSError) as error:
+            text = str(error)
+    said.write_text(text if fault else str(disk.calls))
 
 
 def small_data(folder: Path) -> Path:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 from analysis import check, load
 from lthjax import config, manifest, prune, record, study
+from lthjax import store as store_of
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
-from lthjax.store import Store, checked, folder, read_result, read_study, set_aside, state_folder
+from lthjax.store import Reader, Store, checked, folder, read_result, read_study, set_aside, state_folder
 
 Make = Callable[..., study.Prepared]
 ONE, OTHER = Cell(0, "rewind-0", 1, "ticket"), Cell(1, "rewind-0", 1, "ticket")
@@ -34,7 +36,8 @@ def opened(path: Path, **changes: object) -> Store:
     """A run folder of a study on the images that are part of the package."""
     fields = {"model": "lenet300", "data": config.Data(name="mnist_10k"), "train": config.Train(steps=5)}
     prepared = study.prepare(config.Study(**{**fields, **changes}))  # type: ignore[arg-type]
-    return Store(path, prepared.identity, record.about(prepared.study, prepared.lengths, prepared.dataset))
+    facts = record.about(prepared.study, prepared.identity, prepared.lengths, prepared.dataset)
+    return Store(path, facts)
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +62,11 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 def read_all(run: Path) -> list:
     """Everything that a program may use of the folder, through the functions that it uses."""
-    about = read_study(run)
-    store = Store(run, about["identity"], about)
-    like, found = variables(), [about]
+    store, found = Reader(run), [read_study(run)]
     for seed in (0, 1):
-        found.append(store.state(seed, 0, like))
+        found.append(store.state(seed, 0))
         for cell in (Cell(seed, DENSE, 0, DENSE), ONE._replace(seed=seed)):
-            found += [store.result(cell), store.mask(cell, prune.ones(_PARAMS)), store.variables(cell, like)]
+            found += [store.result(cell), store.mask(cell), store.variables(cell)]
     return found
 
 
@@ -106,7 +107,7 @@ def test_an_undamaged_folder_reads_and_checks(run: Path) -> None:
     assert {"result.json", "mask.npz"} < made.files.keys()
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(50, marks=pytest.mark.faults)])
 def test_every_flipped_bit_is_noticed_or_changes_nothing(made: Path, tmp_path: Path, count: int) -> None:
     """So many bits of every file of the folder: Orbax by itself let 188 of 200 pass."""
     run = shutil.copytree(made, tmp_path / made.name)
@@ -158,9 +159,8 @@ def test_what_is_copied_into_another_place_is_noticed(run: Path) -> None:
     start = state_folder(run, 0, 0)
     shutil.rmtree(start)
     shutil.copytree(state_folder(run, 1, 0), start)
-    about = read_study(run)
     with pytest.raises(UserError, match=r"it is a copy of seed=1/state=0"):
-        Store(run, about["identity"], about).state(0, 0, variables())
+        Reader(run).state(0, 0)
 
 
 def test_a_cell_of_another_study_or_another_parent_is_noticed(run: Path, tmp_path: Path) -> None:
@@ -199,6 +199,16 @@ def test_a_manifest_cannot_be_taken_away(run: Path) -> None:
             read_study(run)
 
 
+@pytest.fixture
+def shaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives the folder's network the shapes of its arrays, as folders without manifests do not hold them."""
+    network = SimpleNamespace(init=lambda key: variables())
+    models = SimpleNamespace(MODELS={"lenet300"}, build=lambda *_: network)
+    monkeypatch.setattr(store_of, "models", models)
+    store_of._older_shapes.cache_clear()
+
+
+@pytest.mark.usefixtures("shaped")
 def test_folders_of_older_versions_are_read_and_said_to_be_unchecked(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,15 +230,15 @@ def test_folders_of_older_versions_are_read_and_said_to_be_unchecked(
     assert (len(found.whole), len(found.unchecked), found.damaged) == (2, 6, {})
 
 
+@pytest.mark.usefixtures("shaped")
 def test_masks_of_older_versions_are_not_padded(run: Path) -> None:
     unsealed(run)
     path = folder(run, ONE) / "mask.npz"
     with np.load(path) as packed:
         short = {name: packed[name][:1] for name in packed.files}
     np.savez(path, **short)
-    about = read_study(run)
     with pytest.raises(UserError, match="fc/kernel has 1 bytes of uint8 for 30 bits"):
-        Store(run, about["identity"], about).mask(ONE, prune.ones(_PARAMS))
+        Reader(run).mask(ONE)
 
 
 def test_repair_sets_aside_and_deletes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,9 +104,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "tiny.py").write_text(text)
     prepared = study.prepare(config.load(folder / "tiny.py"), folder / "data")
-    about = record.about(prepared.study, prepared.lengths, prepared.dataset)
+    about = record.about(prepared.study, prepared.identity, prepared.lengths, prepared.dataset)
     (folder / "runs").mkdir()
-    with store.Store(folder / "runs" / prepared.folder, prepared.identity, about) as kept:
+    with store.Store(folder / "runs" / prepared.folder, about) as kept:
         variables = jax.device_get(prepared.model.init(jax.random.key(0)))
         mask = jax.device_get(prune.ones(variables.params))
         numbers = {name: [0.5, 0.25] for name in fields._CURVES}

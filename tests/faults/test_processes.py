@@ -87,13 +87,13 @@ class World(NamedTuple):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
-    def found(self, names: list[str]) -> dict:
+    def found(self, names: list[str], copied_from: Path | None = None) -> dict:
         """All numbers of the run and of what these commands have written."""
         numbers = contents(self.run)
         for name in names:
             for path in sorted((self.run / name).rglob("*.csv")):
                 # Commands in it name the folder.
-                text = path.read_text().replace(str(self.root), "")
+                text = path.read_text().replace(str(self.root), "").replace(str(copied_from or self.root), "")
                 lines = [{**line, "seconds": ""} for line in csv.DictReader(text.splitlines())]
                 numbers[path.relative_to(self.run).as_posix()] = lines
         return numbers
@@ -121,7 +121,7 @@ def test_killed_twice_and_run_again(tmp_path: Path) -> None:
     assert cut.found(["report"]) == whole.found(["report"])
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("number", range(6))
 def test_a_study_killed_again_and_again(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, number: int
@@ -137,7 +137,7 @@ def test_a_study_killed_again_and_again(
     assert {p.name for p in (cut.run / "report").iterdir()} >= {"index.html", "cells.csv", "verdicts.csv"}
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["savings", "geography", "predict", "landscape", "transfer", "report"])
 def test_an_analysis_killed_again_and_again(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, name: str
@@ -154,7 +154,7 @@ def test_an_analysis_killed_again_and_again(
             cut.killed(name, moments.uniform(0.3, 1) * seconds[name])
         cut.finish(name)
         names = [] if name == "savings" else [name]  # whose times differ
-        assert cut.found(names) == whole.found(names)
+        assert cut.found(names, whole.root) == whole.found(names)
         assert not check.check(cut.run).damaged
 
 
@@ -210,7 +210,7 @@ def filling(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_disk_that_fills_up(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, filling: Callable[[int], Path]
 ) -> None:

@@ -1,45 +1,52 @@
 """The figures of a run's landscape."""
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from analysis import figures
-from analysis.landscape_table import (
-    ARMS,
-    CONNECTED,
-    END,
-    FLATNESS,
-    SIBLING,
-    Found,
-    Item,
-    arrays,
-    load,
-    matched_with,
-    values_of,
-)
+from analysis import draw, words
+from analysis.landscape import table
+from analysis.landscape.table import ARMS, END, SIBLING, Arrays, Found, Item, matched_with, values_of
 from analysis.page import Drawn
+from analysis.run import TICKET, Run
 from lthjax.imp import DENSE
+from lthjax.measures import hessian
+from lthjax.measures.quantities import FLATNESS
 from lthjax.measures.stats import ANY, PERCENT, POSITIVE, mean_interval
 
+_BARRIER = "barrier_test_error"
+_OTHER_ORDER = "other data order"
+# (arm, other end) -> label, the arm whose colour the path has, line.
+_PATHS = {
+    (TICKET, SIBLING): (f"ticket, {_OTHER_ORDER}", TICKET, "-"),
+    ("reinit", SIBLING): (f"reinit, {_OTHER_ORDER}", "reinit", "--"),
+    ("random", SIBLING): (f"random, {_OTHER_ORDER}", "random", ":"),
+    (TICKET, "reinit"): ("ticket to reinit", "reinit", "-"),
+    (TICKET, DENSE): ("ticket to dense", DENSE, "--"),
+}
+# On the x axis of sharpness: place -> arm, where.
+_PLACES = {
+    0: (TICKET, END),
+    1: ("reinit", END),
+    2: ("random", END),
+    3.8: (TICKET, matched_with("reinit")),
+    4.8: ("reinit", matched_with("reinit")),
+    6.6: (TICKET, matched_with("random")),
+    7.6: ("random", matched_with("random")),
+}
+_Surfaces = Mapping[str, Arrays]
+_SURFACES = ("train_loss", "test_loss")
 
-def drawn(run: str | Path) -> list[Drawn]:
-    """The figures of all levels that were measured.
 
-    Raises:
-        UserError: a file cannot be read.
-    """
-    return [figure for found in load(run) for figure in drawn_of(found)]
-
-
-def drawn_of(found: Found) -> list[Drawn]:
+def drawn_of(run: Run, found: Found) -> list[Drawn]:
     """The figures of one level."""
-    of = arrays(found)
+    of = table.arrays(run, found)
     made = [
         *_surfaces(found, of),
         _profiles(found, of),
@@ -51,68 +58,84 @@ def drawn_of(found: Found) -> list[Drawn]:
 
 
 def _named(found: Found, kind: str) -> str:
-    return f"landscape_{kind}_level_{found.level:02d}_{found.chain}"
+    return f"landscape_{kind}_level_{found.scope.level:02d}_{found.scope.chain}"
 
 
 def _about_level(found: Found) -> str:
-    rewound = f", rewound to step {found.rewind}" if found.rewind else ""
-    return f"level {found.level} ({100 * found.density:.1f} % of the weights{rewound})"
+    rewound = f", rewound to step {found.scope.rewind}" if found.scope.rewind else ""
+    return f"level {found.scope.level} ({words.share(found.density)} of the weights{rewound})"
 
 
-def _arms_of(of: dict[Item, dict[str, np.ndarray]], kind: str) -> list[str]:
-    there = {item.cell.arm for item in of if item.kind == kind}
-    return [arm for arm in (DENSE, *ARMS) if arm in there]
+def _bands(seeds: int) -> str:
+    if seeds >= draw.BAND_FROM:
+        return ", bands their 95 % interval"
+    return ", without bands, as an interval takes three seeds" if seeds > 1 else ""
 
 
-_Arrays = dict[Item, dict[str, np.ndarray]]
-
-
-def _surfaces(found: Found, of: _Arrays) -> list[Drawn]:
-    """Contours and a 3-D view of every draw, of the first seed that has surfaces."""
-    seeds = sorted({item.cell.seed for item in of if item.kind == "plane"})
-    if not seeds:
-        return []
-    planes = {
-        item.cell.arm: x for item, x in of.items() if item.kind == "plane" and item.cell.seed == seeds[0]
+def _of_kind(of: Mapping[Item, Arrays], kind: str, to: str = "") -> dict[str, dict[int, Arrays]]:
+    """Arm -> seed -> arrays of a kind, for paths of those that lead to an end; the dense network first."""
+    found = {
+        arm: {
+            item.network.cell.seed: x
+            for item, x in of.items()
+            if (item.kind, item.to, item.network.cell.arm) == (kind, to, arm)
+        }
+        for arm in (DENSE, *ARMS)
     }
-    planes = {arm: planes[arm] for arm in (DENSE, *ARMS) if arm in planes}
+    return {arm: seeds for arm, seeds in found.items() if seeds}
+
+
+def _rows(first: tuple[str, ...], at: Sequence[float], by_seed: Mapping[int, Sequence[float]]) -> list[tuple]:
+    """Rows of a figure's data: the first columns, seed, place, value."""
+    return [
+        (*first, seed, place, value)
+        for seed, values in by_seed.items()
+        for place, value in zip(at, values, strict=True)
+    ]
+
+
+def _surfaces(found: Found, of: Mapping[Item, Arrays]) -> list[Drawn]:
+    """Contours and a 3-D view of every draw, of the first seed that has surfaces."""
+    every = _of_kind(of, "plane")
+    if not every:
+        return []
+    seed = min(seed for seeds in every.values() for seed in seeds)
+    planes = {arm: seeds[seed] for arm, seeds in every.items() if seed in seeds}
     losses = np.stack([x[f"{part}_loss"] for x in planes.values() for part in ("train", "test")])
     norm = LogNorm(max(float(np.nanmin(losses)), 1e-6), float(np.nanmax(losses)))
-    return [
-        figure
+    draws = [
+        {arm: {**x, **{name: x[name][draw] for name in _SURFACES}} for arm, x in planes.items()}
         for draw in range(losses.shape[1])
-        for figure in _draw(
-            found,
-            seeds[0],
-            draw,
-            {
-                arm: {name: a if name == "steps" else a[draw] for name, a in x.items()}
-                for arm, x in planes.items()
-            },
-            norm,
-        )
+    ]
+    return [
+        one for number, of_draw in enumerate(draws) for one in _surface(found, seed, number, of_draw, norm)
     ]
 
 
-def _draw(
-    found: Found, seed: int, draw: int, planes: dict[str, dict[str, np.ndarray]], norm: LogNorm
-) -> list[Drawn]:
+def _surface(found: Found, seed: int, number: int, planes: _Surfaces, norm: LogNorm) -> list[Drawn]:
     """The surfaces of all arms along one pair of directions."""
-    draws = found.settings.plane_draws
-    which = "one draw" if draws == 1 else f"draw {draw + 1} of {draws}"
-    also = f"_draw_{draw + 1}" if draw else ""
+    settings = found.scope.settings
+    draws = settings.plane_draws
+    which = "one draw" if draws == 1 else f"draw {number + 1} of {draws}"
+    also = f"_draw_{number + 1}" if number else ""
     what = (
         f"{_about_level(found)}, seed {seed}, {which} of two orthogonal directions inside the mask, "
-        f"normalised by filters, {found.settings.plane_images:,} train and "
-        f"{found.settings.plane_test_images:,} test images; n = 1"
+        f"normalised by filters, {settings.plane_images:,} train and "
+        f"{settings.plane_test_images:,} test images; n = 1"
     )
     rows = [
-        (seed, draw, arm, a, b, *(float(x[name][i, j]) for name in ("train_loss", "test_loss")))
+        (
+            seed,
+            number,
+            arm,
+            float(x["steps"][i]),
+            float(x["steps"][j]),
+            *(float(x[n][i, j]) for n in _SURFACES),
+        )
         for arm, x in planes.items()
-        for i, a in enumerate(x["steps"].tolist())
-        for j, b in enumerate(x["steps"].tolist())
+        for i, j in np.ndindex(x["train_loss"].shape)
     ]
-    table = (("seed", "draw", "arm", "a", "b", "train_loss", "test_loss"), rows)
+    data = (("seed", "draw", "arm", "a", "b", *_SURFACES), rows)
     return [
         Drawn(
             _named(found, "contours") + also,
@@ -121,7 +144,7 @@ def _draw(
             f"Train loss (above) and test loss (below) around the trained networks (cross): {what}. Colours "
             "and level lines are the same in all panels, on a log scale. Steps are in lengths of every "
             "filter, so panels compare by shape. Look at how wide the same line is in each.",
-            table,
+            data,
             True,
         ),
         Drawn(
@@ -130,16 +153,16 @@ def _draw(
             _relief(planes, norm),
             f"Train loss around the trained networks: {what}. One height and colour scale, logarithmic. Look "
             "at the depth and width of the bowl.",
-            table,
+            data,
             True,
         ),
     ]
 
 
-def _contours(planes: dict[str, dict[str, np.ndarray]], norm: LogNorm) -> Figure:
+def _contours(planes: _Surfaces, norm: LogNorm) -> Figure:
     low, high = float(norm.vmin or 0), float(norm.vmax or 1)
     levels = np.geomspace(low, high, 17)
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(draw.STYLE):
         figure = Figure(figsize=(1.2 + 2.6 * len(planes), 5.4), layout="constrained")
         grid = figure.subplots(2, len(planes), sharex=True, sharey=True, squeeze=False)
         for column, (arm, x) in zip(grid.T, planes.items(), strict=True):
@@ -154,17 +177,17 @@ def _contours(planes: dict[str, dict[str, np.ndarray]], norm: LogNorm) -> Figure
             column[1].set_xlabel("first direction")
         for line, part in zip(grid, ("train", "test"), strict=True):
             line[0].set_ylabel(f"{part} loss\nsecond direction")
-        ticks = [tick for tick in _decades(low, high)]
+        ticks = _decades(low, high)
         bar = figure.colorbar(shown, ax=grid, ticks=ticks, label="loss (nats, log scale)", shrink=0.8)
         bar.ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         bar.ax.minorticks_off()
         return figure
 
 
-def _relief(planes: dict[str, dict[str, np.ndarray]], norm: LogNorm) -> Figure:
+def _relief(planes: _Surfaces, norm: LogNorm) -> Figure:
     low, high = np.log10(float(norm.vmin or 1)), np.log10(float(norm.vmax or 1))
     colours = colormaps["viridis"]
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(draw.STYLE):
         figure = Figure(figsize=(3.1 * len(planes) + 0.4, 3.3))
         figure.subplots_adjust(0.0, 0.04, 0.95, 0.96, 0.06)
         for place, (arm, x) in enumerate(planes.items(), 1):
@@ -193,48 +216,41 @@ def _relief(planes: dict[str, dict[str, np.ndarray]], norm: LogNorm) -> Figure:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    return [round(m * 10.0**e, 9) for e in range(-6, 6) for m in (1, 2, 5) if low <= m * 10.0**e <= high] or [
-        low,
-        high,
-    ]
+    ticks = [round(m * 10.0**e, 9) for e in range(-6, 6) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    return ticks or [low, high]
 
 
-def _profiles(found: Found, of: _Arrays) -> Drawn | None:
+def _profiles(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
     """1-D profiles of train and test loss."""
-    arms = _arms_of(of, "lines")
-    if not arms:
+    every = _of_kind(of, "lines")
+    if not every:
         return None
-    rows = []
-    with matplotlib.rc_context(figures.STYLE):
+    rows: list[tuple] = []
+    with matplotlib.rc_context(draw.STYLE):
         figure = Figure(figsize=(9.2, 4.0), layout="constrained")
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for axes, part in zip(panels, ("train", "test"), strict=True):
-            for arm, line in zip(arms, figures._LINES, strict=False):
-                own = {i.cell.seed: x for i, x in of.items() if i.kind == "lines" and i.cell.arm == arm}
+            for (arm, own), line in zip(every.items(), draw.LINES, strict=False):
                 steps = next(iter(own.values()))["steps"].tolist()
                 means = {seed: x[f"{part}_loss"].mean(0).tolist() for seed, x in own.items()}
-                rows += [
-                    (part, arm, seed, step, value)
-                    for seed, values in means.items()
-                    for step, value in zip(steps, values, strict=True)
-                ]
+                rows += _rows((part, arm), steps, means)
                 # A loss of 0, as float32 may have it, has no logarithm.
                 columns = [[max(x, 1e-12) for x in at] for at in zip(*means.values(), strict=True)]
-                style = (figures.look(arm)[0], "", line)
-                figures.curve(axes, steps, columns, style, arm, points=False, geometric=True)
+                style = (draw.look(arm)[0], "", line)
+                draw.curve(axes, steps, columns, style, arm, points=False, geometric=True)
             axes.set_yscale("log")
             axes.set_title(f"{part} loss", loc="left", fontsize=10)
             axes.set_xlabel("step along a random direction (lengths of the filters)")
         shown = [row[-1] for row in rows]
         panels[0].set_ylim(max(min(shown), 1e-6) / 1.4, max(shown) * 1.4)
         panels[0].set_ylabel("loss (nats, log scale)")
-        figures.legend_below(figure, panels[0])
-    seeds = len({row[2] for row in rows})
+        draw.legend_below(figure, panels[0])
+    seeds, settings = len({row[2] for row in rows}), found.scope.settings
     return Drawn(
         _named(found, "profiles"),
         "Loss along random directions",
         figure,
-        f"Loss on {found.settings.images:,} train and test images along {found.settings.draws} random "
+        f"Loss on {settings.images:,} train and test images along {settings.draws} random "
         f"directions inside the mask, normalised by filters, averaged over draws: {_about_level(found)}; "
         f"lines are {f'geometric means over {seeds} seeds' if seeds > 1 else 'one seed'}{_bands(seeds)}. "
         "Look at how fast the loss rises beside its lowest point.",
@@ -242,65 +258,33 @@ def _profiles(found: Found, of: _Arrays) -> Drawn | None:
     )
 
 
-def _bands(seeds: int) -> str:
-    if seeds >= figures.BAND_FROM:
-        return ", bands their 95 % interval"
-    return ", without bands, as an interval takes three seeds" if seeds > 1 else ""
-
-
-def _spectra(found: Found, of: _Arrays) -> Drawn | None:
+def _spectra(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
     """Spectral densities on shared axes, and the largest eigenvalues by rank."""
-    arms = _arms_of(of, "spectrum")
-    if not arms:
+    own = _of_kind(of, "spectrum")
+    if not own:
         return None
-    own = {
-        arm: {i.cell.seed: x for i, x in of.items() if i.kind == "spectrum" and i.cell.arm == arm}
-        for arm in arms
-    }
     every = [x for of_arm in own.values() for x in of_arm.values()]
     low = min(float(x["nodes"].min()) for x in every)
     high = max(float(x["nodes"].max()) for x in every)
     sigma = (high - low or 1) / 100
     grid = np.linspace(low - 4 * sigma, high + 4 * sigma, 800)
     rows: list[tuple] = []
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(draw.STYLE):
         figure = Figure(figsize=(9.6, 4.0), layout="constrained")
         density, ranks = figure.subplots(1, 2, width_ratios=(3, 2))
-        for arm, line in zip(arms, figures._LINES, strict=False):
-            colour = figures.look(arm)[0]
-            curves = {seed: _smooth(grid, x, sigma) for seed, x in own[arm].items()}
-            mean = np.mean(list(curves.values()), 0)
-            rows += [
-                ("density", arm, s, float(at), float(y))
-                for s, curve in curves.items()
-                for at, y in zip(grid[::4], curve[::4], strict=True)
-            ]
-            for curve in curves.values():
-                density.semilogy(grid, curve, color=colour, lw=0.7, alpha=0.3)
-            density.semilogy(grid, mean, line, color=colour, lw=1.8, label=f"{arm} (n = {len(curves)})")
-            tops = np.stack([x["largest"] for x in own[arm].values()])
-            rows += [
-                ("eigenvalue", arm, s, rank, float(value))
-                for s, x in own[arm].items()
-                for rank, value in enumerate(x["largest"], 1)
-            ]
-            at = np.arange(1, tops.shape[1] + 1)
-            for top in tops:
-                ranks.semilogy(at, top, ".", color=colour, ms=3, alpha=0.6)
-            marker = figures.look(arm)[1]
-            ranks.semilogy(at, tops.mean(0), line, marker=marker, color=colour, ms=5)
+        for (arm, seeds), line in zip(own.items(), draw.LINES, strict=False):
+            rows += _spectrum(density, ranks, arm, line, seeds, grid, sigma)
         # One eigenvalue of the largest space is as high as this.
-        dimension = max(float(x["dimension"]) for x in every)
-        one = 1 / (dimension * sigma * np.sqrt(2 * np.pi))
+        one = 1 / (max(float(x["dimension"]) for x in every) * sigma * np.sqrt(2 * np.pi))
         density.set_ylim(0.2 * one, 3 * max(row[-1] for row in rows if row[0] == "density"))
         density.set_xlabel("eigenvalue")
         density.set_ylabel("density (log scale)")
+        at = np.arange(1, len(every[0]["largest"]) + 1)
         ranks.set_xlabel("rank")
         ranks.set_xticks(at[:: max(len(at) // 5, 1)])
         ranks.set_ylabel("largest eigenvalues (log scale)")
-        figures.legend_below(figure, density)
-    seeds = len({row[2] for row in rows})
-    how = found.settings
+        draw.legend_below(figure, density)
+    n, how = len({row[2] for row in rows}), found.scope.settings
     return Drawn(
         _named(found, "spectra"),
         "Spectra of the Hessian inside the mask",
@@ -310,135 +294,134 @@ def _spectra(found: Found, of: _Arrays) -> Drawn | None:
         f"images), smoothed by a Gaussian of width {sigma:.2g}; thick lines are means over seeds, thin ones "
         "seeds. "
         f"Right: the {how.eigenvalues} largest eigenvalues ({how.steps} Lanczos steps), points seeds, lines "
-        f"their mean. {_about_level(found).capitalize()}, n = {seeds}. Every density is over its own space: "
+        f"their mean. {_about_level(found).capitalize()}, n = {n}. Every density is over its own space: "
         "a sparse network has fewer dimensions. Look at how far the right tails reach; the networks' train "
         "losses, on which that depends, are in the table.",
         (("what", "arm", "seed", "at", "value"), rows),
     )
 
 
-def _smooth(grid: np.ndarray, x: dict[str, np.ndarray], sigma: float) -> np.ndarray:
-    """The density of a quadrature on a grid; float [points]."""
-    nodes, weights = (x[name].ravel().astype(np.float64) for name in ("nodes", "weights"))
-    bells = np.exp(-0.5 * ((grid[:, None] - nodes) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
-    return bells @ weights / len(x["nodes"])
+def _spectrum(
+    density: Axes,
+    ranks: Axes,
+    arm: str,
+    line: str,
+    seeds: Mapping[int, Arrays],
+    grid: np.ndarray,
+    sigma: float,
+) -> list[tuple]:
+    """Draws an arm's density and largest eigenvalues, and returns what is drawn."""
+    colour, marker = draw.look(arm)
+    curves = {seed: hessian.smoothed(x["nodes"], x["weights"], grid, sigma) for seed, x in seeds.items()}
+    for curve in curves.values():
+        density.semilogy(grid, curve, color=colour, lw=0.7, alpha=0.3)
+    mean = np.mean(list(curves.values()), 0)
+    density.semilogy(grid, mean, line, color=colour, lw=1.8, label=f"{arm} (n = {len(curves)})")
+    tops = np.stack([x["largest"] for x in seeds.values()])
+    at = np.arange(1, tops.shape[1] + 1)
+    for top in tops:
+        ranks.semilogy(at, top, ".", color=colour, ms=3, alpha=0.6)
+    ranks.semilogy(at, tops.mean(0), line, marker=marker, color=colour, ms=5)
+    drawn = {seed: curve[::4].tolist() for seed, curve in curves.items()}
+    rows = _rows(("density", arm), grid[::4].tolist(), drawn)
+    return rows + _rows(("eigenvalue", arm), at.tolist(), dict(zip(seeds, tops.tolist(), strict=True)))
 
 
-_BARRIER = "barrier_test_error"
-_PATHS = {
-    ("ticket", SIBLING): ("ticket, other data order", figures._COLOURS["ticket"], "-"),
-    ("reinit", SIBLING): ("reinit, other data order", figures._COLOURS["reinit"], "--"),
-    ("random", SIBLING): ("random, other data order", figures._COLOURS["random"], ":"),
-    ("ticket", "reinit"): ("ticket to reinit", figures._COLOURS["reinit"], "-"),
-    ("ticket", DENSE): ("ticket to dense", figures.look(DENSE)[0], "--"),
-}
-
-
-def _barriers(found: Found, of: _Arrays) -> Drawn | None:
+def _barriers(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
     """Test error on straight paths: siblings, and other networks of the seed."""
     rows: list[tuple] = []
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(draw.STYLE):
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
         panels = figure.subplots(1, 2, sharex=True)
-        for (arm, other), (label, colour, line) in _PATHS.items():
-            own = {i.cell.seed: x for i, x in of.items() if i.kind == f"path_{other}" and i.cell.arm == arm}
+        for (arm, other), (label, coloured, line) in _PATHS.items():
+            own = _of_kind(of, "path", other).get(arm, {})
             if not own:
                 continue
             # From the arm to the other end.
             x = (1 - next(iter(own.values()))["alphas"]).tolist()
             errors = {s: (100 * (1 - y["test_accuracy"].astype(np.float64))).tolist() for s, y in own.items()}
-            rows += [
-                (arm, other, seed, at, value)
-                for seed, values in errors.items()
-                for at, value in zip(x, values, strict=True)
-            ]
-            axes = panels[int(other != SIBLING)]
+            rows += _rows((arm, other), x, errors)
+            axes, colour = panels[int(other != SIBLING)], draw.look(coloured)[0]
             columns = [list(column) for column in zip(*errors.values(), strict=True)]
-            barrier = np.mean(list(values_of(found.rows, arm, f"path to {other}", _BARRIER).values()))
+            barrier = np.mean(list(values_of(found.rows, arm, table.path_to(other), _BARRIER).values()))
             named = f"{label}: barrier {100 * barrier:.1f} pp"
-            figures.curve(axes, x, columns, (colour, "", line), named, points=False, within=PERCENT)
+            draw.curve(axes, x, columns, (colour, "", line), named, points=False, within=PERCENT)
             for values in errors.values():
                 axes.plot(x, values, color=colour, lw=0.6, alpha=0.3)
         if not rows:
             return None
-        for axes, title in zip(panels, ("same mask and start", "other mask or start"), strict=True):
+        for axes, title, siblings in zip(
+            panels, ("same mask and start", "other mask or start"), (True, False), strict=True
+        ):
             axes.set_title(title, loc="left", fontsize=10)
             axes.set_xlabel("share of the way")
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.16), frameon=False)
-        for axes, siblings in zip(panels, (True, False), strict=True):
             top = max((row[-1] for row in rows if (row[1] == SIBLING) == siblings), default=1.0)
             axes.set_ylim(0, min(1.2 * top, 100))
         panels[0].set_ylabel("test error (%)")
-    seeds = len({row[2] for row in rows})
+    seeds, settings = len({row[2] for row in rows}), found.scope.settings
     return Drawn(
         _named(found, "barriers"),
         "Error on straight paths between networks",
         figure,
-        f"Test error on {found.settings.images:,} images at {found.settings.alphas} points of the straight "
+        f"Test error on {settings.images:,} images at {settings.alphas} points of the straight "
         f"path between two trained networks: {_about_level(found)}; the panels have scales of their own. "
         "Left, pairs with the same seed, mask and start weights and another data order; the path stays in "
         "the mask. Right, the ticket and another network of its seed; with the dense network the masks "
         "differ, and the path lies in their union. "
-        f"Lines are means over {seeds} seed{'s' if seeds > 1 else ''}, thin ones seeds{_bands(seeds)}. The "
-        f"barrier is the highest point over the mean of the ends; below {CONNECTED:g} points two networks "
-        "count as linearly connected.",
+        f"Lines are means over {words.seeds(seeds)}, thin ones seeds{_bands(seeds)}. The barrier is the "
+        f"highest point over the mean of the ends; below {table.CONNECTED:g} points two networks count as "
+        "linearly connected.",
         (("arm", "other", "seed", "share", "test_error"), rows),
     )
 
 
-_PLACES = (
-    (0, ("ticket", END)),
-    (1, ("reinit", END)),
-    (2, ("random", END)),
-    (3.8, ("ticket", matched_with("reinit"))),
-    (4.8, ("reinit", matched_with("reinit"))),
-    (6.6, ("ticket", matched_with("random"))),
-    (7.6, ("random", matched_with("random"))),
-)
-
-
 def _sharpness(found: Found) -> Drawn | None:
     """Measures of sharpness a seed, at the end and at matched train loss."""
-    shown = {"train_loss": "train loss (nats)", **{q: f"{w}" for q, w in FLATNESS.items()}}
     if not any(row.quantity in FLATNESS for row in found.rows):
         return None
     rows: list[tuple] = []
-    with matplotlib.rc_context(figures.STYLE):
+    shown = {"train_loss": "train loss (nats)", **FLATNESS}
+    with matplotlib.rc_context(draw.STYLE):
         figure = Figure(figsize=(11.0, 3.8), layout="constrained")
         panels = figure.subplots(1, len(shown))
-        for axes, (quantity, words) in zip(panels, shown.items(), strict=True):
-            for place, (arm, where) in _PLACES:
+        for axes, (quantity, heading) in zip(panels, shown.items(), strict=True):
+            for place, (arm, where) in _PLACES.items():
                 values = values_of(found.rows, arm, where, quantity)
                 rows += [(quantity, where, arm, seed, value) for seed, value in values.items()]
-                if not values:
-                    continue
-                colour, marker = figures.look(arm)
-                seen = list(values.values())
-                # Eigenvalues, and the rise of the loss, may be negative.
-                interval = mean_interval(seen, within=POSITIVE if quantity == "train_loss" else ANY)
-                axes.plot([place + 0.2] * len(seen), seen, ".", color=colour, ms=5, alpha=0.7)
-                label = arm if where == END else None
-                axes.plot([place], [interval.mean], marker, color=colour, ms=7, label=label)
-                if interval.n >= figures.BAND_FROM:
-                    axes.vlines(place, interval.low, interval.high, color=colour, lw=1.5, alpha=0.5)
+                if values:
+                    seen = list(values.values())
+                    # Eigenvalues, and the rise of the loss, may be negative.
+                    interval = mean_interval(seen, within=POSITIVE if quantity == "train_loss" else ANY)
+                    draw.dots(
+                        axes,
+                        place,
+                        seen,
+                        interval,
+                        draw.look(arm),
+                        beside=0.2,
+                        sizes=(5, 7),
+                        alphas=(0.7, 0.5),
+                        label=arm if where == END else None,
+                    )
             for between in (2.9, 5.7):
                 axes.axvline(between, color="#999999", lw=0.8, ls=":")
             axes.set_xticks([1.1, 4.3, 7.1], ["end", "loss\nmatched", "loss\nmatched"])
             axes.set_xlim(-0.6, 8.4)
             axes.grid(axis="x", visible=False)
-            axes.set_title(words, loc="left", fontsize=10)
+            axes.set_title(heading, loc="left", fontsize=10)
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        figures.legend_below(figure, panels[0])
+        draw.legend_below(figure, panels[0])
     seeds = len({row[3] for row in rows})
     return Drawn(
         _named(found, "sharpness"),
         "Sharpness, and at matched train loss",
         figure,
         f"Train loss, largest and mean eigenvalue of the Hessian inside the mask, and rise of the loss on a "
-        f"step of length {found.settings.rho:g} up the gradient (SAM): {_about_level(found)}; large points "
-        f"are means over {seeds} seed{'s' if seeds > 1 else ''}, small ones seeds"
-        f"{', lines the 95 % interval' if seeds >= figures.BAND_FROM else ''}. First in every panel the end "
+        f"step of length {found.scope.settings.rho:g} up the gradient (SAM): {_about_level(found)}; large "
+        f"points are means over {words.seeds(seeds)}, small ones seeds"
+        f"{', lines the 95 % interval' if seeds >= draw.BAND_FROM else ''}. First in every panel the end "
         "of training; then ticket and reinit, then ticket and random, at matched train loss: the one that "
         "ends lower is taken at the step of its training at which its loss was nearest to the other's end. "
         "Compare there, but bear in mind that a point within one training is then held against the end of "

@@ -1,0 +1,73 @@
+"""How predictable a run's tickets are, at initialisation and early in training.
+
+python -m analysis.predict runs/quickstart-0123abcd
+python -m analysis.predict runs/quickstart-0123abcd --levels 7 11 --steps 0 10 100 --no-training
+
+Scores every weight at some steps of the dense training, compares the scores with the masks that iterative
+pruning found (`lthjax.measures.predict`), and trains predicted masks beside shuffled ones. The dense
+network's first steps are replayed for it, which on one CPU gives the same bits. The run's own cells are only
+read. It writes RUN/predict:
+
+  scores.csv                        `Scored`: how well every score finds a ticket's mask
+  functional.csv                    `Trial`: the accuracy of predicted masks, trained
+  about.json                        chain, levels, seeds, steps, notes
+  predict_bars, _curve, _functional figures, as PNG, SVG and the CSV of their data
+  seed=3/state=50/                  the dense network at a step that the run did not keep
+  seed=3/chain=C/level=07/ARM/      a trained mask; ARM is predicted or predicted_shuffled
+"""
+
+from analysis import words
+from analysis.page import Link, Section
+from analysis.predict import table, work
+from analysis.predict.figures import drawn
+from analysis.predict.table import PREDICTED, TWIN, Loaded, Scored, Trial
+from analysis.record import Analysis, Finding
+from analysis.run import TICKET, Run, accuracies, nearest
+from lthjax.measures.predict import LOGISTIC, MEAN
+from lthjax.measures.stats import SHARE, mean_interval, paired, verdict
+
+
+def _section(run: Run, found: Loaded) -> Section:
+    return Section("predict", "Predictability", found.notes, drawn(found))
+
+
+def _findings(run: Run, found: Loaded | None) -> list[Finding]:
+    """Whether masks are predictable, near 10 % of the weights; and the worth of predicted masks, by level."""
+    claim = "The ticket's mask is predictable at initialisation: AUROC within layers above chance"
+    command = words.command("predict", run.path)
+    if found is None:
+        return [Finding(claim, "not tested", "no scores", 0, command)]
+    density = found.density
+    held = [r for r in found.rows if (r.step, r.score, r.mask, r.layer) == (0, LOGISTIC, TICKET, MEAN)]
+    if not held:
+        return [Finding(claim, "not tested", "one seed: none is held out", 0, command)]
+    level = nearest({row.level: density[row.level] for row in held}, 0.1)
+    values = [float(row.auroc or 0) for row in held if row.level == level]
+    estimate = words.interval(mean_interval(values, within=SHARE), ".3f")
+    estimate = f"{estimate} at {words.share(density[level])} of the weights"
+    link = Link("predictability", "#predict")
+    made = [Finding(claim, verdict(values, 0.5, within=SHARE).outcome, estimate, len(values), link)]
+    for level in sorted({trial.level for trial in found.trials}):
+        predicted, twin = (
+            accuracies(t for t in found.trials if (t.level, t.mask) == (level, mask))
+            for mask in (PREDICTED, TWIN)
+        )
+        gaps = paired(predicted, twin)
+        if gaps:
+            claim = f"Predicted masks train to more than the same shuffled, at {words.share(density[level])}"
+            estimate = f"{words.points(mean_interval(gaps))} pp"
+            made.append(Finding(claim, verdict(gaps).outcome, estimate, len(gaps), link))
+    return made
+
+
+ANALYSIS = Analysis(
+    name="predict",
+    title="Predictability",
+    options=work.Options,
+    work=work.work,
+    tables={table.SCORES: Scored, table.TRIALS: Trial},
+    section=_section,
+    findings=_findings,
+    load=table.load,
+    marker=f"predict/{table.ABOUT}",
+)

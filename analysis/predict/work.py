@@ -1,0 +1,319 @@
+"""Takes scores, compares them with the tickets' masks, and trains the masks that are predicted."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from analysis import page, record, tables
+from analysis import work as trainings
+from analysis.predict import figures, table
+from analysis.predict.table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
+from analysis.run import TICKET, Run, Tickets, asked_levels, densities, select
+from lthjax import data, prune, study
+from lthjax.criteria import CRITERIA
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+from lthjax.measures import layers, predict, scores
+from lthjax.measures.layers import Layers
+from lthjax.models import Variables
+from lthjax.store import Store
+from lthjax.study import Watch
+from lthjax.train import Job
+
+# Train images that scores see.
+_IMAGES = 1000
+# Shares of the dense training at which it is looked at, besides its beginning and its end.
+_SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(record.TrainingOptions):
+    """Compares scores at initialisation and early in training with the masks of a run's tickets."""
+
+    chain: str | None = None
+    """The tickets' chain; by default that of the lowest rewind step."""
+    levels: tuple[int, ...] = ()
+    """By default those nearest to 20, 10 and 3 % density and the last."""
+    steps: tuple[int, ...] = ()
+    """Steps of the dense training; by default from 0.2 to 20 % of it, and its end. Step 0 and the chain's
+    rewind step are always among them."""
+    images: int | None = None
+    """Train images that scores see: whole batches, one epoch at most; by default 1,000, or all of fewer."""
+    training: bool = True
+    """Train predicted masks; without it the dense networks' first steps are replayed all the same."""
+
+
+class Asked(NamedTuple):
+    """What is asked of a run.
+
+    Attributes:
+        prepared: its study, with the seeds that have a ticket.
+        tickets: those of the chain.
+        seeds: level that is looked at -> seeds whose ticket is done.
+        steps: of the dense training, at which scores are taken.
+        batches: of train images that scores see.
+        notes: what is left out, and why.
+    """
+
+    prepared: study.Prepared
+    tickets: Tickets
+    seeds: dict[int, list[int]]
+    steps: list[int]
+    batches: int
+    notes: list[str]
+
+    @property
+    def images(self) -> int:
+        """Train images that scores see."""
+        return self.batches * self.prepared.study.train.batch
+
+
+def ask(run: Run, options: Options) -> Asked:
+    """Resolves what is asked against what the run has.
+
+    Raises:
+        UserError: the run has no such chain, level or ticket; a step or number of images is out of
+            range; the data differ.
+    """
+    tickets = run.tickets(options.chain)
+    there = densities(tickets.done)
+    if not there:
+        raise UserError(f"{run.path}: every ticket of {tickets.chain} diverged; there is nothing to predict.")
+    levels = asked_levels(options.levels, there, f"trained ticket in {tickets.chain}")
+    seeds = {level: tickets.seeds(level) for level in levels}
+    prepared = run.prepared({seed for of_level in seeds.values() for seed in of_level}, options.data_dir)
+    total = prepared.lengths.total
+    for step in options.steps:
+        if not 0 <= step <= total:
+            raise UserError(f"--steps: {step} is not allowed; it must be from 0 to {total}, the last step.")
+    there_are = len(prepared.dataset.train_images) - prepared.study.data.validation
+    images = min(_IMAGES, there_are) if options.images is None else options.images
+    if not 1 <= images <= there_are:
+        raise UserError(
+            f"--images: {images} is not allowed; it must be from 1 to {there_are}, the images of the train "
+            "split."
+        )
+    looked_at = {*options.steps} or {round(share * total) for share in _SHARES} | {total}
+    batches = min(-(-images // prepared.study.train.batch), prepared.lengths.per_epoch)
+    steps = sorted({0, tickets.rewind, *looked_at})
+    return Asked(prepared, tickets, seeds, steps, batches, _absent(tickets, seeds))
+
+
+def _absent(tickets: Tickets, seeds: dict[int, list[int]]) -> list[str]:
+    """What of the tickets is not looked at."""
+    notes = []
+    places = {(row.seed, row.level) for row in tickets.rows}
+    for level, present in seeds.items():
+        for seed in sorted({seed for seed, _ in places} - {*present}):
+            why = "diverged" if (seed, level) in places else "is not there"
+            notes.append(f"The ticket of seed {seed} at level {level} {why} and is left out.")
+    return notes
+
+
+def work(run: Run, options: Options, watch: Watch) -> Path:
+    """Scores, measures, trains what is missing, and writes RUN/predict; see `analysis.record.Analysis`.
+
+    Masks that an earlier call trained are reported without `options.training`, too.
+    """
+    asked = ask(run, options)
+    with trainings.kept(run, "predict") as store:
+        predicting = _Predicting(run, asked, store, watch, options.chunk)
+        predicting.announce(options.training)
+        predicting.replay()
+        rows = predicting.measure()
+        if options.training:
+            predicting.train_predicted()
+        trials = predicting.trials()
+        notes = [*asked.notes, *table.notes(asked.seeds, predicting.paths, rows, trials)]
+        return _write(run, asked, Loaded(rows, trials, notes, densities(asked.tickets.rows)))
+
+
+class _Predicting(trainings.Work):
+    """One call of `work`: what it reads and writes, and what it has predicted so far."""
+
+    def __init__(self, run: Run, asked: Asked, store: Store, watch: Watch, chunk: int | None) -> None:
+        super().__init__(run, asked.prepared, watch, chunk)
+        self._asked, self._store = asked, store
+        self._chain, self._rewind = asked.tickets.chain, asked.tickets.rewind
+        self._seeds, self._total = asked.prepared.study.seeds, asked.prepared.lengths.total
+        self._whole = run.mask(Cell(self._seeds[0], DENSE, 0, DENSE))
+        self._predicted: dict[tuple[int, int], Layers] = {}
+
+    @property
+    def paths(self) -> set[str]:
+        """Of the prunable leaves."""
+        return {*self.by_layer(self._whole)}
+
+    def by_layer(self, tree: Any) -> Layers:
+        """Its prunable leaves, every one in a row."""
+        return layers.flat(layers.by_layer(tree, self._whole))
+
+    def _state(self, seed: int, step: int) -> Variables:
+        """The dense network at a step."""
+        if step == self._total:
+            return self.run.variables(Cell(seed, DENSE, 0, DENSE))
+        if self.run.has_state(seed, step):
+            return self.run.variables_at(seed, step)
+        return self._store.state(seed, step)
+
+    @cached_property
+    def _missing_states(self) -> dict[int, tuple[int, ...]]:
+        """Seed -> the steps whose states neither the run nor an earlier call has kept."""
+        inner = [step for step in self._asked.steps if step < self._total]
+        lacking = {
+            seed: tuple(k for k in inner if not any(of.has_state(seed, k) for of in (self.run, self._store)))
+            for seed in self._seeds
+        }
+        return {seed: steps for seed, steps in lacking.items() if steps}
+
+    def _cells(self) -> list[Cell]:
+        """All that the functional test trains: levels with two seeds or more."""
+        return [
+            Cell(seed, self._chain, level, arm)
+            for level, seeds in self._asked.seeds.items()
+            if len(seeds) > 1
+            for seed in seeds
+            for arm in (PREDICTED, TWIN)
+        ]
+
+    def _basis(self, cell: Cell) -> dict[str, Any]:
+        """What a predicted mask is made from; a trained one of another basis is made anew."""
+        return {
+            "predictor": predict.LOGISTIC,
+            "fitted_to": [seed for seed in self._asked.seeds[cell.level] if seed != cell.seed],
+            "step": self._rewind,
+            "scores": [*scores.names_at(self._rewind), scores.PIXEL_VARIANCE],
+            "grasp": CRITERIA["grasp"].version,
+            "images": self._asked.images,
+        }
+
+    def _there(self, cell: Cell) -> bool:
+        return self._store.has(cell) and self._store.result(cell).get("made_from") == self._basis(cell)
+
+    def announce(self, training: bool) -> None:
+        """Says how much there is to train and, by measuring a few steps, how long it will take."""
+        states = self._missing_states
+        missing = [cell for cell in self._cells() if not self._there(cell)] if training else []
+        steps = sum(max(captures) for captures in states.values())
+        steps += len(missing) * (self._total - self._rewind)
+        time = self.time([*(Cell(seed, DENSE, 0, DENSE) for seed in states), *missing], steps)
+        self.watch.say(
+            f"{len(states)} dense trainings to be replayed as far as the states asked for, and "
+            f"{len(missing)} predicted masks to be trained: {steps:,} steps in all{time}; scores of "
+            f"{len(self._seeds)} seeds at steps {', '.join(map(str, self._asked.steps))}"
+        )
+
+    def replay(self) -> None:
+        """Trains the dense networks' first steps again for the states that nobody has kept."""
+        jobs = []
+        for seed, steps in self._missing_states.items():
+            dense = self.run.task(self.prepared, Cell(seed, DENSE, 0, DENSE))
+            job = Job(seed, 0, 0, max(steps), dense.variables, dense.mask, steps)
+            jobs.append((dense.cell, job))
+        for cell, job, trained in self.train(jobs):
+            for step in job.captures:
+                self._store.write_state(cell.seed, step, trained.states[step])
+
+    def measure(self) -> list[Scored]:
+        """Scores every seed at every step, compares, and keeps the masks that are to be trained."""
+        rows = []
+        tickets = {
+            n: {seed: self.by_layer(self.run.mask(Cell(seed, self._chain, n, TICKET))) for seed in seeds}
+            for n, seeds in self._asked.seeds.items()
+        }
+        null = {
+            n: {seed: predict.shuffled(np.random.default_rng([seed, n]), m) for seed, m in of_level.items()}
+            for n, of_level in tickets.items()
+        }
+        for step in self._asked.steps:
+            self.watch.say(f"scores at step {step}")
+            masks = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
+            judged, odds = predict.judge(self._scores(step), masks)
+            for of in judged:
+                place = (of.seed, self._chain, of.level, step, of.score, of.mask, of.layer)
+                rows.append(Scored(*place, *of.values))
+            for (kind, level, seed), score in odds.items() if step == self._rewind else ():
+                if kind == TICKET:
+                    counts = {path: int(m.sum()) for path, m in tickets[level][seed].items()}
+                    self._predicted[seed, level] = predict.keep_highest(score, counts)
+        return rows
+
+    def _scores(self, step: int) -> Iterator[tuple[int, dict[str, Layers]]]:
+        """(seed, name -> scores) at a step."""
+        names = tuple(scores.names_at(step))
+        for seed, (split, pixels) in self._splits.items():
+            images, labels = study.first_batches(self.prepared, split, seed, self._asked.batches)
+            initial, now = self._state(seed, 0).params, self._state(seed, step)
+            found = self._scorer(initial, now, images, labels, names=names)
+            yield seed, {**{n: self.by_layer(of) for n, of in found.items()}, scores.PIXEL_VARIANCE: pixels}
+
+    @cached_property
+    def _scorer(self) -> Callable[..., dict[str, Any]]:
+        return scores.scorer(self.prepared.model)
+
+    @cached_property
+    def _splits(self) -> dict[int, tuple[data.Split, Layers]]:
+        """Seed -> its split, and the variance of its pixels."""
+        dataset, made = self.prepared.dataset, {}
+        for seed in self._seeds:
+            split = data.split(dataset, seed, self.prepared.study.data.validation)
+            images = dataset.train_images[split.train]
+            made[seed] = split, scores.pixel_variance(images, split.std, self._whole)
+        return made
+
+    def train_predicted(self) -> None:
+        """Trains the predicted masks that are missing, and the same shuffled within layers."""
+        jobs = []
+        start, stop = self._rewind, self._total
+        for cell in self._cells():
+            if self._there(cell):
+                continue
+            kept = self._predicted[cell.seed, cell.level]
+            if cell.arm == TWIN:
+                kept = predict.shuffled(np.random.default_rng([cell.seed, cell.level, 1]), kept)
+            mask = layers.as_mask(kept, self._whole)
+            jobs.append((cell, Job(cell.seed, cell.level, start, stop, self._state(cell.seed, start), mask)))
+        for cell, job, trained in self.train(jobs):
+            self.write(self._store, cell, job, trained, self._basis(cell))
+
+    def trials(self) -> list[Trial]:
+        """Every trained mask of the levels looked at: ours, the tickets, and the run's random ones."""
+        run, seeds, made = self.run, self._asked.seeds, []
+        trained = [cell for cell in self._cells() if self._there(cell)]
+        found = [(cell, self._store.result(cell), self._store.mask(cell)) for cell in trained]
+        found += [
+            (row.cell, run.results[row.cell], run.mask(row.cell))
+            for row in select(run.rows, chain=self._chain)
+            if row.arm in (TICKET, RANDOM) and row.seed in seeds.get(row.level, ())
+        ]
+        for cell, result, mask in found:
+            place = (cell.seed, cell.chain, cell.level, cell.repeat, cell.arm, self._rewind)
+            iou, chance = map(float, prune.overlap(mask, run.mask(cell._replace(arm=TICKET, repeat=1))))
+            reached = result.get("test_accuracy"), result.get("early_stop_step")
+            made.append(Trial(*place, result["density"], iou, chance, *reached, result["status"]))
+        return sorted(made)
+
+
+def _write(run: Run, asked: Asked, found: Loaded) -> Path:
+    """Writes figures, tables and, last, about.json; returns the folder."""
+    about = {
+        "chain": asked.tickets.chain,
+        "levels": [*asked.seeds],
+        "seeds": {str(level): seeds for level, seeds in asked.seeds.items()},
+        "steps": asked.steps,
+        "images": asked.images,
+        "notes": found.notes,
+        "scores": len(found.rows),
+        "functional": len(found.trials),
+    }
+    contents = {
+        table.SCORES: tables.of_rows(Scored, found.rows),
+        table.TRIALS: tables.of_rows(Trial, found.trials),
+        table.ABOUT: json.dumps(about, indent=1) + "\n",
+    }
+    return page.write_folder(run.path / "predict", figures.drawn(found), contents)

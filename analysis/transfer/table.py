@@ -1,0 +1,193 @@
+"""The table of moved tickets: rows, read from the cells that were trained, and differences between arms."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from analysis import words
+from analysis.run import TICKET, Run, accuracies, row_of
+from lthjax import fields
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+from lthjax.measures.stats import Interval, mean_interval, paired
+from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED
+from lthjax.store import read_result, read_study
+
+Pair = Literal["same", "other"]
+PAIRS: dict[Pair, str] = {"same": "mask of the same seed", "other": "mask of another seed"}
+# In tables and figures, from left to right.
+ORDER = (DENSE, TICKET, *ARMS)
+# What a moved ticket is compared with.
+AGAINST = {TICKET: "the target's own ticket", "shuffled": "the mask shuffled within layers"}
+_MADE_FROM: dict[str, fields.Check] = {
+    "source": fields.text,
+    "source_seed": fields.whole(0),
+    "own_level": fields.whole(0),
+    "shared_init": lambda value: isinstance(value, bool),
+}
+# A comparison with a ticket whose density is further off than this factor gets a note.
+_FAR = 1.1
+
+
+class TransferRow(NamedTuple):
+    """A moved ticket, or an arm that it is compared with, as in transfer.csv.
+
+    Attributes:
+        source, target: names of the run folders.
+        source_seed, seed: of the mask; of everything else.
+        level: of the ticket in its source.
+        arm: a key of `ARMS`; "ticket", the target's own, or "dense".
+        density: weights left / prunable weights, of this arm's mask.
+        own_level: level of the target's own ticket, the nearest in density; the order of the data is
+            this level's for all arms.
+        shared_init: whether the target's initial weights are those that the mask was found on, up to
+            an output layer of other classes.
+        test_accuracy: a fraction, at the end; None where training diverged.
+        early_stop_step: the step of the lowest validation loss; None likewise.
+        status: "done" or "diverged".
+    """
+
+    source: str
+    target: str
+    source_seed: int
+    seed: int
+    level: int
+    arm: str
+    density: float
+    own_level: int
+    shared_init: bool
+    test_accuracy: float | None
+    early_stop_step: int | None
+    status: str
+
+    @property
+    def pair(self) -> Pair:
+        """Whether the mask is of the same seed."""
+        return "same" if self.source_seed == self.seed else "other"
+
+
+class Difference(NamedTuple):
+    """A moved ticket minus another arm, paired over the target's seeds.
+
+    Attributes:
+        source, target, pair, level: as in `TransferRow`.
+        density: mean of the moved masks'.
+        arm: "transferred" or "transferred_init".
+        other: the arm that is subtracted.
+        values: percentage points, one a seed of the target.
+    """
+
+    source: str
+    target: str
+    pair: Pair
+    level: int
+    density: float
+    arm: str
+    other: str
+    values: list[float]
+
+    @property
+    def interval(self) -> Interval:
+        """Their mean and its 95 % interval."""
+        return mean_interval(self.values)
+
+
+def load(run: Run) -> list[TransferRow]:
+    """All that was moved to a run, by whatever calls, and the arms of the run that it is compared with.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    own = {row.cell: row for row in run.rows}
+    rows: dict[tuple[Any, ...], TransferRow] = {}
+    cells = "transfer/from=*/source_seed=*/seed=*/chain=*/level=*/*/result.json"
+    for path in sorted(run.path.glob(cells)):
+        result = read_result(path.parent)
+        made = _made_from(path, result)
+        moved, level = row_of(result), made["own_level"]
+        place = (made["source"], run.name, made["source_seed"], moved.seed, moved.level)
+        dense, ticket = Cell(moved.seed, DENSE, 0, DENSE), Cell(moved.seed, moved.chain, level, TICKET)
+        for row in (own.get(dense), own.get(ticket), moved):
+            if row is not None:
+                rows[*place, row.arm] = TransferRow(
+                    *(*place, row.arm, row.density, level, made["shared_init"]),
+                    *(row.test_accuracy, row.early_stop_step, row.status),
+                )
+    return sorted(rows.values(), key=lambda row: (*row[:5], ORDER.index(row.arm)))
+
+
+def _made_from(path: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a moved ticket's result.json says that it was made from; raises where it cannot be used."""
+    made = result.get("made_from") or {}
+    wrong = [name for name, fits in _MADE_FROM.items() if not fits(made.get(name))]
+    wrong += [] if result["arm"] in ARMS else ["arm"]
+    wrong += [] if isinstance(result.get("density"), float) else ["density"]
+    if wrong:
+        raise UserError(
+            f"{path}: it cannot be read ({wrong[0]} is missing or unknown); delete {path.parent} and run "
+            "python -m analysis.transfer again."
+        )
+    return made
+
+
+def differences(rows: Iterable[TransferRow], others: Sequence[str] = (*AGAINST, DENSE)) -> list[Difference]:
+    """Moved ticket − other for every source, target, pairing and level, paired over the target's seeds."""
+    of: dict[tuple[Any, ...], dict[str, list[TransferRow]]] = {}
+    for row in rows:
+        place = (row.source, row.target, row.pair, row.level)
+        of.setdefault(place, {}).setdefault(row.arm, []).append(row)
+    found = []
+    for place, arms in of.items():
+        for arm in (MOVED, CARRIED):
+            ours = arms.get(arm, [])
+            for other in others:
+                values = paired(accuracies(ours), accuracies(arms.get(other, [])))
+                if values:
+                    density = float(np.mean([row.density for row in ours]))
+                    found.append(Difference(*place, density, arm, other, values))
+    return found
+
+
+def described(run: Run) -> str:
+    """A run in words: network, data, optimiser."""
+    return f"{words.title(run.about)}, {run.study.optim.name} {run.study.optim.lr:g}"
+
+
+def names(runs: Iterable[Run]) -> dict[str, str]:
+    """Folder -> its words, of targets and their sources; with the folder where two have the same words.
+
+    Raises:
+        UserError: a study.json beside moved tickets names no source.
+    """
+    said: dict[str, str] = {}
+    for run in runs:
+        said[run.name] = described(run)
+        for path in sorted(run.path.glob("transfer/from=*/source_seed=*/study.json")):
+            source = read_study(path.parent).get("source")
+            if source is None:
+                raise UserError(
+                    f"{path}: it names no source; delete {path.parent} and move its tickets again."
+                )
+            said[source["folder"]] = source["words"]
+    twice = [name for name in said if list(said.values()).count(said[name]) > 1]
+    return {name: f"{text}, {name}" if name in twice else text for name, text in said.items()}
+
+
+def notes(rows: Sequence[TransferRow]) -> list[str]:
+    """Moved masks that differ in density from the ticket beside them, and how many trainings diverged."""
+    found = []
+    own = {(row.target, row.seed, row.own_level): row.density for row in rows if row.arm == TICKET}
+    for row in rows:
+        density = own.get((row.target, row.seed, row.own_level))
+        if row.arm == MOVED and density and not 1 / _FAR < row.density / density < _FAR:
+            found.append(
+                f"{row.source} to {row.target}, level {row.level}: the moved mask has "
+                f"{words.share(row.density)} of the weights, the nearest own ticket {words.share(density)}."
+            )
+    moved = [row for row in rows if row.arm in ARMS]
+    bad = sum(row.status == "diverged" for row in moved)
+    if bad:
+        found.append(f"{bad} of the {len(moved)} trained cells diverged and are left out of means.")
+    return list(dict.fromkeys(found))

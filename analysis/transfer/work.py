@@ -1,0 +1,330 @@
+"""Moves tickets of some runs to others, and trains them there beside their controls."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+import tyro
+
+from analysis import page, record, tables
+from analysis.run import TICKET, Run, Tickets, asked_levels, densities, nearest, open_run, select
+from analysis.transfer.figures import arms, matrix
+from analysis.transfer.table import Pair, TransferRow, described, load, names, notes
+from analysis.work import Work, kept
+from lthjax import config, progress, rng, settings, study
+from lthjax.errors import UserError, unknown
+from lthjax.imp import DENSE, Cell
+from lthjax.measures import transfer
+from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, partner
+from lthjax.store import Store
+from lthjax.study import Watch
+from lthjax.train import Job
+
+_Of = TypeVar("_Of")
+_ARMS = "; ".join(f"{name}: {arm.summary}" for name, arm in ARMS.items())
+# Densities of the tickets that are moved where no level is named.
+_NEAR = (0.1, 0.03)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(record.Training):
+    """Moves tickets of some runs to other studies, trains them there beside their controls, and draws the
+    matrix of sources and targets; prints its folder."""
+
+    sources: Annotated[tuple[Path, ...], tyro.conf.arg(name="from", metavar="RUN [RUN ...]")] = ()
+    """Run folders whose tickets are moved; if there is none, nothing is trained and the figures are drawn."""
+    targets: Annotated[tuple[Path, ...], tyro.conf.arg(name="to", metavar="CONFIG|RUN [CONFIG|RUN ...]")]
+    """Config files, of which what is missing is trained first, or run folders, taken as they are."""
+    levels: tuple[int, ...] = ()
+    """Levels of the tickets; by default those whose densities are nearest to 10 and 3 %."""
+    pairs: tuple[Pair, ...] = ()
+    """The mask's seed: the target's own, or another; by default same, within one run other."""
+    arms: Annotated[tuple[str, ...], tyro.conf.arg(help=f"What is trained. {_ARMS}.")] = tuple(ARMS)
+    chain: str | None = None
+    """The chain of all tickets; by default in every run the one that rewinds to the lowest step."""
+    out: Path = Path("runs")
+    """Folder of the run folders."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+class Source(NamedTuple):
+    """A run, the chain whose tickets are moved, and their levels."""
+
+    run: Run
+    tickets: Tickets
+    levels: list[int]
+
+
+class Target(NamedTuple):
+    """A study that tickets are moved to.
+
+    Attributes:
+        prepared: the study.
+        path: its run folder.
+        given: whether the run folder was named, and is taken as it is; a config is trained first.
+    """
+
+    prepared: study.Prepared
+    path: Path
+    given: bool
+
+
+class Move(NamedTuple):
+    """A ticket to be moved.
+
+    Attributes:
+        source, source_seed, level: the ticket.
+        seed: of the target.
+        own_level: level of the target's own ticket, the nearest in density.
+    """
+
+    source: Source
+    source_seed: int
+    level: int
+    seed: int
+    own_level: int
+
+
+@settings.pinned()
+def build(options: Options, watch: Watch | None = None) -> Path:
+    """Trains what is missing of every source on every target, and draws all that was moved to the targets.
+
+    May be stopped at any time: what is trained stays, and the same call goes on from there.
+
+    Args:
+        options: what is asked.
+        watch: is told first what it will cost, then how it is getting on.
+
+    Returns:
+        The folder of the matrix, OUT/transfer.
+
+    Raises:
+        UserError: a ticket cannot be moved, a file not be read or written, or a folder is in use.
+    """
+    watch = watch or progress.watch(True)
+    if not options.targets:
+        raise UserError("--to: it is missing; name a config file or a run folder.")
+    for config_file in [path for path in options.targets if not options.sources and not path.is_dir()]:
+        raise UserError(f"--from: it is missing, and {config_file} is no run folder to be drawn; name a run.")
+    if not options.sources:
+        return _draw(map(open_run, options.targets), options.out, watch)
+    for name in options.arms:
+        if name not in ARMS:
+            raise unknown("--arms", name, ARMS)
+    sources, targets = sources_of(options), targets_of(options)
+    # Before anything is trained.
+    for source in sources:
+        for target in targets:
+            transfer.check(source.run.network(), target.prepared.model)
+    for target in targets:
+        if not target.given:
+            study.run(target.prepared, options.out, watch=watch, chunk=options.chunk)
+    runs = [open_run(target.path) for target in targets]
+    for run, target in zip(runs, targets, strict=True):
+        own = _trained(run, options.chain)
+        chosen = [move for source in sources for move in moves(source, run, own, options.pairs)]
+        seeds = {move.seed for move in chosen}
+        left_out = sorted({row.seed for row in own.done} - seeds)
+        if left_out:
+            watch.say(
+                f"{run.name}: nothing is moved to seed {', '.join(map(str, left_out))}, for want of a "
+                "trained dense network or of a partner among the seeds of the sources."
+            )
+        theirs = dataclasses.replace(target.prepared.study, seeds=tuple(sorted(seeds)))
+        work = Work(run, target.prepared._replace(study=theirs), watch, options.chunk)
+        _fill(work, own, chosen, tuple(dict.fromkeys((MOVED, *options.arms))))
+    return _draw(runs, options.out, watch)
+
+
+def sources_of(options: Options) -> list[Source]:
+    """Whose tickets are moved.
+
+    Raises:
+        UserError: a run has no such chain, level or ticket, or two folders have the same name.
+    """
+    found = []
+    for run in map(open_run, options.sources):
+        tickets = _trained(run, options.chain)
+        what = f"trained ticket of {tickets.chain} in {run.path}"
+        levels = asked_levels(options.levels, densities(tickets.done), what, _NEAR, last=False)
+        found.append((run.path, Source(run, tickets, levels)))
+    return _once("--from", found)
+
+
+def targets_of(options: Options) -> list[Target]:
+    """The studies that tickets are moved to.
+
+    Raises:
+        UserError: one is neither config nor run folder, its data are not those that the run was trained on,
+            or two folders have the same name.
+    """
+    found = []
+    for path in options.targets:
+        if not path.exists():
+            raise UserError(f"--to: {str(path)!r} is not there; name a config file or a run folder.")
+        if path.is_dir():
+            run = open_run(path)
+            found.append(Target(run.prepared(run.study.seeds, options.data_dir), path, True))
+        else:
+            made = study.prepare_all(config.load_all(path), options.data_dir)
+            found += [Target(one, options.out / one.folder, False) for one in made]
+    return _once("--to", [(target.path, target) for target in found])
+
+
+def _once(option: str, of: Iterable[tuple[Path, _Of]]) -> list[_Of]:
+    """What belongs to every folder once; raises where two have the same name, under which cells are kept."""
+    found: dict[str, tuple[Path, _Of]] = {}
+    for path, one in of:
+        path = Path(os.path.abspath(path))
+        other, _ = found.setdefault(path.name, (path, one))
+        if other.resolve() != path.resolve():
+            raise UserError(
+                f"{option}: {other} and {path} have the same name, under which results are kept; move "
+                "tickets of the one and the other by two calls, and rename one before."
+            )
+    return [one for _, one in found.values()]
+
+
+def _trained(run: Run, chain: str | None) -> Tickets:
+    """The tickets of a chain; raises where all diverged."""
+    tickets = run.tickets(chain)
+    if not tickets.done:
+        raise UserError(f"{run.path}: every ticket of {tickets.chain} diverged; there is nothing to move.")
+    return tickets
+
+
+def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ()) -> list[Move]:
+    """Which tickets go to which seeds of a target.
+
+    Args:
+        source: the source.
+        target: the target's run.
+        own: its own tickets.
+        pairs: how seeds are paired, see `partner`; by default "same", within one run "other".
+
+    Raises:
+        UserError: the target has no ticket of its own, or no seed has a partner.
+    """
+    dense = {row.seed for row in select(target.rows, arm=DENSE) if row.status == "done"}
+    levels: dict[int, dict[int, float]] = {seed: {} for seed in sorted({r.seed for r in own.done} & dense)}
+    for row in own.done:
+        if row.seed in levels:
+            levels[row.seed][row.level] = row.density
+    if not levels:
+        raise UserError(
+            f"{target.path}: no seed has both a ticket and a trained dense network, with which moved ones "
+            "are compared; run its config first."
+        )
+    within: Pair = "other" if source.run.name == target.name else "same"
+    pairs = list(dict.fromkeys(pairs or (within,)))
+    density = {(row.level, row.seed): row.density for row in source.tickets.done}
+    seeds = {level: source.tickets.seeds(level) for level in source.levels}
+    found = [
+        Move(source, of, level, seed, nearest(levels[seed], density[level, of]))
+        for level in source.levels
+        for seed in levels
+        for pair in pairs
+        if (of := partner(seed, seeds[level], pair)) is not None
+    ]
+    if not found:
+        theirs = sorted({seed for of_level in seeds.values() for seed in of_level})
+        raise UserError(
+            f"--pairs: {' '.join(pairs)} leaves nothing to move from {source.run.name}, with seeds {theirs}, "
+            f"to {target.name}, with seeds {[*levels]}; train more seeds, or name the other of 'same' and "
+            "'other'."
+        )
+    return found
+
+
+def _fill(work: Work, own: Tickets, chosen: Sequence[Move], arms: Sequence[str]) -> None:
+    """Trains the moved tickets and controls of one target that are missing."""
+    with contextlib.ExitStack() as stack:
+        stores: dict[tuple[str, int], Store] = {}
+        jobs: list[tuple[Cell, Job]] = []
+        # Of a job, as the same cell may be trained of several sources.
+        of: dict[int, tuple[Store, dict[str, Any]]] = {}
+        for move in chosen:
+            source = move.source.run
+            place = (source.name, move.source_seed)
+            if place not in stores:
+                told = {"folder": source.name, "words": described(source)}
+                folders = ("transfer", f"from={source.name}", f"source_seed={move.source_seed}")
+                stores[place] = stack.enter_context(kept(work.run, *folders, source=told))
+            for cell, job, made_from in _missing(work, own, move, stores[place], arms):
+                jobs.append((cell, job))
+                of[id(job)] = (stores[place], made_from)
+        if jobs:
+            cells, steps = [cell for cell, _ in jobs], sum(job.stop - job.start for _, job in jobs)
+            work.watch.say(
+                f"{work.run.name}: {len(cells)} moved tickets and controls to be trained, {steps:,} steps in "
+                f"all{work.time(cells, steps)}"
+            )
+        for cell, job, trained in work.train(jobs):
+            store, made_from = of[id(job)]
+            work.write(store, cell, job, trained, made_from)
+
+
+def _missing(
+    work: Work, own: Tickets, move: Move, store: Store, arms: Sequence[str]
+) -> Iterator[tuple[Cell, Job, dict[str, Any]]]:
+    """What is to be trained of a moved ticket, and what it is made from."""
+    source, chain, rewind = move.source.run, move.source.tickets.chain, move.source.tickets.rewind
+    networks = (source.network(), work.prepared.model)
+    initial = work.run.variables_at(move.seed, 0)
+    theirs = source.state(move.source_seed, 0)
+    made_from = {
+        "source": source.name,
+        "source_seed": move.source_seed,
+        "source_chain": chain,
+        "source_level": move.level,
+        "own_level": move.own_level,
+        "shared_init": transfer.same_initial(*networks, theirs, initial.params),
+    }
+    cells = [Cell(move.seed, own.chain, move.level, arm) for arm in arms]
+    absent = [c for c in cells if not (store.has(c) and store.result(c).get("made_from") == made_from)]
+    if not absent:
+        return
+    # By the fingerprint: the rest of a folder's name changes no number.
+    by = config.fingerprint(source.about["identity"])
+
+    def key(what: str) -> jax.Array:
+        return rng.stream(move.seed, f"transfer/{by}/{chain}/{what}", move.source_seed, move.level)
+
+    ticket = source.mask(Cell(move.source_seed, chain, move.level, TICKET))
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(key("mask"))))
+    mask = transfer.mask(*networks, ticket, generator)
+    values = source.variables_at(move.source_seed, rewind)
+    moving = Moving(*networks, ticket, mask, values, work.run.variables_at(move.seed, own.rewind), initial)
+    for cell in absent:
+        start = ARMS[cell.arm].start(moving, key(cell.arm))
+        if start is not None:
+            first, stop = own.rewind if start.rewound else 0, work.prepared.lengths.total
+            yield cell, Job(move.seed, move.own_level, first, stop, start.variables, start.mask), made_from
+
+
+def _draw(runs: Iterable[Run], out: Path, watch: Watch) -> Path:
+    """Draws all that was moved to some runs, by whatever calls: each run's arms, and the matrix of all."""
+    moved = {run: load(run) for run in {os.path.abspath(run.path): run for run in runs}.values()}
+    rows = [row for of_run in moved.values() for row in of_run]
+    if not rows:
+        raise UserError(
+            f"--from: nothing was moved to {next(iter(moved)).path} yet; name a run to move tickets from."
+        )
+
+    def table(rows: Sequence[TransferRow]) -> dict[str, str]:
+        return {"transfer.csv": tables.of_rows(TransferRow, rows)}
+
+    for run, of_run in moved.items():
+        if of_run:
+            page.write_folder(run.path / "transfer", [arms(of_run, names([run]))], table(of_run))
+    folder = page.write_folder(out / "transfer", [matrix(rows, names(moved))], table(rows))
+    for note in notes(rows):
+        watch.say(note)
+    return folder

@@ -1,0 +1,142 @@
+"""Quantities of the loss landscape: single numbers from the arrays that `lthjax.measures.programs` give."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from lthjax.measures import landscape
+
+Arrays = Mapping[str, np.ndarray]
+Values = dict[str, tuple[float, float | None]]
+"""Quantity -> (value, its error or None)."""
+# How far apart points of a line may be, in lengths of the filters, for what lies between two of them.
+_NEAR = 0.1
+RISES = {"train": "rise_train", "test": "rise_test"}
+FLATNESS = {
+    "eigenvalue_1": "largest eigenvalue",
+    "trace_per_dimension": "mean eigenvalue",
+    "sharpness": "SAM",
+}
+"""The quantities by which minima are called flat, in words."""
+QUANTITIES = {
+    "step": "step of training at which it is measured",
+    "train_loss": "train loss (nats)",
+    "train_accuracy": "train accuracy",
+    "test_loss": "test loss (nats)",
+    "test_accuracy": "test accuracy",
+    "dimension": "dimension of the space: surviving weights and biases",
+    "eigenvalue_1": "largest eigenvalue of the Hessian",
+    "eigenvalue_lowest": "lowest eigenvalue of the Hessian",
+    "trace": "trace of the Hessian",
+    "trace_per_dimension": "mean eigenvalue of the Hessian",
+    "sharpness": "rise of the train loss on a step of given length up the gradient (SAM)",
+    "adaptive_sharpness": "the same with the step relative to the weights (ASAM)",
+    "gradient_norm": "norm of the mean gradient",
+    "gradient_noise": "trace of the covariance of one image's gradient",
+    "distance": "distance from the start weights",
+    "degrees": "angle from the start weights",
+    "rise_train": "rise of the train loss half a filter's length away in random directions",
+    "rise_test": "rise of the test loss there",
+    "barrier_train_loss": "barrier of the train loss on the path (nats)",
+    "barrier_test_loss": "barrier of the test loss on the path (nats)",
+    "barrier_train_error": "barrier of the train error on the path (fraction)",
+    "barrier_test_error": "barrier of the test error on the path (fraction)",
+    "disagreement": "share of test images on which the ends of the path differ",
+    "path_length": "distance between the ends of the path",
+    "path_degrees": "angle between them",
+}
+"""Quantity -> it in words."""
+
+
+def values(program: str, arrays: Arrays) -> Values:
+    """The quantities that a program's arrays hold.
+
+    Args:
+        program: a key of `programs.PROGRAMS`.
+        arrays: what it gave.
+
+    Returns:
+        Keys are those of `QUANTITIES`, and "eigenvalue_N". The error of a trace is its standard error; that
+        of an eigenvalue the residual of its Ritz vector, which but for float32's rounding bounds its
+        distance to an eigenvalue.
+    """
+    made = {"point": _of_point, "lines": _of_lines, "spectrum": _of_spectrum, "path": _of_path}.get(program)
+    return made(arrays) if made else {}
+
+
+def order(quantity: str) -> tuple[int, int, str]:
+    """The key by which quantities are sorted: as in `QUANTITIES`, further eigenvalues after the largest."""
+    names = list(QUANTITIES)
+    if quantity in names:
+        return names.index(quantity), 0, ""
+    # Of numbers without leading zeros the shorter is the smaller.
+    return names.index("eigenvalue_1"), len(quantity), quantity
+
+
+def _of_point(arrays: Arrays) -> Values:
+    return {name: (float(x), None) for name, x in arrays.items()}
+
+
+def _of_lines(arrays: Arrays) -> Values:
+    rises = {name: rise(arrays["steps"], arrays[f"{part}_loss"]) for part, name in RISES.items()}
+    return {name: (rise, None) for name, rise in rises.items() if rise is not None}
+
+
+def _of_spectrum(arrays: Arrays) -> Values:
+    ends = zip(arrays["largest"], arrays["largest_error"], strict=True)
+    largest = {f"eigenvalue_{i}": (float(x), float(e)) for i, (x, e) in enumerate(ends, 1) if np.isfinite(x)}
+    return {
+        **largest,
+        "eigenvalue_lowest": (float(arrays["smallest"][0]), float(arrays["smallest_error"][0])),
+        "trace": (float(arrays["trace"]), float(arrays["trace_error"])),
+        "trace_per_dimension": (float(arrays["mean"]), float(arrays["mean_error"])),
+    }
+
+
+def _of_path(arrays: Arrays) -> Values:
+    found: Values = {}
+    for part in ("train", "test"):
+        loss, error = arrays[f"{part}_loss"], 1 - arrays[f"{part}_accuracy"].astype(np.float64)
+        found[f"barrier_{part}_loss"] = float(landscape.barrier(loss)), None
+        found[f"barrier_{part}_error"] = float(landscape.barrier(error)), None
+    return found | {
+        name: (float(arrays[name]), None) for name in ("disagreement", "path_length", "path_degrees")
+    }
+
+
+def rise(steps: np.ndarray, losses: np.ndarray) -> float | None:
+    """How far the loss rises half a filter's length away from a network, in the mean over draws and sides.
+
+    Args:
+        steps: float [points], ascending, in lengths of the filters; 0 is the network.
+        losses: float [draws, points].
+
+    Returns:
+        In nats; None where the line does not reach so far, or has no points near enough.
+    """
+    half = 0.5
+    between = 0 if np.isclose(abs(steps), half).any() else steps[1] - steps[0]
+    if steps[-1] < half or between > _NEAR:
+        return None
+    at = [np.interp([-half, 0, half], steps, of_draw) for of_draw in losses]
+    return float(np.mean([(a + b) / 2 - o for a, o, b in at]))
+
+
+def nearest_step(losses: Mapping[int, float], target: float) -> int:
+    """The step at which a falling loss meets a target.
+
+    Of the first at or below it and the one before, that whose loss is nearer as a ratio.
+
+    Args:
+        losses: step -> loss, by ascending step; the last is the end of training.
+        target: the loss to meet.
+    """
+    steps = list(losses)
+    first = next((i for i, step in enumerate(steps) if losses[step] <= target), len(steps) - 1)
+
+    def off(step: int) -> float:
+        ratio = max(losses[step], 1e-30) / max(target, 1e-30)
+        return abs(math.log(ratio)) if math.isfinite(ratio) else math.inf
+
+    return min(steps[max(first - 1, 0) : first + 1][::-1], key=off)

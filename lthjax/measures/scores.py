@@ -1,0 +1,195 @@
+"""Scores of weights at initialisation or at step t of a training.
+
+A higher score says that the weight is predicted to survive. All but Fisher are rows of
+`lthjax.criteria.CRITERIA`.
+
+    from lthjax.measures import scores
+
+    found = scores.compute(logits, initial, params, images, labels)
+    found["snip"]["fc1"]["kernel"]          # float32 [784, 300]
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lthjax import models, prune
+from lthjax.criteria import CRITERIA, Weights
+from lthjax.measures import layers
+from lthjax.measures.layers import Layers
+from lthjax.models import Model, Variables
+
+PyTree = Any
+PIXEL_VARIANCE = "pixel_variance"
+
+
+class Seen(NamedTuple):
+    """What a score may look at.
+
+    Attributes:
+        weights: what criteria look at: `initial` are the weights at step 0, `final` those at step t, the
+            loss is that of all images, the mask keeps everything.
+        example: (weights, one image [H, W, C], its label) -> its loss, nats.
+        images: float32 [batches, B, H, W, C], normalised.
+        labels: int32 [batches, B].
+    """
+
+    weights: Weights
+    example: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+    images: jax.Array
+    labels: jax.Array
+
+
+class Score(NamedTuple):
+    """A row of `SCORES`.
+
+    Attributes:
+        of: what is seen -> scores, a pytree like the weights.
+        label: of figures.
+        from_step: the first step at which it says something that no other score says.
+    """
+
+    of: Callable[[Seen], PyTree]
+    label: str
+    from_step: int
+
+
+def _criterion(name: str) -> Callable[[Seen], PyTree]:
+    """A row of `CRITERIA`, of the weights at step 0 and at step t."""
+    return lambda seen: CRITERIA[name].score(seen.weights)
+
+
+def _at_step(name: str) -> Callable[[Seen], PyTree]:
+    """A row of `CRITERIA` that looks at weights before training, of those at step t."""
+    return lambda seen: CRITERIA[name].score(seen.weights._replace(initial=seen.weights.final))
+
+
+def _fisher(seen: Seen) -> PyTree:
+    """Mean over the images of the squared gradient of log p(label | image).
+
+    The labels are those of the data, not drawn from the network: the empirical Fisher, of which only
+    the diagonal is kept (what it is not: Kunstner et al. 2019, arXiv 1905.12558).
+    """
+    gradient, params = jax.grad(seen.example), seen.weights.final
+    images, labels = (x.reshape(-1, *x.shape[2:]) for x in (seen.images, seen.labels))
+
+    def add(total: PyTree, one: tuple[jax.Array, jax.Array]) -> tuple[PyTree, None]:
+        return jax.tree.map(lambda t, g: t + g * g, total, gradient(params, *one)), None
+
+    # One image at a time: a batch would hold as many gradients, and a batched kernel is slow on CPU.
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (images, labels))
+    return jax.tree.map(lambda t: t / len(labels), total)
+
+
+SCORES: dict[str, Score] = {
+    "init_magnitude": Score(_criterion("large_init"), "|θ₀|", 0),
+    "magnitude": Score(_criterion("large_final"), "|θₜ|", 1),
+    "movement": Score(_criterion("movement"), "|θₜ − θ₀|", 1),
+    "snip": Score(_at_step("snip"), "SNIP", 0),
+    "grasp": Score(_at_step("grasp"), "GraSP", 0),
+    "synflow": Score(_at_step("synflow"), "SynFlow", 0),
+    "fisher": Score(_fisher, "Fisher", 0),
+}
+"""The scores by name."""
+
+
+def names_at(step: int) -> list[str]:
+    """The scores of `SCORES` that are taken at a step of the dense training."""
+    return [name for name, score in SCORES.items() if step >= score.from_step]
+
+
+def compute(
+    logits: Callable[[PyTree, jax.Array], jax.Array],
+    initial: PyTree,
+    params: PyTree,
+    images: jax.Array,
+    labels: jax.Array,
+    names: Iterable[str] = tuple(SCORES),
+) -> dict[str, PyTree]:
+    """Scores of all weights, name -> a pytree like the parameters. Works under `jit`.
+
+    Args:
+        logits: (weights, images [N, H, W, C]) -> logits [N, classes].
+        initial: the weights at step 0.
+        params: the weights at step t.
+        images: float32 [batches, B, H, W, C], as the network takes them; a batch at a time is in memory.
+        labels: int32 [batches, B].
+        names: which of `SCORES`.
+    """
+
+    def batch_loss(
+        params: PyTree, images: jax.Array, labels: jax.Array, temperature: float = 1.0
+    ) -> jax.Array:
+        seen = logits(params, images) / temperature
+        return optax.softmax_cross_entropy_with_integer_labels(seen, labels).mean()
+
+    def loss(params: PyTree, temperature: float = 1.0) -> jax.Array:
+        # Recomputed in the backward pass, so that memory does not grow with the number of batches.
+        one = jax.checkpoint(lambda batch: batch_loss(params, batch[0], batch[1], temperature))
+        return jax.lax.map(one, (images, labels)).mean()
+
+    def example(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
+        return batch_loss(params, image[None], label[None])
+
+    # No score is random.
+    key, shape = jax.random.key(0), (1, *images.shape[2:])
+    weights = Weights(initial, params, key, loss, logits, shape, prune.ones(params))
+    seen = Seen(weights, example, images, labels)
+    return {name: SCORES[name].of(seen) for name in names}
+
+
+def scorer(model: Model) -> Callable[..., dict[str, PyTree]]:
+    """Compiled `compute`: (initial weights, state at step t, images, labels, names=...) -> name -> scores.
+
+    Batch statistics are those that fit the state's weights and the images: at step 0 the running ones say
+    nothing yet.
+    """
+
+    @partial(jax.jit, static_argnames="names")
+    def compiled(
+        initial: PyTree, now: Variables, images: jax.Array, labels: jax.Array, names: tuple[str, ...]
+    ) -> dict[str, PyTree]:
+        stats = models.statistics(model, now.params, now.stats, images)
+
+        def logits(params: PyTree, images: jax.Array) -> jax.Array:
+            return model.apply(params, stats, images, False)[0]
+
+        with jax.default_matmul_precision("float32"):
+            return compute(logits, initial, now.params, images, labels, names)
+
+    return compiled
+
+
+def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree) -> Layers:
+    """The variance of the pixel that a weight of the first layer reads.
+
+    Args:
+        images: uint8 [N, H, W, C], the train split.
+        std: [C], by which its pixels in [0, 1] are divided.
+        mask: any mask of the network; its shapes matter.
+
+    Returns:
+        float64 [n] for the one leaf of a fully connected network whose inputs are the pixels. Empty
+        where there are convolutions: their weights read every pixel.
+    """
+    height, width, channels = images.shape[1:]
+    pixels = height * width * channels
+    leaves = {path: m.shape for path, m in layers.by_layer(mask, mask).items()}
+    first = [path for path, shape in leaves.items() if len(shape) == 2 and shape[0] == pixels]
+    if len(first) != 1 or any(len(shape) != 2 for shape in leaves.values()):
+        return {}
+    # Whole numbers are summed, so that nothing depends on the order.
+    total, squares = np.zeros(pixels, np.int64), np.zeros(pixels, np.int64)
+    for part in np.array_split(images, max(1, len(images) // 5000)):
+        flat = part.reshape(len(part), -1).astype(np.int64)
+        total += flat.sum(0)
+        squares += (flat * flat).sum(0)
+    mean = total / len(images)
+    scaled = np.tile(255 * np.asarray(std, np.float64), height * width)
+    variance = np.maximum(squares / len(images) - mean * mean, 0) / scaled**2
+    return {first[0]: np.repeat(variance, leaves[first[0]][1])}

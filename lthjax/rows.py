@@ -1,0 +1,51 @@
+"""The names of the rows that a study may choose from, for `--help`, without loading JAX.
+
+The tables lie where their rows are made: `arms.ARMS`, `criteria.CRITERIA`, `models.MODELS`,
+`optim.OPTIMISERS`, `data.SOURCES`. Where one is loaded, its keys are told, those of a config file among them;
+else they are read off its source.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+from typing_extensions import Doc
+
+
+def names(module: str, table: str) -> list[str]:
+    """The keys of a table, in its order.
+
+    Args:
+        module: of this package, for example "arms".
+        table: for example "ARMS".
+    """
+    loaded = sys.modules.get(f"lthjax.{module}")
+    if loaded is not None and hasattr(loaded, table):
+        return list(getattr(loaded, table))
+    source = (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == table:
+            assert isinstance(node.value, ast.Dict)
+            return [ast.literal_eval(key) for key in node.value.keys if key is not None]
+    raise LookupError(f"lthjax/{module}.py has no table {table}")
+
+
+class Listed(Doc):
+    """The help of a field whose values are the keys of a table.
+
+    Args:
+        text: what the field is; `{}` is where the keys come.
+        module: as for `names`.
+        table: likewise.
+    """
+
+    def __init__(self, text: str, module: str, table: str) -> None:
+        self._text, self._module, self._table = text, module, table
+
+    @property
+    def documentation(self) -> str:  # type: ignore[override]
+        """The help, with the keys that there are now."""
+        return self._text.format(", ".join(names(self._module, self._table)))
+
+    def __hash__(self) -> int:
+        return hash((self._text, self._module, self._table))
