@@ -169,6 +169,30 @@ def write(
     return page
 
 
+def write_folder(folder: Path, figures: Iterable[Drawn], contents: Mapping[str, str]) -> Path:
+    """Writes the figures and tables of an analysis to its folder, the marker last.
+
+    Args:
+        folder: where; made if it is not there.
+        figures: they.
+        contents: file name -> its text, as `tables.write_tables` takes them.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for drawn in figures:
+            show(folder, drawn)
+        tables.write_tables(folder, contents)
+    except OSError as error:
+        raise files.unwritable(folder, error) from error
+    return folder
+
+
 def written(folder: Path) -> list[str]:
     """The names of the files that `write` wrote into a folder last, but for the list of them."""
     return [*_listed(folder).get("files", {})]

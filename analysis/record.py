@@ -114,11 +114,31 @@ def found(analysis: Analysis, run: Run) -> Any:
         return None
     if analysis.load is not None:
         return analysis.load(run)
-    where = run.path / analysis.name
+    return read_tables(run, analysis.name, analysis.tables)
+
+
+def read_tables(
+    run: Run, name: str, kinds: Mapping[str, type], check: Callable[[Mapping[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """File -> rows of an analysis's tables.
+
+    Args:
+        run: the run.
+        name: the analysis's.
+        kinds: as `Analysis.tables`.
+        check: raises a ValueError where tables lack rows or do not fit each other.
+
+    Raises:
+        UserError: one cannot be read; it names the command that makes it anew.
+    """
+    where = run.path / name
     try:
-        return {name: tables.read_rows(where / name, kind) for name, kind in analysis.tables.items()}
+        found: dict[str, Any] = {file: tables.read_rows(where / file, kind) for file, kind in kinds.items()}
+        if check is not None:
+            check(found)
+        return found
     except tables.DAMAGED as error:
-        raise tables.unreadable(where, error, words.command(analysis.name, run.path)) from error
+        raise tables.unreadable(where, error, words.command(name, run.path)) from error
 
 
 def needed(analysis: Analysis, run: Run) -> Any:
