@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from analysis import tables, words
+from analysis import page, tables, words
 from analysis.page import Link, Section
 from analysis.run import Run, open_run
 from lthjax import cli, progress, settings
@@ -80,6 +80,7 @@ class Analysis(NamedTuple):
         findings: (run, the same or None) -> its claims; None: not tested, with the command that tests them.
         load: run -> what was found; by default file -> rows, of `tables`.
         marker: the files in the run that say that there is something, as a pattern; by default the marker.
+        prints: whether the command prints the section's tables and remark before the path.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Analysis(NamedTuple):
     findings: Callable[[Run, Any], list[Finding]]
     load: Callable[[Run], Any] | None = None
     marker: str = ""
+    prints: bool = False
 
 
 def written(analysis: Analysis, run: Run) -> list[Path]:
@@ -182,7 +184,11 @@ def command(analysis: Analysis) -> Callable[[list[str]], None]:
         options = cli.parsed(analysis.options, arguments, f"python -m analysis.{analysis.name}")
         prepare(options)
         asked = {name: value for name, value in vars(options).items() if name != "run"}
-        print(perform(analysis, options.run, watch=progress.watch(options.quiet), **asked))
+        run = open_run(options.run)
+        path = perform(analysis, run, watch=progress.watch(options.quiet), **asked)
+        if analysis.prints:
+            page.print_section(analysis.section(run, found(analysis, run)))
+        print(path)
 
     return main
 

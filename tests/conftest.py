@@ -130,12 +130,16 @@ def spoil(path: Path) -> None:
     path.write_text(json.dumps(result | scores | {"status": "diverged", "reason": "spoilt"}))
 
 
-def check_section(command: Any, run: Path) -> None:
-    """That a command's section, verdicts and files of a run fit together, for the report."""
-    section = command.section(run)
+def check_section(analysis: Any, run: Path) -> None:
+    """That an analysis's section, findings and files of a run fit together, for the report."""
+    from analysis import open_run, record
+
+    opened = open_run(run)
+    found = record.found(analysis, opened)
+    section = analysis.section(opened, found)
     assert section.figures or section.tables
-    assert all(path.is_file() for path in command.written(run))
-    links = {found.where.href for found in command.findings(run) if hasattr(found.where, "href")}
+    assert record.written(analysis, opened)
+    links = {one.where.href for one in analysis.findings(opened, found) if hasattr(one.where, "href")}
     assert links == {f"#{section.anchor}"}
 
 

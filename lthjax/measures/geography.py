@@ -159,10 +159,12 @@ def inputs(model: Model, masks: Sequence[Kernels]) -> list[InputLikeness]:
     kept = np.mean([readers(mask) / mask[0].shape[-1] for mask in masks], axis=0)
     pairs = [by_input(a, b) for a, b in itertools.combinations(masks, 2)]
     overlap, chance = (mean_known(np.array(of)).reshape(shape) for of in zip(*pairs, strict=True))
+    kept = kept.reshape(shape)
     found = []
-    for place in np.ndindex(*shape):
-        same, random = (None if np.isnan(of[place]) else float(of[place]) for of in (overlap, chance))
-        found.append(InputLikeness(*place, float(kept.reshape(shape)[place]), same, random))
+    for y, x, channel in np.ndindex(*shape):
+        at = (y, x, channel)
+        same, random = (None if np.isnan(of[at]) else float(of[at]) for of in (overlap, chance))
+        found.append(InputLikeness(*at, float(kept[at]), same, random))
     return found
 
 
