@@ -20,13 +20,13 @@ import numpy as np
 
 from analysis import words
 from analysis.geography import figures
-from analysis.geography.table import SHUFFLED, TABLES, load, over_seeds, seeds_at
+from analysis.geography.table import TABLES, load, over_seeds, seeds_at
 from analysis.geography.work import Options, work
 from analysis.page import Link, Section
 from analysis.record import Analysis, Finding
 from analysis.run import Run
 from lthjax.measures import stats
-from lthjax.measures.geography import ALL, INPUTS
+from lthjax.measures.geography import ALL, INPUTS, SHUFFLED
 
 # Overlap from which on two tickets would be called the same.
 SAME = 0.9
@@ -63,16 +63,16 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         # A difference from chance, and a correlation, may be below 0.
         within = stats.ANY if above or layer == INPUTS else stats.SHARE
         kind = "correlation" if layer == INPUTS else "overlap"
-        estimate = words.interval(stats.mean_interval(values[worst], within=within), "+.3f")
-        estimate = f"{kind} {estimate}{' above chance' if above else ''} at level {worst}"
+        mean = words.interval(stats.mean_interval(values[worst], within=within), "+.3f")
         several = f", the least of {len(values)} levels" if len(values) > 1 else ""
+        estimate = f"{kind} {mean}{' above chance' if above else ''} at level {worst}{several}"
         # Two seeds have one pair: nothing is known of how it varies.
         outcome = stats.conjunction(
             stats.verdict(of_level, threshold, within=within).outcome for of_level in values.values()
         )
         n = min(seeds_at(rows, level) for level in values)
         where = Link("tickets of different seeds", "#geography")
-        said.append(Finding(claim, outcome, estimate + several, n, where))
+        said.append(Finding(claim, outcome, estimate, n, where))
     return said
 
 

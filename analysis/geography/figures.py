@@ -9,13 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import draw
-from analysis.geography.table import MATCHINGS, SHUFFLED, InputRow, OverlapRow, over_seeds, seeds_at
+from analysis.geography.table import InputRow, OverlapRow, over_seeds, seeds_at
 from analysis.page import Drawn
-from analysis.run import TICKET
-from lthjax.measures.geography import ALL, INPUTS, mean_known
+from lthjax.measures.geography import ALL, INPUTS, SHUFFLED, TICKET, mean_known
 from lthjax.measures.stats import SHARE, mean_interval
 
-_LOOKS = {"none": ("#444444", "o"), "masks": ("#0072B2", "s"), "magnitudes": ("#D55E00", "^")}
+# Matching -> its name in the legend, colour and marker.
+_MATCHINGS = {
+    "none": ("as they are", "#444444", "o"),
+    "masks": ("units matched by masks", "#0072B2", "s"),
+    "magnitudes": ("units matched by magnitudes", "#D55E00", "^"),
+}
 _MOST_LEVELS = 4
 
 
@@ -64,7 +68,7 @@ def _panel(axes: Axes, level: int, layers: Sequence[str], rows: Sequence[Overlap
     """The overlaps of a level."""
     share = 100 * float(np.mean([row.density for row in rows if row.layer == ALL]))
     axes.set_title(f"level {level}, {share:.1f} % of weights", loc="left", fontsize=10)
-    for offset, (matching, words) in zip((-0.26, 0, 0.26), MATCHINGS.items(), strict=True):
+    for offset, (matching, (name, *look)) in zip((-0.26, 0, 0.26), _MATCHINGS.items(), strict=True):
         for at, layer in enumerate(layers):
             own = [row for row in rows if (row.layer, row.matching) == (layer, matching)]
             pairs, chance = (
@@ -73,12 +77,12 @@ def _panel(axes: Axes, level: int, layers: Sequence[str], rows: Sequence[Overlap
             )
             interval = mean_interval(over_seeds(own, level, layer, matching), within=SHARE)
             draw.dots(
-                axes, at + offset, pairs, interval, _LOOKS[matching],
-                sizes=(3, 6), alphas=(0.6, 0.6), label=words if at == 0 else None,
+                axes, at + offset, pairs, interval, (look[0], look[1]),
+                sizes=(3, 6), alphas=(0.6, 0.6), label=name if at == 0 else None,
             )  # fmt: skip
             axes.hlines(
                 np.mean(chance), at + offset - 0.12, at + offset + 0.12,
-                color=_LOOKS[matching][0], lw=1.6, ls=(0, (2, 1)),
+                color=look[0], lw=1.6, ls=(0, (2, 1)),
                 label="chance: the same, shuffled" if (at, matching) == (0, "magnitudes") else "",
             )  # fmt: skip
     axes.set_xticks(range(len(layers)), layers, fontsize=9)

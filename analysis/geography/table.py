@@ -6,15 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from analysis import record
-from analysis.run import TICKET, Run
-from lthjax.measures.geography import over_pairs
-
-SHUFFLED = "shuffled"
-MATCHINGS = {
-    "none": "as they are",
-    "masks": "units matched by masks",
-    "magnitudes": "units matched by magnitudes",
-}
+from analysis.run import Run
+from lthjax.measures.geography import TICKET, over_pairs
 
 
 class OverlapRow(NamedTuple):
@@ -23,11 +16,7 @@ class OverlapRow(NamedTuple):
     Attributes:
         chain, level: which tickets.
         seed, other: the two seeds.
-        layer: its name; "all" for all layers together; "inputs".
-        matching: a key of `MATCHINGS`; of "inputs" always "none", as no matching changes them.
-        mask: "ticket", or "shuffled" for chance: the mean over draws.
-        density: weights left / weights, mean of both tickets; of "inputs" the first layer's.
-        overlap: as `lthjax.measures.geography.Likeness` says.
+        layer, matching, mask, density, overlap: as in `lthjax.measures.geography.Likeness`.
     """
 
     chain: str
@@ -46,8 +35,7 @@ class InputRow(NamedTuple):
 
     Attributes:
         chain, level: which tickets.
-        y, x, channel: the pixel, or of a convolution the tap.
-        kept, overlap, chance: as `lthjax.measures.geography.InputLikeness` says.
+        y, x, channel, kept, overlap, chance: as in `lthjax.measures.geography.InputLikeness`.
     """
 
     chain: str

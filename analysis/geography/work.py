@@ -1,7 +1,6 @@
 """Compares the tickets of every pair of a run's seeds."""
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,11 @@ import numpy as np
 
 from analysis import page, record, tables
 from analysis.geography import figures
-from analysis.geography.table import SHUFFLED, TABLES, InputRow, OverlapRow
+from analysis.geography.table import TABLES, InputRow, OverlapRow
 from analysis.run import TICKET, Run, asked_levels, densities
 from lthjax.errors import UserError
 from lthjax.imp import Cell
-from lthjax.measures import geography, transfer
-from lthjax.measures.geography import Likeness, TicketKernels
-from lthjax.models import Layer
+from lthjax.measures import geography
 from lthjax.study import Watch
 
 
@@ -49,31 +46,20 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     inputs: list[InputRow] = []
     for level, of_level in seeds.items():
         watch.say(f"level {level}: {len(of_level) * (len(of_level) - 1) // 2} pairs")
-        tickets = {seed: _ticket(run, model.layers, Cell(seed, chain, level, TICKET)) for seed in of_level}
+        cells = {seed: Cell(seed, chain, level, TICKET) for seed in of_level}
+        tickets = {
+            seed: geography.ticket(model.layers, run.mask(cell), run.weights(cell))
+            for seed, cell in cells.items()
+        }
         for seed, other in itertools.combinations(of_level, 2):
             generator = np.random.default_rng([level, seed, other])
-            both = tickets[seed], tickets[other]
-            alike = geography.compare(model.layers, *both, options.draws, generator)
-            rows += rows_of((chain, level, seed, other), alike)
-        masks = [ticket.mask for ticket in tickets.values()]
-        inputs += [InputRow(chain, level, *one) for one in geography.inputs(model, masks)]
+            alike = geography.compare(model.layers, tickets[seed], tickets[other], options.draws, generator)
+            rows += [OverlapRow(chain, level, seed, other, *one) for one in alike]
+        read = geography.inputs(model, [ticket.mask for ticket in tickets.values()])
+        inputs += [InputRow(chain, level, *one) for one in read]
     found: dict[str, Any] = {"inputs.csv": inputs, "overlap.csv": rows}
     contents = {name: tables.of_rows(kind, found[name]) for name, kind in TABLES.items()}
     return page.write_folder(run.path / "geography", figures.drawn(found), contents)
-
-
-def rows_of(place: tuple[str, int, int, int], found: Sequence[Likeness]) -> list[OverlapRow]:
-    """The rows of a pair: two of every overlap, the tickets' and chance.
-
-    Args:
-        place: (chain, level, seed, other).
-        found: by `lthjax.measures.geography.compare`.
-    """
-    return [
-        OverlapRow(*place, one.layer, one.matching, mask, one.density, overlap)
-        for one in found
-        for mask, overlap in ((TICKET, one.overlap), (SHUFFLED, one.chance))
-    ]
 
 
 def _asked(run: Run, options: Options) -> tuple[str, dict[int, list[int]]]:
@@ -88,9 +74,3 @@ def _asked(run: Run, options: Options) -> tuple[str, dict[int, list[int]]]:
     density = densities(row for row in tickets.done if row.level in seeds)
     levels = asked_levels(options.levels, density, f"two seeds' tickets in {tickets.chain}")
     return tickets.chain, {level: seeds[level] for level in levels}
-
-
-def _ticket(run: Run, layers: Sequence[Layer], cell: Cell) -> TicketKernels:
-    mask = transfer.kernels(layers, run.mask(cell))
-    final = transfer.kernels(layers, run.weights(cell))
-    return TicketKernels(mask, [abs(w) * m for w, m in zip(final, mask, strict=True)])

@@ -13,8 +13,9 @@ from analysis.page import Link, Section
 from analysis.record import Analysis, Finding
 from analysis.run import Run, nearest
 from analysis.savings.shown import compared, shown, times
-from analysis.savings.table import FILE, VARIANTS, LevelSavings, load
+from analysis.savings.table import FILE, LevelSavings, load
 from analysis.savings.work import Options, work
+from lthjax.measures.savings import VARIANTS
 from lthjax.measures.stats import Outcome
 
 _HERE = Link("savings", "#savings")

@@ -9,13 +9,6 @@ from analysis.run import Run
 from lthjax.measures.savings import Counts, Storage
 
 FILE = "savings.json"
-VARIANTS = {
-    "masked": "dense arrays, the mask applied in every call",
-    "compacted": "dense arrays without the units that do nothing",
-    "scipy CSR": "dense layers by scipy, convolutions dense by JAX",
-    "JAX BCSR": "dense layers by jax.experimental.sparse, convolutions dense",
-    "JAX BCOO": "dense layers by jax.experimental.sparse, convolutions dense",
-}
 
 
 class Timing(NamedTuple):
@@ -23,7 +16,7 @@ class Timing(NamedTuple):
 
     Attributes:
         batch: images.
-        variant: a key of `VARIANTS`.
+        variant: a key of `lthjax.measures.savings.VARIANTS`.
         seconds: median of one call; None where it was not timed.
         dense_seconds: median of the dense one.
         ratio: median over the pairs of dense / variant; below 1 the variant is slower.

@@ -17,16 +17,19 @@ Everything is numpy on kernels as `transfer.kernels` gives them, a list of [plac
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from lthjax.measures import transfer
 from lthjax.models import Layer, Model
 
+PyTree = Any
 Kernels = Sequence[np.ndarray]
 # In the place of a layer's name.
 ALL, INPUTS = "all", "inputs"
+TICKET, SHUFFLED = "ticket", "shuffled"
 
 
 class Alignment(NamedTuple):
@@ -74,17 +77,17 @@ class Likeness(NamedTuple):
     Attributes:
         layer: its name; `ALL` for all layers together; `INPUTS` for the inputs.
         matching: "none": units as they are; "masks", "magnitudes": units matched by these.
+        mask: "ticket", or "shuffled": the mean over draws in which both are shuffled within their layers.
         density: weights left / weights, mean of both tickets; of `INPUTS` the first layer's.
         overlap: connections in both / in either. Of `INPUTS` Pearson's correlation of the numbers of
             connections that leave each input; None where a ticket has equally many at all inputs.
-        chance: the mean overlap over draws in which both tickets are shuffled within their layers.
     """
 
     layer: str
     matching: str
+    mask: str
     density: float
     overlap: float | None
-    chance: float | None
 
 
 class InputLikeness(NamedTuple):
@@ -103,6 +106,13 @@ class InputLikeness(NamedTuple):
     kept: float
     overlap: float | None
     chance: float | None
+
+
+def ticket(layers: Sequence[Layer], mask: PyTree, weights: PyTree) -> TicketKernels:
+    """A trained ticket of a sequential network, from its mask and its final weights."""
+    masks = transfer.kernels(layers, mask)
+    pairs = zip(transfer.kernels(layers, weights), masks, strict=True)
+    return TicketKernels(masks, [abs(kernel) * m for kernel, m in pairs])
 
 
 def compare(
@@ -128,7 +138,8 @@ def compare(
     for (matching, place), overlap in _overlaps(a, b).items():
         known = [value for one in drawn if (value := one[matching, place]) is not None]
         chance = float(np.mean(known)) if known else None
-        found.append(Likeness(names[place], matching, densities[place], overlap, chance))
+        for mask, value in ((TICKET, overlap), (SHUFFLED, chance)):
+            found.append(Likeness(names[place], matching, mask, densities[place], value))
     return found
 
 

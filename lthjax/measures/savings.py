@@ -30,6 +30,14 @@ from lthjax.prune._core import matched
 PyTree = Any
 TOLERANCE = 1e-5
 """The largest relative difference of logits that rounding in float32 explains."""
+VARIANTS = {
+    "masked": "dense arrays, the mask applied in every call",
+    "compacted": "dense arrays without the units that do nothing",
+    "scipy CSR": "dense layers by scipy, convolutions dense by JAX",
+    "JAX BCSR": "dense layers by jax.experimental.sparse, convolutions dense",
+    "JAX BCOO": "dense layers by jax.experimental.sparse, convolutions dense",
+}
+"""Forms of a forward pass that are timed, and what they are."""
 # What a 16-bit index can address.
 _LONGEST_ROW = 2**16
 
@@ -288,7 +296,7 @@ def scipy_forward(layers: Sequence[Layer], params: PyTree) -> Callable[[jax.Arra
 def variants(
     layers: Sequence[Layer], params: PyTree, mask: PyTree, small: Compacted
 ) -> dict[str, Callable[[jax.Array], Any]]:
-    """The forward pass of a ticket in several forms: name -> (images -> logits).
+    """The forward pass of a ticket in every form: a key of `VARIANTS` -> (images -> logits).
 
     Args:
         layers: of a sequential network.
