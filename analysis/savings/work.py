@@ -86,10 +86,7 @@ def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> L
     total = run.lengths.total
     steps = savings.training_steps(total, run.results[row.cell]["start"], row.level)
     return LevelSavings(
-        row.seed,
-        row.chain,
-        row.level,
-        row.arm,
+        *row.cell[:4],
         row.density,
         savings.counts(model.layers, ticket.params, ticket.mask, model.input_shape),
         savings.storage(ticket.mask),
