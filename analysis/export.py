@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from analysis.run import Row, open_run, select
+from analysis.run import Row, Run, open_run, select
 from lthjax import arms, cli, prune
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
@@ -18,13 +18,13 @@ from lthjax.imp import DENSE, Cell
 _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "steps")
 
 
-def export(run: str | Path, cell: Cell, to: str | Path) -> Path:
+def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     """Writes a cell's final weights, its mask and, as origin, the rewind state that it started from.
 
     An arm that starts from other weights (fresh, permuted, signs alone) has no origin in its file.
 
     Args:
-        run: the run folder.
+        run: the run or its folder.
         cell: which; done, not diverged.
         to: the file; replaced if it is a ticket, and nothing else is.
 
@@ -36,7 +36,7 @@ def export(run: str | Path, cell: Cell, to: str | Path) -> Path:
     """
     to = Path(to)
     _check(to)
-    opened = open_run(run)
+    opened = run if isinstance(run, Run) else open_run(run)
     row = _row(opened.rows, cell)
     trained, mask, result = opened.weights(cell), opened.mask(cell), opened.results[cell]
     rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound

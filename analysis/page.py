@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import rich.table
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
+from rich.console import Console
 
 from analysis import tables
 from lthjax import files
@@ -274,3 +276,12 @@ def rich_table(table: Table) -> rich.table.Table:
     for row in table.rows:
         shown.add_row(*(plain(value if isinstance(value, str) else value.text) for value in row))
     return shown
+
+
+def print_section(section: Section) -> None:
+    """A section's tables and remark on standard output."""
+    # Piped, the tables are not squeezed into the 80 columns of no terminal.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in section.tables:
+        console.print(rich_table(table))
+    console.print(section.remark)

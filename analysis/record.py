@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from analysis import tables, words
+from analysis import page, tables, words
 from analysis.page import Link, Section
 from analysis.run import Run, open_run
 from lthjax import cli, progress, settings
@@ -85,6 +85,7 @@ class Analysis(NamedTuple):
         findings: (run, the same or None) -> its claims; None: not tested, with the command that tests them.
         load: run -> what was found; by default file -> rows, of `tables`.
         marker: the files in the run that say that there is something, as a pattern; by default the marker.
+        prints: whether the command prints the section's tables and remark before the path.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Analysis(NamedTuple):
     findings: Callable[[Run, Any], list[Finding]]
     load: Callable[[Run], Any] | None = None
     marker: str = ""
+    prints: bool = False
 
 
 def written(analysis: Analysis, run: Run) -> list[Path]:
@@ -119,11 +121,31 @@ def found(analysis: Analysis, run: Run) -> Any:
         return None
     if analysis.load is not None:
         return analysis.load(run)
-    where = run.path / analysis.name
+    return read_tables(run, analysis.name, analysis.tables)
+
+
+def read_tables(
+    run: Run, name: str, kinds: Mapping[str, type], check: Callable[[Mapping[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """File -> rows of an analysis's tables.
+
+    Args:
+        run: the run.
+        name: the analysis's.
+        kinds: as `Analysis.tables`.
+        check: raises a ValueError where tables lack rows or do not fit each other.
+
+    Raises:
+        UserError: one cannot be read; it names the command that makes it anew.
+    """
+    where = run.path / name
     try:
-        return {name: tables.read_rows(where / name, kind) for name, kind in analysis.tables.items()}
+        found: dict[str, Any] = {file: tables.read_rows(where / file, kind) for file, kind in kinds.items()}
+        if check is not None:
+            check(found)
+        return found
     except tables.DAMAGED as error:
-        raise tables.unreadable(where, error, words.command(analysis.name, run.path)) from error
+        raise tables.unreadable(where, error, words.command(name, run.path)) from error
 
 
 def needed(analysis: Analysis, run: Run) -> Any:
@@ -167,7 +189,11 @@ def command(analysis: Analysis) -> Callable[[list[str]], None]:
         options = cli.parsed(analysis.options, arguments, f"python -m analysis.{analysis.name}")
         prepare(options)
         asked = {name: value for name, value in vars(options).items() if name != "run"}
-        print(perform(analysis, options.run, watch=progress.watch(options.quiet), **asked))
+        run = open_run(options.run)
+        path = perform(analysis, run, watch=progress.watch(options.quiet), **asked)
+        if analysis.prints:
+            page.print_section(analysis.section(run, found(analysis, run)))
+        print(path)
 
     return main
 

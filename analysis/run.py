@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from analysis import tables
-from lthjax import config, imp, models, store
+from lthjax import config, data, imp, models, store
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.fields import About, Result
@@ -204,13 +204,13 @@ class Run:
 
     @cached_property
     def _network(self) -> Model:
-        name, data = self.study.model, self.about["data"]
+        name, made = self.study.model, self.about["data"]
         if name not in models.MODELS:
             raise UserError(
                 f"{self.path}: the network {name!r} is from outside the package, and is not loaded here."
             )
-        height, width, channels = data["shape"]
-        return models.build(name, (height, width, channels), data["classes"])
+        height, width, channels = made["shape"]
+        return models.build(name, (height, width, channels), made["classes"])
 
     def tickets(self, chain: str | None = None) -> Tickets:
         """The tickets of a chain, by default of the one that rewinds to the lowest step.
@@ -235,13 +235,22 @@ class Run:
             UserError: the data are others, or cannot be read.
         """
         made = prepare(dataclasses.replace(self.study, seeds=tuple(sorted(seeds))), data_dir)
-        ours, theirs = made.dataset.digest, self.about["data"]["digest"]
+        self._check(made.dataset)
+        return made
+
+    def dataset(self, data_dir: str | Path) -> data.Dataset:
+        """The data that the run was trained on; raises as `prepared`, but starts no devices for training."""
+        found = data.load(self.study.data.name, data_dir)
+        self._check(found)
+        return found
+
+    def _check(self, dataset: data.Dataset) -> None:
+        ours, theirs = dataset.digest, self.about["data"]["digest"]
         if ours != theirs:
             raise UserError(
                 f"--data-dir: {self.study.data.name} there has content hash {ours}, the run's has {theirs}; "
                 "name the folder of the data that the run was trained on."
             )
-        return made
 
 
 def open_run(path: str | Path) -> Run:

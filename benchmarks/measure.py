@@ -1,18 +1,25 @@
 """Measuring: interleaved pairs, this machine's peak, and what a training step has to compute."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from scipy.stats import binom
 
 from lthjax import models, prune
 from lthjax.models import Model
 
 MODELS = sorted(name for name, entry in models.MODELS.items() if entry.layers(10))
 """The networks that have a twin: the sequential ones."""
+
+# Of a sample, and of all pairs of samples.
+_SAMPLE_SECONDS, _PAIRS_SECONDS = 0.01, 4.0
+FEWEST_PAIRS = 6
+"""The fewest pairs with which the interval of a median can reach 95 %."""
 
 
 class Pairs(NamedTuple):
@@ -31,6 +38,25 @@ class Pairs(NamedTuple):
     ratio: float
     spread: tuple[float, float]
     ratios: tuple[float, ...]
+
+
+class CallTimes(NamedTuple):
+    """Two functions timed in turn, by the call.
+
+    Attributes:
+        ours: median seconds of a call.
+        peer: likewise.
+        ratio: median over the pairs of peer / ours; above 1 ours is faster.
+        low, high: its interval, as `median_interval` says.
+        pairs: how many.
+    """
+
+    ours: float
+    peer: float
+    ratio: float
+    low: float
+    high: float
+    pairs: int
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -53,6 +79,60 @@ def pairs(ours: Callable[[], object], peer: Callable[[], object], count: int) ->
         (min(ratios), max(ratios)),
         tuple(ratios),
     )
+
+
+def calls(ours: Callable[[], Any], peer: Callable[[], Any], most: int) -> CallTimes:
+    """Times two functions in turn; a sample is as many calls as take 10 ms, each waited for.
+
+    Args:
+        ours, peer: return arrays of JAX, or anything.
+        most: pairs of samples; fewer, down to `FEWEST_PAIRS`, where all would take more than four seconds.
+    """
+    (number, ours_s), (peer_number, peer_s) = (_calls(function) for function in (ours, peer))
+    count = max(min(most, int(_PAIRS_SECONDS / (ours_s + peer_s))), FEWEST_PAIRS)
+    got = pairs(_sample(ours, number), _sample(peer, peer_number), count)
+    a_call = number / peer_number
+    low, high = median_interval(got.ratios)
+    return CallTimes(
+        got.ours / number, got.peer / peer_number, got.ratio * a_call, low * a_call, high * a_call, count
+    )
+
+
+def _sample(function: Callable[[], Any], number: int) -> Callable[[], None]:
+    """So many calls, each waited for."""
+
+    def sample() -> None:
+        for _ in range(number):
+            jax.block_until_ready(function())
+
+    return sample
+
+
+def _calls(function: Callable[[], Any]) -> tuple[int, float]:
+    """How many calls fill a sample, and its seconds; the first call, which may compile, does not count."""
+    once = _sample(function, 1)
+    once()
+    shortest = seconds(once)
+    if shortest < _SAMPLE_SECONDS:
+        shortest = max(min(shortest, *(seconds(once) for _ in range(2))), 1e-9)
+    number = max(1, min(1000, math.ceil(_SAMPLE_SECONDS / shortest)))
+    return number, number * shortest
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a median by the sign test: two of the values, for any distribution.
+
+    Args:
+        values: `FEWEST_PAIRS` or more.
+
+    Raises:
+        ValueError: there are too few values.
+    """
+    rank = int(binom.ppf(0.025, len(values), 0.5))
+    if rank < 1:
+        raise ValueError(f"values: {len(values)} are too few; give 6 or more.")
+    ordered = sorted(values)
+    return ordered[rank - 1], ordered[-rank]
 
 
 def matmul_peak(size: int = 2048, repeats: int = 5) -> float:

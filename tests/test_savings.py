@@ -20,8 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from analysis import report
+from analysis import open_run, record, report
 from analysis import savings as command
+from analysis.record import Finding
+from analysis.savings.shown import compared
+from analysis.savings.table import LevelSavings, Timing, to_json
+from analysis.savings.work import timed_levels
+from analysis.tables import write_tables
+from benchmarks import measure
 from lthjax import models, prune, study
 from lthjax.errors import UserError
 from lthjax.measures import savings
@@ -367,15 +373,15 @@ def test_sparse_products_give_the_same_logits() -> None:
 def test_which_levels_are_timed() -> None:
     densities = {level: 0.8**level for level in range(18)}
     # 0.8**7 = 21 %, 0.8**10 = 10.7 %, 0.8**13 = 5.5 % (0.8**14 = 4.4 % is further by ratio)
-    assert command.timed_levels(densities) == {7, 10, 13, 17}
-    assert command.timed_levels(densities, quick=True) == {17}
-    assert command.timed_levels({0: 1.0}) == set()
-    assert command.timed_levels({0: 1.0, 1: 0.8, 2: 0.64}) == {2}
+    assert timed_levels(densities) == {7, 10, 13, 17}
+    assert timed_levels(densities, quick=True) == {17}
+    assert timed_levels({0: 1.0}) == set()
+    assert timed_levels({0: 1.0, 1: 0.8, 2: 0.64}) == {2}
 
 
 def test_a_timing_in_words() -> None:
     def said(ratio: float, low: float, high: float) -> str:
-        return command.words(command.Timing(1, "masked", 1.0, ratio, ratio, low, high, 5, ""))
+        return compared(Timing(1, "masked", 1.0, ratio, ratio, low, high, 5, ""))
 
     assert said(0.5, 0.4, 0.8) == "2.00× slower (1.25–2.50)"
     assert said(1.5, 1.2, 2.0) == "1.50× faster (1.20–2.00)"
@@ -386,7 +392,7 @@ def test_a_timing_in_words() -> None:
 def test_the_interval_of_a_median_holds_it_in_95_of_100(n: int) -> None:
     """Against the binomial sums: the chance that the true median is outside is at most 5 %, and a rank
     further in it would be more."""
-    low, high = command.median_interval([float(i) for i in np.random.default_rng(0).permutation(n)])
+    low, high = measure.median_interval([float(i) for i in np.random.default_rng(0).permutation(n)])
     rank = int(low) + 1
     assert high == n - rank
 
@@ -395,31 +401,67 @@ def test_the_interval_of_a_median_holds_it_in_95_of_100(n: int) -> None:
 
     assert outside(rank) <= 0.05 < outside(rank + 1)
     with pytest.raises(ValueError, match="5 are too few"):
-        command.median_interval([1.0] * 5)
+        measure.median_interval([1.0] * 5)
 
 
 def test_timing_takes_what_it_is_given_a_call() -> None:
     """A dense network that sleeps ten times as long: the ratio is of calls, not of samples."""
     import time
 
-    def sleeps(seconds: float) -> Callable[[jax.Array], Any]:
-        return lambda x: time.sleep(seconds)
+    def sleeps(seconds: float) -> Callable[[], Any]:
+        return lambda: time.sleep(seconds)
 
-    got = command._timing(2, "masked", sleeps(0.002), sleeps(0.02), jnp.zeros(1), 6)
+    got = measure.calls(sleeps(0.002), sleeps(0.02), 6)
     assert got.pairs == 6
     assert 4 < got.ratio < 11
     assert got.low <= got.ratio <= got.high
-    assert got.ratio == pytest.approx(got.dense_seconds / got.seconds, rel=0.3)
+    assert got.ratio == pytest.approx(got.peer / got.ours, rel=0.3)
 
 
-def test_the_command(
+def rows_of(run: Path) -> list[LevelSavings]:
+    return record.needed(command.ANALYSIS, open_run(run))
+
+
+def findings_of(run: Path, rows: list[LevelSavings]) -> list[Finding]:
+    return command.findings(open_run(run), rows)
+
+
+def errors_of_the_command(run: Path, tmp_path: Path) -> None:
+    """Of a run of seed 4, rewound to step 3, levels 0 to 2; it is left as it was."""
+
+    def refused(said: str, **asked: Any) -> None:
+        with pytest.raises(UserError, match=said):
+            record.perform(command.ANALYSIS, run, **asked)
+
+    with pytest.raises(UserError, match=r"run python -m analysis\.savings .* first"):
+        rows_of(run)
+    (run / "savings.json").write_text('{"rows": [{}]}')
+    with pytest.raises(
+        UserError, match=r"savings\.json: it cannot be read .*; run python -m analysis\.savings"
+    ):
+        rows_of(run)
+    (run / "savings.json").unlink()
+    refused(r"--seed: 3 is not in the run; it has \[4\]", seed=3)
+    refused("--chain: 'rewind-5' is not in the run; it has rewind-3", chain="rewind-5")
+    refused(r"--levels: \[3\] are not done in seed 4, rewind-3; it has \[0, 1, 2\]", levels=(1, 3))
+    with pytest.raises(UserError, match="is not a run folder"):
+        record.perform(command.ANALYSIS, tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    with np.load(tmp_path / "data" / "few.npz") as few:
+        np.savez(other / "few.npz", **{**few, "test_images": few["test_images"] + 1})
+    refused("--data-dir: few there has content hash .*, the run's has", data_dir=other)
+
+
+def test_the_command_and_its_errors(
     tiny: Callable[..., study.Prepared],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
     run = study.run(tiny(levels=2, rewind=(3,), seeds=(4,), arms=("ticket",)), tmp_path / "runs")
+    errors_of_the_command(run, tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    command.main([str(run), "--quick", "--data-dir", str(tmp_path / "data")])
+    record.command(command.ANALYSIS)([str(run), "--quick", "--data-dir", str(tmp_path / "data")])
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == str(run / "savings.json")
     for word in ("JAX BCOO", "scipy CSR", "compacted", "CSR-16", "dense trainings"):
@@ -428,7 +470,7 @@ def test_the_command(
     assert after.keys() - before.keys() == {run / "savings.json", run / "checksums.json"}
     assert all(after[path] == contents for path, contents in before.items())
 
-    rows = command.load(run)
+    rows = rows_of(run)
     assert [(row.seed, row.level, row.arm) for row in rows] == [
         (4, 0, "dense"), (4, 1, "ticket"), (4, 2, "ticket")]  # fmt: skip
     last = rows[-1]
@@ -446,48 +488,24 @@ def test_the_command(
     assert last.widths["output"] == 10
     assert [bool(row.timings) for row in rows] == [False, False, True]
     assert {(t.batch, t.variant) for t in last.timings} == {
-        (batch, name) for batch in (1, 256) for name in command.VARIANTS}  # fmt: skip
+        (batch, name) for batch in (1, 256) for name in savings.VARIANTS}  # fmt: skip
     assert all(t.low <= t.ratio <= t.high and t.seconds > 0 for t in last.timings)
-    assert command.load(run) == rows
-    check_section(command, run)
-    counted = command.findings(run)[0]
+    assert rows_of(run) == rows
+    check_section(command.ANALYSIS, run)
+    counted = findings_of(run, rows)[0]
     assert counted.outcome == "refuted", "half the weights are not a tenth"
     assert f"{266_200 / result['weights_left']:.1f}× fewer multiplications if zeros" in counted.estimate
     tenth = last._replace(counts=last.counts._replace(macs_left=26_620), storage=savings.Storage(*[1000] * 6))
     tenth = tenth._replace(storage=tenth.storage._replace(bitmask=150))
     assert command._counted([rows[1], tenth._replace(density=0.1)]).outcome == "supported"
-    page = report.build(run, only_if_changed=True)
-    text = page.read_text()
+    text = report.build(run, only_if_changed=True).read_text()
     assert 'id="savings"' in text
     assert "computes one image faster, compacted" in text
-    command.write(run, rows[:2])
-    assert command.load(run) == rows[:2]
+    write_tables(run, {"savings.json": to_json(rows[:2])})
+    assert rows_of(run) == rows[:2]
     os.utime(run / "savings.json", (time.time() + 9, time.time() + 9))
     again = report.build(run, only_if_changed=True).read_text()
     assert "Tickets compute faster than the dense network" in again, "no times are left"
-
-
-def test_errors_of_the_command(tiny: Callable[..., study.Prepared], tmp_path: Path) -> None:
-    run = study.run(tiny(levels=1, seeds=(0,), arms=("ticket",)), tmp_path / "runs")
-    with pytest.raises(UserError, match=r"make it by python -m analysis\.savings"):
-        command.load(run)
-    (run / "savings.json").write_text('{"rows": [{}]}')
-    with pytest.raises(UserError, match="cannot be read"):
-        command.load(run)
-    with pytest.raises(UserError, match=r"--seed: 3 is not in the run; it has \[0\]"):
-        command.measured(run, seed=3)
-    with pytest.raises(UserError, match="--chain: 'rewind-5' is not in the run; it has rewind-0"):
-        command.measured(run, chain="rewind-5")
-    with pytest.raises(UserError, match=r"--levels: \[2\] are not done in seed 0, rewind-0; it has \[0, 1\]"):
-        command.measured(run, levels=(1, 2))
-    with pytest.raises(UserError, match="is not a run folder"):
-        command.measured(tmp_path)
-    other = tmp_path / "other"
-    other.mkdir()
-    with np.load(tmp_path / "data" / "few.npz") as few:
-        np.savez(other / "few.npz", **{**few, "test_images": few["test_images"] + 1})
-    with pytest.raises(UserError, match=r"--data-dir: 'few' in .* is not what the run was trained on"):
-        command.measured(run, data_dir=other)
 
 
 def test_the_commands_error_is_a_sentence(

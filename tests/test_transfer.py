@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -16,19 +15,14 @@ from conftest import check_section, make_tiny, unsealed, write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import geography as mapped
-from analysis import open_run, page, record
+from analysis import open_run, record
 from analysis import transfer as command
 from analysis.transfer import work
 from analysis.transfer.__main__ import main
 from lthjax import config, models, prune, study, train
 from lthjax.errors import UserError
-from lthjax.imp import Cell
-from lthjax.measures import geography, transfer, transfer_arms
+from lthjax.measures import transfer, transfer_arms
 from lthjax.models import Layer, Model, Variables
-from lthjax.store import Store
-
-Kernels = list[np.ndarray]
 
 
 def network(
@@ -220,113 +214,6 @@ def test_what_cannot_be_moved_is_refused_by_a_sentence() -> None:
         transfer.check(lenet300, unlike)
     transfer.check(lenet5, unlike)  # of the same shapes: nothing need be known of its layers
     transfer.check(lenet5, models.build("lenet5_wide", (28, 28, 1), 10))
-
-
-def tickets(
-    density: float, seed: int = 0, widths: tuple[int, ...] = (40, 24, 10), inputs: int = 60
-) -> Kernels:
-    generator = np.random.default_rng(seed)
-    return [
-        generator.random((1, before, after)) < density
-        for before, after in itertools.pairwise((inputs, *widths))
-    ]
-
-
-@pytest.mark.parametrize("density", [0.1, 0.3])
-def test_a_planted_permutation_is_found(density: float) -> None:
-    a = tickets(density, widths=(40, 24, 10), inputs=300)
-    generator = np.random.default_rng(1)
-    units = [generator.permutation(40), generator.permutation(24)]
-    b = geography.permuted(a, units)
-    whole, chance = geography.iou(a, b)[-1]
-    assert whole < chance + 0.1
-    found = geography.align(a, b)
-    assert found.common == sum(k.sum() for k in a)
-    assert geography.iou(a, geography.permuted(b, found.units))[-1].iou == 1
-    for planted, got in zip(units, found.units, strict=True):
-        np.testing.assert_array_equal(planted[got], np.arange(len(planted)))
-
-
-def test_a_planted_permutation_of_channels_is_found_by_magnitude() -> None:
-    """LeNet-5, whose channels are flattened, and weights rather than masks."""
-    model = models.build("lenet5", (28, 28, 1), 10)
-    params = jax.tree.map(np.asarray, model.init(jax.random.key(0)).params)
-    a = [abs(k) for k in transfer.kernels(model.layers, params)]
-    generator = np.random.default_rng(0)
-    units = [generator.permutation(k.shape[2]) for k in a[:-1]]
-    found = geography.align(a, geography.permuted(a, units))
-    for planted, got in zip(units, found.units, strict=True):
-        np.testing.assert_array_equal(planted[got], np.arange(len(planted)))
-
-
-@given(st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
-def test_one_hidden_layer_is_matched_best(seed: int) -> None:
-    """Against all 120 orders of five units."""
-    a, b = (tickets(0.4, seed + i, (5, 3), 4) for i in (0, 1))
-    found = geography.align(a, b)
-    every = [
-        sum((x & y).sum() for x, y in zip(a, geography.permuted(b, [np.array(order)]), strict=True))
-        for order in itertools.permutations(range(5))
-    ]
-    assert found.common == max(every)
-    assert sorted(found.units[0]) == list(range(5))
-
-
-def test_matching_never_loses_and_ends_in_an_optimum() -> None:
-    a, b = tickets(0.2, 1), tickets(0.2, 2)
-    found = geography.align(a, b)
-    assert found.common >= sum((x & y).sum() for x, y in zip(a, b, strict=True))
-    for layer, units in enumerate(found.units):
-        for i, j in itertools.combinations(range(len(units)), 2):
-            swapped = [u.copy() for u in found.units]
-            swapped[layer][[i, j]] = swapped[layer][[j, i]]
-            common = sum((x & y).sum() for x, y in zip(a, geography.permuted(b, swapped), strict=True))
-            assert common <= found.common
-
-
-def test_noise_aligns_as_its_null_does() -> None:
-    """Independent masks overlap at chance; matched above it, and no more than shuffled ones."""
-    generator = np.random.default_rng(0)
-    gains, nulls, plain = [], [], []
-    for seed in range(12):
-        a, b = tickets(0.2, 2 * seed), tickets(0.2, 2 * seed + 1)
-        (x,), (y,) = geography.shuffled(generator, a), geography.shuffled(generator, b)
-        gains.append(geography.iou(a, geography.permuted(b, geography.align(a, b).units))[-1].iou)
-        nulls.append(geography.iou(x, geography.permuted(y, geography.align(x, y).units))[-1].iou)
-        plain.append(np.subtract(*geography.iou(a, b)[-1]))
-    error = np.sqrt((np.var(gains, ddof=1) + np.var(nulls, ddof=1)) / 12)
-    assert abs(np.mean(gains) - np.mean(nulls)) < 3 * error
-    assert abs(np.mean(plain)) < 3 * np.std(plain, ddof=1) / np.sqrt(12)
-    chance = 0.2 / 1.8
-    assert min(*gains, *nulls) > chance + 0.03
-
-
-def test_overlap_is_that_of_prune() -> None:
-    model = dense(6, 5)
-    masks = [random_mask(model, 0.3, seed) for seed in (0, 1)]
-    got = geography.iou(*(transfer.kernels(model.layers, mask) for mask in masks))[-1]
-    np.testing.assert_allclose(got, prune.overlap(*masks), rtol=1e-6)
-
-
-def test_inputs_by_hand() -> None:
-    a = [np.array([[[True, True, False, False]], [[False] * 4], [[True] * 4]])]  # three pixels, four units
-    b = [np.array([[[False, True, True, False]], [[False] * 4], [[True, False, False, False]]])]
-    np.testing.assert_array_equal(geography.readers(a), [[2], [0], [4]])
-    same, chance = geography.by_input(a, b)
-    np.testing.assert_array_equal(same, [[1 / 3], [np.nan], [1 / 4]])
-    np.testing.assert_array_equal(chance, [[1 / 3], [np.nan], [1 / 4]])
-    got = geography.agreement(geography.readers(a), geography.readers(b))
-    assert got == pytest.approx(np.corrcoef([2, 0, 4], [2, 0, 1])[0, 1])
-    assert geography.agreement(geography.readers(a), np.ones((3, 1))) is None
-
-
-def test_pairs_are_worth_their_seeds() -> None:
-    assert geography.over_pairs({(0, 1): 0.5}) == [0.5]
-    # Where a pair's value is the mean of its two seeds' the pseudo-values are the seeds' values.
-    own = {3: 1.0, 5: 4.0, 8: 2.5, 9: 0.5}
-    values = {(a, b): (own[a] + own[b]) / 2 for a, b in itertools.combinations(own, 2)}
-    np.testing.assert_allclose(geography.over_pairs(values), list(own.values()))
 
 
 def residual(widths: tuple[int, ...], blocks: int, **how: Any) -> Model:
@@ -696,111 +583,3 @@ def test_differences_pair_the_targets_seeds() -> None:
     assert one[:7] == ("a", "b", "other", 3, pytest.approx(0.1), "transferred", "ticket")
     assert one.values == pytest.approx([-25, 10])
     assert one.interval.mean == pytest.approx(-7.5)
-
-
-def kept(widths: tuple[int, ...], density: float, seed: int) -> mapped.Ticket:
-    masks = tickets(density, seed, widths, 64)
-    generator = np.random.default_rng(seed)
-    return mapped.Ticket(masks, [m * generator.random(m.shape).astype(np.float32) for m in masks])
-
-
-def rows_of(of_seeds: dict[int, mapped.Ticket]) -> list[mapped.Row]:
-    model = dense(12, 8)
-    return [
-        row
-        for seed, other in itertools.combinations(of_seeds, 2)
-        for row in mapped.compare(model, ("rewind-0", 3, seed, other), of_seeds[seed], of_seeds[other], 4)
-    ]
-
-
-def findings_of(rows: list[mapped.Row], run: Path) -> dict[str, str]:
-    (run / "geography").mkdir(parents=True)
-    inputs = [mapped.Input("rewind-0", 3, 0, 0, 0, 0.5, None, None)]
-    for name, of in (("overlap", rows), ("inputs", inputs)):
-        (run / "geography" / f"{name}.csv").write_text(page.to_csv(of[0]._fields, of))
-    assert mapped.load(run) == (rows, inputs)
-    return {finding.claim: finding.outcome for finding in mapped.findings(run)}
-
-
-SAME = "Tickets are the same up to the order of their units (overlap of 0.9 or more)"
-BY_MASKS = "… after matching their units by masks"
-
-
-def test_geography_tells_one_ticket_in_other_orders_from_different_ones(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    first = kept((12, 8, 10), 0.3, 0)
-    orders = {0: [np.arange(12), np.arange(8)]} | {
-        s: [generator.permutation(12), generator.permutation(8)] for s in (1, 2, 3)
-    }
-    same = {s: mapped.Ticket(*(geography.permuted(of, units) for of in first)) for s, units in orders.items()}
-    rows = rows_of(same)
-    for matching in ("masks", "magnitudes"):
-        assert set(mapped.over_seeds(rows, 3, "all", matching)) == {1.0}
-        assert max(mapped.over_seeds(rows, 3, "fc1", matching, "shuffled")) < 0.5
-    assert max(mapped.over_seeds(rows, 3, "fc1", "none")) < 0.35
-    said = findings_of(rows, tmp_path / "same")
-    assert said[SAME] == said[BY_MASKS] == "supported"
-    assert said["Tickets of different seeds read the same inputs"] == "supported"
-
-    rows = rows_of({seed: kept((12, 8, 10), 0.3, seed) for seed in range(4)})
-    said = findings_of(rows, tmp_path / "different")
-    assert said[SAME] == "refuted"
-    assert said[BY_MASKS] != "supported"
-    assert abs(np.mean(mapped.over_seeds(rows, 3, "all", "masks", above="shuffled"))) < 0.03
-    matched, plain = (np.mean(mapped.over_seeds(rows, 3, "all", how)) for how in ("masks", "none"))
-    assert matched > plain + 0.03
-
-
-def test_the_geography_of_a_run(
-    small: None, tiny: Callable[..., study.Prepared], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    prepared = tiny(model="narrow", arms=("ticket",), levels=1, prune=config.Prune(rate=0.7))
-    run = study.run(prepared, tmp_path / "runs")
-    assert {found.outcome for found in mapped.findings(run)} == {"not tested"}
-    assert mapped.drawn(run) == []
-    mapped.main([str(run), "--draws", "2", "--quiet"])
-    assert capsys.readouterr().out == f"{run / 'geography'}\n"
-    rows, inputs = mapped.load(run)
-    check_section(mapped, run)
-    like = jax.eval_shape(prepared.model.init, jax.random.key(0))
-    store = Store(run, prepared.identity, {})
-    masks = [store.mask(Cell(seed, "rewind-0", 1, "ticket"), prune.ones(like.params)) for seed in (0, 1)]
-    plain = {row.layer: row for row in rows if (row.matching, row.mask) == ("none", "ticket")}
-    assert plain["all"].overlap == pytest.approx(float(prune.overlap(*masks).iou))
-    for layer in ("fc1", "fc2", "output"):
-        own = [{"w": mask[layer]["kernel"]} for mask in masks]
-        assert plain[layer].overlap == pytest.approx(float(prune.overlap(*own).iou))
-        assert plain[layer].density == pytest.approx(own[0]["w"].mean())
-    read = [mask["fc1"]["kernel"].reshape(28, 28, 1, 12) for mask in masks]
-    correlation = np.corrcoef(*(m.sum(-1).ravel() for m in read))[0, 1]
-    assert plain["inputs"].overlap == pytest.approx(correlation, abs=1e-9)
-    assert len(inputs) == 784
-    for at in (0, 300, 783):
-        y, x = divmod(at, 28)
-        assert inputs[at][2:5] == (y, x, 0)
-        assert inputs[at].kept == pytest.approx(np.mean([m[y, x, 0].mean() for m in read]))
-    # Of two seeds there is one pair: nothing is known of how it varies.
-    assert {found.outcome for found in mapped.findings(run)} == {"undecided"}
-    assert [one.name for one in mapped.drawn(run)] == ["geography_overlap", "geography_inputs"]
-    before = (run / "geography" / "overlap.csv").read_bytes()
-    mapped.build(run, draws=2)
-    assert (run / "geography" / "overlap.csv").read_bytes() == before
-    table = run / "geography" / "inputs.csv"
-    whole = table.read_text()
-    (run / "geography" / "checksums.json").unlink()
-    for cut, said in ((len(whole) // 2, "ends within a line"), (whole.rindex("rew"), "not every input")):
-        table.write_text(whole[:cut])
-        with pytest.raises(UserError, match=f"{said}.*run python -m analysis.geography .* again"):
-            mapped.load(run)
-    table.write_text(whole)
-    with pytest.raises(UserError, match="--draws: 0 is not allowed"):
-        mapped.build(run, draws=0)
-    with pytest.raises(UserError, match="--levels: 4 has no two seeds' tickets in rewind-0; it may be 1"):
-        mapped.build(run, levels=[4])
-    with pytest.raises(UserError, match="--chain: 'rewind-3' has no ticket in the run; it may be rewind-0"):
-        mapped.build(run, chain="rewind-3")
-    shutil.rmtree(run / "seed=1" / "chain=rewind-0")
-    with pytest.raises(UserError, match="no level has trained tickets of two seeds"):
-        mapped.build(run)
-    with pytest.raises(UserError, match="its geography is not known yet"):
-        mapped.load(tmp_path)

@@ -1,10 +1,10 @@
 """Where two tickets of one network agree: as they are, and after their hidden units are matched.
 
-A network computes the same when the units of a hidden layer change places, so two tickets may be the
-same and not look it. `align` looks for the order of one ticket's units in which the two agree most, as
-the weight matching of Git Re-Basin (Ainsworth et al. 2023, arXiv 2209.04836, section 3.2): one layer at
-a time is a linear assignment, solved exactly, over and over until no layer improves. Matching finds
-agreement in noise, too: hold it against the same matching of shuffled masks.
+A network computes the same function when the units of a hidden layer change places, so two tickets may be
+the same and not look it. `align` searches the order of one ticket's units in which the two agree most, by
+the weight matching of Git Re-Basin (Ainsworth et al. 2023, arXiv 2209.04836, section 3.2): every layer in
+turn is a linear assignment, solved exactly, until no layer improves. Matching finds agreement in noise,
+too. `compare` therefore also gives the overlap of shuffled tickets.
 
 Everything is numpy on kernels as `transfer.kernels` gives them, a list of [places, inputs, units].
 
@@ -15,15 +15,22 @@ Everything is numpy on kernels as `transfer.kernels` gives them, a list of [plac
     geography.iou(a, aligned)
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from lthjax.measures.layers import shuffled as shuffled
+from lthjax.measures import transfer
+from lthjax.measures.layers import shuffled
+from lthjax.models import Layer, Model
 
+PyTree = Any
 Kernels = Sequence[np.ndarray]
+# In the place of a layer's name.
+ALL, INPUTS = "all", "inputs"
+TICKET, SHUFFLED = "ticket", "shuffled"
 
 
 class Alignment(NamedTuple):
@@ -40,8 +47,8 @@ class Alignment(NamedTuple):
     common: float
 
 
-class Overlap(NamedTuple):
-    """How alike two masks of a layer, or of all together, are.
+class LayerOverlap(NamedTuple):
+    """How alike two masks of a layer, or of all layers together, are.
 
     Attributes:
         iou: connections in both / connections in either; 0 where there is none.
@@ -51,6 +58,126 @@ class Overlap(NamedTuple):
 
     iou: float
     chance: float
+
+
+class TicketKernels(NamedTuple):
+    """A trained ticket as `compare` takes it.
+
+    Attributes:
+        mask: bool kernels.
+        magnitudes: float kernels, the magnitudes of its final weights, 0 where pruned.
+    """
+
+    mask: Kernels
+    magnitudes: Kernels
+
+
+class Likeness(NamedTuple):
+    """How alike two tickets are in a layer, or in what their first layers read.
+
+    Attributes:
+        layer: its name; `ALL` for all layers together; `INPUTS` for the inputs.
+        matching: "none": units as they are; "masks", "magnitudes": units matched by these.
+        mask: "ticket", or "shuffled": the mean over draws in which both are shuffled within their layers.
+        density: weights left / weights, mean of both tickets; of `INPUTS` the first layer's.
+        overlap: connections in both / in either. Of `INPUTS` Pearson's correlation of the numbers of
+            connections that leave each input; None where a ticket has equally many at all inputs.
+    """
+
+    layer: str
+    matching: str
+    mask: str
+    density: float
+    overlap: float | None
+
+
+class InputLikeness(NamedTuple):
+    """How an input is read by several tickets.
+
+    Attributes:
+        y, x, channel: the pixel, or of a convolution the tap.
+        kept: the share of its connections that is left, mean over tickets.
+        overlap: `by_input`'s, mean over the pairs that read the input; None where none does.
+        chance: likewise.
+    """
+
+    y: int
+    x: int
+    channel: int
+    kept: float
+    overlap: float | None
+    chance: float | None
+
+
+def ticket(layers: Sequence[Layer], mask: PyTree, weights: PyTree) -> TicketKernels:
+    """A trained ticket of a sequential network, from its mask and its final weights."""
+    masks = transfer.kernels(layers, mask)
+    pairs = zip(transfer.kernels(layers, weights), masks, strict=True)
+    return TicketKernels(masks, [abs(kernel) * m for kernel, m in pairs])
+
+
+def compare(
+    layers: Sequence[Layer], a: TicketKernels, b: TicketKernels, draws: int, generator: np.random.Generator
+) -> list[Likeness]:
+    """How alike two tickets are by every way of matching: in every layer, in all together, at the inputs.
+
+    Args:
+        layers: of their network.
+        a, b: the tickets.
+        draws: how often both are shuffled, 1 or more.
+        generator: for the shuffling.
+    """
+    drawn = []
+    for _ in range(draws):
+        x, y = (TicketKernels(*shuffled(generator, *ticket)) for ticket in (a, b))
+        drawn.append(_overlaps(x, y))
+    density = [float(x.mean() + y.mean()) / 2 for x, y in zip(a.mask, b.mask, strict=True)]
+    every = float(np.concatenate([mask.ravel() for mask in (*a.mask, *b.mask)]).mean())
+    densities = [*density, every, density[0]]
+    names = [*(layer.name for layer in layers), ALL, INPUTS]
+    found = []
+    for (matching, place), overlap in _overlaps(a, b).items():
+        known = [value for one in drawn if (value := one[matching, place]) is not None]
+        chance = float(np.mean(known)) if known else None
+        for mask, value in ((TICKET, overlap), (SHUFFLED, chance)):
+            found.append(Likeness(names[place], matching, mask, densities[place], value))
+    return found
+
+
+def _overlaps(a: TicketKernels, b: TicketKernels) -> dict[tuple[str, int], float | None]:
+    """(matching, place) -> overlap; the last places are all layers together, and the inputs."""
+    matched = {
+        "none": b.mask,
+        "masks": permuted(b.mask, align(a.mask, b.mask).units),
+        "magnitudes": permuted(b.mask, align(a.magnitudes, b.magnitudes).units),
+    }
+    found: dict[tuple[str, int], float | None] = {
+        (matching, place): overlap.iou
+        for matching, mask in matched.items()
+        for place, overlap in enumerate(iou(a.mask, mask))
+    }
+    return found | {("none", len(a.mask) + 1): agreement(readers(a.mask), readers(b.mask))}
+
+
+def inputs(model: Model, masks: Sequence[Kernels]) -> list[InputLikeness]:
+    """How every input of a network is read.
+
+    Args:
+        model: sequential.
+        masks: of two tickets or more.
+    """
+    first = model.layers[0]
+    shape = (first.size, first.size, model.input_shape[2]) if first.size else model.input_shape
+    kept = np.mean([readers(mask) / mask[0].shape[-1] for mask in masks], axis=0)
+    pairs = [by_input(a, b) for a, b in itertools.combinations(masks, 2)]
+    overlap, chance = (mean_known(np.array(of)).reshape(shape) for of in zip(*pairs, strict=True))
+    kept = kept.reshape(shape)
+    found = []
+    for y, x, channel in np.ndindex(*shape):
+        at = (y, x, channel)
+        same, random = (None if np.isnan(of[at]) else float(of[at]) for of in (overlap, chance))
+        found.append(InputLikeness(*at, float(kept[at]), same, random))
+    return found
 
 
 def align(a: Kernels, b: Kernels) -> Alignment:
@@ -93,7 +220,7 @@ def permuted(kernels: Kernels, units: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [k[:, i][:, :, o] for k, i, o in zip(kernels, inputs, outputs, strict=True)]
 
 
-def iou(a: Kernels, b: Kernels) -> list[Overlap]:
+def iou(a: Kernels, b: Kernels) -> list[LayerOverlap]:
     """The overlap of two masks in every layer, and last in all together."""
     counts = [
         (int((x & y).sum()), int((x | y).sum()), int(x.sum()) * int(y.sum()) / max(x.size, 1))
@@ -101,7 +228,7 @@ def iou(a: Kernels, b: Kernels) -> list[Overlap]:
     ]
     counts.append(tuple(map(sum, zip(*counts, strict=True))))  # type: ignore[arg-type]
     return [
-        Overlap(both / max(either, 1), expected / max(both + either - expected, 1))
+        LayerOverlap(both / max(either, 1), expected / max(both + either - expected, 1))
         for both, either, expected in counts
     ]
 
@@ -129,6 +256,13 @@ def by_input(a: Kernels, b: Kernels) -> tuple[np.ndarray, np.ndarray]:
     expected = n_x * n_y / x.shape[-1]
     with np.errstate(invalid="ignore"):
         return both / (n_x + n_y - both), expected / (n_x + n_y - expected)
+
+
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """The mean over the first axis of the values that are not nan; nan where all are."""
+    known = ~np.isnan(values)
+    counts = known.sum(0)
+    return np.where(counts, np.where(known, values, 0).sum(0) / np.maximum(counts, 1), np.nan)
 
 
 def over_pairs(values: dict[tuple[int, int], float]) -> list[float]:

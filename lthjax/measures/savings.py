@@ -13,6 +13,7 @@ Counts follow from the mask alone. Whether a ticket is any faster does not: that
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,10 +24,20 @@ from scipy.sparse import csr_array
 
 from lthjax import prune
 from lthjax.devices import conv
-from lthjax.models import Layer
+from lthjax.models import Layer, Model
 from lthjax.prune._core import matched
 
 PyTree = Any
+TOLERANCE = 1e-5
+"""The largest relative difference of logits that rounding in float32 explains."""
+VARIANTS = {
+    "masked": "dense arrays, the mask applied in every call",
+    "compacted": "dense arrays without the units that do nothing",
+    "scipy CSR": "dense layers by scipy, convolutions dense by JAX",
+    "JAX BCSR": "dense layers by jax.experimental.sparse, convolutions dense",
+    "JAX BCOO": "dense layers by jax.experimental.sparse, convolutions dense",
+}
+"""Forms of a forward pass that are timed, and what they are."""
 # What a 16-bit index can address.
 _LONGEST_ROW = 2**16
 
@@ -280,6 +291,72 @@ def scipy_forward(layers: Sequence[Layer], params: PyTree) -> Callable[[jax.Arra
         return (matrix @ x + bias).T
 
     return logits
+
+
+def variants(
+    layers: Sequence[Layer], params: PyTree, mask: PyTree, small: Compacted
+) -> dict[str, Callable[[jax.Array], Any]]:
+    """The forward pass of a ticket in every form: a key of `VARIANTS` -> (images -> logits).
+
+    Args:
+        layers: of a sequential network.
+        params: layer -> {"kernel", "bias"}, pruned weights 0.
+        mask: the ticket's.
+        small: the same compacted.
+    """
+    mask, narrower = jax.device_put(mask), jax.device_put(small.params)
+    bcsr, bcoo = (sparsified(layers, params, kind) for kind in ("BCSR", "BCOO"))
+    whole = tuple(layers)
+    return {
+        "masked": lambda x: _masked_forward(whole, params, mask, x),
+        "compacted": lambda x: compiled(small.layers, narrower, x),
+        "scipy CSR": scipy_forward(layers, params),
+        "JAX BCSR": lambda x: compiled(whole, bcsr, x),
+        "JAX BCOO": lambda x: compiled(whole, bcoo, x),
+    }
+
+
+def deviation(model: Model, params: PyTree, small: Compacted, images: jax.Array, batch: int = 500) -> float:
+    """The largest difference of a compacted network's logits, divided by the largest logit.
+
+    Args:
+        model: the sequential network.
+        params: its parameters, pruned weights 0.
+        small: the same compacted.
+        images: float [N, H, W, C].
+        batch: images at once.
+
+    Raises:
+        RuntimeError: it is more than `TOLERANCE`.
+    """
+    difference = largest = np.float32(0)
+    for first in range(0, len(images), batch):
+        x = images[first : first + batch]
+        expected = np.asarray(_logits(model, params, x))
+        apart = np.abs(np.asarray(compiled(small.layers, small.params, x)) - expected).max()
+        # np.maximum keeps NaN.
+        difference, largest = np.maximum(difference, apart), np.maximum(largest, np.abs(expected).max())
+    relative = float(difference / largest) if difference else 0.0
+    if not relative <= TOLERANCE:
+        raise RuntimeError(
+            f"the compacted network's logits differ from the ticket's by {relative:g} of the largest one, "
+            f"more than the {TOLERANCE:g} that rounding explains."
+        )
+    return relative
+
+
+compiled = jax.jit(forward, static_argnums=0)
+"""`forward`, compiled once for all arrays of the same shapes."""
+
+
+@partial(jax.jit, static_argnums=0)
+def _masked_forward(layers: tuple[Layer, ...], params: PyTree, mask: PyTree, images: jax.Array) -> jax.Array:
+    return forward(layers, prune.apply(params, mask), images)
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(model: Model, params: PyTree, images: jax.Array) -> jax.Array:
+    return model.apply(params, {}, images, False)[0]
 
 
 def _bcoo(matrix: np.ndarray) -> sparse.BCOO:

@@ -1,0 +1,81 @@
+"""Lottery geography: how much the tickets of a run's seeds overlap, by layer and by input, matched and not.
+
+python -m analysis.geography runs/quickstart-0123abcd
+python -m analysis.geography runs/quickstart-0123abcd --levels 4 8 11 --draws 10
+
+Are two seeds' tickets the same up to the order of their hidden units? Every pair of seeds is compared as it
+is, after its units are matched by their masks, and after they are matched by the magnitudes of their trained
+weights (`lthjax.measures.geography`). The same comparison of tickets shuffled within their layers is chance.
+Trains nothing. Writes RUN/geography:
+
+  overlap.csv     `OverlapRow`: the overlap of every pair, layer and way of matching
+  inputs.csv      `InputRow`: how every pixel (of a convolution every tap) is read
+  geography_overlap, geography_inputs      figures, as PNG, SVG and CSV
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from analysis import words
+from analysis.geography import figures
+from analysis.geography.table import TABLES, load, over_seeds, seeds_at
+from analysis.geography.work import Options, work
+from analysis.page import Link, Section
+from analysis.record import Analysis, Finding
+from analysis.run import Run
+from lthjax.measures import stats
+from lthjax.measures.geography import ALL, INPUTS, SHUFFLED
+
+# Overlap from which on two tickets would be called the same.
+SAME = 0.9
+# Claim -> matching, layer, the mask whose overlap is subtracted, and the threshold.
+_CLAIMS = {
+    "Tickets of different seeds overlap by more than chance": ("none", ALL, SHUFFLED, 0.0),
+    "… after matching their units by masks": ("masks", ALL, SHUFFLED, 0.0),
+    "… after matching their units by magnitudes": ("magnitudes", ALL, SHUFFLED, 0.0),
+    f"Tickets are the same up to the order of their units (overlap of {SAME:g} or more)":
+        ("masks", ALL, "", SAME),
+    "Tickets of different seeds read the same inputs": ("none", INPUTS, SHUFFLED, 0.0),
+}  # fmt: skip
+
+
+def section(run: Run, found: Mapping[str, Any]) -> Section:
+    """The report's section."""
+    return Section("geography", "Tickets of different seeds", figures=figures.drawn(found))
+
+
+def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
+    """How alike the tickets of a run's seeds are. A claim is one about every level that was compared."""
+    if found is None:
+        command = words.command("geography", run.path)
+        return [Finding(claim, "not tested", "tickets were not compared", 0, command) for claim in _CLAIMS]
+    rows = found["overlap.csv"]
+    levels = sorted({row.level for row in rows})
+    said = []
+    for claim, (matching, layer, above, threshold) in _CLAIMS.items():
+        seeds = {n: over_seeds(rows, n, layer, matching, above=above) for n in levels}
+        values = {n: of_level for n, of_level in seeds.items() if of_level}
+        if not values:
+            continue
+        worst = min(values, key=lambda n: float(np.mean(values[n])))
+        # A difference from chance, and a correlation, may be below 0.
+        within = stats.ANY if above or layer == INPUTS else stats.SHARE
+        kind = "correlation" if layer == INPUTS else "overlap"
+        mean = words.interval(stats.mean_interval(values[worst], within=within), "+.3f")
+        several = f", the least of {len(values)} levels" if len(values) > 1 else ""
+        estimate = f"{kind} {mean}{' above chance' if above else ''} at level {worst}{several}"
+        # Two seeds have one pair: nothing is known of how it varies.
+        outcome = stats.conjunction(
+            stats.verdict(of_level, threshold, within=within).outcome for of_level in values.values()
+        )
+        n = min(seeds_at(rows, level) for level in values)
+        where = Link("tickets of different seeds", "#geography")
+        said.append(Finding(claim, outcome, estimate, n, where))
+    return said
+
+
+ANALYSIS = Analysis(
+    "geography", "Tickets of different seeds", Options, work, TABLES, section, findings, load=load
+)

@@ -1,0 +1,194 @@
+"""Counts what tickets save, compacts them, and times their forward passes."""
+
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from analysis import page, record, words
+from analysis.export import export
+from analysis.run import Row, Run, chains, nearest, select
+from analysis.savings.table import FILE, LevelSavings, Timing, to_json
+from benchmarks import measure
+from lthjax import data, imp, prune
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+from lthjax.measures import savings
+from lthjax.models import Model
+from lthjax.record import devices
+from lthjax.study import Watch
+
+TIMED_DENSITIES = (0.2, 0.1, 0.05)
+BATCHES = (1, 256)
+# A product with BCOO holds one number for every survivor and image.
+_MOST_BYTES = 2**30
+_PAIRS = 15
+# Compiled once a shape, whatever the level.
+_masked = jax.jit(prune.apply)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(record.Options):
+    """What the tickets of a run save: prints tables and writes savings.json into the run folder.
+
+    Counts are given for every level. Forward passes are timed at the levels nearest to 20, 10 and 5 % of the
+    weights and at the sparsest, in turn with the dense network: masked, compacted, scipy's CSR, and BCSR and
+    BCOO of jax.experimental.sparse, at batch 1 and 256.
+    """
+
+    seed: int | None = None
+    """The seed; by default the first."""
+    chain: str | None = None
+    """The chain; by default the one rewound to the earliest step."""
+    levels: tuple[int, ...] = ()
+    """Levels; by default all; 0 is the dense network."""
+    quick: bool = False
+    """Time the sparsest level only, in fewer pairs."""
+    data_dir: Path = Path("data")
+    """Where the study's images are."""
+
+
+def work(run: Run, options: Options, watch: Watch) -> Path:
+    """Writes RUN/savings.json, a row a level.
+
+    Raises:
+        UserError: there is no such cell, the network is not sequential, the images are not there, or the
+            file cannot be written.
+        RuntimeError: a compacted network computes something else than its ticket.
+    """
+    chosen = choose(run, options)
+    model = run.network()
+    if not model.layers:
+        raise UserError(
+            f"{run.path}: its model {model.name!r} is not sequential; what it saves is not worked out."
+        )
+    images = _test_images(run, chosen[0].seed, options.data_dir)
+    timed = timed_levels({row.level: row.density for row in chosen}, options.quick)
+    rows = []
+    for row in chosen:
+        watch.say(f"level {row.level}, {words.share(row.density)} of the weights")
+        pairs = measure.FEWEST_PAIRS if options.quick else _PAIRS
+        rows.append(_saved(run, row, model, images, pairs if row.level in timed else 0))
+    page.write_folder(run.path, (), {FILE: to_json(rows)})
+    return run.path / FILE
+
+
+def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> LevelSavings:
+    """What a level's ticket saves; not timed in 0 pairs."""
+    ticket, size = _exported(run, row.cell)
+    small = savings.compact(model.layers, ticket.params, ticket.mask)
+    params = _masked(ticket.params, ticket.mask)
+    total = run.lengths.total
+    steps = savings.training_steps(total, run.results[row.cell]["start"], row.level)
+    return LevelSavings(
+        *row.cell[:4],
+        row.density,
+        savings.counts(model.layers, ticket.params, ticket.mask, model.input_shape),
+        savings.storage(ticket.mask),
+        size,
+        {layer.name: layer.features for layer in small.layers},
+        savings.counts(small.layers, small.params, small.mask, model.input_shape),
+        savings.deviation(model, params, small, images),
+        steps,
+        steps / total,
+        devices(),
+        timings(model, params, ticket.mask, small, images, pairs) if pairs else (),
+    )
+
+
+def choose(run: Run, options: Options) -> list[Row]:
+    """The dense network and the leaders of a seed's chain, by level.
+
+    Raises:
+        UserError: there is no such cell.
+    """
+    done = [row for row in run.rows if row.status == "done" and row.repeat == 1]
+    if not done:
+        raise UserError(f"{run.path}: there is no finished cell in it yet; run the study first.")
+    seeds = sorted({row.seed for row in done})
+    seed = seeds[0] if options.seed is None else options.seed
+    if seed not in seeds:
+        raise UserError(f"--seed: {seed} is not in the run; it has {seeds}.")
+    of_seed = [row for row in done if row.seed == seed]
+    there = chains(of_seed)
+    chain = options.chain or next(iter(there), DENSE)
+    if options.chain is not None and chain not in there:
+        raise UserError(f"--chain: {chain!r} is not in the run; it has {', '.join(there) or 'none'}.")
+    leaders = select(of_seed, chain=chain, arm=imp.leader(chain))
+    found = {row.level: row for row in (*select(of_seed, chain=DENSE), *leaders)}
+    absent = sorted(set(options.levels) - found.keys())
+    if absent:
+        raise UserError(f"--levels: {absent} are not done in seed {seed}, {chain}; it has {sorted(found)}.")
+    return [found[level] for level in sorted(options.levels or found)]
+
+
+def timed_levels(densities: dict[int, float], quick: bool = False) -> set[int]:
+    """The levels nearest to `TIMED_DENSITIES` on a logarithmic scale, and the sparsest.
+
+    Args:
+        densities: level -> density; level 0, the dense network, is never timed against itself.
+        quick: whether to take the sparsest only.
+    """
+    pruned = {level: density for level, density in densities.items() if level and density > 0}
+    if not pruned:
+        return set()
+    sparsest = min(pruned, key=lambda level: (pruned[level], level))
+    if quick:
+        return {sparsest}
+    return {sparsest} | {nearest(pruned, density) for density in TIMED_DENSITIES}
+
+
+def timings(
+    model: Model, params: Any, mask: Any, small: savings.Compacted, images: jax.Array, pairs: int
+) -> tuple[Timing, ...]:
+    """Every variant against the dense forward pass, at every batch size, timed in turn.
+
+    Args:
+        model: a sequential network.
+        params, mask: a ticket's weights, pruned ones 0, and its mask.
+        small: the same compacted.
+        images: float [N, H, W, C]; repeated where there are too few.
+        pairs: of samples; fewer, down to 6, where a pair takes long.
+
+    Raises:
+        RuntimeError: a variant computes something else than the dense network.
+    """
+    layers = model.layers
+    survivors = max(int(np.count_nonzero(params[x.name]["kernel"])) for x in layers if not x.size)
+    made = []
+    variants = savings.variants(layers, params, mask, small)
+    for batch in BATCHES:
+        x = jnp.resize(images, (batch, *images.shape[1:]))
+        dense = partial(savings.compiled, layers, params, x)
+        expected = np.asarray(dense())
+        for name, variant in variants.items():
+            needed = 4 * survivors * batch
+            if name == "JAX BCOO" and needed > _MOST_BYTES:
+                note = f"not timed: needs {needed / 2**30:.1f} GiB"
+                made.append(Timing(batch, name, None, None, None, None, None, 0, note))
+                continue
+            difference = float(np.abs(np.asarray(variant(x)) - expected).max(initial=0))
+            if not difference <= 10 * savings.TOLERANCE * max(np.abs(expected).max(), 1e-30):
+                raise RuntimeError(f"{name}: its logits differ from the dense network's by {difference:g}.")
+            made.append(Timing(batch, name, *measure.calls(partial(variant, x), dense, pairs), ""))
+    return tuple(made)
+
+
+def _exported(run: Run, cell: Cell) -> tuple[prune.Ticket, int]:
+    """A cell as `analysis.export` writes it, and the file's size in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = export(run, cell, Path(folder) / "ticket.safetensors")
+        return prune.load(path), path.stat().st_size
+
+
+def _test_images(run: Run, seed: int, data_dir: Path) -> jax.Array:
+    """The test images as the seed's networks saw them, float32 [N, H, W, C]."""
+    dataset = run.dataset(data_dir)
+    split = data.split(dataset, seed, run.study.data.validation)
+    images = jnp.asarray(dataset.test_images)
+    return data.gather(images, jnp.arange(len(images)), jnp.asarray(split.mean), jnp.asarray(split.std))
