@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import shutil
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from analysis import geography as mapped
 from analysis import open_run, page, record
 from analysis import transfer as command
-from analysis.transfer import work
+from analysis.transfer import figures, work
 from analysis.transfer.__main__ import main
 from lthjax import config, models, prune, study, train
 from lthjax.errors import UserError
@@ -696,6 +697,13 @@ def test_differences_pair_the_targets_seeds() -> None:
     assert one[:7] == ("a", "b", "other", 3, pytest.approx(0.1), "transferred", "ticket")
     assert one.values == pytest.approx([-25, 10])
     assert one.interval.mean == pytest.approx(-7.5)
+
+
+def test_figures_of_trainings_that_all_diverged_are_empty() -> None:
+    rows = [row(arm, None)._replace(status="diverged") for arm in ("ticket", "transferred")]
+    for drawn in (figures.matrix(rows, {}), figures.arms(rows, {})):
+        assert "1 of the 1 trained cells diverged" in drawn.caption
+        drawn.figure.savefig(io.BytesIO(), format="svg")
 
 
 def kept(widths: tuple[int, ...], density: float, seed: int) -> mapped.Ticket:
