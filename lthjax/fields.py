@@ -6,7 +6,7 @@ not named here are free.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 from lthjax import config
@@ -154,6 +154,13 @@ _OF_CELL: Mapping[str, Check] = {
     "reason": text,
     "weights": whole(1),
 }
+# Of a ticket that `analysis.transfer` has moved: of what its result.json says that it was made from.
+_MOVED: Mapping[str, Check] = {
+    "source": text,
+    "source_seed": whole(0),
+    "own_level": whole(0),
+    "shared_init": lambda value: isinstance(value, bool),
+}
 _CURVES = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
 _DATA: Mapping[str, Check] = {
     "name": text,
@@ -205,6 +212,19 @@ def result(fields: dict[str, Any]) -> None:
             raise ValueError(
                 f"curves.{name} has {len(curves[name])} values and curves.step {len(curves['step'])}"
             )
+
+
+def moved(fields: Mapping[str, Any], arms: Iterable[str]) -> str:
+    """The first field of a moved ticket's result.json that is missing or unknown; "" where none is.
+
+    Args:
+        fields: of a result.json that `result` has passed.
+        arms: those that are known.
+    """
+    made = fields.get("made_from") or {}
+    right = {name: check(made.get(name)) for name, check in _MOVED.items()}
+    right |= {"arm": fields["arm"] in arms, "density": isinstance(fields.get("density"), float)}
+    return next((name for name, is_right in right.items() if not is_right), "")
 
 
 def study(fields: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import conftest
@@ -14,11 +15,12 @@ from conftest import about
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import compare, draw, page, report
+from analysis import compare, draw, page, report, savings
 from analysis.analyses import ANALYSES
 from analysis.compare.entries import entries
 from analysis.report import facts, figures, verdicts
 from analysis.run import Row, Run, nearest, open_run
+from analysis.savings.table import LevelSavings
 from analysis.tables import to_csv
 from lthjax import config, data, fields, record
 from lthjax.errors import shell
@@ -265,14 +267,12 @@ def test_plain_commands_are_recorded_as_they_are() -> None:
     assert shell(*plain.split()) == plain
 
 
-def test_counts_of_a_network_that_is_gone_are_said_and_prove_nothing(tmp_path: Path) -> None:
-    from analysis import savings
-
-    level = savings.Level(
+def test_counts_of_a_network_that_is_gone_are_said_and_prove_nothing() -> None:
+    level = LevelSavings(
         0, "rewind-0", 1, "ticket", 0.0, Counts(100, 0, 100, 0), Storage(400, 0, 13, 4, 4, 0), 9, {"fc1": 0},
         Counts(0, 0, 0, 0), 0.0, 12, 2.0, "1 x cpu", (),
     )  # fmt: skip
     assert "∞ fewer multiplications by compaction" in savings._counted([level]).estimate
-    savings.write(tmp_path, [level])
-    assert [one.outcome for one in savings.findings(tmp_path)] == ["not tested", "not tested"]
-    assert savings.tables([level])
+    run = SimpleNamespace(path=Path("runs/x"))
+    assert [one.outcome for one in savings.findings(run, [level])] == ["not tested", "not tested"]
+    assert savings.section(run, [level]).tables

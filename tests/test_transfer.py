@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from analysis import open_run, record
 from analysis import transfer as command
-from analysis.transfer import work
+from analysis.transfer import figures, work
 from analysis.transfer.__main__ import main
 from lthjax import config, models, prune, study, train
 from lthjax.errors import UserError
@@ -366,6 +367,23 @@ def drawn_of(path: Path) -> list[str]:
     return [one.name for one in command.ANALYSIS.section(run, command.load(run)).figures]
 
 
+def check_the_ticket_again(run: Path, by_arm: dict[tuple[int, str], command.TransferRow]) -> None:
+    """That a ticket moved to its own seed is trained to the same bits, beside controls of its densities."""
+    for seed in (0, 1):
+        ticket, again = by_arm[seed, "ticket"], by_arm[seed, "transferred"]
+        assert again[6:] == ticket[6:]
+        assert (again.shared_init, again.own_level, again.source_seed) == (True, 2, seed)
+        cell = run / f"seed={seed}/chain=rewind-0/level=02/ticket/result.json"
+        copy = run / f"transfer/from={run.name}/source_seed={seed}" / cell.relative_to(run).parent.parent
+        first, second = (json.loads(p.read_text()) for p in (cell, copy / "transferred/result.json"))
+        assert first["curves"] == second["curves"]
+        assert by_arm[seed, "shuffled"].density == again.density
+        assert [of["left"] for of in first["layers"]] == [
+            of["left"] for of in json.loads((copy / "shuffled/result.json").read_text())["layers"]
+        ]
+        assert by_arm[seed, "random_uniform"].density == pytest.approx(again.density, abs=1e-3)
+
+
 def test_tickets_moved_within_a_run_and_to_a_wider_network(
     narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,19 +398,7 @@ def test_tickets_moved_within_a_run_and_to_a_wider_network(
     rows = rows_of_run(run)
     by_arm = {(row.seed, row.arm): row for row in rows}
     assert len(rows) == len(by_arm) == 2 * 6
-    for seed in (0, 1):
-        ticket, again = by_arm[seed, "ticket"], by_arm[seed, "transferred"]
-        assert again[6:] == ticket[6:]
-        assert (again.shared_init, again.own_level, again.source_seed) == (True, 2, seed)
-        cell = run / f"seed={seed}/chain=rewind-0/level=02/ticket/result.json"
-        copy = run / f"transfer/from={run.name}/source_seed={seed}" / cell.relative_to(run).parent.parent
-        first, second = (json.loads(p.read_text()) for p in (cell, copy / "transferred/result.json"))
-        assert first["curves"] == second["curves"]
-        assert by_arm[seed, "shuffled"].density == again.density
-        assert [of["left"] for of in first["layers"]] == [
-            of["left"] for of in json.loads((copy / "shuffled/result.json").read_text())["layers"]
-        ]
-        assert by_arm[seed, "random_uniform"].density == pytest.approx(again.density, abs=1e-3)
+    check_the_ticket_again(run, by_arm)
     assert {tuple(d.values) for d in command.differences(rows, ["ticket"])} == {(0.0, 0.0)}
 
     # To the other seed, and to a wider network whose own run is trained first.
@@ -583,3 +589,10 @@ def test_differences_pair_the_targets_seeds() -> None:
     assert one[:7] == ("a", "b", "other", 3, pytest.approx(0.1), "transferred", "ticket")
     assert one.values == pytest.approx([-25, 10])
     assert one.interval.mean == pytest.approx(-7.5)
+
+
+def test_figures_of_trainings_that_all_diverged_are_empty() -> None:
+    rows = [row(arm, None)._replace(status="diverged") for arm in ("ticket", "transferred")]
+    for drawn in (figures.matrix(rows, {}), figures.arms(rows, {})):
+        assert "1 of the 1 trained cells diverged" in drawn.caption
+        drawn.figure.savefig(io.BytesIO(), format="svg")

@@ -64,10 +64,12 @@ def _matrix(found: Sequence[Difference], said: Mapping[str, str]) -> Figure:
     most = max([abs(one.interval.mean) for one in shown], default=0.0) or 1.0
     wide, high = 1.5 + 1.6 * len(targets), 0.9 + 0.85 * len(sources)
     with matplotlib.rc_context({**draw.STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(3.0 + 2 * wide, 0.6 + (high + 0.5) * len(lines)), layout="constrained")
-        grid = figure.subplots(len(lines), 2, squeeze=False)
+        # Where every training diverged there is no line; the panels stay empty.
+        count = max(len(lines), 1)
+        figure = Figure(figsize=(3.0 + 2 * wide, 0.6 + (high + 0.5) * count), layout="constrained")
+        grid = figure.subplots(count, 2, squeeze=False)
         image = None
-        for panels, place in zip(grid, lines, strict=True):
+        for panels, place in zip(grid, lines, strict=False):
             pair, arm, level = place
             of_line = [one for one in shown if _line(one) == place]
             share = words.share(float(np.mean([one.density for one in of_line])) if of_line else math.nan)

@@ -1,7 +1,6 @@
 """The table of moved tickets: rows, read from the cells that were trained, and differences between arms."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,12 +20,6 @@ PAIRS: dict[Pair, str] = {"same": "mask of the same seed", "other": "mask of ano
 ORDER = (DENSE, TICKET, *ARMS)
 # What a moved ticket is compared with.
 AGAINST = {TICKET: "the target's own ticket", "shuffled": "the mask shuffled within layers"}
-_MADE_FROM: dict[str, fields.Check] = {
-    "source": fields.text,
-    "source_seed": fields.whole(0),
-    "own_level": fields.whole(0),
-    "shared_init": lambda value: isinstance(value, bool),
-}
 # A comparison with a ticket whose density is further off than this factor gets a note.
 _FAR = 1.1
 
@@ -105,7 +98,13 @@ def load(run: Run) -> list[TransferRow]:
     cells = "transfer/from=*/source_seed=*/seed=*/chain=*/level=*/*/result.json"
     for path in sorted(run.path.glob(cells)):
         result = read_result(path.parent)
-        made = _made_from(path, result)
+        wrong = fields.moved(result, ARMS)
+        if wrong:
+            raise UserError(
+                f"{path}: it cannot be read ({wrong} is missing or unknown); delete {path.parent} and run "
+                "python -m analysis.transfer again."
+            )
+        made: dict[str, Any] = result["made_from"] or {}
         moved, level = row_of(result), made["own_level"]
         place = (made["source"], run.name, made["source_seed"], moved.seed, moved.level)
         dense, ticket = Cell(moved.seed, DENSE, 0, DENSE), Cell(moved.seed, moved.chain, level, TICKET)
@@ -116,20 +115,6 @@ def load(run: Run) -> list[TransferRow]:
                     *(row.test_accuracy, row.early_stop_step, row.status),
                 )
     return sorted(rows.values(), key=lambda row: (*row[:5], ORDER.index(row.arm)))
-
-
-def _made_from(path: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a moved ticket's result.json says that it was made from; raises where it cannot be used."""
-    made = result.get("made_from") or {}
-    wrong = [name for name, fits in _MADE_FROM.items() if not fits(made.get(name))]
-    wrong += [] if result["arm"] in ARMS else ["arm"]
-    wrong += [] if isinstance(result.get("density"), float) else ["density"]
-    if wrong:
-        raise UserError(
-            f"{path}: it cannot be read ({wrong[0]} is missing or unknown); delete {path.parent} and run "
-            "python -m analysis.transfer again."
-        )
-    return made
 
 
 def differences(rows: Iterable[TransferRow], others: Sequence[str] = (*AGAINST, DENSE)) -> list[Difference]:

@@ -63,13 +63,7 @@ class Source(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A study that tickets are moved to.
-
-    Attributes:
-        prepared: the study.
-        path: its run folder.
-        given: whether the run folder was named, and is taken as it is; a config is trained first.
-    """
+    """A study that tickets are moved to, and its run folder; a given folder is taken as it is."""
 
     prepared: study.Prepared
     path: Path
@@ -111,9 +105,12 @@ def build(options: Options, watch: Watch | None = None) -> Path:
     watch = watch or progress.watch(True)
     if not options.targets:
         raise UserError("--to: it is missing; name a config file or a run folder.")
-    for config_file in [path for path in options.targets if not options.sources and not path.is_dir()]:
-        raise UserError(f"--from: it is missing, and {config_file} is no run folder to be drawn; name a run.")
     if not options.sources:
+        for path in options.targets:
+            if not path.is_dir():
+                raise UserError(
+                    f"--from: it is missing, and {path} is no run folder to be drawn; name a run."
+                )
         return _draw(map(open_run, options.targets), options.out, watch)
     for name in options.arms:
         if name not in ARMS:
@@ -213,10 +210,10 @@ def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ())
         UserError: the target has no ticket of its own, or no seed has a partner.
     """
     dense = {row.seed for row in select(target.rows, arm=DENSE) if row.status == "done"}
-    levels: dict[int, dict[int, float]] = {seed: {} for seed in sorted({r.seed for r in own.done} & dense)}
-    for row in own.done:
-        if row.seed in levels:
-            levels[row.seed][row.level] = row.density
+    levels = {
+        seed: {row.level: row.density for row in own.done if row.seed == seed}
+        for seed in sorted({row.seed for row in own.done} & dense)
+    }
     if not levels:
         raise UserError(
             f"{target.path}: no seed has both a ticket and a trained dense network, with which moved ones "

@@ -6,6 +6,7 @@ tries fifty times as many examples as the quick suite, and prints how many.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -28,12 +29,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import run as run_py
-from analysis import cells, curves, export, geography, landscape, predict, report, savings, transfer
-from lthjax import cli, config, data, fields, imp, prune, record, store, study, train
+from analysis import export, load, open_run, record
+from analysis.analyses import ANALYSES
+from analysis.report import __main__ as report_command
+from analysis.report import accuracy, facts
+from analysis.run import to_csv
+from analysis.transfer import __main__ as transfer_command
+from lthjax import cli, config, data, fields, imp, prune, store, study, train
+from lthjax import record as study_record
 from lthjax.config import Data, Study, Train
 from lthjax.devices import replicate
 from lthjax.errors import UserError
-from lthjax.imp import DENSE, Cell
+from lthjax.imp import DENSE
 
 TIMES = int(os.environ.get("LTHJAX_FAULT_EXAMPLES", "1"))
 SECONDS = 10.0
@@ -104,7 +111,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "tiny.py").write_text(text)
     prepared = study.prepare(config.load(folder / "tiny.py"), folder / "data")
-    about = record.about(prepared.study, prepared.identity, prepared.lengths, prepared.dataset)
+    about = study_record.about(prepared.study, prepared.identity, prepared.lengths, prepared.dataset)
     (folder / "runs").mkdir()
     with store.Store(folder / "runs" / prepared.folder, about) as kept:
         variables = jax.device_get(prepared.model.init(jax.random.key(0)))
@@ -118,7 +125,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for cell in imp.cells(prepared.study, prepared.lengths):
             job = train.Job(cell.seed, cell.level, 0, 12, variables, mask)
             made = None if cell.arm == DENSE else {"parent": "x", "origin": "y"}
-            kept.write(cell, record.result(cell, job, done, made), mask, variables)
+            kept.write(cell, study_record.result(cell, job, done, made), mask, variables)
     # What is damaged here is to be noticed by what is in it, not by its checksum.
     unsealed(folder / "runs" / prepared.folder)
     return folder
@@ -193,18 +200,24 @@ def test_options_of_a_study(place: Path) -> None:
     tried()
 
 
-COMMANDS: dict[str, tuple[Any, list[str]]] = {
-    "predict": (predict, ["--chain", "--levels", "--steps", "--images", "--no-training"]),
-    "landscape": (
-        landscape,
-        ["--level", "--chain", "--seeds", "--plane-seeds", "--no-training"]
-        + [f"--{name.replace('_', '-')}" for name in landscape._HELP],
+def options_of(name: str) -> list[str]:
+    """The options of an analysis, as its record has them."""
+    fields = dataclasses.fields(ANALYSES[name].options)
+    shared = ("run", "quiet", "cache", "chunk", "data_dir")
+    return [f"--{field.name.replace('_', '-')}" for field in fields if field.name not in shared]
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
+    name: (record.command(ANALYSES[name]), options_of(name))
+    for name in ("predict", "landscape", "geography", "savings")
+}
+COMMANDS |= {
+    "transfer": (
+        transfer_command.main,
+        ["--from", "--to", "--levels", "--pairs", "--arms", "--chain", "--out"],
     ),
-    "transfer": (transfer, ["--from", "--to", "--levels", "--pairs", "--arms", "--chain", "--out"]),
-    "geography": (geography, ["--chain", "--levels", "--draws"]),
-    "savings": (savings, ["--seed", "--chain", "--levels", "--quick"]),
-    "export": (export, ["--seed", "--level", "--arm", "--repeat", "--chain"]),
-    "report": (report, ["--quiet"]),
+    "export": (export.main, ["--seed", "--level", "--arm", "--repeat", "--chain"]),
+    "report": (report_command.main, ["--quiet"]),
 }
 
 
@@ -214,11 +227,12 @@ def test_options_of_the_analyses(
     name: str, place: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command, own = COMMANDS[name]
-    for module, work in (
-        (predict, "build"), (landscape, "build"), (transfer, "build"), (geography, "compare"),
-        (savings, "_exported"), (report, "build_all"), (prune, "save"),
+    for place_of_work in (
+        "analysis.predict.work._Predicting", "analysis.landscape.work._Landscape",
+        "analysis.transfer.work._fill", "lthjax.measures.geography.compare",
+        "analysis.savings.work._exported", "analysis.report.build_all", "lthjax.prune.save",
     ):  # fmt: skip
-        monkeypatch.setattr(module, work, reach)
+        monkeypatch.setattr(place_of_work, reach)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(replicate, "keep_programs", lambda: None)
@@ -234,7 +248,7 @@ def test_options_of_the_analyses(
             first = [*where, *(["ticket.safetensors"] if name == "export" else []), *level]
         if "--data-dir" not in words and name not in ("geography", "export", "report"):
             first = ["--data-dir", str(place / "data"), *first]
-        TRIED[f"options of {name}, status {call(command.main, *first, *words)[0]}"] += 1
+        TRIED[f"options of {name}, status {call(command, *first, *words)[0]}"] += 1
         assert not list((tmp_path / "here").rglob("*"))
 
     tried()
@@ -310,7 +324,7 @@ def test_addresses_are_refused_by_functions_too(place: Path, run: Path) -> None:
 
 def test_predict_sees_no_more_images_than_there_are(place: Path, run: Path) -> None:
     with pytest.raises(UserError, match="--images: 1000000 is not allowed; it must be from 1 to 160"):
-        predict.ask(run, place / "data", images=1_000_000)
+        record.perform(ANALYSES["predict"], run, data_dir=place / "data", images=1_000_000)
 
 
 # JAX's own settings
@@ -610,19 +624,20 @@ def mutated(text: str, drawn: st.DataObject) -> str:
 
 def readers(place: Path, run: Path) -> None:
     """All that reads a run's result.json and study.json without a figure."""
-    about, rows = store.read_study(run), cells.load(run)
+    opened = open_run(run)
+    rows = opened.rows
     asked = config.load(place / "tiny.py")
     prepared = study.prepare(asked, place / "data")
     study.plan(prepared, place / "runs")
-    cells.to_csv(rows)
-    report._facts(about, rows)
-    report._notes(about, rows)
-    report.levels(rows, "rewind-0")
-    curves._learning(run, rows, "rewind-0")
+    to_csv(rows)
+    facts.of_run(opened)
+    facts.notes(opened)
+    facts.levels(rows, "rewind-0")
+    accuracy._learning(opened, rows, "rewind-0")
     for row in rows:
-        record.outcome(row._asdict() | {"reason": ""})
+        study_record.outcome(row._asdict() | {"reason": ""})
         with contextlib.suppress(UserError):
-            export._row(rows, Cell(row.seed, row.chain, row.level, row.arm, row.repeat))
+            export._row(rows, row.cell)
 
 
 def test_fields_of_a_run_folder(place: Path, run: Path) -> None:
@@ -680,7 +695,7 @@ def test_what_is_wrong_in_a_run_folder_is_named(
     try:
         where.write_text(json.dumps({name: value for name, value in fields.items() if value is not ...}))
         with pytest.raises(UserError) as caught:
-            cells.load(run)
+            load(run)
         assert str(caught.value).startswith(f"{where}: it cannot be read ({sentence}")
     finally:
         where.write_bytes(before)
@@ -697,7 +712,7 @@ def test_a_folder_of_a_newer_version_is_not_called_damaged(run: Path, inside: st
         with pytest.raises(
             UserError, match=r"a newer version of lthjax has written it .*novelty.*; update lthjax"
         ):
-            cells.load(run)
+            load(run)
     finally:
         where.write_bytes(before)
 
