@@ -128,11 +128,6 @@ def write(
     Raises:
         UserError: the folder cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
     page = folder / "index.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,14 +136,8 @@ def write(
             for section in sections
         ]
         cells = data_url(table[1].encode(), "csv")
-        first = {cells: "run"}
-        for section in shown:
-            for place, figure in enumerate(section["figures"]):
-                anchor = f"figure-{figure.name}"
-                same = first.setdefault(figure.data, anchor)
-                if same != anchor:
-                    section["figures"][place] = figure._replace(data=f"#{same}")
-        html = environment.get_template("report.html").render(
+        _point_to_the_first(cells, shown)
+        html = _template().render(
             title=title,
             subtitle=subtitle,
             sections=shown,
@@ -169,6 +158,25 @@ def write(
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written ({error.strerror}).") from error
     return page
+
+
+def _template() -> jinja2.Template:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("report.html")
+
+
+def _point_to_the_first(cells: str, shown: Sequence[dict[str, Any]]) -> None:
+    """Has figures of the same data link to the first one's, so that the page holds them once."""
+    first = {cells: "run"}
+    for section in shown:
+        for place, figure in enumerate(section["figures"]):
+            anchor = f"figure-{figure.name}"
+            same = first.setdefault(figure.data, anchor)
+            if same != anchor:
+                section["figures"][place] = figure._replace(data=f"#{same}")
 
 
 def write_folder(folder: Path, figures: Iterable[Drawn], contents: Mapping[str, str]) -> Path:

@@ -383,91 +383,99 @@ def validate(study: Study) -> None:
         UserError: names the field, its value and what is allowed.
     """
     from lthjax.arms import ARMS
-    from lthjax.criteria import CRITERIA
     from lthjax.models import MODELS
-    from lthjax.optim import OPTIMISERS
 
-    def need(ok: bool, name: str, value: object, allowed: str) -> None:
-        if not ok:
-            raise UserError(f"{name}: {value!r} is not allowed; it must be {allowed}.")
-
-    def among(name: str, value: str, allowed: Iterable[str]) -> None:
-        names = tuple(allowed)
-        if value not in names:
-            raise unknown(name, value, names)
-
-    def whole(value: object, least: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-    need(
+    _need(
         re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", study.name) is not None,
         "name",
         study.name,
         "up to 200 letters, digits, '_', '-' and '.', as it names a folder",
     )
-    need(len(study.seeds) > 0, "seeds", study.seeds, "at least one seed")
+    _need(len(study.seeds) > 0, "seeds", study.seeds, "at least one seed")
     for seed in study.seeds:
-        need(whole(seed, 0) and seed < 2**32, "seeds", seed, "whole numbers from 0 to 4294967295")
-    need(_unique(study.seeds), "seeds", study.seeds, "all different; leave out the duplicates")
-    need(whole(study.levels, 0), "levels", study.levels, "a whole number, 0 or more")
+        _need(_whole(seed, 0) and seed < 2**32, "seeds", seed, "whole numbers from 0 to 4294967295")
+    _need(_unique(study.seeds), "seeds", study.seeds, "all different; leave out the duplicates")
+    _need(_whole(study.levels, 0), "levels", study.levels, "a whole number, 0 or more")
     for arm in study.arms:
-        among("arms", arm, ARMS)
-    need(_unique(study.arms), "arms", study.arms, "all different; leave out the duplicates")
+        _among("arms", arm, ARMS)
+    _need(_unique(study.arms), "arms", study.arms, "all different; leave out the duplicates")
     for arm, times in study.repeats:
-        among("repeats", arm, [a for a in ARMS if not ARMS[a].leads])
-        need(whole(times, 1), f"repeats of {arm}", times, "a whole number, 1 or more")
-    need(_unique(arm for arm, _ in study.repeats), "repeats", study.repeats, "one pair for an arm")
+        _among("repeats", arm, [a for a in ARMS if not ARMS[a].leads])
+        _need(_whole(times, 1), f"repeats of {arm}", times, "a whole number, 1 or more")
+    _need(_unique(arm for arm, _ in study.repeats), "repeats", study.repeats, "one pair for an arm")
     for level in study.control_levels:
-        need(whole(level, 1), "control_levels", level, "whole numbers, 1 or more")
+        _need(_whole(level, 1), "control_levels", level, "whole numbers, 1 or more")
     check_size(study)
-    among("model", study.model, MODELS)
+    _among("model", study.model, MODELS)
     check_data_name(study.data.name)
-    need(whole(study.data.validation, 1), "data.validation", study.data.validation, "1 or more")
-    need(whole(study.train.batch, 1), "train.batch", study.train.batch, "1 or more")
-    among("train.precision", study.train.precision, get_args(Precision))
-    among("optim.name", study.optim.name, OPTIMISERS)
-    among("optim.schedule", study.optim.schedule, ("constant", "cosine", "steps"))
-    need(_SMALLEST <= study.optim.lr <= _LARGEST, "optim.lr", study.optim.lr,
-         "above 0 and finite, in float32")  # fmt: skip
-    need(0 <= study.optim.momentum < 1, "optim.momentum", study.optim.momentum, "in [0, 1)")
-    decay = study.optim.weight_decay
-    need(decay == 0 or _SMALLEST <= decay <= _LARGEST, "optim.weight_decay", decay,
-         "0 or more and finite, in float32")  # fmt: skip
-    need(0 < study.optim.decay <= 1, "optim.decay", study.optim.decay, "in (0, 1]")
-    if study.optim.schedule != "steps":
-        need(not study.optim.milestones, "optim.milestones", study.optim.milestones,
-             "empty unless optim.schedule is 'steps'")  # fmt: skip
-    among("prune.criterion", study.prune.criterion, CRITERIA)
-    among("prune.scope", study.prune.scope, ("layer", "global"))
-    rates = study.prune.rate
+    _need(_whole(study.data.validation, 1), "data.validation", study.data.validation, "1 or more")
+    _need(_whole(study.train.batch, 1), "train.batch", study.train.batch, "1 or more")
+    _among("train.precision", study.train.precision, get_args(Precision))
+    _validate_optim(study.optim)
+    _validate_prune(study.prune, study.levels)
+    for name, value in _durations(study):
+        parse_duration(value, name)
+
+
+def _validate_optim(optim: Optim) -> None:
+    from lthjax.optim import OPTIMISERS
+
+    _among("optim.name", optim.name, OPTIMISERS)
+    _among("optim.schedule", optim.schedule, ("constant", "cosine", "steps"))
+    _need(_SMALLEST <= optim.lr <= _LARGEST, "optim.lr", optim.lr, "above 0 and finite, in float32")
+    _need(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "in [0, 1)")
+    decay = optim.weight_decay
+    _need(decay == 0 or _SMALLEST <= decay <= _LARGEST, "optim.weight_decay", decay,
+          "0 or more and finite, in float32")  # fmt: skip
+    _need(0 < optim.decay <= 1, "optim.decay", optim.decay, "in (0, 1]")
+    if optim.schedule != "steps":
+        _need(not optim.milestones, "optim.milestones", optim.milestones,
+              "empty unless optim.schedule is 'steps'")  # fmt: skip
+
+
+def _validate_prune(prune: Prune, levels: int) -> None:
+    from lthjax.criteria import CRITERIA
+
+    _among("prune.criterion", prune.criterion, CRITERIA)
+    _among("prune.scope", prune.scope, ("layer", "global"))
+    rates = prune.rate
     if isinstance(rates, int | float):
-        need(0 < rates < 1, "prune.rate", rates, "in (0, 1), for example 0.2")
+        _need(0 < rates < 1, "prune.rate", rates, "in (0, 1), for example 0.2")
     else:
-        need(len(rates) > 0, "prune.rate", rates, "a number, or pairs of a regex and a number")
-        used = study.prune.density is None and not study.prune.rates
-        need(not used or study.prune.scope == "layer", "prune.rate", rates,
-             "one number where prune.scope is 'global'")  # fmt: skip
+        _need(len(rates) > 0, "prune.rate", rates, "a number, or pairs of a regex and a number")
+        used = prune.density is None and not prune.rates
+        _need(not used or prune.scope == "layer", "prune.rate", rates,
+              "one number where prune.scope is 'global'")  # fmt: skip
         for pattern, rate in rates:
-            need(0 < rate < 1, f"prune.rate of {pattern!r}", rate, "in (0, 1), for example 0.2")
+            _need(0 < rate < 1, f"prune.rate of {pattern!r}", rate, "in (0, 1), for example 0.2")
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
                 raise UserError(f"prune.rate: {pattern!r} is not a regex: {error}.") from error
-    for rate in study.prune.rates:
-        need(0 < rate < 1, "prune.rates", rate, "in (0, 1), for example 0.2")
-    need(
-        not study.prune.rates or len(study.prune.rates) >= study.levels,
-        "prune.rates",
-        study.prune.rates,
-        f"one for each of the {study.levels} levels, or empty",
-    )
-    need(study.prune.density is None or 0 < study.prune.density < 1, "prune.density", study.prune.density,
-         "in (0, 1), for example 0.1")  # fmt: skip
-    need(study.prune.density is None or not study.prune.rates, "prune.density", study.prune.density,
-         "left out where prune.rates is given")  # fmt: skip
-    among("prune.course", study.prune.course, ("geometric", "linear", "cubic"))
-    for name, value in _durations(study):
-        parse_duration(value, name)
+    for rate in prune.rates:
+        _need(0 < rate < 1, "prune.rates", rate, "in (0, 1), for example 0.2")
+    enough = not prune.rates or len(prune.rates) >= levels
+    _need(enough, "prune.rates", prune.rates, f"one for each of the {levels} levels, or empty")
+    _need(prune.density is None or 0 < prune.density < 1, "prune.density", prune.density,
+          "in (0, 1), for example 0.1")  # fmt: skip
+    _need(prune.density is None or not prune.rates, "prune.density", prune.density,
+          "left out where prune.rates is given")  # fmt: skip
+    _among("prune.course", prune.course, ("geometric", "linear", "cubic"))
+
+
+def _need(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise UserError(f"{name}: {value!r} is not allowed; it must be {allowed}.")
+
+
+def _among(name: str, value: str, allowed: Iterable[str]) -> None:
+    names = tuple(allowed)
+    if value not in names:
+        raise unknown(name, value, names)
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def lengths(study: Study, train_split: int) -> Lengths:

@@ -225,6 +225,24 @@ def make(
         with jax.default_matmul_precision(precision):
             return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
 
+    return Trainer(
+        mesh=mesh,
+        width=width,
+        lengths=lengths,
+        batch=batch,
+        images=replicate.share(mesh, data.stack(dataset)),
+        train_count=len(dataset.train_images),
+        splits=splits,
+        init=jax.jit(init),
+        segment=replicate.spread(segment, mesh, donate=True),
+        evaluate=replicate.spread(_evaluation(model, precision), mesh),
+        keep=_keep,
+    )
+
+
+def _evaluation(model: Model, precision: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """((images,), variables, (feed, rows)) -> for every row the sum of losses, and the number of hits."""
+
     def evaluate(shared: PyTree, variables: Variables, each: PyTree) -> tuple[jax.Array, jax.Array]:
         (images,) = shared
         feed, rows = each
@@ -241,26 +259,17 @@ def make(
         with jax.default_matmul_precision(precision):
             return jax.lax.map(row, rows)
 
-    @jax.jit
-    def keep(best: Variables, now: Variables, better: jax.Array) -> Variables:
-        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    return evaluate
 
-        return jax.tree.map(choose, now, best)
 
-    return Trainer(
-        mesh=mesh,
-        width=width,
-        lengths=lengths,
-        batch=batch,
-        images=replicate.share(mesh, data.stack(dataset)),
-        train_count=len(dataset.train_images),
-        splits=splits,
-        init=jax.jit(init),
-        segment=replicate.spread(segment, mesh, donate=True),
-        evaluate=replicate.spread(evaluate, mesh),
-        keep=keep,
-    )
+@jax.jit
+def _keep(best: Variables, now: Variables, better: jax.Array) -> Variables:
+    """The better of two states, replicate by replicate."""
+
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, now, best)
 
 
 def _at_step(key_data: jax.Array, step: jax.Array) -> jax.Array:
@@ -332,7 +341,7 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
     began = time.perf_counter()
     (start, stop), *others = {(job.start, job.stop) for job in jobs}
     assert not others, "jobs of one chunk start and stop together"
-    every, mesh, lengths = trainer.lengths.evaluate, trainer.mesh, trainer.lengths
+    every, mesh = trainer.lengths.evaluate, trainer.mesh
     padded = [*jobs, *[jobs[0]] * (trainer.width - len(jobs))]
     mask = replicate.stack(mesh, [job.mask for job in padded])
     feed = replicate.stack(mesh, [_feed(trainer, job) for job in padded])
@@ -348,13 +357,7 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
     at = start
     for mark in sorted(marks):
         if mark > at:
-            batches = np.zeros((len(padded), every, trainer.batch), np.int32)
-            for i, job in enumerate(padded):
-                split = trainer.splits[job.seed].train
-                batches[i, : mark - at] = order(
-                    split, lengths, trainer.batch, job.seed, job.level, at, mark - at, job.noise
-                )
-            each = (mask, feed, replicate.stack(mesh, list(batches)))
+            each = (mask, feed, replicate.stack(mesh, _orders(trainer, padded, at, mark - at)))
             shared = (trainer.images, np.int32(at), np.int32(mark - at))
             state, losses = trainer.segment(shared, state, each)
             for record, values in zip(progresses, np.asarray(losses), strict=False):
@@ -391,6 +394,17 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
         record.result(final, end, early, seconds)
         for record, final, end, early in zip(progresses, finals, ends, earlies, strict=True)
     ]
+
+
+def _orders(trainer: Trainer, jobs: Sequence[Job], at: int, count: int) -> list[np.ndarray]:
+    """The next so many batches of every job, from a step on: int32 [evaluate, batch], padded with 0."""
+    orders = np.zeros((len(jobs), trainer.lengths.evaluate, trainer.batch), np.int32)
+    for i, job in enumerate(jobs):
+        split = trainer.splits[job.seed].train
+        orders[i, :count] = order(
+            split, trainer.lengths, trainer.batch, job.seed, job.level, at, count, job.noise
+        )
+    return list(orders)
 
 
 class Measured(NamedTuple):

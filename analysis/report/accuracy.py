@@ -1,12 +1,12 @@
 """The figures of a report that show accuracy: against weights left, against the controls, over training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from analysis.page import Drawn, Section
 from analysis.report import figures, verdicts
-from analysis.run import COLUMNS, Row, Run, arms, chains, densities, select, worth_seeing
+from analysis.run import COLUMNS, TICKET, Row, Run, arms, chains, densities, select, worth_seeing
 from lthjax import imp
 from lthjax.imp import DENSE
 
@@ -47,79 +47,72 @@ def drawn(run: Run, heading: str) -> list[Drawn]:
     rows = run.rows
     if all(row.test_accuracy is None for row in rows):
         return []
-    found = [
-        Drawn(
-            "accuracy",
-            "Test accuracy against weights left",
-            figures.accuracy(rows, f"{heading}: accuracy"),
-            "Test accuracy at the end of training for every level and arm. Points are seeds (repeats "
-            "averaged), lines their mean, bands (bars for two seeds or a single level) the 95 % interval of "
-            "the mean by Student's t on the logit scale, cut off at the figure's edge. The dense network is "
-            "the horizontal line. Look for how far to the right the ticket stays at it, and where the "
-            "controls leave it.",
-            (COLUMNS, rows),
-        )
-    ]
-    chain = next((chain for chain in chains(rows) if imp.leader(chain) == "ticket"), None)
-    controls = [arm for arm in arms(select(rows, chain=chain)) if arm != "ticket"] if chain else []
-    gaps = {arm: verdicts.differences(rows, chain, "ticket", arm) for arm in controls} if chain else {}
-    if any(gaps.values()):
-        found.append(
-            Drawn(
-                "gaps",
-                "How much better tickets are than their controls",
-                figures.gaps(gaps, f"{heading}: ticket − control"),
-                "Test accuracy of the ticket minus that of a control of the same seed and level, in "
-                "percentage points, at the end of training. Points are seeds, lines their mean, bands "
-                "(bars for two seeds or a single level) the 95 % interval of the mean by Student's t. A grey "
-                "band, where the axis reaches so far, is the gap of 10 to 15 points that is often claimed. "
-                "Look for where a line leaves zero.",
-                (
-                    ("arm", "level", "density", "seed_number", "ticket_minus_arm_points"),
-                    [
-                        (arm, level.level, level.density, number, value)
-                        for arm, levels in gaps.items()
-                        for level in levels
-                        for number, value in enumerate(level.values)
-                    ],
-                ),
-            )
-        )
-    if any(row.early_stop_step for row in rows):
-        found.append(
-            Drawn(
-                "early_stop",
-                "Early-stop step against weights left",
-                figures.early_stop(rows, f"{heading}: early stopping"),
-                "The step of the lowest validation loss, found after training, among the steps at which it "
-                "was evaluated; a lower one means faster learning. Points, lines and bands as in the first "
-                "figure.",
-                (COLUMNS, rows),
-            )
-        )
+    chain = next((chain for chain in chains(rows) if imp.leader(chain) == TICKET), None)
+    controls = [arm for arm in arms(select(rows, chain=chain)) if arm != TICKET] if chain else []
+    gaps = {arm: verdicts.differences(rows, chain, TICKET, arm) for arm in controls} if chain else {}
     learning = _learning(run, rows, chain) if chain else {}
-    if learning:
-        found.append(
-            Drawn(
-                "learning",
-                "Learning curves",
-                figures.learning(learning, f"{heading}: learning curves"),
-                "Test accuracy over training, mean over seeds, with the band of the 95 % interval from three "
-                "seeds on; one panel a level, on shared axes. The dense network is in every panel. Look for "
-                "which arm rises first, and which ends highest.",
-                (
-                    ("panel", "arm", "step", "seed_number", "test_accuracy_percent"),
-                    [
-                        (panel, arm, int(step), number, float(value))
-                        for panel, curves in learning.items()
-                        for arm, (steps, values) in curves.items()
-                        for number, of_seed in enumerate(values)
-                        for step, value in zip(steps, of_seed, strict=True)
-                    ],
-                ),
-            )
+    found = [_accuracy(rows, heading)]
+    if any(gaps.values()):
+        found.append(_gaps(gaps, heading))
+    if any(row.early_stop_step for row in rows):
+        caption = (
+            "The step of the lowest validation loss, found after training, among the steps at which it was "
+            "evaluated; a lower one means faster learning. Points, lines and bands as in the first figure."
         )
+        figure = figures.early_stop(rows, f"{heading}: early stopping")
+        title = "Early-stop step against weights left"
+        found.append(Drawn("early_stop", title, figure, caption, (COLUMNS, rows)))
+    if learning:
+        found.append(_curves(learning, heading))
     return found
+
+
+def _accuracy(rows: Sequence[Row], heading: str) -> Drawn:
+    caption = (
+        "Test accuracy at the end of training for every level and arm. Points are seeds (repeats averaged), "
+        "lines their mean, bands (bars for two seeds or a single level) the 95 % interval of the mean by "
+        "Student's t on the logit scale, cut off at the figure's edge. The dense network is the horizontal "
+        "line. Look for how far to the right the ticket stays at it, and where the controls leave it."
+    )
+    figure = figures.accuracy(rows, f"{heading}: accuracy")
+    return Drawn("accuracy", "Test accuracy against weights left", figure, caption, (COLUMNS, rows))
+
+
+def _gaps(gaps: Mapping[str, Sequence[verdicts.Level]], heading: str) -> Drawn:
+    caption = (
+        "Test accuracy of the ticket minus that of a control of the same seed and level, in percentage "
+        "points, at the end of training. Points are seeds, lines their mean, bands (bars for two seeds or a "
+        "single level) the 95 % interval of the mean by Student's t. A grey band, where the axis reaches so "
+        "far, is the gap of 10 to 15 points that is often claimed. Look for where a line leaves zero."
+    )
+    header = ("arm", "level", "density", "seed_number", "ticket_minus_arm_points")
+    lines = [
+        (arm, level.level, level.density, number, value)
+        for arm, levels in gaps.items()
+        for level in levels
+        for number, value in enumerate(level.values)
+    ]
+    figure = figures.gaps(gaps, f"{heading}: ticket − control")
+    title = "How much better tickets are than their controls"
+    return Drawn("gaps", title, figure, caption, (header, lines))
+
+
+def _curves(learning: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], heading: str) -> Drawn:
+    caption = (
+        "Test accuracy over training, mean over seeds, with the band of the 95 % interval from three seeds "
+        "on; one panel a level, on shared axes. The dense network is in every panel. Look for which arm "
+        "rises first, and which ends highest."
+    )
+    header = ("panel", "arm", "step", "seed_number", "test_accuracy_percent")
+    lines = [
+        (panel, arm, int(step), number, float(value))
+        for panel, curves in learning.items()
+        for arm, (steps, values) in curves.items()
+        for number, of_seed in enumerate(values)
+        for step, value in zip(steps, of_seed, strict=True)
+    ]
+    figure = figures.learning(learning, f"{heading}: learning curves")
+    return Drawn("learning", "Learning curves", figure, caption, (header, lines))
 
 
 def _learning(

@@ -7,6 +7,7 @@ tries fifty times as many examples as the quick suite, and prints how many.
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import math
@@ -231,8 +232,10 @@ def test_options_of_the_analyses(
         "analysis.predict.work._Predicting", "analysis.landscape.work._Landscape",
         "analysis.transfer.work._fill", "lthjax.measures.geography.compare",
         "analysis.savings.work._exported", "analysis.report.build_all", "lthjax.prune.save",
+        "lthjax.study.run",
     ):  # fmt: skip
-        monkeypatch.setattr(place_of_work, reach)
+        module, _, work = place_of_work.rpartition(".")
+        monkeypatch.setattr(importlib.import_module(module), work, reach)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(replicate, "keep_programs", lambda: None)
