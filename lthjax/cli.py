@@ -119,9 +119,12 @@ def parsed(kind: type[_Options], arguments: Sequence[str], program: str, usual: 
 
 
 def one_sentence(box: str) -> str:
-    """What is said in the box that tyro draws around an error, without the box and its advice."""
-    lines = [line.strip("│ \n") for line in box.splitlines() if line.startswith("│")]
-    heading, _, advice = re.sub("─{4,}", "\n", " ".join(lines)).partition("\n")
+    """What is said in the box that tyro draws around an error, without the box and its advice.
+
+    Where the terminal takes no UTF-8, the box is drawn in ASCII.
+    """
+    lines = [line.strip("│| \n") for line in box.splitlines() if line.startswith(("│", "|"))]
+    heading, _, advice = re.sub("[─-]{4,}", "\n", " ".join(lines)).partition("\n")
     meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", advice)
     hint = f"did you mean {meant[1]}? " if meant else ""
     return f"{heading.strip().rstrip('.')}; {hint}--help lists every option and its values."

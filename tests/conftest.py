@@ -1,8 +1,11 @@
 """What all tests share: strict arithmetic, every core a device, small data, a tiny study."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -33,6 +36,7 @@ for name, value in {
     os.environ[name.upper()] = str(value)
 
 from lthjax import config, study  # noqa: E402
+from lthjax.devices import replicate  # noqa: E402
 from lthjax.imp import Cell  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -162,5 +166,30 @@ def command_line(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[st
             timeout=timeout,
             check=False,
         )
+
+    return call
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `command_line`, but in this process, which has loaded everything: for what ends early."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words, said, told = list(map(str, arguments)), io.StringIO(), io.StringIO()
+        name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
+        status = 0
+        with monkeypatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", [name, *rest])
+            patch.setattr(replicate, "keep_programs", lambda: None)
+            try:
+                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+                    if words[0] == "-m":
+                        runpy.run_module(name, run_name="__main__", alter_sys=True)
+                    else:
+                        runpy.run_path(str(ROOT / name), run_name="__main__")
+            except SystemExit as stop:
+                status = int(stop.code or 0)
+        return subprocess.CompletedProcess(words, status, said.getvalue(), told.getvalue())
 
     return call

@@ -1,4 +1,4 @@
-"""The command line, as a user sees it: one process a call."""
+"""The command line, as a user sees it; what ends early is called in this process."""
 
 import re
 import subprocess
@@ -83,8 +83,8 @@ def test_only_the_reports_path_is_on_stdout_and_a_finished_study_answers(
     assert report.stdout.strip() == str(run / "report" / "index.html")
 
 
-def test_overrides(command_line: Call, tmp_path: Path) -> None:
-    done = command_line(
+def test_overrides(command: Call, tmp_path: Path) -> None:
+    done = command(
         *QUICK, "--dry-run", "--train.steps", "2 epochs", "--rewind", "0", "1 epoch", "50 steps",
         "--arms", "ticket", "reinit", "--repeats", "reinit", "2", "--seeds", "5", "6", "7", "--levels", "2",
         "--control-levels", "2", "--prune.rate", "conv", "0.1", ".", "0.3", "--out", tmp_path,
@@ -120,10 +120,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_sentence(case: str, command_line: Call) -> None:
+def test_bad_input_gets_one_sentence(case: str, command: Call) -> None:
     arguments, sentence = BAD[case]
     start = ["run.py"] if "--config" in arguments else list(QUICK)
-    done = command_line(*start, *arguments)
+    done = command(*start, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert sentence in done.stderr
@@ -140,7 +140,7 @@ def test_a_misspelt_option_suggests_the_right_one(command_line: Call) -> None:
     )
 
 
-def test_malformed_data_get_one_sentence(command_line: Call, tmp_path: Path) -> None:
+def test_malformed_data_get_one_sentence(command: Call, tmp_path: Path) -> None:
     own = ("--data.name", "own", "--data-dir", tmp_path, "--data.validation", "10", "--train.batch", "5")
     for changed, sentence in (
         ({"train_labels": None}, "it lacks train_labels"),
@@ -149,13 +149,13 @@ def test_malformed_data_get_one_sentence(command_line: Call, tmp_path: Path) -> 
         (arrays(shape=(30, 30, 1)), "'lenet5' takes images whose height and width"),
     ):
         write_npz(tmp_path, "own", **changed)
-        done = command_line(*QUICK, *own)
+        done = command(*QUICK, *own)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
         assert sentence in done.stderr
 
 
-def test_report_of_nothing(command_line: Call, tmp_path: Path) -> None:
-    done = command_line("-m", "analysis.report", tmp_path)
+def test_report_of_nothing(command: Call, tmp_path: Path) -> None:
+    done = command("-m", "analysis.report", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "is not a run folder" in done.stderr
