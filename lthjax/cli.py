@@ -121,9 +121,10 @@ def parsed(kind: type[_Options], arguments: Sequence[str], program: str, usual: 
 def one_sentence(box: str) -> str:
     """What is said in the box that tyro draws around an error, without the box and its advice.
 
-    Where the terminal takes no UTF-8, the box is drawn in ASCII.
+    Where the terminal takes no UTF-8, there is no frame: a title and a rule come before the text.
     """
-    lines = [line.strip("│| \n") for line in box.splitlines() if line.startswith(("│", "|"))]
+    framed = [line for line in box.splitlines() if line.startswith("│")] or box.splitlines()[2:]
+    lines = [line.strip("│ \n") for line in framed]
     heading, _, advice = re.sub("[─-]{4,}", "\n", " ".join(lines)).partition("\n")
     meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", advice)
     hint = f"did you mean {meant[1]}? " if meant else ""
