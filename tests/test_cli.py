@@ -1,4 +1,4 @@
-"""The command line, as a user sees it: one process a call."""
+"""The command line as a user sees it: one process per call."""
 
 import re
 import subprocess
