@@ -53,8 +53,8 @@ class LayerOverlap(NamedTuple):
 
     Attributes:
         iou: connections in both / connections in either; 0 where there are none.
-        chance: the expected iou of random masks with the same counts in every layer, without matching (as
-            a ratio of means).
+        chance: the expected iou of random masks with the same counts in every layer, without matching
+            (approximately, as a ratio of means).
     """
 
     iou: float

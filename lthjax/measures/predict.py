@@ -46,8 +46,8 @@ class Measured(NamedTuple):
             of survivors; ties count as a random choice on average.
         lift: precision / density; chance is 1.
         iou: intersection over union of those k weights and the survivors, precision / (2 - precision).
-        iou_chance: the same for a random mask of k weights, density / (2 - density), as a ratio of
-            means.
+        iou_chance: the same for a random mask of k weights, density / (2 - density)
+            (approximately, as a ratio of means).
     """
 
     density: float

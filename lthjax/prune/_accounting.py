@@ -130,8 +130,8 @@ class Overlap(NamedTuple):
 
     Attributes:
         iou: weights in both / weights in either, float32, shape ().
-        chance: the expected iou of random masks with the same counts in every layer, as a ratio of means;
-            float32, shape ().
+        chance: the expected iou of random masks with the same counts in every layer (approximately, as a
+            ratio of means); float32, shape ().
     """
 
     iou: jax.Array
