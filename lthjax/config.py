@@ -294,7 +294,7 @@ def check_data_name(name: str) -> None:
     """Rejects a data name that leaves the data folder or that no file can have.
 
     Raises:
-        UserError: names the name.
+        UserError: quotes the name.
     """
     parts = name.split("/")
     if any(not part or part.startswith(".") or len(part.encode()) > 200 for part in parts) or not (

@@ -7,8 +7,7 @@
 
 Source: Frankle & Carbin 2019 (arXiv 1803.03635), strategy 1 of their appendix B: every round starts from
 reset weights (strategy 2 continues from the trained weights). Rewinding to k > 0 is from Frankle et al. 2019
-(arXiv 1903.01611). Every level has its own order of the data, and a ticket rewound to k starts at its batch
-k.
+(arXiv 1903.01611). Every level has its own order of the data; a ticket rewound to k starts at its batch k.
 """
 
 from collections.abc import Generator

@@ -180,7 +180,7 @@ def extremes(on: Operator, key: jax.Array, count: int = 10, steps: int = 40) -> 
 
     Lanczos finds a repeated eigenvalue only once at first. Its other copies appear when all other
     eigenvalues are found, or through rounding. So the multiplicity of an eigenvalue may be larger than
-    the result shows, above all that of 0 (for example from biases of units that are cut off).
+    the result shows. This concerns 0 above all, and the biases of a disconnected network.
 
     Args:
         on: the operator.

@@ -149,10 +149,10 @@ def directions(key: jax.Array, params: PyTree, mask: PyTree, count: int = 2) -> 
     """Random directions inside the mask, filter-normalised and orthogonal to one another.
 
     Gram-Schmidt runs within every filter before that filter is normalised. Scaling whole filters then
-    keeps the directions orthogonal; orthogonality over all filters together would be lost. So in every
-    filter a direction is as long as theta *and* orthogonal to the earlier directions. The price: a filter
-    with s survivors has room for s orthogonal directions, and is 0 in all later ones (with two
-    directions, this affects filters with a single survivor).
+    keeps the directions orthogonal; directions that are orthogonal only over all filters together would
+    not stay so. In every filter a direction is as long as theta *and* orthogonal to the earlier
+    directions. The price: a filter with s survivors has room for s orthogonal directions, and is 0 in all
+    later ones (with two directions, this affects filters with a single survivor).
 
     Args:
         key, params, mask: as for `direction`, which gives the first direction.

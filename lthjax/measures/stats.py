@@ -388,8 +388,8 @@ def sign_flip_p_value(
 ) -> float:
     """The exact p-value of the sign-flip test: it enumerates all 2ⁿ signs of the differences from `null`.
 
-    The test needs symmetry, not normality. Its smallest p-value is 2/2ⁿ two-sided and 1/2ⁿ one-sided, so p <
-    5 % takes six values two-sided and five one-sided. NaN for no values.
+    The test needs symmetry, not normality. Its smallest p-value is 2/2ⁿ two-sided and 1/2ⁿ one-sided, so
+    p < 5 % takes six values two-sided and five one-sided. NaN for no values.
 
     Args:
         values: one per seed, at most 20.

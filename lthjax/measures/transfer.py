@@ -8,8 +8,8 @@ Networks of the same shapes take a mask as it is. Rules between sequential netwo
   2103.16547, which replicates or drops layers within a family.)
 - *Width.* A wider layer has the source's units in their order, then copies of them: units with the most
   surviving connections (incoming and outgoing) are copied first, round after round. A narrower layer keeps
-  the units with the most connections, in their order. The next layer reads the same
-  units; a flattened channel moves with all its pixels.
+  the units with the most connections, in their order. The next layer reads the same units;
+  a flattened channel moves with all its pixels.
 - *Pixels* of a flattened image of another size take the mask of the nearest pixel.
 
 Residual networks of the same channels (`Model.stages`) differ only in depth. The first block of a stage,
