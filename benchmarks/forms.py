@@ -2,10 +2,10 @@
 
     python -m benchmarks.forms --model lenet5 --batch 60 --replicates 16 [--json]
 
-Under `vmap` over replicates, as accelerators train them, the built-in convolution becomes a grouped one. The
-other form gathers patches, R at a time, and multiplies. For every convolution of a network: value and both
-gradients, of R kernels on R batches, on the device that JAX finds; ratio = grouped / patches, so above 1 the
-patches are faster.
+Under `vmap` over replicates, as on accelerators, the built-in convolution becomes a grouped one. The other
+form gathers patches and multiplies them, R replicates at a time. For every convolution of a network it times
+the value and both gradients of R kernels on R batches, on the device that JAX finds. ratio = grouped /
+patches: above 1 the patches are faster.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def forms(images: tuple[int, ...], kernel: tuple[int, ...], padding: str) -> tup
 
 
 def run(model: str, batch: int, replicates: int, count: int, precision: str) -> list[dict[str, Any]]:
-    """One row a convolution."""
+    """Times both forms; one row per convolution."""
     rows = []
     for name, images, kernel, padding in convolutions(model, batch):
         x, w = (

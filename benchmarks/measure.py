@@ -1,4 +1,4 @@
-"""Measuring: interleaved pairs, this machine's peak, and what a training step has to compute."""
+"""Measurements: interleaved pairs, this machine's peak, and the operations of a training step."""
 
 import math
 import statistics
@@ -14,23 +14,23 @@ from lthjax import models, prune
 from lthjax.models import Model
 
 MODELS = sorted(name for name, entry in models.MODELS.items() if entry.layers(10))
-"""The networks that have a twin: the sequential ones."""
+"""The networks with a PyTorch twin: the sequential ones."""
 
-# Of a sample, and of all pairs of samples.
+# Duration of a sample, and of all pairs of samples.
 _SAMPLE_SECONDS, _PAIRS_SECONDS = 0.01, 4.0
 FEWEST_PAIRS = 6
 """The fewest pairs with which the interval of a median can reach 95 %."""
 
 
 class Pairs(NamedTuple):
-    """Two sides timed in turn.
+    """Timings of two interleaved sides.
 
     Attributes:
         ours: median seconds.
         peer: median seconds.
         ratio: median over the pairs of peer / ours; above 1 ours is faster.
         spread: (lowest, highest) ratio of a pair.
-        ratios: of every pair, in the order of time.
+        ratios: ratio of every pair, in order of time.
     """
 
     ours: float
@@ -41,14 +41,14 @@ class Pairs(NamedTuple):
 
 
 class CallTimes(NamedTuple):
-    """Two functions timed in turn, by the call.
+    """Times per call of two interleaved functions.
 
     Attributes:
-        ours: median seconds of a call.
+        ours: median seconds per call.
         peer: likewise.
         ratio: median over the pairs of peer / ours; above 1 ours is faster.
-        low, high: its interval, as `median_interval` says.
-        pairs: how many.
+        low, high: interval of the ratio, by `median_interval`.
+        pairs: number of pairs.
     """
 
     ours: float
@@ -67,7 +67,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def pairs(ours: Callable[[], object], peer: Callable[[], object], count: int) -> Pairs:
-    """Times both in turn, `count` times each, after one call each that is not counted."""
+    """Times both sides alternately, `count` times each, after one warm-up call each."""
     ours()
     peer()
     timed = [(seconds(ours), seconds(peer)) for _ in range(count)]
@@ -82,11 +82,11 @@ def pairs(ours: Callable[[], object], peer: Callable[[], object], count: int) ->
 
 
 def calls(ours: Callable[[], Any], peer: Callable[[], Any], most: int) -> CallTimes:
-    """Times two functions in turn; a sample is as many calls as take 10 ms, each waited for.
+    """Times two functions alternately; a sample is the number of calls that takes 10 ms, each waited for.
 
     Args:
-        ours, peer: return arrays of JAX, or anything.
-        most: pairs of samples; fewer, down to `FEWEST_PAIRS`, where all would take more than four seconds.
+        ours, peer: return JAX arrays, or anything.
+        most: pairs of samples; fewer, down to `FEWEST_PAIRS`, if all would take more than four seconds.
     """
     (number, ours_s), (peer_number, peer_s) = (_calls(function) for function in (ours, peer))
     count = max(min(most, int(_PAIRS_SECONDS / (ours_s + peer_s))), FEWEST_PAIRS)
@@ -99,7 +99,7 @@ def calls(ours: Callable[[], Any], peer: Callable[[], Any], most: int) -> CallTi
 
 
 def _sample(function: Callable[[], Any], number: int) -> Callable[[], None]:
-    """So many calls, each waited for."""
+    """A function that calls `number` times and waits for each call."""
 
     def sample() -> None:
         for _ in range(number):
@@ -109,7 +109,7 @@ def _sample(function: Callable[[], Any], number: int) -> Callable[[], None]:
 
 
 def _calls(function: Callable[[], Any]) -> tuple[int, float]:
-    """How many calls fill a sample, and its seconds; the first call, which may compile, does not count."""
+    """(calls that fill a sample, its seconds); the first call, which may compile, is left out."""
     once = _sample(function, 1)
     once()
     shortest = seconds(once)
@@ -120,7 +120,7 @@ def _calls(function: Callable[[], Any]) -> tuple[int, float]:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a median by the sign test: two of the values, for any distribution.
+    """The 95 % interval of a median by the sign test: two of the values; holds for any distribution.
 
     Args:
         values: `FEWEST_PAIRS` or more.
@@ -136,7 +136,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def matmul_peak(size: int = 2048, repeats: int = 5) -> float:
-    """The best GFLOP/s of a float32 matrix product of this size on all of this machine."""
+    """The best GFLOP/s of a float32 matrix product of this size on this whole machine."""
     a = jnp.ones((size, size))
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()

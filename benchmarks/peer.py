@@ -1,7 +1,7 @@
-"""The peer: a plain PyTorch loop of masked training, as one would write it without lthjax.
+"""The peer: a plain PyTorch loop of masked training, as written without lthjax.
 
-Same architecture, Adam, mask, batches from uint8 images in memory, and the same order of work in a
-study: dense, then for every level prune, rewind, train every arm, one after another.
+Architecture, Adam, masks, batches from uint8 images in memory, and the order of work in a study are the
+same: dense, then for every level prune, rewind, and train every arm, one after another.
 """
 
 import jax
@@ -13,7 +13,7 @@ from lthjax import models
 
 
 def device() -> str:
-    """Where the peer runs: on the kind of device that JAX has, so that both sides use the same one."""
+    """The peer's device: of the same kind as JAX's, so that both sides use the same device."""
     kind = {"gpu": "cuda", "cpu": "cpu"}.get(jax.default_backend())
     if kind is None or (kind == "cuda" and not torch.cuda.is_available()):
         raise SystemExit(
@@ -47,7 +47,7 @@ def build(name: str, shape: tuple[int, int, int], classes: int = 10) -> nn.Modul
 
 
 class Loop:
-    """A masked training in PyTorch.
+    """Masked training in PyTorch.
 
     Args:
         name: the model's name.
@@ -87,7 +87,7 @@ class Loop:
         return [p for p in self.model.parameters() if p.ndim >= 2]
 
     def reset(self) -> None:
-        """A fresh optimiser."""
+        """Resets the optimiser."""
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=self.lr)
 
     def gather(self, index: torch.Tensor) -> torch.Tensor:
@@ -95,7 +95,7 @@ class Loop:
         return (self.images[index].float() / 255 - self.mean) / self.std
 
     def train(self, order: np.ndarray) -> None:
-        """One step for every row of the order."""
+        """Trains one step per row of the order."""
         rows = torch.tensor(order, device=self.device, dtype=torch.int64)
         with torch.no_grad():
             for weight, mask in zip(self.weights(), self.masks, strict=True):

@@ -1,10 +1,10 @@
-"""How cost grows: with replicates, with levels, and at the start.
+"""Growth of cost: with replicates, with levels, and at the start.
 
     python -m benchmarks.scaling [--json]
 
-Cost a replicate for R = 1 ... 16 trained in one program; seconds a cell for studies of more and more
-levels; peak memory of studies of more and more seeds; wall time of `run.py --help` and of a study that is
-finished already.
+Measures the cost per replicate for R = 1 ... 16 trained in one program, seconds per cell for studies with
+more and more levels, peak memory of studies with more and more seeds, and wall time of `run.py --help` and of
+a finished study.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def replicates(model: str, batch: int, steps: int, count: int) -> dict[str, dict[str, float]]:
-    """Milliseconds a step and replicate for every R: median, lowest and highest of interleaved rounds."""
+    """Milliseconds per step and replicate for every R: median, lowest and highest of interleaved rounds."""
     segments = {}
     for r in (1, 2, 4, 8, 16):
         trainer, built, _ = trainer_of(model, batch, r, steps)
@@ -48,7 +48,7 @@ def replicates(model: str, batch: int, steps: int, count: int) -> dict[str, dict
 
 
 def levels() -> dict[str, float]:
-    """Seconds a cell, compilation included, of studies of 2, 4 and 8 levels."""
+    """Seconds per cell, compilation included, of studies of 2, 4 and 8 levels."""
     found = {}
     for count in (2, 4, 8):
         asked = config.Study(
@@ -84,7 +84,7 @@ def memory() -> dict[str, float]:
 
 
 def starts(count: int) -> dict[str, float]:
-    """Median wall seconds of `--help`, and of a study that is finished."""
+    """Median wall seconds of `--help`, and of a finished study."""
     small = ["--levels", "1", "--train.steps", "2", "--control-levels", "1"]
     with tempfile.TemporaryDirectory() as out:
         base = [sys.executable, "run.py", "--config", "configs/quickstart.py"]

@@ -2,10 +2,10 @@
 
     python -m benchmarks.study [--seeds 2] [--levels 3] [--steps 1000] [--json]
 
-LeNet-5 on mnist_10k: seeds x (dense, then levels x (ticket, reinit, random)), every training evaluated on
-validation and test at the same steps and on its train split at the end; ours also writes every cell. Each
-side runs in processes of its own, in turn, so that peak memory (of the host) is its own. Both use the device
-that JAX finds: the study of five seeds that docs/performance.md asks of a GPU is `--seeds 5 --levels 12`.
+LeNet-5 on mnist_10k: seeds x (dense, then levels x (ticket, reinit, random)). Every training run is evaluated
+on validation and test at the same steps, and on its train split at the end; ours also writes every cell. The
+sides run alternately in separate processes, so that each has its own peak memory (of the host). Both use the
+device that JAX finds. The GPU study of five seeds in docs/performance.md is `--seeds 5 --levels 12`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ BATCH = 60
 
 
 class Size(NamedTuple):
-    """How much is trained: seeds, pruning rounds, steps a training, steps from evaluation to evaluation."""
+    """Size of a study: seeds, pruning rounds, steps per training run, steps between evaluations."""
 
     seeds: int
     levels: int
@@ -38,12 +38,12 @@ class Size(NamedTuple):
 
     @property
     def cells(self) -> int:
-        """Trainings in all."""
+        """Number of training runs."""
         return self.seeds * (1 + 3 * self.levels)
 
 
 def ours(size: Size) -> dict[str, Any]:
-    """One study of ours, with the seconds that its parts take and what it compiles."""
+    """Runs one study of ours; returns the seconds of its parts and its compilations."""
     from lthjax import study, train
     from lthjax.devices import replicate
     from lthjax.store import Store
@@ -107,7 +107,7 @@ def ours(size: Size) -> dict[str, Any]:
 
 
 def peer(size: Size) -> dict[str, Any]:
-    """The same trainings in PyTorch, one after another."""
+    """Runs the same training in PyTorch, one run after another."""
     import torch
 
     from benchmarks.peer import Loop, device
@@ -166,12 +166,12 @@ def peer(size: Size) -> dict[str, Any]:
 
 
 def measured(side: str, size: Size, programs: str | None = None) -> dict[str, Any]:
-    """A side's own account, and its process's peak memory and wall time.
+    """A side's own report, with its process's peak memory and wall time.
 
     Args:
         side: "ours" or "peer".
-        size: how much it trains.
-        programs: the folder of kept programs, if any.
+        size: size of its study.
+        programs: folder of the program cache, if any.
     """
     kept = {}
     if programs is not None:
@@ -196,7 +196,7 @@ def measured(side: str, size: Size, programs: str | None = None) -> dict[str, An
 
 
 def _options(size: Size) -> list[str]:
-    """The size as the command line takes it."""
+    """The size as command line options."""
     return [word for name, value in size._asdict().items() for word in (f"--{name}", str(value))]
 
 

@@ -24,10 +24,10 @@ def run(
     Args:
         model: one of `measure.MODELS`.
         batch: images in a batch.
-        replicates: trained together by us, one after another by the peer.
-        steps: in a measurement.
-        count: of pairs.
-        precision: of ours; the peer's products are float32.
+        replicates: number trained together by us, one after another by the peer.
+        steps: steps per measurement.
+        count: number of pairs.
+        precision: our precision; the peer's products are float32.
     """
     from benchmarks import peer
 
@@ -39,7 +39,7 @@ def run(
     segment = train.prepared_segment(trainer, Job(0, 0, 0, steps, variables, mask))
     images, labels, device = dataset.train_images, dataset.train_labels, peer.device()
     loop = peer.Loop(model, images, labels, batch, 1.2e-3, split.mean, split.std, device)
-    # The peer trains its replicates one after another: one stands for all.
+    # The peer trains replicates one after another, so timing one of them is enough.
     timed = measure.pairs(lambda: jax.block_until_ready(segment()), lambda: loop.train(order), count)
     ours = 1000 * timed.ours / steps / trainer.width
     rate = measure.step_gflop(built, batch) / (ours / 1000)
@@ -63,7 +63,7 @@ def run(
 def trainer_of(
     model: str, batch: int, replicates: int, steps: int, precision: config.Precision = "float32"
 ) -> tuple[train.Trainer, models.Model, data.Dataset]:
-    """Programs that train so many replicates together in segments of so many steps, on random images."""
+    """Programs for so many replicates together, in segments of so many steps, on random images."""
     dataset = images(model)
     study = config.Study(model=model, train=config.Train(steps=steps, batch=batch, eval_every=steps))
     lengths = config.lengths(study, len(dataset.train_images) - 1000)
@@ -85,7 +85,7 @@ def trainer_of(
 
 
 def images(model: str) -> data.Dataset:
-    """Random images of the model's size: what they show does not change what a step costs."""
+    """Random images of the model's size; the content does not change the cost of a step."""
     shape = (28, 28, 1) if model.startswith("lenet") else (32, 32, 3)
     generator = np.random.default_rng(0)
     return data.Dataset(

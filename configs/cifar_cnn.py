@@ -1,14 +1,14 @@
 """A small CNN on CIFAR-10: three seeds, down to 9 % of its weights, controls at four levels.
 
 The experiment of Frankle & Carbin 2019 (arXiv 1803.03635), section 3, on a network small enough for a
-laptop: 3x3 convolutions 16-16, pool, 32-32, pool, dense 128; 279,984 weights. Batches of 60 as there; Adam
-at 2e-3, with which the dense network's validation loss stops improving after 3,000 steps (4 epochs).
+laptop: 3x3 convolutions 16-16, pool, 32-32, pool, dense 128; 279,984 weights. Batches of 60 as in the paper;
+Adam at 2e-3, at which the dense network's validation loss stops improving after 3,000 steps (4 epochs).
 
     python run.py --config configs/cifar_cnn.py
     python run.py --config configs/cifar_cnn.py --rewind 0 250 --arms ticket    # adds tickets rewound to 250
 
-Needs cifar10.npz in data/, or a network to fetch it once.
-Time: about 1 h 20 min on 2 x86-64 cores, as `--dry-run` estimates it, and 45 min for the second command.
+Needs cifar10.npz in data/, or an internet connection to fetch it once.
+Time: about 1 h 20 min on 2 x86-64 cores, estimated by `--dry-run`, and 45 min for the second command.
 Result: the report in the run folder.
 """
 

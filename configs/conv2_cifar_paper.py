@@ -1,12 +1,12 @@
-"""Conv-2 on CIFAR-10 with the numbers of Frankle & Carbin 2019 (arXiv 1803.03635), section 3.
+"""Conv-2 on CIFAR-10 with the hyperparameters of Frankle & Carbin 2019 (arXiv 1803.03635), section 3.
 
 20,000 steps of batch 60, Adam 2e-4, a round removes 10 % of the remaining weights of the
 convolutions, 20 % of the dense layers and 10 % of the output layer; evaluated every 100 steps, five
-trials, three reinitialisations a ticket.
+trials, three reinitialisations per ticket.
 
     python run.py --config configs/conv2_cifar_paper.py
 
-Needs cifar10.npz in data/, or a network to fetch it once.
+Needs cifar10.npz in data/, or an internet connection to fetch it once.
 Time: meant for a GPU or TPU; on a CPU it takes weeks: `--dry-run` estimates it on your machine.
 Result: the paper's best tickets are 3.4 points above the dense network, at 4.6 % of the weights.
 """

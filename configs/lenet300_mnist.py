@@ -1,12 +1,12 @@
-"""LeNet-300-100 on MNIST: the numbers of the paper, six seeds, trained for a fifth of its steps.
+"""LeNet-300-100 on MNIST: the paper's hyperparameters, six seeds, a fifth of the paper's training steps.
 
-Frankle & Carbin 2019 (arXiv 1803.03635), section 2: Adam 1.2e-3, batch 60, 20 % of the remaining weights
-a round and 10 % in the output layer; 10,000 steps of training (11 epochs) where the paper has 50,000
-(`configs/lenet300_mnist_paper.py`). Controls at the two levels whose values are published.
+Frankle & Carbin 2019 (arXiv 1803.03635), section 2: Adam 1.2e-3, batch 60, 20 % of the remaining weights per
+round and 10 % in the output layer. Training has 10,000 steps (11 epochs) instead of the paper's 50,000
+(`configs/lenet300_mnist_paper.py`). Controls run at the two levels whose values are published.
 
     python run.py --config configs/lenet300_mnist.py
 
-Needs mnist.npz in data/, or a network to fetch it once.
+Needs mnist.npz in data/, or an internet connection to fetch it once.
 Time: 24 min on 2 x86-64 cores, measured.
 Result: the report in the run folder.
 """

@@ -1,13 +1,13 @@
-"""LeNet-300-100 on MNIST with the numbers of Frankle & Carbin 2019 (arXiv 1803.03635), section 2.
+"""LeNet-300-100 on MNIST with the hyperparameters of Frankle & Carbin 2019 (arXiv 1803.03635), section 2.
 
-50,000 steps of batch 60, Adam 1.2e-3, 20 % of the remaining weights a round and 10 % in the output
-layer, evaluated every 100 steps, five trials, three reinitialisations a ticket, down to 1.2 %.
+50,000 steps of batch 60, Adam 1.2e-3, 20 % of the remaining weights per round and 10 % in the output
+layer, evaluated every 100 steps, five trials, three reinitialisations per ticket, down to 1.2 %.
 
     python run.py --config configs/lenet300_mnist_paper.py
 
-Needs mnist.npz in data/, or a network to fetch it once.
+Needs mnist.npz in data/, or an internet connection to fetch it once.
 Time: long; `--dry-run` estimates it on your machine, and `--train.steps 5000` makes it ten times shorter.
-Result: the paper has about 98.1 % dense and the same accuracy at 3.6 % of the weights.
+Result: the paper reports about 98.1 % dense and the same accuracy at 3.6 % of the weights.
 """
 
 from lthjax.config import Data, Optim, Prune, Study, Train

@@ -1,12 +1,12 @@
 """LeNet-5 on MNIST: six seeds, down to 2.4 % of its weights, controls at every second level.
 
 The protocol of Frankle & Carbin 2019 (arXiv 1803.03635) for LeNet on MNIST (Adam 1.2e-3, batch 60, 20 %
-a round and 10 % in the output layer), on the convolutional LeNet-5, with shorter trainings of 5,000
+per round and 10 % in the output layer), on the convolutional LeNet-5, with shorter training of 5,000
 steps (5.5 epochs).
 
     python run.py --config configs/lenet5_mnist.py
 
-Needs mnist.npz in data/, or a network to fetch it once.
+Needs mnist.npz in data/, or an internet connection to fetch it once.
 Time: 1 h 26 min on 2 x86-64 cores, measured.
 Result: the report in the run folder.
 """

@@ -1,14 +1,14 @@
-"""What rounding the factors of products costs in accuracy: LeNet-5 on MNIST in float32, TF32 and bfloat16.
+"""The accuracy cost of rounding the factors of products: LeNet-5 on MNIST in float32, TF32 and bfloat16.
 
-Weights, sums and everything but the factors of matrix products and convolutions are float32, as in the
-units of GPUs and TPUs that this option is for. Seeds share initial weights, split and order over the
-three, so differences are paired. The schedule is that of transfer_lenet5.py.
+Only the factors of matrix products and convolutions are rounded; weights, sums and all else are float32, as
+in the GPU and TPU units that this option is for. The three studies share initial weights, split and order per
+seed, so differences are paired. The schedule is that of transfer_lenet5.py.
 
     python run.py --config configs/precision_lenet5.py
 
-Needs mnist.npz in data/, or a network to fetch it once.
-Time: 11 min on 2 x86-64 cores, measured; they are not faster for rounded factors.
-Result: the page that compares the three.
+Needs mnist.npz in data/, or an internet connection to fetch it once.
+Time: 11 min on 2 x86-64 cores, measured; rounded factors do not speed up a CPU.
+Result: a page that compares the three.
 """
 
 from lthjax import sweep

@@ -1,14 +1,14 @@
 """The whole experiment in minutes: LeNet-5 on 10,000 images of MNIST, down to 9 % of its weights.
 
-Reproduces in small what Frankle & Carbin 2019 (arXiv 1803.03635) show in section 2: tickets found by
-iterative magnitude pruning keep the dense network's accuracy where the same masks on fresh weights
-(reinit) and random masks on the same weights (random) lose it.
+A small reproduction of Frankle & Carbin 2019 (arXiv 1803.03635), section 2: tickets found by iterative
+magnitude pruning keep the dense network's accuracy. The same masks on fresh weights (reinit) and random
+masks on the same weights (random) lose it.
 
     python run.py --config configs/quickstart.py
 
 Time: about 1.5 minutes on 2 x86-64 cores.
-Result: at 8.9 % of the weights tickets stay within a point of the dense network (about 95 %), which with
-450 steps of training is far above reinit and random (84 to 86 %).
+Result: at 8.9 % of the weights tickets stay within a point of the dense network (about 95 % after 450
+training steps), far above reinit and random (84 to 86 %).
 """
 
 from lthjax.config import Data, Study, Train

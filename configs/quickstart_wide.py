@@ -1,8 +1,8 @@
 """A small target for transfer: LeNet-5 with twice its channels and units, on 10,000 images of MNIST.
 
-The quickstart's training on another architecture, for tickets to be moved to (`analysis.transfer`, after
-Chen et al. 2021, arXiv 2103.16547). Its own tickets, in larger steps, are what moved ones are held
-against.
+The quickstart's training on another architecture, to which tickets are moved (`analysis.transfer`, after
+Chen et al. 2021, arXiv 2103.16547). Its own tickets, in larger steps, are the baseline of the moved
+tickets.
 
     python run.py --config configs/quickstart_wide.py
     python -m analysis.transfer --from runs/quickstart-f91424be --to configs/quickstart_wide.py

@@ -1,15 +1,15 @@
-"""Pruning rates and schedules: LeNet-5 on MNIST, 10, 20, 40 and 60 % a round and one-shot.
+"""Pruning rates and schedules: LeNet-5 on MNIST, 10, 20, 40 and 60 % per round and one-shot.
 
 Frankle & Carbin 2019 (arXiv 1803.03635) compare one-shot with iterative pruning in section 2 and rates
-in an appendix. Here every schedule goes to about 5 % of the weights (60 % a round to 2.6 %), layer by
-layer and globally, and one-shot pruning to densities that 20 % a round passes. The dense networks are
+in an appendix. Here every schedule ends at about 5 % of the weights (60 % per round at 2.6 %), by layer
+and globally. One-shot pruning goes to densities that 20 % per round passes. The dense networks are
 trained once and shared.
 
     python run.py --config configs/rates_lenet5.py
 
-Needs mnist.npz in data/, or a network to fetch it once.
+Needs mnist.npz in data/, or an internet connection to fetch it once.
 Time: 56 min on 2 x86-64 cores, measured.
-Result: the page that compares the studies, which names the cheapest schedule for every density; published in
+Result: a page that compares the studies and names the cheapest schedule for every density; published in
 results/rates_lenet5.
 """
 

@@ -1,17 +1,17 @@
-"""ResNet-20 on CIFAR-10, rewound to step 0 and to step 2,000, with the numbers of Frankle et al. 2020.
+"""ResNet-20 on CIFAR-10, rewound to step 0 and to step 2,000, hyperparameters of Frankle et al. 2020.
 
 Linear Mode Connectivity (arXiv 1912.05671), table 1: 63,000 steps of batch 128, SGD with momentum 0.9 and
-weight decay 1e-4, learning rate 0.1, a tenth of it from step 32,000 and of that from 48,000, images
-shifted and mirrored; 20 % of the convolutions' remaining weights a round, shortcuts and output layer left
-alone (Frankle & Carbin 2019, arXiv 1803.03635, section 4). Here layer by layer; the papers rank the weights
-of all convolutions together.
+weight decay 1e-4. The learning rate is 0.1, divided by ten at step 32,000 and again at 48,000; images are
+shifted and mirrored. Each round prunes 20 % of the convolutions' remaining weights, but not shortcuts and
+output layer (Frankle & Carbin 2019, arXiv 1803.03635, section 4). Here pruning is by layer; the papers rank
+the weights of all convolutions together.
 
     python run.py --config configs/resnet20_cifar_paper.py
 
-Needs cifar10.npz in data/, or a network to fetch it once.
+Needs cifar10.npz in data/, or an internet connection to fetch it once.
 Time: meant for a GPU or TPU; on a CPU it takes weeks: `--dry-run` estimates it on your machine.
 Result: the papers find that tickets rewound to step 0 are no better than random pruning at this learning
-rate (87.7 % both at 16.7 % of the weights, arXiv 1903.01611, figure 3), and that late rewinding mends that.
+rate (87.7 % both at 16.7 % of the weights, arXiv 1903.01611, figure 3), and that late rewinding fixes this.
 """
 
 from lthjax.config import Data, Optim, Prune, Study, Train

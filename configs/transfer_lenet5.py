@@ -1,17 +1,17 @@
-"""Tickets to be moved: LeNet-5 on MNIST and on Fashion-MNIST, and a LeNet-5 of twice the width on MNIST.
+"""Tickets to move: LeNet-5 on MNIST and on Fashion-MNIST, and a LeNet-5 of twice the width on MNIST.
 
-Sources and targets of `analysis.transfer`: between data sets as Morcos et al. 2019 (arXiv 1906.02773) ask,
-between widths by matching units. Rounds of 40 % (output layer 20 %) pass 22 % and 5 % of the weights;
-trainings have 2,500 steps, half of those of lenet5_mnist.py.
+Sources and targets of `analysis.transfer`: between data sets as in Morcos et al. 2019 (arXiv 1906.02773), and
+between widths by matched units. Rounds of 40 % (output layer 20 %) pass 22 % and 5 % of the weights.
+Training has 2,500 steps, half of those of lenet5_mnist.py.
 
     python run.py --config configs/transfer_lenet5.py
     python -m analysis.transfer --from runs/MNIST --to runs/FASHION runs/WIDE --levels 3 6
     python -m analysis.transfer --from runs/FASHION --to runs/MNIST --levels 3 6
 
-with the run folders that the first command names. Needs mnist.npz and fashion_mnist.npz in data/, or a
-network to fetch them once.
-Time: about 15 min on 2 x86-64 cores for the first command, as `--dry-run` estimates it; the second and third
-say theirs when they start.
+with the run folders that the first command prints. Needs mnist.npz and fashion_mnist.npz in data/, or an
+internet connection to fetch them once.
+Time: about 15 min on 2 x86-64 cores for the first command, estimated by `--dry-run`; the second and third
+print theirs when they start.
 Result: the figures and tables in the `transfer` folder of every target's run folder, and its report.
 """
 

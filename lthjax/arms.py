@@ -1,8 +1,8 @@
-"""What is trained at a level: the ticket and its controls, one row of `ARMS` each.
+"""The arms trained at a level: the ticket and its controls, one row of `ARMS` each.
 
-An arm is a leaf of its chain: it is trained once on the level's mask and nothing is pruned from it.
-From the final weights of a chain's leader the next level's mask is made: `ticket` leads the chains that
-rewind, and a row with `leads` a chain of its own.
+An arm is a leaf of its chain: it is trained once on the level's mask, and nothing is pruned from it. The
+final weights of a chain's leader give the next level's mask. `ticket` leads the chains that rewind, and a row
+with `leads` leads its own chain.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _shuffle = jax.jit(prune.shuffle)
 
 
 class Context(NamedTuple):
-    """What an arm may draw on.
+    """The inputs of an arm.
 
     Attributes:
         key: this cell's own random stream.
@@ -27,8 +27,8 @@ class Context(NamedTuple):
         final: the parameters from which this level's mask was made.
         parent: the mask from which this level's mask was made.
         mask: the ticket's mask at this level.
-        scores: the criterion's scores, by which the mask was made; None where a run is read again, and only
-            start weights are asked for.
+        scores: the criterion's scores that made the mask; None when a finished run is read and only its
+            start weights are needed.
     """
 
     key: jax.Array
@@ -41,16 +41,16 @@ class Context(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """How a cell's mask and start weights come about.
+    """How to make a cell's mask and start weights.
 
     Attributes:
         mask: context -> mask.
         params: (context, mask) -> start weights; the mask is applied to them afterwards.
-        train: whether the cell is trained, or evaluated as it stands.
-        start: "rewind" starts at the chain's rewind step and trains what is left; "zero" starts at
-            step 0 and trains all steps, for weights that have no state at the rewind step.
-        leads: whether it has a chain of its own, in which it is what the next mask is made from.
-        criterion: of its own chain, where that is not the study's.
+        train: whether the cell is trained, or evaluated untrained.
+        start: "rewind" starts at the chain's rewind step and trains the remaining steps; "zero" starts
+            at step 0 and trains all steps, for weights that have no state at the rewind step.
+        leads: whether it leads its own chain, that is, gives that chain's next mask.
+        criterion: the criterion of its own chain, if it is not the study's.
         summary: one line for help and report.
     """
 
@@ -68,7 +68,7 @@ def _ticket_mask(context: Context) -> PyTree:
 
 
 def rewound(context: Context, mask: PyTree) -> PyTree:
-    """The weights at the rewind step, as they were saved."""
+    """The saved weights at the rewind step."""
     return context.origin
 
 
@@ -77,7 +77,7 @@ def _fresh(context: Context, mask: PyTree) -> PyTree:
 
 
 def _rescaled(context: Context, mask: PyTree) -> PyTree:
-    """Fresh weights, every unit's scaled by the root of its inputs / surviving inputs."""
+    """Fresh weights, scaled per unit by the root of its inputs / surviving inputs."""
     return _rescale(context.init(context.key), mask)
 
 
@@ -94,7 +94,7 @@ def _rescale(params: PyTree, mask: PyTree) -> PyTree:
 
 
 def _permuted(context: Context, mask: PyTree) -> PyTree:
-    """The survivors' original values in another order, layer by layer."""
+    """The survivors' original values, permuted within each layer."""
     return _permute(context.key, context.origin, mask)
 
 
@@ -127,7 +127,7 @@ def _sign_only(context: Context, mask: PyTree) -> PyTree:
 
 
 def _inverted(context: Context) -> PyTree:
-    """The mask that keeps the worst: as many in every layer, but of the lowest scores."""
+    """The mask that keeps the lowest scores: as many weights per layer as the ticket."""
     opposite = jax.tree.map(_opposite, context.scores)
     alive = zip(prune.survivors(context.parent), prune.survivors(context.mask), strict=True)
     return prune.remove_counted(opposite, context.parent, [was - left for (was, _), (left, _) in alive])
@@ -138,7 +138,7 @@ def _opposite(scores: jax.Array) -> jax.Array:
 
 
 def _by_rule(rule: Callable[..., PyTree]) -> Callable[[Context], PyTree]:
-    """A random mask by rule, of the ticket's density."""
+    """A random mask by a rule, with the ticket's density."""
 
     def mask(context: Context) -> PyTree:
         left, total = prune.totals(context.mask)
@@ -236,4 +236,4 @@ ARMS: dict[str, Arm] = {
         summary="iterative pruning of random weights in every round, a chain of its own",
     ),
 }
-"""The arms by name; a new one is a new row."""
+"""The arms by name; add a row to add one."""

@@ -1,4 +1,4 @@
-"""How every command begins and ends: what no command line means, one sentence for a fault, signals."""
+"""The start and end of every command: argument checks, one sentence for an error, signals."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from lthjax.errors import UserError
 
 _Options = TypeVar("_Options")
-# Seconds that a command has to end by itself after a signal.
+# Seconds that a command may take to end by itself after a signal.
 _GRACE = 3.0
 
 
@@ -23,10 +23,10 @@ class Stopped(BaseException):
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command and says in one sentence why it ended early.
+    """Runs a command, and reports an early end in one sentence.
 
-    A user's mistake ends it with status 2, and so does a fault of the disk; Ctrl-C, SIGTERM and SIGHUP
-    with 128 and the signal's number, within a few seconds. What was written until then is whole.
+    A user's mistake or a disk error ends it with status 2. Ctrl-C, SIGTERM and SIGHUP end it within a few
+    seconds, with status 128 plus the signal's number. Files written until then are complete.
     """
     try:
         with _stoppable():
@@ -35,7 +35,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:
-        # Who read the output has gone; nothing can be said to them.
+        # The reader of the output has closed it, so nothing can be reported.
         os._exit(128 + 13)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -58,10 +58,10 @@ def _fail(why: str) -> NoReturn:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Raises for what no command line means: an option twice, an empty value, an address on the net.
+    """Rejects arguments that are surely mistakes: a repeated option, an empty value, a URL.
 
-    Of an option that is given twice only the last would count; an empty value, as an unset variable of the
-    shell leaves it, would be the current folder; an address would be a folder of that name.
+    Of a repeated option only the last value would count. An empty value, for example from an unset shell
+    variable, would mean the current folder. A URL would become a folder of that name.
 
     Raises:
         UserError: names the option or the value.
@@ -72,7 +72,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         name, equals, value = argument.partition("=")
         if argument.startswith("--") and len(argument) > 2:
             option, value = name, value if equals else "-"
-            # --dry-run and --no-dry-run are one; - and _ mean the same.
+            # --dry-run and --no-dry-run are one option; - and _ are equivalent.
             plain = "--" + name[2:].replace("_", "-").removeprefix("no-")
             if plain in seen:
                 raise UserError(f"{name}: it is given twice; give it once, all its values after it.")
@@ -89,16 +89,16 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 
 def parsed(kind: type[_Options], arguments: Sequence[str], program: str, usual: Any = None) -> _Options:
-    """The options of a command line; `--help` is made from their fields' docstrings.
+    """Parses the options of a command line; `--help` shows the docstrings of their fields.
 
     Args:
         kind: a dataclass.
-        arguments: the command line's.
-        program: what the command is called.
-        usual: the options where nothing is said; by default the fields' own defaults.
+        arguments: the command line's arguments.
+        program: name of the command.
+        usual: default options; by default the fields' own defaults.
 
     Raises:
-        UserError: they are not understood.
+        UserError: the arguments are not valid.
     """
     import tyro
 
@@ -119,7 +119,7 @@ def parsed(kind: type[_Options], arguments: Sequence[str], program: str, usual: 
 
 
 def one_sentence(box: str) -> str:
-    """What is said in the box that tyro draws around an error, without the box and its advice.
+    """The text of the box that tyro draws around an error, without the box and its advice.
 
     Where the terminal takes no UTF-8, there is no frame: a title and a rule come before the text.
     """
@@ -135,7 +135,7 @@ def load_jax() -> None:
     """Imports JAX, which reads its environment variables.
 
     Raises:
-        UserError: one of them has a value that JAX does not take.
+        UserError: one of them has a value that JAX does not accept.
     """
     try:
         import jax  # noqa: F401
@@ -152,7 +152,7 @@ def load_jax() -> None:
 
 
 def _no_device() -> str:
-    """Why JAX finds no device, where its environment variables are what is wrong; else ""."""
+    """Why JAX finds no device, if its environment variables are the cause; else ""."""
     said = [
         f"{name}: {os.environ[name]!r}"
         for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")
@@ -162,7 +162,7 @@ def _no_device() -> str:
         return ""
     try:
         sys.modules["jax"].devices()
-    except Exception as error:  # JAX raises several kinds, some of them without a word
+    except Exception as error:  # JAX raises several types, some without a message
         reason = (str(error).strip() or "no such device").splitlines()[0]
         return (
             f"{' and '.join(said)}: JAX cannot start with it ({reason}); unset the variable, or name what "
@@ -177,7 +177,7 @@ def _goes_on(number: int) -> str:
 
 
 def _end(number: int) -> NoReturn:
-    """Ends the process at once: threads of libraries would keep it for longer."""
+    """Ends the process at once; library threads would delay a normal exit."""
     with contextlib.suppress(OSError):
         print(_goes_on(number), file=sys.stderr, flush=True)
     os._exit(128 + number)
@@ -185,13 +185,13 @@ def _end(number: int) -> NoReturn:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Turns signals into an exception, and ends the process where that does not get through in time.
+    """Turns signals into an exception, and ends the process if that takes too long.
 
-    Python handles signals between two of its own instructions; a compiled program runs for longer than
-    that. So a thread waits for them, too.
+    Python handles signals only between its own instructions, and a compiled program may run for longer. So a
+    thread waits for signals, too.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may ask for signals
+        yield  # only the main thread may handle signals
         return
     ending = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     ending = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]

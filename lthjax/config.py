@@ -1,7 +1,7 @@
-"""What a study is: frozen dataclasses, read from a Python file, overridden, validated, fingerprinted.
+"""Definition of a study: frozen dataclasses, loaded from a Python file, overridden, validated, fingerprinted.
 
-A config file is Python that ends in `config = Study(...)`, or in `configs`, a list of them. This module
-loads neither jax nor flax, so that `--help` answers at once.
+A config file is Python code that ends in `config = Study(...)`, or in `configs`, a list of studies. This
+module imports neither jax nor flax, so that `--help` answers at once.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from lthjax.rows import Listed
 Duration = int | str
 """A number of steps (`500` or "500 steps") or epochs ("2 epochs")."""
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
-"""Of the factors of products: 23, 10 and 7 explicit bits of mantissa."""
+"""Precision of the factors of products: 23, 10 and 7 explicit mantissa bits."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Data:
     validation: int = 5000
     """Training images held out for validation, chosen by the seed."""
     augment: bool = False
-    """Shift by up to 4 pixels and flip left to right, at random, in training."""
+    """Random shifts by up to 4 pixels and random left-right flips in training."""
 
 
 @dataclass(frozen=True)
@@ -58,34 +58,34 @@ class Optim:
     weight_decay: float = 0.0
     """Weight decay of all parameters: added to the gradient under sgd, decoupled under adam (AdamW)."""
     schedule: Literal["constant", "cosine", "steps"] = "constant"
-    """How the learning rate goes on after the warm-up: constant, a cosine down to 0 at the end, or
-    multiplied by `decay` at every milestone."""
+    """Learning rate after the warm-up: constant, a cosine down to 0 at the end, or multiplied by
+    `decay` at every milestone."""
     warmup: Duration = 0
     """Linear warm-up from 0, in steps or epochs."""
     milestones: tuple[Duration, ...] = ()
-    """Where the schedule "steps" drops, in steps or epochs."""
+    """Milestones of the schedule "steps", in steps or epochs."""
     decay: float = 0.1
     """Factor at a milestone."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """How long, and how often it is evaluated."""
+    """Length of training, and how often it is evaluated."""
 
     steps: Duration = 5000
-    """Length of a training, in steps or epochs."""
+    """Length of training, in steps or epochs."""
     batch: int = 60
     """Images in a batch."""
     eval_every: Duration = 250
-    """Validation and test are evaluated after every so many steps or epochs, and after the last step."""
+    """Steps or epochs between evaluations on validation and test; the last step is always evaluated."""
     precision: Precision = "float32"
-    """To which the factors of matrix products and convolutions are rounded, those of the gradients too;
-    sums and weights are float32. The numbers are alike on every platform. A CPU is not faster for it."""
+    """Precision to which the factors of matrix products and convolutions are rounded, also in gradients;
+    sums and weights are float32. Results agree across platforms. It does not speed up a CPU."""
 
 
 @dataclass(frozen=True)
 class Prune:
-    """What is removed in a round."""
+    """What each pruning round removes."""
 
     criterion: Annotated[
         str,
@@ -96,19 +96,19 @@ class Prune:
             "CRITERIA",
         ),
     ] = "large_final"
-    """Score by which weights are ranked, the lowest are removed: a key of `criteria.CRITERIA`."""
+    """Score that ranks weights; the lowest are removed: a key of `criteria.CRITERIA`."""
     scope: Literal["layer", "global"] = "layer"
     """Rank within every layer, or over all layers together."""
     rate: float | tuple[tuple[str, float], ...] = (("output", 0.1), (".", 0.2))
-    """Share of the remaining weights removed in a round: one number, or pairs of a regex on the
-    weight's path and a number, of which the first match wins."""
+    """Share of the remaining weights removed per round: one number, or pairs of a regex on the
+    weight's path and a number; the first match wins."""
     rates: tuple[float, ...] = ()
-    """One rate a level, instead of `rate`."""
+    """One rate per level, instead of `rate`."""
     density: float | None = None
-    """Density at the last level, of every layer or (scope global) of all, instead of `rate`. With
-    one level: one-shot."""
+    """Density at the last level, of every layer or (scope global) of all layers together, instead of `rate`.
+    With one level: one-shot."""
     course: Literal["geometric", "linear", "cubic"] = "geometric"
-    """How `density` is approached over the levels."""
+    """Course of the density over the levels down to `density`."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,13 @@ class Study:
     arms: Annotated[
         tuple[str, ...], Listed("What is trained at each level, ticket always: {}.", "arms", "ARMS")
     ] = ("ticket", "reinit", "random")
-    """What is trained at each level, ticket always: keys of `arms.ARMS`."""
+    """Arms trained at each level; ticket is always included: keys of `arms.ARMS`."""
     repeats: tuple[tuple[str, int], ...] = ()
-    """How often an arm is trained at each level and seed: pairs of arm and number; 1 where not named."""
+    """Number of runs of an arm at each level and seed: pairs of arm and number; the default is 1."""
     control_levels: tuple[int, ...] = ()
-    """Levels at which the arms other than ticket run; none named means every level."""
+    """Levels at which the arms other than ticket run; empty means every level."""
     rewind: tuple[Duration, ...] = (0,)
-    """Steps or epochs to which tickets are rewound; each is a chain of its own."""
+    """Steps or epochs to which tickets are rewound; each gives its own chain."""
     model: Annotated[str, Listed("Network: {}.", "models", "MODELS")] = "lenet5"
     """Network: a key of `models.MODELS`."""
     data: Data = field(default_factory=Data)
@@ -143,9 +143,9 @@ class Lengths(NamedTuple):
     """A study's durations, in steps.
 
     Attributes:
-        per_epoch: steps in an epoch: whole batches in the train split; the rest of an epoch's order
-            is left out.
-        total: steps of a training from step 0.
+        per_epoch: steps in an epoch, that is, whole batches in the train split; the rest of an epoch's
+            order is dropped.
+        total: steps of a training run from step 0.
         evaluate: steps between evaluations.
         warmup: steps of warm-up.
         milestones: steps at which the learning rate drops.
@@ -160,14 +160,14 @@ class Lengths(NamedTuple):
     rewind: tuple[int, ...]
 
 
-# Of a study: as many take half a day of writing alone, and 12 GB.
+# Cells of a study. Writing this many takes half a day, and 12 GB.
 _MOST_CELLS = 100_000
 # Steps are counted in int32, and learning rates are float32.
 _MOST_STEPS = 2**31 - 1
 _SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
-# Fields that only add cells to a study: they stay outside the fingerprint, so that a study can be
-# widened without training anything again. `levels` is one because no level's rate depends on it.
+# Fields that only add cells to a study. They are outside the fingerprint, so that a study can be extended
+# without training anything again. `levels` is among them because no level's rate depends on it.
 _WIDENING = ("name", "seeds", "levels", "arms", "repeats", "control_levels", "rewind")
 
 
@@ -175,7 +175,7 @@ def load(path: str | Path) -> Study:
     """The study in a config file.
 
     Raises:
-        UserError: as `load_all`, or it defines several.
+        UserError: as for `load_all`, or the file defines several studies.
     """
     found = load_all(path)
     if len(found) > 1:
@@ -187,7 +187,7 @@ def load_all(path: str | Path) -> list[Study]:
     """The studies in a config file: its `config`, or all of its `configs`.
 
     Raises:
-        UserError: there is no such file, it does not run, or it does not define one of them.
+        UserError: the file does not exist, fails to run, or defines neither of them.
     """
     path = Path(path)
     if not path.is_file():
@@ -207,7 +207,7 @@ def load_all(path: str | Path) -> list[Study]:
         raise UserError(f"{path}: it defines {' and '.join(there) or 'no `config`'}; {wanted}.")
     found = defined[there[0]]
     studies = list(found) if there == ["configs"] and isinstance(found, list | tuple) else [found]
-    # A subclass may add or derive fields, and what reads a run folder knows nothing of them.
+    # A subclass may add or derive fields that readers of a run folder do not know.
     strange = [type(study).__name__ for study in studies if type(study) is not Study]
     if strange or not studies:
         what = f"of type {strange[0]}" if strange else "that is empty"
@@ -219,10 +219,10 @@ def load_all(path: str | Path) -> list[Study]:
 
 
 def from_dict(fields: dict[str, Any]) -> Study:
-    """The study that `dataclasses.asdict` and JSON made these fields of.
+    """The study with these fields, as given by `dataclasses.asdict` and JSON.
 
     Raises:
-        TypeError: a field is not known, or a part of the study is no dictionary.
+        TypeError: a field is unknown, or a part of the study is no dictionary.
     """
 
     def tuples(value: Any) -> Any:
@@ -237,10 +237,10 @@ def from_dict(fields: dict[str, Any]) -> Study:
 
 
 def replaced(study: Study, fields: Mapping[str, Any]) -> Study:
-    """The study with other values of some fields, by dotted name: {"levels": 3, "train.steps": 500}.
+    """The study with new values for some fields, by dotted name: {"levels": 3, "train.steps": 500}.
 
     Raises:
-        UserError: there is no such field.
+        UserError: a field is unknown.
     """
     known = flat(study)
     for name in fields:
@@ -254,12 +254,12 @@ def replaced(study: Study, fields: Mapping[str, Any]) -> Study:
 
 
 def check_control_levels(study: Study) -> None:
-    """Raises for control levels that the study never reaches, which would be passed over without a word.
+    """Rejects control levels beyond the study's last level, which would have no effect.
 
-    Not part of `validate`: a file's `control_levels` stay what they are where `--levels` asks for fewer.
+    Not part of `validate`: a file's `control_levels` stay valid if `--levels` asks for fewer levels.
 
     Raises:
-        UserError: names them.
+        UserError: names the levels.
     """
     beyond = [level for level in study.control_levels if level > study.levels]
     if beyond:
@@ -270,10 +270,10 @@ def check_control_levels(study: Study) -> None:
 
 
 def check_size(study: Study) -> None:
-    """Raises for a study of more cells than could be listed, let alone be trained.
+    """Rejects a study with more cells than could be listed or trained.
 
     Raises:
-        UserError: says what of it is too much.
+        UserError: says which number is too large.
     """
     from lthjax.arms import ARMS
 
@@ -291,10 +291,10 @@ def check_size(study: Study) -> None:
 
 
 def check_data_name(name: str) -> None:
-    """Raises for a name of data that leads out of the data folder or that no file can have.
+    """Rejects a data name that leaves the data folder or that no file can have.
 
     Raises:
-        UserError: names it.
+        UserError: quotes the name.
     """
     parts = name.split("/")
     if any(not part or part.startswith(".") or len(part.encode()) > 200 for part in parts) or not (
@@ -307,11 +307,11 @@ def check_data_name(name: str) -> None:
 
 
 def check_types(part: Any, prefix: str = "") -> None:
-    """Raises for a field whose value is not of its declared type.
+    """Rejects a field whose value is not of its declared type.
 
     Args:
         part: a study, or a part of one.
-        prefix: of its fields' names.
+        prefix: prefix of its field names.
 
     Raises:
         UserError: names the field.
@@ -337,7 +337,7 @@ def _fits(value: Any, hint: Any) -> bool:
             return all(_fits(v, arguments[0]) for v in value)
         return len(value) == len(arguments) and all(map(_fits, value, arguments))
     if origin is Literal:
-        return isinstance(value, str)  # which ones is for `validate` to say
+        return isinstance(value, str)  # `validate` checks which strings are allowed
     if arguments:
         return any(_fits(value, option) for option in arguments)
     if hint is float:
@@ -346,7 +346,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _config_failure(error: BaseException, path: Path) -> str:
-    """One clause on why a config file does not run."""
+    """One clause that says why a config file fails to run."""
     typo = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     classes = {c.__name__: c for c in (Study, Data, Optim, Train, Prune)}
     if typo and typo[1] in classes:
@@ -358,14 +358,14 @@ def _config_failure(error: BaseException, path: Path) -> str:
 
 
 def parse_duration(value: Duration, name: str) -> tuple[int, Literal["steps", "epochs"]]:
-    """(number, unit) of a duration.
+    """The (number, unit) of a duration.
 
     Raises:
         UserError: it is neither a whole number, "N steps" nor "N epochs".
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value, "steps"
-    # More digits than any duration has are no number to Python.
+    # Limits the digits: Python rejects longer numbers, and no duration has as many.
     pattern = r"\s*(\d{1,20})\s*(steps?|epochs?)?\s*"
     match = re.fullmatch(pattern, value) if isinstance(value, str) else None
     if match is None:
@@ -547,7 +547,7 @@ def lengths(study: Study, train_split: int) -> Lengths:
 
 
 def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
-    """Everything that changes a cell's numbers, resolved: fields by dotted name, durations in steps.
+    """All settings that a cell's numbers depend on, by dotted name; durations in steps.
 
     Args:
         study: a validated study.
@@ -564,7 +564,7 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
     fields["optim.warmup"] = in_steps.warmup
     fields["optim.milestones"] = in_steps.milestones
     if study.prune.density is not None:
-        fields["levels"] = study.levels  # which then say what each of them prunes
+        fields["levels"] = study.levels  # as each level's rate then depends on their number
     fields["prune.rates"] = study.prune.rates[: study.levels]
     if (version := CRITERIA[study.prune.criterion].version) > 1:
         fields["prune.criterion_version"] = version
@@ -572,9 +572,9 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
 
 
 def fingerprint(full: dict[str, Any]) -> str:
-    """Eight hexadecimal digits of `identity`, fields at their defaults left out.
+    """Eight hexadecimal digits of `identity`, without fields at their defaults.
 
-    So that a field added later with a default that keeps the old behaviour renames no old run.
+    So a field that is added later, with a default that keeps the old behaviour, renames no old run.
     """
     usual = defaults()
     kept = {k: v for k, v in full.items() if k not in usual or usual[k] != v}
@@ -588,7 +588,7 @@ def defaults() -> dict[str, Any]:
 
 
 def repeats(study: Study, arm: str) -> int:
-    """How often an arm is trained at each level and seed."""
+    """The number of runs of an arm at each level and seed."""
     return dict(study.repeats).get(arm, 1)
 
 

@@ -1,7 +1,7 @@
-"""What a weight is worth: scores by which survivors are ranked before pruning; the lowest go.
+"""Pruning criteria: scores that rank the survivors; the lowest are pruned.
 
-One row a criterion: weights -> scores. Names of those that look at magnitudes are those of Zhou et
-al. 2019 (arXiv 1905.01067), table 1, with alpha = 1.
+One row per criterion: weights -> scores. Magnitude criteria are named as in Zhou et al. 2019
+(arXiv 1905.01067), table 1, with alpha = 1.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,13 @@ class Loss(Protocol):
 
 
 class Weights(NamedTuple):
-    """What a criterion may look at.
+    """The inputs of a criterion.
 
     Attributes:
-        initial: the weights that the chain rewinds to, the pruned ones 0.
-        final: the trained weights, the pruned ones 0.
+        initial: the weights that the chain rewinds to; pruned weights are 0.
+        final: the trained weights; pruned weights are 0.
         key: this level's own random stream.
-        loss: weights, and a temperature where it is not 1 -> mean loss on a fixed batch of train
-            images, nats.
+        loss: (weights, temperature if not 1) -> mean loss on a fixed batch of train images, nats.
         logits: (weights, images) -> logits.
         shape: of one image, batch axis included: (1, H, W, C).
         mask: which weights survive.
@@ -52,7 +51,7 @@ class Criterion(NamedTuple):
     Attributes:
         score: weights -> scores, a pytree like the weights.
         summary: one line for help and report.
-        version: raised when its scores change, so that a study with the new ones has a folder of its own.
+        version: increased when its scores change, so that a study with the new scores gets a new folder.
     """
 
     score: Callable[[Weights], PyTree]
@@ -61,7 +60,7 @@ class Criterion(NamedTuple):
 
 
 def _by_leaf(score: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[Weights], PyTree]:
-    """The criterion that looks at every weight by itself: (initial, final) -> score."""
+    """A criterion that scores every weight on its own: (initial, final) -> score."""
     return lambda weights: jax.tree.map(score, weights.initial, weights.final)
 
 
@@ -94,4 +93,4 @@ CRITERIA: dict[str, Criterion] = {
         "synaptic flow before training, without data",
     ),
 }
-"""The criteria by name; a new one is a new row."""
+"""The criteria by name; add a row to add one."""

@@ -9,7 +9,7 @@
    and download manager, decoded here with numpy; for any other image-classification set TFDS itself,
    which needs TensorFlow.
 
-What 2 and 3 give is cached as 1. `mnist_10k` is part of the package.
+Results of 2 and 3 are cached as 1. `mnist_10k` is part of the package.
 """
 
 import gzip
@@ -45,14 +45,14 @@ class Dataset(NamedTuple):
     """A data set in host memory.
 
     Attributes:
-        name: what it was asked for as.
+        name: the name under which it was loaded.
         train_images: uint8 [N, H, W, C].
         train_labels: int32 [N], in [0, classes).
         test_images: uint8 [M, H, W, C].
         test_labels: int32 [M].
         classes: number of classes.
         digest: content hash of the four arrays, 16 hexadecimal digits.
-        source: where it was read from, in words.
+        source: description of where it was read from.
     """
 
     name: str
@@ -71,15 +71,15 @@ class Dataset(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A row of `SOURCES`: where a data set comes from that has no file in the data folder.
+    """A row of `SOURCES`: a data set without a file in the data folder.
 
     Attributes:
-        arrays: (name, data folder) -> uint8 `train_images` and `test_images` [N, H, W, C], whole numbers
+        arrays: (name, data folder) -> uint8 `train_images` and `test_images` [N, H, W, C], integer
             `train_labels` and `test_labels` [N], optionally `classes`, their number. May download to the
-            folder. What it gives is kept there as an npz, and read from there the next time.
-        classes: how many there are, or None.
-        summary: where from, in words.
-        packaged: whether it is part of the package, and a file of that name does not count.
+            folder. The result is saved there as an npz, and read from it the next time.
+        classes: number of classes, or None.
+        summary: description of the source.
+        packaged: whether it is part of the package; a file of that name is then ignored.
     """
 
     arrays: Callable[[str, Path], Arrays]
@@ -89,13 +89,13 @@ class Source(NamedTuple):
 
 
 class Split(NamedTuple):
-    """One seed's split of the train images, and the normalisation that goes with it.
+    """One seed's split of the train images, and its normalisation.
 
     Attributes:
         train: int32 [N - validation], indices into the train images.
         validation: int32 [validation].
         mean: float32 [C], of the train split's pixels in [0, 1].
-        std: float32 [C], likewise.
+        std: float32 [C], of the same pixels.
     """
 
     train: np.ndarray
@@ -124,7 +124,7 @@ def load(name: str, dir: str | Path = "data") -> Dataset:
         dir: the data folder; need not exist.
 
     Raises:
-        UserError: it is nowhere to be found and cannot be fetched, or what was found is malformed.
+        UserError: it is not found and cannot be downloaded, or its contents are malformed.
     """
     config.check_data_name(name)
     check_folder(dir, "--data-dir")
@@ -149,17 +149,17 @@ def load(name: str, dir: str | Path = "data") -> Dataset:
 
 @settings.pinned()
 def split(dataset: Dataset, seed: int, validation: int) -> Split:
-    """Holds out `validation` train images by the seed's stream "split".
+    """Holds out `validation` train images, chosen by the seed's stream "split".
 
     Args:
         dataset: the data set.
         seed: the study's seed.
-        validation: how many to hold out, fewer than there are.
+        validation: number of images to hold out, fewer than there are.
     """
     n = len(dataset.train_images)
     order = np.asarray(jax.random.permutation(rng.stream(seed, "split"), n), np.int32)
     held_out, rest = np.sort(order[:validation]), np.sort(order[validation:])
-    # Sums of whole numbers, so that the statistics do not depend on the order of summation.
+    # Integer sums, so that the statistics do not depend on the order of summation.
     channels = dataset.shape[2]
     totals = np.zeros((channels, 256), np.int64)
     for part in np.array_split(rest, max(1, len(rest) // 5000)):
@@ -169,7 +169,7 @@ def split(dataset: Dataset, seed: int, validation: int) -> Split:
     values = np.arange(256) / 255
     mean = totals @ values / totals.sum(1)
     variance = totals @ values**2 / totals.sum(1) - mean**2
-    # Constant images have no spread to divide by; one grey value is the least that could be seen.
+    # Constant images have no spread to divide by; one grey value is the smallest visible difference.
     std = np.maximum(np.sqrt(np.maximum(variance, 0)), 1 / 255)
     return Split(rest, held_out, mean.astype(np.float32), std.astype(np.float32))
 
@@ -189,7 +189,7 @@ def gather(
     std: jax.Array,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """A batch, normalised; augmented where a key is given.
+    """A normalised batch; augmented if a key is given.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -209,7 +209,7 @@ def gather(
 
 
 def augment(key: jax.Array, batch: jax.Array, pad: int = 4) -> jax.Array:
-    """Pads with black, crops at random to the old size, and flips every second image on average.
+    """Pads with black, crops randomly to the old size, and flips each image with probability 1/2.
 
     Args:
         key: a PRNG key.
@@ -233,7 +233,7 @@ def augment(key: jax.Array, batch: jax.Array, pad: int = 4) -> jax.Array:
 
 
 def _of_source(row: Source, name: str, folder: Path) -> Arrays:
-    """What a row of `SOURCES` gives, as numpy arrays."""
+    """The numpy arrays of a row of `SOURCES`."""
     given = row.arrays(name, folder)
     missing = [key for key in _KEYS if key not in given]
     if missing:
@@ -243,7 +243,7 @@ def _of_source(row: Source, name: str, folder: Path) -> Arrays:
 
 
 def _packaged(name: str, folder: Path) -> Arrays:
-    """What is part of the package, whatever the folder."""
+    """The arrays that are part of the package; the folder is ignored."""
     with resources.as_file(resources.files("lthjax") / "assets" / f"{name}.npz") as path:
         return _read_npz(path)
 
@@ -257,7 +257,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             missing = [k for k in _KEYS if k not in archive]
             if missing:
                 raise UserError(f"{path}: it lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}.")
-            # A few bytes of a compressed file may unfold to more than there is room for.
+            # A small compressed file may expand to more than the memory holds.
             size, room = sum(member.file_size for member in zipfile.ZipFile(path).infolist()), _memory()
             if size > room:
                 raise UserError(
@@ -274,7 +274,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _memory() -> int:
-    """Bytes of this machine's memory; as many as a process can address where the system does not say."""
+    """Bytes of this machine's memory; the largest addressable size if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # no such call on Windows
@@ -282,7 +282,7 @@ def _memory() -> int:
 
 
 def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Dataset:
-    """A Dataset of arrays that are what they must be, or the sentence that says what is not."""
+    """A Dataset of these arrays, or an error that says what is wrong with them."""
     for part in ("train", "test"):
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         where = f"{source}: {part}_images"
@@ -306,7 +306,7 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
         raise UserError(
             f"{source}: test_images are {shapes[1]}, train_images {shapes[0]}; they must be alike."
         )
-    # A class that no train image has cannot be learnt; so many are a mistake, not a data set.
+    # A class without train images cannot be learnt; many such classes are a mistake in the data.
     declared = SOURCES[name].classes if name in SOURCES else None
     most = max(len(arrays["train_labels"]), declared or 0)
     if "classes" in arrays:
@@ -337,7 +337,7 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
 
 
 def _cache(dataset: Dataset, path: Path) -> None:
-    """Writes the documented npz, whole or not at all; a folder that cannot be written is no error."""
+    """Writes the documented npz atomically; an unwritable folder is no error."""
     arrays = {k: getattr(dataset, k) for k in _KEYS} | {"classes": np.int64(dataset.classes)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -359,7 +359,7 @@ def _tfds() -> Any:
 
 def _prepared_folder(folder: Path) -> Path | None:
     """The newest version below a TFDS data set's folder, or None."""
-    # NAME/VERSION or NAME/CONFIG/VERSION; the folder may be a large one that has only the same name.
+    # NAME/VERSION or NAME/CONFIG/VERSION. No deeper search: an unrelated large folder may have this name.
     patterns = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
     found = [info.parent for pattern in patterns for info in folder.glob(pattern)]
     return max(found, key=_version) if found else None
@@ -390,7 +390,7 @@ def _read_prepared(folder: Path) -> dict[str, np.ndarray]:
         return arrays
     except UserError:
         raise
-    except Exception as error:  # TFDS raises many kinds; the user can mend none of them in code
+    except Exception as error:  # TFDS raises many types, none of which the user can fix in code
         raise UserError(
             f"{folder}: TFDS cannot read it without TensorFlow ({_first_line(error)}); prepare it with "
             "file_format='array_record', or put an npz in its place."
@@ -408,7 +408,7 @@ def _same_shape(images: list[np.ndarray], where: object) -> np.ndarray:
 
 
 def _fetch(name: str, folder: Path) -> Arrays:
-    """Downloads what TFDS's catalogue lists for the set, checks it, and decodes it with numpy."""
+    """Downloads the files that TFDS's catalogue lists, checks them, and decodes them with numpy."""
     infos = dict(_tfds().builder_cls(name).url_infos)
     _look_first(name, infos, folder)
     try:
@@ -431,7 +431,7 @@ def _fetch(name: str, folder: Path) -> Arrays:
 
 
 def _look_first(name: str, urls: Mapping[str, Any], folder: Path) -> None:
-    """Fails at once where no address answers: TFDS would go on trying for minutes."""
+    """Fails at once if no address answers: TFDS would retry for minutes."""
     import requests
 
     failures: list[str] = []
@@ -486,7 +486,7 @@ def _decode_cifar(files: Mapping[str, Path]) -> dict[str, np.ndarray]:
             if member.name.endswith(".bin") and (file := tar.extractfile(member)) is not None:
                 batches[Path(member.name).name] = file.read()
     hundred = "train.bin" in batches
-    # CIFAR-100 has two label bytes, the coarse one first; the fine one is what is classified.
+    # CIFAR-100 has two label bytes, coarse and fine; the fine label is used.
     label_bytes = 2 if hundred else 1
     train = ["train.bin"] if hundred else [f"data_batch_{i}.bin" for i in range(1, 6)]
     test = ["test.bin"] if hundred else ["test_batch.bin"]
@@ -505,7 +505,7 @@ def _through_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
     tfds = _tfds()
     try:
         tfds.builder_cls(name)
-    except Exception:  # not found, no name at all, or of a namespace that takes what is not installed
+    except Exception:  # not found, not a valid name, or in a namespace with missing dependencies
         known = tfds.list_builders(with_community_datasets=False)
         own = sorted(p.stem for p in folder.glob("*.npz") if p.is_file())
         suggestion = str(unknown("data.name", name, [*SOURCES, *known, *own])).split(" Known:")[0]
@@ -526,7 +526,7 @@ def _through_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
         _look_first(name, builder.url_infos, folder)
     try:
         builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # as many kinds as there are data sets
+    except Exception as error:  # the types differ between data sets
         raise _unreachable(name, folder, _first_line(error)) from error
     return _read_prepared(Path(builder.data_dir))
 
@@ -544,4 +544,4 @@ SOURCES: dict[str, Source] = {
     "cifar100": Source(_fetch, 100, _CATALOGUE),
     "mnist_10k": Source(_packaged, 10, "10,000 images of MNIST, part of the package", packaged=True),
 }
-"""The data sets that can be had by name, without a file; a new one is a new row."""
+"""The data sets that can be loaded by name without a file; add a row to add one."""

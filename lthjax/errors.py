@@ -1,4 +1,4 @@
-"""The one error a user can cause: names it suggests, what is turned into it, paths that it refuses."""
+"""The one exception for user errors, the exceptions that become one, and checks of names and paths."""
 
 import difflib
 import errno
@@ -19,13 +19,13 @@ DAMAGED = (
     EOFError,
     RuntimeError,  # NotImplementedError among them: a flag or version that zipfile does not know
     SyntaxError,  # a header that is no Python literal
-    tokenize.TokenError,  # likewise, of the second try that numpy makes
+    tokenize.TokenError,  # likewise, from numpy's second attempt
     TypeError,  # a header whose literal is of another type
-    MemoryError,  # a header that claims more than there is
+    MemoryError,  # a header that claims more memory than there is
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What reading a damaged .npz may raise."""
+"""The exceptions that reading a damaged .npz may raise."""
 
 
 class UserError(ValueError):
@@ -36,7 +36,7 @@ class UserError(ValueError):
 
 
 def unknown(field: str, value: object, allowed: Iterable[str]) -> UserError:
-    """The error for a name that is not in a table, with the nearest name that is."""
+    """The error for a name that is not in a table; suggests the nearest name that is."""
     names = sorted(allowed)
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -44,21 +44,21 @@ def unknown(field: str, value: object, allowed: Iterable[str]) -> UserError:
 
 
 def shell(*words: object) -> str:
-    """A command as it can be pasted into a shell: its words, those quoted that need it."""
+    """A command that can be pasted into a shell: its words, quoted where needed."""
     return shlex.join(map(str, words))
 
 
 def check_folder(path: str | Path, option: str) -> None:
-    """Raises for a path that is no local folder and cannot become one.
+    """Rejects a path that is no local folder and cannot become one.
 
     Args:
         path: the folder; need not exist.
-        option: of the command line that names it.
+        option: the command line option that names it.
 
     Raises:
-        UserError: it is an address, a file, or the system does not let it be looked at.
+        UserError: it is a URL, a file, or cannot be accessed.
     """
-    # `Path` has made one slash of two.
+    # `Path` has merged two slashes into one.
     if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
         raise UserError(
             f"{option}: {str(path)!r} is an address; it must be a folder of this machine: mount it, or copy "

@@ -1,7 +1,7 @@
-"""What the JSON files of a run folder may hold: every field that is read, with its type.
+"""The fields of a run folder's JSON files: every field that is read, with its type.
 
-A file that passes can be read without a further look; one that does not gets one sentence. Fields that are
-not named here are free.
+A file that passes can be read without further checks; a file that fails gets an error of one sentence. Fields
+that are not listed here are allowed.
 """
 
 import math
@@ -16,7 +16,7 @@ Check = Callable[[Any], bool]
 
 
 class Result(TypedDict):
-    """A cell's result.json. Of a diverged cell the measurements are None or lacking."""
+    """A cell's result.json. If the cell diverged, the measurements are None or missing."""
 
     seed: int
     chain: str
@@ -49,7 +49,7 @@ class Result(TypedDict):
 
 
 class DataFacts(TypedDict):
-    """What study.json says of the data: counts of images, the shape of one, the hash of their content."""
+    """The data's entry in study.json: counts of images, shape of an image, hash of their content."""
 
     name: str
     source: str
@@ -77,41 +77,41 @@ class About(TypedDict):
 
 
 class Newer(ValueError):
-    """A file that names what this version does not know."""
+    """A file with a field that this version does not know."""
 
 
 def whole(least: int) -> Check:
-    """A whole number from `least` on that a table's column can hold."""
+    """Checks for a whole number from `least` on that fits a table's column."""
     return lambda value: type(value) is int and least <= value < 2**63
 
 
 def number(value: object) -> bool:
-    """A finite number."""
+    """Checks for a finite number."""
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def share(value: object) -> bool:
-    """A fraction, from 0 to 1."""
+    """Checks for a fraction, from 0 to 1."""
     return number(value) and 0 <= value <= 1  # type: ignore[operator]
 
 
 def text(value: object) -> bool:
-    """A string."""
+    """Checks for a string."""
     return isinstance(value, str)
 
 
 def table(value: object) -> bool:
-    """An object of JSON."""
+    """Checks for a JSON object."""
     return isinstance(value, dict)
 
 
 def many(check: Check) -> Check:
-    """A list of such."""
+    """Checks for a list whose items pass `check`."""
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
 def maybe(check: Check) -> Check:
-    """Such, or null."""
+    """Checks for null or a value that passes `check`."""
     return lambda value: value is None or check(value)
 
 
@@ -123,7 +123,7 @@ _CELL: Mapping[str, Check] = {
     "repeat": whole(1),
     "status": lambda value: value in ("done", "diverged"),
 }
-# Of one that was trained.
+# Of a trained cell.
 _TRAINED: Mapping[str, Check] = {
     "density": share,
     "weights_left": whole(0),
@@ -133,7 +133,7 @@ _TRAINED: Mapping[str, Check] = {
     "curves": table,
     "made_from": maybe(table),
 }
-# Of a replay of one, that `analysis.landscape` has kept at the step at which its loss matches another's.
+# Of a replay, which `analysis.landscape` saves at the step at which its loss matches another cell's.
 _REPLAYED: Mapping[str, Check] = {
     "step": whole(0),
     "train_loss": number,
@@ -154,7 +154,7 @@ _OF_CELL: Mapping[str, Check] = {
     "reason": text,
     "weights": whole(1),
 }
-# Of a ticket that `analysis.transfer` has moved: of what its result.json says that it was made from.
+# Of a ticket that `analysis.transfer` has moved: its sources in result.json.
 _MOVED: Mapping[str, Check] = {
     "source": text,
     "source_seed": whole(0),
@@ -189,7 +189,7 @@ _OF_STUDY: Mapping[str, Check] = {
 
 
 def result(fields: dict[str, Any]) -> None:
-    """Raises for a cell's result.json that is not what a training has written.
+    """Rejects a cell's result.json that no training run can have written.
 
     Raises:
         ValueError: names the first field that is wrong.
@@ -215,11 +215,11 @@ def result(fields: dict[str, Any]) -> None:
 
 
 def moved(fields: Mapping[str, Any], arms: Iterable[str]) -> str:
-    """The first field of a moved ticket's result.json that is missing or unknown; "" where none is.
+    """The first field of a moved ticket's result.json that is missing or unknown; "" if there is none.
 
     Args:
-        fields: of a result.json that `result` has passed.
-        arms: those that are known.
+        fields: fields of a result.json that has passed `result`.
+        arms: the known arms.
     """
     made = fields.get("made_from") or {}
     right = {name: check(made.get(name)) for name, check in _MOVED.items()}
@@ -228,7 +228,7 @@ def moved(fields: Mapping[str, Any], arms: Iterable[str]) -> str:
 
 
 def study(fields: dict[str, Any]) -> None:
-    """Raises for a study.json that is not what a run has written.
+    """Rejects a study.json that no run can have written.
 
     Raises:
         Newer: it has a field that this version does not know.

@@ -1,6 +1,6 @@
-"""Writing to disk: whole or not at all, on file systems that lack locks, renames or syncs, too.
+"""Atomic writing to disk, also on file systems that lack locks, renames or syncs.
 
-The one place that writes a file, moves a folder or takes a lock. It loads nothing but the standard library.
+Only this module writes files, moves folders or takes locks. It imports only the standard library.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import IO
 from lthjax.errors import UserError
 
 _log = logging.getLogger(__name__)
-# What a file system answers that does not know a call: Lustre, FUSE, CIFS, Google Drive.
+# Errors of file systems that do not support a call: Lustre, FUSE, CIFS, Google Drive.
 _UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF}
 _PART = ".tmp-"
 _numbers = itertools.count()
@@ -27,12 +27,12 @@ _said: set[str] = set()
 
 
 def unwritable(path: str | Path, error: Exception, advice: str = "") -> UserError:
-    """The error for what cannot be written: the path, why, and what to do.
+    """The error for a path that cannot be written: the path, the reason, and what to do.
 
     Args:
-        path: what was being written.
-        error: what came of it; of many lines the first is told.
-        advice: what to do; by default what helps against this reason.
+        path: the path that was being written.
+        error: the exception; of several lines only the first is reported.
+        advice: what to do; by default it depends on the reason.
     """
     number = getattr(error, "errno", None)
     full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
@@ -46,14 +46,14 @@ def unwritable(path: str | Path, error: Exception, advice: str = "") -> UserErro
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is never seen half, with the permissions that the umask gives.
+    """Writes a file atomically, with the permissions that the umask gives.
 
     Args:
-        path: the file; its folder must exist. A file that is there is replaced.
-        content: all of it.
+        path: the file; its folder must exist. An existing file is replaced.
+        content: the whole content.
 
     Raises:
-        OSError: it cannot be written; a file that was there still is.
+        OSError: it cannot be written; an existing file is left unchanged.
     """
     part = _part(path.parent, path.name)
     try:
@@ -70,12 +70,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def whole_folder(target: Path, last: str, within: Path) -> Iterator[Path]:
-    """A new folder to be filled, which becomes `target` when the block ends well and is gone otherwise.
+    """A new folder to fill; it becomes `target` if the block succeeds and is removed otherwise.
 
     Args:
-        target: where; nothing may be there.
-        last: the file in it that says that it is whole; where folders cannot be renamed it is copied last.
-        within: the folder in which it is filled, of the same file system.
+        target: the final path; must not exist.
+        last: the file in it that marks it as complete; where folders cannot be renamed it is copied last.
+        within: the folder in which it is filled, on the same file system.
     """
     part = _part(within, "")
     part.mkdir()
@@ -93,9 +93,9 @@ def whole_folder(target: Path, last: str, within: Path) -> Iterator[Path]:
 
 
 def clear(folder: Path) -> None:
-    """Removes what a process that was killed has left half written directly in a folder.
+    """Removes the incomplete files that killed processes have left directly in a folder.
 
-    Only for the one who holds the folder's lock.
+    Only the holder of the folder's lock may call this.
     """
     for left in folder.glob(f"{_PART}*"):
         if left.is_dir():
@@ -105,7 +105,7 @@ def clear(folder: Path) -> None:
 
 
 def _clear_dead(path: Path) -> None:
-    """Removes what processes of this machine that are gone have left half written of a file."""
+    """Removes incomplete versions of a file, left by dead processes of this machine."""
     ours = f"{_PART}{socket.gethostname()}-"
     for left in path.parent.glob(f"{glob.escape(ours)}*-{glob.escape(path.name)}"):
         number = left.name.removeprefix(ours).partition("-")[0]
@@ -114,7 +114,7 @@ def _clear_dead(path: Path) -> None:
 
 
 def _runs(process: int) -> bool:
-    """Whether a process is there; where that cannot be asked, it may be."""
+    """Whether a process is running; True where the system cannot say."""
     if os.name != "posix":
         return True
     try:
@@ -130,12 +130,12 @@ def move(source: Path, target: Path, last: str = "") -> None:
     """Renames a file or folder; copies it where the file system cannot rename.
 
     Args:
-        source: what; gone afterwards.
-        target: a file there is replaced.
-        last: of a folder, the file to be copied last.
+        source: the old path; gone afterwards.
+        target: the new path; an existing file is replaced.
+        last: for a folder, the file to copy last.
 
     Raises:
-        OSError: it cannot be written; or a folder is there.
+        OSError: it cannot be written; or a folder exists at the target.
     """
     try:
         os.replace(source, target)
@@ -159,7 +159,7 @@ def move(source: Path, target: Path, last: str = "") -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk; where that is not known, goes on.
+    """Waits until a file, or the names in a folder, are on disk; does nothing where this is not supported.
 
     Raises:
         OSError: the disk reports a fault.
@@ -167,7 +167,7 @@ def sync(path: Path) -> None:
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:
-        if path.is_dir():  # Windows opens no folders
+        if path.is_dir():  # Windows cannot open folders
             return
         raise
     try:
@@ -181,7 +181,7 @@ def sync(path: Path) -> None:
 
 
 def locked(path: Path) -> IO[str]:
-    """The lock file, locked; the lock goes with the process that holds it.
+    """Opens and locks the lock file; the lock ends with its process.
 
     Raises:
         UserError: another process holds it.
@@ -219,12 +219,12 @@ def sha256(path: Path) -> str:
 
 
 def _part(folder: Path, name: str) -> Path:
-    """The name of what is not whole yet: no other process and no other call has the same."""
+    """A name for an incomplete file, unique to this process and call."""
     return folder / f"{_PART}{socket.gethostname()}-{os.getpid()}-{next(_numbers)}{name and '-'}{name}"
 
 
 def _warn(where: Path, text: str) -> None:
-    """Says something of a file system once in a process, not for every file."""
+    """Warns about a file system once per process, not for every file."""
     if text not in _said:
         _said.add(text)
         _log.warning("%s: %s", where, text)

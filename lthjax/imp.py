@@ -1,14 +1,13 @@
-"""Iterative magnitude pruning: train, prune, rewind. Pure: says what to train, is told what came out.
+"""Iterative magnitude pruning: train, prune, rewind. Pure: it yields training tasks and receives results.
 
     level 0 is the dense network; then, for every level,
-        mask     <- prune the lowest scores among what the mask keeps
+        mask     <- prune the survivors with the lowest scores
         weights  <- the state at the rewind step, under the mask
         final    <- train
 
-Frankle & Carbin 2019 (arXiv 1803.03635), strategy 1 of their appendix B: every round starts from reset
-weights (strategy 2 goes on from the trained ones); rewinding to k > 0 after Frankle et al. 2019
-(arXiv 1903.01611). Every level has an order of the data of its own, and a ticket rewound to k enters it at
-batch k.
+Source: Frankle & Carbin 2019 (arXiv 1803.03635), strategy 1 of their appendix B: every round starts from
+reset weights (strategy 2 continues from the trained weights). Rewinding to k > 0 is from Frankle et al. 2019
+(arXiv 1903.01611). Every level has its own order of the data; a ticket rewound to k starts at its batch k.
 """
 
 from collections.abc import Generator
@@ -40,9 +39,9 @@ class Cell(NamedTuple):
     Attributes:
         seed: the seed.
         chain: the chain's name; "dense" for the dense network, which all chains share.
-        level: pruning rounds gone before.
+        level: number of pruning rounds before it.
         arm: a key of `ARMS`, or "dense".
-        repeat: from 1.
+        repeat: number of the repeat, from 1.
     """
 
     seed: int
@@ -53,12 +52,12 @@ class Cell(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """What makes masks: with the study's scope and rates, the step it rewinds to.
+    """A sequence of masks, one per level; scope and rates are the study's.
 
     Attributes:
-        name: `rewind-K`, or `ARM-K` where another arm leads.
-        rewind: K, the step.
-        leader: the arm from whose final weights the next mask is made.
+        name: `rewind-K`, or `ARM-K` if another arm leads.
+        rewind: K, the step to which it rewinds.
+        leader: the arm whose final weights give the next mask.
         criterion: a key of `CRITERIA`.
     """
 
@@ -69,7 +68,7 @@ class Chain(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A cell to be trained: its first step and one past its last, on which weights, under which mask."""
+    """A cell to train: its first step, one past its last step, start weights and mask."""
 
     cell: Cell
     start: int
@@ -86,9 +85,9 @@ class Ticket(NamedTuple):
 
 
 def chains(study: Study, lengths: Lengths) -> list[Chain]:
-    """The study's chains: one a rewind step, then those of the arms that lead their own.
+    """The study's chains: one per rewind step, then those of other arms that lead a chain.
 
-    An arm that starts at step 0 whatever the rewind step has one chain only.
+    An arm that always starts at step 0 has only one chain.
     """
     leaders = [_TICKET, *(arm for arm in study.arms if arm != _TICKET and ARMS[arm].leads)]
     steps = sorted(lengths.rewind)
@@ -105,31 +104,31 @@ def chains(study: Study, lengths: Lengths) -> list[Chain]:
 
 
 def leader(chain: str) -> str:
-    """The arm that leads the chain of that name; "dense" of the dense network's."""
+    """The arm that leads the chain of that name; "dense" for the dense network's chain."""
     made_by = chain.rpartition("-")[0] or chain
     return _TICKET if made_by == _REWIND else made_by
 
 
 def rewind_of(chain: str) -> int:
-    """The step that the chain of that name rewinds to; 0 of the dense network's."""
+    """The step that the chain of that name rewinds to; 0 for the dense network's chain."""
     return int(chain.rpartition("-")[2]) if chain != DENSE else 0
 
 
 def chain_of(study: Study, name: str) -> Chain:
-    """The chain of that name in a study, whether or not its config asks for it now."""
+    """The chain of that name in a study, even if its config no longer asks for it."""
     arm = leader(name)
     return Chain(name, rewind_of(name), arm, ARMS[arm].criterion or study.prune.criterion)
 
 
 def parent_of(cell: Cell) -> Cell:
-    """The leader of the level before, from whose final weights a cell's mask was made."""
+    """The previous level's leader, whose final weights gave a cell's mask."""
     if cell.level == 1:
         return Cell(cell.seed, DENSE, 0, DENSE)
     return Cell(cell.seed, cell.chain, cell.level - 1, leader(cell.chain))
 
 
 def arms_at(study: Study, chain: Chain, level: int) -> list[str]:
-    """A chain's arms at a level: its leader, and on the ticket's chain the controls where they run."""
+    """A chain's arms at a level: its leader and, on the ticket's chain, the controls of that level."""
     runs = chain.leader == _TICKET and (not study.control_levels or level in study.control_levels)
     return [chain.leader, *(arm for arm in study.arms if runs and not ARMS[arm].leads)]
 
@@ -156,7 +155,7 @@ def cells(study: Study, lengths: Lengths) -> list[Cell]:
 
 
 def span_of(cell: Cell, chain: Chain, total: int) -> tuple[int, int]:
-    """(first step, one past the last) of a cell's training; the same where it is not trained."""
+    """(first step, one past the last) of a cell's training; equal if it is not trained."""
     start = chain.rewind if ARMS[cell.arm].start == "rewind" else 0
     return start, total if ARMS[cell.arm].train else start
 
@@ -180,15 +179,15 @@ def rounds(
         lengths: its durations in steps.
         chain: the chain.
         seed: the seed.
-        model: for fresh weights, and for criteria that look at gradients.
+        model: for fresh weights, and for criteria that use gradients.
         initial: the state at step 0.
         origin: the state at the chain's rewind step.
         parent: the trained leader of level `first` - 1 (the dense network for level 1).
-        batch: (images float32 [B, H, W, C], labels int32 [B]), likewise.
-        first: where to begin; a chain that was cut is taken up at the first level not complete.
+        batch: (images float32 [B, H, W, C], labels int32 [B]), for criteria that use gradients.
+        first: the first level; an interrupted chain continues at its first incomplete level.
 
     Yields:
-        The tasks of a level, its leader first; wants the trained leader sent back.
+        The tasks of a level, its leader first; expects the trained leader to be sent back.
 
     Raises:
         UserError: the criterion gives scores that are not finite.
@@ -197,7 +196,7 @@ def rounds(
         key = rng.stream(seed, f"criterion/{chain.name}", level)
         going = removals(study, level, parent.mask)
         made = next_mask((chain.criterion, study.prune.scope), model, key, origin, parent, batch, going)
-        # On the host, as what comes from the store is: arrays of either kind would compile twice.
+        # On the host, like arrays from the store: two kinds of arrays would compile twice.
         scores, mask = jax.device_get(made)
         for path, bad, left in not_finite(
             scores, parent.mask, list(np.resize(going, len(jax.tree.leaves(mask))))
@@ -227,14 +226,14 @@ def rounds(
 def task(
     cell: Cell, chain: Chain, total: int, context: Context, mask: PyTree, stats: tuple[PyTree, PyTree]
 ) -> Task:
-    """What a cell is trained from under its mask.
+    """The training inputs of a cell, given its mask.
 
     Args:
-        cell: which.
+        cell: the cell.
         chain: its chain.
-        total: steps of a whole training.
-        context: what its arm may draw on.
-        mask: its own.
+        total: steps of a full training run.
+        context: the inputs of its arm.
+        mask: its own mask.
         stats: batch statistics at step 0, and at the chain's rewind step.
     """
     arm = ARMS[cell.arm]
@@ -244,14 +243,14 @@ def task(
 
 
 def key_of(cell: Cell) -> jax.Array:
-    """The random stream of a cell's own, from which its arm draws mask and weights."""
+    """The cell's own random stream, from which its arm draws mask and weights."""
     return rng.stream(cell.seed, f"arm/{cell.chain}/{cell.arm}", cell.level, cell.repeat)
 
 
 def schedule_at(study: Study, level: int) -> dict[str, Any]:
-    """What a level prunes: {"rate": share of the survivors} or {"density": what it is pruned to}.
+    """The pruning of a level: {"rate": share of the survivors to remove} or {"density": target density}.
 
-    Densities approach the last level's. Geometric: d**(l/L). Linear: 1 - (1 - d) l/L. Cubic:
+    Densities approach the last level's density. Geometric: d**(l/L). Linear: 1 - (1 - d) l/L. Cubic:
     1 - (1 - d) (1 - (1 - l/L)**3), of Zhu & Gupta 2017 (arXiv 1710.01878).
     """
     config = study.prune
@@ -266,12 +265,12 @@ def schedule_at(study: Study, level: int) -> dict[str, Any]:
 
 
 def removals(study: Study, level: int, mask: PyTree) -> np.ndarray:
-    """How many weights a level removes from every leaf of a mask, or in scope "global" from all.
+    """The number of weights that a level removes from every leaf; in scope "global", from all leaves.
 
     Args:
         study: for the schedule.
         level: from 1.
-        mask: the last level's.
+        mask: the previous level's mask.
 
     Returns:
         int32 [leaves], or [1].
@@ -296,16 +295,16 @@ def next_mask(
     batch: tuple[jax.Array, jax.Array],
     going: jax.Array,
 ) -> tuple[PyTree, PyTree]:
-    """(scores, mask of the next level).
+    """The scores and the mask of the next level.
 
     Args:
         how: criterion and scope.
-        model: for criteria that look at gradients.
+        model: for criteria that use gradients.
         key: for the criterion "random".
         origin: the state that the chain rewinds to.
         parent: the trained leader.
-        batch: for criteria that look at gradients.
-        going: how many weights are removed, as `removals` says.
+        batch: for criteria that use gradients.
+        going: numbers of weights to remove, from `removals`.
     """
     images, labels = batch
 
@@ -313,7 +312,7 @@ def next_mask(
         return model.apply(params, origin.stats, images, False)[0]
 
     def loss(params: PyTree, temperature: float = 1.0) -> jax.Array:
-        # As in training: the batch is normalised by its own statistics.
+        # As in training, batches are normalised by their own statistics.
         seen = model.apply(params, origin.stats, images, True)[0] / temperature
         return optax.softmax_cross_entropy_with_integer_labels(seen, labels).mean()
 

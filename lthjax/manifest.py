@@ -1,13 +1,13 @@
-"""What a folder of results says of itself: which cell it is, what it was made from, a checksum of every file.
+"""Manifest of a folder of results: the cell's identity, its sources, and a checksum of every file.
 
-A manifest is written with its folder and never changed. It is checked whenever something of the folder is
-read, so that a flipped bit, a file cut short or another cell's file in its place is noticed before its value
-is used. It has a checksum of its own.
+A manifest is written with its folder and never changed. It is checked whenever a file of the folder is read,
+so that a flipped bit, a truncated file or another cell's file is noticed before its value is used. The
+manifest has its own checksum.
 
   what      the cell, or the seed and step of a rewind state
   study     the fingerprint of the study
-  parents   {folder in the run: its content} of the cell and state that it was made from
-  content   a SHA-256 of the arrays alone; the same for every training that ends with the same bits
+  parents   {folder in the run: its content} for the cell and state that it was made from
+  content   a SHA-256 of the arrays alone; the same for every training run that ends with the same bits
   arrays    {"mask": {path: [shape, dtype]}, "params": ..., "stats": ...}
   files     {path: SHA-256 of its bytes}
 """
@@ -29,11 +29,11 @@ FILE = "manifest.json"
 
 
 class Damaged(ValueError):
-    """A file is not as it was written; its message says which and why."""
+    """A file has changed since it was written; the message says which and why."""
 
 
 class Manifest(NamedTuple):
-    """As in the file; see the module."""
+    """The fields of the file; see the module."""
 
     what: dict[str, Any]
     study: str
@@ -49,8 +49,8 @@ def write(
     """Writes the manifest of a folder that is otherwise complete.
 
     Args:
-        folder: where.
-        what: the cell's or state's own names.
+        folder: the folder.
+        what: identity of the cell or state.
         study: the study's fingerprint.
         parents: {folder in the run: its content}.
         trees: name -> the pytree of arrays that the folder holds under it.
@@ -80,10 +80,10 @@ def described(trees: Mapping[str, PyTree]) -> tuple[dict[str, Any], str]:
 
 
 def read(folder: Path) -> Manifest | None:
-    """A folder's manifest, itself checked; None where there is none.
+    """A folder's manifest, after a check of its own checksum; None if there is none.
 
     Raises:
-        Damaged: it is not as it was written.
+        Damaged: it has changed since it was written.
     """
     try:
         text = (folder / FILE).read_bytes()
@@ -98,15 +98,15 @@ def read(folder: Path) -> Manifest | None:
 
 
 def check(folder: Path, made: Manifest, names: Iterable[str] | None = None) -> None:
-    """Compares files with their checksums.
+    """Verifies the checksums of files.
 
     Args:
         folder: the folder.
         made: its manifest.
-        names: files or folders in it; by default all.
+        names: files or folders in it; by default all of them.
 
     Raises:
-        Damaged: one is lacking, or is not as it was written.
+        Damaged: a file is missing, or has changed since it was written.
     """
     wanted = None if names is None else tuple(names)
 
@@ -127,15 +127,15 @@ def check(folder: Path, made: Manifest, names: Iterable[str] | None = None) -> N
 def sealed(value: Mapping[str, Any]) -> str:
     """A JSON object as text, with a checksum of its values."""
     plain = json.loads(json.dumps(value, allow_nan=False))
-    plain.pop("sha256", None)  # of what was read from such a text
+    plain.pop("sha256", None)  # present if the value was read from such a text
     return json.dumps({**plain, "sha256": _digest(plain)}, allow_nan=False, indent=1) + "\n"
 
 
 def opened(value: Any) -> dict[str, Any]:
-    """What `sealed` was given, from the JSON that it wrote.
+    """Recovers the value that `sealed` was given, from its JSON.
 
     Raises:
-        ValueError: it has no checksum, or another one.
+        ValueError: the checksum is missing or wrong.
     """
     if not isinstance(value, dict) or "sha256" not in value:
         raise ValueError("it has no checksum")

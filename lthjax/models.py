@@ -22,21 +22,21 @@ PyTree = Any
 
 
 class Variables(NamedTuple):
-    """What a network holds: trained parameters, and statistics that training updates (or {})."""
+    """The arrays of a network: trained parameters, and running statistics (or {})."""
 
     params: PyTree
     stats: PyTree
 
 
 class Layer(NamedTuple):
-    """A layer of a sequential network. A ReLU follows every one but the last.
+    """A layer of a sequential network. A ReLU follows every layer but the last.
 
     Attributes:
-        name: of its parameters: `bias`, and `kernel` [size, size, inputs, features] or [inputs, features].
+        name: name of its parameters: `bias`, and `kernel` [size, size, inputs, features] or [inputs,
+            features].
         features: channels or units.
-        size: side of a convolution's kernel; 0 for a dense layer, which reads its input flattened, the
-            channels last.
-        padding: of a convolution, "SAME" or "VALID"; its stride is 1.
+        size: side of a convolution's kernel; 0 for a dense layer, whose input is flattened, channels last.
+        padding: "SAME" or "VALID", for a convolution; its stride is 1.
         pool: whether max-pooling over 2 by 2 windows of stride 2 follows.
     """
 
@@ -50,15 +50,15 @@ class Layer(NamedTuple):
 class Stages(NamedTuple):
     """A residual network: a 3x3 convolution, stages of blocks, the mean over pixels, the output layer.
 
-    A block is two 3x3 convolutions, each with batch normalisation, added to what it reads; ReLU after the
-    first normalisation and after the sum. The first block of every stage but the first halves the sides
-    and reads through a 1x1 convolution with a normalisation of its own where the shape changes.
+    A block is two 3x3 convolutions, each with batch normalisation, added to the block's input. A ReLU follows
+    the first normalisation and the sum. The first block of every stage but the first halves the sides; where
+    the shape changes, its shortcut is a 1x1 convolution with its own normalisation.
 
     Source: He et al. 2016 (arXiv 1512.03385), section 4.2, with their projections as shortcuts.
 
     Attributes:
         widths: channels of every stage.
-        blocks: in every stage; of three stages depth is 6 blocks + 2.
+        blocks: number of blocks in every stage; with three stages the depth is 6 blocks + 2.
     """
 
     widths: tuple[int, ...]
@@ -75,8 +75,8 @@ class Model(NamedTuple):
         init: key -> Variables; float32.
         apply: (params, stats, images float [N, H, W, C], train) -> (logits float [N, classes],
             stats).
-        layers: all its layers, where it is sequential; else ().
-        stages: its stages, where it is residual; else None.
+        layers: all its layers if it is sequential; else ().
+        stages: its stages if it is residual; else None.
     """
 
     name: str
@@ -157,12 +157,12 @@ class _Residual(nn.Module):
 
 
 def block_name(stage: int, block: int) -> str:
-    """What the parameters of a residual network's block are called; both from 1."""
+    """The name of a block's parameters in a residual network; both numbers start at 1."""
     return f"stage{stage}_block{block}"
 
 
 def _convolution(name: str, features: int, size: int, stride: int = 1) -> nn.Module:
-    """A convolution without bias, as a normalisation follows."""
+    """A convolution without bias, because a normalisation follows."""
     return nn.Conv(
         features,
         (size, size),
@@ -184,7 +184,7 @@ def _dense(*widths: int) -> tuple[Layer, ...]:
 
 
 def _pooled_pairs(*channels: int) -> tuple[Layer, ...]:
-    """Pairs of 3x3 same convolutions, each pair followed by a pool."""
+    """Pairs of 3x3 SAME convolutions, each pair followed by a pool."""
     return tuple(
         Layer(f"conv{2 * i + j}", features, 3, pool=j == 2)
         for i, features in enumerate(channels)
@@ -196,10 +196,10 @@ class Entry(NamedTuple):
     """A row of `MODELS`.
 
     Attributes:
-        network: its layers, all but the output layer, which depends on the number of classes; or the
-            stages of a residual network; or, for anything else, number of classes -> Flax module, called
-            as `module(images, train=False)`.
-        divisor: what the sides of its images must be divisible by.
+        network: all layers but the output layer, which depends on the number of classes; or the stages of a
+            residual network; or, for any other network, number of classes -> Flax module, called as
+            `module(images, train=False)`.
+        divisor: the sides of its images must be divisible by this number.
         summary: one line for help and errors.
     """
 
@@ -209,11 +209,11 @@ class Entry(NamedTuple):
 
     @property
     def stages(self) -> Stages | None:
-        """Of a residual network; else None."""
+        """The stages of a residual network; else None."""
         return self.network if isinstance(self.network, Stages) else None
 
     def layers(self, classes: int) -> tuple[Layer, ...]:
-        """Of a sequential network, with the output layer; else ()."""
+        """The layers of a sequential network, with the output layer; else ()."""
         if self.stages or not isinstance(self.network, tuple):
             return ()
         return (*self.network, Layer("output", classes))
@@ -268,21 +268,21 @@ MODELS: dict[str, Entry] = {
         Stages((16, 32, 64), 5), 4, "ResNet-32: five blocks each (464,432 weights on CIFAR-10)"
     ),
 }
-"""The networks by name; a new one is a new row."""
+"""The networks by name; add a row to add one."""
 
 
 def statistics(model: Model, params: PyTree, stats: PyTree, images: jax.Array, use: Any = None) -> PyTree:
-    """The running statistics that fit these weights: the mean of every batch's own.
+    """Running statistics that fit these weights: the mean of the batch statistics over all batches.
 
-    Weights that no training has passed through, as those between two trained networks, have none. Works
-    under `jit` and `vmap`.
+    Needed for weights that were never trained, such as those between two trained networks. Works under `jit`
+    and `vmap`.
 
     Args:
-        model: its statistics are moving averages, new = m old + (1 - m) batch, whatever m is.
+        model: its statistics are moving averages, new = m old + (1 - m) batch, for any m.
         params: the weights.
         stats: any statistics of the network; {} stays {}.
-        images: float [batches, B, H, W, C], normalised; a batch at a time is in memory.
-        use: bool [batches], which of them count; by default all.
+        images: float [batches, B, H, W, C], normalised; one batch at a time is in memory.
+        use: bool [batches], which batches count; by default all.
     """
     if not jax.tree.leaves(stats):
         return stats
@@ -292,7 +292,7 @@ def statistics(model: Model, params: PyTree, stats: PyTree, images: jax.Array, u
             return model.apply(params, jax.tree.map(start, stats), batch, True)[1]
 
         from_zeros, from_ones = updated(jnp.zeros_like), updated(jnp.ones_like)
-        # m is the same everywhere; the median does not see what large statistics lose by rounding.
+        # m is the same everywhere; the median is robust to the rounding of large statistics.
         return jax.tree.map(lambda zero, one: zero / (1 - jnp.median(one - zero)), from_zeros, from_ones)
 
     weights = jnp.ones(len(images)) if use is None else jnp.asarray(use, jnp.float32)
@@ -309,7 +309,7 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
         classes: number of classes.
 
     Raises:
-        UserError: the name is unknown, or the model does not take images of that shape.
+        UserError: the name is unknown, or the model does not support images of that shape.
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)

@@ -1,4 +1,4 @@
-"""From the config to an optax transformation and its schedule; the optimisers are rows of `OPTIMISERS`."""
+"""Builds an optax transformation and its schedule from the config; optimisers are rows of `OPTIMISERS`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,8 +14,8 @@ class Row(NamedTuple):
     """A row of `OPTIMISERS`.
 
     Attributes:
-        direction: config -> the optax transformation of a gradient into a step's direction, moments and
-            weight decay included; it is multiplied by minus the learning rate afterwards.
+        direction: config -> the optax transformation from a gradient to a step's direction, with moments
+            and weight decay; it is then multiplied by minus the learning rate.
         summary: one line for help and report.
     """
 
@@ -40,18 +40,17 @@ OPTIMISERS: dict[str, Row] = {
     "adam": Row(_adam, "Adam with the constants 0.9, 0.999, 1e-8; weight decay is decoupled (AdamW)"),
     "sgd": Row(_sgd, "gradient descent with momentum; weight decay is added to the gradient"),
 }
-"""The optimisers by name; a new one is a new row."""
+"""The optimisers by name; add a row to add one."""
 
 
 class Optimiser(NamedTuple):
     """An optimiser whose learning rate is a function of the step, not of its own state.
 
-    A training that starts at step k therefore meets the learning rate of step k while its moments
-    start fresh.
+    So training from step k on uses the learning rate of step k, while its moments start fresh.
 
     Attributes:
         at: step (int, may be traced) -> the optax transformation of that step; all steps share one
-            form of state.
+            state type.
         schedule: step -> learning rate.
     """
 
@@ -77,7 +76,7 @@ def make(optim: Optim, lengths: Lengths) -> Optimiser:
 
 
 def _schedule(optim: Optim, lengths: Lengths) -> optax.Schedule:
-    """Linear warm-up to the peak, then the chosen course; milestones count from step 0."""
+    """Linear warm-up to the peak, then the configured schedule; milestones count from step 0."""
     warmup = lengths.warmup
     if optim.schedule == "cosine":
         after = optax.cosine_decay_schedule(optim.lr, max(lengths.total - warmup, 1))

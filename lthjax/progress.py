@@ -1,4 +1,4 @@
-"""What a person sees of a running study: a progress bar on a terminal, plain lines elsewhere."""
+"""The display of a running study: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Silent:
 
 
 class Lines:
-    """A plain line when a cell is finished, and every ten seconds in between."""
+    """A plain line for every finished cell, and every ten seconds in between."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -67,7 +67,7 @@ class Lines:
 
 
 class Bar:
-    """A bar with what is being trained, steps a second, time left and the last accuracy."""
+    """A bar with the current cells, steps per second, time left and the last accuracy."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -116,18 +116,18 @@ class Bar:
 
 
 def watch(quiet: bool) -> Silent | Lines | Bar:
-    """What suits standard error: nothing, lines (also in a notebook), or a bar."""
+    """The display for standard error: nothing, lines (also in a notebook), or a bar."""
     console = Console(stderr=True)
     if quiet:
         return Silent()
     if console.is_jupyter:
-        # Where rich makes every line, and every move of a bar, an output of its own.
+        # In a notebook, rich would make every line and every move of a bar a separate output.
         return Lines(Console(stderr=True, force_jupyter=False, force_terminal=False))
     return Bar(console) if console.is_terminal else Lines(console)
 
 
 def summary(cells: Sequence[Cell]) -> str:
-    """`level 3 ticket, reinit`: what is being trained, briefly."""
+    """`level 3 ticket, reinit`: a short description of the cells in training."""
     levels = sorted({cell.level for cell in cells})
     arms = list(dict.fromkeys(cell.arm for cell in cells))
     if arms == [DENSE]:
@@ -150,7 +150,7 @@ def duration(seconds: float) -> str:
 
 
 def plan_text(studies: Sequence[Prepared], plans: Sequence[Plan], cost: Estimate, out: Path) -> str:
-    """The plan of a study or a sweep, for a person: what would be trained, and what it would cost."""
+    """The plan of a study or a sweep for the user: what will be trained, and at what cost."""
     if len(studies) == 1:
         rows = [("folder", str(out / studies[0].folder)), *_about(studies[0])]
     else:
@@ -176,7 +176,7 @@ def plan_text(studies: Sequence[Prepared], plans: Sequence[Plan], cost: Estimate
 
 
 def _about(prepared: Prepared) -> list[tuple[str, str]]:
-    """Data, network and training in words."""
+    """A description of data, network and training."""
     study, lengths, dataset = prepared.study, prepared.lengths, prepared.dataset
     params = jax.eval_shape(prepared.model.init, jax.random.key(0)).params
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))

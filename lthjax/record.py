@@ -1,4 +1,4 @@
-"""What is written of a study: results, provenance, logs; and cells and devices in words."""
+"""Records of a study: results, provenance, logs; and descriptions of cells and devices."""
 
 import contextlib
 import dataclasses
@@ -56,7 +56,7 @@ def layers(mask: Any) -> list[dict[str, Any]]:
 
 
 def describe(cell: Cell) -> str:
-    """A cell in words: `seed 0, rewind-0, level 3, reinit, repeat 2`."""
+    """A description of a cell: `seed 0, rewind-0, level 3, reinit, repeat 2`."""
     if cell.arm == DENSE:
         return f"seed {cell.seed}, dense"
     repeat = f", repeat {cell.repeat}" if cell.repeat > 1 else ""
@@ -64,7 +64,7 @@ def describe(cell: Cell) -> str:
 
 
 def outcome(result: fields.Result) -> str:
-    """A result in words: density and test accuracy, or why there is none."""
+    """A description of a result: density and test accuracy, or why there is none."""
     if result["status"] == "diverged":
         return f"diverged: {result['reason']}"
     accuracy = 100 * (result["test_accuracy"] or 0.0)
@@ -72,7 +72,7 @@ def outcome(result: fields.Result) -> str:
 
 
 def devices() -> str:
-    """The devices in words: `2 x cpu (x86_64)`."""
+    """A description of the devices: `2 x cpu (x86_64)`."""
     local = jax.local_devices()
     kind = platform.machine() if local[0].platform == "cpu" else local[0].device_kind
     return f"{len(local)} x {local[0].platform} ({kind})"
@@ -81,7 +81,7 @@ def devices() -> str:
 def about(
     study: config.Study, identity: dict[str, Any], lengths: config.Lengths, dataset: data.Dataset
 ) -> fields.About:
-    """What study.json says."""
+    """The contents of study.json."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -111,10 +111,10 @@ def about(
 
 
 def warn_of_environment(run: Path) -> None:
-    """Says in a line that a run folder was begun with other threads or flags of XLA than now, if it was."""
+    """Warns if a run folder was started with other threads or XLA flags than now."""
     if not (run / "study.json").is_file():
         return
-    # A folder that is older than this record says nothing of them.
+    # A folder older than this record has no entry for them.
     there, here = store.read_study(run).get("environment"), settings.environment()
     if there and here not in there:
         before, now = (one or "no flags of XLA" for one in (there[-1], here))
@@ -140,7 +140,7 @@ def _git_commit() -> str | None:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk cuts short; what it would stop is told where cells are written."""
+    """A log that stops silently on a full disk; the error is reported when cells are written."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):
@@ -153,7 +153,7 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def logged(run: Path) -> Iterator[None]:
-    """Writes what the package logs to a run folder's log.txt, too, but for what is of other folders."""
+    """Copies the package's log messages to a run folder's log.txt, except those for other folders."""
     logger = logging.getLogger("lthjax")
     handler = _LogFile(run / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -161,7 +161,7 @@ def logged(run: Path) -> Iterator[None]:
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    # What goes to standard error is the watch's affair.
+    # The watch handles output to standard error.
     logger.propagate = False
     try:
         yield

@@ -1,8 +1,8 @@
-"""The names of the rows that a study may choose from, for `--help`, without loading JAX.
+"""The names that a study may choose from, for `--help`, without loading JAX.
 
-The tables lie where their rows are made: `arms.ARMS`, `criteria.CRITERIA`, `models.MODELS`,
-`optim.OPTIMISERS`, `data.SOURCES`. Where one is loaded, its keys are told, those of a config file among them;
-else they are read off its source.
+The tables are `arms.ARMS`, `criteria.CRITERIA`, `models.MODELS`, `optim.OPTIMISERS` and `data.SOURCES`. If a
+table's module is loaded, its keys are listed, with those that a config file has added; otherwise the names
+are read from the module's source.
 """
 
 import ast
@@ -31,10 +31,10 @@ def names(module: str, table: str) -> list[str]:
 
 
 class Listed(Doc):
-    """The help of a field whose values are the keys of a table.
+    """Help text of a field whose values are the keys of a table.
 
     Args:
-        text: what the field is; `{}` is where the keys come.
+        text: description of the field; `{}` marks the place of the keys.
         module: as for `names`.
         table: likewise.
     """
@@ -44,7 +44,7 @@ class Listed(Doc):
 
     @property
     def documentation(self) -> str:  # type: ignore[override]
-        """The help, with the keys that there are now."""
+        """The help text, with the current keys."""
         return self._text.format(", ".join(names(self._module, self._table)))
 
     def __hash__(self) -> int:

@@ -1,10 +1,10 @@
-"""JAX's own settings, pinned where a study works: its numbers do not depend on them.
+"""Pins JAX's settings while a study computes, so that its numbers do not depend on them.
 
-JAX reads settings from the environment (`JAX_ENABLE_X64=1`), from `jax.config` and from contexts. Those that
-would change a number, or stop a study that is sound, have one value here while something of a study is
-computed, and are the caller's again afterwards. `lthjax.prune`, which is for any code, heeds the caller's.
-XLA's flags and the number of its threads are fixed when JAX starts and cannot be pinned; `environment` says
-what they are.
+JAX reads settings from the environment (`JAX_ENABLE_X64=1`), from `jax.config` and from contexts. Settings
+that would change a number, or stop a sound study, have a fixed value here while any part of a study is
+computed; afterwards the caller's values return. `lthjax.prune`, which works in any code, follows the caller's
+settings. XLA's flags and its number of threads are fixed when JAX starts and cannot be pinned; `environment`
+reports them.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ import jax
 
 from lthjax.devices import replicate
 
-# JAX's own defaults, of 0.8 to 0.11 alike, but for the precision of products outside training (in it
-# `train.precision` holds): GPUs and TPUs round the factors of float32 by default.
+# JAX's own defaults, equal from 0.8 to 0.11, except for the precision of products outside training: GPUs and
+# TPUs round the factors of float32 by default. (In training `train.precision` applies.)
 PINNED: dict[str, Any] = {
-    # What is drawn, and its types.
+    # Random numbers and types.
     "jax_default_prng_impl": "threefry2x32",
     "jax_enable_x64": False,
     "jax_numpy_dtype_promotion": "standard",
     "jax_random_seed_offset": 0,
     "jax_threefry_partitionable": True,
-    # How it is computed, and where.
+    # How and where operations are computed.
     "eager_constant_folding": False,
     "jax_default_device": None,
     "jax_default_matmul_precision": "float32",
@@ -35,12 +35,12 @@ PINNED: dict[str, Any] = {
     "jax_memory_fitting_effort": 0.0,
     "jax_optimization_level": "UNKNOWN",
     "jax_use_direct_linearize": True,
-    # A loss that is not finite is a result here: the training is recorded as diverged.
+    # A non-finite loss is a result here: the training run is recorded as diverged.
     "jax_debug_infs": False,
     "jax_debug_nans": False,
 }
 
-# What XLA and its libraries read when they start, and the flags that change no number.
+# Variables that XLA and its libraries read when they start, and flags that change no number.
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 _HARMLESS = ("--xla_dump_", "--xla_force_host_platform_device_count")
 
@@ -49,8 +49,8 @@ _HARMLESS = ("--xla_dump_", "--xla_force_host_platform_device_count")
 def pinned() -> Iterator[None]:
     """Pins JAX's settings; also a decorator, `@settings.pinned()`.
 
-    Those for which JAX has a context are pinned for this thread, the few others for the process. Contexts
-    may be nested, and code within may set its own.
+    Settings with a JAX context are pinned for this thread, the few others for the process. Contexts may be
+    nested, and code inside may set its own values.
     """
     with contextlib.ExitStack() as stack:
         for name, value in PINNED.items():
@@ -60,7 +60,7 @@ def pinned() -> Iterator[None]:
 
 
 def environment() -> str:
-    """What cannot be pinned and may change numbers: `2 CPU threads, XLA_FLAGS=--xla_...`, or ""."""
+    """Settings that cannot be pinned and may change numbers: `2 CPU threads, XLA_FLAGS=--xla_...`, or ""."""
     found = []
     if jax.default_backend() == "cpu":
         found.append(f"{threads()} CPU threads")
@@ -72,17 +72,17 @@ def environment() -> str:
 
 
 def threads() -> int:
-    """Threads among which XLA:CPU divides an operation: as many as cores or devices, whichever are more.
+    """Threads for one operation on XLA:CPU: the number of cores or devices, whichever is larger.
 
-    The sum of a large convolution or product is divided, too, so its rounding depends on their number
-    (of a weight gradient of LeNet-5 1e-7, with 8 threads for 2). XLA reads NPROC in place of the cores.
+    XLA also splits the sum of a large convolution or product, so its rounding depends on this number (by 1e-7
+    for a weight gradient of LeNet-5, with 8 threads instead of 2). NPROC overrides the number of cores.
     """
     told = os.environ.get("NPROC", "")
     return max(int(told) if told.isdigit() else replicate.cores(), jax.local_device_count("cpu"))
 
 
 def _current(name: str) -> Any:
-    # As an attribute a setting has this thread's value; a few have only the process's.
+    # The attribute has this thread's value; a few settings have only the process's value.
     return getattr(jax.config, name, jax.config.values[name])
 
 

@@ -1,4 +1,4 @@
-"""The run folder: every cell written once, whole or not at all, and checked whenever it is read.
+"""The run folder: every cell is written once and atomically, and checked whenever it is read.
 
 The only file that imports orbax.
 
@@ -8,13 +8,13 @@ The only file that imports orbax.
   seed=3/state=500/                       weights and statistics at a rewind step (and at 0)
   seed=3/dense/                           level 0
   seed=3/chain=rewind-0/level=07/ARM[.rN]/
-      result.json                         scalars, curves, what it came from
+      result.json                         scalars, curves, sources
       mask.npz                            bit-packed
       variables/                          final weights and statistics (orbax)
-      manifest.json                       `lthjax.manifest`: what this is, a checksum of every file
-  damaged/                                what `analysis.check --repair` has set aside
+      manifest.json                       `lthjax.manifest`: identity, and a checksum of every file
+  damaged/                                files that `analysis.check --repair` has set aside
 
-A folder of an older version has no manifests; it is read, and once said to be unchecked.
+A folder of an older version has no manifests; it can be read, with one warning that it is unchecked.
 """
 
 import contextlib
@@ -37,15 +37,15 @@ from lthjax.models import Variables
 
 PyTree = Any
 _log = logging.getLogger(__name__)
-# In study.json: whether every cell has a manifest, or only those that are younger than a folder's first ones.
+# Key in study.json: whether every cell has a manifest, or only those written since manifests exist.
 _MANIFESTS = "manifests"
 
 
 class Reader:
-    """A run folder, open for reading; it takes no lock and needs neither config, data nor network.
+    """A run folder, open for reading; takes no lock and needs neither config, data nor network.
 
-    Arrays come as nested dictionaries of numpy arrays, checked against their checksums. Their shapes lie in
-    the folder; only of cells that are older than manifests the network is asked for them.
+    Arrays are nested dictionaries of numpy arrays, verified by their checksums. Their shapes are stored in
+    the folder; only for cells older than manifests they come from the network.
 
     Args:
         path: the folder.
@@ -55,15 +55,15 @@ class Reader:
         self.path = path.absolute()
 
     def has(self, cell: Cell) -> bool:
-        """Whether a cell is there, done or diverged."""
+        """Whether a cell exists, done or diverged."""
         return (folder(self.path, cell) / "result.json").is_file()
 
     def has_state(self, seed: int, step: int) -> bool:
-        """Whether a rewind state is there."""
+        """Whether a rewind state exists."""
         return (state_folder(self.path, seed, step) / "result.json").is_file()
 
     def result(self, cell: Cell) -> fields.Result:
-        """What `Store.write` was given as result."""
+        """The result that was given to `Store.write`."""
         return read_result(folder(self.path, cell))
 
     def mask(self, cell: Cell) -> PyTree:
@@ -102,10 +102,10 @@ class Reader:
             raise _damaged(of / "variables", error) from error
 
     def _shapes(self, of: Path, parts: Iterable[str], *names: str) -> dict[str, dict[str, Any]]:
-        """{part: {path: (shape, dtype)}} of a folder's arrays, whose files are checked.
+        """{part: {path: (shape, dtype)}} of a folder's arrays, after a check of their files.
 
         Raises:
-            UserError: something is damaged, or of an older folder the network is not known here.
+            UserError: a file is damaged, or the folder is older and its network is not known here.
         """
         made = checked(of, *names)
         arrays = _older_shapes(self.path) if made is None else made.arrays
@@ -119,9 +119,10 @@ class Store(Reader):
     """A run folder, open for one study to write to.
 
     Args:
-        path: the folder; made where it is not there.
-        about: its study.json: what its numbers depend on (`config.identity`), config, versions, devices.
-        option: of the command line that names the folder, for messages; empty where none does.
+        path: the folder; created if missing.
+        about: its study.json: the settings its numbers depend on (`config.identity`), config, versions,
+            devices.
+        option: the command line option that names the folder, for messages; "" if there is none.
 
     Raises:
         UserError: the folder cannot be written, belongs to another study, or is in use.
@@ -141,7 +142,7 @@ class Store(Reader):
             files.clear(self.path)
             about: dict[str, Any] = {**self._about}
             if (self.path / "study.json").exists():
-                # A folder may be filled by several commands, each for some of its cells.
+                # Several commands may fill one folder, each for some of its cells.
                 earlier = _about(self.path)
                 for key in ("commands", "environment"):
                     now = about.get(key, [])
@@ -177,11 +178,11 @@ class Store(Reader):
         """Writes a cell.
 
         Args:
-            cell: which.
+            cell: the cell.
             result: scalars, curves, status.
             mask: bool pytree; saved bit-packed.
-            variables: final weights and statistics, or None where there are none worth keeping.
-            parents: the folders in the run of what it was made from.
+            variables: final weights and statistics, or None to save none.
+            parents: the folders in the run that it was made from.
 
         Raises:
             UserError: it cannot be written.
@@ -216,10 +217,10 @@ class Store(Reader):
         manifest.write(part, what, config.fingerprint(self._identity), contents, trees)
 
     def copy_seed(self, other: "Store", seed: int) -> None:
-        """Copies the dense network and the rewind states of a seed that are not there from another folder.
+        """Copies the missing dense network and rewind states of a seed from another folder.
 
         Raises:
-            UserError: one is damaged, or cannot be written.
+            UserError: a source is damaged, or cannot be written.
         """
         sources = [
             *(other.path / f"seed={seed}").glob("state=*"),
@@ -232,17 +233,17 @@ class Store(Reader):
                 with self._whole(target) as part:
                     shutil.copytree(source, part, dirs_exist_ok=True)
                     if (made := manifest.read(part)) is not None:
-                        # The same numbers, of another study now.
+                        # The same numbers, now as part of this study.
                         adopted = made._replace(study=config.fingerprint(self._identity))
                         text = manifest.sealed(adopted._asdict())
                         (part / manifest.FILE).write_text(text, encoding="utf-8")
 
     @contextlib.contextmanager
     def _whole(self, target: Path) -> Iterator[Path]:
-        """A temporary folder that becomes `target` when the block ends well."""
+        """A temporary folder that is renamed to `target` if the block succeeds."""
         try:
             if target.exists():
-                # A folder without its result.json: somebody has been at it.
+                # A folder without its result.json: something else changed it.
                 set_aside(self.path, target)
             with files.whole_folder(target, "result.json", self.path) as part:
                 yield part
@@ -251,7 +252,7 @@ class Store(Reader):
 
 
 def set_aside(run: Path, path: Path) -> Path:
-    """Moves a file or folder of a run folder to `damaged/N/` in it, and returns where to.
+    """Moves a file or folder of a run folder to `damaged/N/`, and returns its new path.
 
     Raises:
         OSError: it cannot be moved.
@@ -264,7 +265,7 @@ def set_aside(run: Path, path: Path) -> Path:
 
 
 def folder(run: Path, cell: Cell) -> Path:
-    """Where a cell lies in a run folder."""
+    """The path of a cell in a run folder."""
     seed = run / f"seed={cell.seed}"
     if cell.arm == DENSE:
         return seed / "dense"
@@ -273,7 +274,7 @@ def folder(run: Path, cell: Cell) -> Path:
 
 
 def state_folder(run: Path, seed: int, step: int) -> Path:
-    """Where a rewind state lies in a run folder."""
+    """The path of a rewind state in a run folder."""
     return run / f"seed={seed}" / f"state={step}"
 
 
@@ -281,25 +282,25 @@ def read_result(cell_folder: Path) -> fields.Result:
     """A cell's result.json.
 
     Raises:
-        UserError: it is not there, is damaged, or a field of it is not what it must be.
+        UserError: it is missing or damaged, or a field of it has a wrong type or value.
     """
     checked(cell_folder, "result.json")
     return cast(fields.Result, _sound(cell_folder / "result.json", fields.result))
 
 
 def checked(of: Path, *names: str) -> manifest.Manifest | None:
-    """Compares a cell's or state's files with their checksums, before they are read.
+    """Verifies the checksums of a cell's or state's files before they are read.
 
     Args:
         of: the folder of a cell or rewind state.
-        names: files and folders in it; by default all.
+        names: files and folders in it; by default all of them.
 
     Returns:
-        Its manifest; None where it has none, being older than manifests.
+        Its manifest; None if it is older than manifests.
 
     Raises:
-        UserError: a file is not as it was written, or the folder is another's, or was made from another
-            parent than is there.
+        UserError: a file has changed since it was written, the folder belongs to another run, or its parent
+            is not the one that it was made from.
     """
     first = max(i for i, part in enumerate(of.parts) if part.startswith("seed="))
     run, place = Path(*of.parts[:first]), "/".join(of.parts[first:])
@@ -340,7 +341,7 @@ def read_study(run: Path) -> fields.About:
     """A run folder's study.json.
 
     Raises:
-        UserError: there is none, it is damaged, a field of it is not what it must be, or a newer version of
+        UserError: it is missing or damaged, a field of it has a wrong type or value, or a newer version of
             lthjax has written it.
     """
     about = {name: value for name, value in _about(run).items() if name != _MANIFESTS}
@@ -348,7 +349,7 @@ def read_study(run: Path) -> fields.About:
 
 
 def _about(run: Path) -> dict[str, Any]:
-    """The same with what only this file reads."""
+    """study.json, with the fields that only this module reads."""
     path = run / "study.json"
     if not path.is_file():
         raise UserError(f"{run}: it is not a run folder (no study.json in it).")
@@ -356,14 +357,14 @@ def _about(run: Path) -> dict[str, Any]:
 
 
 def check_identity(run: Path, identity: dict[str, Any]) -> None:
-    """Raises where the folder holds another study's numbers.
+    """Checks that a folder holds numbers of this study.
 
     Raises:
         UserError: names the first field that differs.
     """
     if not (run / "study.json").exists():
         return
-    # A field that is newer than the folder had its default's meaning when the folder was made.
+    # A folder older than a field was made with the meaning of the field's default.
     usual = config.defaults()
     there, here = ({**usual, **fields} for fields in (read_study(run)["identity"], identity))
     for name in sorted(there.keys() | here.keys()):
@@ -396,7 +397,7 @@ def _mend(run: Path) -> str:
 
 
 def _sound(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """A JSON object whose checksum, if it has one, is right, and whose fields are what they must be."""
+    """A JSON object, after a check of its checksum, if it has one, and of its fields."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -428,7 +429,7 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _older_shapes(run: Path) -> dict[str, dict[str, Any]]:
-    """The shapes of a run's masks, weights and batch statistics as its network has them.
+    """The shapes of a run's masks, weights and batch statistics, taken from its network.
 
     Raises:
         UserError: the network is not known here.
@@ -453,7 +454,7 @@ def _older_shapes(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def _unpacked(bits: np.ndarray, path: str, shape: Sequence[int]) -> np.ndarray:
-    """A mask leaf from its bits."""
+    """Unpacks a mask leaf from its bits."""
     size = math.prod(shape)
     if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
         raise ValueError(f"{path} has {bits.size} bytes of {bits.dtype} for {size} bits")
@@ -462,7 +463,7 @@ def _unpacked(bits: np.ndarray, path: str, shape: Sequence[int]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's remarks out of the log, and its tracebacks for what it raises as well."""
+    """Suppresses Orbax's log messages, and its tracebacks for errors that it raises anyway."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

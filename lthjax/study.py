@@ -1,4 +1,4 @@
-"""A study from config to run folder: plan the cells, train what is missing, write each once.
+"""Runs a study, from config to run folder: plans the cells, trains missing cells, writes each cell once.
 
 from lthjax import config, study
 
@@ -38,8 +38,8 @@ class Prepared(NamedTuple):
         dataset: its images.
         lengths: its durations in steps.
         model: its network.
-        identity: what its numbers depend on, by name.
-        label: what tells it apart from the other studies of a sweep; "" where there are none.
+        identity: the settings that its numbers depend on, by name.
+        label: distinguishes it from the other studies of a sweep; "" for a single study.
     """
 
     study: config.Study
@@ -56,19 +56,19 @@ class Prepared(NamedTuple):
 
     @property
     def training(self) -> str:
-        """The fingerprint of all but pruning: studies of the same one have the same dense networks."""
+        """The fingerprint of all settings but pruning: equal fingerprints mean equal dense networks."""
         pruning = ("levels", "prune.")
         return config.fingerprint({k: v for k, v in self.identity.items() if not k.startswith(pruning)})
 
 
 class Plan(NamedTuple):
-    """What there is to do.
+    """The cells of a study, and those still to train.
 
     Attributes:
         cells: all cells of the study.
-        done: those in the run folder.
-        missing: those that are not, but for those behind a diverged training.
-        steps: replicate steps that the missing ones take.
+        done: cells in the run folder.
+        missing: cells not in the run folder, except those after a diverged training run.
+        steps: replicate steps that the missing cells take.
     """
 
     cells: list[Cell]
@@ -78,12 +78,12 @@ class Plan(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a study will cost on this machine, measured by training a few steps.
+    """The cost of a study on this machine, measured by training a few steps.
 
     Attributes:
-        seconds: for what is missing, compilation included.
-        step_seconds: of one step of one replicate, when all devices are busy.
-        bytes: of memory, data and programs.
+        seconds: for all missing cells, compilation included.
+        step_seconds: one step of one replicate, with all devices busy.
+        bytes: memory of data and programs.
     """
 
     seconds: float
@@ -92,29 +92,29 @@ class Estimate(NamedTuple):
 
 
 class Watch(Protocol):
-    """What wants to be told how studies are getting on. `label` is `Prepared.label`."""
+    """Receives the progress of studies. `label` is `Prepared.label`."""
 
     def begin(self, title: str, plan: Plan) -> None:
-        """Before the first training; the plan of all studies together."""
+        """Called before the first training; the plan covers all studies together."""
 
     def chunk(self, cells: Sequence[Cell], label: str) -> None:
-        """These are trained next; the label of the first one's study."""
+        """These cells are trained next; the label is that of the first cell's study."""
 
     def advance(self, steps: int, accuracy: float | None) -> None:
-        """So many replicate steps are done; the mean test accuracy where it was evaluated."""
+        """So many more replicate steps are done; the mean test accuracy where it was evaluated."""
 
     def finished(self, cell: Cell, result: fields.Result, label: str) -> None:
         """A cell was written."""
 
     def end(self) -> None:
-        """After the last, or when it was interrupted."""
+        """Called after the last training, or after an interruption."""
 
     def say(self, text: str) -> None:
-        """A line for a person, outside of trainings."""
+        """Shows a line to the user, outside of trainings."""
 
 
 def prepare(study: config.Study, data_dir: str | Path = "data") -> Prepared:
-    """Validates a study, loads its data, and resolves what depends on them.
+    """Validates a study, loads its data, and resolves the settings that depend on them.
 
     Args:
         study: the config.
@@ -135,7 +135,7 @@ def prepare_all(studies: Sequence[config.Study], data_dir: str | Path = "data") 
         data_dir: the data folder.
 
     Raises:
-        UserError: as `prepare`; or two of them would fill the same folder.
+        UserError: as for `prepare`; or two of them would fill the same folder.
     """
     replicate.use_all_cores()
     for study in studies:
@@ -168,7 +168,7 @@ def _prepare(study: config.Study, dataset: data.Dataset, label: str) -> Prepared
 
 
 def _check_rates(study: config.Study, model: Model) -> None:
-    """Raises for a pruning rate whose pattern matches no weight: a slip, or another model's."""
+    """Raises for a pruning rate whose pattern matches no weight: a typo, or a name of another model."""
     mask = prune.ones(jax.eval_shape(model.init, jax.random.key(0)).params)
     leaves = zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
     weights = [path for path, leaf in leaves if leaf.ndim]
@@ -184,16 +184,16 @@ def _check_rates(study: config.Study, model: Model) -> None:
 def plan(
     prepared: Prepared, out: str | Path = "runs", lent: Mapping[int, Iterable[int]] | None = None
 ) -> Plan:
-    """The cells of a study, and which are missing from its run folder.
+    """The cells of a study, and those missing from its run folder.
 
     Args:
         prepared: the study.
         out: the folder of run folders.
-        lent: seeds whose dense network comes from another study of the sweep, and the rewind states
-            that come with it.
+        lent: seeds whose dense network is copied from another study of the sweep, with the rewind
+            states that are copied with it.
 
     Raises:
-        UserError: the folder was made by another config.
+        UserError: the folder belongs to another config.
     """
     lent = lent or {}
     check_folder(out, "--out")
@@ -230,7 +230,7 @@ def plan(
 
 
 def plan_all(studies: Sequence[Prepared], out: str | Path = "runs") -> list[Plan]:
-    """The plans of a sweep's studies. What one of them lends to others is trained once."""
+    """The plans of a sweep's studies. A dense network that several studies share is trained once."""
     plans = []
     for lender, one in zip(_lenders(studies), studies, strict=True):
         lent = {} if lender is one else dict.fromkeys(lender.study.seeds, lender.lengths.rewind)
@@ -239,7 +239,7 @@ def plan_all(studies: Sequence[Prepared], out: str | Path = "runs") -> list[Plan
 
 
 def together(plans: Sequence[Plan]) -> Plan:
-    """Several plans as one."""
+    """Merges several plans into one."""
     return Plan(
         [cell for one in plans for cell in one.cells],
         [cell for one in plans for cell in one.done],
@@ -249,7 +249,7 @@ def together(plans: Sequence[Plan]) -> Plan:
 
 
 def _lenders(studies: Sequence[Prepared]) -> list[Prepared]:
-    """For every study the first that has the same dense networks: itself, or one that lends them."""
+    """For every study, the first study with the same dense networks: itself, or its lender."""
     first: dict[str, Prepared] = {}
     return [first.setdefault(one.training, one) for one in studies]
 
@@ -261,21 +261,21 @@ def run(
     watch: Watch | None = None,
     chunk: int | None = None,
 ) -> Path:
-    """Trains what is missing from the study's run folder, cell by cell.
+    """Trains the cells that are missing from the study's run folder.
 
-    May be stopped at any time: what is written stays, and the same call goes on from there.
+    It may be stopped at any time: finished cells stay, and the same call continues from there.
 
     Args:
         prepared: the study.
         out: the folder of run folders.
-        watch: is told how it is getting on.
-        chunk: replicates trained in one program; by default as many as there are cores on CPU.
+        watch: receives the progress.
+        chunk: replicates trained in one program; on CPU by default the number of cores.
 
     Returns:
         The run folder.
 
     Raises:
-        UserError: the run folder cannot be written, was made by another config, or is in use.
+        UserError: the run folder cannot be written, belongs to another config, or is in use.
     """
     return run_all([prepared], out, watch=watch, chunk=chunk)[0]
 
@@ -288,13 +288,13 @@ def run_all(
     watch: Watch | None = None,
     chunk: int | None = None,
 ) -> list[Path]:
-    """Trains what is missing of a sweep, as `run` does of one study.
+    """Trains the missing cells of a sweep, as `run` does for one study.
 
-    Studies that differ in pruning alone share their dense networks: those of the first are copied to
-    the others, bit for bit what they would have trained themselves.
+    Studies that differ only in pruning share their dense networks: those of the first study are copied to
+    the others, bit for bit equal to training them there.
 
     Args:
-        studies: those of one `prepare_all`.
+        studies: the result of one `prepare_all`.
         out: as for `run`.
         watch: as for `run`.
         chunk: as for `run`.
@@ -303,7 +303,7 @@ def run_all(
         The run folders, in the order of the studies.
 
     Raises:
-        UserError: as `run`.
+        UserError: as for `run`.
     """
     paths = [Path(out) / one.folder for one in studies]
     todo = together(plan_all(studies, out))
@@ -324,7 +324,7 @@ def run_all(
         ]
         for path in paths:
             stack.enter_context(record.logged(path))
-        # Asked again under the lock: another process may just have finished.
+        # Planned again under the lock: another process may just have finished.
         todo = together(plan_all(studies, out))
         if watch is not None:
             several = f"{studies[0].study.name}: {len(studies)} studies"
@@ -339,15 +339,15 @@ def run_all(
 
 @settings.pinned()
 def estimate(studies: Sequence[Prepared], plans: Sequence[Plan], chunk: int | None = None) -> Estimate:
-    """Measures what is missing by training a few steps of it, on this machine.
+    """Measures the cost of the missing cells by training a few steps on this machine.
 
     Args:
         studies: the studies of a sweep, or a single one.
-        plans: theirs.
+        plans: their plans.
         chunk: as for `run`.
 
     Returns:
-        Seconds and bytes of all together; the seconds of a step are those of the slowest.
+        Seconds and bytes of all together; the seconds per step are those of the slowest study.
     """
     parts = []
     for training in dict.fromkeys(one.training for one in studies):
@@ -361,7 +361,7 @@ def estimate(studies: Sequence[Prepared], plans: Sequence[Plan], chunk: int | No
 
 
 def _estimate(studies: Sequence[Prepared], todo: Plan, chunk: int | None) -> Estimate:
-    """The cost of studies that differ in pruning alone."""
+    """The cost of studies that differ only in pruning."""
     began = time.perf_counter()
     prepared = studies[0]
     seed = prepared.study.seeds[0]
@@ -383,12 +383,12 @@ def _estimate(studies: Sequence[Prepared], todo: Plan, chunk: int | None) -> Est
 
 @settings.pinned()
 def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable[int]) -> train.Trainer:
-    """The compiled programs of studies that differ in pruning alone.
+    """The compiled programs of studies that differ only in pruning.
 
     Args:
         studies: the studies.
         chunk: replicates in a program, or None.
-        seeds: those to be trained.
+        seeds: the seeds to train.
     """
     prepared = studies[0]
     study = prepared.study
@@ -414,7 +414,7 @@ def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable
 
 @settings.pinned()
 def first_batch(prepared: Prepared, split: data.Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first batch of a seed's dense network, on which criteria see gradients."""
+    """The first batch of a seed's dense network, on which criteria compute gradients."""
     images, labels = first_batches(prepared, split, seed, 1)
     return images[0], labels[0]
 
@@ -427,9 +427,9 @@ def first_batches(
 
     Args:
         prepared: the study.
-        split: the seed's.
+        split: the seed's split.
         seed: the seed.
-        count: how many; not more than an epoch has.
+        count: number of batches, at most those of one epoch.
     """
     dataset = prepared.dataset
     index = train.order(split.train, prepared.lengths, prepared.study.train.batch, seed, 0, 0, count)
@@ -440,18 +440,18 @@ def first_batches(
 
 @settings.pinned()
 def task(prepared: Prepared, run: Reader, cell: Cell) -> Task:
-    """What a cell of a run was trained from: start weights, mask, first and last step.
+    """The training inputs of a cell: start weights, mask, first and last step.
 
-    Masks and rewind states are those that lie in the folder; fresh weights are drawn again from the cell's
-    own random stream. The criterion's scores, which only masks are made from, are not there.
+    Masks and rewind states are read from the folder; fresh weights are drawn again from the cell's own random
+    stream. The criterion's scores are left out, as only the making of masks needs them.
 
     Args:
         prepared: the run's study.
-        run: its folder, in which the cell, its ticket and what that was made from are done.
+        run: its folder; the cell, its ticket and all that they were made from are done.
         cell: a cell of any seed, chain, level and arm.
 
     Raises:
-        UserError: one of these is not there or cannot be read.
+        UserError: one of these is missing or cannot be read.
     """
     initial, total = run.state(cell.seed, 0), prepared.lengths.total
     if cell.arm == DENSE:
@@ -473,7 +473,7 @@ def task(prepared: Prepared, run: Reader, cell: Cell) -> Task:
 
 
 class _Item(NamedTuple):
-    """A training in the queue: of which study, its job, and the cell it makes (None: only rewind states)."""
+    """A queued training run: its study, its job, and the cell that it makes (None: only rewind states)."""
 
     priority: tuple[int, ...]
     run: "_Run"
@@ -482,17 +482,17 @@ class _Item(NamedTuple):
 
     @property
     def alike(self) -> tuple[int, int, int]:
-        """What is trained in one program has this in common."""
+        """The key of items that can share a program."""
         return id(self.run.trainer), self.job.start, self.job.stop
 
 
 def _drive(
     studies: Sequence[Prepared], stores: Sequence[Store], watch: Watch | None, chunk: int | None
 ) -> None:
-    """Serves one queue that all studies fill.
+    """Trains one queue that all studies fill.
 
-    It is served in the order of studies and levels, in chunks of the same program and first step; so
-    the devices stay busy whatever the number of seeds and arms. What is trained together changes no
+    The order is that of studies and levels, in chunks with the same program and first step. So the devices
+    stay busy whatever the number of seeds and arms. Which runs are trained together does not change any
     number.
     """
     _log.info("lthjax on %s, %s", record.devices(), shell(*sys.argv))
@@ -526,10 +526,10 @@ def _drive(
 
 
 class _Run:
-    """One study's part in a drive: its store, and the chains that feed the queue.
+    """One study in a drive: its store, and its chains, which fill the queue.
 
-    A finished dense network starts its seed's chains; a finished ticket makes the next level's
-    tasks.
+    A finished dense network starts the chains of its seed; a finished ticket queues the tasks of the next
+    level.
     """
 
     def __init__(
@@ -550,7 +550,7 @@ class _Run:
         self._borrowers: list[_Run] = []
 
     def begin(self, lender: "_Run") -> None:
-        """Queues what can be trained at once; waits for the lender's dense networks where it has any."""
+        """Queues all tasks that can start; waits for the lender's dense networks if it has a lender."""
         if lender is not self:
             lender._borrowers.append(self)
         for seed in self._study.seeds:
@@ -560,7 +560,7 @@ class _Run:
                 self._borrow(lender, seed)
 
     def _borrow(self, lender: "_Run", seed: int) -> None:
-        """Copies a seed's dense network and rewind states from another study, and begins there."""
+        """Copies a seed's dense network and rewind states from another study, and starts its chains."""
         if not self._store.has(Cell(seed, DENSE, 0, DENSE)):
             self._store.copy_seed(lender._store, seed)
             self._told(Cell(seed, DENSE, 0, DENSE), self._store.result(Cell(seed, DENSE, 0, DENSE)))
@@ -586,14 +586,14 @@ class _Run:
         if present and (not states or self._store.result(dense)["status"] == "diverged"):
             self._begin_chains(seed)
             return
-        # A rewind point asked for later is found by going the dense network's first steps again.
+        # A missing rewind state is made by replaying the first steps of the dense training.
         stop = max(states) if present else self._lengths.total
         mask = jax.device_get(prune.ones(initial.params))
         job = train.Job(seed, 0, 0, stop, initial, mask, states)
         self._queue.append(_Item((self._number, 0, 0, 0, seed), self, None if present else dense, job))
 
     def _begin_chains(self, seed: int) -> None:
-        """Takes up every chain of a seed at the first level that is not complete."""
+        """Starts every chain of a seed at the first level that is not complete."""
         for chain in self._chains:
             parent = Cell(seed, DENSE, 0, DENSE)
             for level in range(1, self._study.levels + 1):
@@ -625,7 +625,7 @@ class _Run:
         return Ticket(self._store.mask(cell), self._store.variables(cell).params)
 
     def _next_level(self, seed: int, chain: Chain, ticket: Ticket | None) -> None:
-        """Queues a chain's next level; goes on at once past tickets that are in the store."""
+        """Queues a chain's next level; skips levels whose tickets are in the store."""
         rounds = self._rounds[seed, chain.name]
         while True:
             try:
@@ -647,7 +647,7 @@ class _Run:
         return _Item(order, self, cell, job)
 
     def finish(self, item: _Item, trained: train.Trained) -> None:
-        """Writes what was trained, and queues what follows from it."""
+        """Writes a training result, and queues the tasks that depend on it."""
         seed = item.job.seed
         for step, variables in trained.states.items():
             if not self._store.has_state(seed, step):
@@ -671,7 +671,7 @@ class _Run:
             self._next_level(seed, chain, Ticket(item.job.mask, trained.variables.params))
 
     def _made_from(self, cell: Cell, job: train.Job) -> dict[str, Any] | None:
-        """What a cell's mask and weights came from; None for the dense network."""
+        """The sources of a cell's mask and weights; None for the dense network."""
         if cell.arm == DENSE:
             return None
         chain = next(c for c in self._chains if c.name == cell.chain)
@@ -687,7 +687,7 @@ class _Run:
 
 
 def _parents(seed: int, made_from: dict[str, Any] | None) -> list[Path]:
-    """The folders in the run of what a cell was made from."""
+    """The folders in the run that a cell was made from."""
     if made_from is None:
         return [state_folder(Path(), seed, 0)]
     named = [Path(made_from[name]) for name in ("parent", "origin")]

@@ -1,4 +1,4 @@
-"""Several studies from one: settings are lists of {field: value}, made by small pure functions.
+"""Makes several studies from one: settings are lists of {field: value}, built by small pure functions.
 
 from lthjax import sweep
 from lthjax.config import Study
@@ -22,7 +22,7 @@ _SCHEDULE = ("levels", "prune.rate", "prune.rates", "prune.density", "prune.cour
 
 
 def values(field: str, *of_field: Any) -> list[Settings]:
-    """One setting a value.
+    """One setting per value.
 
     >>> values("prune.rate", 0.2, 0.4)
     [{'prune.rate': 0.2}, {'prune.rate': 0.4}]
@@ -31,7 +31,7 @@ def values(field: str, *of_field: Any) -> list[Settings]:
 
 
 def product(*axes: Iterable[Settings]) -> list[Settings]:
-    """Every combination of one setting from each axis, the last axis going round fastest.
+    """Every combination of one setting from each axis; the last axis varies fastest.
 
     >>> product(values("model", "lenet300", "lenet5"), values("optim.lr", 0.1))
     [{'model': 'lenet300', 'optim.lr': 0.1}, {'model': 'lenet5', 'optim.lr': 0.1}]
@@ -43,7 +43,7 @@ def product(*axes: Iterable[Settings]) -> list[Settings]:
 
 
 def zipped(*axes: Sequence[Settings]) -> list[Settings]:
-    """The first settings of all axes together, then the second ones, and so on.
+    """Combines the axes in step: the first settings of all axes, then the second settings, and so on.
 
     >>> zipped(values("levels", 9, 4), values("prune.rate", 0.2, 0.4))
     [{'levels': 9, 'prune.rate': 0.2}, {'levels': 4, 'prune.rate': 0.4}]
@@ -58,16 +58,16 @@ def zipped(*axes: Sequence[Settings]) -> list[Settings]:
 
 
 def studies(base: Study, settings: Iterable[Settings]) -> list[Study]:
-    """The base with each of the settings.
+    """One study per setting: the base with the setting's fields replaced.
 
     Raises:
-        UserError: a setting names a field that there is not.
+        UserError: a setting names an unknown field.
     """
     return [config.replaced(base, setting) for setting in settings]
 
 
 def schedule(study: Study) -> str:
-    """How a study prunes, in words: `20 % a round, layer-wise`, `one-shot to 5 %, global`."""
+    """A description of a study's pruning: `20 % a round, layer-wise`, `one-shot to 5 %, global`."""
     prune = study.prune
     if prune.density is not None and study.levels == 1:
         how = f"one-shot to {_percent(prune.density)}"
@@ -83,9 +83,9 @@ def schedule(study: Study) -> str:
 
 
 def labels(of_studies: Sequence[Study]) -> list[str]:
-    """What tells studies apart, in words; "" for each where nothing does.
+    """Labels that distinguish studies; "" for each if nothing differs.
 
-    Fields that all have in common are left out; the pruning schedule is told as `schedule` does.
+    A label has only fields that differ; the pruning schedule is described as in `schedule`.
     """
     flat = [config.flat(study) for study in of_studies]
     differing = [name for name in flat[0] if any(fields[name] != flat[0][name] for fields in flat)]

@@ -1,8 +1,8 @@
-"""Masked training: a step, a segment of steps as one compiled loop, evaluation, and the whole.
+"""Masked training: one step, a segment of steps as one compiled loop, evaluation, and whole training runs.
 
-A segment is compiled once for a study: state, mask, data order, first step and number of steps are
-arguments. So levels, arms, seeds, rewind points and lengths that do not divide cost no compilation,
-and a training cut into other segments gives the same bits.
+A segment is compiled once per study: state, mask, data order, first step and number of steps are arguments.
+So levels, arms, seeds, rewind points and odd segment lengths need no further compilation, and a training run
+gives the same bits however it is cut into segments.
 """
 
 import math
@@ -24,7 +24,7 @@ from lthjax.models import Model, Variables
 from lthjax.optim import Optimiser
 
 PyTree = Any
-# On CPU what fits the cache is fastest; an accelerator wants much at a time.
+# Images per evaluation batch. On CPU batches that fit the cache are fastest; an accelerator needs large ones.
 _EVALUATION_BATCH = {"cpu": 50}
 _EVALUATION_BATCH_ELSEWHERE = 1000
 _CURVES = (
@@ -38,7 +38,7 @@ _CURVES = (
 
 
 class State(NamedTuple):
-    """What a step carries on.
+    """The state that a step updates.
 
     Attributes:
         params: parameters; pruned ones are exactly 0.
@@ -52,11 +52,11 @@ class State(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """What one replicate's training reads besides its state and mask.
+    """The inputs of one replicate's training besides its state and mask.
 
     Attributes:
-        mean: float32 [C].
-        std: float32 [C].
+        mean: float32 [C], of the train split.
+        std: float32 [C], of the train split.
         key: data of the augmentation's PRNG key, uint32 [2].
     """
 
@@ -66,18 +66,17 @@ class Feed(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A training to be done.
+    """A training run to do.
 
     Attributes:
-        seed: fixes split and order.
-        level: index of the order: every level has permutations of its own.
-        start: first step; moments are fresh, and it takes the learning rate and the level's batches from this
-            step on.
-        stop: one past the last step; the same as start where it is only to be evaluated.
-        variables: start weights, on which the mask is applied; statistics.
+        seed: fixes the split and the order of batches.
+        level: index of the order: every level has its own permutations.
+        start: first step. Moments are fresh; learning rate and batches are those of this step on.
+        stop: one past the last step; equal to start if there is only an evaluation.
+        variables: start weights, to which the mask is applied, and batch statistics.
         mask: the mask.
-        captures: steps, start <= step <= stop, whose state is wanted.
-        noise: which of the orders and augmentations of this seed and level; 0 is the study's own.
+        captures: steps, start <= step <= stop, whose state is returned.
+        noise: noise seed: which of the orders and augmentations of this seed and level; 0 is the study's own.
     """
 
     seed: int
@@ -91,20 +90,20 @@ class Job(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A finished training.
+    """The result of a training run.
 
     Attributes:
         variables: final weights and statistics; numpy.
-        states: step -> weights and statistics as they were, for every capture.
+        states: step -> weights and statistics at that step, for every capture.
         curves: "step" and, for the evaluations at these steps, "train_loss" (mean over the steps
-            since the last one, None where there was none), "validation_loss", "validation_accuracy",
-            "test_loss", "test_accuracy"; accuracies are fractions, losses nats.
+            since the previous evaluation, None where there were none), "validation_loss",
+            "validation_accuracy", "test_loss", "test_accuracy"; accuracies are fractions, losses nats.
         scalars: "train_accuracy" (whole train split, at the end), "early_stop_step" (first step of
             the lowest validation loss), "early_stop_test_accuracy", "early_stop_train_accuracy",
-            and the end of every curve. Empty where diverged.
-        status: "done", or "diverged" where the loss was not finite.
+            and the last value of every curve. Empty if diverged.
+        status: "done", or "diverged" if the loss was not finite.
         reason: why it is not done, or "".
-        seconds: wall time of its chunk, divided by the replicates in it.
+        seconds: wall time of its chunk, divided by the replicates in the chunk.
     """
 
     variables: Variables
@@ -117,7 +116,7 @@ class Trained(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """The compiled programs of a study, and what they read.
+    """The compiled programs of a study, and their data.
 
     Attributes:
         mesh: the devices.
@@ -125,7 +124,7 @@ class Trainer(NamedTuple):
         lengths: durations in steps.
         batch: images in a batch.
         images: all images, on every device.
-        train_count: how many of them are train images; the rest is test.
+        train_count: number of train images; the rest are test images.
         splits: seed -> split.
         init: compiled; (variables, mask) -> State, of one replicate.
         segment: compiled; see `make`.
@@ -153,17 +152,17 @@ Progress = Callable[[int, float | None], None]
 def step(
     model: Model, optimiser: Optimiser, state: State, mask: PyTree, batch: tuple, at: jax.Array
 ) -> tuple[State, jax.Array]:
-    """One masked step.
+    """One masked training step.
 
     Args:
         model, optimiser: as built.
-        state: where it stands; pruned weights may be anything, they count as 0.
-        mask: its mask.
+        state: the state before the step; pruned weights count as 0, whatever their value.
+        mask: the mask.
         batch: (images float32 [B, H, W, C], labels int32 [B]).
-        at: the step's number, for the schedule.
+        at: number of the step, for the learning rate schedule.
 
     Returns:
-        (state after, loss before in nats, shape ()).
+        (state after the step, loss before it in nats, shape ()).
     """
     images, labels = batch
 
@@ -190,12 +189,12 @@ def make(
     mesh: Mesh,
     width: int,
 ) -> Trainer:
-    """Builds the programs of a study; they are compiled when first called.
+    """Builds the programs of a study; each is compiled at its first call.
 
     Args:
         model, optimiser, lengths: as built from the config.
         dataset: the images.
-        splits: seed -> split, for every seed to be trained.
+        splits: seed -> split, for every seed that is trained.
         batch: images in a batch.
         augment: whether batches are augmented.
         precision: of the factors in matrix products and convolutions, as in `config.Train`.
@@ -208,8 +207,8 @@ def make(
         return State(params, variables.stats, optimiser.at(0).init(params))
 
     def segment(shared: PyTree, state: State, each: PyTree) -> tuple[State, jax.Array]:
-        # A loop whose length is an argument, not a scan: the same program, and so the same bits,
-        # for a whole segment, for what is left at the end, and up to a rewind point.
+        # A loop whose length is an argument, not a scan: one program, and so the same bits, for a full
+        # segment, for a shorter last one, and up to a rewind point.
         images, start, count = shared
         mask, feed, order = each
 
@@ -241,7 +240,7 @@ def make(
 
 
 def _evaluation(model: Model, precision: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """((images,), variables, (feed, rows)) -> for every row the sum of losses, and the number of hits."""
+    """((images,), variables, (feed, rows)) -> for every row the sum of losses and the number correct."""
 
     def evaluate(shared: PyTree, variables: Variables, each: PyTree) -> tuple[jax.Array, jax.Array]:
         (images,) = shared
@@ -264,7 +263,7 @@ def _evaluation(model: Model, precision: str) -> Callable[..., tuple[jax.Array, 
 
 @jax.jit
 def _keep(best: Variables, now: Variables, better: jax.Array) -> Variables:
-    """The better of two states, replicate by replicate."""
+    """The better of two states, per replicate."""
 
     def choose(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -287,17 +286,16 @@ def order(
     count: int,
     noise: int = 0,
 ) -> np.ndarray:
-    """Batches start ... start + count - 1 of a seed's and level's order.
+    """Batches start ... start + count - 1 in the order of a seed and level.
 
-    Every epoch is a fresh permutation of the train split, of which the last, incomplete batch is left
-    out.
+    Every epoch is a new permutation of the train split; its last, incomplete batch is dropped.
 
     Args:
         split: int32 [n], the train split's indices.
-        lengths: for the steps in an epoch.
+        lengths: for the steps per epoch.
         batch: images in a batch.
-        seed, level: name the order.
-        start, count: which of its batches.
+        seed, level: identify the order.
+        start, count: first batch and number of batches.
         noise: as in `Job`.
 
     Returns:
@@ -317,26 +315,26 @@ def order(
 
 @lru_cache(maxsize=64)
 def _permutation(seed: int, level: int, epoch: int, n: int, noise: int) -> np.ndarray:
-    # Kept, as an epoch is asked for a segment at a time.
+    # Cached, because the segments of an epoch ask for it one after another.
     return np.asarray(jax.random.permutation(rng.stream(seed, _stream("order", noise), level, epoch), n))
 
 
 def _stream(name: str, noise: int) -> str:
-    """The name of a stream; that of the study's own noise has no number."""
+    """The name of a random stream; noise 0, the study's own, adds no number."""
     return f"{name}/{noise}" if noise else name
 
 
 @settings.pinned()
 def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Trained]:
-    """Trains up to `trainer.width` jobs of the same start and stop together.
+    """Trains up to `trainer.width` jobs with equal start and stop together.
 
     Args:
         trainer: the programs.
-        jobs: what to train.
-        progress: told after every segment.
+        jobs: the training runs to do.
+        progress: called after every segment.
 
     Returns:
-        One result a job, in their order.
+        One result per job, in the order of the jobs.
     """
     began = time.perf_counter()
     (start, stop), *others = {(job.start, job.stop) for job in jobs}
@@ -346,7 +344,7 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
     mask = replicate.stack(mesh, [job.mask for job in padded])
     feed = replicate.stack(mesh, [_feed(trainer, job) for job in padded])
     state = replicate.stack(mesh, [trainer.init(job.variables, job.mask) for job in padded])
-    # A copy, as the state's own buffers are handed on to every next segment.
+    # A copy, because every segment donates the buffers of its state to the next.
     best = jax.tree.map(jnp.copy, Variables(state.params, state.stats))
     held_out, seen = _rows(trainer, padded, "validation", "test"), _rows(trainer, padded, "train")
     progresses = [_Record() for _ in jobs]
@@ -397,7 +395,7 @@ def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Tra
 
 
 def _orders(trainer: Trainer, jobs: Sequence[Job], at: int, count: int) -> list[np.ndarray]:
-    """The next so many batches of every job, from a step on: int32 [evaluate, batch], padded with 0."""
+    """The next `count` batches of every job from a step on: int32 [evaluate, batch], padded with 0."""
     orders = np.zeros((len(jobs), trainer.lengths.evaluate, trainer.batch), np.int32)
     for i, job in enumerate(jobs):
         split = trainer.splits[job.seed].train
@@ -408,14 +406,14 @@ def _orders(trainer: Trainer, jobs: Sequence[Job], at: int, count: int) -> list[
 
 
 class Measured(NamedTuple):
-    """Mean loss in nats and share of right answers, over a set of images."""
+    """Mean loss in nats and accuracy over a set of images."""
 
     loss: float
     accuracy: float
 
 
 class _Record:
-    """What is noted of one training while it runs."""
+    """Losses and evaluations of one training run, collected while it runs."""
 
     def __init__(self) -> None:
         self.states: dict[int, Variables] = {}
@@ -430,7 +428,7 @@ class _Record:
             self.reason = f"the training loss was not finite at step {at + int(bad[0])}"
 
     def add_evaluation(self, at: int, validation: Measured, test: Measured) -> bool:
-        """Notes an evaluation; True where its validation loss is the lowest so far."""
+        """Adds an evaluation; True if its validation loss is the lowest so far."""
         if not math.isfinite(validation.loss) and not self.reason:
             self.reason = f"the validation loss was not finite at step {at}"
         if self.reason:
@@ -470,11 +468,11 @@ def _feed(trainer: Trainer, job: Job) -> Feed:
 
 
 class _Rows(NamedTuple):
-    """What is evaluated in one go.
+    """Images for one evaluation.
 
     Attributes:
-        images: indices, one part after another, int32 [R, rows, batch], filled up with -1.
-        parts: rows of every part.
+        images: indices, one part after another, int32 [R, rows, batch], padded with -1.
+        parts: number of rows of every part.
     """
 
     images: jax.Array
@@ -482,7 +480,7 @@ class _Rows(NamedTuple):
 
 
 def _rows(trainer: Trainer, jobs: Sequence[Job], *names: str) -> _Rows:
-    """The images of these parts of the data, in batches for evaluation."""
+    """The images of these parts of the data, in evaluation batches."""
     platform = trainer.mesh.devices.flat[0].platform
     batch = _EVALUATION_BATCH.get(platform, _EVALUATION_BATCH_ELSEWHERE)
 
@@ -508,7 +506,7 @@ def _rows(trainer: Trainer, jobs: Sequence[Job], *names: str) -> _Rows:
 def _evaluate(
     trainer: Trainer, variables: Variables, feed: Feed, rows: _Rows, count: int
 ) -> list[list[Measured]]:
-    """For every part, mean loss and accuracy of the first `count` replicates."""
+    """Mean loss and accuracy of the first `count` replicates, for every part."""
     losses, hits = trainer.evaluate((trainer.images,), variables, (feed, rows.images))
     images = (np.asarray(rows.images) >= 0).sum(2)
     measured = []
@@ -522,13 +520,13 @@ def _evaluate(
 
 
 class Probed(NamedTuple):
-    """What a training costs, measured.
+    """The measured cost of a training run.
 
     Attributes:
-        step_seconds: of one step of one replicate, all devices busy.
-        evaluation_seconds: of one evaluation on validation and test.
-        finish_seconds: of the evaluations on the train split at the end.
-        bytes: arguments, results and temporary memory of the training program, and the images.
+        step_seconds: one step of one replicate, with all devices busy.
+        evaluation_seconds: one evaluation on validation and test images.
+        finish_seconds: the evaluations on the train split at the end.
+        bytes: arguments, results and temporary memory of the training program, plus the images.
     """
 
     step_seconds: float
@@ -539,9 +537,9 @@ class Probed(NamedTuple):
 
 @settings.pinned()
 def prepared_segment(trainer: Trainer, job: Job) -> Callable[[], State]:
-    """A function that trains a whole chunk of copies of a job one segment on at every call.
+    """A function that trains a chunk of copies of a job for one more segment per call.
 
-    For measurement: everything is on the devices before it is called.
+    For measurements: all data are on the devices before the first call.
     """
     width, every = trainer.width, trainer.lengths.evaluate
     mask = replicate.stack(trainer.mesh, [job.mask] * width)
@@ -563,7 +561,7 @@ def prepared_segment(trainer: Trainer, job: Job) -> Callable[[], State]:
 
 @settings.pinned()
 def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
-    """Measures what a job like this costs, for about so many seconds after compilation."""
+    """Measures the cost of a job, for about `seconds` after compilation."""
     width = trainer.width
     mask = replicate.stack(trainer.mesh, [job.mask] * width)
     feed = replicate.stack(trainer.mesh, [_feed(trainer, job)] * width)
@@ -585,7 +583,7 @@ def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
     now = Variables(state.params, state.stats)
     costs = []
     for rows in (_rows(trainer, [job] * width, "validation", "test"), _rows(trainer, [job] * width, "train")):
-        # Of a whole pass the first rows only: all would be too long to wait for.
+        # Only the first rows: a whole pass would take too long.
         few = _Rows(rows.images[:, : 1 + rows.images.shape[1] // 10], (1 + rows.images.shape[1] // 10,))
         _evaluate(trainer, now, feed, few, width)
         began = time.perf_counter()
@@ -593,5 +591,5 @@ def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
         costs.append((time.perf_counter() - began) * rows.images.shape[1] / few.parts[0] / width)
     parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     memory = sum(int(getattr(sizes, part, 0)) for part in parts)
-    # Twice on the train split: at the end, and for the early stop.
+    # Two evaluations on the train split: at the end, and for the early stop.
     return Probed(taken / count / width, costs[0], 2 * costs[1], memory)

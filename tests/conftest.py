@@ -1,4 +1,4 @@
-"""What all tests share: strict arithmetic, every core a device, small data, a tiny study."""
+"""Shared by all tests: strict arithmetic, every core a device, small data, a tiny study."""
 
 import contextlib
 import dataclasses
@@ -23,8 +23,8 @@ replicate.use_all_cores()
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests compile the same few programs over and over, in this process and in those that they start; workers of
-# pytest-xdist have the folder of the process that started them.
+# Tests compile the same few programs repeatedly, in this process and in the ones that they start. Workers of
+# pytest-xdist use the cache folder of the process that started them.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="lthjax-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
@@ -46,7 +46,7 @@ FULL = Path(os.environ.get("LTHJAX_DATA", ROOT / "data"))
 def arrays(
     train: int = 80, test: int = 20, shape: tuple[int, ...] = (28, 28, 1), classes: int = 10
 ) -> dict[str, np.ndarray]:
-    """Random images of a documented npz."""
+    """Random images in the documented npz layout."""
     generator = np.random.default_rng(0)
     made = {}
     for part, n in (("train", train), ("test", test)):
@@ -56,7 +56,7 @@ def arrays(
 
 
 def write_npz(folder: Path, name: str, **changed: object) -> Path:
-    """Writes arrays() with changes; a key whose value is None is left out."""
+    """Writes arrays() with changes; a key whose value is None is omitted."""
     contents = {k: v for k, v in (arrays() | changed).items() if v is not None}
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / f"{name}.npz", **contents)
@@ -65,12 +65,12 @@ def write_npz(folder: Path, name: str, **changed: object) -> Path:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., study.Prepared]:
-    """A study of seconds: lenet300 on 200 real digits; keyword arguments change its fields."""
+    """A study that takes seconds: lenet300 on 200 real digits; keyword arguments change its fields."""
     return make_tiny(tmp_path)
 
 
 def make_tiny(folder: Path) -> Callable[..., study.Prepared]:
-    """As `tiny`, with its data in a folder."""
+    """Like `tiny`, with its data in the given folder."""
     from lthjax import data
 
     whole = data.load("mnist_10k")
@@ -99,7 +99,7 @@ def make_tiny(folder: Path) -> Callable[..., study.Prepared]:
 
 
 def result(cell: Cell) -> dict[str, Any]:
-    """A result.json, of a training that nobody has run."""
+    """A made-up result.json, without any training."""
     measured = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
     more = ("train_accuracy", "early_stop_test_accuracy", "early_stop_train_accuracy")
     left = {"density": 0.5, "weights_left": 15, "weights": 30}
@@ -110,7 +110,7 @@ def result(cell: Cell) -> dict[str, Any]:
 
 
 def about(name: str = "few", **changes: Any) -> dict[str, Any]:
-    """A study.json, of a study that nobody has run."""
+    """A made-up study.json, without any training."""
     study = config.Study(name="any", levels=3, data=config.Data(name=name), **changes)
     return {
         "identity": json.loads(json.dumps(config.flat(study))),
@@ -124,7 +124,7 @@ def about(name: str = "few", **changes: Any) -> dict[str, Any]:
 
 
 def unsealed(run: Path) -> None:
-    """Makes of a run folder what versions without manifests wrote, whose files are not checked."""
+    """Turns a run folder into one of versions without manifests, whose files are not checked."""
     for path in run.rglob("manifest.json"):
         path.unlink()
     for path in run.rglob("study.json"):
@@ -133,14 +133,14 @@ def unsealed(run: Path) -> None:
 
 
 def spoil(path: Path) -> None:
-    """Makes of a result.json that of a training that diverged."""
+    """Turns a result.json into that of a diverged training run."""
     result = json.loads(path.read_text())
     scores = dict.fromkeys(name for name in result if name.endswith(("_accuracy", "_loss", "_step")))
     path.write_text(json.dumps(result | scores | {"status": "diverged", "reason": "spoilt"}))
 
 
 def check_section(analysis: Any, run: Path) -> None:
-    """That an analysis's section, verdicts and files of a run fit together, for the report."""
+    """Checks that an analysis's section, verdicts and files of a run agree."""
     from analysis import record
     from analysis.run import open_run
 

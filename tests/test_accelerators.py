@@ -1,4 +1,4 @@
-"""What runs on GPUs and TPUs alone, as far as a CPU can tell: replicates together, programs that lower."""
+"""Code for GPUs and TPUs, as far as a CPU can test it: replicates together, programs that lower."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ from lthjax import config, models, optim, prune, rng, study, train
 from lthjax.devices import replicate
 
 Make = Callable[..., study.Prepared]
-# What replicates trained together may differ by from each alone, in weights of order 0.1.
+# Tolerance between replicates trained together and alone, for weights of order 0.1.
 TOLERANCE = 1e-5
 
 
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 def test_replicates_together_give_what_each_gives_alone(
     tiny: Make, monkeypatch: pytest.MonkeyPatch, model: str, units: int
 ) -> None:
-    """Two a device and more, under vmap, against one after another."""
+    """Compares two or more replicates per device under vmap with one replicate at a time."""
     prepared = tiny(
         model=model,
         seeds=(0, 1, 2, 3),
@@ -52,7 +52,7 @@ def test_replicates_together_give_what_each_gives_alone(
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("model", ["lenet300", "lenet5", "small_cnn", "conv2", "resnet8"])
 def test_steps_of_replicates_together_lower(model: str, platform: str) -> None:
-    """To a program for that platform, with the built-in convolution and nothing of the CPU's."""
+    """The program for that platform has the built-in convolution and none of the CPU's forms."""
     shape = (28, 28, 1) if model.startswith("lenet") else (32, 32, 3)
     built = models.build(model, shape, 10)
     optimiser = optim.make(config.Optim(), config.Lengths(10, 10, 10, 0, (), (0,)))

@@ -1,4 +1,4 @@
-"""Whatever the cells of a run are, its report comes out, and says what it cannot show."""
+"""Any cells of a run give a report, which says what it cannot show."""
 
 import io
 import json
@@ -31,7 +31,7 @@ from lthjax.store import folder
 
 @pytest.fixture(autouse=True)
 def _any_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any rows reach the report; which of them a folder may hold is tests/faults/test_inputs.py's matter."""
+    """Lets any rows reach the report; tests/faults/test_inputs.py tests which rows a folder may hold."""
     monkeypatch.setattr(fields, "result", lambda _: None)
 
 
@@ -45,7 +45,7 @@ def row(seed: int, level: int, arm: str, density: float, accuracy: float | None,
 
 
 def written(run: Path, rows: list[Row], study: dict[str, Any]) -> Path:
-    """A run folder of these cells, without masks and weights."""
+    """Writes a run folder of these cells, without masks and weights."""
     for one in rows:
         place = folder(run, Cell(one.seed, one.chain, one.level, one.arm, one.repeat))
         place.mkdir(parents=True)
@@ -94,13 +94,13 @@ CASES = {
 }
 
 
-# Of these the figures are drawn, too, which takes longest.
+# For these cases the figures are drawn too, which takes longest.
 DRAWN = ("no weights left", "never a weight", "tiny densities", "arms from outside")
 
 
 @pytest.fixture
 def _quick_figures(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    """Figures are drawn small, or not at all."""
+    """Draws figures small, or not at all."""
 
     def show(to: Path, drawn: page.Drawn) -> page.Shown:
         page._literal(drawn.figure)
@@ -149,7 +149,7 @@ def some_rows(draw: st.DrawFn) -> list[Row]:
 
 
 class Given(Run):
-    """A run of any rows, without a folder."""
+    """A run of given rows, without a folder."""
 
     def __init__(self, rows: list[Row]) -> None:
         self.path, self.about, self.rows = Path("any-0"), about(), rows
@@ -176,7 +176,7 @@ def test_a_network_without_weights_is_far_from_all_others() -> None:
 
 
 def test_no_network_without_weights_matches_or_is_drawn() -> None:
-    """Were its constant as good as the dense network, it would still be no ticket."""
+    """A network without weights is no ticket, even if its constant output were as accurate as dense."""
     rows = [one._replace(test_accuracy=0.5) for one in EMPTIED]
     assert [points for _, points in verdicts._curves(rows, "rewind-0", "ticket")[0]] == [50.0, 50.0]
     found = facts._sparsest_match(rows)
@@ -205,7 +205,7 @@ def test_names_in_figures_stand_as_they_are(name: str) -> None:
     figure.savefig(io.BytesIO(), dpi=15)
     shown = [axes.get_title(loc="left"), axes.get_yticklabels()[0].get_text()]
     for text in shown:
-        # What matplotlib draws of a text that is no formula.
+        # Matplotlib's output for a text that is no formula.
         words, formula = axes.title._preprocess_math(text)
         assert words == name.replace("\\$", "$")
         assert formula is False

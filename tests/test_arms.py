@@ -26,7 +26,7 @@ PATHS = {"a": (6, 4), "b": (4, 3)}
 
 
 def model() -> models.Model:
-    """A bilinear network whose derivatives can be written down: x a b, without nonlinearity."""
+    """A bilinear network, x a b without nonlinearity, whose derivatives can be written down."""
 
     def init(key: jax.Array) -> models.Variables:
         keys = jax.random.split(key)
@@ -62,7 +62,7 @@ def scores_of(criterion: str) -> dict[str, np.ndarray]:
 
 
 def gradients(a: np.ndarray, b: np.ndarray, temperature: float = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Of the mean cross-entropy, by hand: dL/dz = (softmax - onehot) / n."""
+    """Gradients of the mean cross-entropy, by hand: dL/dz = (softmax - onehot) / n."""
     x = BATCH[0].reshape(5, -1).astype(np.float64)
     z = x @ a @ b / temperature
     p = np.exp(z - z.max(1, keepdims=True))
@@ -172,7 +172,7 @@ def test_arms_by_definition() -> None:
 
 
 def test_a_study_of_every_arm_and_criterion(tiny: Make, tmp_path: Path) -> None:
-    """Runs them all; two chains rewind, two lead themselves."""
+    """Runs all of them; two chains rewind, two lead themselves."""
     arms = tuple(ARMS)
     prepared = tiny(arms=arms, seeds=(0,), rewind=(0, 3), levels=2)
     run = study.run(prepared, tmp_path / "runs")
@@ -189,7 +189,7 @@ def test_a_study_of_every_arm_and_criterion(tiny: Make, tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, kept, origin)
     second = store.result(Cell(0, "reinit_chain-0", 2, "reinit_chain"))
     assert second["made_from"]["parent"] == "seed=0/chain=reinit_chain-0/level=01/reinit_chain"
-    # The mask of a chain is made from its own leader.
+    # A chain's mask is made from its own leader.
     leader = Cell(0, "reinit_chain-0", 1, "reinit_chain")
     expected = prune.magnitude(store.variables(leader).params, store.mask(leader), prepared.study.prune.rate)
     got = store.mask(Cell(0, "reinit_chain-0", 2, "reinit_chain"))
@@ -219,7 +219,7 @@ def test_a_study_by_criterion(tiny: Make, tmp_path: Path, criterion: str) -> Non
 )
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_schedules_reach_their_densities_exactly(changes: dict, densities: tuple, scope: str) -> None:
-    """Counts by numpy in float64, layer by layer and over all, with the model's own shapes."""
+    """Compares with counts by numpy in float64, by layer and over all layers, with the model's shapes."""
     how = config.Prune(scope=scope, rate=0.2)  # type: ignore[arg-type]
     asked = config.Study(levels=3, prune=dataclasses.replace(how, **changes))
     config.validate(asked)

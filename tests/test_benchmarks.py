@@ -1,4 +1,4 @@
-"""That the peer does the same work, and that the figures are what they say."""
+"""The peer does the same work, and the figures are right."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_the_twin_computes_the_same_function(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["lenet5", "conv6"])
 def test_both_forms_of_a_convolution_are_the_networks_own(name: str) -> None:
-    """Kernels are those that the network has, and grouped and patches give the same."""
+    """The kernels are those of the network, and both forms give the same values."""
     shape = (28, 28, 1) if name == "lenet5" else (32, 32, 3)
     params = jax.eval_shape(models.build(name, shape, 10).init, jax.random.key(0)).params
     found = [*forms.convolutions(name, 2)]

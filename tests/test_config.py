@@ -15,7 +15,7 @@ def resolved(study: Study, train_split: int = 55_000, digest: str = "d") -> dict
 
 
 def test_golden_fingerprint_of_the_defaults() -> None:
-    """Freezes the defaults: were one to change, old runs would get another meaning under their name."""
+    """Freezes the defaults: a changed default would give old runs another meaning under the same name."""
     assert resolved(Study()) == {
         "model": "lenet5",
         "data.name": "mnist",

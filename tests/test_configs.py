@@ -54,7 +54,7 @@ def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
 
 
 def test_rates_reach_the_densities_that_they_name() -> None:
-    """Ten to sixty per cent a round to 5.5 % or less; one-shot to densities of 20 % a round."""
+    """Ten to sixty per cent per round end at 5.5 % or less; one-shot reaches densities of 20 % per round."""
     studies = config.load_all(ROOT / "configs" / "rates_lenet5.py")
     for scope in ("layer", "global"):
         own = [study for study in studies if study.prune.scope == scope]

@@ -79,7 +79,7 @@ def test_values_and_gradients_are_those_of_the_builtin(
 def test_gradients_of_gradients_are_those_of_the_builtin(
     images: tuple, kernel: tuple, padding: object, stride: int
 ) -> None:
-    """Reverse over reverse: every gradient of the input's and the weights' gradients."""
+    """Reverse over reverse: gradients of the input gradient and of the weight gradient."""
     with jax.enable_x64(True):
         x, w = draw(images, 0), draw(kernel, 1)
 
@@ -98,7 +98,7 @@ def test_gradients_of_gradients_are_those_of_the_builtin(
 
 @pytest.mark.parametrize(("images", "kernel", "padding", "stride"), [*((*c, 1) for c in CASES), *STRIDED])
 def test_under_vmap(images: tuple, kernel: tuple, padding: object, stride: int) -> None:
-    """Replicates together, each with a kernel of its own."""
+    """Replicates together, each with its own kernel."""
     with jax.enable_x64(True):
         x, w = draw((2, *images), 0), draw((2, *kernel), 1)
         ours, theirs = (
@@ -114,7 +114,7 @@ def test_under_vmap(images: tuple, kernel: tuple, padding: object, stride: int) 
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 3))])
 @pytest.mark.parametrize("images", [(6, 8, 8, 3), (5, 11, 6, 2), (1, 6, 7, 4)])
 def test_fewer_products_give_the_same(images: tuple, padding: winograd.Padding) -> None:
-    """Whatever the number of images, rows and columns: multiples of a tile's or not."""
+    """Any number of images, rows and columns, multiples of the tile size or not."""
     with jax.enable_x64(True):
         x, w = draw(images, 0), draw((3, 3, images[-1], 5), 1)
         y, theirs = jax.vjp(lambda w: builtin(x, w, padding), w)
@@ -136,7 +136,7 @@ def test_a_weight_gradient_in_blocks_of_images(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_fewer_products_round_little_more() -> None:
-    """In float32, against float64: at most six times the error of the direct one, ten times in gradients."""
+    """In float32, against float64: at most 6 times the error of direct convolution, 10 times in gradients."""
     pads = ((1, 1), (1, 1))
     with jax.enable_x64(True):
         x, w, dy = draw((4, 16, 16, 128), 0), draw((3, 3, 128, 64), 1), draw((4, 16, 16, 64), 2)
@@ -156,7 +156,7 @@ def test_fewer_products_round_little_more() -> None:
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the built-in convolution is used")
 @pytest.mark.parametrize(("images", "channels", "few"), [(4, 64, True), (3, 64, False), (4, 63, False)])
 def test_when_fewer_products_are_used(images: int, channels: int, few: bool) -> None:
-    """16 tiles at least, and 64 channels."""
+    """Needs at least 16 tiles and 64 channels."""
     x, w = jnp.zeros((images, 8, 8, 64)), jnp.zeros((3, 3, 64, channels))
     text = jax.jit(conv.conv2d).lower(x, w).compile().as_text() or ""
     assert (" convolution(" not in text and "custom-call" not in text) == few

@@ -94,7 +94,7 @@ def test_not_an_npz(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_never_raises_anything_else(tmp_path: Path) -> None:
-    """Compressed, as numpy.savez_compressed writes it: zlib and zipfile have errors of their own."""
+    """The file is compressed by numpy.savez_compressed, so zlib and zipfile can raise their own errors."""
     np.savez_compressed(tmp_path / "few.npz", **arrays(train=20, test=10))  # type: ignore[arg-type]
     good = (tmp_path / "few.npz").read_bytes()
     generator, refused = np.random.default_rng(0), 0
@@ -341,7 +341,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, bytes
 
 
 def archives(name: str) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
-    """The official files of a set, with random images, and what is in them."""
+    """The official files of a set with random images, and their contents."""
     if name.startswith("cifar"):
         classes = 100 if name == "cifar100" else 10
         made = arrays(shape=(32, 32, 3), classes=classes)

@@ -1,4 +1,4 @@
-"""The snippets of docs/extending.md and docs/pruning.md, run as they stand, from outside the package."""
+"""Runs the snippets of docs/extending.md and docs/pruning.md unchanged, from outside the package."""
 
 import csv
 import re
@@ -29,14 +29,14 @@ ARGUMENTS += ["--levels", "2", "--arms", "ticket", "mine", "--rewind", "5"]
 
 
 def snippets(page: str, title: str = "") -> list[str]:
-    """The Python of a page, of one title where a title is given."""
+    """The Python snippets of a page; only those with the title if one is given."""
     head = f' title="{title}"' if title else ""
     return re.findall(rf"^```python{head}\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.S | re.M)
 
 
 @pytest.fixture
 def tables() -> Iterator[tuple[dict[str, Any], ...]]:
-    """The tables, as they were again afterwards."""
+    """The tables; they are restored afterwards."""
     known: tuple[dict[str, Any], ...] = (ARMS, CRITERIA, MODELS, OPTIMISERS, SOURCES)
     before = [dict(table) for table in known]
     yield known
@@ -137,7 +137,7 @@ def test_own_data_network_criterion_and_arm_make_a_study(
 
 
 def starts_at(origin: Any, job: train.Job) -> bool:
-    """Whether a training starts at the origin under its own mask."""
+    """Whether a training run starts at the origin under its own mask."""
     start, kept = job.variables.params["fc1"]["kernel"], job.mask["fc1"]["kernel"]
     return bool((start == origin["fc1"]["kernel"] * kept).all())
 

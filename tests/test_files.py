@@ -1,4 +1,4 @@
-"""Writing: whole or not at all, as the umask says, on file systems that lack calls."""
+"""Writing is atomic, follows the umask, and works on file systems that lack calls."""
 
 import errno
 import fcntl
@@ -127,7 +127,7 @@ def test_the_sentence_says_what_to_do() -> None:
 
 
 def test_what_a_killed_process_left_of_a_file_is_cleared_with_the_next_one(tmp_path: Path) -> None:
-    """Of one that runs, of another machine and of another file nothing is touched."""
+    """Files of a running process, of another machine, and of other names are left alone."""
     host = socket.gethostname()
     with subprocess.Popen(["true"]) as gone:
         gone.wait()

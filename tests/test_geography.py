@@ -1,4 +1,4 @@
-"""Planted permutations, chance, values of seeds from pairs, and the command on a tiny study."""
+"""Planted permutations, chance, pseudo-values of seeds, and the command on a tiny study."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ Kernels = list[np.ndarray]
 
 
 def dense(*widths: int) -> Model:
-    """A network of dense layers, of 8x8 images in 10 classes."""
+    """A network of dense layers for 8x8 images in 10 classes."""
     layers = tuple(Layer(f"fc{i}", width) for i, width in enumerate(widths, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "own", models.Entry(layers, 1, "for a test"))
@@ -74,7 +74,7 @@ def test_a_planted_permutation_is_found(density: float) -> None:
 
 
 def test_a_planted_permutation_of_channels_is_found_by_magnitude() -> None:
-    """LeNet-5, whose channels are flattened, and weights rather than masks."""
+    """Uses LeNet-5, whose channels are flattened, and weights instead of masks."""
     model = models.build("lenet5", (28, 28, 1), 10)
     params = jax.tree.map(np.asarray, model.init(jax.random.key(0)).params)
     a = [abs(k) for k in transfer.kernels(model.layers, params)]
@@ -88,7 +88,7 @@ def test_a_planted_permutation_of_channels_is_found_by_magnitude() -> None:
 @given(st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
 def test_one_hidden_layer_is_matched_best(seed: int) -> None:
-    """Against all 120 orders of five units."""
+    """Compares with all 120 orders of five units."""
     a, b = (tickets(0.4, seed + i, (5, 3), 4) for i in (0, 1))
     found = geography.align(a, b)
     every = [
@@ -112,7 +112,7 @@ def test_matching_never_loses_and_ends_in_an_optimum() -> None:
 
 
 def test_noise_aligns_as_its_null_does() -> None:
-    """Independent masks overlap at chance; matched above it, and no more than shuffled ones."""
+    """Independent masks overlap at chance; matched, they overlap more, but no more than shuffled masks."""
     generator = np.random.default_rng(0)
     gains, nulls, plain = [], [], []
     for seed in range(12):
@@ -149,7 +149,7 @@ def test_inputs_by_hand() -> None:
 
 def test_pairs_are_worth_their_seeds() -> None:
     assert geography.over_pairs({(0, 1): 0.5}) == [0.5]
-    # Where a pair's value is the mean of its two seeds' the pseudo-values are the seeds' values.
+    # If a pair's value is the mean of its two seeds' values, the pseudo-values are the seeds' values.
     own = {3: 1.0, 5: 4.0, 8: 2.5, 9: 0.5}
     values = {(a, b): (own[a] + own[b]) / 2 for a, b in itertools.combinations(own, 2)}
     np.testing.assert_allclose(geography.over_pairs(values), list(own.values()))
@@ -245,7 +245,7 @@ def test_the_geography_of_a_run(
         y, x = divmod(at, 28)
         assert inputs[at][2:5] == (y, x, 0)
         assert inputs[at].kept == pytest.approx(np.mean([m[y, x, 0].mean() for m in read]))
-    # Of two seeds there is one pair: nothing is known of how it varies.
+    # Two seeds give one pair, so its variation is unknown.
     assert {one.outcome for one in mapped.findings(opened, found)} == {"undecided"}
     assert [one.name for one in mapped.section(opened, found).figures] == [
         "geography_overlap",

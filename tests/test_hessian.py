@@ -1,4 +1,4 @@
-"""The Hessian inside a mask against explicit matrices, and a LeNet-5's against its exact spectrum."""
+"""The Hessian inside a mask against explicit matrices, and LeNet-5's against its exact spectrum."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ KEY = jax.random.key(0)
 
 
 def matrix(eigenvalues: Any, kept: np.ndarray) -> tuple[np.ndarray, hessian.Operator]:
-    """A symmetric matrix of that spectrum on the kept coordinates, in float64, and its operator."""
+    """A symmetric float64 matrix with that spectrum on the kept coordinates, and its operator."""
     k = len(eigenvalues)
     assert kept.sum() == k
     q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(k, k)))
@@ -81,7 +81,7 @@ def test_products_are_those_of_the_explicit_hessian(x64: None) -> None:
     np.testing.assert_allclose(got, got.T, atol=1e-12)
     outside = ~np.asarray(on.kept)
     assert outside.sum() == sum(int((~m).sum()) for m in jax.tree.leaves(mask))
-    # Whatever comes in, nothing leaves the mask: zeros to the bit, and no NaN gets through.
+    # For any input the output is exactly 0 outside the mask, even if the input there is NaN.
     out = np.asarray(product(jnp.broadcast_to(jnp.where(on.kept, 1.0, jnp.nan), (n, n))))
     assert np.isfinite(out).all()
     assert not out[:, outside].any()
@@ -92,7 +92,7 @@ def test_products_are_those_of_the_explicit_hessian(x64: None) -> None:
 
 
 def test_hvp_takes_and_gives_pytrees() -> None:
-    """Of sum w**4 / 12, whose Hessian is diag(w**2); pruned weights count as 0 also where they are not."""
+    """Uses sum w**4 / 12, whose Hessian is diag(w**2); pruned weights count as 0 even if they are not."""
     params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.array([5.0])}
     mask = {"w": jnp.array([[True, False], [True, True]]), "b": jnp.array(True)}
     vector = jax.tree.map(jnp.ones_like, params)
@@ -136,7 +136,7 @@ SPECTRA = {
 
 @pytest.mark.parametrize("name", SPECTRA)
 def test_as_many_steps_as_dimensions_give_every_eigenvalue(name: str, x64: None) -> None:
-    """Also where the Krylov space of the start ends early, and past the end of the space."""
+    """Includes Krylov spaces that end early, and more steps than dimensions."""
     exact = np.sort(SPECTRA[name])
     kept = np.random.default_rng(1).permutation(np.arange(40) < 24)
     whole, on = matrix(exact, kept)
@@ -179,7 +179,7 @@ def test_trace_of_a_diagonal_is_exact_and_its_error_is_its_spread(x64: None) -> 
     np.testing.assert_allclose(found.total, exact, rtol=1e-12)
     np.testing.assert_allclose(found.mean, exact / 20, rtol=1e-12)
     np.testing.assert_allclose(found.error, 0, atol=1e-10)
-    # The variance of one sample is twice the sum of squares beside the diagonal.
+    # The variance of one sample is twice the sum of the squared off-diagonal entries.
     whole, on = matrix(np.linspace(-2, 5, 20), kept)
     many = hessian.trace(on, KEY, 4000)
     beside = np.sqrt(2 * ((whole - np.diag(np.diag(whole))) ** 2).sum() / 4000)
@@ -189,7 +189,7 @@ def test_trace_of_a_diagonal_is_exact_and_its_error_is_its_spread(x64: None) -> 
 
 
 def test_quadrature_is_exact_for_the_moments_of_its_probes(x64: None) -> None:
-    """m steps integrate polynomials up to degree 2 m - 1; the probes are drawn here once more."""
+    """m steps integrate polynomials up to degree 2 m - 1; the test draws the same probes again."""
     exact = np.random.default_rng(3).normal(size=50) ** 3
     kept = np.random.default_rng(4).permutation(np.arange(70) < 50)
     whole, on = matrix(exact, kept)
@@ -205,7 +205,7 @@ def test_quadrature_is_exact_for_the_moments_of_its_probes(x64: None) -> None:
 
 
 def test_density_is_the_smoothed_spectrum(x64: None) -> None:
-    """With as many steps as dimensions and many probes: Gaussians on the eigenvalues themselves."""
+    """With as many steps as dimensions and many probes, the Gaussians lie on the eigenvalues."""
     exact = np.array([-1.0, 0.0, 0.0, 0.5, 3.0, 3.1])
     _, on = matrix(exact, np.arange(9) < 6)
     found = hessian.density(on, KEY, probes=600, steps=6, points=200, sigma=0.2)
@@ -215,7 +215,7 @@ def test_density_is_the_smoothed_spectrum(x64: None) -> None:
 
 
 class Spectrum(NamedTuple):
-    """A LeNet-5 under a mask, its data, its exact eigenvalues, ascending, and its Hessian's diagonal."""
+    """A LeNet-5 under a mask: its data, its exact eigenvalues, ascending, and its Hessian's diagonal."""
 
     params: Any
     mask: Any
@@ -231,10 +231,10 @@ def lenet5_loss(params: Any, chunk: landscape.Chunk) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def lenet5() -> Spectrum:
-    """2 % of the weights of LeNet-5, scaled to what is left, on 24 digits in two chunks.
+    """LeNet-5 with 2 % of its weights, scaled to make up for the rest, on 24 digits in two chunks.
 
-    By ERK, which leaves every layer enough to carry the images through. A network that is cut off
-    somewhere has nothing but biases left, whose eigenvalues are repeated.
+    The mask is ERK, which leaves enough weights in every layer to carry the images through. A disconnected
+    network would have only biases left, whose eigenvalues are repeated.
     """
     model = models.build("lenet5", (28, 28, 1), 10)
     params = model.init(KEY).params
@@ -242,7 +242,7 @@ def lenet5() -> Spectrum:
     params = jax.tree.map(lambda p, m: p / jnp.sqrt(m.mean()) if m.ndim else p, params, mask)
     digits = data.load("mnist_10k")
     images = (digits.train_images[:24] / 255 - 0.1307) / 0.3081
-    # All in one chunk for what is exact.
+    # One chunk for the exact values.
     whole_chunk = jax.tree.map(lambda x: x[0], landscape.chunks(images, digits.train_labels[:24], 24))
     chunks = landscape.chunks(images, digits.train_labels[:24], 12)
     on = hessian.operator(lambda p: lenet5_loss(p, whole_chunk), params, mask)
@@ -276,7 +276,7 @@ def test_golden_trace(lenet5: Spectrum, estimates: Any) -> None:
     found: hessian.Trace = estimates[1]
     assert abs(found.total - lenet5.exact.sum()) < 4 * found.error
     assert abs(found.mean - lenet5.exact.mean()) < 4 * found.mean_error
-    # The variance of one sample is twice the sum of squares beside the diagonal.
+    # The variance of one sample is twice the sum of the squared off-diagonal entries.
     expected = np.sqrt(2 * ((lenet5.exact**2).sum() - (lenet5.diagonal**2).sum()) / 40)
     np.testing.assert_allclose(found.error, expected, rtol=0.4)
 

@@ -1,4 +1,4 @@
-"""A ticket of a model of any library: the same few lines, executed for each."""
+"""A ticket of a model of any library: the same few lines run for each."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +40,7 @@ class Linen(nn.Module):
 
 
 def of_linen() -> tuple[Any, Loss]:
-    # The batch-norm collection goes along: its leaves have one dimension and are left alone.
+    # The batch-norm collection is included: its leaves have one dimension and are left alone.
     return Linen().init(jax.random.key(1), X), lambda v: ((Linen().apply(v, X) - Y) ** 2).mean()
 
 
@@ -65,7 +65,7 @@ def of_haiku() -> tuple[Any, Loss]:
 
 
 def of_equinox() -> tuple[Any, Loss]:
-    # What is no array becomes None in the arrays' tree, and comes back by eqx.combine.
+    # Leaves that are no arrays become None in the arrays' tree, and eqx.combine restores them.
     arrays, rest = eqx.partition(eqx.nn.MLP(6, 3, 16, 1, key=jax.random.key(1)), eqx.is_array)
     return arrays, lambda p: ((jax.vmap(eqx.combine(p, rest))(X) - Y) ** 2).mean()
 
@@ -110,7 +110,7 @@ def test_a_ticket_in_a_few_lines(make: Callable[[], tuple[Any, Loss]]) -> None:
 def test_nnx_optimizer_takes_masked() -> None:
     net = Nnx()
     state = nnx.state(net, nnx.Param)
-    # What NNX hands to optax is its state at first, with Variables, and pure arrays in every update.
+    # NNX first passes its state with Variables to optax, and pure arrays in every update.
     mask = prune.magnitude(state, prune.ones(state), 0.5)
     optimiser = nnx.Optimizer(net, prune.masked(optax.adamw(1e-2), mask), wrt=nnx.Param)
 

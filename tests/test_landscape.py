@@ -30,7 +30,7 @@ def draw(seed: int, density: float) -> tuple[Any, Any]:
 
 
 def filters(kernel: Any) -> np.ndarray:
-    """[filters, weights], by a loop."""
+    """The kernel as [filters, weights], by a loop."""
     kernel = np.asarray(kernel)
     return np.stack([kernel[..., f].ravel() for f in range(kernel.shape[-1])])
 
@@ -88,7 +88,7 @@ def test_directions_of_other_keys_are_others_and_the_mask_may_be_traced() -> Non
 
 
 def test_surface_of_a_quadratic() -> None:
-    """(theta + a d + b e)' A (theta + a d + b e) / 2, with rows of the grid by a and columns by b."""
+    """(theta + a d + b e)' A (theta + a d + b e) / 2, with rows of the grid for a and columns for b."""
     rng = np.random.default_rng(0)
     root, theta, d, e = rng.normal(size=(4, 4)), *rng.normal(size=(3, 4))
     a_matrix = root @ root.T
@@ -129,7 +129,7 @@ W = {"w": jax.random.normal(jax.random.key(9), (4, 3))}
 
 @pytest.mark.parametrize("size", [1, 3, 7, 10])
 def test_chunks_add_up_to_means_over_all_images(size: int) -> None:
-    """Also where the last chunk is not full: softmax and hits written out with numpy."""
+    """Includes a partly filled last chunk; softmax and hits are written out with numpy."""
     x, y = images(7)
     data = landscape.chunks(x, y, size)
     assert data.labels.shape == (-(-7 // size), min(size, 7))
@@ -172,7 +172,7 @@ def test_no_barrier_to_itself_and_none_below_zero(seed: int) -> None:
     point = {"x": jax.random.normal(jax.random.key(seed), (2,))}
     values = landscape.path(double_well, point, point)
     np.testing.assert_allclose(landscape.barrier(values), 0, atol=1e-5)
-    # A convex loss never rises above the mean of the ends by more than their difference's half.
+    # A convex loss exceeds the mean of the ends by at most half their difference.
     other = {"x": jax.random.normal(jax.random.key(seed + 100), (2,))}
     values = landscape.path(lambda w: (w["x"] ** 2).sum(), point, other)
     gap = abs(float(values[0] - values[-1])) / 2
@@ -180,7 +180,7 @@ def test_no_barrier_to_itself_and_none_below_zero(seed: int) -> None:
 
 
 def test_a_path_prepares_its_points() -> None:
-    """Statistics that are computed anew at every point, here a mean that is taken off."""
+    """Statistics are recomputed at every point; here they are a mean that is subtracted."""
     one, two = {"x": jnp.array([2.0, 4.0])}, {"x": jnp.array([0.0, 10.0])}
     values = landscape.path(
         lambda point: (point[0]["x"] - point[1])[0],
@@ -193,7 +193,7 @@ def test_a_path_prepares_its_points() -> None:
 
 
 def test_sharpness_of_a_quadratic_inside_the_mask() -> None:
-    """L = c' w**2 / 2 has gradient g = c w; the pruned weight, whose gradient is largest, stays out."""
+    """L = c' w**2 / 2 has gradient g = c w; the pruned weight, with the largest gradient, is left out."""
     c, w, kept = np.array([1.0, 4.0, 100.0]), np.array([2.0, -0.5, 0.0]), np.array([True, True, False])
 
     def loss(params: Any) -> jax.Array:
@@ -249,7 +249,7 @@ def test_only_adaptive_sharpness_is_the_same_after_rescaling_relu_layers() -> No
 
 
 def test_gradient_noise_is_the_trace_of_numpys_covariance() -> None:
-    """By the gradients of a linear softmax, written out; single images and batches of two."""
+    """Uses the written-out gradients of a linear softmax, for single images and batches of two."""
     x, y = images(12)
     mask = {"w": jax.random.bernoulli(jax.random.key(1), 0.6, (4, 3))}
     w = np.where(mask["w"], W["w"], 0).astype(np.float64)

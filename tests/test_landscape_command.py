@@ -1,4 +1,4 @@
-"""The landscape of a level: what is trained for it, what is measured, what is left out a second time."""
+"""The landscape of a level: what is trained, what is measured, and what a second call skips."""
 
 import csv
 import dataclasses
@@ -77,7 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def copied(made: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """A copy of the same, to be changed."""
+    """A copy of `made` that a test may change."""
     return Path(shutil.copytree(made[0], tmp_path / made[0].name)), made[1]
 
 
@@ -133,7 +133,7 @@ def stored(run: Path, cell: Cell) -> tuple[Any, Any]:
 
 
 def seen(made: tuple[Path, Path], seed: int, part: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The images that the command sees, by numpy: float64 [N, 784], labels."""
+    """The images that the command uses, by numpy: float64 [N, 784], and their labels."""
     dataset = data.load("few", made[1])
     split = data.split(dataset, seed, 40)
     index = split.train if part == "train" else np.arange(60)
@@ -144,7 +144,7 @@ def seen(made: tuple[Path, Path], seed: int, part: str, count: int) -> tuple[np.
 
 
 def forward(params: Any, images: np.ndarray) -> np.ndarray:
-    """LeNet-300-100 in float64."""
+    """The forward pass of LeNet-300-100 in float64."""
     x = images
     for layer in ("fc1", "fc2", "output"):
         w, b = (np.asarray(params[layer][name], np.float64) for name in ("kernel", "bias"))
@@ -170,7 +170,7 @@ ENDS = [("dense", Cell(0, "dense", 0, "dense"))] + [
 
 @pytest.mark.parametrize(("arm", "cell"), ENDS, ids=[arm for arm, _ in ENDS])
 def test_the_end_is_the_stored_cell(made: tuple[Path, Path], arm: str, cell: Cell) -> None:
-    """All 60 test images are seen, so the cell's own test loss and accuracy come out."""
+    """All 60 test images are used, so the values are the cell's own test loss and accuracy."""
     run = made[0]
     result = read_result(folder(run, cell))
     assert value(run, 0, arm, "end", "test_loss") == pytest.approx(result["test_loss"], rel=1e-5)
@@ -203,7 +203,7 @@ def test_the_end_is_the_stored_cell(made: tuple[Path, Path], arm: str, cell: Cel
 
 
 def test_lines_stay_in_the_mask_and_share_their_draws(made: tuple[Path, Path]) -> None:
-    """The first line by numpy: normal numbers of the seed's stream, masked, then scaled filter by filter."""
+    """Computes the first line by numpy: normal numbers of the seed's stream, masked, scaled per filter."""
     run = made[0]
     for arm, draw in itertools.product(("ticket", "random"), (0, 1)):
         params, mask = stored(run, Cell(0, CHAIN, LEVEL, arm))
@@ -230,7 +230,7 @@ def test_lines_stay_in_the_mask_and_share_their_draws(made: tuple[Path, Path]) -
 
 @pytest.mark.parametrize("arm", ["ticket", "reinit", "random"])
 def test_a_sibling_differs_in_data_order_alone(made: tuple[Path, Path], arm: str) -> None:
-    """From start weights made here: the study's own order gives the cell, the other one the sibling."""
+    """From the test's own start weights, the study's order gives the cell, the other order the sibling."""
     run, prepared = made[0], asked(made).prepared
     cell = Cell(1, CHAIN, LEVEL, arm)
     params, mask = stored(run, cell)
@@ -304,7 +304,7 @@ def test_paths_by_numpy(made: tuple[Path, Path], arm: str, other: str, end: Cell
 
 
 def test_sharpness_and_the_largest_eigenvalue_by_another_route(made: tuple[Path, Path]) -> None:
-    """The loss a step up a gradient that numpy sees, and power iteration by forward over reverse."""
+    """The loss after a step up numpy's gradient, and power iteration by forward over reverse."""
     run = made[0]
     params, mask = stored(run, Cell(0, CHAIN, LEVEL, "ticket"))
 
@@ -367,7 +367,7 @@ def test_train_losses_are_matched_by_exact_replays(made: tuple[Path, Path]) -> N
     run, prepared = made[0], asked(made).prepared
     trainer = study.make_trainer([prepared], None, [0, 1])
     found = sorted(run.glob("landscape/seed=*/chain=*/level=02/*_matched_*"))
-    assert len(found) == 4  # a pair a seed and control
+    assert len(found) == 4  # a pair per seed and control
     for place in found:
         result = read_result(place)
         seed, (arm, _, other) = result["seed"], result["arm"].partition("_matched_")
@@ -376,14 +376,14 @@ def test_train_losses_are_matched_by_exact_replays(made: tuple[Path, Path]) -> N
         assert result["exact"]
         assert ends[arm] < ends[other] == result["made_from"]["target"]
         label = f"matched {control}"
-        # The lower is taken earlier, the other at its end.
+        # The arm with the lower loss is taken earlier, the other at its end.
         assert value(run, seed, arm, label, "step") == result["step"] < 12
         assert value(run, seed, other, label, "step") == 12
         assert value(run, seed, other, label, "sharpness") == value(run, seed, other, "end", "sharpness")
         assert value(run, seed, arm, label, "train_loss") == pytest.approx(result["train_loss"], rel=1e-5)
         before, after = ends[arm], ends[other]
         assert abs(result["train_loss"] - after) < abs(before - after)
-        # What was kept is the training up to that step.
+        # The saved state is that of the training run at that step.
         cell = Cell(seed, CHAIN, LEVEL, arm)
         start = prepared.model.init(rng.stream(seed, "init"))
         if arm == "reinit":
@@ -408,7 +408,10 @@ def test_train_losses_are_matched_by_exact_replays(made: tuple[Path, Path]) -> N
     ],
 )
 def test_nearest(losses: dict[int, float], target: float, step: int) -> None:
-    """Of the first at or below and the one before it the nearer; 0.4 is 0.9 / 2.25, and 2.3 is 0.9 × 2.56."""
+    """The nearer of the first step at or below the target and the step before.
+
+    0.4 is 0.9 / 2.25, and 2.3 is 0.9 × 2.56.
+    """
     assert quantities.nearest_step(losses, target) == step
 
 
@@ -431,7 +434,7 @@ def test_differences_are_paired(made: tuple[Path, Path]) -> None:
         low, high = scipy_stats.t.interval(0.95, 1, np.mean(values), scipy_stats.sem(values))
         assert [float(row["low"]), float(row["high"])] == pytest.approx([low, high])
         assert row["n"] == "2"
-    # A path is nothing that another arm has too, unless it has a sibling.
+    # No other arm has the same path, unless it has a sibling.
     assert ("dense", "path to sibling", "disagreement") not in rows
     assert ("reinit", "path to sibling", "disagreement") in rows
 
@@ -460,7 +463,7 @@ def test_the_page_leaves_out_the_further_eigenvalues(made: tuple[Path, Path]) ->
 def test_the_rise_is_that_half_a_filters_length_away_or_left_out(
     points: int, reach: float, there: bool
 ) -> None:
-    """On a parabola: 3 a² at a = 0.5, whatever the line's reach."""
+    """On a parabola the rise is 3 a² at a = 0.5, whatever the line's reach."""
     steps = np.linspace(-reach, reach, points)
     lines = {"steps": steps, **{f"{part}_loss": (3 * steps**2)[None] for part in ("train", "test")}}
     item = Item("lines", Network(Cell(0, CHAIN, LEVEL, "ticket")))
@@ -503,7 +506,7 @@ def test_a_damaged_table_is_refused(
 ) -> None:
     path = level_folder(copied[0]) / name
     path.write_text(change(path.read_text()))
-    # Seen by its checksum, and in a folder without checksums by what is in it.
+    # Noticed by its checksum; in a folder without checksums, by its contents.
     with pytest.raises(UserError, match=f"the checksum of {name} is not"):
         loaded(copied[0])
     (path.parent / "checksums.json").unlink()
@@ -530,7 +533,7 @@ def test_a_second_call_computes_nothing(copied: tuple[Path, Path], monkeypatch: 
     monkeypatch.setattr(measure.Measurer, "run", forbidden)
     perform(copied)
     assert {path.name: path.read_bytes() for path in level_folder(run).iterdir()} == before
-    # Other settings are other numbers.
+    # Other settings give other numbers.
     with pytest.raises(Computed):
         perform(copied, rho=0.1)
 
@@ -565,14 +568,14 @@ def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest
         measure, "write_arrays", lambda run, item, *of: (rest.append(item), write(run, item, *of))
     )
     perform(copied)
-    assert len({*first, *rest}) == len(first) + len(rest) == 10  # of two seeds three siblings and two others
+    assert len({*first, *rest}) == len(first) + len(rest) == 10  # two seeds: three siblings and two others
     assert (level_folder(run) / "landscape.csv").read_bytes() == before
 
 
 def test_without_training_and_on_the_command_line(
     copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What it says first, and that neither siblings nor matched losses come out; the run stays as it is."""
+    """Prints the cost first; without training there are no siblings or matched losses; keeps the run."""
     run, where = copied
     shutil.rmtree(level_folder(run))
     for gone in [*run.glob("landscape/seed=*/chain=*/*/*_*"), *run.glob("landscape/*/*/*/*/path_*.npz")]:
@@ -602,7 +605,7 @@ def test_without_training_and_on_the_command_line(
     assert "not matched" in flat.estimate
     assert (basin.outcome, basin.n) == ("not tested", 0)
     changed = {path.name for path in before if path.read_bytes() != before[path]}
-    assert changed <= {"study.json"}  # ours, which notes the command
+    assert changed <= {"study.json"}  # the landscape's own, which records the command
     assert (run / "study.json").read_bytes() == before[run / "study.json"]
 
 
@@ -618,7 +621,7 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     )
     assert basin.n == sam.n == mean.n == 2
     barriers = [100 * value(run, s, "ticket", "path to sibling", "barrier_test_error") for s in (0, 1)]
-    # On the scale of logits, as no error is below 0 or above 100 %.
+    # On the logit scale, as no error is below 0 or above 100 %.
     share = np.mean(barriers) / 100
     half = scipy_stats.t.ppf(0.95, 1) * scipy_stats.sem(barriers) / 100 / (share * (1 - share))
     lower, bound = 100 * scipy_special.expit(scipy_special.logit(share) + np.array([-half, half]))
@@ -634,7 +637,7 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     low, high = 0.0333333 * np.exp([-half, half])
     assert close.estimate == f"barrier of the test error 0.0333 [{low:.3g}, {high:.3g}] pp"
     assert close.outcome == "supported"
-    # Three seeds of which tickets are clearly flatter where losses are matched, and less so at the end.
+    # Three seeds whose tickets are clearly flatter at matched losses, and less so at the end.
     flat = [
         table.Number(seed, CHAIN, 2, arm, where, "eigenvalue_1", base + 0.01 * seed, None)
         for seed in (0, 1, 2)
@@ -648,7 +651,7 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     turned = [row for row in flat if row.where == "end"]
     losses = [row._replace(quantity="train_loss", value=0.1) for row in turned]
     assert command.flatter(open_run(run), found._replace(rows=turned + losses))[0].outcome == "refuted"
-    # A run of which nothing was measured names the command.
+    # A run without any measurement names the command.
     empty = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("landscape"))
     for one in findings(empty):
         assert one.outcome == "not tested"
@@ -671,7 +674,7 @@ def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
         assert header == ("seed", "draw", "arm", "a", "b", "train_loss", "test_loss")
     panels = drawn["contours"].figure.axes
     assert [axes.get_title(loc="left") for axes in panels[:4]] == ["dense", "ticket", "reinit", "random"]
-    # One seed's losses are averaged over draws, the seeds' on the log scale that they are drawn on.
+    # A seed's losses are averaged over draws; the seeds are averaged on the log scale of the figure.
     (line,) = [x for x in drawn["profiles"].figure.axes[1].get_lines() if "random" in str(x.get_label())]
     means = [arrays(run, seed, "random", "lines")["test_loss"].mean(0) for seed in (0, 1)]
     np.testing.assert_allclose(line.get_ydata(), scipy_stats.gmean(means), rtol=1e-5)
@@ -679,7 +682,7 @@ def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
     along = [row[4] for row in rows if row[:3] == ("ticket", "reinit", 1)]
     path = arrays(run, 1, "ticket", "path_reinit")
     np.testing.assert_allclose(along, 100 * (1 - path["test_accuracy"]))
-    # The way is from the ticket, at which alpha is 1.
+    # The path starts from the ticket, where alpha is 1.
     assert [row[3] for row in rows][:5] == [1.0, 0.75, 0.5, 0.25, 0.0]
     _, rows = drawn["spectra"].data
     density = np.array([row[3:] for row in rows if row[:3] == ("density", "random", 1)])
@@ -736,7 +739,7 @@ def test_an_arm_that_is_not_there_is_said(copied: tuple[Path, Path]) -> None:
 
 
 def test_a_path_between_residual_networks_has_statistics_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At both ends and between, against statistics by hand: the mean over the whole chunks of batches."""
+    """Compares with statistics by hand, at both ends and between: means over the whole chunks of batches."""
     monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Stages((3,), 1), 1, "for a test"))
     model = models.build("tiny", (8, 8, 1), 4)
     ends = [model.init(jax.random.key(seed)) for seed in (0, 1)]

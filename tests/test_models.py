@@ -23,7 +23,7 @@ WEIGHTS = {
 
 
 def convolve(x: np.ndarray, w: np.ndarray, pad: int, stride: int = 1) -> np.ndarray:
-    """Written out over the taps."""
+    """A convolution written as a loop over the taps."""
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     height, width = x.shape[1] - w.shape[0] + 1, x.shape[2] - w.shape[1] + 1
     taps = [
@@ -89,7 +89,7 @@ def test_lenet5_against_plain_arithmetic() -> None:
 
 @pytest.fixture
 def residual(monkeypatch: pytest.MonkeyPatch) -> models.Model:
-    """Two stages of two blocks, a few channels."""
+    """A network of two stages of two blocks, with few channels."""
     monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Stages((3, 5), 2), 2, "for a test"))
     return models.build("tiny", (8, 8, 2), 4)
 
@@ -143,7 +143,7 @@ def test_residual_network_against_plain_arithmetic(residual: models.Model, train
 
 
 def test_statistics_are_the_mean_of_every_batch_s_own(residual: models.Model) -> None:
-    """Against the first normalisation's by hand, and against what training converges to."""
+    """Compares the first normalisation by hand, and all with the limit of training."""
     params, stats = residual.init(jax.random.key(0))
     images = 2 + 3 * jax.random.normal(jax.random.key(1), (3, 10, 8, 8, 2))
     use = np.array([True, False, True])

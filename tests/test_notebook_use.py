@@ -1,4 +1,4 @@
-"""Rows as a frame, and curves for TensorBoard."""
+"""Rows as a data frame, and curves for TensorBoard."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ def run(tiny: Callable[..., study.Prepared], tmp_path: Path) -> Path:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag -> (step, value) of the event files in a folder, read by the format of TFRecord files."""
+    """Tag -> (step, value) from the event files in a folder, parsed as TFRecord files."""
     from tensorboardX.proto.event_pb2 import Event
 
     found: dict[str, list[tuple[int, float]]] = {}

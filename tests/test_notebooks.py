@@ -1,4 +1,4 @@
-"""The notebooks: executed with few steps, and what they print and draw; what is kept in them."""
+"""The notebooks: their output and figures when run with few steps, and their stored output."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 def execute(name: str, where: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> Any:
-    """A notebook after its execution in a folder; raises where a cell does."""
+    """Runs a notebook in a folder and returns it; raises if a cell fails."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     for variable, value in {
         "LTHJAX_NOTEBOOK_STEPS": str(steps),
@@ -50,7 +50,7 @@ def figures(notebook: Any) -> list[bytes]:
 
 
 def check_drawn(png: bytes, colours: list[str]) -> None:
-    """It is a figure with marks of these colours on white."""
+    """Checks that it is a figure with marks of these colours on white."""
     pixels = np.round(255 * matplotlib.image.imread(io.BytesIO(png))[..., :3]).astype(int)
     assert 0.5 < (pixels == 255).all(-1).mean() < 0.99
     for colour in colours:
@@ -59,7 +59,7 @@ def check_drawn(png: bytes, colours: list[str]) -> None:
 
 
 def left_after(rounds: int, n: int, percent: int) -> int:
-    """What is left of n when floor(rate n + 1/2) of them go in every round."""
+    """The number left of n after pruning floor(rate n + 1/2) in every round."""
     for _ in range(rounds):
         n -= (percent * n + 50) // 100
     return n

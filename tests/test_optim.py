@@ -13,7 +13,7 @@ def lengths(warmup: int = 0, milestones: tuple[int, ...] = (), total: int = 100)
 
 
 def run(optimiser: optim.Optimiser, start: int = 0, steps: int = 6) -> np.ndarray:
-    """A few steps on a quadratic."""
+    """Runs a few steps on a quadratic."""
     w = jnp.array([1.0, -2.0, 3.0])
     state = optimiser.at(0).init(w)
     for i in range(start, start + steps):
@@ -66,7 +66,7 @@ def test_schedules(config: Optim, in_steps: Lengths, expected: dict[int, float])
 
 
 def test_a_start_at_k_has_the_rate_of_k_and_fresh_moments() -> None:
-    """Steps 20... of a schedule that has dropped by then, against plain sgd at the lower rate."""
+    """Compares steps 20... of a schedule that has already dropped with plain sgd at the lower rate."""
     dropped = optim.make(Optim(name="sgd", lr=0.1, schedule="steps"), lengths(milestones=(10,)))
     plain = optim.make(Optim(name="sgd", lr=0.01), lengths())
     np.testing.assert_allclose(run(dropped, start=20), run(plain), rtol=1e-5)

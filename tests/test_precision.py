@@ -1,4 +1,4 @@
-"""Rounded factors: bit patterns by hand, products and gradients by other routes."""
+"""Rounded factors: bit patterns by hand, products and gradients by independent computations."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ DTYPES = pytest.mark.parametrize("name", BITS)
 
 
 def by_hand(x: Any, name: str) -> np.ndarray:
-    """To nearest, ties to even, on the bits of float32; in float64."""
+    """Rounds to nearest, ties to even, on the bits of float32; returns float64."""
     dropped = 23 - BITS[name]
     bits = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
     odd = (bits >> np.uint64(dropped)) & np.uint64(1)
@@ -61,7 +61,7 @@ def test_products_and_gradients_of_a_dense_layer_by_hand(name: str) -> None:
     [((4, 12, 12, 1), (5, 5, 1, 6)), ((4, 8, 8, 16), (3, 3, 16, 32)), ((4, 16, 16, 64), (3, 3, 64, 64))],
 )
 def test_convolutions_as_of_bfloat16_arrays(images: tuple[int, ...], kernel: tuple[int, ...]) -> None:
-    """Against the built-in convolution of arrays that are bfloat16, which sums in float32."""
+    """Compares with the built-in convolution of bfloat16 arrays, which sums in float32."""
     x, w = drawn(0, *images), drawn(1, *kernel)
     t = drawn(2, *images[:3], kernel[3])
 
@@ -95,7 +95,7 @@ def test_convolutions_as_of_bfloat16_arrays(images: tuple[int, ...], kernel: tup
 @DTYPES
 @pytest.mark.parametrize("model", ["lenet300", "lenet5", "small_cnn", "resnet8"])
 def test_every_product_of_a_network_is_of_rounded_factors(model: str, name: str) -> None:
-    """One rounding a factor, and one for the gradient of what comes out."""
+    """One rounding per factor, and one for the gradient of the output."""
     shape = (28, 28, 1) if model.startswith("lenet") else (32, 32, 3)
     built = models.build(model, shape, 10)
     variables = built.init(jax.random.key(0))
@@ -113,7 +113,7 @@ def test_every_product_of_a_network_is_of_rounded_factors(model: str, name: str)
 
 
 def test_gradients_of_gradients() -> None:
-    """Rounding counts as the identity, so those of a quadratic form's are there and not 0."""
+    """Rounding counts as the identity, so second derivatives of a quadratic form are not 0."""
     w = drawn(1, 5, 5)
 
     def value(x: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ from lthjax.store import Reader, folder
 
 
 def test_measures_by_hand_with_ties() -> None:
-    """Pairs 1, 1, 1/2, 1 of 4; precision 1 at recall 1/2, then 2/3 at 1; of the two 2s one is chosen."""
+    """Pairs count 1, 1, 1/2, 1 of 4; precision is 1 at recall 1/2, 2/3 at 1; one of the two 2s is chosen."""
     got = predict.measure(np.array([3.0, 2.0, 2.0, 1.0]), np.array([True, True, False, False]))
     assert got == pytest.approx((1 / 2, 3.5 / 4, 5 / 6, 3 / 4, 3 / 2, 3 / 5, 1 / 3))
 
@@ -52,7 +52,7 @@ def test_measures_by_brute_force(weights: list[tuple[int, bool]]) -> None:
     recall = [0.0, *(kept[of].sum() / k for of in steps)]
     area = sum(kept[of].mean() * (r - was) for of, r, was in zip(steps, recall[1:], recall, strict=False))
     assert got.average_precision == pytest.approx(area)
-    # Every set of k weights that leaves out none of a higher score is as likely as any other.
+    # All sets of k weights that omit no weight with a higher score are equally likely.
     chosen = [c for c in map(list, itertools.combinations(range(len(score)), k))
               if score[c].min() >= max(np.delete(score, c), default=-1)]  # fmt: skip
     assert got.precision == pytest.approx(np.mean([kept[c].mean() for c in chosen]))
@@ -121,7 +121,7 @@ def test_ranks_and_features() -> None:
 
 
 def planted(seed: int) -> tuple[Layers, Layers, np.ndarray]:
-    """Features, a mask and what it was drawn from: of layer "a" the first two of three, the second turned."""
+    """Features, a mask and its source: in layer "a" the first two of three features, the second negated."""
     generator = np.random.default_rng(seed)
     seen = {name: generator.random((n, 3)).astype(np.float32) for name, n in (("a", 6000), ("whole", 50))}
     truth = 4 * seen["a"][:, 0] - 6 * seen["a"][:, 1]
@@ -144,7 +144,7 @@ def test_the_logistic_predictor_recovers_a_planted_signal_on_a_held_out_seed() -
         assert best is not None
         assert best.auroc - 0.005 < got.auroc
         assert got.auroc > 0.85
-    # Nothing of the held-out seed's own mask goes in.
+    # The held-out seed's own mask is not used.
     other = kept | {0: {path: ~m for path, m in kept[0].items()}}
     np.testing.assert_array_equal(predict.held_out(seen, other)[0]["a"], predicted[0]["a"])
     assert not np.array_equal(predict.held_out(seen, other)[1]["a"], predicted[1]["a"])
@@ -156,7 +156,7 @@ def test_the_logistic_predictor_recovers_a_planted_signal_on_a_held_out_seed() -
 
 
 def test_scores_are_their_formulas() -> None:
-    """A network of tanh, all images at once, the gradient's norm by finite differences."""
+    """Uses a tanh network, all images at once, and finite differences of the gradient's norm."""
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = {"in": (4, 5), "out": (5, 3)}
     initial = {k: jax.random.normal(key, shapes[k]) for k, key in zip(shapes, keys, strict=False)}
@@ -178,7 +178,7 @@ def test_scores_are_their_formulas() -> None:
 
     @jax.jit
     def norm(params: dict) -> jax.Array:
-        """Of the gradient at a temperature of 200, in units of 1 / 200."""
+        """The gradient's norm at a temperature of 200, in units of 1 / 200."""
 
         def cold(params: dict) -> jax.Array:
             warm = logits(params, x) / 200
@@ -193,7 +193,7 @@ def test_scores_are_their_formulas() -> None:
         np.testing.assert_allclose(got["movement"][k], np.abs(params[k] - initial[k]))
         np.testing.assert_allclose(got["snip"][k], np.abs(gradient[k] * params[k]), **close)
         np.testing.assert_allclose(got["fisher"][k], np.mean([np.square(e[k]) for e in each], 0), **close)
-        # Of a high score: taking the weight away takes gradient flow away.
+        # Removing a weight with a high score reduces gradient flow.
         for i in np.ndindex(shapes[k]):
             scaled = [np.array(params[k]) for _ in range(2)]
             for near, by in zip(scaled, (1.02, 0.98), strict=True):
@@ -227,7 +227,7 @@ def test_grasp_of_a_network_with_convolutions() -> None:
         gradient = jax.grad(loss)({**params, "conv1": conv1})
         return sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient) if g.ndim > 1)  # type: ignore[return-value]
 
-    # All weights of a layer scaled: by how much the squared gradient grows, halved.
+    # Scales all weights of a layer: half the growth of the squared gradient.
     slope = float(norm(1.02) - norm(0.98)) / 0.08
     assert float(got["conv1"]["kernel"].sum()) == pytest.approx(slope, rel=0.05)
 
@@ -244,7 +244,7 @@ def test_pixel_variance() -> None:
 
 
 def test_leaves_by_path() -> None:
-    """Their own shapes, the tree's order, without those that are never pruned; by number; shuffled."""
+    """Own shapes, the tree's order, no unprunable leaves; by number; shuffled."""
     generator = np.random.default_rng(0)
     mask = {
         f"conv{n}": {"kernel": generator.random((n, 3)) < 0.5, "bias": np.array(True)} for n in (1, 2, 10)
@@ -308,7 +308,7 @@ def prepare(folder: Path, **changes: object) -> study.Prepared:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Trained on 200 digits of 8 by 8 pixels."""
+    """A run trained on 200 digits of 8 by 8 pixels."""
     folder = tmp_path_factory.mktemp("finished")
     whole = data.load("mnist_10k")
     images = {
@@ -328,7 +328,7 @@ def options(made: Made) -> list[str]:
 
 @pytest.fixture(scope="module")
 def looked_at(finished: Made, tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, str, str]:
-    """The run with its predictability, and what the command said."""
+    """The run after `analysis.predict`, and the command's output."""
     made = finished._replace(run=tmp_path_factory.mktemp("looked_at") / finished.run.name)
     shutil.copytree(finished.run, made.run)
     before = untouched(made.run)
@@ -340,7 +340,7 @@ def looked_at(finished: Made, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 @pytest.fixture
 def copied(looked_at: tuple[Made, str, str], tmp_path: Path) -> Made:
-    """The same, to change."""
+    """A copy of `looked_at` that a test may change."""
     made, _, _ = looked_at
     shutil.copytree(made.run, tmp_path / made.run.name)
     shutil.copy(made.data / "small.npz", tmp_path)
@@ -360,7 +360,7 @@ def test_the_command_says_first_what_it_costs(finished: Made, looked_at: tuple[M
         load(finished.run)
     made, out, err = looked_at
     assert out == f"{made.run / 'predict'}\n"
-    # 2 seeds x 3 steps again, and 2 seeds x 2 levels x 2 masks x 12 steps
+    # 2 seeds x 3 replayed steps, and 2 seeds x 2 levels x 2 masks x 12 steps
     assert "2 dense trainings to be replayed" in err
     assert "8 predicted masks to be trained: 102 steps in all (about " in err
 
@@ -417,7 +417,7 @@ def test_trained_masks_figures_and_findings(looked_at: tuple[Made, str, str]) ->
         assert (made.run / "predict" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert b"<svg" in (made.run / "predict" / f"{name}.svg").read_bytes()
     check_section(ANALYSIS, made.run)
-    # Verdicts name the tickets' density: over the whole network, not the mean over its layers.
+    # Verdicts give the tickets' density over the whole network, not the mean over its layers.
     left = [f"{100 * run.results[Cell(0, 'rewind-0', n, 'ticket')]['density']:.1f} %" for n in (1, 2)]
     first, *worth = ANALYSIS.findings(run, found)
     assert first.estimate.endswith(f"at {left[1]} of the weights")
@@ -441,7 +441,7 @@ def test_a_second_call_trains_nothing_and_finds_the_same(
 def test_where_the_ticket_is_predicted_its_own_numbers_come_out(
     copied: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Same start, same order of data."""
+    """The start and the order of data are the same."""
     run = open_run(copied.run)
     for cell in (Cell(s, "rewind-0", 2, "predicted") for s in (0, 1)):
         (folder(copied.run / "predict", cell) / "result.json").unlink()

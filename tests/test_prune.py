@@ -29,7 +29,7 @@ def tree(seed: int = 0) -> dict:
 
 
 def reference(scores: np.ndarray, mask: np.ndarray, rate: float) -> np.ndarray:
-    """The definition, by sorting: exactly round-half-up(rate n) lowest survivors, ties by index."""
+    """The definition, by sorting: removes the round-half-up(rate n) lowest survivors, ties by index."""
     flat, kept = scores.ravel(), mask.ravel().copy()
     alive = np.flatnonzero(kept)
     removed = math.floor(Fraction(str(rate)) * len(alive) + Fraction(1, 2))
@@ -165,7 +165,7 @@ def test_scores_that_are_not_finite_cannot_be_ranked(bad: float, scope: prune.Sc
         prune.magnitude(scores, mask, 0.5, scope=scope)
     with pytest.raises(ValueError, match=named):
         prune.to_density(scores, mask, 0.5, scope=scope)
-    # Of what is pruned, and of leaves of which nothing goes, scores do not matter.
+    # Scores of pruned weights, and of leaves that are not pruned, do not matter.
     gone = {**mask, "b": jnp.array([[False, True, True, False]])}
     assert int(prune.totals(prune.by_score(scores, gone, 0.5, scope=scope))[0]) == 4
     if scope == "layer":
@@ -320,7 +320,7 @@ def test_whole_numbers_are_ranked_exactly() -> None:
 
 @pytest.mark.parametrize("dtype", ["int4", "int8", "int16", "int32", "uint8", "uint32"])
 def test_magnitudes_of_whole_numbers_are_exact(dtype: str) -> None:
-    """The lowest number of a signed dtype has no opposite in it, and the largest magnitude."""
+    """A signed dtype's lowest number has the largest magnitude, and no opposite in the dtype."""
     info = jnp.iinfo(dtype)
     values = [int(info.min), int(info.max), int(info.max) - 1, int(info.max) // 2, 3, 1]
     params = {"w": jnp.array([values]).astype(dtype) if dtype == "int4" else jnp.array([values], dtype)}
@@ -370,7 +370,7 @@ SCALES = {
 @given(data=st.data())
 @settings(deadline=None, max_examples=12)
 def test_norms_of_units_in_any_dtype(dtype: str, norm: int, data: st.DataObject) -> None:
-    """Against 64 digits of numpy: no unit is pruned whose norm is larger than one that stays."""
+    """Compares with 64-digit numpy: no pruned unit has a larger norm than a unit that stays."""
     drawn = st.lists(st.floats(-5, 5, width=32), min_size=12, max_size=12)
     scales = st.lists(st.sampled_from(SCALES[dtype]), min_size=4, max_size=4)
     leaves = []
@@ -389,7 +389,7 @@ def test_norms_of_units_in_any_dtype(dtype: str, norm: int, data: st.DataObject)
     assert stays.sum() == alive.sum() - prune.count(0.5, int(alive.sum()))
     goes = alive & ~stays
     if goes.any() and stays.any():
-        # Sums that are the same to float32 may go either way, exact ones by index.
+        # Sums that are equal in float32 may be pruned in either order, exactly equal ones by index.
         assert sums[goes].max() <= sums[stays].min() * (1 + 1e-6)
         level = sums[goes].max()
         if dtype in ("int8", "float16") and level == sums[stays].min():
@@ -399,7 +399,7 @@ def test_norms_of_units_in_any_dtype(dtype: str, norm: int, data: st.DataObject)
 
 
 def test_units_of_narrow_numbers_are_added_up_in_wide_ones() -> None:
-    """Squares around 400 are beyond float16, 512 terms beyond the digits of bfloat16, 4 x 100 beyond int8."""
+    """Squares around 400 exceed float16, 512 terms exceed bfloat16's digits, 4 x 100 exceeds int8."""
     key = jax.random.key(0)
     for params in (
         400 + 10 * jax.random.normal(key, (4, 4), jnp.float16),

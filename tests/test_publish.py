@@ -1,4 +1,4 @@
-"""What publish may replace, and that nothing else is lost, whenever it is stopped."""
+"""Publish replaces only its own files, and loses nothing, whenever it is stopped."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ Files = dict[str, bytes]
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Stands for the reports; a list of the runs whose report was built."""
+    """Replaces the reports by a list of the runs whose report was built."""
     of: list[Path] = []
 
     def build_all(runs: list[Path]) -> Path:
@@ -36,7 +36,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def run_folder(path: Path) -> Path:
-    """A run folder with something to lose."""
+    """A run folder with contents that could be lost."""
     (path / "seed=0" / "dense" / "variables").mkdir(parents=True)
     (path / "seed=0" / "dense" / "variables" / "weights").write_text("hours of training")
     (path / "study.json").write_text(json.dumps(about()))
@@ -56,7 +56,7 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths begin at a folder that holds the others, as is usual."""
+    """Sets the current folder to one that holds the others, as is usual for relative paths."""
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -138,12 +138,12 @@ def test_a_published_folder_is_replaced_and_keeps_its_mode(
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing that changes a file works any more."""
+    """Stands for SIGKILL: after it no change to a file works."""
 
 
 @pytest.fixture
 def killed_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Any]]:
-    """Sets how many changes to files go well before the process is gone."""
+    """Sets how many changes to files succeed before the process is killed."""
     left = [10**9]
 
     def counted(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -194,7 +194,7 @@ def test_a_call_that_is_killed_leaves_the_old_or_the_new(
         assert contents(to if to.exists() else aside) in (old, new), changes
         left = to.with_name(f".{to.name}.new")
         if left.exists() and publish.listed(left) is None:
-            # Killed before the folder has its mark: it is told, and not removed.
+            # Killed before the folder has its mark: the error says so, and the folder is not removed.
             with (
                 pytest.raises(UserError, match="a call that was stopped left it")
                 if contents(left)
@@ -253,7 +253,7 @@ def test_event_files_of_other_programs_are_kept(runs: tuple[Path, Path], tmp_pat
 
 
 def test_a_comparison_that_is_not_whole_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a report: `compare.build` asks `page.is_whole` of all that it shows."""
+    """Like a report: `compare.build` calls `page.is_whole` for everything it shows."""
     asked: list[Path] = []
     monkeypatch.setattr(page, "is_whole", lambda folder, shows: not asked.append(folder))
     monkeypatch.setattr(compare, "read_study", lambda run: {"config": {"name": run.name}, "identity": {}})

@@ -1,4 +1,4 @@
-"""That README.md's numbers outside its results block are those of configs, networks and published runs."""
+"""README.md's numbers outside its results block are those of configs, networks and published runs."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def cells(folder: Path) -> list[dict[str, str]]:
 
 
 def test_what_the_quickstart_prints() -> None:
-    """Its last lines, and the folder that the page names everywhere."""
+    """The last lines of its output, and the folder that the page names everywhere."""
     rows = cells(QUICK)
     place = ("seed", "chain", "level", "arm")
     of = {tuple(row[name] for name in place): row for row in rows}
@@ -69,7 +69,7 @@ def test_the_documentation_shows_the_quickstarts_own_figure() -> None:
 
 
 def density(study: config.Study) -> float:
-    """Of the last level, by counting alone: of n survivors ⌊rate n + ½⌋ go."""
+    """The last level's density, by counting alone: ⌊rate n + ½⌋ of n survivors are pruned."""
     shape = (28, 28, 1) if "mnist" in study.data.name else (32, 32, 3)
     params = jax.eval_shape(models.build(study.model, shape, 10).init, jax.random.key(0)).params
     leaves = zip(prune.paths(params), jax.tree.leaves(params), strict=True)
@@ -84,7 +84,7 @@ def density(study: config.Study) -> float:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_the_table_of_configs(path: Path) -> None:
-    """Every config has a row, with its seeds, steps and the density that it ends at."""
+    """Every config has a row with its seeds, its steps and its final density."""
     what, _ = CONFIGS[path.name]
     first, *others = config.load_all(path)
     for count in re.findall(r"(\d+) seeds", what):
@@ -97,7 +97,7 @@ def test_the_table_of_configs(path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_measured_times_are_those_of_published_runs(name: str) -> None:
-    """Of the trainings, as the tables in results/ have them."""
+    """Times are those of the training, from the tables in results/."""
     _, time = CONFIGS[name]
     folder = ROOT / "results" / name.removesuffix(".py")
     if not time.endswith("measured"):

@@ -120,7 +120,7 @@ def test_a_single_place_has_a_bar_for_its_interval(places: int, bars: bool) -> N
 
 
 def test_bands_of_shares_stay_in_their_range() -> None:
-    """Three seeds near 100 %, one of them far below: Student's t would reach to 105 %."""
+    """Three seeds near 100 %, one of them far lower: Student's t would reach to 105 %."""
     values = [[99.0, 98.0, 90.0], [99.9, 99.8, 99.0]]
     axes = Figure().subplots()
     draw.curve(axes, [0, 1], values, ("k", "o", "-"), "ticket", within=PERCENT)
@@ -153,7 +153,7 @@ def test_bands_of_figures_over_rows_stay_in_their_range() -> None:
 
 @pytest.mark.parametrize(("level", "last"), [(1, True), (2, False)])
 def test_a_match_at_the_last_level_is_said_to_be_a_bound(level: int, last: bool) -> None:
-    """Level 1 matches, level 2 does not: where level 1 is the last, sparser ones might."""
+    """Level 1 matches, level 2 does not; if level 1 is the last, sparser levels might match."""
     run = open_run(ROOT / "results" / "quickstart")
     run.rows = [one for one in ROWS if one.level <= level]
     notes = facts.notes(run)
@@ -170,7 +170,7 @@ def test_gaps_name_the_claimed_range_where_the_axis_reaches_it(most: float, name
 
 
 class Page(html.parser.HTMLParser):
-    """The references of a page."""
+    """Collects the references of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -321,7 +321,7 @@ def test_a_report_is_written_anew_when_what_it_shows_changes(
         (lambda: None, 1),
         (lambda: None, 1),
         (lambda: (run / "study.json").write_text((run / "study.json").read_text() + " "), 2),
-        # What cannot be read is said in its place, and looked at again the next time.
+        # The report names what cannot be read, and tries again the next time.
         (lambda: (run / "savings.json").write_text("{"), 3),
         (lambda: None, 4),
         ((run / "savings.json").unlink, 5),
@@ -387,7 +387,7 @@ def test_what_is_published(
     assert kinds == {".json", ".csv", ".svg"}
     assert not (to / "predict" / "drawn.csv").exists()
 
-    # Too large an SVG gives way to its PNG, and what an earlier call left is gone.
+    # A PNG replaces an SVG that is too large, and leftovers of an earlier call are removed.
     vector = runs[0] / "report" / "accuracy.svg"
     monkeypatch.setattr(publish, "LARGEST", vector.stat().st_size - 1)
     shutil.rmtree(runs[0] / "predict")

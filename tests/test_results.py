@@ -1,4 +1,4 @@
-"""What results/ holds, and that every number quoted from it is computed from it."""
+"""The contents of results/; every number quoted from it is computed from it."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ COMPARED = sorted(path.parent for path in RESULTS.glob("*/comparison.csv"))
 
 
 def by_hand(folder: Path, arm: str, level: int) -> dict[int, float]:
-    """Seed -> accuracy in percent, with nothing but the csv module."""
+    """Seed -> accuracy in percent, using only the csv module."""
     with (folder / "cells.csv").open(newline="") as file:
         lines = [x for x in csv.DictReader(file) if (x["arm"], x["level"]) == (arm, str(level))]
     chains = {line["chain"] for line in lines}
@@ -57,7 +57,7 @@ def test_a_folder_has_the_mark_by_which_publish_knows_it(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_verdicts_follow_from_the_cells(folder: Path) -> None:
-    """Those on accuracies are found again; the others begin after them."""
+    """Verdicts on accuracies are recomputed; the others come after them."""
     got = results.Published(folder)
     found = verdicts.findings(got.about, got.rows)
     said = [[f.claim, f.outcome, f.estimate, str(f.n), str(f.where)] for f in found]
@@ -107,7 +107,7 @@ def test_moved_tickets_by_hand() -> None:
 
 
 def compared_by_hand(folder: Path, density: float, **fields: object) -> dict[int, float]:
-    """Seed -> accuracy in percent of the ticket at the first level of no more than a density, of one run."""
+    """Seed -> accuracy in percent of one run's ticket at the first level with at most this density."""
     about = json.loads((folder / "study.json").read_text())
     with (folder / "comparison.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -181,14 +181,14 @@ def test_what_a_comparison_lacks_is_said(ask: Callable[[results.Compared], objec
 
 
 def test_the_pages_say_what_the_tables_say() -> None:
-    """Every number in them is written by their templates: `python -m analysis.results` writes them anew."""
+    """Templates write every number on the pages: `python -m analysis.results` writes them again."""
     for path, text in results.pages(ROOT).items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is not what its template gives"
 
 
 @pytest.mark.parametrize("name", ["README.md.jinja", "summary.md.jinja"])
 def test_no_result_is_typed_into_a_template(name: str) -> None:
-    """What has decimals is computed, but for published values, which stand in `{% set %}`, and papers."""
+    """Numbers with decimals are computed, except published values (in `{% set %}`) and papers."""
     text = (RESULTS / name).read_text(encoding="utf-8")
     text = re.sub(
         r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|`[^`]*`|\([^)]*\.(svg|png|csv|md)\)", "", text, flags=re.DOTALL
@@ -205,7 +205,7 @@ def test_figures_and_folders_that_pages_name_are_there() -> None:
 
 
 def test_sections_that_pages_name_are_there() -> None:
-    """Anchors as the forges make them: lower case, a hyphen for a blank, no other punctuation."""
+    """Anchors follow the rules of code hosts: lower case, a hyphen for a blank, no other punctuation."""
     text = results.pages(ROOT)[RESULTS / "README.md"]
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     there = {"".join(c for c in h.lower().replace(" ", "-") if c.isalnum() or c in "-_") for h in headings}
@@ -215,7 +215,7 @@ def test_sections_that_pages_name_are_there() -> None:
 
 
 def test_no_table_is_torn() -> None:
-    """After an empty line a table begins with a header and its line of dashes."""
+    """After an empty line, a table starts with a header and its line of dashes."""
     for path, text in results.pages(ROOT).items():
         for header, dashes in re.findall(r"\n\n(\|.*)\n(.*)", text):
             assert re.fullmatch(r"[| :-]+", dashes), f"{path.name}: {header[:60]}"
@@ -241,7 +241,7 @@ def early_by_hand(arm: str, level: int, column: str) -> dict[int, float]:
 
 
 def line_of(quantity: str, read_at: str) -> list[str]:
-    """The cells of the line of published values that begins so and is read there."""
+    """The cells of the row of published values with this quantity and this place of reading."""
     text = (RESULTS / "README.md").read_text(encoding="utf-8")
     (found,) = [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -252,7 +252,7 @@ def line_of(quantity: str, read_at: str) -> list[str]:
 
 
 def test_published_values_are_read_where_the_papers_read_them() -> None:
-    """Frankle & Carbin's gains of LeNet are at early stop; at the end they have 0.35 points at most."""
+    """Frankle & Carbin's gains of LeNet are at early stop; at the end they are at most 0.35 points."""
     column = "early_stop_test_accuracy"
     for quantity, arm, other, level, claim, mark in (
         ("ticket − reinit at 21.1 %", "ticket", "reinit", 7, "0.5", "agrees"),
@@ -302,7 +302,7 @@ def test_a_published_inequality_agrees_differs_or_is_undecided(gain: float, mark
 
 @pytest.mark.parametrize("name", ["README.md", "results/README.md"])
 def test_no_interval_on_a_page_leaves_its_range(name: str) -> None:
-    """Values without a sign are accuracies, shares, barriers or ratios; differences have a sign."""
+    """Unsigned values are accuracies, shares, barriers or ratios; differences have a sign."""
     text = (ROOT / name).read_text(encoding="utf-8")
     found = re.findall(r"(?<![-+\d.])\d+\.\d+×? \[([^],]+), ([^]]+)\]", text)
     assert len(found) >= (2 if name == "README.md" else 100)

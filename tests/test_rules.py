@@ -38,7 +38,7 @@ def test_random_rules_keep_exactly_their_density(rule, density: float, seed: int
     mask = rule(jax.random.key(seed), PARAMS, density)
     counts = kept(mask)
     whole = int(np.floor(density * 658 + 0.5))
-    # Smart ratio is uniform where the last layer's 0.3 * 50 = 15 are all that is to be kept.
+    # Smart ratio is uniform if the last layer's 0.3 * 50 = 15 are all weights to keep.
     if rule is prune.uniform or (rule is prune.smart_ratio and whole <= 15):
         assert counts == [int(prune.count(density, n)) for n in SIZES]
     else:
@@ -53,7 +53,7 @@ def test_erk_and_smart_ratio_by_hand() -> None:
     assert all(
         abs(k - e) < 1 for k, e in zip(kept(prune.erk(jax.random.key(0), PARAMS, 0.1)), exact, strict=True)
     )
-    # At density 0.4 the last layer would need more than it has: it stays dense, the others share.
+    # At density 0.4 the last layer's share exceeds its size: it stays dense, the others share the rest.
     counts = kept(prune.erk(jax.random.key(0), PARAMS, 0.4))
     assert counts[2] == 50
     assert sum(counts) == 263
@@ -75,7 +75,7 @@ def test_every_weight_is_as_likely() -> None:
 
 
 def test_grasp_goes_through_the_convolution_of_the_models() -> None:
-    """Its scores are w (H g), here by forward over reverse through the built-in convolution."""
+    """GraSP's scores are w (H g), here by forward over reverse through the built-in convolution."""
     params = {"a": jax.random.normal(jax.random.key(0), (3, 3, 2, 4))}
     x = jax.random.normal(jax.random.key(1), (3, 6, 6, 2))
 
@@ -93,7 +93,7 @@ def test_grasp_goes_through_the_convolution_of_the_models() -> None:
 
 
 def test_grasp_of_a_masked_network_is_the_explicit_hessian_times_the_survivors_gradient() -> None:
-    """With biases, whose gradient is no part of g; all second derivatives written out, in float64."""
+    """Includes biases, whose gradient is not part of g; second derivatives are written out in float64."""
     with jax.enable_x64(True):
         draw = np.random.default_rng(0).normal
         params = {"a": draw(size=(4, 5)), "b": draw(size=5), "c": draw(size=(5, 3)), "d": draw(size=3)}
@@ -119,7 +119,7 @@ def test_grasp_of_a_masked_network_is_the_explicit_hessian_times_the_survivors_g
 
 
 def test_snip_grasp_and_synflow_are_their_formulas() -> None:
-    """On x a b, whose gradients are written out with numpy; SynFlow's rounds too."""
+    """Uses x a b, whose gradients are written out with numpy, and all rounds of SynFlow."""
     a, b = np.asarray(PARAMS["fc"]["kernel"], np.float64), np.asarray(PARAMS["out"]["kernel"], np.float64)
     params = {"a": jnp.asarray(a, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
     x = np.random.default_rng(0).normal(size=(6, 32))
@@ -162,7 +162,7 @@ def test_snip_grasp_and_synflow_are_their_formulas() -> None:
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_synaptic_flow_beyond_the_range_of_float32(residual: bool) -> None:
-    """Four layers whose product is near 1e70, 1e-60 or 1, with biases; against 64 digits of numpy."""
+    """Four layers with biases, whose product is near 1e70, 1e-60 or 1; against 64-digit numpy."""
     draw = np.random.default_rng(0).normal
 
     def apply(p: dict, x: jax.Array) -> jax.Array:
@@ -182,7 +182,7 @@ def test_synaptic_flow_beyond_the_range_of_float32(residual: bool) -> None:
         for p in absolute:
             inputs.append(x)
             x = x @ p["w"] + p["b"] * x.mean() + x * skip
-        # Backwards, what a unit's output is still multiplied by; x.mean() goes to all units.
+        # Backwards: the factor that a unit's output is still multiplied by; x.mean() reads all units.
         flow, expected = np.ones(6, np.longdouble), []
         for x, p in zip(inputs[::-1], absolute[::-1], strict=True):
             expected.insert(0, x[:, None] * flow[None] * p["w"])
@@ -326,10 +326,10 @@ STEPS = {"w": jnp.ones((8, 8)), "u": jnp.ones((4, 8))}
         (lambda p, x: lax.scan(
             lambda h, t: (lax.fori_loop(0, 3, lambda i, h: h @ p["w"], h), None), x, jnp.zeros(5))[0],
          (1, 8), 960, None),
-        # A weight that the loop changes is not that weight after the first round.
+        # A weight that the loop changes is no longer that weight after the first iteration.
         (lambda p, x: lax.fori_loop(0, 7, lambda i, c: (c[0] @ c[1], c[1] * 2), (x, p["w"]))[0], (1, 8), None,
          None),
-        # As often as the data want it.
+        # The number of iterations depends on the data.
         (lambda p, x: lax.while_loop(lambda h: h.sum() < 3, lambda h: h @ p["w"], x @ p["w"]), (1, 8), None,
          None),
         (lambda p, x: lax.while_loop(lambda h: (h @ p["w"]).sum() < 3, lambda h: h + 1, x), (1, 8), None,
@@ -374,7 +374,7 @@ def test_table_counts_stacked_layers_and_recurrent_networks() -> None:
 def test_table_counts_no_zeros_between_the_inputs_of_a_transposed_convolution(
     padding: str, stride: int
 ) -> None:
-    """Every position of the 8 x 6 inputs takes the 5 x 3 kernel once, and not those between them."""
+    """Every position of the 8 x 6 inputs uses the 5 x 3 kernel once; zeros between them do not."""
     net = nn.ConvTranspose(4, (5, 3), strides=(stride, 1 if stride == 1 else 2), padding=padding)
     params = net.init(jax.random.key(0), jnp.zeros((1, 8, 6, 2)))
     (row,) = (r for r in prune.table(params, prune.ones(params), apply=net.apply, shape=(1, 8, 6, 2)).rows

@@ -57,7 +57,7 @@ def zeros(model: models.Model) -> Any:
 def test_ten_rounds_of_the_papers_rates(
     name: str, rates: tuple, fewer_weights: float, fewer_macs: float
 ) -> None:
-    """Frankle & Carbin 2019, table 1: layers, and rates of pruning."""
+    """Layers and pruning rates of Frankle & Carbin 2019, table 1."""
     model = models.build(name, PAPER[name], 10)
     params = zeros(model)
     whole = prune.ones(params)
@@ -84,7 +84,7 @@ def test_macs_by_hand() -> None:
 
 
 def test_published_ratios_of_storage_at_ten_percent() -> None:
-    """Rows of 50,000: their beginnings do not count, and 16 bits address them."""
+    """Rows of 50,000 weights: their starts are negligible, and 16 bits can index them."""
     mask = np.zeros((50_000, 20), bool)
     mask[np.arange(0, 50_000, 10)] = True
     size = savings.storage({"w": mask, "b": np.ones((), bool)})
@@ -154,8 +154,8 @@ def test_a_constant_unit_is_folded_by_hand() -> None:
 
 
 def test_units_go_in_a_row_by_hand() -> None:
-    """fc1's unit 1 is read by fc2's unit 1 alone, which nothing reads; fc2's unit 0 has a folded input
-    only, so that it is the constant 1 + 2 * 3."""
+    """Only fc2's unit 1 reads fc1's unit 1, and nothing reads fc2's unit 1. fc2's unit 0 has only a folded
+    input, so it is the constant 1 + 2 * 3."""
     layers, params, mask = net(
         ([[0, 1, 1]], [2, 0, 0]), ([[3, 0, 0], [0, 5, 0], [0, 6, 1]], [1, 0, 0]), ([[10], [0], [1]], [0.5])
     )
@@ -233,7 +233,7 @@ def full_logits(name: str) -> Callable[[Any, jax.Array], jax.Array]:
 
 
 def ticket(name: str, density: float, seed: int, dtype: type) -> tuple[models.Model, Any, Any]:
-    """Random weights and biases, some of them positive, under a random mask; some units cut either way."""
+    """Random weights and biases, some positive, under a random mask; some units lack inputs or outputs."""
     model = models.build(name, TINY[name], 3)
     generator = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0)).params
@@ -251,7 +251,7 @@ def ticket(name: str, density: float, seed: int, dtype: type) -> tuple[models.Mo
 
 
 def left_units(layers: tuple[Layer, ...], params: Any, mask: Any) -> dict[str, list[int]]:
-    """Which units stay, by taking one out at a time until none can be: the rules as they are written."""
+    """The units that stay, by the written rules: removes one unit at a time until none can be removed."""
     mask, params = jax.tree.map(np.array, (mask, params))
     here = {layer.name: set(range(layer.features)) for layer in layers}
 
@@ -390,8 +390,8 @@ def test_a_timing_in_words() -> None:
 
 @pytest.mark.parametrize("n", [6, 7, 15, 40])
 def test_the_interval_of_a_median_holds_it_in_95_of_100(n: int) -> None:
-    """Against the binomial sums: the chance that the true median is outside is at most 5 %, and a rank
-    further in it would be more."""
+    """By binomial sums: the true median is outside with probability at most 5 %; with ranks further in, the
+    probability would be larger."""
     low, high = measure.median_interval([float(i) for i in np.random.default_rng(0).permutation(n)])
     rank = int(low) + 1
     assert high == n - rank
@@ -405,7 +405,7 @@ def test_the_interval_of_a_median_holds_it_in_95_of_100(n: int) -> None:
 
 
 def test_timing_takes_what_it_is_given_a_call() -> None:
-    """A dense network that sleeps ten times as long: the ratio is of calls, not of samples."""
+    """A dense network that sleeps ten times as long: the ratio is per call, not per sample."""
     import time
 
     def sleeps(seconds: float) -> Callable[[], Any]:
@@ -427,7 +427,7 @@ def findings_of(run: Path, rows: list[LevelSavings]) -> list[Finding]:
 
 
 def errors_of_the_command(run: Path, tmp_path: Path) -> None:
-    """Of a run of seed 4, rewound to step 3, levels 0 to 2; it is left as it was."""
+    """Errors for a run of seed 4, rewound to step 3, levels 0 to 2; the run stays unchanged."""
 
     def refused(said: str, **asked: Any) -> None:
         with pytest.raises(UserError, match=said):

@@ -1,4 +1,4 @@
-"""JAX's own settings change no number of a study; what cannot be pinned is recorded and said."""
+"""JAX's settings change no number of a study; settings that cannot be pinned are recorded and reported."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from lthjax.devices import replicate
 from lthjax.store import Reader, read_study
 
 Make = Callable[..., study.Prepared]
-# Other values of all that is pinned, but for the default device, which is a number of a device here.
+# Other values for all pinned settings, except the default device, which is an index here.
 OTHER: dict[str, Any] = {
     "eager_constant_folding": True,
     "jax_debug_infs": True,
@@ -63,7 +63,7 @@ made = study.prepare(config.Study(name="tiny", model="lenet300", **FIELDS), fold
 
 @pytest.fixture
 def others() -> Iterator[None]:
-    """All pinned settings at other values."""
+    """Sets all pinned settings to other values."""
     wanted = {**OTHER, "jax_default_device": jax.devices()[-1]}
     before = {name: jax.config.values[name] for name in wanted}
     try:
@@ -76,7 +76,7 @@ def others() -> Iterator[None]:
 
 
 def numbers(prepared: study.Prepared, out: Path) -> dict[str, Any]:
-    """Trains a study; the rows of cells.csv but for seconds, and the bytes of all masks and weights."""
+    """Trains a study; returns the rows of cells.csv without seconds, and all bytes of masks and weights."""
     run = study.run(prepared, out)
     rows = [row._replace(seconds=0.0) for row in load(run)]
     found: dict[str, Any] = {"rows": [tuple(row) for row in rows]}
@@ -90,7 +90,7 @@ def numbers(prepared: study.Prepared, out: Path) -> dict[str, Any]:
 def test_no_setting_changes_a_bit(
     tiny: Make, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the default's numbers, set in the process and in the environment."""
+    """Compares with the default's numbers; settings are set in the process and in the environment."""
     usual = numbers(tiny(**FIELDS), tmp_path / "usual")
     assert len(usual["rows"]) == 5
     assert all(row[-1] == "done" for row in usual["rows"])
@@ -105,7 +105,7 @@ def test_no_setting_changes_a_bit(
 
 
 def test_others_are_other(others: None) -> None:
-    """That each of them is in force without the pins, and with them not; and afterwards again."""
+    """Each setting takes effect without the pins, not with them, and again afterwards."""
     key = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
     bare = np.asarray(jax.random.permutation(key, 50))
     assert OTHER.keys() | {"jax_default_device"} == settings.PINNED.keys()
@@ -113,7 +113,7 @@ def test_others_are_other(others: None) -> None:
     with settings.pinned():
         assert all(_now(name) == value for name, value in settings.PINNED.items())
         pinned = np.asarray(jax.random.permutation(key, 50))
-        # Code within may set its own.
+        # Code inside may set its own value.
         with jax.enable_x64(True):
             assert jnp.arange(2.0).dtype == np.float64
     assert not any(_now(name) == value for name, value in settings.PINNED.items())
@@ -140,7 +140,7 @@ def test_pruning_heeds_the_callers_settings() -> None:
 
 
 def test_neither_chunk_nor_devices_change_a_bit(tiny: Make) -> None:
-    """As many devices as cores or one, one replicate after another or side by side."""
+    """As many devices as cores or one; replicates one after another or side by side."""
     prepared = tiny(seeds=(0, 1, 2), levels=1, train=config.Train(steps=3, batch=20, eval_every=2))
     jobs = []
     for seed in prepared.study.seeds:
@@ -161,7 +161,7 @@ def test_neither_chunk_nor_devices_change_a_bit(tiny: Make) -> None:
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
 def test_streams_are_those_of_jax(seed: int) -> None:
-    """A key of the seed, folded; whatever the offset."""
+    """The stream is a folded key of the seed, whatever the offset."""
     expected = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 3329549428)
     before = jax.config.values["jax_random_seed_offset"]
     jax.config.update("jax_random_seed_offset", 3)
@@ -210,7 +210,7 @@ def test_a_folder_that_goes_on_otherwise_says_so_in_a_line(
     said = f"{run}: begun with {begun}, it goes on with {now}; numbers may differ by rounding."
     assert caplog.messages == [said]
     assert read_study(run)["environment"] == [begun, now]
-    # Folders older than the record have none.
+    # Folders older than this record have none.
     about = read_study(run)
     del about["environment"]
     (run / "study.json").write_text(json.dumps(about))

@@ -21,7 +21,7 @@ PS = st.lists(st.floats(0, 1), max_size=12)
 TURNED = {"supported": "refuted", "refuted": "supported", "undecided": "undecided"}
 ALTERNATIVES = ("two-sided", "greater", "less")
 TICKET = [(1.0, 0.98), (0.8, 0.981), (0.4, 0.975), (0.2, 0.98), (0.1, 0.90)]
-# Cases of a simulation.
+# Number of cases in a simulation.
 MANY = 2500
 
 
@@ -30,17 +30,17 @@ def varied(values: Sequence[float]) -> bool:
 
 
 def samples(n: int, mean: float = 0.0, many: int = MANY) -> list[list[float]]:
-    """Normal values of variance 1, n to a study; the same at every call."""
+    """Normal values of variance 1, n per study; the same in every call."""
     return np.random.default_rng(n).normal(mean, 1, (many, n)).tolist()
 
 
 def within(often: float, expected: float, many: int = MANY) -> bool:
-    """Whether a share of `many` cases lies within 3.5 standard errors of what is expected."""
+    """Whether a share of `many` cases lies within 3.5 standard errors of the expected share."""
     return abs(often - expected) <= 3.5 * math.sqrt(expected * (1 - expected) / many)
 
 
 def at_most(often: float, limit: float, many: int = MANY) -> bool:
-    """Whether a share of `many` cases is at most the limit, and 3.5 standard errors."""
+    """Whether a share of `many` cases is at most the limit plus 3.5 standard errors."""
     return often <= limit + 3.5 * math.sqrt(limit * (1 - limit) / many)
 
 
@@ -79,7 +79,7 @@ def test_identical_and_few_values() -> None:
 
 @pytest.mark.parametrize("n", [3, 5, 6, 10])
 def test_coverage_of_the_intervals(n: int) -> None:
-    """Exactly 95 % for normal values: of the two-sided interval, of either bound."""
+    """Exactly 95 % for normal values, for the two-sided interval and for either bound."""
     two = [stats.mean_interval(values) for values in samples(n)]
     assert within(np.mean([i.low <= 0 <= i.high for i in two]), 0.95)
     one = [stats.bounds(values) for values in samples(n)]
@@ -124,16 +124,16 @@ def test_intervals_of_positive_values_are_those_of_logarithms(values: list[float
 
 
 def test_intervals_within_a_range_by_hand() -> None:
-    """That of a published table: 89.44 [77.97, 100.91] % with t, where no accuracy is above 100 %."""
+    """A published row: t gives 89.44 [77.97, 100.91] %, but no accuracy is above 100 %."""
     values = [94.0, 85.0, 89.32]
     plain, inside = (stats.mean_interval(values, within=r) for r in (stats.ANY, stats.PERCENT))
     assert plain.high > 100 > inside.high > inside.mean == plain.mean
-    # Of two seeds next to nothing is known, and the ends are not passed.
+    # Two seeds say almost nothing, but the bounds stay in the range.
     assert stats.mean_interval([0.0, 1.0], within=stats.SHARE)[1:3] == pytest.approx((0, 1), abs=1e-10)
     assert stats.mean_interval([1.0, 1.0, 1.0], within=stats.SHARE) == (1, 1, 1, 3)
     assert stats.mean_interval([0.0, 0.0], within=stats.POSITIVE) == (0, 0, 0, 2)
     assert np.isnan(stats.mean_interval([0.2, math.nan], within=stats.SHARE)[:3]).all()
-    # Far from the ends it is t's.
+    # Far from the limits it is t's interval.
     near = [0.5001, 0.4998, 0.5002]
     assert stats.mean_interval(near, within=stats.SHARE)[:3] == pytest.approx(
         stats.mean_interval(near)[:3], abs=1e-8
@@ -147,7 +147,7 @@ def test_intervals_within_a_range_by_hand() -> None:
 @pytest.mark.parametrize("n", [3, 5, 6])
 @pytest.mark.parametrize("kind", ["near 100 %", "spread below 100 %", "barriers"])
 def test_coverage_of_the_intervals_within_a_range(kind: str, n: int) -> None:
-    """Shares near 1 and barriers near 0 are skewed: theirs hold in 93 % of the cases or more, t's do not."""
+    """Shares near 1 and barriers near 0 are skewed: these intervals cover 93 % or more, t's do not."""
     rng, runs = np.random.default_rng(n), 1500
     drawn, mean, within = {
         "near 100 %": (rng.beta(0.989 * 2700, 0.011 * 2700, (runs, n)), 0.989, stats.SHARE),
@@ -165,7 +165,7 @@ def test_coverage_of_the_intervals_within_a_range(kind: str, n: int) -> None:
 
 
 def test_geometric_bounds_by_hand() -> None:
-    """Five seeds that still match at 1/32 of the weights and one that left at 1/2: logs 5 ln 2 and ln 2."""
+    """Five seeds still match at 1/32 of the weights, one stops at 1/2: logs 5 ln 2 and ln 2."""
     ratios = [stats.Ratio(32, math.inf)] * 5 + [stats.Ratio(2, 2)]
     got = stats.geometric_bounds(ratios)
     logs = np.array([5, 5, 5, 5, 5, 1])
@@ -183,7 +183,7 @@ def test_geometric_bounds_by_hand() -> None:
     assert stats.geometric_bounds(known)[1:3] == pytest.approx(
         np.exp(stats.bounds(np.log([1, 2, 4]).tolist())[1:3])
     )
-    # Where no seed is known, five are needed: the chance that all five lie above the median is 1/32.
+    # If no ratio is known, five seeds are needed: all five lie above the median with probability 1/32.
     assert stats.geometric_bounds(ratios[:5]) == pytest.approx((math.nan, 32, math.inf, 5), nan_ok=True)
     assert stats.geometric_bounds(ratios[:4])[1:3] == (0, math.inf)
     for few in (ratios[:1], []):
@@ -193,12 +193,12 @@ def test_geometric_bounds_by_hand() -> None:
 
 @pytest.mark.parametrize("n", [3, 6])
 def test_coverage_of_the_bound_with_censored_ratios(n: int) -> None:
-    """Ratios of geometric mean 8, seen up to 10 only: the bound is above 8 in 6 % of the cases at most."""
+    """Ratios of geometric mean 8, observed only up to 10: the bound exceeds 8 in at most 6 % of the cases."""
     drawn = np.exp(np.random.default_rng(n).normal(math.log(8), 0.5, (1500, n)))
     seen = [[stats.Ratio(min(x, 10), x if x < 10 else math.inf) for x in of_run] for of_run in drawn]
     found = [stats.geometric_bounds(ratios) for ratios in seen]
     assert np.mean([i.low > 8 for i in found]) <= 0.06
-    # The mean of the same, bounds taken as values, would be too low.
+    # Using the bounds as values gives a mean that is too low.
     naive = [np.exp(np.mean(np.log([ratio.low for ratio in ratios]))) for ratios in seen]
     assert np.mean(naive) < 7.5
 
@@ -222,11 +222,11 @@ def test_verdicts_by_hand() -> None:
     for threshold, outcome in cases:
         assert stats.verdict(values, threshold).outcome == outcome
     assert stats.verdict(values).bounds == pytest.approx((10, 8.31414, 11.68586, 3), abs=1e-5)
-    # The same about 0, ∓1.68586.
+    # The same around 0, ∓1.68586.
     for margin, outcome in ((1.7, "supported"), (1.68, "undecided"), (0.0, "undecided")):
         assert stats.noninferior([-1.0, 0.0, 1.0], margin).outcome == outcome
         assert stats.equivalent([-1.0, 0.0, 1.0], margin).outcome == outcome
-    # Above is not inferior, and not equivalent; below is inferior. Bounds 8.3 and 11.7, margin 8 or 12.
+    # Above is noninferior but not equivalent; below is inferior. Bounds 8.3 and 11.7, margin 8 or 12.
     below = [-value for value in values]
     assert stats.noninferior(values, 8).outcome == "supported"
     assert stats.noninferior(below, 8).outcome == stats.equivalent(below, 8).outcome == "refuted"
@@ -262,7 +262,7 @@ def test_verdicts_turn_with_the_sign_and_move_with_the_values(
 @given(VALUES.filter(varied), NUMBERS)
 @settings(deadline=None)
 def test_verdicts_are_tests_at_5_percent(values: list[float], threshold: float) -> None:
-    """By p-values of scipy and of statsmodels, where they are not at the limit itself."""
+    """Compares with p-values of scipy and of statsmodels, except exactly at the limit."""
     for alternative, outcome in (("greater", "supported"), ("less", "refuted")):
         p = scipy.stats.ttest_1samp(values, threshold, alternative=alternative).pvalue
         if abs(p - 0.05) > 1e-9:
@@ -275,7 +275,7 @@ def test_verdicts_are_tests_at_5_percent(values: list[float], threshold: float) 
 
 @pytest.mark.parametrize("n", [3, 5, 6, 10])
 def test_false_verdicts_at_the_boundary(n: int) -> None:
-    """Exactly 5 % at the threshold itself, either way; for margins of 20 standard errors too."""
+    """Exactly 5 % at the threshold in either direction, and with margins of 20 standard errors."""
     for threshold, judge in (
         (2.0, stats.verdict),
         (-2.0, lambda values, limit: stats.noninferior(values, -limit)),
@@ -290,7 +290,7 @@ def test_false_verdicts_at_the_boundary(n: int) -> None:
 
 
 def test_false_equivalence_with_narrow_margins() -> None:
-    """At the margin: never above 5 % supported; refuted up to the 10 % that the docstring gives."""
+    """At the margin: supported in at most 5 %; refuted in up to 10 %, as the docstring says."""
     for margin, refuted in ((0.5, None), (0.0, 0.1)):
         outcomes = np.array([stats.equivalent(values, margin).outcome for values in samples(5, margin)])
         assert at_most(np.mean(outcomes == "supported"), 0.05)
@@ -323,7 +323,7 @@ def test_false_conjunctions() -> None:
 @given(VALUES.filter(varied), NUMBERS, st.sampled_from(ALTERNATIVES))
 @settings(deadline=None)
 def test_t_p_value_from_the_distribution(values: list[float], null: float, alternative: str) -> None:
-    """t and its tail written out, where the function calls scipy's test."""
+    """t and its tail are written out; the function calls scipy's test."""
     n = len(values)
     mean = sum(values) / n
     s = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
@@ -379,7 +379,7 @@ def test_sign_flips_are_scipys_permutations(values: list[int], alternative: str)
     ("p_value", "expected"), [(stats.t_p_value, 0.05), (stats.sign_flip_p_value, 2 / 64)]
 )
 def test_false_finds_of_p_values(p_value: Callable[..., float], expected: float) -> None:
-    """At n = 6 two-sided sign flips have the level 2/64, the largest below 5 %; one-sided 3/64."""
+    """At n = 6 two-sided sign flips have level 2/64, the largest below 5 %; one-sided 3/64."""
     one_sided = 0.05 if expected == 0.05 else 3 / 64
     for alternative, level in (("two-sided", expected), ("greater", one_sided), ("less", one_sided)):
         found = [p_value(values, alternative=alternative) < 0.05 for values in samples(6, many=1000)]
@@ -387,7 +387,7 @@ def test_false_finds_of_p_values(p_value: Callable[..., float], expected: float)
 
 
 def test_holm_by_hand() -> None:
-    """.01 · 4, .02 · 3, .03 · 2 raised to the .06 before it, .9 · 1."""
+    """.01 · 4, .02 · 3, .03 · 2 raised to the previous .06, and .9 · 1."""
     assert stats.holm([0.03, 0.9, 0.01, 0.02]) == pytest.approx([0.06, 0.9, 0.04, 0.06])
     assert stats.holm([0.6, 0.7]) == [1, 1]
     assert stats.holm([]) == []
@@ -397,7 +397,7 @@ def test_holm_by_hand() -> None:
 
 
 def test_holm_is_statsmodels() -> None:
-    """On a few families, with ties: a call of it takes 0.1 s."""
+    """A few families with ties, because one call takes 0.1 s."""
     generator = np.random.default_rng(0)
     for m in (1, 2, 5, 12):
         ps = np.round(generator.uniform(size=m) ** 3, 2)
@@ -409,7 +409,7 @@ def test_holm_is_statsmodels() -> None:
 @given(PS)
 @settings(deadline=None)
 def test_holm_is_its_definition_and_keeps_order(ps: list[float]) -> None:
-    """Of p, the largest over all q ≤ p of q times the number of p-values that are q or more."""
+    """For p: the largest over all q ≤ p of q times the number of p-values that are q or more."""
     got = stats.holm(ps)
     expected = [min(1, max(q * sum(other >= q for other in ps) for q in ps if q <= p)) for p in ps]
     assert got == pytest.approx(expected, rel=1e-12)
@@ -419,7 +419,7 @@ def test_holm_is_its_definition_and_keeps_order(ps: list[float]) -> None:
 
 
 def test_false_finds_of_a_family() -> None:
-    """Four true nulls: any false find in 5 % at most; without Holm it would be 1 − .95⁴ = 18.5 %."""
+    """Four true nulls: a false finding in at most 5 %; without Holm it would be 1 − .95⁴ = 18.5 %."""
     found = []
     for family in np.random.default_rng(1).normal(0, 1, (600, 4, 5)):
         raw = [stats.t_p_value(values) for values in family]
@@ -435,14 +435,14 @@ def test_hedges_gz_by_hand() -> None:
     got = stats.hedges_gz([1, 2, 3, 4, 5])
     assert got.g == pytest.approx(3 / math.sqrt(2.5) * math.sqrt(2 / math.pi), rel=1e-12)
     assert got.n == 5
-    # Of two values, ν = 1, there is no unbiased estimate.
+    # Two values, ν = 1, have no unbiased estimate.
     for few in ([], [1.0], [1.0, 3.0], [2.0, 2.0, 2.0]):
         assert np.isnan(stats.hedges_gz(few)[:3]).all()
 
 
 @pytest.mark.parametrize("n", [3, 5, 6, 10])
 def test_hedges_gz_is_unbiased(n: int) -> None:
-    """E d = E t / √n, with the mean of the noncentral t distribution; J = g / d undoes its bias."""
+    """E d = E t / √n, with the mean of the noncentral t distribution; J = g / d removes its bias."""
     values = samples(n, many=1)[0]
     j = stats.hedges_gz(values).g / (np.mean(values) / np.std(values, ddof=1))
     for effect in (0.3, 2.0):
@@ -473,14 +473,14 @@ def test_interval_of_the_effect(n: int, mean: float) -> None:
 def test_the_effect_turns_with_the_sign_and_agrees_with_t(values: list[float]) -> None:
     got, turned = stats.hedges_gz(values), stats.hedges_gz([-value for value in values])
     assert turned[1:3] == pytest.approx((-got.high, -got.low), rel=1e-6, abs=1e-9)
-    # At no effect the noncentral t is Student's, so both intervals leave 0 out together.
+    # Without an effect the noncentral t is Student's, so both intervals exclude 0 together.
     mean = stats.mean_interval(values)
     if min(abs(mean.low), abs(mean.high)) > 1e-6:
         assert (got.low > 0, got.high < 0) == (mean.low > 0, mean.high < 0)
 
 
 def test_an_effect_beyond_all_measure() -> None:
-    """The limit for large t meets the root: no step at |t| = 1,000."""
+    """The limit for large t agrees with the root: no step at |t| = 1,000."""
     for n in (3, 5, 20):
         near = [stats._noncentrality(t, n - 1, p) / t for p in (0.975, 0.025) for t in (999.9, 1000.1)]
         assert near[0] == pytest.approx(near[1], rel=1e-4)
@@ -494,7 +494,7 @@ def test_an_effect_beyond_all_measure() -> None:
 
 
 def test_collapse_share() -> None:
-    """Below 20 % of ten classes, and not at it."""
+    """With ten classes a run collapses below 20 %, not at 20 %."""
     got = stats.collapse_share([0.1, 0.1999, 0.2, 0.9, 0.98], 10)
     assert got[:1] + got[3:] == (0.4, 2, 5)
     assert got[1:3] == pytest.approx(proportion.proportion_confint(2, 5, method="beta"), rel=1e-9)
@@ -535,7 +535,7 @@ def test_smallest_match_by_hand() -> None:
 
 
 def test_an_accuracy_at_the_tolerance_matches_whatever_the_rounding() -> None:
-    """Fifty images of 10,000 fewer than the dense network are within 0.5 pp, 51 are not.
+    """Fifty of 10,000 images fewer than the dense network are within 0.5 pp, 51 are not.
 
     In percent, 99.27 is less than 99.77 − 0.5 in floating point.
     """
@@ -574,7 +574,7 @@ def test_matches_and_crossings_are_in_order(
 
 
 def test_crossing_by_hand() -> None:
-    """From .96 at density .8 to .90 at .2, .93 is half of the way: √(.8 · .2) = .4."""
+    """From .96 at density .8 to .90 at .2, .93 is halfway: √(.8 · .2) = .4."""
     curve = [(0.2, 0.90), (0.8, 0.96), (0.05, 0.99)]
     assert stats.crossing(curve, 0.93) == pytest.approx(0.4)
     assert stats.crossing(curve, 0.94) == pytest.approx(0.8 * 0.25 ** (1 / 3))
@@ -586,14 +586,14 @@ def test_crossing_by_hand() -> None:
 
 
 def test_iso_ratio_by_hand() -> None:
-    """Dense .98, tolerance .01: the ticket passes .97 half of the way from .2 to .05, the control at .4."""
+    """Dense .98, tolerance .01: the ticket falls below .97 halfway from .2 to .05, the control at .4."""
     ticket = [(0.8, 0.985), (0.2, 0.98), (0.05, 0.96)]
     control = [(0.8, 0.98), (0.2, 0.96)]
     assert stats.iso_ratio(ticket, control, 0.98, 0.01) == pytest.approx((4, 4))
     assert stats.iso_ratio(control, ticket, 0.98, 0.01) == pytest.approx((1 / 4, 1 / 4))
     # At no tolerance the ticket falls from .2 on, the control from .8 on.
     assert stats.iso_ratio(ticket, control, 0.98) == pytest.approx((4, 4))
-    # Below at its first level: it falls half of the way from the dense network, density 1, to there.
+    # Below at its first level: it falls halfway between that level and the dense network, density 1.
     low = [(0.25, 0.96)]
     assert stats.iso_ratio(ticket, low, 0.98, 0.01) == pytest.approx((5, 5))
     assert stats.iso_ratio(ticket, [(1.0, 0.5), *low], 0.98, 0.01) == pytest.approx((5, 5))
@@ -626,7 +626,7 @@ def test_iso_accuracy_counts_what_it_leaves_out() -> None:
 
 
 def humped(at: float) -> list[tuple[float, float]]:
-    """A curve above .98 that passes it at `at`, half of the way between two points in log density."""
+    """A curve that falls below .98 at `at`, halfway between two points in log density."""
     return [(2 * at, 0.985), (at / 2, 0.975)]
 
 
@@ -649,11 +649,11 @@ def test_coverage_of_the_iso_accuracy_interval(n: int) -> None:
 
 
 def test_area_between_by_hand() -> None:
-    """From 1 to 1/4 ours falls by 2 in log density, theirs lies at 0: the mean of 4 … 2 is 3."""
+    """From 1 to 1/4 ours falls by 2 in log density, theirs is 0: the mean of 4 … 2 is 3."""
     assert stats.area_between([(1, 4.0), (0.25, 2.0)], [(1, 0.0), (0.25, 0.0)]) == pytest.approx(3)
     # Common range 1/2 … 1/4, where ours goes from 3 to 2 and theirs from 1 to 0.
     assert stats.area_between([(1, 4.0), (0.25, 2.0)], [(0.5, 1.0), (0.125, -1.0)]) == pytest.approx(2)
-    # A kink of one that the other has no point at: triangle of height 2 over the whole range.
+    # A kink at a point that the other curve lacks: a triangle of height 2 over the whole range.
     assert stats.area_between([(1, 0.0), (0.5, 2.0), (0.25, 0.0)], [(1, 0.0), (0.25, 0.0)]) == pytest.approx(
         1
     )
@@ -676,7 +676,7 @@ def test_area_turns_and_shifts(
         return
     assert area == pytest.approx(-back, abs=1e-9)
     assert moved == pytest.approx(area + shift, abs=1e-9)
-    # A second route: many small steps.
+    # An independent computation: many small steps.
     grid = np.linspace(math.log(low), math.log(high), 20_001)
     drawn = [
         np.interp(grid, np.log([d for d, _ in c]), [a for _, a in c]) for c in (sorted(ours), sorted(theirs))

@@ -28,7 +28,7 @@ def test_layers_come_in_the_order_of_the_network_without_what_may_not_be_pruned(
 
 
 # A 1x1 convolution to two channels on an image of two pixels, flattened: pixel 0 of channels 0 and 1,
-# then pixel 1 of channels 0 and 1; three dense units, of which the last is fed by nothing.
+# then pixel 1 of channels 0 and 1; three dense units, the last without inputs.
 CONV = np.array([[[[True, True]]]])
 DENSE = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]], bool)
 OUTPUT = np.array([[0, 0], [1, 1], [0, 1]], bool)
@@ -70,7 +70,7 @@ def test_layers_that_are_not_in_a_row(changed: dict[str, np.ndarray]) -> None:
 
 
 def placed(size: int, survivors: int) -> list[np.ndarray]:
-    """Every mask of so many weights with so many survivors."""
+    """Every mask with this number of weights and this number of survivors."""
     return [np.isin(np.arange(size), places) for places in itertools.combinations(range(size), survivors)]
 
 
@@ -95,7 +95,7 @@ def test_degrees_by_chance_are_those_over_all_masks(survivors: int) -> None:
 
 
 def test_degrees_by_chance_are_those_of_shuffled_masks() -> None:
-    """prune.shuffle draws from the law that the figures call chance."""
+    """prune.shuffle draws from the distribution that the figures call chance."""
     mask = np.arange(60).reshape(12, 5) < 20
     keys = jax.random.split(jax.random.key(0), 400)
     shuffled = np.asarray(jax.vmap(prune.shuffle, (0, None))(keys, {"w": mask})["w"])
@@ -144,7 +144,7 @@ def test_histograms_by_hand() -> None:
 
 
 def bits(folder: Path, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A mask as it lies in a run folder."""
+    """A mask as stored in a run folder."""
     with np.load(folder / "mask.npz") as packed:
         return np.unpackbits(packed[path], count=int(np.prod(shape))).astype(bool).reshape(shape)
 
@@ -362,7 +362,7 @@ def test_cells_that_diverged_or_are_missing_are_left_out(
 def test_of_a_study_that_prunes_everything_the_rest_is_shown(
     tiny: Callable[..., study.Prepared], tmp_path: Path
 ) -> None:
-    """Levels of 1, 0.01 and 0 % of the weights: what survives is shown as long as there is any."""
+    """Levels with 1, 0.01 and 0 % of the weights: survivors are shown as long as there are any."""
     emptying = config.Prune(rates=(0.99, 0.99, 0.9999))
     run = study.run(tiny(levels=3, seeds=(0,), arms=("ticket",), prune=emptying), tmp_path / "runs")
     left = [row.weights_left for row in open_run(run).rows if row.arm == "ticket" and row.seed == 0]
@@ -385,7 +385,7 @@ def test_a_run_without_tickets_has_no_figures_and_says_why(
 
 
 def masked(path: Path, model: str) -> Path:
-    """A run folder of one ticket of a network, all of whose weights are left: its mask alone."""
+    """A run folder with one ticket of a network that keeps all weights; only its mask is stored."""
     prepared = about(model=model)
     height, width, channels = prepared["data"]["shape"]
     network = models.build(model, (height, width, channels), 10)
@@ -412,7 +412,7 @@ def shapes(network: models.Model) -> Any:
 def test_the_note_names_the_figures_that_are_not_known_for_a_network(
     model: str, absent: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a plain sequence it says nothing: that one of two first layers is there is no surprise."""
+    """For a plain sequence there is no note, because one of two kinds of first layer is expected."""
     made: list[str] = []
     for name, kind in figures.FIGURES.items():
         skipped = kind._replace(make=lambda _, name=name: made.append(name))

@@ -1,4 +1,4 @@
-"""Whole studies: what a cell is made of, resuming, widening, divergence."""
+"""Whole studies: the sources of a cell, resuming, extending, divergence."""
 
 import json
 import os
@@ -24,7 +24,7 @@ Make = Callable[..., study.Prepared]
 
 
 def numbers(run: Path) -> list[tuple]:
-    """cells.csv without `seconds`, the one thing that may differ."""
+    """cells.csv without `seconds`, the only column that may differ."""
     return [row._replace(seconds=0.0) for row in load(run)]
 
 
@@ -125,7 +125,7 @@ def test_masks_and_start_weights_are_what_they_claim(
             starts = {arm: t.start for (arm, _), t in by_arm.items()}
             assert starts == {"ticket": chain.rewind, "random": chain.rewind, "reinit": 0}
             for task in tasks:
-                # Read again from the folder it is the same.
+                # Reading it again from the folder gives the same.
                 read = study.task(prepared, store, task.cell)
                 assert read[:3] == task[:3]
                 same((read.variables, read.mask), (task.variables, task.mask))
@@ -139,7 +139,7 @@ def test_masks_and_start_weights_are_what_they_claim(
 def test_late_rewinding_starts_bitwise_at_the_dense_network_of_that_step(
     finished: tuple[study.Prepared, Path],
 ) -> None:
-    """The state at step 3 is what a dense training stopped there has; the ticket is it under the mask."""
+    """The state at step 3 equals a dense training stopped there; the ticket is that state under the mask."""
     prepared, run = finished
     store = opened(prepared, run.parent)
     initial = prepared.model.init(rng.stream(1, "init"))
@@ -241,7 +241,7 @@ def test_global_scope_and_levels_zero(tiny: Make, tmp_path: Path) -> None:
 
 
 def test_controls_share_order_and_split_with_their_ticket(tiny: Make, tmp_path: Path) -> None:
-    """Trained again as a control with the ticket's own start, a cell has the ticket's numbers."""
+    """Trained again as a control with the ticket's own start, a cell gets the ticket's numbers."""
     prepared = tiny(seeds=(0,), levels=1, arms=("ticket",))
     run = study.run(prepared, tmp_path / "runs")
     store = opened(prepared, tmp_path / "runs")
@@ -256,7 +256,7 @@ def test_controls_share_order_and_split_with_their_ticket(tiny: Make, tmp_path: 
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, seed: int, level: int) -> None:
-    """Has every training of this seed and level diverge."""
+    """Makes every training run of this seed and level diverge."""
     genuine = train.train
 
     def spoilt(trainer: train.Trainer, jobs: list[train.Job], progress: object) -> list[train.Trained]:

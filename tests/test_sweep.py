@@ -1,4 +1,4 @@
-"""Sweeps: several studies from one, run as one, compared on one page."""
+"""Sweeps: several studies from one, run together, compared on one page."""
 
 import json
 import re
@@ -91,7 +91,7 @@ def test_config_files_of_several_studies(tmp_path: Path) -> None:
 
 
 def bits(run: Path) -> dict[str, bytes]:
-    """Every cell's masks and weights, and its result but for the seconds."""
+    """Every cell's masks and weights, and its result without the seconds."""
     found = {}
     for file in sorted(run.rglob("*")):
         name = str(file.relative_to(run))
@@ -124,7 +124,7 @@ def test_a_sweep_is_its_studies_and_trains_a_dense_network_once(tiny: Callable, 
     ]
     studies = study.prepare_all(sweep.studies(base, settings), tmp_path / "data")
     plans = study.plan_all(studies, tmp_path / "sweep")
-    # Of the second study's dense networks seed 2 is its own; the third goes 4 steps for its rewind states;
+    # Seed 2 is the second study's own dense network; the third study replays 4 steps for its rewind states;
     # the fourth has other dense networks.
     assert [plan.steps for plan in plans] == [12 * 6, 12 * 5, 2 * (4 + 8), 12 * 2]
     told: list[tuple[str, str]] = []
@@ -156,7 +156,7 @@ def test_a_sweep_is_its_studies_and_trains_a_dense_network_once(tiny: Callable, 
     logs = [(run / "log.txt").read_text().count("level 1, ticket: ") for run in runs]
     assert logs == [2, 2, 2, 0]
     assert not study.together(study.plan_all(studies, tmp_path / "sweep")).missing
-    # Cut off in the middle, it goes on where it was.
+    # Interrupted in the middle, it continues where it stopped.
     shutil.rmtree(runs[1] / "seed=1")
     again = study.plan_all(studies, tmp_path / "sweep")
     assert [plan.steps for plan in again] == [0, 24, 0, 0]
@@ -225,7 +225,7 @@ def test_the_comparison_page(tiny: Callable, tmp_path: Path) -> None:
     lines = (page.parent / "comparison.csv").read_text().splitlines()
     assert len(lines) == 1 + len(rows)
     assert lines[0].startswith("run,seed,chain,level")
-    # Of equal cost the better one is named; the same cells give the same page.
+    # At equal cost the better one is named; the same cells give the same page.
     first = re.search(
         r"At 50\.0 % of the weights or fewer: best is ([^(]+) \(([\d.]+) %, 2 trainings\)", text
     )

@@ -1,4 +1,4 @@
-"""Tickets in files: what comes back is what was saved, or saving refuses in one sentence."""
+"""Tickets in files: loading returns what was saved, or saving fails with one sentence."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ class Layer:
 
 
 def arrays(name: str, shape: tuple[int, ...]) -> st.SearchStrategy[np.ndarray]:
-    """Arrays of any bits, NaN and -0 among them."""
+    """Arrays of any bits, including NaN and -0."""
     dtype = dtype_of(name)
     size = int(np.prod(shape)) * dtype.itemsize
     made = st.binary(min_size=size, max_size=size).map(lambda b: np.frombuffer(b, np.uint8))
@@ -58,7 +58,7 @@ LEAVES = (
     | st.sampled_from([2.5, 7, True, 1j, np.float32(3), np.int8(-4)])
     | st.integers(0, 9).map(lambda seed: jax.random.key(seed, impl="threefry2x32"))
 )
-# Letters that make paths meet: "/", ".", nothing at all, numbers that a list has too.
+# Parts that make paths collide: "/", ".", empty, and numbers that are also list indices.
 KEYS = st.text("ab/.0", max_size=3)
 TREES = st.recursive(
     LEAVES,
@@ -82,7 +82,7 @@ def bits(leaf: Any) -> tuple[Any, ...]:
 
 
 def nested(flat: dict[str, Any]) -> Any:
-    """The documented form: dictionaries by the parts of the paths; None where there is no such form."""
+    """The documented form: dictionaries by the parts of the paths; None if there is no such form."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         place = tree
@@ -141,7 +141,7 @@ def test_every_type_and_shape_comes_back(tmp_path: Path) -> None:
         assert got.params[name].dtype.name == leaf.dtype.name
         assert got.params[name].flags.writeable
         np.testing.assert_array_equal(got.params[name], leaf)
-    # Types that safetensors has are under their own names, for any reader.
+    # Types that safetensors has are stored under their own names, for any reader.
     assert set(json.loads(header(tmp_path / "t")["types"])) == {
         f"params/{name}" for name in DTYPES if name[-4:] in ("x128", "int4", "fnuz")
     }

@@ -1,4 +1,4 @@
-"""Training against a plain second implementation, and what must not change its bits."""
+"""Training against a plain second implementation, and changes that must not affect its bits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +54,7 @@ def same(a: object, b: object) -> None:
 
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
 def test_against_a_plain_loop(tiny: Make, optimiser: str) -> None:
-    """The same training with jax.grad, optax alone, numpy batches and products with the mask."""
+    """The same training with jax.grad, plain optax, numpy batches and products with the mask."""
     rate = {"adam": 1e-3, "sgd": 1e-2}[optimiser]
     prepared = tiny(
         optim=config.Optim(name=optimiser, lr=rate, schedule="cosine", warmup=3)  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ def test_order_is_a_permutation_an_epoch_and_differs_by_level_and_seed() -> None
 
 
 def test_a_start_at_k_takes_the_batches_from_k_on(tiny: Make) -> None:
-    """sgd without momentum has no memory: going on from the state at k is the rest of the training."""
+    """sgd without momentum has no memory: continuing from the state at k is the rest of the training."""
     prepared = tiny(optim=config.Optim(name="sgd", lr=0.05, momentum=0.0, schedule="cosine"))
     trainer = trainer_of(prepared)
     (whole,) = run(trainer, job_of(prepared, captures=(7,)))
@@ -258,7 +258,7 @@ def test_one_training_program_whatever_levels_arms_seeds_and_rewind_points(
 def test_two_hundred_steps_as_with_the_builtin_convolution(
     name: str, dtype: type, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fast path as it is trained, in a compiled loop, against plain steps one after another."""
+    """The fast path in a compiled loop, as in training, against plain steps one after another."""
     from lthjax.devices import conv
 
     shape = (28, 28, 1) if name == "lenet5" else (32, 32, 3)

@@ -29,7 +29,7 @@ from lthjax.models import Layer, Model, Variables
 def network(
     layers: tuple[Layer, ...] | models.Stages, shape: tuple[int, int, int] = (8, 8, 1), classes: int = 10
 ) -> Model:
-    """A network of `models.build`, from layers of one's own."""
+    """A network of `models.build` with the given layers."""
     models.MODELS["own"] = models.Entry(layers, 1, "for a test")
     try:
         return models.build("own", shape, classes)
@@ -74,13 +74,13 @@ def test_the_same_shapes_take_a_mask_as_it_is() -> None:
 
 
 def test_narrowing_by_hand() -> None:
-    """Of three units that of the fewest connections goes, with its row in the next layer."""
+    """Of three units the one with the fewest connections is dropped, with its row in the next layer."""
     source, target = dense(3, classes=2), dense(2, classes=2)
     mask = jax.tree.map(np.array, prune.ones(shapes(source)))
     mask["fc1"]["kernel"][:] = False
     mask["fc1"]["kernel"][0, 0] = mask["fc1"]["kernel"][:3, 2] = True  # incoming 1, 0, 3
     mask["output"]["kernel"][:] = [[True, False], [True, True], [False, True]]  # outgoing 1, 2, 1
-    # Degrees 2, 2, 4; of equal ones the first stays.
+    # Degrees 2, 2, 4; ties keep the first.
     first, second = transfer.match(source, target, mask)
     assert (first.source, list(first.units), list(second.inputs)) == (0, [0, 2], [0, 2])
     got = moved(source, target, mask)
@@ -95,7 +95,7 @@ def test_narrowing_by_hand() -> None:
 
 
 def test_widening_by_hand() -> None:
-    """Three units to eight: copies go round by degree, and the next layer reads the same copies."""
+    """Three units to eight: copies are made in rounds by degree, and the next layer reads the same copies."""
     source, target = dense(3, classes=2), dense(8, classes=2)
     mask = jax.tree.map(np.array, prune.ones(shapes(source)))
     mask["fc1"]["kernel"][:] = False
@@ -126,7 +126,7 @@ def test_the_first_copies_carry_their_values() -> None:
 
 
 def test_channels_keep_their_pixels() -> None:
-    """Two channels of a convolution change places with three, flattened channels last."""
+    """Two channels of a convolution replace three; flattened channels are last."""
     layers = (Layer("conv1", 3, 3, pool=True), Layer("fc1", 2))
     source, target = network(layers), network((layers[0]._replace(features=2), layers[1]))
     mask = jax.tree.map(np.array, prune.ones(shapes(source)))
@@ -152,7 +152,7 @@ def test_conv2_to_conv4_and_back_share_a_prefix() -> None:
     deeper = moved(conv2, conv4, mask)
     for name in ("conv1", "conv2", "fc2", "output"):
         np.testing.assert_array_equal(deeper[name]["kernel"], mask[name]["kernel"])
-    # conv4 is conv2 with further copies of its units: the first 64 of both sides are it, less the surplus.
+    # conv4 is conv2 with further copies of its units: the first 64 of both sides equal it, minus the surplus.
     copy = deeper["conv4"]["kernel"][:, :, :64, :64]
     same = copy == mask["conv2"]["kernel"]
     assert same.mean() > 0.95
@@ -183,7 +183,7 @@ def test_every_layer_keeps_its_density(a: int, b: int, classes: int, others: int
 
 
 def test_the_output_layer_is_made_anew() -> None:
-    """Ten classes to twenty: every unit has its share, to other classes than the source's."""
+    """Ten classes to twenty: every unit keeps its share, with other classes than in the source."""
     source, target = dense(40), dense(40, classes=20)
     mask = random_mask(source, 0.4)
     got = moved(source, target, mask)
@@ -222,7 +222,7 @@ def residual(widths: tuple[int, ...], blocks: int, **how: Any) -> Model:
 
 
 def numbered(model: Model, first: int) -> Variables:
-    """Every leaf full of a number of its own."""
+    """Every leaf filled with its own number."""
     made = jax.eval_shape(model.init, jax.random.key(0))
     leaves, treedef = jax.tree.flatten(made)
     return jax.tree.unflatten(
@@ -298,7 +298,7 @@ def test_residual_networks_that_cannot_match() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of seconds, of one family."""
+    """Networks of one family that train in seconds."""
     narrow_and_wide(monkeypatch)
 
 
@@ -322,7 +322,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[train.Job]:
 
 
 def written(of: config.Study, folder: Path) -> Path:
-    """A config file of a study."""
+    """Writes a config file of a study."""
     path = folder / f"{of.name}.py"
     path.write_text(f"from lthjax.config import *\n\nconfig = {of!r}\n")
     return path
@@ -330,7 +330,7 @@ def written(of: config.Study, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a data set, and of a trained run of the narrow network: two seeds, two levels."""
+    """The folder of a data set and of a trained run of the narrow network: two seeds, two levels."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         narrow_and_wide(patch)
@@ -368,7 +368,7 @@ def drawn_of(path: Path) -> list[str]:
 
 
 def check_the_ticket_again(run: Path, by_arm: dict[tuple[int, str], command.TransferRow]) -> None:
-    """That a ticket moved to its own seed is trained to the same bits, beside controls of its densities."""
+    """Checks that a ticket moved to its own seed gets the same bits, and that controls have its densities."""
     for seed in (0, 1):
         ticket, again = by_arm[seed, "ticket"], by_arm[seed, "transferred"]
         assert again[6:] == ticket[6:]
@@ -426,7 +426,7 @@ def test_tickets_moved_within_a_run_and_to_a_wider_network(
         (out / "transfer" / f"transfer_matrix.{kind}").stat().st_size for kind in ("png", "svg", "csv")
     )
 
-    # Again: nothing is trained, and the table is the same.
+    # A second call trains nothing, and the table is the same.
     jobs.clear()
     before = (out / "transfer" / "transfer.csv").read_bytes()
     command.build(both)
@@ -436,7 +436,7 @@ def test_tickets_moved_within_a_run_and_to_a_wider_network(
     assert len(found) == 4  # moved, and with its values; against the own ticket, and shuffled
     assert not any(one.outcome == "not tested" for one in found)
     assert drawn_of(elsewhere) == ["transfer_matrix", "transfer_arms"]
-    # One cell lost: it alone is trained again, to the same numbers.
+    # Only a lost cell is trained again, to the same numbers.
     lost = next(elsewhere.glob("transfer/*/*/seed=1/*/*/shuffled"))
     shutil.rmtree(lost)
     assert len(rows_of_run(elsewhere)) == 13
@@ -477,7 +477,7 @@ def test_tickets_moved_to_deeper_networks_and_other_classes_from_a_later_step(
         assert len(rows) == 2 * 7
         kept = {row.arm: row.density for row in rows}
         assert kept["transferred"] == kept["transferred_init"] == kept["shuffled"]
-    # All but fresh weights start at the step that tickets are rewound to, with the statistics of it.
+    # All but fresh weights start at the tickets' rewind step, with its batch statistics.
     own = [job for job in jobs if job.level == 1 and job.start == 4]
     fresh = [job for job in jobs if job.level == 1 and job.start == 0]
     assert (len(own), len(fresh)) == (2 * 2 * 5, 2 * 2)
@@ -515,7 +515,7 @@ def test_a_run_is_known_by_its_folder_however_it_is_named(
         main(["--from", ".", str(twin), *options, "--quiet"])
     with pytest.raises(UserError, match=r"--to: 'nowhere' is not there; name a config file or a run folder"):
         main(["--from", ".", "--to", "nowhere"])
-    # What it is compared with is the dense network, too.
+    # The dense network is compared, too.
     shutil.rmtree(run / "seed=0" / "dense")
     asks = asked(tmp_path, run, to=(run,))
     assert [move.seed for move in chosen(asks, run)] == [1]
@@ -578,7 +578,7 @@ def row(arm: str, accuracy: float | None, seed: int = 0, source_seed: int = 0) -
 
 
 def test_differences_pair_the_targets_seeds() -> None:
-    """Two masks on one seed count once; a diverged cell and its partner not at all."""
+    """Two masks on one seed count once; a diverged cell and its partner do not count."""
     rows = [
         *(row("transferred", v, s, 9) for s, v in enumerate((0.5, 0.7, 0.9))),
         row("transferred", 0.6, 0, 8),

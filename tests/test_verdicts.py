@@ -1,4 +1,4 @@
-"""Verdicts, by rows made by hand."""
+"""Verdicts on rows made by hand."""
 
 import math
 import re
@@ -26,7 +26,7 @@ def row(seed: int, chain: str, level: int, arm: str, density: float, percent: fl
 def run(
     gaps: dict[str, dict[float, float]], dense: float = 95.0, seeds: range = SEEDS, chain: str = "rewind-0"
 ) -> list[Row]:
-    """Rows in which an arm's mean lies so many points from the dense network's, by density."""
+    """Rows whose arms differ from the dense network by the given mean points, by density."""
     rows = [row(seed, "dense", 0, "dense", 1.0, dense + seed) for seed in seeds]
     for place, (arm, by_density) in enumerate(gaps.items()):
         for level, (density, gap) in enumerate(by_density.items(), 1):
@@ -36,7 +36,7 @@ def run(
 
 
 def said(rows: list[Row]) -> dict[str, verdicts.Finding]:
-    """Findings by claim; those that go on with "…" by the claim before and theirs."""
+    """Findings by claim; a claim that starts with "…" is prefixed by the claim before it."""
     found: dict[str, verdicts.Finding] = {}
     for finding in verdicts.findings(STUDY, rows):
         before = next(reversed(found), "")
@@ -91,7 +91,7 @@ def test_the_gap_to_reinit_and_where_it_appears() -> None:
 
 
 def test_searching_many_levels_is_corrected() -> None:
-    """One level of 20 at p = 0.02 by itself is no find; the same level alone is."""
+    """One level of 20 at p = 0.02 is no finding; the same level alone is one."""
     values = {seed: 0.45 + 2 * NOISE[seed] for seed in SEEDS}
     p = scipy_stats.ttest_1samp(list(values.values()), 0, alternative="greater").pvalue
     assert 0.05 / 20 < p < 0.05
@@ -110,7 +110,7 @@ def test_searching_many_levels_is_corrected() -> None:
 
 
 def test_weights_saved_and_iso_accuracy() -> None:
-    """Within 0.5 points down to 10 %: 10 times fewer; reinit leaves at 50 %, tickets after 10 %."""
+    """Within 0.5 points down to 10 %: 10 times fewer; reinit stops matching at 50 %, tickets after 10 %."""
     rows = run(
         {
             "ticket": {0.5: 1.0, 0.1: 1.0, 0.05: -3.0},
@@ -135,7 +135,7 @@ def test_weights_saved_and_iso_accuracy() -> None:
         "≥ 10.0×, one-sided 95 % bound of the mean; 6 of 6 seeds (100 %) still match at the last level, "
         "each ≥ 10.0×"
     )
-    # Tickets never fall below 10 %, reinit by (1.5 + c) / 4 of the way there: each seed's ratio is a bound.
+    # Tickets never fall down to 10 %; reinit falls at (1.5 + c) / 4 of the way there: each ratio is a bound.
     least = min(0.5 * (0.1 / 0.5) ** ((1.5 + c) / 4) / 0.1 for c in NOISE)
     assert few[iso.claim].outcome == "supported"
     assert few[iso.claim].estimate == (
@@ -145,7 +145,7 @@ def test_weights_saved_and_iso_accuracy() -> None:
 
 
 def test_a_censored_seed_is_a_bound_and_no_value() -> None:
-    """One of six seeds leaves after 50 %, five still match at 2.5 %: nothing above 40 times was measured."""
+    """One of six seeds stops at 50 %, five still match at 2.5 %: nothing above 40 times was measured."""
     rows = run({"ticket": {0.5: 1.0, 0.1: 1.0, 0.025: 1.0}})
     unlucky = [r._replace(test_accuracy=0.5) if (r.seed, r.level) in ((0, 2), (0, 3)) else r for r in rows]
     claim = "5–10× fewer weights within 0.5 points of the dense network"
@@ -157,7 +157,7 @@ def test_a_censored_seed_is_a_bound_and_no_value() -> None:
         "each ≥ 40.0×"
     )
     assert max(float(x) for x in re.findall(r"[\d.]+(?=×)", found.estimate)) <= 40
-    # However sparse the last level, what is censored is never refuted; of one seed its own bound is said.
+    # However sparse the last level, a censored claim is never refuted; a single seed gets its own bound.
     short = said(run({"ticket": {0.5: 1.0, 0.4: 1.0}}))[claim]
     assert (short.outcome, short.estimate[:6]) == ("undecided", "≥ 2.5×")
     one = said(run({"ticket": {0.5: 1.0}}, seeds=range(1)))[claim]
@@ -205,7 +205,7 @@ def test_table_of_differences_is_scipys() -> None:
         for signs in np.array(np.meshgrid(*[[-1, 1]] * 6)).reshape(6, -1).T
     ]
     assert table.rows[0][6] == f"{np.mean(flips):.3f}".lstrip("0")
-    # Arms' noise is the same but for a seed's shift.
+    # The arms share their noise except for a seed's shift.
     shifted = 0.8 + NOISE - np.roll(NOISE, -1)
     by_t = [scipy_stats.ttest_1samp(shifted + more, 0).pvalue for more in (0, 0.8)]
     assert table.rows[2][4] == f"{by_t[0]:.3f}".lstrip("0")

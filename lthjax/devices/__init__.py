@@ -1,1 +1,1 @@
-"""What depends on where a study runs: replicates on devices, precision of products, forms of convolutions."""
+"""Platform-dependent parts: replicates on devices, precision of products, forms of convolutions."""

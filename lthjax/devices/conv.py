@@ -1,12 +1,11 @@
-"""A convolution whose gradients are fast inside a compiled loop on XLA:CPU, and a max-pool likewise.
+"""A convolution and a max-pool whose gradients are fast inside a compiled loop on XLA:CPU.
 
-XLA:CPU compiles the built-in gradients of a convolution badly inside `lax.scan` and its kin: the
-weight gradient of a 3x3 convolution with 64 channels takes two orders of magnitude longer than
-outside. Here the gradients are written as ordinary forward convolutions whose operands are laid out
-explicitly behind an optimisation barrier; convolutions of few channels are brought into a form that
-XLA:CPU is fast at, those of many into one with fewer products (`lthjax.devices.winograd`). Elsewhere (GPU,
-TPU) the built-in convolution is right and is used: the choice is made at lowering, by platform.
-docs/performance.md has the measurements.
+XLA:CPU compiles the built-in gradients of a convolution badly inside `lax.scan` and other loops: the weight
+gradient of a 3x3 convolution with 64 channels takes two orders of magnitude longer than outside. Here the
+gradients are ordinary forward convolutions whose operands are laid out explicitly behind an optimisation
+barrier. Convolutions of few channels are brought into a form that is fast on XLA:CPU, those of many channels
+into one with fewer products (`lthjax.devices.winograd`). Other platforms (GPU, TPU) use the built-in
+convolution: the choice is made at lowering, by platform. docs/performance.md has the measurements.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +21,14 @@ from lthjax.devices.winograd import Padding
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-# XLA:CPU hands a convolution to its fast library only where the input or output has more channels.
+# XLA:CPU uses its fast library only for a convolution whose input or output has more channels than this.
 _SLOW_CHANNELS = 16
-# With so few input channels the gradient by patches is cheaper than that by a convolution.
+# Up to this many input channels the gradient by patches is cheaper than the gradient by a convolution.
 _PATCHES_UP_TO = 8
-# Up to this width of the output the weight gradient is faster two rows at a time, whose operands stay
-# in the cache.
+# Up to this output width the weight gradient is faster two rows at a time, as the operands then stay in
+# the cache.
 _NARROW = 16
-# From so many input and output channels on, and so many tiles, 3x3 convolutions are fewer multiplications.
+# 3x3 convolutions with this many input and output channels, and many tiles, need fewer multiplications.
 _DEEP = 64
 _MANY_TILES = 16
 
@@ -45,8 +44,8 @@ def conv2d(x: jax.Array, w: jax.Array, padding: str | Padding = "SAME", stride: 
 
     Returns:
         float [N, H', W', K], equal to `lax.conv_general_dilated` up to rounding, gradients of any order
-        included. They are for reverse mode: a Hessian-vector product is `jax.vjp(jax.grad(f), x)`,
-        not `jax.jvp(jax.grad(f), ...)`.
+        included. Gradients support reverse mode only: write a Hessian-vector product as
+        `jax.vjp(jax.grad(f), x)`, not as `jax.jvp(jax.grad(f), ...)`.
     """
     pads = _explicit(padding, x.shape, w.shape, stride)
     if stride == 1:
@@ -71,9 +70,9 @@ def general_dilated(
     precision: Any = None,
     **others: Any,
 ) -> jax.Array:
-    """`conv2d` under the signature of `lax.conv_general_dilated`, for `flax.linen.Conv`.
+    """`conv2d` with the signature of `lax.conv_general_dilated`, for `flax.linen.Conv`.
 
-    What `conv2d` does not cover (unequal strides, dilation, groups) goes to the built-in convolution.
+    Cases that `conv2d` does not cover (unequal strides, dilation, groups) use the built-in convolution.
     """
     plain = (
         lhs.ndim == 4
@@ -102,8 +101,8 @@ def general_dilated(
 def max_pool(x: jax.Array) -> jax.Array:
     """Max-pooling over 2 by 2 windows of stride 2; an odd last row or column is dropped.
 
-    Written as maxima of slices, which costs less than `reduce_window` or a reduction, gradient
-    included. Of equal values each gets an equal share of the gradient.
+    It is a maximum of slices, which costs less than `reduce_window` or a reduction, gradient included. Ties
+    share the gradient equally.
 
     Args:
         x: float [N, H, W, C].
@@ -128,7 +127,7 @@ def _builtin(x: jax.Array, w: jax.Array, padding: Padding, stride: int = 1) -> j
 
 
 def _strided_cpu(x: jax.Array, w: jax.Array, padding: Padding, stride: int) -> jax.Array:
-    """The convolution as one of stride 1, whose gradients are fast, on squares of pixels as channels."""
+    """A strided convolution as one of stride 1 on squares of pixels as channels, for fast gradients."""
     kh, kw, c, k = w.shape
     if kh == kw == 1:
         x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -137,7 +136,7 @@ def _strided_cpu(x: jax.Array, w: jax.Array, padding: Padding, stride: int) -> j
     squares, edges = [], []
     for side, size, (low, high), of_kernel in zip(x.shape[1:3], (kh, kw), padding, taps, strict=True):
         squares.append((side + low + high - size) // stride + of_kernel)
-        # What lies beyond the last square is read by no tap.
+        # No tap reads pixels beyond the last square.
         edges.append((low, squares[-1] * stride - side - low, 0))
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
     x = x.reshape(-1, squares[0], stride, squares[1], stride, c).transpose(0, 1, 3, 2, 4, 5)
@@ -152,8 +151,8 @@ def _patches(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
     kh, kw, c, k = w.shape
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     n, height, width = x.shape[0], x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    # First along the width, then along the height: kw + kh slices rather than kw kh, and what
-    # computes x is computed kw times at most.
+    # First along the width, then along the height: kw + kh slices rather than kw kh, and the producer of
+    # x runs at most kw times.
     x = jnp.concatenate([x[:, :, j : j + width] for j in range(kw)], axis=-1)
     x = jnp.concatenate([x[:, i : i + height] for i in range(kh)], axis=-1)
     return (x.reshape(-1, kh * kw * c) @ w.reshape(-1, k)).reshape(n, height, width, k)
@@ -169,7 +168,7 @@ def _blocked(x: jax.Array, w: jax.Array, padding: Padding, block: int) -> jax.Ar
     taps = -(-(block + kw - 1) // block)
     reach = (blocks + taps - 1) * block
     x = jnp.pad(x, ((0, 0), (0, 0), (left, reach - width - left), (0, 0)))
-    # What gives a block's column q is the kernel, q columns further right.
+    # The kernel shifted right by q columns computes column q of a block.
     shifted = [jnp.pad(w, ((0, 0), (q, taps * block - kw - q), (0, 0), (0, 0))) for q in range(block)]
     wide = jnp.stack(shifted, axis=3).reshape(kh, taps, block * c, block * k)
     y = _builtin(x.reshape(n, height, -1, block * c), wide, (vertical, (0, 0)))
@@ -194,7 +193,7 @@ def _forward_cpu(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
 
 
 def _images(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.ShapeDtypeStruct:
-    """The shape of images that this kernel brings to this output."""
+    """The shape of images for which this kernel gives this output."""
     (top, bottom), (left, right) = padding
     (n, height, width, _), (kh, kw, c, _) = dy.shape, w.shape
     return jax.ShapeDtypeStruct(
@@ -203,7 +202,7 @@ def _images(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.ShapeDtypeStru
 
 
 def _kernel(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.ShapeDtypeStruct:
-    """The shape of a kernel that brings these images to this output."""
+    """The shape of a kernel that maps these images to this output."""
     (top, bottom), (left, right) = padding
     (_, height, width, c), (_, out_height, out_width, k) = x.shape, dy.shape
     kh, kw = height + top + bottom - out_height + 1, width + left + right - out_width + 1
@@ -225,8 +224,8 @@ def _input_gradient_cpu(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.Ar
 
 
 def _weight_gradient_cpu(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
-    # dw[i, j, c, k] = sum over n, h, w of x[n, h + i, w + j, c] dy[n, h, w, k]: a convolution in
-    # which c counts the images, n the channels, and dy is the kernel.
+    # dw[i, j, c, k] = sum over n, h, w of x[n, h + i, w + j, c] dy[n, h, w, k]: a convolution in which
+    # c is the batch axis, n the channel axis, and dy the kernel.
     if _few_products(_kernel(x, dy, padding).shape, dy.shape):
         return winograd.weight_gradient(x, dy, padding)
     n, height, width, c = x.shape
@@ -248,9 +247,9 @@ def _weight_gradient_cpu(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.A
     return total.transpose(1, 2, 0, 3)
 
 
-# A convolution y of images x with a kernel w is linear in either, and so are its two gradients: all
-# three are derivatives of one trilinear form <y(x, w), dy>. The gradients of each are therefore the
-# other two, and a gradient of a gradient, as a Hessian-vector product is, is as fast as the first.
+# A convolution y of images x with a kernel w is linear in both, and so are its two gradients: all three
+# are derivatives of one trilinear form <y(x, w), dy>. The gradients of each are therefore the other two, and
+# a gradient of a gradient (as in a Hessian-vector product) is as fast as the first.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -1,8 +1,8 @@
-"""Products of rounded factors: what `train.precision` means, the same on every platform.
+"""Products of rounded factors: implements `train.precision`, with the same meaning on every platform.
 
-`jax.default_matmul_precision` alone means other numbers on other hardware: a CPU ignores it, of "bfloat16"
-a GPU may make TF32. Here the factors themselves are rounded, those of the gradients' products too, and
-every product is then exact in whatever units the hardware has for that precision; sums are float32.
+`jax.default_matmul_precision` alone gives different numbers on different hardware: a CPU ignores it, and a
+GPU may use TF32 for "bfloat16". Here the factors are rounded explicitly, those of the gradients' products
+too. Every product is then exact in any hardware unit for that precision; sums are float32.
 """
 
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from typing import Any
 import jax
 from jax import lax
 
-# Explicit bits of the mantissa; both have the eight bits of exponent of float32.
+# Explicit mantissa bits; both formats have the eight exponent bits of float32.
 _MANTISSA = {"tensorfloat32": 10, "bfloat16": 7}
 
 
 def rounded(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A product whose factors, and those of its gradients, are rounded to the precision in force.
+    """A product that rounds its factors, and those of its gradients, to the current precision.
 
-    The precision is that of `jax.default_matmul_precision` where the product is traced; with any but
-    "tensorfloat32" and "bfloat16" nothing is rounded. Rounding is to nearest, ties to even, and counts as
-    the identity in gradients; they are for reverse mode, as those of `lthjax.devices.conv`.
+    The precision is that of `jax.default_matmul_precision` when the product is traced; values other than
+    "tensorfloat32" and "bfloat16" round nothing. Rounding is to nearest, ties to even. Gradients treat it as
+    the identity and support reverse mode only, as in `lthjax.devices.conv`.
 
     Args:
-        product: linear in either of its first two arguments, float32 arrays.
+        product: linear in each of its first two arguments, float32 arrays.
 
     Returns:
         A function of the same arguments.

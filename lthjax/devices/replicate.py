@@ -1,9 +1,9 @@
-"""One function of one replicate, run over many: within a device, over devices.
+"""Runs a function of one replicate for many replicates, within a device and over devices.
 
-On CPU the replicates of a device run one after another (`lax.map`): batched convolutions would become
-grouped ones, which are slow there, and one replicate's numbers do not depend on its neighbours', on the
-chunk or on the number of devices up to that of the cores, bit for bit; more devices are more threads
-(`settings.threads`). On accelerators they run together (`vmap`).
+On CPU the replicates of a device run one after another (`lax.map`), because batched convolutions would become
+grouped convolutions, which are slow there. The bits of one replicate do not depend on its neighbours, on the
+chunk, or on the number of devices up to the number of cores; more devices mean more threads
+(`settings.threads`). On accelerators the replicates run together (`vmap`).
 """
 
 import atexit
@@ -25,15 +25,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 _AXIS = "replicates"
-# How JAX ends the names of the files in its cache folder.
+# The suffix of file names in JAX's cache folder.
 _ENTRY = "-cache"
 _log = logging.getLogger(__name__)
 
 
 def use_all_cores() -> None:
-    """Makes every core a device of its own, so that replicates run side by side on a CPU.
+    """Makes every core its own device, so that replicates run side by side on a CPU.
 
-    Does nothing once JAX has started its backend, or where the user has said how many
+    Does nothing once JAX has started its backend, or if the user has set the number of devices
     (JAX_NUM_CPU_DEVICES).
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ:
@@ -43,12 +43,12 @@ def use_all_cores() -> None:
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs in the user's cache folder, so that the next run need not compile them.
+    """Stores compiled programs in the user's cache folder, so that the next run need not compile them.
 
-    The folder is `lthjax/programs` under XDG_CACHE_HOME or ~/.cache (on Windows LOCALAPPDATA), with one
-    folder for each version of jaxlib and kind of processor: a program compiled for one processor may
-    not run on another that shares the home folder. Damaged programs are compiled anew. Does nothing where
-    JAX has a cache folder already.
+    The folder is `lthjax/programs` under XDG_CACHE_HOME or ~/.cache (on Windows LOCALAPPDATA). It has one
+    folder per version of jaxlib and kind of processor, because a program compiled for one processor may fail
+    on another that shares the home folder. Damaged programs are compiled again. Does nothing if JAX already
+    has a cache folder.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -71,14 +71,14 @@ def keep_programs() -> None:
 
 
 def drop_damaged(folder: Path) -> Callable[[], None]:
-    """Deletes the programs in a cache folder that are not what was written.
+    """Deletes damaged programs from a cache folder.
 
-    JAX writes an entry in place, notices some of the damage when it reads it, warns at every run and never
-    replaces it. So each entry has its checksum beside it, written by the process that made the entry, when
-    it ends; an entry without one was cut short, or is older than checksums.
+    JAX writes an entry in place and notices only some damage when it reads the entry; then it warns at every
+    run and never replaces the entry. So each entry has its checksum beside it. The process that made the
+    entry writes the checksum when it ends. An entry without one was cut short, or is older than checksums.
 
     Returns:
-        What writes the checksums of the entries that have come since.
+        A function that writes the checksums of entries made since this call.
     """
 
     def checksum(entry: Path) -> str:
@@ -88,7 +88,7 @@ def drop_damaged(folder: Path) -> Callable[[], None]:
         return entry.with_name(f"{entry.name}.crc32")
 
     for entry in folder.glob(f"*{_ENTRY}"):
-        # Another process may be deleting it, too.
+        # Another process may be deleting it at the same time.
         with contextlib.suppress(FileNotFoundError, PermissionError):
             if not (beside(entry).is_file() and beside(entry).read_bytes() == checksum(entry).encode()):
                 beside(entry).unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def cores() -> int:
 
 
 def mesh(at_most: int) -> Mesh:
-    """A mesh of the local devices over which replicates are spread, at most so many."""
+    """A mesh of at most `at_most` local devices, over which replicates are spread."""
     devices = jax.local_devices()[: max(at_most, 1)]
     return jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -121,8 +121,8 @@ def width(on: Mesh, at_most: int, chunk: int | None = None) -> int:
 
     Args:
         on: the mesh.
-        at_most: how many there can be at a time.
-        chunk: what the user asks for; by default one a device on CPU, up to 16 elsewhere.
+        at_most: the largest number of replicates at a time.
+        chunk: the user's choice; by default one per device on CPU, up to 16 elsewhere.
     """
     devices = on.devices.size
     if chunk is None:
@@ -131,12 +131,12 @@ def width(on: Mesh, at_most: int, chunk: int | None = None) -> int:
 
 
 def one_by_one(on: Mesh) -> bool:
-    """Whether the replicates of a device run one after another, rather than together."""
+    """Whether the replicates of a device run one after another rather than together."""
     return on.devices.flat[0].platform == "cpu"
 
 
 def spread(fn: Callable[..., PyTree], on: Mesh, donate: bool = False) -> Callable[..., PyTree]:
-    """`fn(shared, carried, each)` for one replicate, as a compiled function for a chunk of them.
+    """Compiles `fn(shared, carried, each)`, a function of one replicate, for a chunk of replicates.
 
     Args:
         fn: pure; takes (shared, carried, each), returns any pytree.
@@ -144,8 +144,8 @@ def spread(fn: Callable[..., PyTree], on: Mesh, donate: bool = False) -> Callabl
         donate: whether the buffers of `carried` may be reused for the result.
 
     Returns:
-        A function of the same three: `shared` as it is, the leaves of `carried` and `each` and of
-        the result with a leading axis of replicates, spread over the mesh.
+        A function of the same three arguments. `shared` is passed unchanged. The leaves of `carried`, `each`
+        and the result have a leading axis of replicates, spread over the mesh.
     """
 
     def local(shared: PyTree, carried: PyTree, each: PyTree) -> PyTree:
@@ -154,7 +154,7 @@ def spread(fn: Callable[..., PyTree], on: Mesh, donate: bool = False) -> Callabl
             return jax.lax.map(lambda pair: one(*pair), (carried, each))
         return jax.vmap(one)(carried, each)
 
-    local.__name__ = fn.__name__  # by which compilations and profiles call it
+    local.__name__ = fn.__name__  # the name in compilations and profiles
     spec = PartitionSpec(_AXIS)
     mapped = jax.shard_map(
         local, mesh=on, in_specs=(PartitionSpec(), spec, spec), out_specs=spec, check_vma=False
@@ -163,32 +163,32 @@ def spread(fn: Callable[..., PyTree], on: Mesh, donate: bool = False) -> Callabl
 
 
 def run(program: Callable[..., PyTree], on: Mesh, each: Sequence[PyTree]) -> list[PyTree]:
-    """Runs what `spread` compiled on replicates that share and carry nothing.
+    """Runs a program compiled by `spread` on replicates that share and carry nothing.
 
     Args:
         program: the compiled function.
         on: the mesh that it was compiled for.
-        each: one pytree a replicate, at most as many as there are devices; copies of the first fill it up.
+        each: one pytree per replicate, at most as many as there are devices; padded with copies of the first.
 
     Returns:
-        A pytree of numpy arrays for each.
+        One pytree of numpy arrays per replicate.
     """
     padded = [*each, *[each[0]] * (on.devices.size - len(each))]
     return unstack(program((), (), stack(on, padded)), len(each))
 
 
 def share(on: Mesh, tree: PyTree) -> PyTree:
-    """Puts a pytree whole on every device of the mesh."""
+    """Copies a whole pytree to every device of the mesh."""
     return jax.device_put(tree, NamedSharding(on, PartitionSpec()))
 
 
 def stack(on: Mesh, trees: Sequence[PyTree]) -> PyTree:
-    """Stacks one pytree a replicate along a new leading axis, spread over the mesh."""
+    """Stacks one pytree per replicate along a new leading axis, spread over the mesh."""
     stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees)
     return jax.device_put(stacked, NamedSharding(on, PartitionSpec(_AXIS)))
 
 
 def unstack(tree: PyTree, count: int) -> list[PyTree]:
-    """The first `count` replicates of a stacked pytree, each a pytree of numpy arrays."""
+    """The first `count` replicates of a stacked pytree, each as a pytree of numpy arrays."""
     host = jax.device_get(tree)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(count)]

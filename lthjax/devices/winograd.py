@@ -1,12 +1,12 @@
 """A 3x3 convolution with a quarter of the multiplications, and its weight gradient likewise.
 
-Tiles of 4x4 outputs are evaluated as products of polynomials are: images and kernels at six points, the
-products there, and back (Winograd's F(4x4, 3x3)). The products are 36 matrix products over channels, so it
-pays with many channels. Sums are of other terms than the direct ones; with the points below the rounding
-error is about four times that of a direct convolution (`tests/test_conv.py`).
+Tiles of 4x4 outputs are computed like products of polynomials: images and kernels are evaluated at six
+points, multiplied there, and transformed back (Winograd's F(4x4, 3x3)). The products are 36 matrix products
+over channels, so the method pays with many channels. It sums other terms than direct convolution; with the
+points below its rounding error is about four times as large (`tests/test_conv.py`).
 
-Source: Lavin & Gray 2016 (arXiv 1509.09308), section 4. That other points than the usual 0, ±1, ±2 round
-less: Alam et al. 2022 (arXiv 2201.10369); those here had the smallest error of the simple ones tried.
+Source: Lavin & Gray 2016 (arXiv 1509.09308), section 4. Points other than the usual 0, ±1, ±2 round less:
+Alam et al. 2022 (arXiv 2201.10369); the points here had the smallest error of the simple ones tried.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from jax import lax
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 TILE = 4
-"""Outputs of a tile along height and width."""
+"""Outputs per tile along height and width."""
 _TAPS = 3
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 _REACH = TILE + _TAPS - 1
-# Numbers of the images for which a weight gradient is computed at a time, so that operands stay in the cache.
+# A weight gradient is computed for this many numbers of the images at a time, so that operands fit the cache.
 _BLOCK = 2**17
 
 _pinned = lax.optimization_barrier
@@ -33,7 +33,7 @@ _pinned = lax.optimization_barrier
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A [6, 4], G [6, 3], B [6, 6] with A^T ((G g) * (B d)) the outputs y[i] = sum over j of g[j] d[i + j].
 
-    A row for every point, the last for that at infinity.
+    One row per point; the last row is for the point at infinity.
     """
 
     others = [[other for other in _POINTS if other != point] for point in _POINTS]
@@ -66,7 +66,7 @@ def convolution(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
         [_pinned(v @ u) for v, u in zip(*row, strict=True)] for row in zip(images, kernels, strict=True)
     ]
     rows = [[_pinned(_sum(_BACK[:, i], row)) for i in range(TILE)] for row in products]
-    # Pinned, as XLA:CPU would compute what is put together element by element.
+    # Pinned, because XLA:CPU would compute the concatenated tiles element by element.
     tiles = [
         [_pinned(_sum(_BACK[:, i], column).reshape(n, down, across, k)) for column in zip(*rows, strict=True)]
         for i in range(TILE)
@@ -76,7 +76,7 @@ def convolution(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
-    """The gradient with respect to the kernel: products are added up at the six points, then brought back.
+    """The gradient with respect to the kernel: sums products at the six points, then transforms back.
 
     Args:
         x: images, float [N, H, W, C].
@@ -123,7 +123,7 @@ def _tiles(outputs: int) -> int:
 
 
 def _sum(row: np.ndarray, of: Sequence[jax.Array]) -> jax.Array:
-    """row @ of, without its zeros."""
+    """row @ of, skipping the zeros of `row`."""
     terms = [
         x if factor == 1 else x * np.asarray(factor, x.dtype)
         for factor, x in zip(row, of, strict=True)
@@ -133,7 +133,7 @@ def _sum(row: np.ndarray, of: Sequence[jax.Array]) -> jax.Array:
 
 
 def _every(x: jax.Array, count: int, tiles: int, axis: int) -> list[jax.Array]:
-    """The first, second, ... of `count` numbers of every tile along an axis."""
+    """For each of `count` positions in a tile, the values at that position in every tile along an axis."""
     return [lax.slice_in_dim(x, first, first + TILE * (tiles - 1) + 1, TILE, axis) for first in range(count)]
 
 

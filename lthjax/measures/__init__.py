@@ -1,1 +1,1 @@
-"""Mathematics on masks, weights and accuracies: pure functions that know neither files nor figures."""
+"""Mathematics on masks, weights and accuracies: pure functions without file access or plotting."""

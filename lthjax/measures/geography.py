@@ -1,12 +1,13 @@
-"""Where two tickets of one network agree: as they are, and after their hidden units are matched.
+"""The overlap of two tickets of one network, before and after their hidden units are matched.
 
-A network computes the same function when the units of a hidden layer change places, so two tickets may be
-the same and not look it. `align` searches the order of one ticket's units in which the two agree most, by
-the weight matching of Git Re-Basin (Ainsworth et al. 2023, arXiv 2209.04836, section 3.2): every layer in
-turn is a linear assignment, solved exactly, until no layer improves. Matching finds agreement in noise,
-too. `compare` therefore also gives the overlap of shuffled tickets.
+A network computes the same function when the units of a hidden layer are permuted. So two tickets may be
+equal up to a permutation and still look different. `align` searches for the permutation of one ticket's
+units that maximises the overlap, by the weight matching of Git Re-Basin (Ainsworth et al. 2023, arXiv
+2209.04836, section 3.2): each layer in turn is a linear assignment, solved exactly, until no layer improves.
+Matching raises the overlap of random masks, too. `compare` therefore also gives the overlap of shuffled
+tickets.
 
-Everything is numpy on kernels as `transfer.kernels` gives them, a list of [places, inputs, units].
+All functions use numpy kernels as `transfer.kernels` gives them, a list of [places, inputs, units].
 
     from lthjax.measures import geography, transfer
 
@@ -28,19 +29,19 @@ from lthjax.models import Layer, Model
 
 PyTree = Any
 Kernels = Sequence[np.ndarray]
-# In the place of a layer's name.
+# Used in place of a layer's name.
 ALL, INPUTS = "all", "inputs"
 TICKET, SHUFFLED = "ticket", "shuffled"
 
 
 class Alignment(NamedTuple):
-    """How one network's hidden units are matched with another's.
+    """A matching of one network's hidden units with another's.
 
     Attributes:
-        units: for every hidden layer int [units]: the unit of the second that answers to each of the
-            first.
-        common: what is maximised: the sum over all weights of the product of the two kernels; for masks
-            the connections in common.
+        units: for every hidden layer int [units]: for each unit of the first network, the matched unit of
+            the second.
+        common: the maximised objective: the sum over all weights of the product of the two kernels. For
+            masks it is the number of connections in common.
     """
 
     units: list[np.ndarray]
@@ -48,12 +49,12 @@ class Alignment(NamedTuple):
 
 
 class LayerOverlap(NamedTuple):
-    """How alike two masks of a layer, or of all layers together, are.
+    """The overlap of two masks in one layer, or in all layers together.
 
     Attributes:
-        iou: connections in both / connections in either; 0 where there is none.
-        chance: what random masks of the same counts in every layer have on average, up to the ratio of
-            means; without matching.
+        iou: connections in both / connections in either; 0 where there are none.
+        chance: the expected iou of random masks with the same counts in every layer, without matching
+            (approximately, as a ratio of means).
     """
 
     iou: float
@@ -61,7 +62,7 @@ class LayerOverlap(NamedTuple):
 
 
 class TicketKernels(NamedTuple):
-    """A trained ticket as `compare` takes it.
+    """A trained ticket, the input of `compare`.
 
     Attributes:
         mask: bool kernels.
@@ -73,15 +74,15 @@ class TicketKernels(NamedTuple):
 
 
 class Likeness(NamedTuple):
-    """How alike two tickets are in a layer, or in what their first layers read.
+    """The overlap of two tickets in one layer, or in the inputs that their first layers read.
 
     Attributes:
-        layer: its name; `ALL` for all layers together; `INPUTS` for the inputs.
-        matching: "none": units as they are; "masks", "magnitudes": units matched by these.
-        mask: "ticket", or "shuffled": the mean over draws in which both are shuffled within their layers.
-        density: weights left / weights, mean of both tickets; of `INPUTS` the first layer's.
-        overlap: connections in both / in either. Of `INPUTS` Pearson's correlation of the numbers of
-            connections that leave each input; None where a ticket has equally many at all inputs.
+        layer: name of the layer; `ALL` for all layers together; `INPUTS` for the inputs.
+        matching: "none": units as they are; "masks", "magnitudes": units matched by masks or magnitudes.
+        mask: "ticket"; or "shuffled": the mean over draws in which both are shuffled within their layers.
+        density: weights left / weights, mean of both tickets; for `INPUTS` that of the first layer.
+        overlap: connections in both / in either. For `INPUTS` Pearson's correlation of the numbers of
+            connections that leave each input; None where a ticket has the same number at all inputs.
     """
 
     layer: str
@@ -92,13 +93,13 @@ class Likeness(NamedTuple):
 
 
 class InputLikeness(NamedTuple):
-    """How an input is read by several tickets.
+    """How several tickets read one input.
 
     Attributes:
-        y, x, channel: the pixel, or of a convolution the tap.
-        kept: the share of its connections that is left, mean over tickets.
-        overlap: `by_input`'s, mean over the pairs that read the input; None where none does.
-        chance: likewise.
+        y, x, channel: the pixel; for a convolution the kernel tap.
+        kept: surviving share of the input's connections, mean over tickets.
+        overlap: the overlap of `by_input`, mean over the pairs that read the input; None where none does.
+        chance: the overlap by chance, likewise.
     """
 
     y: int
@@ -119,13 +120,13 @@ def ticket(layers: Sequence[Layer], mask: PyTree, weights: PyTree) -> TicketKern
 def compare(
     layers: Sequence[Layer], a: TicketKernels, b: TicketKernels, draws: int, generator: np.random.Generator
 ) -> list[Likeness]:
-    """How alike two tickets are by every way of matching: in every layer, in all together, at the inputs.
+    """The overlap of two tickets under every matching: per layer, in all layers together, at the inputs.
 
     Args:
         layers: of their network.
         a, b: the tickets.
-        draws: how often both are shuffled, 1 or more.
-        generator: for the shuffling.
+        draws: number of shuffles of both tickets, 1 or more.
+        generator: draws the shuffles.
     """
     drawn = []
     for _ in range(draws):
@@ -145,7 +146,7 @@ def compare(
 
 
 def _overlaps(a: TicketKernels, b: TicketKernels) -> dict[tuple[str, int], float | None]:
-    """(matching, place) -> overlap; the last places are all layers together, and the inputs."""
+    """(matching, index) -> overlap; the last two indices are all layers together, and the inputs."""
     matched = {
         "none": b.mask,
         "masks": permuted(b.mask, align(a.mask, b.mask).units),
@@ -160,11 +161,11 @@ def _overlaps(a: TicketKernels, b: TicketKernels) -> dict[tuple[str, int], float
 
 
 def inputs(model: Model, masks: Sequence[Kernels]) -> list[InputLikeness]:
-    """How every input of a network is read.
+    """How several tickets read every input of a network.
 
     Args:
-        model: sequential.
-        masks: of two tickets or more.
+        model: a sequential network.
+        masks: kernels of two or more tickets.
     """
     first = model.layers[0]
     shape = (first.size, first.size, model.input_shape[2]) if first.size else model.input_shape
@@ -181,11 +182,11 @@ def inputs(model: Model, masks: Sequence[Kernels]) -> list[InputLikeness]:
 
 
 def align(a: Kernels, b: Kernels) -> Alignment:
-    """The order of b's hidden units in which a and b have most in common.
+    """The permutation of b's hidden units that maximises the overlap of a and b.
 
-    A local optimum, as the problem is NP-hard from two hidden layers on: the best of three ascents, from
-    the units as they are, from matching by incoming connections layer after layer, and from
-    matching by outgoing ones from the output on.
+    The problem is NP-hard from two hidden layers on, so the result is a local optimum: the best of three
+    ascents. They start from the units as they are, from matching by incoming connections layer after layer,
+    and from matching by outgoing connections from the output backwards.
 
     Args:
         a, b: kernels of one network, the input first: masks, or magnitudes of weights (not negative).
@@ -195,7 +196,7 @@ def align(a: Kernels, b: Kernels) -> Alignment:
     """
     if [x.shape for x in a] != [x.shape for x in b]:
         raise ValueError("a, b: kernels of different shapes cannot be matched.")
-    # Whole numbers below 2**24 are exact.
+    # Exact for integers below 2**24.
     a, b = ([np.asarray(x, np.float32) for x in kernels] for kernels in (a, b))
     hidden = range(len(a) - 1)
     plain = [np.arange(a[layer].shape[2]) for layer in hidden]
@@ -209,11 +210,11 @@ def align(a: Kernels, b: Kernels) -> Alignment:
 
 
 def permuted(kernels: Kernels, units: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The kernels with the units of every hidden layer, and so the inputs of the next, in another order.
+    """The kernels with the units of every hidden layer permuted, and the next layer's inputs with them.
 
     Args:
         kernels: of a network.
-        units: for every hidden layer the unit that comes to each place.
+        units: for every hidden layer, the old unit at each new place.
     """
     inputs = [np.arange(kernels[0].shape[1]), *units]
     outputs = [*units, np.arange(kernels[-1].shape[2])]
@@ -221,7 +222,7 @@ def permuted(kernels: Kernels, units: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def iou(a: Kernels, b: Kernels) -> list[LayerOverlap]:
-    """The overlap of two masks in every layer, and last in all together."""
+    """The overlap of two masks in every layer; the last entry is that of all layers together."""
     counts = [
         (int((x & y).sum()), int((x | y).sum()), int(x.sum()) * int(y.sum()) / max(x.size, 1))
         for x, y in zip(a, b, strict=True)
@@ -239,17 +240,17 @@ def readers(kernels: Kernels) -> np.ndarray:
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Pearson's correlation of two maps of inputs; None where one of them is the same everywhere."""
+    """Pearson's correlation of two maps of inputs; None where one of them is constant."""
     x, y = (np.asarray(m, np.float64).ravel() - np.mean(m) for m in (a, b))
     size = float(np.sqrt((x * x).sum() * (y * y).sum()))
     return float((x * y).sum() / size) if size else None
 
 
 def by_input(a: Kernels, b: Kernels) -> tuple[np.ndarray, np.ndarray]:
-    """The overlap of two masks at every input, and by chance: float [places, inputs] each.
+    """The overlap of two masks at every input, and the overlap by chance: float [places, inputs] each.
 
-    Chance is that of readers drawn at random, as many of either mask as read the input; nan where no
-    unit of either mask does.
+    By chance means: each mask keeps the number of units that read the input, and these units are drawn at
+    random. nan where no unit of either mask reads the input.
     """
     x, y = a[0], b[0]
     both, n_x, n_y = ((m.sum(-1, dtype=np.float64)) for m in (x & y, x, y))
@@ -259,24 +260,24 @@ def by_input(a: Kernels, b: Kernels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_known(values: np.ndarray) -> np.ndarray:
-    """The mean over the first axis of the values that are not nan; nan where all are."""
+    """The mean over the first axis without nan; nan where all values are nan."""
     known = ~np.isnan(values)
     counts = known.sum(0)
     return np.where(counts, np.where(known, values, 0).sum(0) / np.maximum(counts, 1), np.nan)
 
 
 def over_pairs(values: dict[tuple[int, int], float]) -> list[float]:
-    """One number a seed from one number a pair of seeds, for intervals over seeds: jackknife pseudo-values.
+    """Jackknife pseudo-values, for intervals over seeds: one number per seed from one per pair of seeds.
 
-    Pairs that share a seed are not independent. n U − (n − 1) U₋ᵢ, with U the mean over all pairs and
-    U₋ᵢ that over the pairs without seed i, may be treated as if they were (Arvesen 1969, for
-    U-statistics); their mean is U.
+    Pairs that share a seed are not independent. The pseudo-values n U − (n − 1) U₋ᵢ may be treated as
+    independent (Arvesen 1969, for U-statistics). U is the mean over all pairs, U₋ᵢ the mean over the pairs
+    without seed i; the mean of the pseudo-values is U.
 
     Args:
         values: (seed, seed) -> value, for all pairs of the seeds.
 
     Returns:
-        A value a seed; of two seeds their one value.
+        One value per seed; for two seeds the one value of their pair.
     """
     seeds = sorted({seed for pair in values for seed in pair})
     if len(seeds) < 3:
@@ -288,7 +289,7 @@ def over_pairs(values: dict[tuple[int, int], float]) -> list[float]:
 
 def _ascent(a: Kernels, b: Kernels, start: Sequence[np.ndarray]) -> Alignment:
     units = list(start)
-    # A layer can improve only where a neighbour has changed since it was last matched.
+    # A layer can improve only if a neighbouring layer has changed since it was last matched.
     stale = set(range(len(units)))
     while stale:
         layer = min(stale)
@@ -296,7 +297,7 @@ def _ascent(a: Kernels, b: Kernels, start: Sequence[np.ndarray]) -> Alignment:
         gain = _incoming(a, b, units, layer) + _outgoing(a, b, units, layer)
         better, places = _assigned(gain), np.arange(len(units[layer]))
         before, after = gain[places, units[layer]].sum(), gain[places, better].sum()
-        # More than rounding, so that it ends.
+        # Must improve by more than rounding, so that the loop ends.
         if after > before * (1 + 1e-6):
             units[layer] = better
             stale |= {layer - 1, layer + 1} & set(range(len(units)))
@@ -305,14 +306,14 @@ def _ascent(a: Kernels, b: Kernels, start: Sequence[np.ndarray]) -> Alignment:
 
 
 def _incoming(a: Kernels, b: Kernels, units: Sequence[np.ndarray], layer: int) -> np.ndarray:
-    """float64 [units of a, units of b]: in common on the way in, were they matched."""
+    """float64 [units of a, units of b]: incoming connections in common if the two units were matched."""
     theirs = b[layer][:, units[layer - 1]] if layer else b[layer]
     count = theirs.shape[2]
     return (a[layer].reshape(-1, count).T @ theirs.reshape(-1, count)).astype(np.float64)
 
 
 def _outgoing(a: Kernels, b: Kernels, units: Sequence[np.ndarray], layer: int) -> np.ndarray:
-    """The same on the way out."""
+    """The same for outgoing connections."""
     last = layer + 1 == len(units)
     ours, theirs = a[layer + 1], b[layer + 1] if last else b[layer + 1][:, :, units[layer + 1]]
     rows = [x.transpose(1, 0, 2).reshape(x.shape[1], -1) for x in (ours, theirs)]

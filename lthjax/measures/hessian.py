@@ -1,11 +1,11 @@
 """The Hessian of a loss inside a mask: products, extreme eigenvalues, trace, spectral density.
 
-The space is that of the parameters that the mask keeps: the surviving weights, and every entry of the
-leaves that may not be pruned (their mask is the 0-d True), biases among them. Its dimension k counts
-both. The Hessian is taken at m * theta, and is m * H * m.
+The space consists of the parameters that the mask keeps: the surviving weights, and all entries of the
+leaves that may not be pruned (their mask is the 0-d True), such as biases. Its dimension k counts both.
+The Hessian is m * H * m, with H taken at m * theta.
 
-Vectors are flat, of the size of all parameters in the order of `jax.flatten_util.ravel_pytree`, and
-exactly 0 outside the mask. So no shape depends on how many weights survive: the mask may be traced,
+Vectors are flat. They have one entry per parameter, in the order of `jax.flatten_util.ravel_pytree`, and
+are exactly 0 outside the mask. No shape depends on how many weights survive, so the mask may be traced,
 and one compiled program serves all levels, arms and seeds.
 
     @jax.jit
@@ -13,14 +13,14 @@ and one compiled program serves all levels, arms and seeds.
         operator = hessian.operator(loss, params, mask, chunks)
         return hessian.extremes(operator, key), hessian.density(operator, key)
 
-A loss over more data than fit in memory at once is `loss(params, chunk)` with `chunks`, a pytree of
-arrays with a leading axis of chunks; the whole loss is the *sum* over them (`landscape.chunks` makes
+For more data than fit in memory at once, the loss is `loss(params, chunk)` with `chunks`, a pytree of
+arrays with a leading axis of chunks. The whole loss is the *sum* over the chunks (`landscape.chunks` makes
 such a pytree, with weights that make the sum a mean).
 
-Everything is for reverse mode twice over, the gradient of <gradient, v>: by symmetry that is the
-product with v, and it goes through functions with a reverse rule of their own, as those of
-`lthjax.devices.conv` are. A loop over data belongs into `chunks`, not into the loss: JAX 0.10 does not take
-second derivatives of a `lax.scan` over such functions.
+Products use reverse mode twice: the product with v is the gradient of <gradient, v>, as H is symmetric. So
+functions with a reverse rule of their own, such as those of `lthjax.devices.conv`, are allowed. A loop over
+data belongs in `chunks`, not in the loss: JAX 0.10 cannot take second derivatives of a `lax.scan` over such
+functions.
 """
 
 from collections.abc import Callable
@@ -36,14 +36,14 @@ from lthjax import prune
 
 PyTree = Any
 Loss = Callable[..., jax.Array]
-"""(params) -> loss, shape (); or (params, chunk) -> this chunk's share in the loss."""
+"""(params) -> loss, shape (); or (params, chunk) -> the chunk's contribution to the loss."""
 
 
 class Operator(NamedTuple):
     """A symmetric linear map of the space inside a mask to itself.
 
     Attributes:
-        product: float [p, n] -> float [p, n], every row by itself; 0 outside the mask.
+        product: float [p, n] -> float [p, n], row by row; 0 outside the mask.
         kept: bool [n], the mask.
     """
 
@@ -52,12 +52,12 @@ class Operator(NamedTuple):
 
 
 class Lanczos(NamedTuple):
-    """p tridiagonal matrices T = Q A Q^T, of p start vectors.
+    """Tridiagonal matrices T = Q A Q^T, one for each of p start vectors.
 
     Attributes:
-        diagonal: float [p, m]; NaN from where the space was exhausted.
-        beside: float [p, m]; entry i couples rows i and i + 1; the last couples with what was left
-            out.
+        diagonal: float [p, m]; NaN from the step at which the space was exhausted.
+        beside: float [p, m], the off-diagonal. Entry i couples rows i and i + 1; the last entry couples
+            to the residual vector.
         basis: float [p, m, n], the orthonormal rows of Q.
     """
 
@@ -71,10 +71,10 @@ class Extremes(NamedTuple):
 
     Attributes:
         largest: float [count], descending; NaN where the space has fewer dimensions.
-        smallest: float [count], ascending; likewise.
-        largest_error: float [count]; there is an eigenvalue at most this far from the value.
+        smallest: float [count], ascending; NaN likewise.
+        largest_error: float [count]; some eigenvalue lies within this distance of the value.
         smallest_error: float [count].
-        vectors: float [count, n], unit eigenvectors of the largest.
+        vectors: float [count, n], unit eigenvectors of the largest eigenvalues.
     """
 
     largest: jax.Array
@@ -107,9 +107,9 @@ class Density(NamedTuple):
         grid: float [points], eigenvalues.
         density: float [points], per unit of eigenvalue, smoothed by a Gaussian of width `sigma`.
         sigma: float ().
-        nodes: float [probes, steps], the quadrature's: its mean of f(eigenvalue) is the sum of
+        nodes: float [probes, steps], quadrature nodes. The mean of f(eigenvalue) is the sum of
             weights * f(nodes), averaged over the probes.
-        weights: float [probes, steps]; a probe's add up to 1.
+        weights: float [probes, steps]; each probe's weights add up to 1.
     """
 
     grid: jax.Array
@@ -128,7 +128,7 @@ def hvp(loss: Loss, params: PyTree, mask: PyTree, vector: PyTree, chunks: PyTree
     """m * (H (m * v)), with H the loss's Hessian at m * theta.
 
     Args:
-        loss: (params) -> (), or with chunks (params, chunk) -> (), whose sum is the loss.
+        loss: (params) -> (); with chunks (params, chunk) -> (), and the loss is the sum over chunks.
         params: a pytree of float arrays.
         mask: its mask.
         vector: v, a pytree like the parameters.
@@ -144,8 +144,8 @@ def hvp(loss: Loss, params: PyTree, mask: PyTree, vector: PyTree, chunks: PyTree
 def operator(loss: Loss, params: PyTree, mask: PyTree, chunks: PyTree = None) -> Operator:
     """The Hessian inside the mask as an operator; arguments as for `hvp`.
 
-    The gradient is linearised once a chunk for all vectors of a call, which is why they come
-    together: for a convolutional network eight cost less than six by themselves.
+    Each call linearises the gradient once per chunk and shares it among all vectors. So pass vectors
+    together: for a convolutional network eight together cost less than six one by one.
     """
     start, unravel = ravel_pytree(prune.apply(params, mask))
     kept = _kept(params, mask)
@@ -153,7 +153,7 @@ def operator(loss: Loss, params: PyTree, mask: PyTree, chunks: PyTree = None) ->
     def of_chunk(vectors: jax.Array, *chunk: PyTree) -> jax.Array:
         _, pull = jax.vjp(jax.grad(lambda flat: loss(unravel(flat), *chunk)), start)
 
-        # One after another on CPU, where batched convolutions are slow.
+        # One vector at a time on CPU, where batched convolutions are slow.
         def one_by_one(vectors: jax.Array) -> jax.Array:
             return lax.map(lambda v: pull(v)[0], vectors)
 
@@ -176,24 +176,24 @@ def operator(loss: Loss, params: PyTree, mask: PyTree, chunks: PyTree = None) ->
 
 
 def extremes(on: Operator, key: jax.Array, count: int = 10, steps: int = 40) -> Extremes:
-    """The largest and smallest eigenvalues by Lanczos from one random start.
+    """The largest and smallest eigenvalues, by Lanczos from one random start vector.
 
-    One start meets an eigenvalue that is repeated once, until it has met all others or rounding brings
-    up the rest: of repeated ones (0 above all, and biases behind which a network is cut off) there may
-    be more than it says.
+    Lanczos finds a repeated eigenvalue only once at first. Its other copies appear when all other
+    eigenvalues are found, or through rounding. So the multiplicity of an eigenvalue may be larger than
+    the result shows. This concerns 0 above all, and the biases of a disconnected network.
 
     Args:
         on: the operator.
-        key: for the start.
-        count: how many at either end, at most `steps`.
-        steps: products; isolated eigenvalues converge first, the errors say how far they are.
+        key: for the start vector.
+        count: number of eigenvalues at either end, at most `steps`.
+        steps: number of products. Isolated eigenvalues converge first; the errors show how far they are.
     """
     if not 1 <= count <= steps:
         raise ValueError(f"count: it is from 1 to steps = {steps}, not {count}.")
     run = lanczos(on, _gaussian(key, on.kept, 1), steps, key)
     values, vectors = _diagonalised(run)
     values, vectors = values[0], vectors[0]
-    # There are NaN behind the found ones, which are ascending.
+    # Found values are ascending; NaN fill the end.
     found = jnp.isfinite(values).sum()
     up = jnp.arange(count)
     down = found - 1 - up
@@ -218,7 +218,7 @@ def trace(on: Operator, key: jax.Array, probes: int = 32) -> Trace:
     Args:
         on: the operator.
         key: for the probes.
-        probes: products, 2 or more.
+        probes: number of products, 2 or more.
 
     Source: Hutchinson 1989, doi 10.1080/03610918908812806.
     """
@@ -242,16 +242,16 @@ def density(
 ) -> Density:
     """The spectral density by stochastic Lanczos quadrature.
 
-    Needs probes * steps products, and memory for as many vectors.
+    Needs probes * steps products, and memory for that many vectors.
 
     Args:
         on: the operator.
         key: for the probes, Rademacher vectors inside the mask.
-        probes: how many are averaged.
-        steps: of Lanczos; m steps give the first 2 m moments of a probe's own spectrum exactly.
-        points: of the grid, from 4 sigma under the lowest node to 4 above the highest.
-        sigma: width of the Gaussian, in units of eigenvalue; by default a hundredth of the
-            spectrum's range.
+        probes: number of probes that are averaged.
+        steps: Lanczos steps; m steps give the first 2 m moments of a probe's own spectrum exactly.
+        points: grid points, from 4 sigma under the lowest node to 4 sigma above the highest.
+        sigma: width of the Gaussian, in units of eigenvalue; by default 1 / 100 of the spectrum's
+            range.
 
     Source: Lin, Saad & Yang 2016 (arXiv 1308.5467), section 3.2; Ghorbani, Krishnan & Xiao 2019
     (arXiv 1901.10159), section 2.
@@ -265,7 +265,7 @@ def density(
     nodes = jnp.where(found, values, 0)
     if sigma is None:
         spread = highest - lowest
-        # Where all eigenvalues are one and the same, any width does.
+        # Where all eigenvalues are equal, any width will do.
         width = jnp.where(spread > 0, spread / 100, 1.0)
     else:
         width = jnp.asarray(sigma, nodes.dtype)
@@ -275,11 +275,11 @@ def density(
 
 
 def smoothed(nodes: Any, weights: Any, grid: Any, sigma: float) -> np.ndarray:
-    """A quadrature's spectral density on a grid: every node a Gaussian.
+    """A quadrature's spectral density on a grid: one Gaussian per node.
 
     Args:
         nodes: float [probes, m], of `Density`.
-        weights: float [probes, m], likewise.
+        weights: float [probes, m], of `Density`.
         grid: float [points].
         sigma: width of the Gaussians.
 
@@ -292,16 +292,16 @@ def smoothed(nodes: Any, weights: Any, grid: Any, sigma: float) -> np.ndarray:
 
 
 def lanczos(on: Operator, starts: jax.Array, steps: int, key: jax.Array) -> Lanczos:
-    """Lanczos with full re-orthogonalisation, twice a step, for several start vectors side by side.
+    """Lanczos for several start vectors side by side, with full re-orthogonalisation, twice per step.
 
-    Where a start's Krylov space ends before `steps`, it goes on with a random vector orthogonal to
-    what there is, uncoupled from it; where the whole space ends, with zeros.
+    Where the Krylov space of a start vector ends before `steps`, the iteration continues with a random
+    vector orthogonal to the basis and uncoupled from it. Where the whole space ends, it continues with 0.
 
     Args:
         on: the operator.
         starts: float [p, n], 0 outside the mask, none of them 0.
-        steps: m, products of each.
-        key: for vectors that go on.
+        steps: m, the number of products per start vector.
+        key: for the random vectors.
     """
     starts = starts / jnp.linalg.norm(starts, axis=1, keepdims=True)
     p, n = starts.shape
@@ -348,10 +348,10 @@ def lanczos(on: Operator, starts: jax.Array, steps: int, key: jax.Array) -> Lanc
 
 
 def _diagonalised(run: Lanczos) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues [p, m], ascending, NaN at the end, and eigenvectors [p, m, m] in columns of T."""
+    """Eigenvalues [p, m], ascending, NaN at the end; eigenvectors of T [p, m, m], in columns."""
     a, b = run.diagonal, run.beside[:, :-1]
     real = jnp.isfinite(a)
-    # What is not there goes to the very end, uncoupled, as an eigenvalue beyond all others.
+    # Missing rows become uncoupled eigenvalues beyond all others, so that they sort to the end.
     beyond = 1 + jnp.nansum(jnp.abs(a), axis=1, keepdims=True) + 2 * b.sum(1, keepdims=True)
     matrices = jax.vmap(lambda a, b: jnp.diag(a) + jnp.diag(b, 1) + jnp.diag(b, -1))(
         jnp.where(real, a, beyond), b

@@ -1,8 +1,8 @@
 """The loss landscape inside a mask: directions, surfaces, paths, sharpness, noise, distances.
 
-All of it stays in the space of what the mask keeps: weights that are pruned are 0 at every point that
-is measured. Functions are pure and may be traced; masks too. What is measured over more data than fit
-in memory at once is a sum over chunks:
+Everything stays in the space that the mask keeps: pruned weights are 0 at every measured point. Functions
+are pure; arguments and masks may be traced. For more data than fit in memory at once, a measure is a sum
+over chunks:
 
     data = landscape.chunks(images, labels, 100)
     measure = landscape.measured(lambda params, images: model.apply(params, {}, images, False)[0])
@@ -28,16 +28,16 @@ PyTree = Any
 Apply = Callable[[PyTree, jax.Array], jax.Array]
 """(params, images float [N, H, W, C]) -> logits float [N, classes]."""
 Measure = Callable[..., PyTree]
-"""(params) -> a pytree of numbers; or (params, chunk) -> this chunk's share in them."""
+"""(params) -> a pytree of numbers; or (params, chunk) -> the chunk's contribution to them."""
 
 
 class Chunk(NamedTuple):
-    """Images in equal pieces; the last is filled up with images of weight 0.
+    """Images in chunks of equal size; the last chunk is padded with images of weight 0.
 
     Attributes:
         images: float32 [chunks, size, H, W, C].
         labels: int32 [chunks, size].
-        weights: float32 [chunks, size]; 1 / number of images, or 0. They add up to 1.
+        weights: float32 [chunks, size]; 1 / number of images, or 0 for padding. They add up to 1.
     """
 
     images: jax.Array
@@ -46,18 +46,18 @@ class Chunk(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Mean loss in nats and share of right answers; or a chunk's share in them."""
+    """Mean loss in nats and accuracy; or a chunk's contribution to them."""
 
     loss: jax.Array
     accuracy: jax.Array
 
 
 class Noise(NamedTuple):
-    """How gradients of batches differ.
+    """How much the gradients of batches differ.
 
     Attributes:
         trace: float (), the trace of the covariance of a batch's gradient, unbiased.
-        per_example: float (), that of a single image's: the trace times the images in a batch.
+        per_example: float (), the same for single images: the trace times the images in a batch.
         gradient: float (), the Euclidean norm of the mean gradient.
     """
 
@@ -71,7 +71,7 @@ class Travel(NamedTuple):
 
     Attributes:
         distance: float (), Euclidean.
-        degrees: float (), the angle between them as seen from 0; NaN where one of them is 0.
+        degrees: float (), the angle between them as seen from 0; NaN where one of the points is 0.
     """
 
     distance: jax.Array
@@ -79,12 +79,12 @@ class Travel(NamedTuple):
 
 
 def chunks(images: Any, labels: Any, size: int) -> Chunk:
-    """Cuts a set of images into chunks, over which weighted sums are means over all.
+    """Cuts images into chunks whose weighted sums add up to means over all images.
 
     Args:
         images: float [N, H, W, C], normalised.
         labels: int [N].
-        size: images in a chunk. On CPU 50 to 100 are fastest for convolutional networks.
+        size: images in a chunk. On CPU, 50 to 100 are fastest for convolutional networks.
     """
     if not 1 <= len(images) == len(labels):
         raise ValueError(f"images: {len(images)} with {len(labels)} labels; as many, and at least one.")
@@ -102,7 +102,7 @@ def chunks(images: Any, labels: Any, size: int) -> Chunk:
 
 
 def cross_entropy(apply: Apply) -> Loss:
-    """(params, chunk) -> the chunk's share in the mean cross-entropy, nats: a loss for `hessian`."""
+    """(params, chunk) -> the chunk's contribution to the mean cross-entropy, nats: a loss for `hessian`."""
 
     def loss(params: PyTree, chunk: Chunk) -> jax.Array:
         logits = apply(params, chunk.images)
@@ -112,7 +112,7 @@ def cross_entropy(apply: Apply) -> Loss:
 
 
 def measured(apply: Apply) -> Measure:
-    """(params, chunk) -> the chunk's share in mean loss and accuracy, a `Measured`."""
+    """(params, chunk) -> the chunk's contribution to mean loss and accuracy, a `Measured`."""
 
     def measure(params: PyTree, chunk: Chunk) -> Measured:
         logits = apply(params, chunk.images)
@@ -124,12 +124,12 @@ def measured(apply: Apply) -> Measure:
 
 
 def direction(key: jax.Array, params: PyTree, mask: PyTree) -> PyTree:
-    """A random direction inside the mask, normalised by filters.
+    """A random direction inside the mask, filter-normalised.
 
     d <- m * N(0, 1), then for every filter f: d_f <- d_f |theta_f| / (|d_f| + 1e-10), with norms over
-    the survivors. A filter is all weights into one output unit: an index of the last axis. Leaves
-    that may not be pruned (biases, normalisation), leaves of fewer than two dimensions, and filters
-    without survivors get 0.
+    the survivors. A filter is all weights into one output unit: one index of the last axis. The direction
+    is 0 in leaves that may not be pruned (biases, normalisation), in leaves of fewer than two dimensions,
+    and in filters without survivors.
 
     Args:
         key: a PRNG key.
@@ -139,24 +139,24 @@ def direction(key: jax.Array, params: PyTree, mask: PyTree) -> PyTree:
     Returns:
         A pytree like the parameters, exactly 0 outside the mask.
 
-    Source: Li et al. 2018 (arXiv 1712.09913), section 4; masked before it is normalised, so that what
-    pruning took away does not shrink it.
+    Source: Li et al. 2018 (arXiv 1712.09913), section 4. The mask is applied before the normalisation, so
+    that pruned weights do not shrink the direction.
     """
     return directions(key, params, mask, 1)[0]
 
 
 def directions(key: jax.Array, params: PyTree, mask: PyTree, count: int = 2) -> list[PyTree]:
-    """Random directions inside the mask, normalised by filters and orthogonal to one another.
+    """Random directions inside the mask, filter-normalised and orthogonal to one another.
 
-    Gram-Schmidt runs within every filter, before that filter is normalised: scaling whole filters
-    afterwards keeps the directions orthogonal, which it would not if only their sums over all filters
-    were 0. So every direction is as long as theta in every filter *and* orthogonal to the earlier ones.
-    The price: a filter with s survivors has room for s orthogonal directions, and in all later ones it
-    is 0 (with two directions: filters with a single survivor).
+    Gram-Schmidt runs within every filter before that filter is normalised. Scaling whole filters then
+    keeps the directions orthogonal; directions that are orthogonal only over all filters together would
+    not stay so. In every filter a direction is as long as theta *and* orthogonal to the earlier
+    directions. The price: a filter with s survivors has room for s orthogonal directions, and is 0 in all
+    later ones (with two directions, this affects filters with a single survivor).
 
     Args:
-        key, params, mask: as for `direction`, which gives the first of these.
-        count: how many.
+        key, params, mask: as for `direction`, which gives the first direction.
+        count: number of directions.
     """
     leaves, treedef = jax.tree.flatten(prune.apply(params, mask))
     masks = jax.tree.leaves(mask)
@@ -177,7 +177,7 @@ def _filters(key: jax.Array, w: jax.Array, m: jax.Array, earlier: Sequence[jax.A
         return jnp.sqrt((v * v).sum(inputs, keepdims=True))
 
     d = jnp.where(m, jax.random.normal(key, w.shape, w.dtype), 0)
-    # A second time for what rounding left.
+    # Twice, because rounding leaves a rest.
     for _ in range(2 if earlier else 0):
         for e in earlier:
             squared = (e * e).sum(inputs, keepdims=True)
@@ -198,16 +198,16 @@ def plane(
     *,
     together: int = 1,
 ) -> PyTree:
-    """What `measure` says at theta + a first + b second, on a grid.
+    """The values of `measure` at theta + a first + b second, on a grid.
 
     Args:
         measure: (params) or (params, chunk) -> numbers.
         params: theta, its pruned weights 0.
         first, second: directions, 0 outside the mask.
         a, b: float [A], float [B]; by default 51 from -1 to 1.
-        chunks: a pytree of arrays with a leading axis, over which numbers are added up, or None.
-        together: grid points evaluated at a time. One is fastest on CPU, where convolutions under
-            vmap are slow; an accelerator wants more.
+        chunks: a pytree of arrays with a leading axis over which the values are summed, or None.
+        together: grid points evaluated at a time. 1 is fastest on CPU, where convolutions under vmap
+            are slow; an accelerator needs more.
 
     Returns:
         The pytree that `measure` returns, every leaf [A, B].
@@ -229,7 +229,7 @@ def line(
     *,
     together: int = 1,
 ) -> PyTree:
-    """What `measure` says at theta + a along; every leaf [A]. Arguments as for `plane`."""
+    """The values of `measure` at theta + a along; every leaf [A]. Arguments as for `plane`."""
     a = grid() if a is None else jnp.asarray(a)
     return _at_points(lambda step: total(measure, chunks)(moved(params, (along,), step[None])), a, together)
 
@@ -244,18 +244,18 @@ def path(
     prepare: Callable[[PyTree], PyTree] = lambda params: params,
     together: int = 1,
 ) -> PyTree:
-    """What `measure` says on the straight path alpha first + (1 - alpha) second.
+    """The values of `measure` on the straight path alpha first + (1 - alpha) second.
 
-    Where two networks have different masks, the path lies in the union of the two.
+    Where two networks have different masks, the path lies in the union of the masks.
 
     Args:
         measure: (point) or (point, chunk) -> numbers.
         first, second: parameters; pruned weights 0.
         alphas: float [A]; by default 30 from 0 to 1.
         chunks, together: as for `plane`.
-        prepare: weights on the path -> the point that `measure` takes, by default the weights. It is
-            where the statistics of batch normalisation are computed anew (`models.statistics`), as
-            those at the ends do not fit.
+        prepare: weights on the path -> the point that `measure` takes; by default the weights. Use it to
+            recompute batch statistics (`models.statistics`), as those of the ends do not fit the points
+            between.
 
     Returns:
         The pytree that `measure` returns, every leaf [A].
@@ -285,7 +285,7 @@ def barrier(values: Any) -> jax.Array:
 
 
 def grid(points: int = 51, reach: float = 1.0) -> jax.Array:
-    """Steps from -reach to reach; float [points]. With an odd number of points one of them is 0."""
+    """Evenly spaced values from -reach to reach; float [points]. With an odd `points` one of them is 0."""
     return jnp.linspace(-reach, reach, points)
 
 
@@ -305,7 +305,7 @@ def moved(params: PyTree, along: Sequence[PyTree], steps: Any) -> PyTree:
 
 
 def total(measure: Measure, chunks: PyTree = None) -> Callable[[PyTree], PyTree]:
-    """params -> what `measure` says over all chunks, added up; without chunks `measure` itself."""
+    """params -> the sum of `measure` over all chunks; without chunks `measure` itself."""
     if chunks is None:
         return measure
 
@@ -339,23 +339,23 @@ def sharpness(
     *,
     adaptive: bool = False,
 ) -> jax.Array:
-    """By how much the loss rises on a step of length rho up the gradient, inside the mask.
+    """The rise of the loss after a step of length rho up the gradient, inside the mask.
 
-    L(theta + e) - L(theta), with e = rho m*g / |m*g|; adaptive: e = rho t^2 m*g / |t m*g| with
-    t = |theta| elementwise, biases included, which makes it the same for all networks that differ only
-    by factors between consecutive ReLU layers. It is the worst case to first order only. Compare
-    networks at the same train loss.
+    L(theta + e) - L(theta), with e = rho m*g / |m*g|. Adaptive: e = rho t^2 m*g / |t m*g| with
+    t = |theta| elementwise, biases included. Adaptive sharpness is the same for all networks that differ
+    only by factors between consecutive ReLU layers. The step is the worst case to first order only.
+    Compare networks at the same train loss.
 
     Args:
-        loss: (params) -> (), or with chunks (params, chunk) -> (), whose sum is the loss.
+        loss: (params) -> (); with chunks (params, chunk) -> (), and the loss is the sum over chunks.
         params: a pytree of arrays.
         mask: its mask.
-        rho: the step's length, in weights; adaptive, relative to them (0.5 is usual there).
+        rho: length of the step, in weights; if adaptive, relative to the weights (0.5 is usual then).
         chunks: a pytree of arrays with a leading axis of chunks, or None.
-        adaptive: whether to measure the step relative to the weights.
+        adaptive: whether the step is measured relative to the weights.
 
     Returns:
-        float (); 0 where the gradient is.
+        float (); 0 where the gradient is 0.
 
     Source: Foret et al. 2021, SAM (arXiv 2010.01412), equation 2; Kwon et al. 2021, ASAM (arXiv
     2102.11600), equation 6, without its constant for biases.
@@ -371,17 +371,17 @@ def sharpness(
 
 
 def gradient_noise(loss: Loss, params: PyTree, mask: PyTree, chunks: PyTree, size: int) -> Noise:
-    """The trace of the covariance of gradients inside the mask, between the chunks as batches.
+    """The trace of the gradient covariance inside the mask, with the chunks as batches.
 
-    With c chunks and g_i = c times the gradient of chunk i's share, whose mean is the gradient of the
-    whole loss, the trace is the sum of |m*(g_i - g)|^2 / (c - 1). Of batches of b images drawn
-    independently it is 1 / b of that of single images.
+    With c chunks, g_i is c times the gradient of chunk i's contribution, and the mean g of all g_i is the
+    gradient of the whole loss. The trace is the sum of |m*(g_i - g)|^2 / (c - 1). For batches of b images
+    drawn independently it is 1 / b of the trace for single images.
 
     Args:
-        loss: (params, chunk) -> (), whose sum over the chunks is the loss.
+        loss: (params, chunk) -> (); the loss is the sum over the chunks.
         params: a pytree of arrays.
         mask: its mask.
-        chunks: a pytree of arrays with a leading axis of two or more chunks; full ones, in random
+        chunks: a pytree of arrays with a leading axis of two or more chunks, all full and in random
             order.
         size: images in a chunk.
     """
@@ -391,7 +391,7 @@ def gradient_noise(loss: Loss, params: PyTree, mask: PyTree, chunks: PyTree, siz
     start = prune.apply(params, mask)
 
     def add(so_far: tuple, chunk: PyTree) -> tuple[tuple, None]:
-        # Welford's update: the difference of large sums would lose what is small.
+        # Welford's update: a difference of two large sums would lose precision.
         n, mean, squares = so_far
         g = count * ravel_pytree(prune.apply(jax.grad(loss)(start, chunk), mask))[0]
         off = g - mean
@@ -407,7 +407,7 @@ def gradient_noise(loss: Loss, params: PyTree, mask: PyTree, chunks: PyTree, siz
 def travelled(start: PyTree, end: PyTree, mask: PyTree) -> Travel:
     """Distance and angle between two points inside a mask, for example initial and final weights.
 
-    Leaves that may not be pruned count, as they belong to the space.
+    Leaves that may not be pruned belong to the space and count.
 
     Args:
         start, end: pytrees of arrays.
@@ -417,14 +417,14 @@ def travelled(start: PyTree, end: PyTree, mask: PyTree) -> Travel:
     """
     one, two = (ravel_pytree(prune.apply(point, mask))[0] for point in (start, end))
     lengths = jnp.linalg.norm(one), jnp.linalg.norm(two)
-    # By both half-diagonals, as the cosine loses small angles.
+    # By both half-diagonals: the cosine is imprecise at small angles.
     u, v = one / lengths[0], two / lengths[1]
     angle = 2 * jnp.arctan2(jnp.linalg.norm(u - v), jnp.linalg.norm(u + v))
     return Travel(jnp.linalg.norm(two - one), jnp.degrees(angle))
 
 
 def disagreement(first: Any, second: Any) -> jax.Array:
-    """The share of images on which two networks' answers differ.
+    """The share of images on which the predictions of two networks differ.
 
     Args:
         first, second: logits, float [N, classes].

@@ -1,4 +1,4 @@
-"""The prunable leaves of a network's mask, weights or scores, by path: one layout for all measures.
+"""Prunable leaves of a mask, of weights or of scores, by path: the common layout of all measures.
 
 from lthjax.measures import layers
 
@@ -21,22 +21,22 @@ Layers = dict[str, np.ndarray]
 
 
 def by_layer(tree: PyTree, mask: PyTree) -> Layers:
-    """The prunable leaves of a pytree, in the tree's order, each of its own shape.
+    """The prunable leaves of a pytree, in the tree's order and with their own shapes.
 
     Args:
         tree: weights, scores, or the mask itself.
-        mask: a mask of the same tree; a leaf that may not be pruned is 0-d in it.
+        mask: a mask of the same tree; a leaf that may not be pruned is 0-d in the mask.
     """
     leaves = zip(prune.paths(mask), jax.tree.leaves(mask), jax.tree.leaves(tree), strict=True)
     return {path: np.asarray(leaf) for path, m, leaf in leaves if np.ndim(m)}
 
 
 def as_mask(layers: Layers, like: PyTree) -> PyTree:
-    """The mask whose prunable leaves these are, flat or not; the opposite of `by_layer(mask, mask)`.
+    """The mask with these prunable leaves, flat or not: the inverse of `by_layer(mask, mask)`.
 
     Args:
-        layers: bool, for every prunable leaf.
-        like: any mask of the network; gives shapes, and the leaves that may not be pruned.
+        layers: bool arrays, one for every prunable leaf.
+        like: any mask of the network; gives the shapes, and the leaves that may not be pruned.
     """
     leaves, treedef = jax.tree.flatten(like)
     made = [
@@ -47,12 +47,12 @@ def as_mask(layers: Layers, like: PyTree) -> PyTree:
 
 
 def flat(layers: Layers) -> Layers:
-    """The same, every leaf in one row: [n]."""
+    """The same with every leaf flattened: [n]."""
     return {path: leaf.ravel() for path, leaf in layers.items()}
 
 
 def by_number(layers: Layers) -> Layers:
-    """The same, sorted by path, numbers in a path by their value: `conv2` before `conv10`."""
+    """The same, sorted by path; numbers in a path sort by value: `conv2` before `conv10`."""
 
     def place(path: str) -> list[str | int]:
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
@@ -61,10 +61,10 @@ def by_number(layers: Layers) -> Layers:
 
 
 def shuffled(generator: np.random.Generator, *of: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ...]:
-    """Arrays shuffled, each within itself; of several lists of the same shapes all in the same way.
+    """Shuffles each array within itself; several lists of the same shapes are shuffled in the same way.
 
     Args:
-        generator: where the orders are drawn from, one an array.
+        generator: draws one order per array.
         *of: lists of arrays, for example the kernels of a mask and their magnitudes.
     """
     orders = [generator.permutation(one.size) for one in of[0]]

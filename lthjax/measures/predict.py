@@ -1,9 +1,9 @@
-"""How well scores at initialisation, or early in training, tell which weights a ticket keeps.
+"""How well scores at initialisation, or early in training, predict which weights a ticket keeps.
 
-The question is asked within layers: that some layers are pruned more than others is known from the
-rates, and a figure pooled over layers mostly measures just that. Everything here is mathematics on
-`Layers` in rows, flat numpy arrays by the path of their prunable leaf; a higher score says that the weight
-is predicted to survive.
+Predictions are judged within layers. That some layers are pruned more than others is known from the
+rates, and a figure pooled over layers mostly measures just that. All functions take flattened `Layers`: flat
+numpy arrays by the path of their prunable leaf. A higher score means that the weight is predicted to
+survive.
 
     from lthjax.measures import predict, scores
     from lthjax.measures.layers import by_layer, flat
@@ -30,7 +30,7 @@ Masks = Mapping[int, Mapping[int, Layers]]
 """Level -> seed -> mask."""
 MEAN, POOLED = "mean", "pooled"
 LOGISTIC = "logistic"
-# A dozen coefficients are known far better from so many weights of a layer than seeds differ.
+# The error of a dozen coefficients from this many weights is far below the differences between seeds.
 _FIT_AT_MOST = 200_000
 
 
@@ -38,16 +38,16 @@ class Measured(NamedTuple):
     """How well a score finds the survivors of one layer, or the mean over layers.
 
     Attributes:
-        density: of the mask; chance for `average_precision` and `precision`.
+        density: density of the mask; the chance level of `average_precision` and `precision`.
         auroc: probability that a survivor scores higher than a pruned weight, ties counting half;
             chance is 0.5.
         average_precision: area under precision against recall, as a sum of steps.
-        precision: share of survivors among the k weights of the highest scores, k being the number
-            of survivors; of equal scores, what a random choice among them gives on average.
+        precision: share of survivors among the k weights with the highest scores, k being the number
+            of survivors; ties count as a random choice on average.
         lift: precision / density; chance is 1.
         iou: intersection over union of those k weights and the survivors, precision / (2 - precision).
-        iou_chance: that of a random mask of the same k, density / (2 - density), up to the ratio of
-            means.
+        iou_chance: the same for a random mask of k weights, density / (2 - density)
+            (approximately, as a ratio of means).
     """
 
     density: float
@@ -67,7 +67,7 @@ def measure(score: np.ndarray, kept: np.ndarray) -> Measured | None:
         kept: bool [n], the layer's mask.
 
     Returns:
-        None where nothing can be told: all are kept or none, or a score is not finite.
+        None where it is undefined: all weights are kept, or none, or a score is not finite.
     """
     left = int(kept.sum())
     if left in (0, kept.size) or not np.isfinite(score).all():
@@ -89,15 +89,15 @@ def measure(score: np.ndarray, kept: np.ndarray) -> Measured | None:
 
 
 def over_layers(measured: Sequence[Measured]) -> Measured:
-    """The mean over layers, every layer counting the same."""
+    """The mean over layers, with equal weight for every layer."""
     return Measured(*np.mean(np.array(measured, np.float64), axis=0).tolist())
 
 
 def pooled_auroc(score: Layers, kept: Layers) -> float | None:
-    """AUROC over the weights of all layers together; for the most part it measures the layers' densities.
+    """AUROC over the weights of all layers together; it mostly measures the densities of the layers.
 
     Args:
-        score: of the layers for which it is defined.
+        score: for the layers on which it is defined.
         kept: bool, the mask.
 
     Returns:
@@ -110,9 +110,9 @@ def pooled_auroc(score: Layers, kept: Layers) -> float | None:
 
 
 def chance_deviation(kept: np.ndarray) -> float:
-    """Standard deviation of the AUROC of a layer's mask against a score that knows nothing of it.
+    """Standard deviation of the AUROC of a layer's mask for an uninformative score.
 
-    sqrt((n + 1) / (12 k (n - k))) for k of n kept and no ties (Mann & Whitney 1947); ties lower it.
+    sqrt((n + 1) / (12 k (n - k))) for k of n kept without ties (Mann & Whitney 1947); ties lower it.
     """
     left, n = int(kept.sum()), kept.size
     return float(np.sqrt((n + 1) / (12 * left * (n - left))))
@@ -125,7 +125,7 @@ def shuffled(generator: np.random.Generator, kept: Layers) -> Layers:
 
 
 def ranks(score: np.ndarray) -> np.ndarray:
-    """Ranks within a layer as fractions, (rank - 1/2) / n of ranks from 1; equal scores share their mean.
+    """Ranks within a layer as fractions, (rank - 1/2) / n with ranks from 1; ties get their mean rank.
 
     Args:
         score: [n].
@@ -137,10 +137,10 @@ def ranks(score: np.ndarray) -> np.ndarray:
 
 
 def features(found: Mapping[str, Layers]) -> Layers:
-    """Ranks of several scores side by side, layer by layer, in the order of the scores' names.
+    """Ranks of several scores as columns, layer by layer, in the order of the scores' names.
 
-    A score that is not defined for a layer, or not finite in it, is 1/2 for all its weights: it says
-    nothing there.
+    A score that is undefined or not finite in a layer is 1/2 for all its weights, which carries no
+    information.
 
     Args:
         found: name -> scores.
@@ -161,7 +161,7 @@ def features(found: Mapping[str, Layers]) -> Layers:
 
 
 class Predictor(NamedTuple):
-    """A logistic model a layer: log-odds of surviving = ranks @ weights + bias.
+    """One logistic model per layer: log-odds of surviving = ranks @ weights + bias.
 
     Attributes:
         weights: path -> float64 [scores].
@@ -175,17 +175,17 @@ class Predictor(NamedTuple):
 def fit(seen: Sequence[Layers], kept: Sequence[Layers]) -> Predictor:
     """Fits a predictor to the masks of some seeds.
 
-    Every layer has a model of its own: so neither the layers' densities nor what is true of another
-    layer can pass for knowledge within this one. The penalty is scikit-learn's default (squared, C = 1),
-    which at these numbers of weights only decides between scores that say the same. Of a layer at most
-    200,000 weights are looked at, chosen at random, the same number of every seed.
+    Every layer has its own model, so neither the densities of layers nor patterns of other layers enter a
+    layer's prediction. The penalty is scikit-learn's default (squared, C = 1); with this many weights it only
+    decides between scores with the same information. Per layer at most 200,000 weights are used, chosen at
+    random, the same number from every seed.
 
     Args:
         seen: features of every seed.
-        kept: its mask.
+        kept: mask of every seed.
 
     Returns:
-        The predictor; 0 for a layer of which all these masks keep everything, or nothing.
+        The predictor; 0 for a layer that all these masks keep entirely, or prune entirely.
     """
     weights: Layers = {}
     bias: Layers = {}
@@ -198,7 +198,7 @@ def fit(seen: Sequence[Layers], kept: Sequence[Layers]) -> Predictor:
         y = np.concatenate([of[path][r] for of, r in zip(kept, rows, strict=True)])
         weights[path], bias[path] = np.zeros(x.shape[1]), np.zeros(())
         if 0 < y.sum() < y.size:
-            # Centred, as every rank's mean is 1/2 and the bias is not penalised.
+            # Centred: the mean rank is always 1/2, and the bias is not penalised.
             model = LogisticRegression(solver="newton-cholesky").fit(x - 0.5, y)
             weights[path] = model.coef_[0]
             bias[path] = model.intercept_[0] - 0.5 * model.coef_[0].sum()
@@ -206,15 +206,15 @@ def fit(seen: Sequence[Layers], kept: Sequence[Layers]) -> Predictor:
 
 
 def predict(predictor: Predictor, seen: Layers) -> Layers:
-    """Log-odds of surviving, float64 [n] a layer, from the features of one seed."""
+    """Log-odds of surviving, float64 [n] per layer, from the features of one seed."""
     return {path: x @ predictor.weights[path] + predictor.bias[path] for path, x in seen.items()}
 
 
 def held_out(seen: Mapping[int, Layers], kept: Mapping[int, Layers]) -> dict[int, Layers]:
-    """Every seed's log-odds from a predictor that was fitted to all the other seeds.
+    """The log-odds of every seed, from a predictor fitted to all other seeds.
 
-    The predictions of two seeds share most of what they were fitted to, so an interval over seeds is
-    a little too narrow.
+    The predictors of two seeds share most of their training data, so an interval over seeds is slightly too
+    narrow.
 
     Args:
         seen: seed -> features.
@@ -229,13 +229,13 @@ def held_out(seen: Mapping[int, Layers], kept: Mapping[int, Layers]) -> dict[int
 
 
 def keep_highest(score: Layers, counts: Mapping[str, int]) -> Layers:
-    """The mask of the highest scores, exactly so many a layer; of equal ones the lowest index goes first.
+    """The mask of the highest scores with a given number of weights per layer; ties go by lowest index first.
 
     Args:
-        score: [n] a layer.
-        counts: path -> how many are kept.
+        score: [n] for every layer.
+        counts: path -> number of weights to keep.
     """
-    # Ranked in float64 here: on the device log-odds would be rounded to float32.
+    # Ranked here in float64: the device would round log-odds to float32.
     order = {path: rankdata(s, method="dense").astype(np.uint32) for path, s in score.items()}
     whole = {path: np.ones(s.shape, bool) for path, s in score.items()}
     by_path = sorted(score)  # the order of a dictionary's leaves
@@ -244,15 +244,15 @@ def keep_highest(score: Layers, counts: Mapping[str, int]) -> Layers:
 
 
 def against(score: Layers, kept: Layers) -> list[tuple[str, tuple[float | None, ...]]]:
-    """How well a score finds a mask, in every layer and in all.
+    """How well a score finds a mask, in every layer and in all layers.
 
     Args:
-        score: of the layers for which it is defined.
+        score: for the layers on which it is defined.
         kept: bool, the mask.
 
     Returns:
-        (layer, the fields of `Measured`) of every layer of which something can be told; "mean" over these;
-        and "pooled", of which all but the AUROC is None.
+        (layer, the fields of `Measured`) for every layer where they are defined; for "mean", the mean of
+        these; and for "pooled", where all but the AUROC is None.
     """
     if not score:
         return []
@@ -272,10 +272,10 @@ class Judged(NamedTuple):
 
     Attributes:
         seed, level: of the mask.
-        score: its name; "logistic" is the predictor fitted to all the other seeds.
+        score: name of the score; "logistic" is the predictor fitted to all other seeds.
         mask: the kind of mask.
         layer: as in `against`.
-        values: likewise.
+        values: the fields of `Measured`, as in `against`.
     """
 
     seed: int
@@ -289,15 +289,15 @@ class Judged(NamedTuple):
 def judge(
     found: Iterable[tuple[int, Mapping[str, Layers]]], masks: Mapping[str, Masks]
 ) -> tuple[list[Judged], dict[tuple[str, int, int], Layers]]:
-    """Compares scores of several seeds, and the predictor that combines them, with masks.
+    """Compares the scores of several seeds, and the predictor that combines them, with masks.
 
     Args:
-        found: (seed, name -> scores) of every seed; one at a time is looked at.
-        masks: kind -> masks of the same levels and seeds, for example the tickets' and a null.
+        found: (seed, name -> scores) of every seed; read one at a time.
+        masks: kind -> masks of the same levels and seeds, for example tickets and a null.
 
     Returns:
         The comparisons; and (kind, level, seed) -> log-odds of surviving by the predictor of the other
-        seeds, for levels of two seeds or more.
+        seeds, for levels with two or more seeds.
     """
     rows: list[Judged] = []
     seen: dict[int, Layers] = {}

@@ -1,9 +1,9 @@
-"""The landscape around one network, as functions of a pytree that may be compiled and run side by side.
+"""Landscape measurements of one network, as compilable functions that run side by side for many networks.
 
-Every program takes (model, settings, each) and gives arrays by name. `each` holds "variables", "mask",
-"train" (a `landscape.Chunk`) and, where they are needed, "test", "noise" (batches of their own), "start"
-(the weights that training started from), "keys" (PRNG key data, uint32 [draws, 2]), "other" and
-"other_mask" (the other end of a path).
+Every program takes (model, settings, each) and returns named arrays. `each` holds "variables", "mask" and
+"train" (a `landscape.Chunk`). Where needed it also holds "test", "noise" (separate batches), "start" (the
+weights at the start of training), "keys" (PRNG key data, uint32 [draws, 2]), "other" and "other_mask" (the
+other end of a path).
 """
 
 import math
@@ -26,10 +26,10 @@ from lthjax.models import Model, Variables
 
 PyTree = Any
 Labelled = tuple[np.ndarray, np.ndarray]
-"""Images, normalised, float32 [N, H, W, C], and their labels, int32 [N]."""
+"""Normalised images, float32 [N, H, W, C], and their labels, int32 [N]."""
 Images = Mapping[str, Labelled]
-"""By "train" and "test"."""
-# Points, draws, probes and steps, each.
+"""Keys are "train" and "test"."""
+# The largest number each of points, draws, probes and steps.
 _MOST = 10_000
 # Cost of a gradient, in forward passes.
 _GRADIENT = 3
@@ -37,12 +37,12 @@ _GRADIENT = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How much is measured."""
+    """How much to measure."""
 
     images: int = 2000
     """Train images, and as many test images, for losses, gradients, lines and paths."""
     plane_images: int = 2000
-    """Train images for surfaces, the first of `images`."""
+    """Train images for surfaces: the first of `images`."""
     plane_test_images: int = 500
     """Test images for surfaces, likewise."""
     spectrum_images: int = 500
@@ -50,15 +50,15 @@ class Settings:
     points: int = 51
     """Points on a line, and on either side of a surface; odd."""
     reach: float = 1.0
-    """How far lines and surfaces go either way, in lengths of the filters."""
+    """Largest distance of lines and surfaces in either direction, in lengths of the filters."""
     draws: int = 3
-    """Random directions of lines."""
+    """Number of random directions for lines."""
     plane_draws: int = 1
-    """Pairs of orthogonal directions of surfaces; the first of a pair is that of the line."""
+    """Number of pairs of orthogonal directions for surfaces; the first of a pair is that of the line."""
     alphas: int = 30
     """Points on a path, ends included."""
     eigenvalues: int = 10
-    """How many of the largest eigenvalues are found."""
+    """Number of largest eigenvalues."""
     steps: int = 40
     """Lanczos steps for the largest eigenvalues."""
     probes: int = 4
@@ -66,28 +66,28 @@ class Settings:
     probe_steps: int = 30
     """Lanczos steps of every probe."""
     trace_probes: int = 32
-    """Products of the Hessian for the trace."""
+    """Hessian-vector products for the trace."""
     rho: float = 0.05
     """Length of the step up the gradient for sharpness (SAM)."""
     adaptive_rho: float = 0.5
     """Length of that step for adaptive sharpness (ASAM), relative to the weights."""
 
     def limited(self, images: int) -> "Settings":
-        """The same on at most so many images of either part."""
+        """The same settings with at most `images` train and test images each."""
         names = ("images", "plane_images", "plane_test_images", "spectrum_images")
         return replace(self, **{name: min(getattr(self, name), images) for name in names})
 
 
 def check(settings: Settings) -> None:
-    """Raises for what is not allowed.
+    """Checks the settings.
 
     Raises:
-        UserError: names the setting, as an option of the command line.
+        UserError: a setting is not allowed; names it as an option of the command line.
     """
     least = {"images": 4, "points": 3, "alphas": 2, "trace_probes": 2}
     for name, value in asdict(settings).items():
         lowest = least.get(name, 1 if isinstance(value, int) else 0.0)
-        # Of images there may be asked for more than there are; so many of anything else take for ever.
+        # More images than there are may be requested. Other large numbers would take far too long.
         most = math.inf if "images" in name or lowest == 0.0 else _MOST
         if not lowest <= value <= most or not math.isfinite(value) or (lowest == 0.0 and value == 0):
             allowed = f"{lowest} or more" if lowest else "above 0 and finite"
@@ -163,7 +163,7 @@ def _path(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Ar
     train = each["train"]
 
     def point(params: PyTree) -> Variables:
-        # Of whole chunks: what fills up the last one is no image.
+        # From whole chunks only: the last chunk may contain padding.
         return Variables(params, models.statistics(model, params, stats, train.images, train.weights.all(1)))
 
     def measure(at: Variables, chunk: landscape.Chunk) -> landscape.Measured:
@@ -234,11 +234,11 @@ PROGRAMS: dict[str, Program] = {
     "loss": _loss,
     "product": _product,
 }
-"""By what they measure; "loss" and "product" (of the Hessian with ones) are parts of the others."""
+"""The programs by name; "loss" and "product" (of the Hessian with ones) are parts of the others."""
 
 
 def compiled(name: str, model: Model, how: Settings, on: Mesh) -> Callable[..., dict[str, jax.Array]]:
-    """A program as `replicate.run` takes it: one network a device, products in float32."""
+    """A program as `replicate.run` takes it: one network per device, products in float32."""
 
     def one(shared: PyTree, carried: PyTree, each: dict[str, Any]) -> dict[str, jax.Array]:
         with jax.default_matmul_precision("float32"):
@@ -262,7 +262,7 @@ def basis(name: str, how: Settings) -> dict[str, Any]:
 
 
 def images_of(name: str, how: Settings) -> dict[str, int]:
-    """How many "train" and "test" images a program sees."""
+    """The numbers of "train" and "test" images that a program uses."""
     if name == "plane":
         return {"train": how.plane_images, "test": how.plane_test_images}
     if name in ("spectrum", "product"):
@@ -271,13 +271,13 @@ def images_of(name: str, how: Settings) -> dict[str, int]:
 
 
 def images(dataset: data.Dataset, validation: int, seed: int, count: int) -> Images:
-    """So many train and test images of a seed in random order; fewer are the first of more.
+    """Train and test images in the random order of a seed; a smaller set is the start of a larger one.
 
     Args:
         dataset: the data set.
-        validation: how many of its train images are held out.
+        validation: number of train images that are held out.
         seed: the seed.
-        count: of either part, at most.
+        count: the largest number of images of either part.
     """
     split = data.split(dataset, seed, validation)
 
@@ -295,14 +295,14 @@ def images(dataset: data.Dataset, validation: int, seed: int, count: int) -> Ima
 
 
 def inputs(name: str, how: Settings, seed: int, of: Images, size: int) -> dict[str, Any]:
-    """What a program reads besides the network: images, and keys of random directions or probes.
+    """The inputs of a program besides the network: images, and keys of random directions or probes.
 
     Args:
-        name: of the program.
-        how: how much is measured.
-        seed: the seed, by which all its networks have the same keys.
+        name: name of the program.
+        how: how much to measure.
+        seed: the seed; all its networks get the same keys.
         of: the seed's images.
-        size: images at a time.
+        size: images in a chunk.
     """
     each: dict[str, Any] = {
         part: landscape.chunks(of[part][0][:count], of[part][1][:count], size)
@@ -318,14 +318,14 @@ def inputs(name: str, how: Settings, seed: int, of: Images, size: int) -> dict[s
 
 
 def batches(of: Images, how: Settings, batch: int) -> landscape.Chunk:
-    """Train images in whole batches, two or more, as the noise of gradients is measured on."""
+    """Train images in whole batches, two or more, for the gradient noise."""
     (shown, labels), size = of["train"], min(batch, how.images // 2)
     whole = how.images // size * size
     return landscape.chunks(shown[:whole], labels[:whole], size)
 
 
 def passes(name: str, how: Settings) -> tuple[int, int]:
-    """A program's cost: images that go forward, and images that go through a product of the Hessian."""
+    """A program's cost: images in forward passes, and images in Hessian-vector products."""
     seen = sum(images_of(name, how).values())
     match name:
         case "point":
@@ -341,11 +341,11 @@ def passes(name: str, how: Settings) -> tuple[int, int]:
 
 
 def exact(arrays: Mapping[str, np.ndarray], images: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Shares of images as the fractions that they are, which sums of float32 miss by rounding.
+    """Replaces shares of images by exact fractions, free of the rounding of float32 sums.
 
     Args:
-        arrays: what a program gives.
-        images: how many "train" and "test" images it has seen.
+        arrays: the arrays that a program returned.
+        images: the numbers of "train" and "test" images that it used.
 
     Returns:
         The same arrays, shares as float64.

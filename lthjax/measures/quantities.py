@@ -1,4 +1,4 @@
-"""Quantities of the loss landscape: single numbers from the arrays that `lthjax.measures.programs` give."""
+"""Quantities of the loss landscape: scalars from the arrays of `lthjax.measures.programs`."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from lthjax.measures import landscape
 Arrays = Mapping[str, np.ndarray]
 Values = dict[str, tuple[float, float | None]]
 """Quantity -> (value, its error or None)."""
-# How far apart points of a line may be, in lengths of the filters, for what lies between two of them.
+# The largest gap between points of a line across which it is interpolated, in lengths of the filters.
 _NEAR = 0.1
 RISES = {"train": "rise_train", "test": "rise_test"}
 FLATNESS = {
@@ -18,7 +18,7 @@ FLATNESS = {
     "trace_per_dimension": "mean eigenvalue",
     "sharpness": "SAM",
 }
-"""The quantities by which minima are called flat, in words."""
+"""The quantities that measure the flatness of a minimum -> description."""
 QUANTITIES = {
     "step": "step of training at which it is measured",
     "train_loss": "train loss (nats)",
@@ -46,7 +46,7 @@ QUANTITIES = {
     "path_length": "distance between the ends of the path",
     "path_degrees": "angle between them",
 }
-"""Quantity -> it in words."""
+"""Quantity -> description."""
 
 
 def values(program: str, arrays: Arrays) -> Values:
@@ -54,23 +54,23 @@ def values(program: str, arrays: Arrays) -> Values:
 
     Args:
         program: a key of `programs.PROGRAMS`.
-        arrays: what it gave.
+        arrays: the arrays that the program returned.
 
     Returns:
-        Keys are those of `QUANTITIES`, and "eigenvalue_N". The error of a trace is its standard error; that
-        of an eigenvalue the residual of its Ritz vector, which but for float32's rounding bounds its
-        distance to an eigenvalue.
+        Keys are those of `QUANTITIES`, and "eigenvalue_N". The error of a trace is its standard error. The
+        error of an eigenvalue is the residual of its Ritz vector: up to float32 rounding, an eigenvalue
+        lies within that distance.
     """
     made = {"point": _of_point, "lines": _of_lines, "spectrum": _of_spectrum, "path": _of_path}.get(program)
     return made(arrays) if made else {}
 
 
 def order(quantity: str) -> tuple[int, int, str]:
-    """The key by which quantities are sorted: as in `QUANTITIES`, further eigenvalues after the largest."""
+    """The sort key of quantities: the order of `QUANTITIES`, further eigenvalues after the largest."""
     names = list(QUANTITIES)
     if quantity in names:
         return names.index(quantity), 0, ""
-    # Of numbers without leading zeros the shorter is the smaller.
+    # Numbers without leading zeros: a shorter one is smaller.
     return names.index("eigenvalue_1"), len(quantity), quantity
 
 
@@ -106,14 +106,14 @@ def _of_path(arrays: Arrays) -> Values:
 
 
 def rise(steps: np.ndarray, losses: np.ndarray) -> float | None:
-    """How far the loss rises half a filter's length away from a network, in the mean over draws and sides.
+    """The rise of the loss half a filter's length away from a network, mean over draws and sides.
 
     Args:
-        steps: float [points], ascending, in lengths of the filters; 0 is the network.
+        steps: float [points], ascending, in lengths of the filters; the network is at 0.
         losses: float [draws, points].
 
     Returns:
-        In nats; None where the line does not reach so far, or has no points near enough.
+        In nats; None where the line is too short, or its points are too far apart.
     """
     half = 0.5
     between = 0 if np.isclose(abs(steps), half).any() else steps[1] - steps[0]
@@ -124,13 +124,13 @@ def rise(steps: np.ndarray, losses: np.ndarray) -> float | None:
 
 
 def nearest_step(losses: Mapping[int, float], target: float) -> int:
-    """The step at which a falling loss meets a target.
+    """The step at which a falling loss reaches a target.
 
-    Of the first at or below it and the one before, that whose loss is nearer as a ratio.
+    Of the first step at or below the target and the step before it, the one whose loss is nearer as a ratio.
 
     Args:
         losses: step -> loss, by ascending step; the last is the end of training.
-        target: the loss to meet.
+        target: the target loss.
     """
     steps = list(losses)
     first = next((i for i, step in enumerate(steps) if losses[step] <= target), len(steps) - 1)

@@ -1,8 +1,7 @@
-"""What a ticket saves: weights, multiplications, bytes, and the units that can be taken out altogether.
+"""The savings of a ticket: weights, multiplications, bytes, and removable units.
 
-Counts follow from the mask alone. Whether a ticket is any faster does not: that is measured, by
+Counts follow from the mask alone. Whether a ticket is faster has to be measured:
 `python -m analysis.savings`.
-
     from lthjax import models
     from lthjax.measures import savings
 
@@ -29,7 +28,7 @@ from lthjax.prune._core import matched
 
 PyTree = Any
 TOLERANCE = 1e-5
-"""The largest relative difference of logits that rounding in float32 explains."""
+"""The largest relative difference of logits that float32 rounding explains."""
 VARIANTS = {
     "masked": "dense arrays, the mask applied in every call",
     "compacted": "dense arrays without the units that do nothing",
@@ -37,26 +36,26 @@ VARIANTS = {
     "JAX BCSR": "dense layers by jax.experimental.sparse, convolutions dense",
     "JAX BCOO": "dense layers by jax.experimental.sparse, convolutions dense",
 }
-"""Forms of a forward pass that are timed, and what they are."""
-# What a 16-bit index can address.
+"""The timed forms of a forward pass -> description."""
+# The range of a 16-bit index.
 _LONGEST_ROW = 2**16
 
 
 class Storage(NamedTuple):
-    """Bytes that the prunable weights take, in float32; what may not be pruned is the same in all.
+    """Bytes of the prunable weights in float32, by format; leaves that may not be pruned are left out.
 
-    Matrices have one row an output unit, its inputs (of a convolution, its kernel) along the row.
+    Matrices have one row per output unit; its inputs (for a convolution, its kernel) lie along the row.
 
     Attributes:
-        dense: 4 a weight.
-        ideal: 4 a surviving weight, places not told.
-        bitmask: 4 a survivor, and 1 bit a weight; whole bytes a leaf.
-        csr16: 4 a survivor, 2 for its column, and 4 for every row's beginning and the last one's end.
-            Rows longer than 65,536 are cut into several.
-        csr32: the same with 4 for the column, rows not cut.
-        coo: 4 a survivor, 4 for its row and 4 for its column.
+        dense: 4 per weight.
+        ideal: 4 per surviving weight, without positions.
+        bitmask: 4 per survivor, and 1 bit per weight; whole bytes per leaf.
+        csr16: 4 per survivor, 2 for its column, and 4 for every row's start and for the last row's end.
+            Rows longer than 65,536 are split.
+        csr32: the same with 4 for the column, rows not split.
+        coo: 4 per survivor, 4 for its row and 4 for its column.
 
-    At a density of 10 % and rows so long that their beginnings do not count these are 10, 7.6, 6.7,
+    At a density of 10 %, with rows so long that their starts do not count, these are 10, 7.6, 6.7,
     5.0 and 3.3 times smaller than dense.
     """
 
@@ -69,14 +68,14 @@ class Storage(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """A network in numbers, biases and what else may not be pruned left out.
+    """Sizes of a network, without biases and other leaves that may not be pruned.
 
     Attributes:
-        weights: prunable weights.
-        weights_left: survivors.
-        macs: multiply-accumulates for one example if dense: inputs x outputs of a dense layer, output
-            height x width times the kernel's weights of a convolution.
-        macs_left: the same with survivors in the place of weights.
+        weights: number of prunable weights.
+        weights_left: number of survivors.
+        macs: multiply-accumulates for one example if dense. A dense layer has inputs x outputs; a
+            convolution has output height x width times the weights of its kernel.
+        macs_left: the same, counting only survivors.
     """
 
     weights: int
@@ -86,13 +85,13 @@ class Counts(NamedTuple):
 
 
 class Compacted(NamedTuple):
-    """A network without the units that do nothing.
+    """A network without its dead units.
 
     Attributes:
         layers: with their new widths.
         params: of the new shapes; dtypes as they were.
         mask: of the new shapes.
-        kept: layer -> int [its new width], the units that are left, in the old numbering.
+        kept: layer -> int [its new width], the old indices of the units that are left.
     """
 
     layers: tuple[Layer, ...]
@@ -102,7 +101,7 @@ class Compacted(NamedTuple):
 
 
 def counts(layers: Sequence[Layer], params: PyTree, mask: PyTree, shape: tuple[int, int, int]) -> Counts:
-    """Weights and multiplications, by `prune.table`.
+    """Numbers of weights and multiplications, from `prune.table`.
 
     Args:
         layers: of a sequential network, of any widths.
@@ -126,7 +125,7 @@ def storage(mask: PyTree) -> Storage:
         Storage(dense=24, ideal=8, bitmask=9, csr16=24, csr32=28, coo=24)
 
     Args:
-        mask: a mask; outputs are the last axis of its leaves.
+        mask: a mask; the last axis of its leaves is that of outputs.
     """
     totals = np.zeros(len(Storage._fields), np.int64)
     for leaf in jax.tree.leaves(mask):
@@ -147,20 +146,20 @@ def storage(mask: PyTree) -> Storage:
 
 
 def training_steps(total: int, rewind: int, rounds: int) -> int:
-    """Steps that iterative pruning takes to a trained ticket: a dense training, then one a round.
+    """Training steps of iterative pruning up to a trained ticket: one dense training, then one per round.
 
-    With a rewind step of 0 it is rounds + 1 dense trainings.
+    With a rewind step of 0 the result is rounds + 1 dense trainings.
 
     Args:
         total: steps of a dense training.
-        rewind: the step that rounds start at.
-        rounds: pruning rounds.
+        rewind: the step at which rounds start.
+        rounds: number of pruning rounds.
     """
     return total + rounds * (total - rewind)
 
 
 def forward(layers: Sequence[Layer], params: PyTree, images: jax.Array) -> jax.Array:
-    """The logits of a sequential network whose widths are those of its arrays, 0 included.
+    """The logits of a sequential network whose widths are taken from its arrays; 0 is allowed.
 
     Args:
         layers: its layers.
@@ -177,13 +176,13 @@ def forward(layers: Sequence[Layer], params: PyTree, images: jax.Array) -> jax.A
 
 
 def compact(layers: Sequence[Layer], params: PyTree, mask: PyTree) -> Compacted:
-    """Takes out the units that do nothing; the network computes the same function, up to rounding.
+    """Removes dead units; the network computes the same function, up to rounding.
 
-    A unit whose outgoing weights are all pruned goes. A unit whose incoming weights are all pruned is the
-    constant relu(bias): it is folded into the next layer's biases and goes, unless it is not 0 and the
-    next layer is a convolution that pads with zeros, where it is no constant at the border. So until
-    nothing changes. Inputs of the network and classes stay, and between convolutions and dense layers
-    a channel goes only with all its pixels.
+    A unit whose outgoing weights are all pruned is removed. A unit whose incoming weights are all pruned is
+    the constant relu(bias): it is folded into the next layer's biases and removed. It stays if the constant
+    is not 0 and the next layer is a convolution with zero padding, because the border would differ. This
+    repeats until nothing changes. The network's inputs and classes stay. Between convolutions and dense
+    layers a channel is removed only with all its pixels.
 
     Args:
         layers: of a sequential network, of any widths.
@@ -194,7 +193,7 @@ def compact(layers: Sequence[Layer], params: PyTree, mask: PyTree) -> Compacted:
         The narrower network; its arrays are numpy's.
 
     Raises:
-        ValueError: there are no layers, or layers, params and mask do not fit each other.
+        ValueError: there are no layers, or layers, params and mask do not match.
     """
     if not layers:
         raise ValueError("layers: there are none; only sequential networks can be compacted.")
@@ -204,15 +203,15 @@ def compact(layers: Sequence[Layer], params: PyTree, mask: PyTree) -> Compacted:
     if {layer.name for layer in layers} != params.keys():
         raise ValueError(f"layers: {[layer.name for layer in layers]} are not those of {sorted(params)}.")
     forms = _forms(layers, params)
-    # All alike: [places, inputs, outputs], where inputs are the units of the layer before.
+    # All kernels as [places, inputs, outputs], where inputs are the units of the layer before.
     kernels = [params[x.name]["kernel"].reshape(f).astype(float) for x, f in zip(layers, forms, strict=True)]
     left = [
         np.broadcast_to(mask[x.name]["kernel"], params[x.name]["kernel"].shape).reshape(f)
         for x, f in zip(layers, forms, strict=True)
     ]
     biases, keep = _fold(layers, kernels, left, [params[x.name]["bias"].astype(float) for x in layers])
-    # One way there and one back is enough: what is not read feeds nothing that is left, so that no unit
-    # loses an input by its going, and what was folded had no inputs.
+    # One pass forward and one back suffice: a unit that is not read feeds no unit that is left, so its
+    # removal takes no input from any, and a folded unit had no inputs.
     keep = _read(left, keep)
     before = [np.ones(forms[0][1], bool), *keep]
 
@@ -242,8 +241,8 @@ def compact(layers: Sequence[Layer], params: PyTree, mask: PyTree) -> Compacted:
 def sparsified(layers: Sequence[Layer], params: PyTree, kind: Literal["BCOO", "BCSR"]) -> PyTree:
     """The parameters with dense layers' kernels as sparse matrices of jax.experimental, for `forward`.
 
-    Convolutions stay dense. BCOO matrices are [inputs, outputs], for x W, which is the faster way round;
-    BCSR ones are [outputs, inputs], for (W x), the only way round that the library has.
+    Convolutions stay dense. BCOO matrices are [inputs, outputs], for x W, which is the faster order. BCSR
+    matrices are [outputs, inputs], for (W x), the only order that the library supports.
 
     Args:
         layers: of a sequential network.
@@ -283,7 +282,7 @@ def scipy_forward(layers: Sequence[Layer], params: PyTree) -> Callable[[jax.Arra
         return x.reshape(len(x), -1).T
 
     def logits(images: jax.Array) -> np.ndarray:
-        # Features first: scipy's product reads its right side row by row.
+        # Features first: scipy's product reads its right factor row by row.
         x = np.asarray(convolved(of_convolutions, images))
         for matrix, bias in matrices[:-1]:
             x = np.maximum(matrix @ x + bias, 0)
@@ -301,8 +300,8 @@ def variants(
     Args:
         layers: of a sequential network.
         params: layer -> {"kernel", "bias"}, pruned weights 0.
-        mask: the ticket's.
-        small: the same compacted.
+        mask: the ticket's mask.
+        small: the compacted network.
     """
     mask, narrower = jax.device_put(mask), jax.device_put(small.params)
     bcsr, bcoo = (sparsified(layers, params, kind) for kind in ("BCSR", "BCOO"))
@@ -317,17 +316,17 @@ def variants(
 
 
 def deviation(model: Model, params: PyTree, small: Compacted, images: jax.Array, batch: int = 500) -> float:
-    """The largest difference of a compacted network's logits, divided by the largest logit.
+    """The largest difference between full and compacted logits, divided by the largest logit.
 
     Args:
         model: the sequential network.
         params: its parameters, pruned weights 0.
-        small: the same compacted.
+        small: the compacted network.
         images: float [N, H, W, C].
-        batch: images at once.
+        batch: images per batch.
 
     Raises:
-        RuntimeError: it is more than `TOLERANCE`.
+        RuntimeError: the difference is more than `TOLERANCE`.
     """
     difference = largest = np.float32(0)
     for first in range(0, len(images), batch):
@@ -381,7 +380,7 @@ def _linear(layer: Layer, params: PyTree, x: jax.Array) -> jax.Array:
     elif kernel.size:
         x = conv.conv2d(x, kernel, layer.padding)
     else:
-        # What a convolution without inputs or outputs gives; XLA does not take one.
+        # The output of a convolution without inputs or outputs; XLA does not support one.
         cut = layer.size - 1 if layer.padding == "VALID" else 0
         x = jnp.zeros((len(x), x.shape[1] - cut, x.shape[2] - cut, kernel.shape[-1]), x.dtype)
     return x + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
@@ -393,7 +392,7 @@ def _active(layer: Layer, params: PyTree, x: jax.Array) -> jax.Array:
 
 
 def _forms(layers: Sequence[Layer], params: PyTree) -> list[tuple[int, int, int]]:
-    """(places, units of the layer before, units) of every kernel; of a flattened one pixels are places."""
+    """(places, units of the layer before, units) of every kernel; for a flattened image pixels are places."""
     forms = []
     for i, layer in enumerate(layers):
         shape = params[layer.name]["kernel"].shape
@@ -424,7 +423,7 @@ def _fold(
 
 
 def _read(left: list[np.ndarray], keep: list[np.ndarray]) -> list[np.ndarray]:
-    """Of the units kept those that one kept in the next layer reads."""
+    """The kept units that a kept unit of the next layer reads."""
     read = [keep[-1]]
     for i in reversed(range(len(keep) - 1)):
         read.insert(0, keep[i] & left[i + 1][:, :, read[0]].any(axis=(0, 2)))

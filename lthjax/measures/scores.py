@@ -1,6 +1,6 @@
-"""Scores of weights at initialisation or at step t of a training.
+"""Scores of weights at initialisation or at step t of a training run.
 
-A higher score says that the weight is predicted to survive. All but Fisher are rows of
+A higher score means that the weight is predicted to survive. All scores but Fisher come from
 `lthjax.criteria.CRITERIA`.
 
     from lthjax.measures import scores
@@ -29,11 +29,11 @@ PIXEL_VARIANCE = "pixel_variance"
 
 
 class Seen(NamedTuple):
-    """What a score may look at.
+    """The inputs of a score.
 
     Attributes:
-        weights: what criteria look at: `initial` are the weights at step 0, `final` those at step t, the
-            loss is that of all images, the mask keeps everything.
+        weights: the inputs of a criterion: `initial` are the weights at step 0, `final` those at step t,
+            the loss is over all images, and the mask keeps everything.
         example: (weights, one image [H, W, C], its label) -> its loss, nats.
         images: float32 [batches, B, H, W, C], normalised.
         labels: int32 [batches, B].
@@ -49,9 +49,9 @@ class Score(NamedTuple):
     """A row of `SCORES`.
 
     Attributes:
-        of: what is seen -> scores, a pytree like the weights.
-        label: of figures.
-        from_step: the first step at which it says something that no other score says.
+        of: `Seen` -> scores, a pytree like the weights.
+        label: name in figures.
+        from_step: the first step at which it differs from all other scores.
     """
 
     of: Callable[[Seen], PyTree]
@@ -60,20 +60,20 @@ class Score(NamedTuple):
 
 
 def _criterion(name: str) -> Callable[[Seen], PyTree]:
-    """A row of `CRITERIA`, of the weights at step 0 and at step t."""
+    """A criterion on the weights at step 0 and at step t."""
     return lambda seen: CRITERIA[name].score(seen.weights)
 
 
 def _at_step(name: str) -> Callable[[Seen], PyTree]:
-    """A row of `CRITERIA` that looks at weights before training, of those at step t."""
+    """A criterion that takes weights before training, applied to the weights at step t."""
     return lambda seen: CRITERIA[name].score(seen.weights._replace(initial=seen.weights.final))
 
 
 def _fisher(seen: Seen) -> PyTree:
     """Mean over the images of the squared gradient of log p(label | image).
 
-    The labels are those of the data, not drawn from the network: the empirical Fisher, of which only
-    the diagonal is kept (what it is not: Kunstner et al. 2019, arXiv 1905.12558).
+    The labels are those of the data, not drawn from the network: this is the diagonal of the empirical
+    Fisher (for its limits see Kunstner et al. 2019, arXiv 1905.12558).
     """
     gradient, params = jax.grad(seen.example), seen.weights.final
     images, labels = (x.reshape(-1, *x.shape[2:]) for x in (seen.images, seen.labels))
@@ -81,7 +81,7 @@ def _fisher(seen: Seen) -> PyTree:
     def add(total: PyTree, one: tuple[jax.Array, jax.Array]) -> tuple[PyTree, None]:
         return jax.tree.map(lambda t, g: t + g * g, total, gradient(params, *one)), None
 
-    # One image at a time: a batch would hold as many gradients, and a batched kernel is slow on CPU.
+    # One image at a time: a batch would hold one gradient per image, and batched kernels are slow on CPU.
     total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (images, labels))
     return jax.tree.map(lambda t: t / len(labels), total)
 
@@ -95,11 +95,11 @@ SCORES: dict[str, Score] = {
     "synflow": Score(_at_step("synflow"), "SynFlow", 0),
     "fisher": Score(_fisher, "Fisher", 0),
 }
-"""The scores by name."""
+"""Name -> score."""
 
 
 def names_at(step: int) -> list[str]:
-    """The scores of `SCORES` that are taken at a step of the dense training."""
+    """The scores in `SCORES` that are computed at a step of the dense training run."""
     return [name for name, score in SCORES.items() if step >= score.from_step]
 
 
@@ -117,9 +117,9 @@ def compute(
         logits: (weights, images [N, H, W, C]) -> logits [N, classes].
         initial: the weights at step 0.
         params: the weights at step t.
-        images: float32 [batches, B, H, W, C], as the network takes them; a batch at a time is in memory.
+        images: float32 [batches, B, H, W, C], normalised; one batch at a time is in memory.
         labels: int32 [batches, B].
-        names: which of `SCORES`.
+        names: keys of `SCORES`.
     """
 
     def batch_loss(
@@ -136,7 +136,7 @@ def compute(
     def example(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
         return batch_loss(params, image[None], label[None])
 
-    # No score is random.
+    # No score uses the key.
     key, shape = jax.random.key(0), (1, *images.shape[2:])
     weights = Weights(initial, params, key, loss, logits, shape, prune.ones(params))
     seen = Seen(weights, example, images, labels)
@@ -146,8 +146,8 @@ def compute(
 def scorer(model: Model) -> Callable[..., dict[str, PyTree]]:
     """Compiled `compute`: (initial weights, state at step t, images, labels, names=...) -> name -> scores.
 
-    Batch statistics are those that fit the state's weights and the images: at step 0 the running ones say
-    nothing yet.
+    Batch statistics are recomputed for the state's weights and the images, as the running statistics are
+    not yet meaningful at step 0.
     """
 
     @partial(jax.jit, static_argnames="names")
@@ -170,12 +170,12 @@ def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree) -> Layers:
 
     Args:
         images: uint8 [N, H, W, C], the train split.
-        std: [C], by which its pixels in [0, 1] are divided.
-        mask: any mask of the network; its shapes matter.
+        std: [C], the divisor of pixels in [0, 1].
+        mask: any mask of the network; only its shapes are used.
 
     Returns:
-        float64 [n] for the one leaf of a fully connected network whose inputs are the pixels. Empty
-        where there are convolutions: their weights read every pixel.
+        float64 [n] for the first leaf of a fully connected network, whose inputs are the pixels. Empty
+        for convolutional networks, as their weights read every pixel.
     """
     height, width, channels = images.shape[1:]
     pixels = height * width * channels
@@ -183,7 +183,7 @@ def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree) -> Layers:
     first = [path for path, shape in leaves.items() if len(shape) == 2 and shape[0] == pixels]
     if len(first) != 1 or any(len(shape) != 2 for shape in leaves.values()):
         return {}
-    # Whole numbers are summed, so that nothing depends on the order.
+    # Integer sums, so that the result does not depend on the order.
     total, squares = np.zeros(pixels, np.int64), np.zeros(pixels, np.int64)
     for part in np.array_split(images, max(1, len(images) // 5000)):
         flat = part.reshape(len(part), -1).astype(np.int64)

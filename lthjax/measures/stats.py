@@ -1,8 +1,8 @@
-"""Statistics over seeds. The unit is the seed: repeats are averaged within it before.
+"""Statistics over seeds. The unit is the seed: repeats are averaged within their seed first.
 
-Functions take numbers, one a seed, and are pure. scipy supplies distributions and tests. Bounds and
-p-values by Student's t are exact where the values are normal. All seeds share one test set, so what they
-say holds for it; `sampling_error` is how far another one of its size would move a single accuracy.
+Functions take one number per seed and are pure. scipy supplies distributions and tests. Bounds and p-values
+by Student's t are exact for normal values. All seeds share one test set, so the results hold for that set;
+`sampling_error` says how much a single accuracy would vary with another test set of the same size.
 """
 
 import itertools
@@ -19,25 +19,25 @@ Outcome = Literal["supported", "refuted", "undecided"]
 Alternative = Literal["two-sided", "greater", "less"]
 
 Range = tuple[float, float]
-"""The least and the largest value that a quantity can have, infinite where there is none."""
+"""The least and the largest possible value of a quantity; infinite where there is no limit."""
 ANY: Range = (-math.inf, math.inf)
 SHARE: Range = (0.0, 1.0)
 PERCENT: Range = (0.0, 100.0)
 POSITIVE: Range = (0.0, math.inf)
 
 Curve = Iterable[tuple[float, float]]
-"""(density, accuracy) of one seed and arm, in any order, every density once, densities in (0, 1]."""
+"""(density, accuracy) of one seed and arm, in any order; densities in (0, 1], each at most once."""
 
-# Values that differ by less than this share of the largest differ by rounding alone.
+# Smaller differences, relative to the largest value, are rounding.
 _ROUNDING = 1e-12
-# Accuracies are counts of images: what differs by less than an image of a million is rounding.
+# Accuracies are counts of images: a difference below one image in a million is rounding.
 _SLACK = 1e-6
 # 2^20 sums take 8 MB and some milliseconds.
 _MOST_FLIPS = 20
 
 
 class Interval(NamedTuple):
-    """A mean and its confidence interval, two-sided and of 95 % unless the function says otherwise.
+    """A mean and its confidence interval: two-sided and 95 %, unless the function says otherwise.
 
     Attributes:
         mean: of the values; NaN where there are none.
@@ -53,11 +53,11 @@ class Interval(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the values say about a claim.
+    """The result of a test of a claim.
 
     Attributes:
-        outcome: "supported", "refuted" or "undecided"; the last for fewer than two values.
-        bounds: the mean with a lower and an upper bound, each one-sided, from which it was read.
+        outcome: "supported", "refuted" or "undecided"; "undecided" for fewer than two values.
+        bounds: the mean with its lower and upper bound, each one-sided, which decide the outcome.
     """
 
     outcome: Outcome
@@ -65,10 +65,10 @@ class Verdict(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """A standardised effect: the population's mean over its standard deviation.
+    """A standardised effect: the population mean divided by the population's standard deviation.
 
     Attributes:
-        g: the estimate, Hedges' g_z; NaN for fewer than three values or identical ones.
+        g: the estimate, Hedges' g_z; NaN for fewer than three values or identical values.
         low: lower bound, likewise.
         high: upper bound, likewise.
         n: number of values.
@@ -85,9 +85,9 @@ class Share(NamedTuple):
 
     Attributes:
         share: collapsed / n; NaN where there are no runs.
-        low: lower bound; 0 where there are none.
-        high: upper bound; 1 where there are none.
-        collapsed: number of runs that did.
+        low: lower bound; 0 where there are no runs.
+        high: upper bound; 1 where there are no runs.
+        collapsed: number of runs that collapsed.
         n: number of runs.
     """
 
@@ -99,11 +99,11 @@ class Share(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """A seed's ratio of two densities, or what is known of it: low = high where it is known.
+    """A seed's ratio of two densities, or bounds of it; low = high where the ratio is known.
 
     Attributes:
-        low: the ratio is this or more; 0 where nothing is known.
-        high: the ratio is this or less; infinite where nothing is known.
+        low: lower bound; 0 where nothing is known.
+        high: upper bound; infinite where nothing is known.
     """
 
     low: float
@@ -114,10 +114,10 @@ class IsoAccuracy(NamedTuple):
     """Iso-accuracy compression over seeds.
 
     Attributes:
-        interval: geometric mean and interval of the ratios; NaN where one of them is but a bound.
-        bounds: what is known of that mean all the same, as `geometric_bounds` says.
+        interval: geometric mean and interval of the ratios; NaN where a ratio is censored.
+        bounds: bounds of the geometric mean, by `geometric_bounds`; they allow censored ratios.
         ratios: seed -> its ratio or the bounds of it.
-        censored: seeds of which only bounds are known.
+        censored: seeds whose ratio is known only by bounds.
     """
 
     interval: Interval
@@ -127,7 +127,7 @@ class IsoAccuracy(NamedTuple):
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
-    """ours − theirs over the seeds that both have, by ascending seed.
+    """ours − theirs for the seeds that both have, by ascending seed.
 
     Args:
         ours: seed -> value.
@@ -139,20 +139,20 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float
 def mean_interval(values: Sequence[float], confidence: float = 0.95, within: Range = ANY) -> Interval:
     """The mean of independent values with Student's t interval: mean ∓ t(n − 1) s / √n.
 
-    The interval of a quantity that has a range stays in it: t's is taken on a scale that has no ends, with
-    the standard error that the delta method gives there, and transformed back. The scale is the logit of the
-    mean's place between two ends (`SHARE`, `PERCENT`), the logarithm of its distance to a single one
-    (`POSITIVE`). So it is the arithmetic mean all the same, values may lie on an end, and far from the ends
-    the interval is t's. At three to six seeds it misses the mean of skewed values less often than t's does.
+    For a quantity with a range, the interval stays within the range. It is computed on an unbounded scale,
+    with the standard error of the delta method there, and transformed back. The scale is the logit of the
+    mean's position between two limits (`SHARE`, `PERCENT`), or the logarithm of its distance to a single
+    limit (`POSITIVE`). The mean stays the arithmetic mean, values may lie at a limit, and far from the limits
+    the interval is Student's. For skewed values and three to six seeds its coverage is better than that of t.
 
-    For a paired comparison give the differences, one a seed; they have no such range. Identical values give
-    bounds equal to the mean, which is all that they say; accuracies are counts of images, so two or three
-    seeds may well agree by chance, and such bounds are then too narrow.
+    For a paired comparison pass the differences, one per seed; differences have no such range. Identical
+    values give bounds equal to the mean. Accuracies are counts of images, so two or three seeds may agree by
+    chance; such bounds are too narrow.
 
     Args:
-        values: one a seed; NaN among them makes the result NaN.
+        values: one per seed; a NaN makes the result NaN.
         confidence: of the two-sided interval, in (0, 1).
-        within: the quantity's range, in the values' unit.
+        within: the quantity's range, in the unit of the values.
 
     Raises:
         UserError: the confidence or the mean is out of range.
@@ -177,13 +177,13 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, within: Ran
 
 
 def _around(mean: float, half: float, within: Range) -> tuple[float, float]:
-    """mean ∓ half, on the scale that keeps them within the range."""
+    """mean ∓ half, on the scale that keeps the bounds within the range."""
     below, above = mean - within[0], within[1] - mean
     if math.isinf(below) and math.isinf(above):
         return mean - half, mean + half
     if below == 0 or above == 0:
         return mean, mean
-    # exp(∓ half of the scale): what the odds, or the distance to the only end, are multiplied by.
+    # exp(∓ half on the scale): the factor of the odds, or of the distance to the only limit.
     slope = 1 / below + 1 / above
     with np.errstate(over="ignore"):
         less, more = np.exp([-half * slope, half * slope]).tolist()
@@ -198,12 +198,12 @@ def _around(mean: float, half: float, within: Range) -> tuple[float, float]:
 def bounds(values: Sequence[float], confidence: float = 0.95, within: Range = ANY) -> Interval:
     """The mean with a lower and an upper bound, each one-sided: mean ∓ t(confidence, n − 1) s / √n.
 
-    Each bound by itself holds with that confidence; at 95 % the two are the 90 % interval.
+    Each bound alone holds with that confidence; at 95 % the two together are the 90 % interval.
 
     Args:
-        values: one a seed.
+        values: one per seed.
         confidence: of either bound, in (0.5, 1).
-        within: the quantity's range, which the bounds stay in, as those of `mean_interval` do.
+        within: the quantity's range; bounds stay within it, as in `mean_interval`.
 
     Raises:
         UserError: the confidence or the mean is out of range.
@@ -216,7 +216,7 @@ def geometric_interval(values: Sequence[float], confidence: float = 0.95) -> Int
     """The geometric mean of positive values: the t interval of their logarithms, transformed back.
 
     Args:
-        values: ratios, one a seed.
+        values: ratios, one per seed.
         confidence: of the two-sided interval, in (0, 1).
 
     Raises:
@@ -230,21 +230,21 @@ def geometric_interval(values: Sequence[float], confidence: float = 0.95) -> Int
 
 
 def geometric_bounds(ratios: Sequence[Ratio], confidence: float = 0.95) -> Interval:
-    """What is known of the geometric mean of ratios of which some are but bounds ("censored").
+    """Bounds of the geometric mean of ratios, some of which are known only by bounds ("censored").
 
-    The lower bound is that of the mean in which a censored ratio counts as the least that it may be, which
-    is no more than the mean asked for; the upper one likewise. Where no ratio is known, bounds say nothing
-    of how far they spread: there the lower bound is the least of them, which the median, and so the mean of
-    ratios whose logarithms are symmetric, is below in one of 2ⁿ cases; at 95 % that takes five seeds. A mean
-    of bounds is no estimate: there is none where a ratio is censored.
+    The lower bound counts each censored ratio as its least possible value, which cannot raise the mean; the
+    upper bound counts it as its largest. If all ratios are censored, their bounds do not show the spread.
+    Then the lower bound is the least of the ratios' lower bounds. If the logarithms are symmetric, it is too
+    high in one of 2ⁿ cases (all ratios above their median), so 95 % takes five seeds. There is no
+    estimate of the mean where a ratio is censored.
 
     Args:
-        ratios: one a seed.
+        ratios: one per seed.
         confidence: of either bound, in (0.5, 1).
 
     Returns:
-        The geometric mean, NaN where a ratio is censored, with its lower and its upper one-sided bound: 0
-        or infinite where a seed has none, NaN for fewer than two seeds.
+        The geometric mean, NaN where a ratio is censored, with its lower and its upper one-sided bound. A
+        bound is 0 or infinite where a seed has none, and NaN for fewer than two seeds.
 
     Raises:
         UserError: the confidence is out of range.
@@ -255,13 +255,13 @@ def geometric_bounds(ratios: Sequence[Ratio], confidence: float = 0.95) -> Inter
         return Interval(mean, math.nan, math.nan, n)
     known = any(ratio.low == ratio.high for ratio in ratios)
     low = _least(lows, known, confidence)
-    # An upper bound is a lower one of the ratios turned over.
+    # An upper bound is a lower bound of the inverse ratios.
     over = _least([1 / high for high in highs], known, confidence)
     return Interval(mean, low, 1 / over if over else math.inf, n)
 
 
 def _least(lows: Sequence[float], known: bool, confidence: float) -> float:
-    """A lower bound of a geometric mean, of which every value is a bound but where any is known."""
+    """A lower bound of a geometric mean; `known` says whether any value is more than a bound."""
     if not all(lows):
         return 0.0
     if not known:
@@ -270,12 +270,12 @@ def _least(lows: Sequence[float], known: bool, confidence: float) -> float:
 
 
 def geometric_verdict(ratios: Sequence[Ratio], threshold: float, confidence: float = 0.95) -> Verdict:
-    """The claim that the geometric mean of ratios, of which some may be censored, is above a threshold.
+    """Tests the claim that the geometric mean of ratios, some of them censored, is above a threshold.
 
-    As `verdict`, by `geometric_bounds`: what is known of the censored ones decides, or nothing does.
+    As `verdict`, with the bounds of `geometric_bounds`.
 
     Args:
-        ratios: one a seed.
+        ratios: one per seed.
         threshold: a ratio.
         confidence: of either bound, in (0.5, 1).
 
@@ -289,15 +289,15 @@ def geometric_verdict(ratios: Sequence[Ratio], threshold: float, confidence: flo
 def verdict(
     values: Sequence[float], threshold: float = 0.0, confidence: float = 0.95, within: Range = ANY
 ) -> Verdict:
-    """The claim that the mean is above a threshold.
+    """Tests the claim that the mean is above a threshold.
 
     Supported if the lower one-sided bound is above the threshold, refuted if the upper one is below it. At
-    95 % a mean at the threshold is wrongly found above in 5 % of the cases, and below in 5 %. For the claim
-    that the mean is below, turn the signs of values and threshold.
+    95 % a mean exactly at the threshold is wrongly found above in 5 % of the cases, and below in 5 %. To test
+    that the mean is below, negate values and threshold.
 
     Args:
-        values: differences, one a seed, without diverged runs.
-        threshold: in the values' unit.
+        values: differences, one per seed, without diverged runs.
+        threshold: in the unit of the values.
         confidence: of either bound, in (0.5, 1).
         within: the quantity's range, as in `mean_interval`.
 
@@ -309,11 +309,11 @@ def verdict(
 
 
 def noninferior(values: Sequence[float], margin: float, confidence: float = 0.95) -> Verdict:
-    """The claim "within the margin" in one direction: the mean difference is above −margin.
+    """Tests the claim "within the margin" in one direction: the mean difference is above −margin.
 
     Args:
-        values: differences, ours − theirs, one a seed.
-        margin: the loss that is still accepted, in the values' unit, 0 or more.
+        values: differences, ours − theirs, one per seed.
+        margin: the largest accepted loss, in the unit of the values, 0 or more.
         confidence: of either bound, in (0.5, 1).
 
     Raises:
@@ -323,15 +323,16 @@ def noninferior(values: Sequence[float], margin: float, confidence: float = 0.95
 
 
 def equivalent(values: Sequence[float], margin: float, confidence: float = 0.95) -> Verdict:
-    """The claim "within the margin" in both directions, by two one-sided tests (TOST).
+    """Tests the claim "within the margin" in both directions, by two one-sided tests (TOST).
 
     Supported if both one-sided bounds (at 95 % the 90 % interval) lie inside ±margin, refuted if both lie
-    outside on one side. A mean at the margin is wrongly found inside in 5 % of the cases at most, and
-    outside in 5 % where the margin is several standard errors wide, growing to 10 % as it shrinks to none.
+    outside on the same side. A mean exactly at the margin is wrongly found inside in at most 5 % of the
+    cases. It is wrongly found outside in 5 % if the margin is several standard errors wide, and in up to 10 %
+    as the margin approaches 0.
 
     Args:
-        values: differences, one a seed.
-        margin: in the values' unit, 0 or more.
+        values: differences, one per seed.
+        margin: in the unit of the values, 0 or more.
         confidence: of either bound, in (0.5, 1).
 
     Raises:
@@ -344,11 +345,12 @@ def equivalent(values: Sequence[float], margin: float, confidence: float = 0.95)
 
 
 def conjunction(outcomes: Iterable[Outcome]) -> Outcome:
-    """The claim that all claims of a family hold, for example one at every level of a range.
+    """Tests the claim that all claims of a family hold, for example one at every level of a range.
 
-    Intersection–union: supported if all are, which at 95 % happens wrongly in 5 % of the cases at most,
-    without a correction. Refuted if any is, which has no such limit: of k true claims whose means lie at
-    their thresholds one is refuted in up to k times 5 %. Else, and for no claims at all, undecided.
+    Intersection–union test. Supported if all claims are; at 95 % this is wrong in at most 5 % of the cases,
+    without a correction. Refuted if any claim is; this has no such limit: of k true claims whose means lie at
+    their thresholds, one is refuted in up to k times 5 % of the cases. Otherwise, and for no claims at all,
+    undecided.
     """
     found = list(outcomes)
     for outcome in found:
@@ -360,10 +362,10 @@ def conjunction(outcomes: Iterable[Outcome]) -> Outcome:
 def t_p_value(values: Sequence[float], null: float = 0.0, alternative: Alternative = "two-sided") -> float:
     """The p-value of Student's t test that the mean is `null`; on differences it is the paired test.
 
-    NaN for fewer than two values. Identical values have t = ±∞, or 0 where they equal `null`.
+    NaN for fewer than two values. For identical values t = ±∞, or 0 if they equal `null`.
 
     Args:
-        values: one a seed.
+        values: one per seed.
         null: the mean under the null hypothesis.
         alternative: that the mean differs ("two-sided"), is "greater" or is "less".
 
@@ -375,7 +377,7 @@ def t_p_value(values: Sequence[float], null: float = 0.0, alternative: Alternati
     if len(numbers) < 2:
         return float("nan")
     if _identical(numbers):
-        # scipy divides by zero here.
+        # scipy would divide by zero here.
         side = float(np.sign(numbers[0] - null))
         return {"two-sided": 1 - abs(side), "greater": (1 - side) / 2, "less": (1 + side) / 2}[alternative]
     return float(stats.ttest_1samp(numbers, null, alternative=alternative).pvalue)
@@ -384,13 +386,13 @@ def t_p_value(values: Sequence[float], null: float = 0.0, alternative: Alternati
 def sign_flip_p_value(
     values: Sequence[float], null: float = 0.0, alternative: Alternative = "two-sided"
 ) -> float:
-    """The exact p-value of the sign-flip test: all 2ⁿ signs of the differences from `null` are tried.
+    """The exact p-value of the sign-flip test: it enumerates all 2ⁿ signs of the differences from `null`.
 
-    It needs symmetry, not normality. It cannot go below 2/2ⁿ two-sided and 1/2ⁿ one-sided: for p < 5 % that
-    takes six values and five. NaN for no values.
+    The test needs symmetry, not normality. Its smallest p-value is 2/2ⁿ two-sided and 1/2ⁿ one-sided, so
+    p < 5 % takes six values two-sided and five one-sided. NaN for no values.
 
     Args:
-        values: one a seed, 20 at most.
+        values: one per seed, at most 20.
         null: the centre of symmetry under the null hypothesis.
         alternative: that the mean differs ("two-sided"), is "greater" or is "less".
 
@@ -409,7 +411,7 @@ def sign_flip_p_value(
     sums = np.zeros(1)
     for difference in differences:
         sums = np.concatenate([sums + difference, sums - difference])
-    # Sums that are equal differ by rounding.
+    # Tolerance: equal sums may differ by rounding.
     least = sum(differences), _ROUNDING * sum(map(abs, differences))
     if alternative == "two-sided":
         reached = np.abs(sums) >= abs(least[0]) - least[1]
@@ -422,12 +424,12 @@ def sign_flip_p_value(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given.
 
-    The i-th smallest of m is multiplied by m − i + 1, then none is less than the one before it (Holm 1979).
-    Taking those below 5 % as found, a family has a false find in 5 % of the cases at most. Use p-values
-    by t: those of sign flips have a floor that no family survives at few seeds.
+    The i-th smallest of m is multiplied by m − i + 1; then each is at least the one before it (Holm 1979). If
+    values below 5 % count as findings, a family has a false finding in at most 5 % of the cases. Use p-values
+    by t: with few seeds, sign-flip p-values have a lower limit that no family passes.
 
     Raises:
-        UserError: one is not in [0, 1]; leave out what could not be tested.
+        UserError: a p-value is not in [0, 1]; leave out tests that could not be done.
     """
     for p in p_values:
         if not 0 <= p <= 1:
@@ -440,14 +442,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def hedges_gz(values: Sequence[float], confidence: float = 0.95) -> Effect:
-    """Hedges' g_z of paired differences: J mean / s, unbiased for the population's mean over its deviation.
+    """Hedges' g_z of paired differences: J mean / s, unbiased for population mean / standard deviation.
 
     J = Γ(ν/2) / (√(ν/2) Γ((ν − 1)/2)) with ν = n − 1: the exact form, not 1 − 3/(4ν − 1) (Hedges 1981).
-    The interval inverts the noncentral t distribution, so it is not centred at g; beyond |t| = 1,000 it takes
+    The interval inverts the noncentral t distribution, so it is not centred at g. Beyond |t| = 1,000 it uses
     the limit for large t, which is right to four digits.
 
     Args:
-        values: differences, one a seed.
+        values: differences, one per seed.
         confidence: of the two-sided interval, in (0, 1).
 
     Raises:
@@ -466,13 +468,14 @@ def hedges_gz(values: Sequence[float], confidence: float = 0.95) -> Effect:
 
 
 def collapse_share(accuracies: Sequence[float], classes: int, confidence: float = 0.95) -> Share:
-    """The share of runs that collapsed: whose accuracy is below twice chance, 2 / classes.
+    """The share of collapsed runs: runs whose accuracy is below twice chance, 2 / classes.
 
-    With the Clopper–Pearson interval, which covers at least as often as it says at any number of runs. It
-    takes the runs as independent: give one a seed.
+    The interval is Clopper–Pearson's, whose coverage is at least nominal at any number of runs. It assumes
+    independent runs: pass one per seed.
 
     Args:
         accuracies: fractions.
+        classes: number of classes of the data, three or more.
         classes: of the data, three or more.
         confidence: of the two-sided interval, in (0, 1).
 
@@ -490,9 +493,10 @@ def collapse_share(accuracies: Sequence[float], classes: int, confidence: float 
 
 
 def sampling_error(accuracy: float, images: int) -> float:
-    """The standard error of one accuracy that comes from the choice of test images: √(p (1 − p) / images).
+    """The standard error of one accuracy due to the choice of test images: √(p (1 − p) / images).
 
-    A fraction. Of a difference on the same images it is an overestimate, as both err on many of the same.
+    It is a fraction. It overestimates the error of a difference on the same images, as both networks err on
+    many of the same images.
 
     Args:
         accuracy: a fraction.
@@ -511,22 +515,22 @@ def smallest_match(
 ) -> float | None:
     """The smallest matching density of a seed: the lowest at which accuracy ≥ dense − tolerance.
 
-    That is how sparse a matching subnetwork was found, whatever came before it; with many levels and noise it
-    is a lucky pick. With `unbroken` it is the lowest density down to which every larger one on the curve
-    matches too: there one unlucky level ends it. The first is the default because it is what papers call the
-    sparsest matching ticket; where the two differ much, noise decides, and both belong in a report.
+    It says how sparse a matching subnetwork was found, even if a denser one did not match; with many levels
+    and noise it may be a lucky outlier. With `unbroken` it is the lowest density down to which every larger
+    density on the curve matches too; there one unlucky level ends it. The first is the default because papers
+    report it as the sparsest matching ticket. Where the two differ much, noise decides; report both.
 
     Args:
-        curve: (density, accuracy); the dense network counts only if it is in it.
+        curve: (density, accuracy); the dense network counts only if it is on the curve.
         dense: the dense network's accuracy of this seed, in the curve's unit.
-        tolerance: in that unit, 0 or more.
+        tolerance: in the curve's unit, 0 or more.
         unbroken: whether all larger densities must match.
 
     Returns:
         A density of the curve, or None where none matches.
 
     Raises:
-        UserError: the curve is not one, or the tolerance is negative.
+        UserError: the curve is not valid, or the tolerance is negative.
     """
     target = dense - _not_negative("tolerance", tolerance) - _SLACK
     points = _descending(curve)
@@ -536,16 +540,16 @@ def smallest_match(
 
 
 def crossing(curve: Curve, target: float) -> float | None:
-    """The density at which accuracy first falls below a target, coming from the largest density.
+    """The density at which accuracy first falls below a target, going down from the largest density.
 
     Accuracy is interpolated linearly in log density, between the last point at or above the target and
-    the first below it; what comes after is not looked at.
+    the first point below it. Later points are ignored.
 
     Returns:
         The density; the largest where the curve starts below the target, None where it never falls below.
 
     Raises:
-        UserError: the curve is not one.
+        UserError: the curve is not valid.
     """
     before: tuple[float, float] | None = None
     for density, accuracy in _descending(curve):
@@ -559,25 +563,25 @@ def crossing(curve: Curve, target: float) -> float | None:
 
 
 def iso_ratio(ticket: Curve, control: Curve, dense: float, tolerance: float = 0.0) -> Ratio:
-    """A seed's iso-accuracy ratio: the control's density over the ticket's, each where accuracy first falls.
+    """A seed's iso-accuracy ratio: the density at which the control's accuracy first falls / the ticket's.
 
-    It falls where it is below dense − tolerance, as `crossing` finds it. Both curves start at the dense
-    network, density 1, which takes the place of a point there. A curve that never falls is censored: its
-    density is below its smallest, and only a bound of the ratio is known. At tolerance 0 a level that is
-    worse by one image is a fall; a tolerance makes the ratio steadier.
+    Accuracy falls where it drops below dense − tolerance, by `crossing`. Both curves start at the dense
+    network, which replaces any point at density 1. A curve that never falls is censored: its density is below
+    its smallest point, and only a bound of the ratio is known. At tolerance 0 a level that is worse by one
+    image is a fall; a tolerance makes the ratio steadier.
 
     Args:
         ticket: (density, accuracy) of one seed.
         control: likewise.
         dense: the dense network's accuracy of this seed, in the curves' unit.
-        tolerance: in that unit, 0 or more.
+        tolerance: in the curves' unit, 0 or more.
 
     Returns:
         The ratio, or its bounds: (least, ∞) if the ticket never falls, (0, most) if the control never does,
-        (0, ∞) if neither.
+        (0, ∞) if neither does.
 
     Raises:
-        UserError: a curve is not one, or the tolerance is negative.
+        UserError: a curve is not valid, or the tolerance is negative.
     """
     target = dense - _not_negative("tolerance", tolerance)
     lows, highs = [], []
@@ -596,20 +600,20 @@ def iso_accuracy(
     tolerance: float = 0.0,
     confidence: float = 0.95,
 ) -> IsoAccuracy:
-    """Iso-accuracy compression over the seeds that all three have: the geometric mean of `iso_ratio`.
+    """Iso-accuracy compression: the geometric mean of `iso_ratio` over the seeds that all three have.
 
-    Where seeds are censored there is no such mean, as without them it would be too low (tickets that never
-    fall have the largest ratios) and with their bounds for values it would be no mean; there are its bounds.
+    Where seeds are censored, only bounds of the mean are given. Leaving these seeds out would bias the mean
+    down (tickets that never fall have the largest ratios), and using their bounds as values gives no mean.
 
     Args:
         tickets: seed -> (density, accuracy).
         controls: likewise.
         dense: seed -> the dense network's accuracy, in the curves' unit.
-        tolerance: in that unit, 0 or more.
+        tolerance: in the curves' unit, 0 or more.
         confidence: of the two-sided interval, in (0, 1); bounds are one-sided and of 95 %.
 
     Raises:
-        UserError: a curve is not one, the tolerance is negative, or the confidence is out of range.
+        UserError: a curve is not valid, the tolerance is negative, or the confidence is out of range.
     """
     seeds = sorted(tickets.keys() & controls.keys() & dense.keys())
     ratios = {seed: iso_ratio(tickets[seed], controls[seed], dense[seed], tolerance) for seed in seeds}
@@ -624,13 +628,14 @@ def iso_accuracy(
 def area_between(ours: Curve, theirs: Curve) -> float | None:
     """The mean of ours − theirs over log density, on the range of densities that both curves cover.
 
-    Both are linear in log density between their points, so the trapezoid rule on the points of both is exact.
+    Both curves are linear in log density between points, so the trapezoid rule on the points of both is
+    exact.
 
     Returns:
         In the curves' unit; None where they have no range in common.
 
     Raises:
-        UserError: a curve is not one.
+        UserError: a curve is not valid.
     """
     both = []
     for curve in (ours, theirs):
@@ -653,16 +658,16 @@ def _noncentrality(t: float, nu: int, p: float) -> float:
         return -_noncentrality(-t, nu, 1 - p)
 
     def spread(q: float) -> float:
-        """t times the upper quantile of the sample deviation over the population's."""
+        """t times the upper quantile of (sample standard deviation / population standard deviation)."""
         return t * math.sqrt(stats.chi2.isf(q, nu) / nu)
 
     if t > 1000:
         return spread(p)
-    # The noncentrality is the upper p quantile of t times that deviation plus a standard normal, so it lies
+    # The noncentrality is the upper p quantile of t times that ratio plus a standard normal, so it lies
     # between the sums of their quantiles at half the tails.
     low = spread(1 - (1 - p) / 2) + stats.norm.ppf((1 - p) / 2)
     high = spread(p / 2) + stats.norm.isf(p / 2)
-    # scipy 1.13 warns of a division by zero at some arguments, where its value is right.
+    # scipy 1.13 warns of a division by zero at some arguments although its value is right.
     with np.errstate(divide="ignore"):
         return float(optimize.brentq(lambda delta: stats.nct.cdf(t, nu, delta) - p, low, high))
 
@@ -672,7 +677,7 @@ def _outcome(supported: bool, refuted: bool) -> Outcome:
 
 
 def _descending(curve: Curve) -> list[tuple[float, float]]:
-    """The points of a curve from its largest density down."""
+    """The points of a curve by descending density."""
     points = sorted(((float(d), float(a)) for d, a in curve), reverse=True)
     _finite("curve", [accuracy for _, accuracy in points])
     for density, _ in points:

@@ -1,8 +1,8 @@
-"""What a mask leaves of a network: units, filters, input pixels, signs; and the same by chance.
+"""Statistics of a mask: units, filters, input pixels and signs, and the same by chance.
 
 By chance means: the mask is shuffled within its layer, so that the layer keeps its density. Masks and weights
-come as `Layers`: the kernels that may be pruned, by path, in the order of the network. Kernels are
-[inputs, units] or, of a convolution, [height, width, channels, filters].
+are `Layers`: the prunable kernels by path, in the order of the network. Kernels are [inputs, units] or, for a
+convolution, [height, width, channels, filters].
 
     from lthjax.measures import layers, structure
 
@@ -20,18 +20,18 @@ from scipy import stats
 
 from lthjax.measures.layers import Layers
 
-# Layers of a plain sequence, as `lthjax.models` names them.
+# Layers of a plain sequence, with the names that `lthjax.models` gives them.
 _IN_A_ROW = re.compile(r"(conv|fc)\d+/kernel|output/kernel")
 
 
 class Dead(NamedTuple):
-    """Dead units of a hidden layer: those that are cut off from the layer before or after.
+    """Dead units of a hidden layer: units without surviving incoming or outgoing weights.
 
     Attributes:
-        units: of the layer.
-        no_input: those with no surviving incoming weight.
-        no_output: those with no surviving outgoing weight.
-        either: those with one of the two.
+        units: number of units in the layer.
+        no_input: units without surviving incoming weights.
+        no_output: units without surviving outgoing weights.
+        either: units without one or the other.
     """
 
     units: int
@@ -53,12 +53,13 @@ def incoming(mask: np.ndarray) -> np.ndarray:
 
 
 def outgoing(mask: np.ndarray, units: int) -> np.ndarray:
-    """Surviving weights out of every unit (channel) that feeds a layer.
+    """Surviving weights out of every unit (channel) of the layer before.
 
     Args:
-        mask: bool [..., in, out] of the layer that is fed. In a dense layer after a convolution, channel c
-            feeds the inputs c, c + units, c + 2 units, ...: images are flattened with the channel last.
-        units: units of the layer before.
+        mask: bool [..., in, out], mask of the layer that reads the units. In a dense layer after a
+            convolution, channel c feeds the inputs c, c + units, c + 2 units, ...: images are flattened with
+            the channel last.
+        units: number of units of the layer before.
 
     Returns:
         int [units].
@@ -67,7 +68,7 @@ def outgoing(mask: np.ndarray, units: int) -> np.ndarray:
 
 
 def in_a_row(mask: Layers) -> bool:
-    """Whether every layer feeds the next one and no other, judged by names and shapes."""
+    """Whether every layer feeds only the next one, judged by names and shapes."""
     fits = (
         after.shape[-2] == before.shape[-1]
         or (after.ndim == 2 < before.ndim and after.shape[0] % before.shape[-1] == 0)
@@ -88,13 +89,13 @@ def reads_pixels(mask: Layers, shape: tuple[int, int, int]) -> bool:
 
 
 def convolves_pixels(mask: Layers, shape: tuple[int, int, int]) -> bool:
-    """Whether the first layer is a convolution of the image; arguments as of `reads_pixels`."""
+    """Whether the first layer is a convolution of the image; arguments as for `reads_pixels`."""
     leaf = next(iter(mask.values()))
     return leaf.ndim == 4 and leaf.shape[2] == shape[2]
 
 
 def dead(mask: Layers) -> dict[str, Dead]:
-    """Dead units of every hidden layer by path; for layers in a row."""
+    """Dead units of every hidden layer by path; needs layers in a row."""
     found = {}
     for (path, own), (_, following) in itertools.pairwise(mask.items()):
         units = own.shape[-1]
@@ -105,10 +106,10 @@ def dead(mask: Layers) -> dict[str, Dead]:
 
 
 def dead_by_chance(mask: Layers) -> dict[str, float]:
-    """The share of every hidden layer's units that is expected to be dead by chance; for layers in a row.
+    """The expected share of dead units of every hidden layer by chance; needs layers in a row.
 
-    Of n weights with k survivors, the d of one unit are all pruned with probability C(n − d, k) / C(n, k),
-    and the shuffles of two layers are independent.
+    Of n weights k survive. The d weights of one unit are all pruned with probability C(n − d, k) / C(n, k).
+    The shuffles of two layers are independent.
     """
     found = {}
     for (path, own), (_, following) in itertools.pairwise(mask.items()):
@@ -118,12 +119,12 @@ def dead_by_chance(mask: Layers) -> dict[str, float]:
 
 
 def by_chance(mask: np.ndarray, units: int, survivors: Sequence[int]) -> np.ndarray:
-    """The probability that a unit has so many survivors by chance: hypergeometric.
+    """The probability of a number of survivors of one unit by chance: hypergeometric.
 
     Args:
-        mask: bool, of a layer.
-        units: among which its weights are divided equally, on the side of inputs or of outputs.
-        survivors: of a unit.
+        mask: bool, mask of a layer.
+        units: number of units, inputs or outputs, among which the weights are divided equally.
+        survivors: numbers of survivors of a unit.
 
     Returns:
         float [len(survivors)], probabilities.
@@ -132,20 +133,20 @@ def by_chance(mask: np.ndarray, units: int, survivors: Sequence[int]) -> np.ndar
 
 
 def variance_by_chance(mask: np.ndarray, units: int) -> float:
-    """The variance of the survivors of one unit by chance; arguments as of `by_chance`."""
+    """The variance of the survivors of one unit by chance; arguments as for `by_chance`."""
     n, fan, share = mask.size, mask.size // units, float(mask.mean())
     return fan * share * (1 - share) * (n - fan) / max(n - 1, 1)
 
 
 def degrees(survivors: np.ndarray, mask: np.ndarray) -> list[tuple[int, int, float]]:
-    """How many units have so many survivors, and how many are expected to by chance.
+    """The distribution of survivors over units, observed and expected by chance.
 
     Args:
-        survivors: int [units], of every unit; `incoming` or `outgoing` of the mask.
-        mask: bool, of the layer.
+        survivors: int [units], per unit: `incoming` or `outgoing` of the mask.
+        mask: bool, mask of the layer.
 
     Returns:
-        (survivors, units, units expected) for a range outside of which both are next to nothing.
+        (survivors, units, expected units), over the range outside of which both numbers are negligible.
     """
     units = len(survivors)
     far = 4 * variance_by_chance(mask, units) ** 0.5
@@ -158,10 +159,10 @@ def degrees(survivors: np.ndarray, mask: np.ndarray) -> list[tuple[int, int, flo
 
 
 def pixels(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Surviving connections of every input pixel, channels summed.
+    """Surviving connections of every input pixel, summed over channels.
 
     Args:
-        mask: bool [height · width · channels, units], of a dense first layer.
+        mask: bool [height · width · channels, units], mask of a dense first layer.
         shape: (height, width, channels) of an image.
 
     Returns:
@@ -171,20 +172,20 @@ def pixels(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def rings(height: int, width: int) -> np.ndarray:
-    """Every pixel's distance to the nearest border, 0 at the border; int [height, width]."""
+    """The distance of every pixel to the nearest border, 0 at the border; int [height, width]."""
     down, across = np.ogrid[:height, :width]
     return np.minimum(np.minimum(down, height - 1 - down), np.minimum(across, width - 1 - across))
 
 
 def by_ring(image: np.ndarray) -> list[tuple[int, int, int, float]]:
-    """The rings of an image of survivors: (distance to the border, pixels, survivors, `over_mean`)."""
+    """The rings of a map of survivors: (distance to the border, pixels, survivors, `over_mean`)."""
     ring = rings(*image.shape)
     parts = [(r, ring == r) for r in range(int(ring.max()) + 1)]
     return [(r, int(own.sum()), int(image[own].sum()), over_mean(image, own)) for r, own in parts]
 
 
 def over_mean(image: np.ndarray, part: np.ndarray) -> float:
-    """Survivors a pixel in a part of an image, divided by those of the whole.
+    """Survivors per pixel in a part of an image, divided by survivors per pixel in the whole image.
 
     Args:
         image: int [height, width], as `pixels` gives it, not all 0.
@@ -194,7 +195,7 @@ def over_mean(image: np.ndarray, part: np.ndarray) -> float:
 
 
 def side_by_side(kernel: np.ndarray) -> np.ndarray:
-    """The filters of a convolution as one image: across the filters, down their channels.
+    """The filters of a convolution as one image: one column per filter, one row per channel.
 
     Args:
         kernel: float [height, width, channels, filters].
@@ -211,17 +212,17 @@ def side_by_side(kernel: np.ndarray) -> np.ndarray:
 def histograms(
     before: Layers, after: Layers, stays: Layers, there: Layers, bins: int = 81
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """How many weights of a round of pruning have so large a value before and so large a one after.
+    """Joint histograms of weight values before and after, for survivors and for pruned weights of a round.
 
     Args:
         before, after: the weights at two times.
-        stays: the mask that the round makes.
-        there: the mask that it starts from.
-        bins: on either axis.
+        stays: the mask after pruning.
+        there: the mask before pruning.
+        bins: number of bins per axis.
 
     Returns:
-        {"survivors": int [bins, bins], "pruned": likewise}, the weights that stay and those that go; and the
-        edges of the bins, float [bins + 1], of before and after: symmetric about 0, out to the largest.
+        {"survivors": int [bins, bins], "pruned": likewise}; and the bin edges, float [bins + 1], of before
+        and after: symmetric about 0, up to the largest value.
     """
     x, y, own, was = (
         np.concatenate([part[path].ravel() for path in stays]) for part in (before, after, stays, there)
@@ -234,6 +235,6 @@ def histograms(
 
 
 def sign_changes(before: Layers, after: Layers, mask: Layers) -> tuple[int, int]:
-    """(survivors whose sign differs, survivors); a weight of exactly 0 has a sign of its own."""
+    """(survivors whose sign differs, survivors); a weight of exactly 0 counts as a third sign."""
     changed = sum(int((np.sign(before[path]) != np.sign(after[path]))[m].sum()) for path, m in mask.items())
     return changed, sum(int(m.sum()) for m in mask.values())

@@ -1,28 +1,28 @@
-"""A ticket of one network on another: same shapes, wider or narrower, deeper or shallower.
+"""Moves a ticket of one network to another: same shapes, wider or narrower, deeper or shallower.
 
-Networks of the same shapes take a mask as it is. Between sequential networks (`Model.layers`):
+Networks of the same shapes take a mask as it is. Rules between sequential networks (`Model.layers`):
 
 - *Depth.* Convolutions are matched with convolutions and hidden dense layers with hidden dense layers,
-  from the input on; the output layer with the output layer. What the target has beyond that is a copy of
-  the source's last layer of the kind; what the source has beyond it is dropped. (After Elastic LTH, Chen
-  et al. 2021, arXiv 2103.16547, which replicates or drops layers within a family.)
-- *Width.* A wider layer has the source's units in their order, then copies of them, those with the most
-  surviving connections (incoming and outgoing) first, round after round. A narrower one keeps the units
-  with the most, in their order. The units that a layer gives are those that the next one reads, a
-  channel with all its pixels where it is flattened.
-- *Pixels* of a flattened image of another size take their mask from the nearest one.
+  from the input on; the output layer with the output layer. Extra layers of the target copy the source's last
+  layer of the kind; extra layers of the source are dropped. (After Elastic LTH, Chen et al. 2021, arXiv
+  2103.16547, which replicates or drops layers within a family.)
+- *Width.* A wider layer has the source's units in their order, then copies of them: units with the most
+  surviving connections (incoming and outgoing) are copied first, round after round. A narrower layer keeps
+  the units with the most connections, in their order. The next layer reads the same units;
+  a flattened channel moves with all its pixels.
+- *Pixels* of a flattened image of another size take the mask of the nearest pixel.
 
-Residual networks of the same channels (`Model.stages`) differ in depth alone: the first block of a stage is
-the first of the source's, which may change the shape; what the target has beyond the source's blocks are
-its further ones again, in their order; what the source has beyond the target's is dropped (Elastic LTH
-replicates and drops blocks likewise). A block moves whole: masks, weights, normalisation, statistics.
+Residual networks of the same channels (`Model.stages`) differ only in depth. The first block of a stage,
+which may change the shape, takes the first block of the source's stage. Extra blocks of the target repeat the
+source's further blocks in their order; extra blocks of the source are dropped (Elastic LTH replicates and
+drops blocks likewise). A block moves as a whole: masks, weights, normalisation, statistics.
 
-In both:
+In both cases:
 
-- *Classes.* Where their numbers differ the output layer is made anew: every unit keeps its share of
-  connections, to classes at random.
-- *Density.* A layer whose shape changes then loses or gains connections at random until it has the
-  source's density to the nearest weight.
+- *Classes.* Where the numbers of classes differ, the output layer is drawn anew: every unit keeps its share
+  of connections, to random classes.
+- *Density.* A layer whose shape changes then loses or gains random connections until it has the source's
+  density to the nearest weight.
 
     from lthjax.measures import transfer
 
@@ -45,13 +45,13 @@ PyTree = Any
 
 
 class Match(NamedTuple):
-    """Where a layer of the target takes its connections from.
+    """The source of a target layer's connections.
 
     Attributes:
         source: index of the source's layer.
-        places: int [places], kernel taps or flattened pixels of the source; of a dense layer that reads
-            units one.
-        inputs: int [inputs], units (channels) of the source that are read.
+        places: int [places], kernel taps or flattened pixels of the source; one entry for a dense layer
+            that reads units.
+        inputs: int [inputs], input units (channels) of the source.
         units: int [units], units of the source; empty for an output layer of other classes.
     """
 
@@ -78,16 +78,16 @@ def kernels(layers: Sequence[Layer], tree: PyTree) -> list[np.ndarray]:
         if layer.size:
             found.append(kernel.reshape(layer.size**2, *kernel.shape[2:]))
         else:
-            # The first layer's pixels and channels cannot be told apart from its shape, nor need they.
+            # The shape of the first layer does not separate pixels from channels; nothing needs it.
             found.append(kernel.reshape(-1, inputs or 1, layer.features))
     return found
 
 
 def check(source: Model, target: Model) -> None:
-    """Asks whether a mask can be moved.
+    """Checks whether a mask can be moved.
 
     Raises:
-        UserError: it cannot; says why.
+        UserError: it cannot; gives the reason.
     """
     if not same_shapes(source, target):
         _matched_blocks(source, target) if _residual(source, target) else _matched_layers(source, target)
@@ -104,12 +104,12 @@ def same_shapes(source: Model, target: Model) -> bool:
 
 
 def match(source: Model, target: Model, mask: PyTree) -> list[Match]:
-    """Where every layer of the target takes its connections from.
+    """The source of every target layer's connections.
 
     Args:
         source: the ticket's network, sequential.
         target: the network that it is moved to, sequential.
-        mask: the ticket's.
+        mask: the ticket's mask.
 
     Raises:
         UserError: no rule applies.
@@ -127,7 +127,7 @@ def match(source: Model, target: Model, mask: PyTree) -> list[Match]:
             units = _resampled(degrees[of], target.layers[i].features)
         else:
             units = np.arange(source.classes if source.classes == target.classes else 0)
-        # A convolution's taps, or the first layer's pixels: of these, both have the same.
+        # Taps of a convolution, or pixels of the first layer: the same number in both networks.
         places = np.arange(masks[of].shape[0])
         if i and not target.layers[i].size:
             places = _nearest(sides[id(source)][of], sides[id(target)][i])
@@ -142,8 +142,8 @@ def mask(source: Model, target: Model, mask: PyTree, generator: np.random.Genera
         source: the ticket's network.
         target: the network that it is moved to.
         mask: the ticket's; bool arrays, or for a leaf that may not be pruned the 0-d True.
-        generator: for what is chosen at random: the connections to other classes, and those lost or
-            gained for the density's sake. Not drawn from where the shapes are the same.
+        generator: draws the connections to other classes, and those lost or gained to match the density.
+            Not used where the shapes are the same.
 
     Returns:
         The target's mask; numpy. Every layer has its source layer's density, to the nearest weight.
@@ -176,18 +176,17 @@ def mask(source: Model, target: Model, mask: PyTree, generator: np.random.Genera
 
 
 def initial(source: Model, target: Model, mask: PyTree, values: Variables, own: Variables) -> Variables:
-    """A ticket's start weights on another network, along the ways that its mask goes.
+    """The start weights of a moved ticket, along the connections that its mask follows.
 
-    Between the same shapes they are the values as they are, statistics included; so are the blocks of
-    residual networks. Else a weight takes the source's value
-    where it joins the first copies of two units, scaled to the target's Glorot deviation: further
-    copies have values of the target's own, as units that start equal stay equal. So has an output layer
-    of other classes.
+    Networks of the same shapes take the values as they are, statistics included, and so do the blocks of
+    residual networks. Otherwise a weight takes the source's value where it joins the first copies of two
+    units, scaled to the target's Glorot deviation. Further copies take the target's own values, as units that
+    start equal would stay equal. An output layer of other classes also takes the target's own values.
 
     Args:
         source, target, mask: as for `mask`.
         values: the source's weights.
-        own: the target's.
+        own: the target's own weights.
 
     Returns:
         Weights of the target's shapes and their statistics, numpy, not masked.
@@ -218,7 +217,7 @@ def initial(source: Model, target: Model, mask: PyTree, values: Variables, own: 
 
 
 def same_initial(source: Model, target: Model, theirs: PyTree, ours: PyTree) -> bool:
-    """Whether two networks begin with the same weights, up to an output layer of other classes.
+    """Whether two networks start with the same weights, except for an output layer of other classes.
 
     Args:
         source: a network.
@@ -249,7 +248,7 @@ def _no(source: Model, target: Model, why: str) -> UserError:
 
 
 def _matched_blocks(source: Model, target: Model) -> dict[str, str]:
-    """For every part of a residual target the source's; raises where no rule applies."""
+    """For every part of a residual target, the part of the source; raises where no rule applies."""
     old, new = source.stages, target.stages
     assert old is not None
     assert new is not None
@@ -286,7 +285,7 @@ def _params(model: Model) -> PyTree:
 
 
 def _matched_layers(source: Model, target: Model) -> list[int]:
-    """For every layer of the target the index of the source's; raises where no rule applies."""
+    """For every layer of the target, the index of the source's layer; raises where no rule applies."""
 
     def no(why: str) -> UserError:
         return _no(source, target, why)
@@ -323,7 +322,7 @@ def _check_images(source: Model, target: Model) -> None:
 
 
 def _sides(model: Model) -> list[tuple[int, int]]:
-    """(height, width) of what every layer reads; (1, 1) for units."""
+    """(height, width) of every layer's input; (1, 1) for units."""
     height, width, _ = model.input_shape
     sides = []
     for layer in model.layers:
@@ -338,13 +337,13 @@ def _sides(model: Model) -> list[tuple[int, int]]:
 
 
 def _nearest(source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-    """For every pixel of the target's image, row by row, the nearest of the source's."""
+    """For every pixel of the target's image, row by row, the nearest pixel of the source's image."""
     y, x = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(source, target, strict=True))
     return (y[:, None] * source[1] + x).ravel()
 
 
 def _resampled(degree: np.ndarray, count: int) -> np.ndarray:
-    """The source's units that so many units of the target are taken from."""
+    """The source units that `count` units of the target are copied from."""
     most = np.argsort(-degree.astype(np.int64), kind="stable")
     if count <= len(degree):
         return np.sort(most[:count])
@@ -352,7 +351,7 @@ def _resampled(degree: np.ndarray, count: int) -> np.ndarray:
 
 
 def _remade(kept: np.ndarray, classes: int, generator: np.random.Generator) -> np.ndarray:
-    """[places, inputs, classes]: every input keeps its share of connections, to classes at random."""
+    """[places, inputs, classes]: every input keeps its share of connections, to random classes."""
     before = kept.shape[-1]
     counts = _share(kept.sum(-1, dtype=np.int64), before, classes)
     order = generator.random((*kept.shape[:-1], classes)).argsort(-1)
@@ -360,12 +359,12 @@ def _remade(kept: np.ndarray, classes: int, generator: np.random.Generator) -> n
 
 
 def _share(left: Any, of: int, size: int) -> Any:
-    """left / of of a size, to the nearest whole number, halves up."""
+    """left / of, applied to a size and rounded to the nearest whole number, halves up."""
     return (2 * left * size + of) // (2 * of)
 
 
 def _to_count(kept: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Exactly so many kept: the fewest changes, at random."""
+    """The mask with exactly `count` kept: the fewest changes, at random."""
     flat = kept.ravel().copy()
     surplus = int(flat.sum()) - count
     changed = generator.choice(np.flatnonzero(flat == (surplus > 0)), abs(surplus), replace=False)
@@ -374,13 +373,13 @@ def _to_count(kept: np.ndarray, count: int, generator: np.random.Generator) -> n
 
 
 def _first(units: np.ndarray) -> np.ndarray:
-    """Where a unit appears for the first time; bool, of the same shape."""
+    """Whether each unit appears here for the first time; bool, of the same shape."""
     first = np.zeros(len(units), bool)
     first[np.unique(units, return_index=True)[1]] = True
     return first
 
 
 def _fans(layer: Layer, kernel: np.ndarray) -> int:
-    """Fan-in and fan-out together, as Glorot's initialisation counts them."""
+    """Fan-in plus fan-out, as Glorot's initialisation counts them."""
     places, inputs, units = kernel.shape
     return places * inputs + (places if layer.size else 1) * units

@@ -1,4 +1,4 @@
-"""A moved ticket and its controls: mask and start weights of each, one row of `ARMS` an arm."""
+"""A moved ticket and its controls: the mask and start weights of each arm, one row of `ARMS` per arm."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -39,12 +39,12 @@ class Moving(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What an arm is trained from.
+    """What an arm is trained from: mask, weights and first step.
 
     Attributes:
         mask: bool arrays; numpy.
         variables: start weights, not masked, and batch statistics.
-        rewound: whether training starts at the target's rewind step, or at step 0.
+        rewound: whether training starts at the target's rewind step rather than at step 0.
     """
 
     mask: PyTree
@@ -57,7 +57,7 @@ class Arm(NamedTuple):
 
     Attributes:
         summary: one line for help.
-        start: (ticket, the arm's own random stream) -> what it is trained from; None where it would be
+        start: (ticket, the arm's own random stream) -> its start; None where it would equal that of
             "transferred" bit for bit.
     """
 
@@ -66,15 +66,15 @@ class Arm(NamedTuple):
 
 
 def partner(seed: int, seeds: Sequence[int], pair: str) -> int | None:
-    """The seed whose mask goes to a seed of the target.
+    """The source seed whose mask is moved to a target seed.
 
     Args:
-        seed: of the target.
-        seeds: those that have a mask.
-        pair: "same": the same seed; "other": the next higher one, or, where there is none, the lowest.
+        seed: seed of the target.
+        seeds: seeds that have a mask.
+        pair: "same": the same seed; "other": the next higher seed or, if there is none, the lowest.
 
     Returns:
-        One of the seeds; None where there is no such.
+        One of `seeds`; None if there is none.
     """
     if pair == "same":
         return seed if seed in seeds else None
@@ -112,4 +112,4 @@ ARMS: dict[str, Arm] = {
     "shuffled": Arm("the same mask shuffled within its layers: their densities alone", _shuffled),
     "random_uniform": Arm("a random mask of the same density, the same in every layer", _random_uniform),
 }
-"""The arms by name; a new one is a new row."""
+"""The arms by name; add a row to add an arm."""

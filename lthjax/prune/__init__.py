@@ -1,9 +1,9 @@
-"""Masks for any pytree of parameters: select exactly k weights, prune, keep pruned, and count.
+"""Masks for any pytree of parameters: select exactly k weights, prune them, keep them pruned, and count.
 
 A mask is a pytree of the same treedef as the parameters. A leaf that may be pruned has a bool mask
 of its own shape, True where the weight is kept; a leaf that may not be pruned has the 0-d mask True.
-That is decided once, by `ones`, and every other function goes by it. Masks and parameters meet by the
-paths of their leaves, so their containers may differ.
+`ones` decides once which leaves may be pruned, and every other function follows it. Leaves of masks and
+parameters are matched by their paths, so the containers may differ.
 
     from lthjax import prune
 

@@ -1,4 +1,4 @@
-"""What a mask leaves: layer by layer, in multiplications, and against another mask."""
+"""Statistics of a mask: weights per layer, multiplications, and the overlap with another mask."""
 
 import io
 import math
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PyTree = Any
 Leaves = dict[Any, int]
 Macs = dict[int, int | None]
-# What hands a weight on to a product without computing anything with others.
+# Primitives that pass a weight on to a product without combining it with other values.
 _THROUGH = {
     "dynamic_slice",
     "slice",
@@ -33,16 +33,16 @@ _THROUGH = {
 
 
 class Row(NamedTuple):
-    """A leaf in numbers.
+    """Counts of one leaf.
 
     Attributes:
         path: its path.
         shape: its shape.
-        weights: how many it has.
-        left: how many are kept; all, where it may not be pruned.
+        weights: number of weights.
+        left: number of weights kept; all, if it may not be pruned.
         prunable: whether it may be pruned.
-        macs: multiplications for one example, if dense; None where the leaf goes into no matrix product
-            or convolution as it is, or how often is not known: in the body of a `while` loop, or in
+        macs: multiplications for one example, if dense. None if the leaf enters no matrix product or
+            convolution unchanged, or if the count is unknown: in the body of a `while` loop, or in
             branches that differ.
     """
 
@@ -55,15 +55,15 @@ class Row(NamedTuple):
 
     @property
     def density(self) -> float:
-        """Share of the weights that is kept."""
+        """Share of the weights that are kept."""
         return self.left / self.weights if self.weights else 1.0
 
 
 class Table(NamedTuple):
-    """The leaves of a network; `print` it, or hand it to rich.
+    """The leaves of a network; `print` it, or pass it to rich.
 
     Attributes:
-        rows: one a leaf.
+        rows: one per leaf.
     """
 
     rows: tuple[Row, ...]
@@ -73,7 +73,7 @@ class Table(NamedTuple):
         from rich.text import Text
 
         said = self._left_out()
-        # As text: brackets in a path are no markup.
+        # As text, because brackets in a path are not markup.
         table = RichTable(caption=Text(said) if said else None, caption_justify="left")
         known = any(row.macs is not None for row in self.rows)
         columns = ("layer", "shape", "weights", "left", "density", *(("MACs", "MACs left") if known else ()))
@@ -104,7 +104,7 @@ class Table(NamedTuple):
         yield (*sums, *((f"{least}{macs:,}", f"{least}{macs_left:,}") if known else ()))
 
     def _left_out(self) -> str | None:
-        """What may not be pruned, by the leaves' last names; None where everything may be."""
+        """The leaves that may not be pruned, by their last names; None if all may be."""
         sizes: dict[str, list[int]] = {}
         for row in self.rows:
             if not row.prunable:
@@ -120,18 +120,18 @@ class Table(NamedTuple):
         from rich.console import Console
 
         out = io.StringIO()
-        # Plain also in a notebook, where rich would display the table itself, and write escape codes.
+        # Plain text also in a notebook, where rich would display the table itself and write escape codes.
         Console(file=out, width=120, force_jupyter=False, force_terminal=False).print(self.__rich__())
         return out.getvalue()
 
 
 class Overlap(NamedTuple):
-    """How alike two masks are.
+    """The overlap of two masks.
 
     Attributes:
         iou: weights in both / weights in either, float32, shape ().
-        chance: what random masks of the same counts in every layer have on average, up to the ratio
-            of means; float32, shape ().
+        chance: the expected iou of random masks with the same counts in every layer (approximately, as a
+            ratio of means); float32, shape ().
     """
 
     iou: jax.Array
@@ -139,7 +139,7 @@ class Overlap(NamedTuple):
 
 
 def overlap(a: PyTree, b: PyTree) -> Overlap:
-    """Intersection over union of two masks, and what chance gives.
+    """Intersection over union of two masks, and the value expected by chance.
 
         >>> a = {"w": jnp.array([[True, True, False, False]])}
         >>> b = {"w": jnp.array([[True, False, True, False]])}
@@ -152,7 +152,7 @@ def overlap(a: PyTree, b: PyTree) -> Overlap:
         b: a mask of the same tree.
 
     Raises:
-        ValueError: the masks do not fit each other.
+        ValueError: the masks do not match each other.
     """
     b = matched(a, b)
     both = either = expected = union = jnp.float32(0)
@@ -172,22 +172,22 @@ def table(
     apply: Callable[[PyTree, jax.Array], Any] | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> Table:
-    """The leaves of a network: weights, how many are left, and multiplications.
+    """The leaves of a network: weights, number left, and multiplications.
 
     Args:
         params: a pytree of arrays.
         mask: its mask.
-        apply: (parameters, input) -> output; with `shape` for the MACs (multiply-accumulates) of
-            matrix products and convolutions that a leaf goes into.
-        shape: of one input, batch axis included and 1, for example (1, 28, 28, 1).
+        apply: (parameters, input) -> output; with `shape` it gives the MACs (multiply-accumulates) of
+            matrix products and convolutions that use a leaf.
+        shape: of one input, with a batch axis of 1, for example (1, 28, 28, 1).
 
     Returns:
-        A `Table`, beneath which stands what the mask leaves out; bodies of scan, map and fori_loop count as
-        often as they run. MACs left count every surviving weight as often as it is used, which says nothing
-        of time. Sums leave out leaves of which the number is not known, and then say "≥".
+        A `Table`, with the leaves that are left out listed below it. Bodies of scan, map and fori_loop count
+        once per iteration. MACs left count every surviving weight as often as it is used, which says nothing
+        about time. Sums skip leaves with an unknown number and then show "≥".
 
     Raises:
-        ValueError: params and mask do not fit, or one of apply and shape is missing.
+        ValueError: params and mask do not match, or one of apply and shape is missing.
     """
     mask = matched(params, mask)
     if (apply is None) != (shape is None):
@@ -208,16 +208,16 @@ def table(
 
 
 def _count(jaxpr: Any, leaves: Leaves, macs: Macs, times: int | None = 1) -> list[int | None]:
-    """Adds the products that parameters go into.
+    """Counts the products that use parameters, and adds them to `macs`.
 
     Args:
-        jaxpr: what is counted.
-        leaves: variable -> which parameter it is.
-        macs: parameter -> multiplications so far, None for those of an unknown number.
-        times: how often the whole runs; None where that is not known.
+        jaxpr: the program to count.
+        leaves: variable -> the parameter that it is.
+        macs: parameter -> multiplications so far, None if unknown.
+        times: how often the program runs; None if unknown.
 
     Returns:
-        Which parameter each output is, None for those that are none.
+        The parameter that each output is, None for other outputs.
     """
     known = dict(leaves)
 
@@ -240,7 +240,7 @@ def _count(jaxpr: Any, leaves: Leaves, macs: Macs, times: int | None = 1) -> lis
         elif name == "while":
             tested, fixed = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
             carried = operands[tested + fixed :]
-            # How often it runs is known only when it does.
+            # The number of iterations is known only at run time.
             _count_call(eqn.params["cond_jaxpr"].jaxpr, operands[:tested] + carried, macs, None)
             of_body = slice(fixed, fixed + len(carried))
             outputs = _loop(eqn.params["body_jaxpr"].jaxpr, operands[tested:], of_body, macs, None)
@@ -264,7 +264,7 @@ def _count_call(
 def _loop(
     body: Any, operands: Sequence[int | None], carried: slice, macs: Macs, times: int | None
 ) -> list[int | None]:
-    """The body of a loop; what it carries is a parameter where every round hands it on as it is."""
+    """Counts the body of a loop; a carried value is a parameter if every iteration passes it on unchanged."""
     operands = [*operands]
     while True:
         found: Macs = {}
@@ -279,7 +279,7 @@ def _loop(
 
 
 def _branches(eqn: Any, operands: Sequence[int | None], macs: Macs, times: int | None) -> list[int | None]:
-    """What all branches agree in; of those chosen by the platform the last, the default platform's."""
+    """The result common to all branches; for branches by platform that of the last, the default."""
     branches = [branch.jaxpr for branch in eqn.params["branches"]]
     if eqn.params.get("branches_platforms"):
         branches = branches[-1:]
@@ -311,10 +311,10 @@ def _inner(eqn: Any) -> Any:
 
 
 def _products(eqn: Any) -> int:
-    """Multiplications of one product; of a convolution as if there were no border.
+    """Multiplications of one product; for a convolution as if there were no border.
 
-    Every output position takes all weights of the kernel, padding included. Where a transposed
-    convolution widens its input by zeros, every position of the input itself does.
+    Every output position uses all weights of the kernel, padding included. For a transposed convolution,
+    whose input is dilated with zeros, every position of the original input does.
     """
     out, right = eqn.outvars[0].aval.shape, eqn.invars[1].aval.shape
     left = eqn.invars[0].aval.shape

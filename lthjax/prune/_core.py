@@ -20,7 +20,7 @@ from lthjax.prune._names import path_of, prunable_by_default
 PyTree = Any
 Scope = Literal["layer", "global"]
 Number = float | Fraction | Decimal | np.generic | np.ndarray | jax.Array
-"""A real number of any kind; an array has the shape ()."""
+"""A real number of any kind; an array must have shape ()."""
 Rate = Number | Mapping[str, Number] | Iterable[tuple[str, Number]]
 
 
@@ -35,18 +35,18 @@ def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None
     Args:
         params: any pytree of arrays.
         prunable: which leaves may be pruned: a regex searched in the path, or a predicate on
-            (path, leaf). By default the weights, as far as names, dtype and shape tell: floats of two
-            or more dimensions that are no biases, no scales, shifts or statistics of normalisation
-            layers and no embeddings by the names of Flax, Haiku and Equinox, on the leaf or on what
-            holds it; where names say nothing, with two or more axes longer than 1. `prune.table` says
-            which leaves that leaves out.
+            (path, leaf). By default the weights, judged by name, dtype and shape: floats of two or more
+            dimensions, except biases, embeddings, and scales, shifts or statistics of normalisation
+            layers. Names are those of Flax, Haiku and Equinox, of the leaf or its parent; an unknown
+            name needs two or more axes longer than 1. `prune.table` lists the leaves that are left
+            out.
 
     Returns:
-        The mask: bool of the leaf's shape where prunable, else the 0-d bool True.
+        The mask: bool of the leaf's shape if prunable, else the 0-d bool True.
 
     Raises:
-        ValueError: a leaf is no array; or `prunable` is a regex that matches none, or names PRNG keys or
-            a leaf without dimensions.
+        ValueError: a leaf is no array; or `prunable` is a regex that matches nothing, or matches PRNG keys
+            or a leaf without dimensions.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     names = paths(params)
@@ -73,10 +73,10 @@ def apply(params: PyTree, mask: PyTree) -> PyTree:
 
     Args:
         params: a pytree of arrays.
-        mask: its mask, in any containers that give the leaves the same paths.
+        mask: its mask, in any containers with the same leaf paths.
 
     Returns:
-        The parameters, in the containers they came in.
+        The parameters, in their own containers.
     """
     return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), matched(params, mask), params)
 
@@ -94,25 +94,25 @@ def magnitude(
         params: a pytree of arrays.
         mask: its mask; pruned weights stay pruned.
         rate: the share of the survivors to remove, in [0, 1]: one number, or a mapping (or pairs)
-            from a regex on the path to a number. The first match wins; a leaf that none matches is
-            not pruned, and a regex that matches nothing prunable is warned of. With scope "global"
-            one number. A number is a Python number, Fraction or Decimal, a numpy scalar, or an array
-            of shape () that is not traced.
-        scope: "layer" removes the share in every leaf; "global" over all leaves together, without
-            any normalisation between layers.
-        granularity: what is removed at a time. "weight"; "unit-l1" or "unit-l2": all weights of an
-            output unit or filter (the last axis), by the sum or the Euclidean norm of its
-            survivors, the rate then being of units; "N:M", for example "2:4": of every M
-            consecutive weights along the input axis (the last but one) the N highest stay, for
-            which the rate has to be 1 - N/M and the scope "layer".
+            from a regex on the path to a number. The first match wins. A leaf without a match is not
+            pruned; a regex that matches nothing prunable gives a warning. With scope "global" it must
+            be one number. A number is a Python number, Fraction or Decimal, a numpy scalar, or an
+            array of shape () that is not traced.
+        scope: "layer" removes the share in every leaf; "global" removes it over all leaves together,
+            without any normalisation between layers.
+        granularity: the unit of removal. "weight"; "unit-l1" or "unit-l2": all weights of an output
+            unit or filter (the last axis), ranked by the sum or the Euclidean norm of its survivors;
+            the rate then counts units; "N:M", for example "2:4": of every M consecutive weights along
+            the input axis (the last but one) the N highest stay; the rate must be 1 - N/M and the
+            scope "layer".
 
     Returns:
-        The new mask, in which exactly floor(rate * n + 1/2) of n survivors are gone, the rate taken
-        as the decimal that it was written as, a Fraction as it is; of equal weights the lowest index
-        goes first. Its containers are those of the parameters.
+        The new mask, which removes exactly floor(rate * n + 1/2) of n survivors. The rate is taken as
+        the decimal that was written, a Fraction exactly; ties go by lowest index first. The containers
+        are those of the parameters.
 
     Raises:
-        ValueError: as `by_score`; so weights that are NaN or infinite cannot be ranked.
+        ValueError: as for `by_score`; for example, weights that are NaN or infinite cannot be ranked.
 
     Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2 (layer) and appendix (global); units:
     Li et al. 2017 (arXiv 1608.08710); N:M: Mishra et al. 2021 (arXiv 2104.08378).
@@ -125,23 +125,23 @@ def magnitude(
 def by_score(
     scores: PyTree, mask: PyTree, rate: Rate, *, scope: Scope = "layer", granularity: str = "weight"
 ) -> PyTree:
-    """Prunes the survivors of the lowest scores; otherwise as `magnitude`.
+    """Prunes the survivors with the lowest scores; otherwise as `magnitude`.
 
     Args:
-        scores: a pytree of the mask's treedef, real numbers of the leaves' shapes. Those of survivors
-            are finite. Under `jit` and `vmap` that cannot be seen: there NaN counts as highest. With
-            scope "global" leaves of different dtypes are promoted to one.
+        scores: a pytree of the mask's treedef, real numbers of the leaves' shapes. Scores of survivors
+            must be finite. Under `jit` and `vmap` this cannot be checked: there NaN counts as highest.
+            With scope "global" leaves of different dtypes are promoted to one.
         mask: as for `magnitude`.
         rate: as for `magnitude`.
         scope: as for `magnitude`.
         granularity: as for `magnitude`. A unit's score is the sum of its survivors' scores, for
-            "unit-l2" of their squares with their signs, in float32 or wider; a square may be beyond
-            the range of its dtype.
+            "unit-l2" the sum of their squares with their signs, in float32 or wider; squares may exceed
+            the range of their dtype.
 
     Raises:
         ValueError: a rate outside [0, 1], a mapping of rates with scope "global", an unknown scope
-            or granularity, scores that do not fit the mask, or of survivors in a leaf that is to be
-            pruned some that are not finite.
+            or granularity, scores that do not match the mask, or non-finite scores of survivors in a
+            leaf that is to be pruned.
     """
     mask = matched(scores, mask)
     if scope == "global" and not _is_number(rate):
@@ -174,13 +174,13 @@ def by_score(
 def to_density(
     scores: PyTree, mask: PyTree, density: Number, *, scope: Scope = "layer", granularity: str = "weight"
 ) -> PyTree:
-    """Prunes the survivors of the lowest scores until a density is reached.
+    """Prunes the survivors with the lowest scores until a density is reached.
 
     Args:
         scores: as for `by_score`.
         mask: as for `by_score`.
-        density: what is left of all prunable weights (units), in [0, 1]: floor(density * n + 1/2) of n, of
-            every layer or of all together. Where no more than that survive, nothing goes.
+        density: share of all prunable weights (units) to keep, in [0, 1]: floor(density * n + 1/2) of n,
+            per layer or over all layers. If no more than that survive, nothing is pruned.
         scope: as for `by_score`.
         granularity: "weight", "unit-l1" or "unit-l2".
 
@@ -188,7 +188,7 @@ def to_density(
         The new mask.
 
     Raises:
-        ValueError: as `by_score`.
+        ValueError: as for `by_score`.
     """
     mask = matched(scores, mask)
     if _pattern(granularity) is not None:
@@ -203,12 +203,12 @@ def to_density(
 def survivors(
     mask: PyTree, scope: Scope = "layer", granularity: str = "weight"
 ) -> list[tuple[jax.Array, int]]:
-    """(prunable weights left, prunable weights) of every leaf, or, with scope "global", of all as one.
+    """(prunable weights left, prunable weights) per leaf or, with scope "global", over all leaves.
 
     Args:
         mask: the mask; (0, 0) for a leaf that may not be pruned.
         scope: "layer" or "global".
-        granularity: "weight", or of a unit: then units with any weight left.
+        granularity: "weight"; or of units: then a unit counts as left if any of its weights is.
     """
     if scope not in ("layer", "global"):
         raise ValueError(f"scope: {scope!r} is not known; it is 'layer' or 'global'.")
@@ -232,13 +232,13 @@ def remove_counted(
     scope: Scope = "layer",
     granularity: str = "weight",
 ) -> PyTree:
-    """Prunes exactly so many survivors, those of the lowest scores.
+    """Prunes an exact number of survivors, those with the lowest scores.
 
     Args:
         scores: as for `by_score`.
         mask: as for `by_score`.
-        going: how many weights (units) go of every leaf, or, with scope "global", one number; at most
-            as many as survive; may be traced, so that one program serves any counts.
+        going: number of weights (units) to remove from every leaf or, with scope "global", one number; at
+            most the number of survivors; may be traced, so that one program serves any counts.
         scope: as for `by_score`.
         granularity: as for `by_score`, but not "N:M".
 
@@ -246,7 +246,7 @@ def remove_counted(
         The new mask.
 
     Raises:
-        ValueError: scores that do not fit the mask, or are not finite, as for `by_score`.
+        ValueError: scores that do not match the mask, or are not finite, as for `by_score`.
     """
     mask = matched(scores, mask)
     check_finite(scores, mask, going if scope == "layer" else [going[0]] * len(jax.tree.leaves(mask)))
@@ -265,7 +265,7 @@ def remove_counted(
     else:
         parts = {i: _remove_lowest(_order(values[i]).ravel(), masks[i].ravel(), going[i]) for i in prunable}
     for i in prunable:
-        # A unit's mask is spread over its weights by broadcasting along the last axis.
+        # Broadcasting along the last axis applies a unit's mask to its weights.
         whole[i] = whole[i] & parts[i].reshape(masks[i].shape)
     return jax.tree.unflatten(treedef, whole)
 
@@ -273,7 +273,7 @@ def remove_counted(
 def _units(
     values: dict[int, jax.Array], masks: dict[int, jax.Array], granularity: str
 ) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
-    """Scores and mask of output units [1, ..., 1, units]: uint32, ranks in all leaves together, and bool."""
+    """Scores and mask of output units [1, ..., 1, units]: uint32 ranks over all leaves, and bool."""
     scored = [_unit_score(values[i], m, granularity == "unit-l2") for i, m in masks.items()]
     ends = np.cumsum([high.size for high, _ in scored])[:-1].tolist()
     ranks = jnp.split(_ranks(*(jnp.concatenate(part) for part in zip(*scored, strict=True))), ends)
@@ -285,24 +285,24 @@ def _units(
 def _unit_score(value: jax.Array, mask: jax.Array, squared: bool) -> tuple[jax.Array, jax.Array]:
     """The sum of every unit's scores or signed squares, as two keys: signed integers [units], high and low.
 
-    Every unit is added up in units of its own largest power of two: a square may be beyond the range of
-    its dtype, and a norm of the square would make unequal sums equal.
+    Every unit is scaled by its own largest power of two before the sum: a square may exceed the range of its
+    dtype, and the root of the sum would make unequal sums equal.
     """
     value = _widened(jnp.where(mask, value, 0))
     axes = tuple(range(value.ndim - 1))
     digits, exponent = _split(value)
     top = jnp.where(digits != 0, exponent, -(2**14)).max(axis=axes, keepdims=True, initial=-(2**14))
-    # Terms below 2**-126 of the unit's largest count as nothing; they are far below its last digit.
+    # Terms below 2**-126 of the unit's largest count as 0; they are far below its last digit.
     scaled = digits.astype(value.dtype) * power_of_two(jnp.maximum(exponent - top, -126), value.dtype)
     total = (scaled * jnp.abs(scaled) if squared else scaled).sum(axis=axes)
     digits, exponent = _split(total.astype(jax.dtypes.canonicalize_dtype(jnp.float64)))
-    # Offset, so that all that are positive come after 0, and of two negative ones the larger before.
+    # Offset, so that positive sums sort after 0, and of two negative sums the larger magnitude sorts first.
     high = exponent + (2 if squared else 1) * top.ravel() + 2**16
     return jnp.sign(digits) * high.astype(digits.dtype), digits
 
 
 def _widened(value: jax.Array) -> jax.Array:
-    """In float32, or in float64 where JAX has it on and float32 has too few digits."""
+    """The value in float32, or in float64 if JAX has it enabled and float32 has too few digits."""
     whole = not jnp.issubdtype(value.dtype, jnp.floating)
     wide = value.dtype.itemsize > (2 if whole else 4)
     return value.astype(jax.dtypes.canonicalize_dtype(jnp.float64) if wide else jnp.float32)
@@ -311,7 +311,7 @@ def _widened(value: jax.Array) -> jax.Array:
 def _split(value: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(digits, exponent) with value = digits * 2**exponent: signed integers of the float's width.
 
-    From the bits, as compiled programs take numbers below the normal range for 0.
+    It reads the bits, because compiled programs flush subnormal numbers to 0.
     """
     bits, sign, mantissa = _bits(value)
     magnitude = bits & ~sign
@@ -324,7 +324,7 @@ def _split(value: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def power_of_two(exponent: jax.Array, floats: Any) -> jax.Array:
-    """2**exponent, exactly, of a dtype that is float32 or float64; int32, within the normal range."""
+    """2**exponent, exactly, in dtype float32 or float64; exponent int32, within the normal range."""
     unsigned, mantissa = (jnp.uint64, 52) if floats.itemsize == 8 else (jnp.uint32, 23)
     biased = exponent + (int(jnp.finfo(floats).maxexp) - 1)
     return jax.lax.bitcast_convert_type(biased.astype(unsigned) << mantissa, floats)
@@ -332,7 +332,7 @@ def power_of_two(exponent: jax.Array, floats: Any) -> jax.Array:
 
 @jax.jit
 def _ranks(high: jax.Array, low: jax.Array) -> jax.Array:
-    """Ranks by two keys, the same for the same, uint32 [n]. Units are few enough to be sorted."""
+    """Ranks by two keys, equal for equal keys, uint32 [n]. It sorts, as there are few units."""
     order = jnp.lexsort((low, high))
     step = [
         jnp.concatenate([k[order][:1] != k[order][:1], k[order][1:] != k[order][:-1]]) for k in (high, low)
@@ -345,7 +345,7 @@ def _alive(mask: jax.Array) -> jax.Array:
 
 
 def _pattern(granularity: str) -> tuple[int, int] | None:
-    """(N, M) of "N:M", None of "weight" and of units."""
+    """(N, M) for "N:M", None for "weight" and for units."""
     if granularity in ("weight", "unit-l1", "unit-l2"):
         return None
     match = re.fullmatch(r"(\d+):(\d+)", granularity)
@@ -358,7 +358,7 @@ def _pattern(granularity: str) -> tuple[int, int] | None:
 
 
 def _prune_pattern(path: str, scores: jax.Array, mask: jax.Array, kept: int, group: int) -> jax.Array:
-    """Of every `group` consecutive weights along the last axis but one, the `kept` highest."""
+    """Keeps the `kept` highest of every `group` consecutive weights along the last axis but one."""
     if mask.shape[-2] % group:
         raise ValueError(
             f"granularity: leaf {path!r} has {mask.shape[-2]} inputs, not a multiple of {group}; leave it "
@@ -370,7 +370,7 @@ def _prune_pattern(path: str, scores: jax.Array, mask: jax.Array, kept: int, gro
         return last.reshape(*last.shape[:-1], -1, group)
 
     survivors = groups(mask)
-    # Pruned weights rank below all others; of equal ones the lowest index ranks lowest.
+    # Pruned weights rank below all others; ties go by lowest index first.
     ranked = jnp.lexsort((groups(_order(scores)), survivors), axis=-1)
     place = jnp.argsort(ranked, axis=-1)
     stays = survivors & (place >= group - kept)
@@ -391,7 +391,7 @@ def random(key: jax.Array, mask: PyTree, rate: Rate, *, scope: Scope = "layer") 
 
 
 def random_scores(key: jax.Array, tree: PyTree) -> PyTree:
-    """Scores by which survivors are chosen at random: uint32 of the shapes of a tree's leaves."""
+    """Random scores, which choose survivors at random: uint32 of the shapes of a tree's leaves."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))
     drawn = [jax.random.bits(k, jnp.shape(leaf), jnp.uint32) for k, leaf in zip(keys, leaves, strict=False)]
@@ -399,11 +399,11 @@ def random_scores(key: jax.Array, tree: PyTree) -> PyTree:
 
 
 def shuffle(key: jax.Array, mask: PyTree) -> PyTree:
-    """A random mask with the given mask's own number of survivors in every layer.
+    """A random mask with the same number of survivors in every layer as the given mask.
 
     Args:
         key: a PRNG key.
-        mask: a mask; its leaves are permuted, each within itself.
+        mask: a mask; each of its leaves is permuted within itself.
     """
     leaves, treedef = jax.tree.flatten(mask)
     keys = jax.random.split(key, len(leaves))
@@ -417,20 +417,20 @@ def shuffle(key: jax.Array, mask: PyTree) -> PyTree:
 def masked(optimiser: optax.GradientTransformation, mask: PyTree) -> optax.GradientTransformationExtraArgs:
     """An optimiser under which pruned weights are exactly 0 after every step.
 
-    The gradient and the parameters are masked before the optimiser sees them, so that neither
-    momentum nor weight decay brings a weight back, and the update is what takes a pruned weight to
-    0 from any finite value. Moments that start at 0 stay exactly 0 for pruned weights, if the state
-    comes from this transformation's own `init` or one of the same mask, and the optimiser adds no
-    noise of its own. (`optax.masked` is another thing: it leaves out whole leaves.)
+    The gradient and the parameters are masked before the optimiser sees them, so neither momentum nor
+    weight decay brings a weight back. The update takes a pruned weight from any finite value to 0. Moments
+    that start at 0 stay exactly 0 for pruned weights, if the state comes from this transformation's own
+    `init` or from one with the same mask, and the optimiser adds no noise of its own. (`optax.masked`
+    differs: it leaves out whole leaves.)
 
     Args:
         optimiser: any optax gradient transformation.
-        mask: the mask; may be traced. Its leaves are found by their paths where the trees' containers
-            differ, so that `nnx.Optimizer` takes the result, and `optax.masked` and
+        mask: the mask; may be traced. Its leaves are matched by path if the trees' containers differ. So
+            the result works with `nnx.Optimizer`, and within `optax.masked` and
             `optax.multi_transform`, which leave out leaves of the parameters.
 
     Returns:
-        A gradient transformation whose `update` needs the parameters and hands on any further
+        A gradient transformation whose `update` needs the parameters, and passes on any further
         arguments.
     """
     optimiser = optax.with_extra_args_support(optimiser)
@@ -450,7 +450,7 @@ def masked(optimiser: optax.GradientTransformation, mask: PyTree) -> optax.Gradi
 
 
 def _trainable(tree: PyTree, name: str) -> PyTree:
-    """The tree, unless a leaf of it is nothing that an optimiser can add to."""
+    """The tree; raises if an optimiser cannot update one of its leaves."""
     for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True):
         dtype = getattr(leaf, "dtype", None)
         if _is_key(leaf) or dtype in (bool, jax.dtypes.float0):
@@ -462,7 +462,7 @@ def _trainable(tree: PyTree, name: str) -> PyTree:
 
 
 def density(mask: PyTree) -> jax.Array:
-    """Weights left / weights prunable, float32, shape (); 1 where nothing is prunable."""
+    """Weights left / prunable weights, float32, shape (); 1 if nothing is prunable."""
     left, total = totals(mask)
     return left / max(total, 1) if total else jnp.float32(1)
 
@@ -473,30 +473,30 @@ def totals(mask: PyTree) -> tuple[jax.Array, int]:
 
 
 def check_density(density: Number) -> float | Fraction:
-    """The density as a number that `count` takes as written; raises for what is no share of weights kept."""
+    """The density as a number that `count` takes exactly as written; raises if it is no share in [0, 1]."""
     return _exact(density, "density")
 
 
 def count(rate: Number, n: int | jax.Array) -> int | jax.Array:
-    """floor(rate * n + 1/2), exactly, with the rate taken as the decimal that it was written as.
+    """floor(rate * n + 1/2), exactly, with the rate taken as the decimal that was written.
 
     Args:
-        rate: in [0, 1]; 0.15 means 15/100, not the nearest binary number, whether it is a Python number, a
-            Decimal, a numpy scalar or an array of shape (), which then has the shortest decimal that its
-            dtype tells from others. A Fraction is taken as it is.
-        n: how many survive, 0 <= n < 2**31 / 10; may be traced.
+        rate: in [0, 1]; 0.15 means 15/100, not the nearest binary number. This holds for a Python number, a
+            Decimal, a numpy scalar or an array of shape (); the last two mean the shortest decimal that
+            identifies them in their dtype. A Fraction is taken exactly.
+        n: number of survivors, 0 <= n < 2**31 / 10; may be traced.
 
     Returns:
         An integer of n's kind. (float32 arithmetic gets 0.15 * 190 wrong; this does not.)
 
     Raises:
-        ValueError: the rate is outside [0, 1], or no number that is known when the program is traced.
+        ValueError: the rate is outside [0, 1], or not a number known at tracing.
     """
     written = _written(rate, "rate")
     if written == 1:
         return n
-    # A fraction p/q whose decimal does not end is rounded up behind so many digits that no whole number lies
-    # between floor(rate * n + 1/2) and what is computed: they are 1/(2 q) away from it, or on it.
+    # A fraction p/q without a finite decimal is rounded up after so many digits that no integer lies between
+    # rate * n + 1/2 and the computed value: the distance to an integer is at least 1/(2 q), or 0.
     places = len(str(2 * written.denominator)) + 10
     digits = str(-(-written.numerator * 10**places // written.denominator)).zfill(places)
     first, *rest = list(digits.rstrip("0") or "0")
@@ -509,17 +509,17 @@ def count(rate: Number, n: int | jax.Array) -> int | jax.Array:
 
 
 def matched(tree: PyTree, mask: PyTree, name: str = "mask") -> PyTree:
-    """The mask in the containers of a tree, its leaves found by their paths.
+    """The mask in the containers of a tree; leaves are matched by their paths.
 
     Args:
         tree: parameters, scores, or another mask. Where `optax.masked` left a `MaskedNode`, the mask may
             have leaves.
-        mask: their mask, or another tree of the same leaves. `a/kernel/value` and `a/kernel` are one path,
-            as NNX boxes a leaf in a Variable.
-        name: what errors call it.
+        mask: their mask, or another tree with the same leaves. `a/kernel/value` and `a/kernel` are the same
+            path, as NNX boxes a leaf in a Variable.
+        name: name of the mask in errors.
 
     Raises:
-        ValueError: a leaf of one has none of the other's, or their shapes differ.
+        ValueError: a leaf has no counterpart in the other tree, or their shapes differ.
     """
     forms: list[Any] = [jax.tree.structure(tree), jax.tree.structure(mask)]
     if forms[0] != forms[1]:
@@ -578,14 +578,14 @@ def _check_leaf(path: str, leaf: Any) -> None:
 
 
 def rates_of(rate: Rate, names: list[str]) -> list[float | Fraction]:
-    """The rate of every path; 0 where no regex matches.
+    """The rate for every path; 0 if no regex matches.
 
     Args:
         rate: as for `magnitude`.
         names: paths.
 
     Returns:
-        Floats; a Fraction where no float is written as the number that was given.
+        Floats; a Fraction where no float is written like the given number.
     """
     if _is_number(rate):
         return [_exact(rate, "rate")] * len(names)
@@ -599,7 +599,7 @@ def rates_of(rate: Rate, names: list[str]) -> list[float | Fraction]:
 
 
 def _rules(rate: Rate) -> list[tuple[str, Number]]:
-    """The pairs of a rate that is no number."""
+    """The (regex, number) pairs of a rate that is not a single number."""
     try:
         rules = [(rule, number) for rule, number in (rate.items() if isinstance(rate, Mapping) else rate)]  # type: ignore[union-attr]
         if not all(isinstance(rule, str) for rule, _ in rules):
@@ -612,7 +612,7 @@ def _rules(rate: Rate) -> list[tuple[str, Number]]:
 
 
 def _warn_of_idle(rules: list[tuple[str, Number]], mask: PyTree) -> None:
-    """Warns of regexes that match no prunable leaf: a slip, or another library's names."""
+    """Warns of regexes that match no prunable leaf: a typo, or another library's names."""
     weights = [path for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True) if jnp.ndim(m)]
     for rule, _ in rules:
         if not any(re.search(rule, path) for path in weights):
@@ -625,16 +625,16 @@ def _warn_of_idle(rules: list[tuple[str, Number]], mask: PyTree) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one number, not rules."""
+    """Whether the value is one number rather than pairs."""
     return isinstance(value, (Real, Decimal)) or getattr(value, "ndim", None) == 0
 
 
 def _written(number: Any, name: str) -> Fraction:
-    """A share as it was written, exactly; raises for what is none.
+    """The exact value of a share as written; raises if it is not in [0, 1].
 
     Args:
-        number: what was given.
-        name: "density", or of a rate.
+        number: the given number.
+        name: "density", or the name of a rate.
     """
     if isinstance(number, jax.core.Tracer):
         raise ValueError(
@@ -662,33 +662,33 @@ def _written(number: Any, name: str) -> Fraction:
 
 
 def _shortest(scalar: Any) -> str:
-    """The shortest decimal that rounds to a number in its dtype; what bfloat16 prints is longer."""
+    """The shortest decimal that rounds to a number in its dtype; bfloat16 prints a longer one."""
     dtype = getattr(scalar, "dtype", np.dtype(float))
     texts = () if dtype.isbuiltin == 1 else (f"{float(scalar):.{digits}g}" for digits in range(1, 10))
     return next((text for text in texts if dtype.type(float(text)) == scalar), str(scalar))
 
 
 def _exact(number: Any, name: str) -> float | Fraction:
-    """A number as a float if there is one that is written so, else as a Fraction."""
+    """The number as a float if a float is written the same, else as a Fraction."""
     written = _written(number, name)
     near = float(written)
     return near if Fraction(str(near)) == written else written
 
 
 def check_finite(scores: PyTree, mask: PyTree, going: Sequence[float | Fraction | jax.Array]) -> None:
-    """Raises where survivors have scores that are not finite, naming the leaf; traced values pass.
+    """Raises if scores of survivors are not finite, naming the leaf; traced values are not checked.
 
     Args:
         scores: as for `by_score`.
         mask: as for `by_score`.
-        going: of every leaf how much goes; one of which nothing goes is not looked at.
+        going: amount to remove from every leaf; leaves with 0 are not checked.
     """
     for path, bad, left in not_finite(scores, mask, going):
         refuse(path, bad, left)
 
 
 def refuse(path: str, bad: int, left: int) -> NoReturn:
-    """Raises for a leaf of which so many survivors have scores that are not finite."""
+    """Raises for a leaf with `bad` of `left` survivors whose scores are not finite."""
     raise ValueError(
         f"scores: leaf {path!r} has {bad:,} that are not finite, of {left:,} weights left; NaN and infinity "
         "cannot be ranked. Look for weights or gradients that overflow."
@@ -722,7 +722,7 @@ def count_bad(score: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def _absolute(value: jax.Array) -> jax.Array:
-    """Absolute values; those of signed integers are unsigned, as -128 has no opposite in int8."""
+    """Absolute values; those of signed integers are unsigned, because int8 has no 128."""
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.signedinteger):
         return jnp.abs(value)
@@ -731,9 +731,9 @@ def _absolute(value: jax.Array) -> jax.Array:
 
 
 def _common(dtypes: Sequence[Any]) -> Any:
-    """The dtype in which leaves of several dtypes are ranked together."""
+    """The dtype in which leaves of different dtypes are ranked together."""
     common = jnp.result_type(*dtypes)
-    # Whole numbers of both signs, and mixed ones, may have no common dtype that is wide enough.
+    # Signed and unsigned integers, or integers and floats, may have no common dtype that is wide enough.
     alike = any(
         all(jnp.issubdtype(d, kind) for d in dtypes) for kind in (jnp.unsignedinteger, jnp.signedinteger)
     )
@@ -741,7 +741,7 @@ def _common(dtypes: Sequence[Any]) -> Any:
 
 
 def _bits(value: jax.Array) -> tuple[jax.Array, jax.Array, int]:
-    """(a float's bits, the bit of its sign, width of its mantissa), for float32 and float64."""
+    """(bits of a float, its sign bit, width of its mantissa), for float32 and float64."""
     wide = value.dtype.itemsize == 8
     unsigned = jnp.uint64 if wide else jnp.uint32
     bits = jax.lax.bitcast_convert_type(value, unsigned)
@@ -760,7 +760,7 @@ def _order(scores: jax.Array) -> jax.Array:
         signed = scores.astype(jnp.int64 if width == 64 else jnp.int32)
         bits = jax.lax.bitcast_convert_type(signed, unsigned)
         return bits ^ jnp.array(1 << (width - 1), unsigned)
-    # On the bits: compiled programs take numbers below the normal range for 0.
+    # On the bits: compiled programs flush subnormal numbers to 0.
     bits, sign, _ = _bits(scores.astype(jnp.float64 if width == 64 else jnp.float32))
     bits = jnp.where(bits == sign, 0, bits)
     ordered = jnp.where(bits >= sign, ~bits, bits | sign)
@@ -769,15 +769,15 @@ def _order(scores: jax.Array) -> jax.Array:
 
 @jax.jit
 def _remove_lowest(keys: jax.Array, kept: jax.Array, removed: int | jax.Array) -> jax.Array:
-    """`kept` without exactly `removed` of its True entries: those of the lowest keys.
+    """`kept` with exactly `removed` of its True entries set to False: those with the lowest keys.
 
-    Bisection on the key's bits finds the key of the last one to go; of those equal to it the lowest
-    indices go. It reads the keys once a bit and sorts nothing.
+    Bisection over the key's bits finds the largest key to remove; ties at that key go by lowest index. It
+    reads the keys once per bit and does not sort.
 
     Args:
         keys: unsigned integers [n].
         kept: bool [n].
-        removed: how many to remove, at most kept.sum(); may be traced.
+        removed: number of entries to remove, at most kept.sum(); may be traced.
     """
     if kept.size >= 2**31 // 10:
         raise ValueError(

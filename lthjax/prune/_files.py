@@ -1,4 +1,4 @@
-"""A ticket as one safetensors file, which any framework can read."""
+"""Reads and writes a ticket as one safetensors file, which any framework can read."""
 
 import json
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ from lthjax.prune._core import matched, paths
 
 PyTree = Any
 _FORMAT = "lthjax-ticket-1"
-# A file in which arrays lie as other types than their own; a reader of the first format would not see it.
+# Format of files that store arrays as other types than their own; readers of the first format must fail.
 _FORMAT_WITH_TYPES = "lthjax-ticket-2"
-# The types that safetensors has a name for, as numpy calls them.
+# Types with a safetensors name, by their numpy name.
 _NATIVE = {
     "BOOL": "bool", "C64": "complex64", "BF16": "bfloat16",
     "F16": "float16", "F32": "float32", "F64": "float64",
@@ -27,13 +27,13 @@ _NATIVE = {
 
 
 class Ticket(NamedTuple):
-    """What a ticket's file holds.
+    """The contents of a ticket's file.
 
     Attributes:
         params: the weights, nested dictionaries of numpy arrays; arrays of PRNG keys are JAX's.
         mask: their mask.
         origin: the weights that training started from, or None.
-        metadata: what was said of it, from JSON.
+        metadata: the user's metadata, decoded from JSON.
     """
 
     params: PyTree
@@ -50,23 +50,23 @@ def save(
     origin: PyTree | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a ticket to one safetensors file, which is there whole or not at all.
+    """Writes a ticket to one safetensors file, atomically.
 
-    The file's tensors are `params/PATH` and `origin/PATH`, as they are, and `mask/PATH`, uint8: the bits of
-    the prunable leaf's mask in row-major order, the first in the highest bit, filled up with 0
-    (`numpy.packbits`). Leaves of types that safetensors does not have lie as their bytes, uint8 with one more
-    axis, PRNG keys as their data; the metadata's `types` then names their own, in JSON by the tensor.
+    The tensors are `params/PATH` and `origin/PATH`, unchanged, and `mask/PATH`, uint8. A mask holds the bits
+    of the prunable leaf in row-major order, the first in the highest bit, padded with 0 (`numpy.packbits`).
+    Leaves of types that safetensors lacks are stored as their bytes, uint8 with one more axis, and PRNG keys
+    as their data; the metadata entry `types` then maps each such tensor to its own type, in JSON.
 
     Args:
-        path: the file; its folder must exist. A file that is there is replaced.
+        path: the file; its folder must exist. An existing file is replaced.
         params: a pytree of arrays or numbers, which are saved as arrays of shape ().
         mask: its mask.
         origin: weights to rewind to, of the same tree.
         metadata: anything that JSON can hold.
 
     Raises:
-        ValueError: the trees do not fit, a leaf cannot be saved, its path is another's or the beginning of
-            another's, so that nested dictionaries cannot hold both, or the metadata is no JSON.
+        ValueError: the trees do not match, a leaf cannot be saved, a path equals or is a prefix of another,
+            so that nested dictionaries cannot hold both, or the metadata is not valid JSON.
     """
     from safetensors.numpy import save as to_bytes
 
@@ -112,7 +112,7 @@ def _array(tree: str, name: str, leaf: Any) -> np.ndarray:
 
 
 def _stored(tree: str, name: str, leaf: Any) -> tuple[np.ndarray, str]:
-    """What stands in the file for a leaf, and the leaf's own type where that is another, else ""."""
+    """The stored form of a leaf, and the leaf's own type if that differs, else ""."""
     if jnp.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jax.dtypes.prng_key):
         return _array(tree, name, jax.random.key_data(leaf)), f"key<{jax.random.key_impl(leaf)}>"
     array = _array(tree, name, leaf)
@@ -132,7 +132,7 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _own(stored: np.ndarray, own: str) -> Any:
-    """The leaf that `_stored` took apart."""
+    """Restores the leaf from its form by `_stored`."""
     if own.startswith("key<"):
         return jax.random.wrap_key_data(jnp.asarray(stored), impl=own[4:-1])
     dtype = _dtype(own)
@@ -142,7 +142,7 @@ def _own(stored: np.ndarray, own: str) -> Any:
 
 
 def _dtype(name: str) -> np.dtype:
-    """The numeric dtype of a name, numpy's or one of those that JAX adds."""
+    """The numeric dtype of that name, numpy's or one that JAX adds."""
     try:
         dtype = np.dtype(getattr(jnp, name, None) or name)
     except TypeError as error:
@@ -153,18 +153,18 @@ def _dtype(name: str) -> np.dtype:
 
 
 def load(path: str | Path) -> Ticket:
-    """Reads what `save` wrote. Nothing in the file is executed.
+    """Reads a file that `save` wrote. Nothing in the file is executed.
 
     Args:
         path: the file.
 
     Returns:
-        The ticket; its trees are nested dictionaries by the parts of the leaves' paths, whatever containers
+        The ticket. Its trees are nested dictionaries by the parts of the leaves' paths, whatever containers
         were saved (a tree that is one array: {"": array}). `prune.apply`, `prune.magnitude` and
-        `prune.masked` take its mask for the parameters that it was saved from.
+        `prune.masked` accept its mask together with the parameters that it was saved with.
 
     Raises:
-        ValueError: it is not such a file, or damaged.
+        ValueError: it is not a ticket file, or damaged.
         FileNotFoundError: there is no such file.
     """
     from safetensors import SafetensorError, deserialize, safe_open
@@ -181,7 +181,7 @@ def load(path: str | Path) -> Ticket:
                 f"its format is {head.get('format')!r}, not {_FORMAT!r} or {_FORMAT_WITH_TYPES!r}"
             )
         types = json.loads(head.get("types", "{}"))
-        # Not by safe_open, whose numpy has no types of 8 bits.
+        # Not with safe_open, whose numpy interface lacks 8-bit floats.
         for key, tensor in deserialize(where.read_bytes()):
             tree, _, name = key.partition("/")
             array = np.frombuffer(tensor["data"], _dtype(_NATIVE[tensor["dtype"]])).reshape(tensor["shape"])

@@ -1,4 +1,4 @@
-"""What may be pruned by default, read off a leaf's name, its dtype and its shape."""
+"""Decides which leaves may be pruned by default, from a leaf's name, dtype and shape."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ PyTree = Any
 Keys = tuple[Any, ...]
 
 # Names of leaves. Linen and NNX have kernel, bias, scale, embedding, negative_slope; Haiku w, b, scale,
-# offset, embeddings; Equinox weight and bias everywhere, so that there the module's class decides.
+# offset, embeddings; Equinox weight and bias everywhere, so there the module's class decides.
 _WEIGHTS = frozenset({"kernel", "kernels", "w", "weight", "weights"})
 _VECTORS = frozenset(
     {"bias", "biases", "scale", "scales", "offset", "offsets", "shift", "gain"}
@@ -19,7 +19,7 @@ _VECTORS = frozenset(
 )
 _NORMS = frozenset({"norms", "ln", "bn", "gn", "ema"})
 _EMBEDDINGS = frozenset({"emb", "embs", "wte", "wpe"})
-# Collections of Linen, and what NNX names after them, that hold no parameters.
+# Collections of Linen, and the NNX names for them, that hold no parameters.
 _COLLECTIONS = frozenset({"batch_stats", "cache", "intermediates"})
 
 
@@ -29,11 +29,11 @@ def path_of(keys: Keys) -> str:
 
 
 def prunable_by_default(params: PyTree) -> list[bool]:
-    """Whether every leaf is a weight that may be pruned, in the order of `jax.tree.leaves`.
+    """Whether each leaf is a prunable weight, in the order of `jax.tree.leaves`.
 
-    Floats of two or more dimensions may be, except biases, the scales, shifts and statistics of
-    normalisation layers, and embeddings, which their names tell: the leaf's own and that of what holds
-    it. Where the names say nothing, a leaf with fewer than two axes longer than 1 is taken for a vector.
+    Floats of two or more dimensions are prunable, except biases, embeddings, and scales, shifts and
+    statistics of normalisation layers. The names of the leaf and of its parent identify these. With an
+    unknown name, a leaf with fewer than two axes longer than 1 counts as a vector.
 
     Args:
         params: any pytree of arrays.
@@ -50,7 +50,7 @@ def prunable_by_default(params: PyTree) -> list[bool]:
 
 
 def _is_float(leaf: Any) -> bool:
-    """Whether a leaf holds real or complex floats: no whole numbers, truth values or PRNG keys."""
+    """Whether a leaf holds real or complex floats, not integers, booleans or PRNG keys."""
     dtype = getattr(leaf, "dtype", None)
     return jnp.issubdtype(jnp.result_type(leaf) if dtype is None else dtype, jnp.inexact)
 
@@ -97,7 +97,7 @@ def _is_embedding(words: Sequence[str]) -> bool:
 
 
 def _owner(tree: PyTree, keys: Keys) -> str:
-    """The class of the Equinox module that holds the leaf as a field, "" where none does."""
+    """The class of the Equinox module that holds the leaf as a field, "" if there is none."""
     node = tree
     for key in keys[:-1]:
         try:

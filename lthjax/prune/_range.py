@@ -1,8 +1,8 @@
-"""Functions of numbers beyond the range of their dtype: every array is a mantissa times a power of two.
+"""Evaluates functions beyond the range of their dtype: every array is a mantissa times a power of two.
 
-A function is traced to its primitive operations, and each is done on arrays whose largest element is near
-1, with one exponent an array. Multiplication by a power of two is exact, so that wherever the function
-itself stays in range the digits are the same; to differentiation exponents are constants.
+A function is traced to its primitive operations. Each operation runs on arrays whose largest element is near
+1, with one exponent per array. Multiplication by a power of two is exact, so the digits are the same wherever
+the function itself stays in range. Differentiation treats exponents as constants.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ PyTree = Any
 _PRODUCTS = {"conv_general_dilated", "dot_general", "mul"}
 _SUMS = {"add", "add_any", "concatenate", "max", "min", "pad", "select_n", "stack", "sub"}
 _COMPARED = {"eq", "ge", "gt", "le", "lt", "ne"}
-# Scale with their first operand; further ones are indices.
+# Primitives that scale with their first operand; further operands are indices.
 _ALIKE = {
     "abs",
     "broadcast_in_dim",
@@ -45,7 +45,7 @@ _ALIKE = {
     "transpose",
 }
 _CALLS = {"checkpoint", "closed_call", "core_call", "jit", "pjit", "remat", "remat2"}
-# Of an array of zeros: below all others, so that it decides no common exponent.
+# Exponent of an array of zeros: below all others, so that it never sets a common exponent.
 _NOTHING = -(2**20)
 
 
@@ -54,7 +54,7 @@ class Wide(NamedTuple):
 
     Attributes:
         array: of any shape.
-        exponent: int32, shape (); 0 where the array is of no floating dtype.
+        exponent: int32, shape (); 0 if the array's dtype is not floating.
     """
 
     array: jax.Array
@@ -62,10 +62,10 @@ class Wide(NamedTuple):
 
 
 def widened(function: Callable[[PyTree], jax.Array], params: PyTree) -> Wide:
-    """The value of a function of a pytree, in whose course numbers may leave the range of their dtype.
+    """The value of a function of a pytree whose intermediate numbers may leave the range of their dtype.
 
-    Loops, and operations that scale with their input in no fixed way (`exp`, say), are done on the numbers
-    themselves, and stay in their range.
+    Loops, and operations without a fixed scaling (for example `exp`), run on the plain numbers and must stay
+    in range.
 
     Args:
         function: pytree -> array.
@@ -89,13 +89,13 @@ def _evaluate(jaxpr: Any, consts: Sequence[Wide], arguments: Sequence[Wide]) -> 
 
 
 def _written(value: Any) -> Wide:
-    """A literal, which carries its own dtype."""
+    """The value of a literal, which carries its own dtype."""
     array = jnp.asarray(value)
     return Wide(array, _NOTHING if _floating(array) and array.ndim == 0 and value == 0 else 0)
 
 
 def _apply(eqn: Any, operands: list[Wide]) -> list[Wide]:
-    """One operation."""
+    """Applies one operation."""
     name = eqn.primitive.name
     exponents = [operand.exponent for operand in operands]
     if name in _CALLS:
@@ -116,7 +116,7 @@ def _apply(eqn: Any, operands: list[Wide]) -> list[Wide]:
         common = _highest([term.exponent for term in terms])
         shifted = [_shift(term, common) for term in terms]
         made = _call(eqn, [*choice, *shifted])
-        # A difference, or the larger of a negative number and 0, may be far below its terms.
+        # A difference, or the maximum of a negative number and 0, may be far below its operands.
         return [_normal(out, common) if name in ("max", "min", "sub") else Wide(out, common) for out in made]
     degrees = _opaque(eqn)
     if degrees is None:
@@ -127,7 +127,7 @@ def _apply(eqn: Any, operands: list[Wide]) -> list[Wide]:
 
 def _call(eqn: Any, operands: Sequence[Wide]) -> list[jax.Array]:
     bound = eqn.primitive.get_bind_params(eqn.params)
-    # Up to jax 0.9 a pair.
+    # A pair up to jax 0.9.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     made = eqn.primitive.bind(*functions, *(operand.array for operand in operands), **params)
     return made if eqn.primitive.multiple_results else [made]
@@ -142,7 +142,7 @@ def _floating(array: Any) -> bool:
 
 
 def _normal(array: Any, exponent: jax.Array | int) -> Wide:
-    """The same number with an array whose largest magnitude is in [1, 2)."""
+    """The same number, with a mantissa array whose largest magnitude is in [1, 2)."""
     array = jnp.asarray(array)
     return _scaled(array, exponent) if _floating(array) and array.size else Wide(array, 0)
 
@@ -151,7 +151,7 @@ def _normal(array: Any, exponent: jax.Array | int) -> Wide:
 def _scaled(array: jax.Array, exponent: jax.Array | int) -> Wide:
     largest = jax.lax.stop_gradient(jnp.abs(array).max())
     bits = jax.lax.bitcast_convert_type(largest.astype(jnp.float32), jnp.int32)
-    # The exponent's bits; what is not finite stays so, and is seen in the result.
+    # The exponent's bits; non-finite values stay non-finite and show in the result.
     power = jnp.minimum(bits & 0x7F800000, 253 << 23)
     inverse = jax.lax.bitcast_convert_type((254 << 23) - power, jnp.float32)
     exponent = jnp.where(largest == 0, _NOTHING, exponent + (power >> 23) - 127)
@@ -159,7 +159,7 @@ def _scaled(array: jax.Array, exponent: jax.Array | int) -> Wide:
 
 
 def _times(array: jax.Array, factor: jax.Array) -> jax.Array:
-    """An array times a float32 that may be beyond the range of the array's dtype."""
+    """An array times a float32 that may exceed the range of the array's dtype."""
     wide = jnp.promote_types(array.dtype, jnp.float32)
     return (array.astype(wide) * factor.astype(wide)).astype(array.dtype)
 
@@ -176,12 +176,12 @@ def _lowered(number: Wide, exponent: jax.Array | int) -> Wide:
 
 
 def _plain(number: Wide) -> jax.Array:
-    """The number itself: infinite where it is out of range."""
+    """The number as a plain array: infinite if it is out of range."""
     return at_exponent(number.array, number.exponent) if _floating(number.array) else number.array
 
 
 def at_exponent(array: jax.Array, exponent: jax.Array | int) -> jax.Array:
-    """array * 2**exponent, in steps that are in range."""
+    """array * 2**exponent, in steps that stay in range."""
     for _ in range(3):
         by = jnp.clip(jnp.asarray(exponent, jnp.int32), -100, 100)
         array = _times(array, power_of_two(by, jnp.dtype(jnp.float32)))
@@ -197,13 +197,13 @@ def _highest(exponents: Sequence[jax.Array | int]) -> jax.Array:
 
 
 class _Mixed(Exception):
-    """An operation whose result scales with its operands in no fixed way."""
+    """An operation without a fixed scaling of its result with its operands."""
 
 
 def _opaque(eqn: Any) -> list[tuple[int, ...]] | None:
-    """The degree of every output in every operand, of functions with their own gradient and of branches.
+    """The degree of every output in every operand, for functions with their own gradient and for branches.
 
-    These are called as they are, on mantissas. None where there is no such degree.
+    Such functions are called unchanged on mantissas. None if there is no such degree.
     """
     name, count = eqn.primitive.name, len(eqn.invars)
     if name not in ("cond", "custom_jvp_call", "custom_vjp_call", "optimization_barrier"):
@@ -223,7 +223,7 @@ def _unit(atom: Any, i: int, count: int) -> tuple[int, ...] | None:
 
 
 def _degrees(jaxpr: Any, given: Sequence[Any], none: tuple[int, ...]) -> list[Any]:
-    """The degrees of a jaxpr's outputs; None is that of 0, which is of any degree."""
+    """The degrees of a jaxpr's outputs; None stands for 0, which has any degree."""
     known = dict.fromkeys(jaxpr.constvars, none) | dict(zip(jaxpr.invars, given, strict=True))
 
     def read(atom: Any) -> Any:
@@ -261,7 +261,7 @@ def _degrees_of(eqn: Any, given: list[Any], none: tuple[int, ...]) -> list[Any]:
 
 
 def _same(given: Sequence[Any]) -> Any:
-    """The one degree of all but zeros."""
+    """The common degree of all entries that are not zero."""
     distinct = {of for of in given if of is not None}
     if len(distinct) > 1:
         raise _Mixed

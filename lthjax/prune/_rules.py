@@ -1,4 +1,4 @@
-"""Masks of a given density without training: random by rule, and from scores at initialisation."""
+"""Masks of a given density without training: random masks by rule, and from scores at initialisation."""
 
 import math
 from collections.abc import Callable
@@ -28,12 +28,12 @@ Prunable = str | Callable[[str, jax.Array], bool] | None
 
 
 def uniform(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable = None) -> PyTree:
-    """A random mask of the same density in every layer.
+    """A random mask with the same density in every layer.
 
     Args:
         key: a PRNG key.
-        params: a pytree of arrays; only its shapes matter.
-        density: share of the weights kept, in [0, 1]; floor(density * n + 1/2) of a layer's n.
+        params: a pytree of arrays; only its shapes are used.
+        density: share of the weights to keep, in [0, 1]; floor(density * n + 1/2) of a layer's n.
         prunable: as for `prune.ones`.
 
     Returns:
@@ -55,8 +55,8 @@ def erk(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable =
     Args:
         key: as for `uniform`.
         params: as for `uniform`.
-        density: share of the weights kept, exactly floor(density * n + 1/2) of all n. A layer that
-            would get more than it has stays dense, and the others share the rest.
+        density: share of the weights to keep, exactly floor(density * n + 1/2) of all n. A layer whose
+            share exceeds its size stays dense, and the others share the rest.
         prunable: as for `uniform`.
 
     Returns:
@@ -71,11 +71,11 @@ def erk(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable =
 
 
 def smart_ratio(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable = None) -> PyTree:
-    """A random mask whose layers thin out with depth: layer l of L in proportion to m**2 + m, m = L-l+1.
+    """A random mask whose densities fall with depth: layer l of L in proportion to m**2 + m, m = L-l+1.
 
-    The last layer keeps 0.3 of its weights, or more where the others are full; where that is more than
-    all that are to be kept, every layer gets the same density. The order of the layers is that of the
-    leaves (dictionaries: of their sorted keys).
+    The last layer keeps 0.3 of its weights, or more if the others are full. If that is more than the total
+    to keep, every layer gets the same density. The order of the layers is that of the leaves (in
+    dictionaries: sorted keys).
 
     Args:
         key: as for `erk`.
@@ -108,13 +108,13 @@ def snip(
     *,
     prunable: Prunable = None,
 ) -> PyTree:
-    """A mask that keeps the weights of the highest |g * w|, over all layers together.
+    """A mask that keeps the weights with the highest |g * w|, over all layers together.
 
     Args:
         loss: (parameters, batch) -> mean loss, shape ().
         params: initial weights.
-        batch: what the loss takes.
-        density: share of the weights kept, exactly floor(density * n + 1/2) of all n.
+        batch: the second argument of the loss.
+        density: share of the weights to keep, exactly floor(density * n + 1/2) of all n.
         prunable: as for `prune.ones`.
 
     Returns:
@@ -134,12 +134,12 @@ def grasp(
     *,
     prunable: Prunable = None,
 ) -> PyTree:
-    """A mask without the weights whose removal least reduces the gradient's norm.
+    """A mask that prunes the weights whose removal reduces the gradient's norm least.
 
-    The gradient is that of the weights that may be pruned.
+    The gradient is that of the prunable weights.
 
     Args:
-        loss: as for `snip`; the paper's code divides the logits in it by a temperature of 200.
+        loss: as for `snip`; the paper's code divides its logits by a temperature of 200.
         params: as for `snip`.
         batch: as for `snip`.
         density: as for `snip`.
@@ -164,14 +164,14 @@ def synflow(
     rounds: int = 100,
     prunable: Prunable = None,
 ) -> PyTree:
-    """A mask that conserves synaptic flow, found without data in rounds of exponential density.
+    """A mask that conserves synaptic flow, found without data in rounds of exponentially falling density.
 
     Args:
         apply: (parameters, input) -> output.
         params: initial weights.
         shape: of the input, batch axis included, for example (1, 28, 28, 1).
-        density: share of the weights kept, exactly floor(density * n + 1/2) of all n.
-        rounds: after round i of them the density is density ** (i / rounds).
+        density: share of the weights to keep, exactly floor(density * n + 1/2) of all n.
+        rounds: number of rounds; after round i the density is density ** (i / rounds).
         prunable: as for `prune.ones`.
 
     Returns:
@@ -189,7 +189,7 @@ def synflow(
         mask, before = carry
         scores = _scores.synaptic_flow(apply, masked_params(params, mask), shape)
         bad = jax.tree.map(lambda s, m: count_bad(s, m & (jnp.ndim(m) > 0)), scores, mask)
-        # The flow is largest in the first round: what overflows at all does so there.
+        # The flow is largest in the first round, so an overflow happens there first.
         bad = jax.tree.map(lambda now, first: jnp.where(i == 0, now, first), bad, before)
         return remove_counted(scores, mask, [totals(mask)[0] - targets[i]], scope="global"), bad
 
@@ -208,20 +208,20 @@ def _sizes(mask: PyTree) -> list[int]:
 
 
 def _random(key: jax.Array, mask: PyTree, kept: list[int]) -> PyTree:
-    """A random mask with so many survivors in every prunable leaf."""
+    """A random mask with a given number of survivors in every prunable leaf."""
     of_leaf = iter(kept)
     going = [m.size - next(of_leaf) if jnp.ndim(m) else 0 for m in jax.tree.leaves(mask)]
     return remove_counted(random_scores(key, mask), mask, going)
 
 
 def _shares(ratios: list[float], mask: PyTree, density: Number, fixed: list[int] | None = None) -> list[int]:
-    """How many weights every layer keeps, in all exactly floor(density * n + 1/2) of n.
+    """The number of weights that every layer keeps, in total exactly floor(density * n + 1/2) of n.
 
     Args:
-        ratios: relative densities of the layers; of those not `fixed`.
+        ratios: relative densities of the layers that are not `fixed`.
         mask: for the layers' sizes.
-        density: of all.
-        fixed: what the last layers keep, whatever the density.
+        density: of all layers together.
+        fixed: numbers that the last layers keep, whatever the density.
     """
     sizes = _sizes(mask)
     last = fixed or []

@@ -1,4 +1,4 @@
-"""Scores from gradients, before or after training. The lowest are pruned."""
+"""Scores from gradients, before or after training. The lowest scores are pruned."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +10,19 @@ from lthjax.prune._core import apply as masked_params
 from lthjax.prune._range import at_exponent, widened
 
 PyTree = Any
-# Of SynFlow's scores: so that they stay in the range of float32, and far from its lower end.
+# Exponent range of SynFlow's scores: within float32, and far from its lower end.
 _EXPONENTS = (-60, 100)
 Loss = Callable[[PyTree], jax.Array]
 TEMPERATURE = 200.0
-"""What GraSP divides logits by: Wang et al. 2020, in their code."""
+"""GraSP divides logits by this temperature: Wang et al. 2020, in their code."""
 
 
 def saliency(loss: Loss, params: PyTree) -> PyTree:
-    """|g * w|: how much the loss changes, to first order, when a weight is removed.
+    """|g * w|: the first-order change of the loss when a weight is removed.
 
     Args:
         loss: parameters -> mean loss, shape ().
-        params: where; pruned weights 0.
+        params: the weights at which to compute; pruned weights 0.
 
     Source: Lee et al. 2019, SNIP (arXiv 1810.02340), at initialisation; Molchanov et al. 2017
     (arXiv 1611.06440), Taylor, on trained weights.
@@ -31,19 +31,19 @@ def saliency(loss: Loss, params: PyTree) -> PyTree:
 
 
 def gradient_flow(loss: Loss, params: PyTree, mask: PyTree) -> PyTree:
-    """w * (H g), the opposite of GraSP's S = -w * (H g), of which the largest are pruned.
+    """w * (H g), the negative of GraSP's S = -w * (H g), whose largest values are pruned.
 
-    g is the gradient of the weights that pruning chooses among: 0 for what is pruned already, and for
-    leaves that may not be pruned.
+    g is the gradient of the weights that pruning chooses among: it is 0 for pruned weights and for leaves
+    that may not be pruned.
 
     Args:
         loss: parameters -> mean loss, shape (), of logits divided by `TEMPERATURE`.
-        params: where; pruned weights 0.
+        params: the weights at which to compute; pruned weights 0.
         mask: which weights survive.
 
     Source: Wang et al. 2020, GraSP (arXiv 2002.07376), equation 8.
     """
-    # Reverse over reverse: functions with a reverse rule of their own have no forward one.
+    # Reverse over reverse: functions with a custom reverse rule have no forward rule.
     at, pull = jax.vjp(jax.grad(loss), params)
     chosen = jax.tree.map(lambda m, g: g if jnp.ndim(m) else jnp.zeros_like(g), mask, masked_params(at, mask))
     (curved,) = pull(chosen)
@@ -55,12 +55,12 @@ def synaptic_flow(
 ) -> PyTree:
     """dR/d|w| * |w|, with R the sum of the outputs for an input of ones and all weights made positive.
 
-    R is a product over layers, and may be beyond the range of its dtype. Then all scores are those times
-    one power of two, so that their ranks within layers and between them are the same.
+    R is a product over layers and may exceed the range of its dtype. Then all scores are multiplied by one
+    power of two, which keeps the ranks within and between layers.
 
     Args:
         apply: (parameters, input) -> output.
-        params: where; pruned weights 0.
+        params: the weights at which to compute; pruned weights 0.
         shape: of the input, batch axis included.
 
     Source: Tanaka et al. 2020, SynFlow (arXiv 2006.05467), algorithm 1.
@@ -75,6 +75,6 @@ def synaptic_flow(
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a * b in float32 or wider: products of small numbers are below the range of narrow dtypes."""
+    """a * b in float32 or wider: products of small numbers underflow in narrow dtypes."""
     wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
     return a.astype(wide) * b.astype(wide)

@@ -1,4 +1,4 @@
-"""A disk that fails, a process that dies, and a study that trains nothing, to try them on quickly."""
+"""A failing disk, a dying process, and a study without training, for quick fault tests."""
 
 import builtins
 import contextlib
@@ -28,12 +28,12 @@ _SERVER.set_forkserver_preload(["faulty"])
 
 
 class Disk:
-    """Counts what the main thread asks of the disk; from some point on, or at it, every call fails.
+    """Counts the main thread's calls to the disk; one call, or every call from it on, fails.
 
     Args:
-        fault: makes the exception; None counts only.
-        at: the call that fails first, from 1.
-        lasting: whether all later ones fail, too.
+        fault: makes the exception; None only counts.
+        at: the first call that fails, from 1.
+        lasting: whether all later calls fail, too.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Disk:
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator["Disk"]:
-        """The disk of this process while the block runs."""
+        """Installs the disk in this process while the block runs."""
         with contextlib.ExitStack() as stack:
             for name in ("replace", "rename", "mkdir", "fsync", "unlink", "rmdir"):
                 stack.enter_context(mock.patch.object(os, name, self._failing(getattr(os, name))))
@@ -82,12 +82,12 @@ FAULTS: dict[str, Callable[[], BaseException]] = {
 
 
 def dead() -> BaseException:
-    """The process is gone: nothing of it runs any more, no cleaning up either."""
+    """Stands for the death of the process: none of its code runs any more, including cleanup."""
     os._exit(KILLED)
 
 
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has trainings take no time: what comes out is a fixed function of the job."""
+    """Replaces training by a fixed function of the job that takes no time."""
 
     def changed(job: train.Job, step: int) -> Variables:
         factor = np.float32(1 + step / 7 + job.noise)
@@ -116,20 +116,20 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attempt(work: Callable[..., Any], arguments: Sequence[Any], fault: str, at: int, lasting: bool) -> str:
-    """What a process of its own ends with that does some work without training while its disk fails.
+    """Runs some work without training in a separate process whose disk fails; returns how it ended.
 
-    Of a process that dies in the middle of a checkpoint threads and locks would stay behind, so that no test
-    is its own victim. Workers are forked from a server that has loaded everything and started nothing.
+    A process that dies while it writes a checkpoint would leave threads and locks behind; a separate process
+    protects the test itself. Workers are forked from a server that has loaded everything and started nothing.
 
     Args:
         work: a function of a module, to be called with the arguments.
-        arguments: of it.
+        arguments: its arguments.
         fault: "dead" or a key of `FAULTS`; "" only counts the calls.
-        at: the call that fails first, from 1.
-        lasting: whether all later ones fail, too.
+        at: the first call that fails, from 1.
+        lasting: whether all later calls fail, too.
 
     Returns:
-        The sentence of a user's error; "killed"; "" where the work came to its end; of `fault` "" the number
+        The sentence of a user's error; "killed"; or "" if the work was completed. With `fault` "" the number
         of calls.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +157,7 @@ def _attempted(
 
 
 def small_data(folder: Path) -> Path:
-    """200 + 60 of the images that are part of the package, as `few.npz`."""
+    """Writes 200 + 60 of the packaged images as `few.npz`."""
     whole = data.load("mnist_10k")
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(
@@ -187,7 +187,7 @@ def prepared(folder: Path, **changes: Any) -> study.Prepared:
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """All numbers of a run folder: its rows without times, and what its masks, weights and states hash to."""
+    """All numbers of a run folder: its rows without times, and hashes of its masks, weights and states."""
     found: dict[str, Any] = {"rows": [row._replace(seconds=0.0) for row in load(run)]}
     for path in sorted(run.glob("seed=*/**/manifest.json")):
         made = manifest.read(path.parent)

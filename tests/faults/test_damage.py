@@ -1,4 +1,4 @@
-"""Damage to a run folder: every flipped bit, cut file and misplaced folder is noticed before it is used."""
+"""Damage to a run folder: flipped bits, cut files and misplaced folders are noticed before they are used."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def variables(factor: float = 1.0) -> Variables:
 
 
 def opened(path: Path, **changes: object) -> Store:
-    """A run folder of a study on the images that are part of the package."""
+    """A run folder of a study on the packaged images."""
     fields = {"model": "lenet300", "data": config.Data(name="mnist_10k"), "train": config.Train(steps=5)}
     prepared = study.prepare(config.Study(**{**fields, **changes}))  # type: ignore[arg-type]
     facts = record.about(prepared.study, prepared.identity, prepared.lengths, prepared.dataset)
@@ -42,7 +42,7 @@ def opened(path: Path, **changes: object) -> Store:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two seeds with a state, a dense network and a ticket each; nothing is trained."""
+    """A folder of two seeds with a state, a dense network and a ticket each, without training."""
     run = tmp_path_factory.mktemp("made") / "x-0123abcd"
     with opened(run) as store:
         for number, seed in enumerate((0, 1)):
@@ -61,7 +61,7 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 
 def read_all(run: Path) -> list:
-    """Everything that a program may use of the folder, through the functions that it uses."""
+    """Reads everything that a program may use from the folder, through the functions that it uses."""
     store, found = Reader(run), [read_study(run)]
     for seed in (0, 1):
         found.append(store.state(seed, 0))
@@ -78,7 +78,7 @@ def equal(a: object, b: object) -> bool:
 
 
 def told(run: Path, right: list) -> str:
-    """What a reader of all is told; nothing where all is right."""
+    """The error that reading everything raises; "" if all is right."""
     try:
         assert equal(read_all(run), right)
     except UserError as error:
@@ -109,7 +109,7 @@ def test_an_undamaged_folder_reads_and_checks(run: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, pytest.param(50, marks=pytest.mark.faults)])
 def test_every_flipped_bit_is_noticed_or_changes_nothing(made: Path, tmp_path: Path, count: int) -> None:
-    """So many bits of every file of the folder: Orbax by itself let 188 of 200 pass."""
+    """`count` bits of every file of the folder: Orbax alone missed 188 of 200."""
     run = shutil.copytree(made, tmp_path / made.name)
     right = read_all(run)
     generator = np.random.default_rng(1)
@@ -172,14 +172,14 @@ def test_a_cell_of_another_study_or_another_parent_is_noticed(run: Path, tmp_pat
     shutil.copytree(other, folder(run, dense))
     with pytest.raises(UserError, match="it is of another study"):
         read_result(folder(run, dense))
-    # Made anew with other bits, what was made from the old one no longer follows from it.
+    # After a parent is made again with other bits, its old children no longer follow from it.
     set_aside(run, folder(run, dense))
     with opened(run) as store:
         store.write(dense, result(dense), prune.ones(_PARAMS), variables(9))
     read_result(folder(run, dense))
     with pytest.raises(UserError, match="it was made from another seed=0/dense than is there now"):
         read_result(folder(run, ONE))
-    # The same bits again are the same parent, whatever the time it took.
+    # The same bits count as the same parent, whatever its time.
     set_aside(run, folder(run, dense))
     with opened(run) as store:
         store.write(dense, result(dense) | {"seconds": 9.0}, prune.ones(_PARAMS), variables(2))
@@ -188,7 +188,7 @@ def test_a_cell_of_another_study_or_another_parent_is_noticed(run: Path, tmp_pat
 
 def test_a_manifest_cannot_be_taken_away(run: Path) -> None:
     with opened(run):
-        pass  # nor by going on with the folder
+        pass  # nor by continuing with the folder
     (folder(run, ONE) / manifest.FILE).unlink()
     with pytest.raises(UserError, match=r"manifest\.json: not there"):
         read_result(folder(run, ONE))
@@ -201,7 +201,7 @@ def test_a_manifest_cannot_be_taken_away(run: Path) -> None:
 
 @pytest.fixture
 def shaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives the folder's network the shapes of its arrays, as folders without manifests do not hold them."""
+    """Gives the folder's network the shapes of its arrays, which folders without manifests lack."""
     network = SimpleNamespace(init=lambda key: variables())
     models = SimpleNamespace(MODELS={"lenet300"}, build=lambda *_: network)
     monkeypatch.setattr(store_of, "models", models)
@@ -221,7 +221,7 @@ def test_folders_of_older_versions_are_read_and_said_to_be_unchecked(
     ]
     found = check.check(run)
     assert (len(found.whole), len(found.unchecked), found.damaged) == (0, 7, {})
-    # Gone on with, new cells have manifests and old ones still need none.
+    # If the run continues, new cells have manifests and old ones still need none.
     new = ONE._replace(level=2)
     with opened(run) as store:
         store.write(new, result(new), _MASK, variables(), [folder(Path(), ONE)])

@@ -1,8 +1,8 @@
-"""Bad input of every kind: never a traceback, never a hang, nothing half written.
+"""Bad input of every kind: never a traceback, never a hang, never incomplete files.
 
 LTHJAX_FAULT_EXAMPLES=50 python -m pytest tests/faults/test_inputs.py -n 0 -s
 
-tries fifty times as many examples as the quick suite, and prints how many.
+tries fifty times as many examples as the quick suite, and prints their number.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ def told() -> Iterator[None]:
 
 
 class Reached(Exception):
-    """The work that the input asks for would begin."""
+    """Raised where the requested work would start."""
 
 
 def reach(*_: object, **__: object) -> None:
@@ -74,7 +74,7 @@ def reach(*_: object, **__: object) -> None:
 
 
 def call(main: Callable[[list[str]], None], *arguments: str) -> tuple[int, str]:
-    """(status, standard error) of a command; 0 where its work would begin. Anything else escapes."""
+    """(status, standard error) of a command; 0 if its work would start. Other exceptions propagate."""
     said, began, before = io.StringIO(), time.monotonic(), sys.argv
     sys.argv = ["command", *arguments]
     status = 0
@@ -91,7 +91,7 @@ def call(main: Callable[[list[str]], None], *arguments: str) -> tuple[int, str]:
     assert status in (0, 2), (status, said.getvalue())
     if status:
         lines = said.getvalue().splitlines()
-        # argparse says how the command is used before it says what is wrong.
+        # argparse prints the usage before the error.
         assert lines[0].startswith(("error: ", "usage: ")), lines
         assert lines[0].startswith("usage: ") or len(lines) <= 2, lines
     return status, said.getvalue()
@@ -102,7 +102,7 @@ def call(main: Callable[[list[str]], None], *arguments: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, a config and a run of two seeds, whose numbers are made up."""
+    """A folder with data, a config and a run of two seeds with made-up numbers."""
     folder = tmp_path_factory.mktemp("faults")
     write_npz(folder / "data", "few", **arrays(train=200, test=60))
     text = (
@@ -127,7 +127,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             job = train.Job(cell.seed, cell.level, 0, 12, variables, mask)
             made = None if cell.arm == DENSE else {"parent": "x", "origin": "y"}
             kept.write(cell, study_record.result(cell, job, done, made), mask, variables)
-    # What is damaged here is to be noticed by what is in it, not by its checksum.
+    # Damage must be noticed by the contents here, not by a checksum.
     unsealed(folder / "runs" / prepared.folder)
     return folder
 
@@ -150,7 +150,7 @@ FIELDS = [f"--{name.replace('_', '-')}" for name in config.flat(Study())]
 OTHERS = ["--out", "--data-dir", "--chunk", "--quiet", "--no-cache", "--config", "--seed", "-x"]
 
 
-# Values of options that are all right, each by itself.
+# Valid values of options, each for itself.
 GOOD = {
     "--levels": ["1"], "--level": ["1"], "--seeds": ["1"], "--seed": ["0"], "--chain": ["rewind-0"],
     "--plane-seeds": ["0"], "--steps": ["6"], "--arm": ["reinit"], "--repeat": ["1"], "--pairs": ["same"],
@@ -164,7 +164,7 @@ GOOD = {
 
 
 def lines(options: list[str]) -> st.SearchStrategy[list[str]]:
-    """Up to three options, each with what is all right for it or with up to three other values."""
+    """Up to three options, each with its valid value or with up to three other values."""
     bad = st.tuples(st.sampled_from(options), st.lists(st.sampled_from(WORDS), max_size=3))
     good = st.sampled_from([(option, GOOD[option]) for option in options if option in GOOD])
     return st.lists(good | good | bad, max_size=3).map(
@@ -174,7 +174,7 @@ def lines(options: list[str]) -> st.SearchStrategy[list[str]]:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and no program compiled for an estimate."""
+    """No internet, and no program compiled for an estimate."""
 
     def unreachable(name: str, urls: object, folder: Path) -> None:
         raise data._unreachable(name, folder, "no network")
@@ -202,7 +202,7 @@ def test_options_of_a_study(place: Path) -> None:
 
 
 def options_of(name: str) -> list[str]:
-    """The options of an analysis, as its record has them."""
+    """The options of an analysis, from its record."""
     fields = dataclasses.fields(ANALYSES[name].options)
     shared = ("run", "quiet", "cache", "chunk", "data_dir")
     return [f"--{field.name.replace('_', '-')}" for field in fields if field.name not in shared]
@@ -347,7 +347,7 @@ def test_settings_that_jax_does_not_take(
     more = ["x.safetensors", "--level", 0] if command == "analysis.export" else []
     done = command_line("-m", command, run, *more)
     assert done.returncode == 2, done.stderr
-    # Before it stands that the folder, being of an older version, is not checked.
+    # A warning comes first: the folder is of an older version and is not checked.
     *before, last = done.stderr.splitlines()
     assert last.startswith(f"error: {name}: '{value}'")
     assert len(before) <= 1
@@ -537,7 +537,7 @@ def replace_member(path: Path, name: str, content: bytes) -> None:
 
 
 def damaged(path: Path, drawn: st.DataObject) -> None:
-    """Flips a bit, cuts the end off, or puts other bytes in."""
+    """Flips a bit, cuts the end off, or inserts other bytes."""
     content = bytearray(path.read_bytes())
     place = drawn.draw(st.integers(0, max(len(content) - 1, 0)))
     how = drawn.draw(st.sampled_from(["flip", "cut", "put", "first"]))
@@ -598,7 +598,7 @@ JSON = st.one_of(
 
 
 def places(value: Any) -> list[tuple[Any, ...]]:
-    """The path of every field of an object of JSON, and of the first of every list."""
+    """The path of every field of a JSON object, and of the first item of every list."""
     found: list[tuple[Any, ...]] = []
     items = (
         value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
@@ -609,7 +609,7 @@ def places(value: Any) -> list[tuple[Any, ...]]:
 
 
 def mutated(text: str, drawn: st.DataObject) -> str:
-    """Another value, a field more or less."""
+    """The JSON with a changed value, or a field more or less."""
     value = json.loads(text)
     *parents, last = drawn.draw(st.sampled_from(places(value)))
     inside = value
@@ -626,7 +626,7 @@ def mutated(text: str, drawn: st.DataObject) -> str:
 
 
 def readers(place: Path, run: Path) -> None:
-    """All that reads a run's result.json and study.json without a figure."""
+    """Runs all readers of result.json and study.json that draw no figure."""
     opened = open_run(run)
     rows = opened.rows
     asked = config.load(place / "tiny.py")

@@ -1,7 +1,7 @@
-"""A study that dies, or whose disk fails, at every single call that it makes to the disk.
+"""A study that dies, or whose disk fails, at any single call to the disk.
 
-With trainings that take no time, so that every moment of the writing can be tried; every attempt in a process
-of its own.
+Training takes no time, so that every moment of the writing can be tested; every attempt runs in a separate
+process.
 """
 
 import shutil
@@ -34,7 +34,7 @@ def run(folder: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, int]:
-    """What comes out, and how many calls to the disk it takes."""
+    """The result of an undisturbed run, and its number of calls to the disk."""
     with pytest.MonkeyPatch.context() as patch:
         untrained(patch)
         made = run(folder, tmp_path_factory.mktemp("first"))  # which also writes compiled programs
@@ -43,7 +43,7 @@ def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def moments(calls: int, count: int) -> list[int]:
-    """So many of the calls, or all: the first, the last and those between, evenly."""
+    """`count` of the calls, or all: the first, the last and evenly spaced ones between."""
     return sorted({*np.linspace(1, calls, min(count, calls)).round().astype(int).tolist()})
 
 
@@ -63,7 +63,7 @@ def test_killed_at_any_call_it_goes_on_to_the_same_numbers(
         assert contents(cut) == right, at
         assert not [*cut.rglob(".tmp-*")]
         shutil.rmtree(tmp_path / "runs")
-    # Calls that JAX makes for its own cache come and go, so that the last moments may come too late.
+    # The number of calls for JAX's own cache varies, so the last moments may come too late.
     assert killed > 0.9 * min(count, calls) - 1
 
 
@@ -76,7 +76,7 @@ def test_a_disk_that_fails_at_any_call_is_one_sentence(
     for at in moments(calls, count):
         said = attempt(run, (folder, tmp_path / "runs"), kind, at, True)
         assert "\n" not in said
-        if not said:  # nothing that is needed was still to be written
+        if not said:  # everything that is needed was already written
             (there,) = (tmp_path / "runs").glob("tiny-*")
             assert contents(there) == right, at
         assert contents(run(folder, tmp_path / "runs")) == right, at

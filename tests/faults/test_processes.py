@@ -25,7 +25,7 @@ config = Study(
     model="lenet300", data=Data(name="few", validation=40), train=Train(steps=60, batch=20, eval_every=20),
 )
 """
-# The smallest that there is of a landscape.
+# The smallest possible landscape.
 LITTLE = {
     "images": 20, "plane-images": 10, "plane-test-images": 10, "spectrum-images": 10, "points": 3, "draws": 1,
     "alphas": 2, "eigenvalues": 1, "steps": 3, "probes": 1, "probe-steps": 2, "trace-probes": 2,
@@ -33,7 +33,7 @@ LITTLE = {
 
 
 class World(NamedTuple):
-    """Where the study of a test lies, and how its commands are called."""
+    """The folders of a test's study, and its commands."""
 
     root: Path
 
@@ -43,7 +43,7 @@ class World(NamedTuple):
         return run
 
     def commands(self) -> dict[str, list[str]]:
-        """Every command that writes to a run folder, by name, in the order in which they can be called."""
+        """Every command that writes to a run folder, by name, in a valid order."""
         out, data = str(self.root / "runs"), ["--data-dir", str(self.root / "data")]
         little = [word for name, value in LITTLE.items() for word in (f"--{name}", str(value))]
         run = str(next(iter((self.root / "runs").glob("tiny-*")), "none yet"))
@@ -71,7 +71,7 @@ class World(NamedTuple):
         )
 
     def finish(self, name: str) -> float:
-        """Calls a command to its end; the seconds it took."""
+        """Runs a command to its end; returns its seconds."""
         began = time.perf_counter()
         process = self.start(name)
         _, said = process.communicate(timeout=300)
@@ -79,7 +79,7 @@ class World(NamedTuple):
         return time.perf_counter() - began
 
     def killed(self, name: str, after: float) -> None:
-        """Starts a command and kills it after so many seconds, if it is not over by then."""
+        """Starts a command and kills it after so many seconds unless it has ended."""
         process = self.start(name)
         try:
             process.wait(after)
@@ -88,11 +88,11 @@ class World(NamedTuple):
         process.communicate()
 
     def found(self, names: list[str], copied_from: Path | None = None) -> dict:
-        """All numbers of the run and of what these commands have written."""
+        """All numbers of the run and of the output of these commands."""
         numbers = contents(self.run)
         for name in names:
             for path in sorted((self.run / name).rglob("*.csv")):
-                # Commands in it name the folder.
+                # Commands in the output name the folder.
                 text = path.read_text().replace(str(self.root), "").replace(str(copied_from or self.root), "")
                 lines = [{**line, "seconds": ""} for line in csv.DictReader(text.splitlines())]
                 numbers[path.relative_to(self.run).as_posix()] = lines
@@ -107,7 +107,7 @@ def world(root: Path) -> World:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, dict[str, float]]:
-    """A study with all analyses, and the seconds that each command took."""
+    """A study with all analyses, and the seconds of each command."""
     made = world(tmp_path_factory.mktemp("undisturbed"))
     return made, {name: made.finish(name) for name in made.commands()}
 
@@ -126,7 +126,7 @@ def test_killed_twice_and_run_again(tmp_path: Path) -> None:
 def test_a_study_killed_again_and_again(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, number: int
 ) -> None:
-    """Four kills each: with the analyses' below more than 50."""
+    """Four kills each: together with the analyses below, more than 50."""
     whole, seconds = undisturbed
     moments, cut = random.Random(number), world(tmp_path)
     for _ in range(4):
@@ -183,7 +183,7 @@ def test_two_processes_share_no_folder(tmp_path: Path) -> None:
     first, second = made.start("run"), made.start("run")
     said = [process.communicate(timeout=300)[1] for process in (first, second)]
     codes = sorted([first.returncode, second.returncode])
-    # The later one is refused, or comes when the earlier one is done.
+    # The later process is refused, or starts after the earlier one has ended.
     assert codes in ([0, 2], [0, 0])
     assert codes == [0, 0] or "another process is running this study" in "".join(said)
     made.finish("run")
@@ -192,7 +192,7 @@ def test_two_processes_share_no_folder(tmp_path: Path) -> None:
 
 @pytest.fixture
 def filling(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A disk of so many MiB, made anew or resized."""
+    """A disk of a given number of MiB, which can be created anew or resized."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
