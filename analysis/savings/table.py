@@ -7,18 +7,20 @@ from typing import Any, NamedTuple
 from analysis import tables, words
 from analysis.run import Run
 from lthjax.measures.savings import Counts, Storage
+from lthjax.measures.stats import Outcome
 
 FILE = "savings.json"
+# The fields of a row that are NamedTuples themselves.
+_PARTS = {"counts": Counts, "storage": Storage, "compacted": Counts}
 
 
 class Timing(NamedTuple):
-    """A forward pass against the dense one, timed in turn.
+    """A forward pass and the dense one, timed in turn; None where it was not timed.
 
     Attributes:
         batch: images.
         variant: a key of `lthjax.measures.savings.VARIANTS`.
-        seconds: median of one call; None where it was not timed.
-        dense_seconds: median of the dense one.
+        seconds, dense_seconds: medians of one call.
         ratio: median over the pairs of dense / variant; below 1 the variant is slower.
         low, high: its interval, as `median_interval` says.
         pairs: how many.
@@ -35,23 +37,28 @@ class Timing(NamedTuple):
     pairs: int
     note: str
 
+    @property
+    def faster(self) -> Outcome | None:
+        """Whether it is faster than dense: undecided where the interval has 1 in it, None if not timed."""
+        if self.low is None or self.high is None:
+            return None
+        return "supported" if self.low > 1 else "refuted" if self.high < 1 else "undecided"
+
 
 class LevelSavings(NamedTuple):
     """What a level's ticket saves, a row of savings.json.
 
     Attributes:
-        seed, chain, level, arm: which cell.
+        seed, chain, level, arm: the cell.
         density: weights left / prunable weights.
-        counts: of the ticket, as it is masked.
-        storage: bytes of its weights by format.
-        file_bytes: size of the file that `analysis.export` writes of it: dense arrays, the mask as bits,
-            and the weights that training started from.
+        counts, storage: of the masked ticket: its counts, and the bytes of its weights by format.
+        file_bytes: size of the file that `analysis.export` writes: dense arrays, the mask as bits, and the
+            weights that training started from.
         widths: layer -> units after compaction.
         compacted: counts of the compacted network.
         deviation: largest difference of the compacted network's logits from the ticket's over the test
             set, in float32, divided by the largest logit.
-        steps: of training, all rounds up to this ticket.
-        trainings: the same in dense trainings.
+        steps, trainings: training up to this ticket, all rounds together, in steps and in dense trainings.
         device: what timings were taken on.
         timings: empty where the level was not timed.
     """
@@ -87,23 +94,16 @@ def load(run: Run) -> list[LevelSavings]:
 
 
 def _row(fields: dict[str, Any]) -> LevelSavings:
-    made = {
-        "counts": Counts(**fields["counts"]),
-        "storage": Storage(**fields["storage"]),
-        "compacted": Counts(**fields["compacted"]),
-        "timings": tuple(Timing(**timing) for timing in fields["timings"]),
-    }
-    return LevelSavings(**{**fields, **made})
+    parts = {name: kind(**fields[name]) for name, kind in _PARTS.items()}
+    timings = tuple(Timing(**timing) for timing in fields["timings"])
+    return LevelSavings(**{**fields, **parts, "timings": timings})
 
 
 def to_json(rows: Sequence[LevelSavings]) -> str:
     """The rows as the text of savings.json."""
-    fields = [
-        {
-            **row._asdict(),
-            **{name: getattr(row, name)._asdict() for name in ("counts", "storage", "compacted")},
-            "timings": [timing._asdict() for timing in row.timings],
-        }
-        for row in rows
-    ]
+    fields = []
+    for row in rows:
+        parts = {name: getattr(row, name)._asdict() for name in _PARTS}
+        timings = [timing._asdict() for timing in row.timings]
+        fields.append({**row._asdict(), **parts, "timings": timings})
     return json.dumps({"rows": fields}, indent=1) + "\n"

@@ -61,38 +61,37 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
             file cannot be written.
         RuntimeError: a compacted network computes something else than its ticket.
     """
-    chosen = choose(run, options)
-    model = run.network()
+    chosen, model = choose(run, options), run.network()
     if not model.layers:
         raise UserError(
             f"{run.path}: its model {model.name!r} is not sequential; what it saves is not worked out."
         )
     images = _test_images(run, chosen[0].seed, options.data_dir)
     timed = timed_levels({row.level: row.density for row in chosen}, options.quick)
+    pairs = measure.FEWEST_PAIRS if options.quick else _PAIRS
     rows = []
     for row in chosen:
         watch.say(f"level {row.level}, {words.share(row.density)} of the weights")
-        pairs = measure.FEWEST_PAIRS if options.quick else _PAIRS
         rows.append(_saved(run, row, model, images, pairs if row.level in timed else 0))
     page.write_folder(run.path, (), {FILE: to_json(rows)})
     return run.path / FILE
 
 
 def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> LevelSavings:
-    """What a level's ticket saves; not timed in 0 pairs."""
+    """What a level's ticket saves; 0 pairs: it is not timed."""
     ticket, size = _exported(run, row.cell)
+    shape, total = model.input_shape, run.lengths.total
     small = savings.compact(model.layers, ticket.params, ticket.mask)
     params = _masked(ticket.params, ticket.mask)
-    total = run.lengths.total
     steps = savings.training_steps(total, run.results[row.cell]["start"], row.level)
     return LevelSavings(
         *row.cell[:4],
         row.density,
-        savings.counts(model.layers, ticket.params, ticket.mask, model.input_shape),
+        savings.counts(model.layers, ticket.params, ticket.mask, shape),
         savings.storage(ticket.mask),
         size,
         {layer.name: layer.features for layer in small.layers},
-        savings.counts(small.layers, small.params, small.mask, model.input_shape),
+        savings.counts(small.layers, small.params, small.mask, shape),
         savings.deviation(model, params, small, images),
         steps,
         steps / total,
@@ -116,9 +115,9 @@ def choose(run: Run, options: Options) -> list[Row]:
         raise UserError(f"--seed: {seed} is not in the run; it has {seeds}.")
     of_seed = [row for row in done if row.seed == seed]
     there = chains(of_seed)
+    if options.chain is not None and options.chain not in there:
+        raise UserError(f"--chain: {options.chain!r} is not in the run; it has {', '.join(there) or 'none'}.")
     chain = options.chain or next(iter(there), DENSE)
-    if options.chain is not None and chain not in there:
-        raise UserError(f"--chain: {chain!r} is not in the run; it has {', '.join(there) or 'none'}.")
     leaders = select(of_seed, chain=chain, arm=imp.leader(chain))
     found = {row.level: row for row in (*select(of_seed, chain=DENSE), *leaders)}
     absent = sorted(set(options.levels) - found.keys())
@@ -138,9 +137,7 @@ def timed_levels(densities: dict[int, float], quick: bool = False) -> set[int]:
     if not pruned:
         return set()
     sparsest = min(pruned, key=lambda level: (pruned[level], level))
-    if quick:
-        return {sparsest}
-    return {sparsest} | {nearest(pruned, density) for density in TIMED_DENSITIES}
+    return {sparsest, *(nearest(pruned, density) for density in TIMED_DENSITIES if not quick)}
 
 
 def timings(
@@ -158,16 +155,15 @@ def timings(
     Raises:
         RuntimeError: a variant computes something else than the dense network.
     """
-    layers = model.layers
+    layers, made = model.layers, []
     survivors = max(int(np.count_nonzero(params[x.name]["kernel"])) for x in layers if not x.size)
-    made = []
     variants = savings.variants(layers, params, mask, small)
     for batch in BATCHES:
         x = jnp.resize(images, (batch, *images.shape[1:]))
         dense = partial(savings.compiled, layers, params, x)
         expected = np.asarray(dense())
+        needed = 4 * survivors * batch
         for name, variant in variants.items():
-            needed = 4 * survivors * batch
             if name == "JAX BCOO" and needed > _MOST_BYTES:
                 note = f"not timed: needs {needed / 2**30:.1f} GiB"
                 made.append(Timing(batch, name, None, None, None, None, None, 0, note))

@@ -49,7 +49,7 @@ def section(run: Run, rows: Sequence[TransferRow]) -> Section:
 def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     """Whether tickets moved to a run are as good as its own, and better than the same masks shuffled.
 
-    Every claim is one about every level that was moved; its estimate is that of the worst.
+    A claim is one about every level that was moved; its estimate is that of the worst.
     """
     # A run's own ticket on its own seed is the ticket again.
     moved = [one for one in differences(rows or ()) if (one.source, one.pair) != (run.name, "same")]
@@ -83,13 +83,6 @@ def _finding(claim: str, levels: Sequence[Difference], noninferior: bool) -> Fin
 
 # It reads several runs, so its command is one of its own: see `__main__`.
 ANALYSIS = Analysis(
-    name="transfer",
-    title="Transfer",
-    options=record.Options,
-    work=None,
-    tables={"transfer.csv": TransferRow},
-    section=section,
-    findings=findings,
-    load=load,
+    "transfer", "Transfer", record.Options, None, {"transfer.csv": TransferRow}, section, findings, load=load,
     marker="transfer/transfer.csv",
-)
+)  # fmt: skip

@@ -1,5 +1,6 @@
 """The table of moved tickets: rows, read from the cells that were trained, and differences between arms."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -33,10 +34,9 @@ class TransferRow(NamedTuple):
         level: of the ticket in its source.
         arm: a key of `ARMS`; "ticket", the target's own, or "dense".
         density: weights left / prunable weights, of this arm's mask.
-        own_level: level of the target's own ticket, the nearest in density; the order of the data is
-            this level's for all arms.
-        shared_init: whether the target's initial weights are those that the mask was found on, up to
-            an output layer of other classes.
+        own_level: level of the target's own ticket of the nearest density; all arms take its data order.
+        shared_init: whether the mask was found on the target's initial weights, up to an output layer of
+            other classes.
         test_accuracy: a fraction, at the end; None where training diverged.
         early_stop_step: the step of the lowest validation loss; None likewise.
         status: "done" or "diverged".
@@ -100,20 +100,15 @@ def load(run: Run) -> list[TransferRow]:
         result = read_result(path.parent)
         wrong = fields.moved(result, ARMS)
         if wrong:
-            raise UserError(
-                f"{path}: it cannot be read ({wrong} is missing or unknown); delete {path.parent} and run "
-                "python -m analysis.transfer again."
-            )
+            again = f"delete {path.parent} and run python -m analysis.transfer again."
+            raise UserError(f"{path}: it cannot be read ({wrong} is missing or unknown); {again}")
         made: dict[str, Any] = result["made_from"] or {}
         moved, level = row_of(result), made["own_level"]
         place = (made["source"], run.name, made["source_seed"], moved.seed, moved.level)
         dense, ticket = Cell(moved.seed, DENSE, 0, DENSE), Cell(moved.seed, moved.chain, level, TICKET)
-        for row in (own.get(dense), own.get(ticket), moved):
-            if row is not None:
-                rows[*place, row.arm] = TransferRow(
-                    *(*place, row.arm, row.density, level, made["shared_init"]),
-                    *(row.test_accuracy, row.early_stop_step, row.status),
-                )
+        for row in filter(None, (own.get(dense), own.get(ticket), moved)):
+            before = (*place, row.arm, row.density, level, made["shared_init"])
+            rows[*place, row.arm] = TransferRow(*before, row.test_accuracy, row.early_stop_step, row.status)
     return sorted(rows.values(), key=lambda row: (*row[:5], ORDER.index(row.arm)))
 
 
@@ -125,13 +120,12 @@ def differences(rows: Iterable[TransferRow], others: Sequence[str] = (*AGAINST, 
         of.setdefault(place, {}).setdefault(row.arm, []).append(row)
     found = []
     for place, arms in of.items():
-        for arm in (MOVED, CARRIED):
+        for arm, other in itertools.product((MOVED, CARRIED), others):
             ours = arms.get(arm, [])
-            for other in others:
-                values = paired(accuracies(ours), accuracies(arms.get(other, [])))
-                if values:
-                    density = float(np.mean([row.density for row in ours]))
-                    found.append(Difference(*place, density, arm, other, values))
+            values = paired(accuracies(ours), accuracies(arms.get(other, [])))
+            if values:
+                density = float(np.mean([row.density for row in ours]))
+                found.append(Difference(*place, density, arm, other, values))
     return found
 
 
@@ -152,9 +146,8 @@ def names(runs: Iterable[Run]) -> dict[str, str]:
         for path in sorted(run.path.glob("transfer/from=*/source_seed=*/study.json")):
             source = read_study(path.parent).get("source")
             if source is None:
-                raise UserError(
-                    f"{path}: it names no source; delete {path.parent} and move its tickets again."
-                )
+                again = f"delete {path.parent} and move its tickets again."
+                raise UserError(f"{path}: it names no source; {again}")
             said[source["folder"]] = source["words"]
     twice = [name for name in said if list(said.values()).count(said[name]) > 1]
     return {name: f"{text}, {name}" if name in twice else text for name, text in said.items()}
@@ -171,8 +164,8 @@ def notes(rows: Sequence[TransferRow]) -> list[str]:
                 f"{row.source} to {row.target}, level {row.level}: the moved mask has "
                 f"{words.share(row.density)} of the weights, the nearest own ticket {words.share(density)}."
             )
-    moved = [row for row in rows if row.arm in ARMS]
-    bad = sum(row.status == "diverged" for row in moved)
+    statuses = [row.status for row in rows if row.arm in ARMS]
+    bad = statuses.count("diverged")
     if bad:
-        found.append(f"{bad} of the {len(moved)} trained cells diverged and are left out of means.")
+        found.append(f"{bad} of the {len(statuses)} trained cells diverged and are left out of means.")
     return list(dict.fromkeys(found))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,13 +72,7 @@ class Target(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A ticket to be moved.
-
-    Attributes:
-        source, source_seed, level: the ticket.
-        seed: of the target.
-        own_level: level of the target's own ticket, the nearest in density.
-    """
+    """The ticket `source`, `source_seed`, `level` to a seed of the target, and its own ticket's level."""
 
     source: Source
     source_seed: int
@@ -108,18 +103,16 @@ def build(options: Options, watch: Watch | None = None) -> Path:
     if not options.sources:
         for path in options.targets:
             if not path.is_dir():
-                raise UserError(
-                    f"--from: it is missing, and {path} is no run folder to be drawn; name a run."
-                )
+                why = f"it is missing, and {path} is no run folder to be drawn"
+                raise UserError(f"--from: {why}; name a run.")
         return _draw(map(open_run, options.targets), options.out, watch)
     for name in options.arms:
         if name not in ARMS:
             raise unknown("--arms", name, ARMS)
     sources, targets = sources_of(options), targets_of(options)
     # Before anything is trained.
-    for source in sources:
-        for target in targets:
-            transfer.check(source.run.network(), target.prepared.model)
+    for source, target in itertools.product(sources, targets):
+        transfer.check(source.run.network(), target.prepared.model)
     for target in targets:
         if not target.given:
             study.run(target.prepared, options.out, watch=watch, chunk=options.chunk)
@@ -141,11 +134,7 @@ def build(options: Options, watch: Watch | None = None) -> Path:
 
 
 def sources_of(options: Options) -> list[Source]:
-    """Whose tickets are moved.
-
-    Raises:
-        UserError: a run has no such chain, level or ticket, or two folders have the same name.
-    """
+    """Whose tickets are moved; raises where a run has no such chain, level or ticket."""
     found = []
     for run in map(open_run, options.sources):
         tickets = _trained(run, options.chain)
@@ -156,12 +145,7 @@ def sources_of(options: Options) -> list[Source]:
 
 
 def targets_of(options: Options) -> list[Target]:
-    """The studies that tickets are moved to.
-
-    Raises:
-        UserError: one is neither config nor run folder, its data are not those that the run was trained on,
-            or two folders have the same name.
-    """
+    """The studies that tickets are moved to; raises where one is not there, or a run's data are others."""
     found = []
     for path in options.targets:
         if not path.exists():
@@ -198,22 +182,21 @@ def _trained(run: Run, chain: str | None) -> Tickets:
 
 
 def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ()) -> list[Move]:
-    """Which tickets go to which seeds of a target.
+    """Which tickets of a source go to which seeds of a target.
 
     Args:
-        source: the source.
-        target: the target's run.
-        own: its own tickets.
+        source, target: they.
+        own: the target's own tickets.
         pairs: how seeds are paired, see `partner`; by default "same", within one run "other".
 
     Raises:
         UserError: the target has no ticket of its own, or no seed has a partner.
     """
     dense = {row.seed for row in select(target.rows, arm=DENSE) if row.status == "done"}
-    levels = {
-        seed: {row.level: row.density for row in own.done if row.seed == seed}
-        for seed in sorted({row.seed for row in own.done} & dense)
-    }
+    levels: dict[int, dict[int, float]] = {}
+    for row in sorted(own.done, key=lambda row: row.seed):
+        if row.seed in dense:
+            levels.setdefault(row.seed, {})[row.level] = row.density
     if not levels:
         raise UserError(
             f"{target.path}: no seed has both a ticket and a trained dense network, with which moved ones "
@@ -225,9 +208,7 @@ def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ())
     seeds = {level: source.tickets.seeds(level) for level in source.levels}
     found = [
         Move(source, of, level, seed, nearest(levels[seed], density[level, of]))
-        for level in source.levels
-        for seed in levels
-        for pair in pairs
+        for level, seed, pair in itertools.product(source.levels, levels, pairs)
         if (of := partner(seed, seeds[level], pair)) is not None
     ]
     if not found:
@@ -245,7 +226,7 @@ def _fill(work: Work, own: Tickets, chosen: Sequence[Move], arms: Sequence[str])
     with contextlib.ExitStack() as stack:
         stores: dict[tuple[str, int], Store] = {}
         jobs: list[tuple[Cell, Job]] = []
-        # Of a job, as the same cell may be trained of several sources.
+        # By job: the same cell may be trained from several sources.
         of: dict[int, tuple[Store, dict[str, Any]]] = {}
         for move in chosen:
             source = move.source.run
@@ -259,10 +240,8 @@ def _fill(work: Work, own: Tickets, chosen: Sequence[Move], arms: Sequence[str])
                 of[id(job)] = (stores[place], made_from)
         if jobs:
             cells, steps = [cell for cell, _ in jobs], sum(job.stop - job.start for _, job in jobs)
-            work.watch.say(
-                f"{work.run.name}: {len(cells)} moved tickets and controls to be trained, {steps:,} steps in "
-                f"all{work.time(cells, steps)}"
-            )
+            what = f"{len(cells)} moved tickets and controls to be trained, {steps:,} steps in all"
+            work.watch.say(f"{work.run.name}: {what}{work.time(cells, steps)}")
         for cell, job, trained in work.train(jobs):
             store, made_from = of[id(job)]
             work.write(store, cell, job, trained, made_from)
@@ -272,7 +251,7 @@ def _missing(
     work: Work, own: Tickets, move: Move, store: Store, arms: Sequence[str]
 ) -> Iterator[tuple[Cell, Job, dict[str, Any]]]:
     """What is to be trained of a moved ticket, and what it is made from."""
-    source, chain, rewind = move.source.run, move.source.tickets.chain, move.source.tickets.rewind
+    source, (chain, rewind, *_) = move.source.run, move.source.tickets
     networks = (source.network(), work.prepared.model)
     initial = work.run.variables_at(move.seed, 0)
     theirs = source.state(move.source_seed, 0)
@@ -288,19 +267,19 @@ def _missing(
     absent = [c for c in cells if not (store.has(c) and store.result(c).get("made_from") == made_from)]
     if not absent:
         return
-    # By the fingerprint: the rest of a folder's name changes no number.
-    by = config.fingerprint(source.about["identity"])
-
-    def key(what: str) -> jax.Array:
-        return rng.stream(move.seed, f"transfer/{by}/{chain}/{what}", move.source_seed, move.level)
-
+    # Named by the fingerprint, because the rest of a folder's name changes no number.
+    stream = f"transfer/{config.fingerprint(source.about['identity'])}/{chain}"
+    keys = {
+        what: rng.stream(move.seed, f"{stream}/{what}", move.source_seed, move.level)
+        for what in ("mask", *(cell.arm for cell in absent))
+    }
     ticket = source.mask(Cell(move.source_seed, chain, move.level, TICKET))
-    generator = np.random.default_rng(np.asarray(jax.random.key_data(key("mask"))))
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(keys["mask"])))
     mask = transfer.mask(*networks, ticket, generator)
     values = source.variables_at(move.source_seed, rewind)
     moving = Moving(*networks, ticket, mask, values, work.run.variables_at(move.seed, own.rewind), initial)
     for cell in absent:
-        start = ARMS[cell.arm].start(moving, key(cell.arm))
+        start = ARMS[cell.arm].start(moving, keys[cell.arm])
         if start is not None:
             first, stop = own.rewind if start.rewound else 0, work.prepared.lengths.total
             yield cell, Job(move.seed, move.own_level, first, stop, start.variables, start.mask), made_from
@@ -311,17 +290,16 @@ def _draw(runs: Iterable[Run], out: Path, watch: Watch) -> Path:
     moved = {run: load(run) for run in {os.path.abspath(run.path): run for run in runs}.values()}
     rows = [row for of_run in moved.values() for row in of_run]
     if not rows:
-        raise UserError(
-            f"--from: nothing was moved to {next(iter(moved)).path} yet; name a run to move tickets from."
-        )
-
-    def table(rows: Sequence[TransferRow]) -> dict[str, str]:
-        return {"transfer.csv": tables.of_rows(TransferRow, rows)}
-
+        nothing = f"nothing was moved to {next(iter(moved)).path} yet"
+        raise UserError(f"--from: {nothing}; name a run to move tickets from.")
     for run, of_run in moved.items():
         if of_run:
-            page.write_folder(run.path / "transfer", [arms(of_run, names([run]))], table(of_run))
-    folder = page.write_folder(out / "transfer", [matrix(rows, names(moved))], table(rows))
+            _write(run.path, arms(of_run, names([run])), of_run)
     for note in notes(rows):
         watch.say(note)
-    return folder
+    return _write(out, matrix(rows, names(moved)), rows)
+
+
+def _write(folder: Path, drawn: page.Drawn, rows: Sequence[TransferRow]) -> Path:
+    table = {"transfer.csv": tables.of_rows(TransferRow, rows)}
+    return page.write_folder(folder / "transfer", [drawn], table)

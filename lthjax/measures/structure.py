@@ -176,6 +176,16 @@ def rings(height: int, width: int) -> np.ndarray:
     return np.minimum(np.minimum(down, height - 1 - down), np.minimum(across, width - 1 - across))
 
 
+def border_and_centre(height: int, width: int) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+    """Half of the largest distance to the border; the outer two rings and the pixels further inside than it.
+
+    Both parts are bool [height, width].
+    """
+    ring = rings(height, width)
+    half = int(ring.max()) // 2
+    return half, (ring < 2, ring > half)
+
+
 def by_ring(image: np.ndarray) -> list[tuple[int, int, int, float]]:
     """The rings of an image of survivors: (distance to the border, pixels, survivors, `over_mean`)."""
     ring = rings(*image.shape)
