@@ -7,85 +7,67 @@ import numpy as np
 from analysis.page import Table
 from analysis.savings.table import LevelSavings, Timing
 
-_Column = tuple[str, Callable[[LevelSavings], str]]
-_LEVEL: _Column = ("level", lambda row: str(row.level))
-_WEIGHTS: tuple[_Column, ...] = (
-    _LEVEL,
-    ("weights left", lambda row: f"{row.counts.weights_left:,}"),
-    ("%", lambda row: f"{100 * row.density:.1f}"),
-    ("fewer weights", lambda row: times(row.counts.weights, row.counts.weights_left)),
-    ("MACs", lambda row: f"{row.counts.macs:,}"),
-    ("masked", lambda row: f"{row.counts.macs_left:,}"),
-    ("fewer MACs", lambda row: times(row.counts.macs, row.counts.macs_left)),
-    ("steps trained", lambda row: f"{row.steps:,}"),
-    ("dense trainings", lambda row: f"{row.trainings:.2f}"),
+_STORED = (
+    "Bytes of the weights, float32, and how much smaller than dense; the exported file is not smaller, it "
+    "holds dense arrays, the mask and the initial weights"
 )
-_STORED: tuple[_Column, ...] = (
-    _LEVEL,
-    ("dense", lambda row: f"{row.storage.dense:,}"),
-    ("ideal", lambda row: _smaller(row.storage.dense, row.storage.ideal)),
-    ("bitmask", lambda row: _smaller(row.storage.dense, row.storage.bitmask)),
-    ("CSR-16", lambda row: _smaller(row.storage.dense, row.storage.csr16)),
-    ("CSR-32", lambda row: _smaller(row.storage.dense, row.storage.csr32)),
-    ("COO", lambda row: _smaller(row.storage.dense, row.storage.coo)),
-    ("exported file", lambda row: f"{row.file_bytes:,}"),
-)
-_COMPACTED: tuple[_Column, ...] = (
-    _LEVEL,
-    ("units left", lambda row: " ".join(f"{name} {width}" for name, width in row.widths.items())),
-    ("weights", lambda row: f"{row.compacted.weights:,}"),
-    ("fewer", lambda row: times(row.counts.weights, row.compacted.weights)),
-    ("MACs", lambda row: f"{row.compacted.macs:,}"),
-    ("fewer", lambda row: times(row.counts.macs, row.compacted.macs)),
-    ("largest deviation of a logit", lambda row: f"{row.deviation:.1e}"),
-)
-_TIMES = [
-    "level",
-    "%",
-    "batch",
-    "network",
-    "ms a call",
-    "images / s",
-    "against dense: median (95 % interval)",
-]
+_COMPACTED = "Exact compaction: the units that do nothing taken out, the rest as dense arrays"
+_Cells = tuple[int | str, ...]
 
 
 def shown(rows: Sequence[LevelSavings]) -> list[Table]:
     """Counts and training cost, bytes, compaction, and times where there are any."""
 
-    def table(title: str, columns: Sequence[_Column], words: int = 1) -> Table:
-        lines = [[cell(row) for _, cell in columns] for row in rows]
-        return Table(title, [name for name, _ in columns], lines, words)
+    def table(title: str, header: str, cells: Callable[[LevelSavings], _Cells], words: int = 1) -> Table:
+        lines = [[f"{x:,}" if isinstance(x, int) else x for x in cells(row)] for row in rows]
+        return Table(title, header.split(", "), lines, words)
 
-    found = f"what the ticket cost to find (seed {rows[-1].seed}, {rows[-1].chain})"
-    made = [
-        table(f"Weights, MACs for one image, and {found}", _WEIGHTS),
-        table(
-            "Bytes of the weights, float32, and how much smaller than dense; the exported file is not "
-            "smaller, it holds dense arrays, the mask and the initial weights",
-            _STORED,
-        ),
-        table(
-            "Exact compaction: the units that do nothing taken out, the rest as dense arrays", _COMPACTED, 2
-        ),
-    ]
+    cost = f"what the ticket cost to find (seed {rows[-1].seed}, {rows[-1].chain})"
+    weights = (
+        "level, weights left, %, fewer weights, MACs, masked, fewer MACs, steps trained, dense trainings"
+    )
+    stored = "level, dense, ideal, bitmask, CSR-16, CSR-32, COO, exported file"
+    compacted = "level, units left, weights, fewer, MACs, fewer, largest deviation of a logit"
     timed = [row for row in rows if row.timings]
-    if timed:
-        title = f"Forward pass, each timed in turn with the dense one, on {timed[0].device}"
-        made.append(Table(title, _TIMES, [line for row in timed for line in _times(row)]))
-    return made
+    return [
+        table(f"Weights, MACs for one image, and {cost}", weights, _weights),
+        table(_STORED, stored, _stored),
+        table(_COMPACTED, compacted, _compacted, 2),
+        *([_times(timed)] if timed else []),
+    ]
 
 
-def _times(row: LevelSavings) -> list[list[str]]:
-    """The lines of a level: at every batch size the dense network, then the variants."""
-    lines = []
-    for batch in sorted({timing.batch for timing in row.timings}):
-        of_batch = [timing for timing in row.timings if timing.batch == batch]
-        dense = [timing.dense_seconds for timing in of_batch if timing.dense_seconds is not None]
-        place = [str(row.level), f"{100 * row.density:.1f}", str(batch)]
-        lines.append([*place, "dense", *_rate(float(np.median(dense)) if dense else None, batch), ""])
-        lines += [[*place, one.variant, *_rate(one.seconds, batch), compared(one)] for one in of_batch]
-    return lines
+def _weights(row: LevelSavings) -> _Cells:
+    counts, percent, trainings = row.counts, f"{100 * row.density:.1f}", f"{row.trainings:.2f}"
+    fewer, less = times(counts.weights, counts.weights_left), times(counts.macs, counts.macs_left)
+    masked = counts.macs_left
+    return row.level, counts.weights_left, percent, fewer, counts.macs, masked, less, row.steps, trainings
+
+
+def _stored(row: LevelSavings) -> _Cells:
+    dense, *smaller = row.storage
+    return row.level, dense, *(f"{part:,} ({times(dense, part)})" for part in smaller), row.file_bytes
+
+
+def _compacted(row: LevelSavings) -> _Cells:
+    units, small = " ".join(f"{name} {width}" for name, width in row.widths.items()), row.compacted
+    fewer, less = times(row.counts.weights, small.weights), times(row.counts.macs, small.macs)
+    return row.level, units, small.weights, fewer, small.macs, less, f"{row.deviation:.1e}"
+
+
+def _times(rows: Sequence[LevelSavings]) -> Table:
+    """At every level and batch size the dense network, then the variants."""
+    lines: list[list[str]] = []
+    for row in rows:
+        for batch in sorted({timing.batch for timing in row.timings}):
+            of_batch = [timing for timing in row.timings if timing.batch == batch]
+            dense = [timing.dense_seconds for timing in of_batch if timing.dense_seconds is not None]
+            place = [str(row.level), f"{100 * row.density:.1f}", str(batch)]
+            lines.append([*place, "dense", *_rate(float(np.median(dense)) if dense else None, batch), ""])
+            lines += [[*place, one.variant, *_rate(one.seconds, batch), compared(one)] for one in of_batch]
+    title = f"Forward pass, each timed in turn with the dense one, on {rows[0].device}"
+    header = "level, %, batch, network, ms a call, images / s, against dense: median (95 % interval)"
+    return Table(title, header.split(", "), lines)
 
 
 def _rate(seconds: float | None, batch: int) -> tuple[str, str]:
@@ -107,7 +89,3 @@ def compared(timing: Timing) -> str:
 def times(dense: int, left: int) -> str:
     """How many times fewer: `9.3×`."""
     return f"{dense / left:.1f}×" if left else "∞"
-
-
-def _smaller(dense: int, size: int) -> str:
-    return f"{size:,} ({times(dense, size)})"

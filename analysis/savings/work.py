@@ -63,24 +63,25 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     """
     chosen, model = choose(run, options), run.network()
     if not model.layers:
-        raise UserError(
-            f"{run.path}: its model {model.name!r} is not sequential; what it saves is not worked out."
-        )
-    images = _test_images(run, chosen[0].seed, options.data_dir)
+        why = f"its model {model.name!r} is not sequential; what it saves is not worked out."
+        raise UserError(f"{run.path}: {why}")
+    dataset = run.dataset(options.data_dir)
+    split = data.split(dataset, chosen[0].seed, run.study.data.validation)
+    raw, mean, std = map(jnp.asarray, (dataset.test_images, split.mean, split.std))
+    images = data.gather(raw, jnp.arange(len(raw)), mean, std)
     timed = timed_levels({row.level: row.density for row in chosen}, options.quick)
-    pairs = measure.FEWEST_PAIRS if options.quick else _PAIRS
+    most = measure.FEWEST_PAIRS if options.quick else _PAIRS
     rows = []
     for row in chosen:
         watch.say(f"level {row.level}, {words.share(row.density)} of the weights")
-        rows.append(_saved(run, row, model, images, pairs if row.level in timed else 0))
+        rows.append(_saved(run, row, model, images, most if row.level in timed else 0))
     page.write_folder(run.path, (), {FILE: to_json(rows)})
     return run.path / FILE
 
 
 def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> LevelSavings:
     """What a level's ticket saves; 0 pairs: it is not timed."""
-    ticket, size = _exported(run, row.cell)
-    shape, total = model.input_shape, run.lengths.total
+    (ticket, size), total, shape = _exported(run, row.cell), run.lengths.total, model.input_shape
     small = savings.compact(model.layers, ticket.params, ticket.mask)
     params = _masked(ticket.params, ticket.mask)
     steps = savings.training_steps(total, run.results[row.cell]["start"], row.level)
@@ -101,11 +102,7 @@ def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> L
 
 
 def choose(run: Run, options: Options) -> list[Row]:
-    """The dense network and the leaders of a seed's chain, by level.
-
-    Raises:
-        UserError: there is no such cell.
-    """
+    """The dense network and the leaders of a seed's chain, by level; raises where there is no such cell."""
     done = [row for row in run.rows if row.status == "done" and row.repeat == 1]
     if not done:
         raise UserError(f"{run.path}: there is no finished cell in it yet; run the study first.")
@@ -115,9 +112,9 @@ def choose(run: Run, options: Options) -> list[Row]:
         raise UserError(f"--seed: {seed} is not in the run; it has {seeds}.")
     of_seed = [row for row in done if row.seed == seed]
     there = chains(of_seed)
-    if options.chain is not None and options.chain not in there:
-        raise UserError(f"--chain: {options.chain!r} is not in the run; it has {', '.join(there) or 'none'}.")
     chain = options.chain or next(iter(there), DENSE)
+    if options.chain is not None and chain not in there:
+        raise UserError(f"--chain: {chain!r} is not in the run; it has {', '.join(there) or 'none'}.")
     leaders = select(of_seed, chain=chain, arm=imp.leader(chain))
     found = {row.level: row for row in (*select(of_seed, chain=DENSE), *leaders)}
     absent = sorted(set(options.levels) - found.keys())
@@ -127,11 +124,9 @@ def choose(run: Run, options: Options) -> list[Row]:
 
 
 def timed_levels(densities: dict[int, float], quick: bool = False) -> set[int]:
-    """The levels nearest to `TIMED_DENSITIES` on a logarithmic scale, and the sparsest.
+    """The sparsest level and, unless it is to be quick, those nearest to `TIMED_DENSITIES`.
 
-    Args:
-        densities: level -> density; level 0, the dense network, is never timed against itself.
-        quick: whether to take the sparsest only.
+    Level 0, the dense network, is never timed against itself.
     """
     pruned = {level: density for level, density in densities.items() if level and density > 0}
     if not pruned:
@@ -180,11 +175,3 @@ def _exported(run: Run, cell: Cell) -> tuple[prune.Ticket, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = export(run, cell, Path(folder) / "ticket.safetensors")
         return prune.load(path), path.stat().st_size
-
-
-def _test_images(run: Run, seed: int, data_dir: Path) -> jax.Array:
-    """The test images as the seed's networks saw them, float32 [N, H, W, C]."""
-    dataset = run.dataset(data_dir)
-    split = data.split(dataset, seed, run.study.data.validation)
-    images = jnp.asarray(dataset.test_images)
-    return data.gather(images, jnp.arange(len(images)), jnp.asarray(split.mean), jnp.asarray(split.std))

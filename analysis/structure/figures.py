@@ -33,7 +33,7 @@ _Made = tuple[Figure, str, Sequence[str], Sequence[Sequence[Any]]]
 
 
 class _Kind(NamedTuple):
-    """A figure: `find` looks up what `make` draws, empty where no cell has it; `need` is a key of `_HOLDS`."""
+    """A figure: `find` looks up what `make` draws, or nothing; what it needs is a key of `_HOLDS`."""
 
     title: str
     find: Callable[[Survivors], Any]
@@ -140,8 +140,8 @@ def _input_rings(of: Survivors, rows: Sequence[table.Ring]) -> _Made:
     caption = (
         f"Surviving weights a pixel ({of.chain}) in the ring of pixels at every distance to the border, "
         f"divided by the mean of all pixels of the same seed. {_POINTS}. On the dashed line a ring has its "
-        f"even share. At {words.share(rows[-1].density)} of the weights: the outer two rings have {border} times the "
-        f"mean, the pixels {half + 1} or more inside have {centre} times the mean."
+        f"even share. At {words.share(rows[-1].density)} of the weights: the outer two rings have "
+        f"{border} times the mean, the pixels {half + 1} or more inside have {centre} times the mean."
     )
     return figure, caption, table.Ring._fields, rows
 
@@ -193,13 +193,29 @@ def _bare(axes: Axes) -> None:
 def _degrees(of: Survivors, found: tuple[list[table.Degree], table.Ratios]) -> _Made:
     (rows, ratios), level = found, of.shown_level
     heading = f"{of.heading}: survivors of every unit, {words.share(of.levels[level])} left"
-    # One row of panels a layer: output units left, input units right.
+    # One row of panels a layer: output units left, input units right; cumulative shares of units.
     shape, size = (len(ratios) // 2, 2), (7.2, 0.9 * len(ratios) + 1.0)
     figure, panels = draw.panels(heading, shape, size, sharey=True)
     for ((layer, side), of_seeds), axes in zip(ratios.items(), panels.ravel(), strict=True):
         axes.set_title(f"{layer}, {side}", loc="left", fontsize=9)
         axes.set_ylim(-4, 104)
-        _draw_degrees(axes, [row for row in rows if (row.layer, row.side) == (layer, side)], of_seeds)
+        own = [row for row in rows if (row.layer, row.side) == (layer, side)]
+        if not of_seeds:
+            axes.text(0.5, 0.5, "nothing can vary", transform=axes.transAxes, ha="center", color="#666666")
+            axes.set_xticks([])
+            axes.grid(visible=False)
+            continue
+        lowest = min(row.survivors for row in own) - 1
+        at = [row.survivors - lowest for row in own]
+        units = np.bincount(at, [row.units for row in own])
+        expected = np.bincount(at, [row.units_expected_by_chance for row in own])
+        x, percent = lowest + np.arange(len(units)), 100 / units.sum()
+        axes.step(x, percent * np.cumsum(units), where="post", color=look(TICKET)[0], lw=1.6, label="ticket")
+        axes.step(x, percent * np.cumsum(expected), where="post", label="shuffled", **draw.CHANCE)
+        ratio = float(np.mean(of_seeds))
+        text = f"variance × {ratio:.{0 if ratio >= 9.95 else 1}f}"
+        axes.text(0.98, 0.08, text, transform=axes.transAxes, ha="right", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axes in panels[-1]:
         axes.set_xlabel("surviving weights of a unit")
     figure.supylabel("units with at most so many (%)", fontsize=10)
@@ -214,26 +230,6 @@ def _degrees(of: Survivors, found: tuple[list[table.Degree], table.Ratios]) -> _
         "mask's (mean over seeds; of few units it is noisy)."
     )
     return figure, caption, table.Degree._fields, rows
-
-
-def _draw_degrees(axes: Axes, rows: Sequence[table.Degree], ratios: Sequence[float]) -> None:
-    """Cumulative shares of the units of one side of a layer, and by chance."""
-    if not ratios:
-        axes.text(0.5, 0.5, "nothing can vary", transform=axes.transAxes, ha="center", color="#666666")
-        axes.set_xticks([])
-        axes.grid(visible=False)
-        return
-    at = [row.survivors for row in rows]
-    x = np.arange(min(at) - 1, max(at) + 1)
-    units = np.bincount(np.subtract(at, x[0]), [row.units for row in rows])
-    expected = np.bincount(np.subtract(at, x[0]), [row.units_expected_by_chance for row in rows])
-    percent = 100 / units.sum()
-    axes.step(x, percent * np.cumsum(units), where="post", color=look(TICKET)[0], lw=1.6, label="ticket")
-    axes.step(x, percent * np.cumsum(expected), where="post", label="shuffled", **draw.CHANCE)
-    ratio = float(np.mean(ratios))
-    text = f"variance × {ratio:.{0 if ratio >= 9.95 else 1}f}"
-    axes.text(0.98, 0.08, text, transform=axes.transAxes, ha="right", fontsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def _dead_units(of: Survivors, rows: Sequence[table.DeadUnits]) -> _Made:

@@ -208,9 +208,7 @@ def degrees(of: Survivors) -> tuple[list[Degree], Ratios]:
     ratios: Ratios = {}
     for row in select(of.tickets, level=of.shown_level):
         for path, leaf in of.mask(row).items():
-            sides = ("output units", "input units") if leaf.ndim == 2 else ("filters", "input channels")
-            both = structure.incoming(leaf), structure.outgoing(leaf, leaf.shape[-2])
-            for side, found in zip(sides, both, strict=True):
+            for side, found in structure.by_side(leaf).items():
                 rows += [Degree(row.seed, layer(path), side, *n) for n in structure.degrees(found, leaf)]
                 expected = structure.variance_by_chance(leaf, len(found))
                 ratio = [float(found.var() / expected)] if expected else []

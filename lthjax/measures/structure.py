@@ -66,6 +66,12 @@ def outgoing(mask: np.ndarray, units: int) -> np.ndarray:
     return mask.reshape(-1, units, mask.shape[-1]).sum((0, 2))
 
 
+def by_side(mask: np.ndarray) -> dict[str, np.ndarray]:
+    """`incoming` and `outgoing` of a layer, by the name that its units have on that side."""
+    sides = ("output units", "input units") if mask.ndim == 2 else ("filters", "input channels")
+    return dict(zip(sides, (incoming(mask), outgoing(mask, mask.shape[-2])), strict=True))
+
+
 def in_a_row(mask: Layers) -> bool:
     """Whether every layer feeds the next one and no other, judged by names and shapes."""
     fits = (
