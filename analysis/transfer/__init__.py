@@ -5,19 +5,15 @@ python -m analysis.transfer --from runs/A runs/B --to runs/A runs/B --levels 7 1
 python -m analysis.transfer --to runs/A runs/B                  # trains nothing, draws what there is
 
 A target is a config, whose missing cells are trained first, or a run folder, which is taken as it is. Moved
-tickets are compared with its dense networks and its own tickets. `lthjax.measures.transfer` says how a mask
-goes from one network to another. The target's seed gives the split, the order of the data and the initial
-weights; the source's seed gives the mask. The seed fixes the initial weights: where the two networks are
-alike and the seed is the same, mask and initialisation move together, and with another seed the mask moves
-alone. Between unlike networks the arm `transferred_init` moves the initial values, too.
+tickets are compared with its dense networks and its own tickets. The mask is the source's
+(`lthjax.measures.transfer` says how it fits another network); the split, the order of the data and the
+initial weights are those of the target's seed. Alike networks have the same initial weights for the same
+seed, so that there mask and initialisation move together. Between unlike ones `transferred_init` moves both.
 
   TARGET/transfer/
     from=SOURCE/source_seed=3/seed=4/chain=C/level=07/ARM/    a trained cell; its level is the source's
-    transfer.csv                                              `TransferRow`: all that was moved here
-    transfer_arms.png, .svg, .csv
-  OUT/transfer/                                               the targets of the last call together
-    transfer.csv
-    transfer_matrix.png, .svg, .csv                           sources × targets
+    transfer.csv, transfer_arms.*                             `TransferRow`, and a figure: all moved here
+  OUT/transfer/transfer.csv, transfer_matrix.*                the targets of the last call together
 """
 
 from collections.abc import Sequence

@@ -12,11 +12,13 @@ from matplotlib.image import AxesImage
 from analysis import draw, words
 from analysis.page import Drawn
 from analysis.run import TICKET, accuracies, mean_accuracy
-from analysis.transfer.table import AGAINST, ORDER, PAIRS, Difference, Pair, TransferRow, differences, notes
+from analysis.transfer.table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, notes
 from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
 from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED
 
+# (source, target) -> mean difference.
+_Intervals = Mapping[tuple[str, str], Interval]
 # Panels, or lines of panels, that a figure has at most.
 _MOST = 6
 # Arm -> colour, marker, label.
@@ -39,12 +41,13 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
 
     Args:
         rows: at least one.
-        said: folder -> its words.
+        said: run folder -> its name in words.
     """
     found = differences(rows)
     pairs, names = list(PAIRS), list(ARMS)
-    order = sorted(found, key=lambda one: (pairs.index(one.pair), names.index(one.arm), one.level))
-    lines = draw.thinned(list(dict.fromkeys(map(_line, order))), _MOST)
+    places = {(one.pair, one.arm, one.level) for one in found}
+    order = sorted(places, key=lambda place: (pairs.index(place[0]), names.index(place[1]), place[2]))
+    lines = draw.thinned(order, _MOST)
     sources = list(dict.fromkeys(one.source for one in found))
     targets = list(dict.fromkeys(one.target for one in found))
     shown = [one for one in found if one.other in AGAINST]
@@ -55,12 +58,12 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
     figure = Figure(figsize=size, layout="constrained")
     grid, image = figure.subplots(count, 2, squeeze=False), None
     for panels, (pair, arm, level) in zip(grid, lines, strict=False):
-        of_line = [one for one in shown if _line(one) == (pair, arm, level)]
+        of_line = [one for one in shown if (one.pair, one.arm, one.level) == (pair, arm, level)]
         share = words.share(float(np.mean([one.density for one in of_line])) if of_line else math.nan)
         moved = "moved with init" if arm == CARRIED else "moved"
         for axes, (other, against) in zip(panels, AGAINST.items(), strict=True):
             own = {(one.source, one.target): one.interval for one in of_line if one.other == other}
-            image = _heat(axes, own, sources, targets, most)
+            image = _heat(axes, own, (sources, targets), most)
             title = f"{moved} − {against}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
             axes.set_title(title, loc="left", fontsize=9)
             axes.set_xticks(range(len(targets)), [_broken(said.get(t, t)) for t in targets], fontsize=8)
@@ -81,18 +84,9 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
     return Drawn("transfer_matrix", "Tickets elsewhere", figure, caption.strip(), data)
 
 
-def _line(one: Difference) -> tuple[Pair, str, int]:
-    return one.pair, one.arm, one.level
-
-
-def _heat(
-    axes: Axes,
-    own: Mapping[tuple[str, str], Interval],
-    sources: Sequence[str],
-    targets: Sequence[str],
-    most: float,
-) -> AxesImage:
+def _heat(axes: Axes, own: _Intervals, ends: Sequence[list[str]], most: float) -> AxesImage:
     """Differences as colours, up to `most` in either direction, and in words."""
+    sources, targets = ends
     values = np.array([[own[s, t].mean if (s, t) in own else np.nan for t in targets] for s in sources])
     axes.set_facecolor("#EEEEEE")
     image = axes.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")

@@ -66,9 +66,8 @@ class Difference(NamedTuple):
 
     Attributes:
         source, target, pair, level: as in `TransferRow`.
-        density: mean of the moved masks'.
-        arm: "transferred" or "transferred_init".
-        other: the arm that is subtracted.
+        density: mean over the moved masks.
+        arm, other: "transferred" or "transferred_init", and the arm that is subtracted.
         values: percentage points, one a seed of the target.
     """
 
@@ -88,11 +87,7 @@ class Difference(NamedTuple):
 
 
 def load(run: Run) -> list[TransferRow]:
-    """All that was moved to a run, by whatever calls, and the arms of the run that it is compared with.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+    """All that was moved to a run, and the arms that it is compared with; raises if a file is damaged."""
     own = {row.cell: row for row in run.rows}
     rows: dict[tuple[Any, ...], TransferRow] = {}
     cells = "transfer/from=*/source_seed=*/seed=*/chain=*/level=*/*/result.json"
@@ -135,11 +130,7 @@ def described(run: Run) -> str:
 
 
 def names(runs: Iterable[Run]) -> dict[str, str]:
-    """Folder -> its words, of targets and their sources; with the folder where two have the same words.
-
-    Raises:
-        UserError: a study.json beside moved tickets names no source.
-    """
+    """Folder -> its words, of targets and their sources; with the folder where two have the same words."""
     said: dict[str, str] = {}
     for run in runs:
         said[run.name] = described(run)

@@ -121,12 +121,10 @@ def build(options: Options, watch: Watch | None = None) -> Path:
         own = _trained(run, options.chain)
         chosen = [move for source in sources for move in moves(source, run, own, options.pairs)]
         seeds = {move.seed for move in chosen}
-        left_out = sorted({row.seed for row in own.done} - seeds)
+        left_out = ", ".join(map(str, sorted({row.seed for row in own.done} - seeds)))
         if left_out:
-            watch.say(
-                f"{run.name}: nothing is moved to seed {', '.join(map(str, left_out))}, for want of a "
-                "trained dense network or of a partner among the seeds of the sources."
-            )
+            lacking = "a trained dense network or of a partner among the seeds of the sources"
+            watch.say(f"{run.name}: nothing is moved to seed {left_out}, for want of {lacking}.")
         theirs = dataclasses.replace(target.prepared.study, seeds=tuple(sorted(seeds)))
         work = Work(run, target.prepared._replace(study=theirs), watch, options.chunk)
         _fill(work, own, chosen, tuple(dict.fromkeys((MOVED, *options.arms))))
@@ -182,12 +180,9 @@ def _trained(run: Run, chain: str | None) -> Tickets:
 
 
 def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ()) -> list[Move]:
-    """Which tickets of a source go to which seeds of a target.
+    """Which tickets of a source go to which seeds of a target, which has `own` tickets.
 
-    Args:
-        source, target: they.
-        own: the target's own tickets.
-        pairs: how seeds are paired, see `partner`; by default "same", within one run "other".
+    `pairs` says how seeds are paired, see `partner`: by default "same", within one run "other".
 
     Raises:
         UserError: the target has no ticket of its own, or no seed has a partner.
@@ -198,10 +193,8 @@ def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ())
         if row.seed in dense:
             levels.setdefault(row.seed, {})[row.level] = row.density
     if not levels:
-        raise UserError(
-            f"{target.path}: no seed has both a ticket and a trained dense network, with which moved ones "
-            "are compared; run its config first."
-        )
+        lacking = "no seed has both a ticket and a trained dense network, with which moved ones are compared"
+        raise UserError(f"{target.path}: {lacking}; run its config first.")
     within: Pair = "other" if source.run.name == target.name else "same"
     pairs = list(dict.fromkeys(pairs or (within,)))
     density = {(row.level, row.seed): row.density for row in source.tickets.done}
@@ -213,10 +206,10 @@ def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ())
     ]
     if not found:
         theirs = sorted({seed for of_level in seeds.values() for seed in of_level})
+        between = f"from {source.run.name}, with seeds {theirs}, to {target.name}, with seeds {[*levels]}"
         raise UserError(
-            f"--pairs: {' '.join(pairs)} leaves nothing to move from {source.run.name}, with seeds {theirs}, "
-            f"to {target.name}, with seeds {[*levels]}; train more seeds, or name the other of 'same' and "
-            "'other'."
+            f"--pairs: {' '.join(pairs)} leaves nothing to move {between}; train more seeds, or name the "
+            "other of 'same' and 'other'."
         )
     return found
 
@@ -250,11 +243,10 @@ def _fill(work: Work, own: Tickets, chosen: Sequence[Move], arms: Sequence[str])
 def _missing(
     work: Work, own: Tickets, move: Move, store: Store, arms: Sequence[str]
 ) -> Iterator[tuple[Cell, Job, dict[str, Any]]]:
-    """What is to be trained of a moved ticket, and what it is made from."""
+    """The jobs of a moved ticket that are missing, and what each is made from."""
     source, (chain, rewind, *_) = move.source.run, move.source.tickets
     networks = (source.network(), work.prepared.model)
-    initial = work.run.variables_at(move.seed, 0)
-    theirs = source.state(move.source_seed, 0)
+    theirs, initial = source.state(move.source_seed, 0), work.run.variables_at(move.seed, 0)
     made_from = {
         "source": source.name,
         "source_seed": move.source_seed,
@@ -295,9 +287,10 @@ def _draw(runs: Iterable[Run], out: Path, watch: Watch) -> Path:
     for run, of_run in moved.items():
         if of_run:
             _write(run.path, arms(of_run, names([run])), of_run)
+    folder = _write(out, matrix(rows, names(moved)), rows)
     for note in notes(rows):
         watch.say(note)
-    return _write(out, matrix(rows, names(moved)), rows)
+    return folder
 
 
 def _write(folder: Path, drawn: page.Drawn, rows: Sequence[TransferRow]) -> Path:
