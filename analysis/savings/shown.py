@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from analysis.page import Table
+from analysis.run import grouped
 from analysis.savings.table import LevelSavings, Timing
 
 _STORED = (
@@ -59,8 +60,7 @@ def _times(rows: Sequence[LevelSavings]) -> Table:
     """At every level and batch size the dense network, then the variants."""
     lines: list[list[str]] = []
     for row in rows:
-        for batch in sorted({timing.batch for timing in row.timings}):
-            of_batch = [timing for timing in row.timings if timing.batch == batch]
+        for batch, of_batch in sorted(grouped(row.timings, "batch").items()):
             dense = [timing.dense_seconds for timing in of_batch if timing.dense_seconds is not None]
             place = [str(row.level), f"{100 * row.density:.1f}", str(batch)]
             lines.append([*place, "dense", *_rate(float(np.median(dense)) if dense else None, batch), ""])

@@ -57,8 +57,7 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     """Writes RUN/savings.json, a row a level.
 
     Raises:
-        UserError: there is no such cell, the network is not sequential, the images are not there, or the
-            file cannot be written.
+        UserError: a cell or the images are not there, or the network is not sequential.
         RuntimeError: a compacted network computes something else than its ticket.
     """
     chosen, model = choose(run, options), run.network()
@@ -138,14 +137,10 @@ def timed_levels(densities: dict[int, float], quick: bool = False) -> set[int]:
 def timings(
     model: Model, params: Any, mask: Any, small: savings.Compacted, images: jax.Array, pairs: int
 ) -> tuple[Timing, ...]:
-    """Every variant against the dense forward pass, at every batch size, timed in turn.
+    """Every variant and the dense forward pass, timed in turn at every batch size.
 
-    Args:
-        model: a sequential network.
-        params, mask: a ticket's weights, pruned ones 0, and its mask.
-        small: the same compacted.
-        images: float [N, H, W, C]; repeated where there are too few.
-        pairs: of samples; fewer, down to 6, where a pair takes long.
+    `params` are the ticket's with pruned weights 0, `small` is the same compacted, and `images`, float
+    [N, H, W, C], are repeated where there are too few. Fewer `pairs`, down to 6, where a pair takes long.
 
     Raises:
         RuntimeError: a variant computes something else than the dense network.

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis import draw, words
 from analysis.draw import by_level, curve, look, series
 from analysis.page import Drawn
-from analysis.run import TICKET, Row, select
+from analysis.run import TICKET, Row, grouped, select
 from analysis.structure import table
 from analysis.structure.table import Survivors
 from lthjax import imp
@@ -74,10 +74,10 @@ def _layer_density(of: Survivors, rows: Sequence[table.LayerDensity]) -> _Made:
     lowest = 100 * min(row.density for row in rows)
     figure, axes = draw.single(f"{of.heading}: density of every layer")
     axes.plot([100, lowest], [100, lowest], label="all layers alike", **draw.CHANCE)
-    for place, layer in enumerate(dict.fromkeys(row.layer for row in rows)):
+    for place, (layer, own) in enumerate(grouped(rows, "layer").items()):
         # A density of 0 has no place on a log scale.
-        own = [row for row in rows if row.layer == layer and row.left]
-        _line(axes, own, lambda row: row.left / row.weights, series(place), layer, interval=False)
+        left = [row for row in own if row.left]
+        _line(axes, left, lambda row: row.left / row.weights, series(place), layer, interval=False)
     draw.weights_axis(axes, {100 * row.density for row in rows})
     draw.shares_axis(axes, min(100 * row.left / row.weights for row in rows if row.left), 100)
     axes.set(xlabel=draw.WEIGHTS_LEFT, ylabel="layer's weights left (%, log scale)")
@@ -122,16 +122,14 @@ def _input_rings(of: Survivors, rows: Sequence[table.Ring]) -> _Made:
     ratios = [row.survivors_a_pixel_over_mean for row in rows]
     figure, axes = draw.single(f"{of.heading}: connections a pixel, border to centre")
     axes.axhline(1, label="even share", **draw.CHANCE)
-    for place, level in enumerate(dict.fromkeys(row.level for row in rows)):
-        own = [row for row in rows if row.level == level]
+    for place, own in enumerate(grouped(rows, "level").values()):
         points = by_level((row.ring, row.ring, row.survivors_a_pixel_over_mean) for row in own)
         name = f"{words.share(own[0].density)} left"
         curve(axes, *points, (*series(place), "-"), name, within=POSITIVE)
     axes.set_ylim(max(0.0, min(0.9, *ratios) - 0.05), max(1.1, *ratios) + 0.05)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(
-        xlabel="distance to the image's border (pixels)", ylabel="survivors a pixel / mean of all pixels"
-    )
+    axes.set_xlabel("distance to the image's border (pixels)")
+    axes.set_ylabel("survivors a pixel / mean of all pixels")
     axes.legend(fontsize=9)
     images = [image for image in of.pixels[rows[-1].level].values() if image.any()]
     half, parts = structure.border_and_centre(*of.shape[:2])
@@ -235,19 +233,17 @@ def _degrees(of: Survivors, found: tuple[list[table.Degree], table.Ratios]) -> _
 def _dead_units(of: Survivors, rows: Sequence[table.DeadUnits]) -> _Made:
     # The ticket against random masks; where there are none, against chance.
     alone = all(row.arm == TICKET for row in rows)
-    names = list(dict.fromkeys(row.layer for row in rows))
-    columns = 2 if len(names) in (2, 4) else min(len(names), 3)
-    shape = -(-len(names) // columns), columns
+    layers = grouped(rows, "layer")
+    columns = 2 if len(layers) in (2, 4) else min(len(layers), 3)
+    shape = -(-len(layers) // columns), columns
     heading, size = f"{of.heading}: units that are cut off", (7.2, 2.5 * shape[0] + 1.0)
     figure, grid = draw.panels(heading, shape, size, sharex=True, sharey=True)
     panels = grid.ravel()
-    for axes in panels[len(names) :]:
+    for axes in panels[len(layers) :]:
         axes.set_visible(False)
-    for axes, name in zip(panels, names, strict=False):
-        own = [row for row in rows if row.layer == name]
+    for axes, (name, own) in zip(panels, layers.items(), strict=False):
         axes.set_title(f"{name} ({own[0].units} units)", loc="left", fontsize=10)
-        for arm in dict.fromkeys(row.arm for row in own):
-            of_arm = [row for row in own if row.arm == arm]
+        for arm, of_arm in grouped(own, "arm").items():
             _line(axes, of_arm, lambda row: row.either / row.units, look(arm), arm, within=PERCENT)
         if alone:
             expected = by_level((r.level, 100 * r.density, 100 * r.either_share_by_chance) for r in own)
@@ -256,7 +252,7 @@ def _dead_units(of: Survivors, rows: Sequence[table.DeadUnits]) -> _Made:
     chance = [100 * row.either_share_by_chance for row in rows if alone]
     top = max(5.0, *(100 * row.either / row.units for row in rows), *chance)
     panels[0].set_ylim(-0.03 * top, 1.06 * top)
-    for axes in panels[len(names) - columns : len(names)]:
+    for axes in panels[len(layers) - columns : len(layers)]:
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("weights left (%, log scale)")
     figure.supylabel("units cut off (%)", fontsize=10)
@@ -333,17 +329,18 @@ def _mask_overlap(of: Survivors, rows: Sequence[table.MaskOverlap]) -> _Made:
         "chains": f"Between chains: the masks of one seed and level in {of.chain} and in another chain. "
         f"{_POINTS}. ",
     }
-    kinds = [kind for kind in said if any(row.between == kind for row in rows)]
+    of_kind = grouped(rows, "between")
+    kinds = [kind for kind in said if kind in of_kind]
     heading, size = f"{of.heading}: overlap of masks", (max(7.2, 3.6 * len(kinds)), 4.4)
     figure, (panels,) = draw.panels(heading, (1, len(kinds)), size, sharex=True, sharey=True)
     for axes, kind in zip(panels, kinds, strict=True):
-        own = [row for row in rows if row.between == kind]
+        own, pairs = of_kind[kind], kind == "seeds"
         title = f"{of.chain} with" if kind == "chains" else f"between {kind}"
         axes.set_title(title, loc="left", fontsize=10)
         draw.chance(axes, *by_level((r.level, 100 * r.density, r.iou_by_chance) for r in own), "chance")
-        pairs = kind == "seeds"
-        for place, other in enumerate(["pairs of seeds"] if pairs else dict.fromkeys(r.which for r in own)):
-            points = by_level((r.level, 100 * r.density, r.iou) for r in own if pairs or r.which == other)
+        lines = {"pairs of seeds": own} if pairs else grouped(own, "which")
+        for place, (other, of_line) in enumerate(lines.items()):
+            points = by_level((r.level, 100 * r.density, r.iou) for r in of_line)
             curve(axes, *points, (*series(place), "-"), other, interval=not pairs, within=SHARE)
         axes.set_xlabel("weights left (%, log scale)")
         axes.legend(fontsize=8)

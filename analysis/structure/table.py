@@ -102,10 +102,9 @@ class Survivors:
     """The cells of a run that have weights left and did not diverge.
 
     Attributes:
-        run: the run.
-        rows: the cells.
+        run, rows: the run, and the cells.
         chain: the first chain that has a ticket among them; "" if none has.
-        tickets: the tickets of the chain.
+        tickets, levels: the tickets of the chain, and level -> their mean density.
         heading: what the run trains.
         shape: (height, width, channels) of an image.
     """
@@ -117,14 +116,9 @@ class Survivors:
         led = (chain for chain in chains(self.rows) if select(self.rows, chain=chain, arm=TICKET))
         self.chain = next(led, "")
         self.tickets = select(self.rows, chain=self.chain, arm=TICKET)
-        self.heading = words.title(run.about)
+        self.levels, self.heading = densities(self.tickets), words.title(run.about)
         height, width, channels = run.about["data"]["shape"]
         self.shape = (height, width, channels)
-
-    @cached_property
-    def levels(self) -> dict[int, float]:
-        """Level -> mean density of its tickets."""
-        return densities(self.tickets)
 
     @property
     def shown_level(self) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from analysis import record, words
 from analysis.page import Link, Section
 from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run
+from analysis.run import TICKET, Run, grouped
 from analysis.transfer import figures
 from analysis.transfer.table import PAIRS, Difference, TransferRow, differences, load, names
 from analysis.transfer.work import Options, build
@@ -54,14 +54,13 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
         none = "no ticket was moved here"
         return [Finding(claim, "not tested", none, 0, command) for claim in (_AS_GOOD, _BEAT)]
     said, found = names([run]), []
-    for source, pair, arm in dict.fromkeys((one.source, one.pair, one.arm) for one in moved):
+    for (source, pair, arm), own in grouped(moved, "source", "pair", "arm").items():
         along = ", its initial values carried along" if arm == CARRIED else ""
+        levels = grouped(own, "other")
         for claim, other in ((_AS_GOOD, TICKET), (_BEAT, "shuffled")):
-            place = (source, pair, arm, other)
-            levels = [one for one in moved if (one.source, one.pair, one.arm, one.other) == place]
-            if levels:
+            if other in levels:
                 what = f"{claim}: from {said[source]}, {PAIRS[pair]}{along}"
-                found.append(_finding(what, levels, noninferior=other == TICKET))
+                found.append(_finding(what, levels[other], noninferior=other == TICKET))
     return found
 
 

@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 
 from analysis import draw, words
 from analysis.page import Drawn
-from analysis.run import TICKET, accuracies, mean_accuracy
+from analysis.run import TICKET, accuracies, grouped, mean_accuracy
 from analysis.transfer.table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, notes
 from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
@@ -37,33 +37,27 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
 def matrix(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
     """Sources × targets: differences to the target's own ticket and to shuffled masks, in percentage points.
 
-    There is a line of panels for every pairing, arm and level, at most six.
-
-    Args:
-        rows: at least one.
-        said: run folder -> its name in words.
+    There is a line of panels for every pairing, arm and level, at most six. `said` has run folders in words.
     """
     found = differences(rows)
     pairs, names = list(PAIRS), list(ARMS)
-    places = {(one.pair, one.arm, one.level) for one in found}
-    order = sorted(places, key=lambda place: (pairs.index(place[0]), names.index(place[1]), place[2]))
-    lines = draw.thinned(order, _MOST)
+    order = sorted(found, key=lambda one: (pairs.index(one.pair), names.index(one.arm), one.level))
+    lines = draw.thinned([*grouped(order, "pair", "arm", "level").items()], _MOST)
     sources = list(dict.fromkeys(one.source for one in found))
     targets = list(dict.fromkeys(one.target for one in found))
-    shown = [one for one in found if one.other in AGAINST]
-    most = max([abs(one.interval.mean) for one in shown], default=0.0) or 1.0
+    most = max((abs(one.interval.mean) for one in found if one.other in AGAINST), default=0.0) or 1.0
     # Where every training diverged there is no line; the panels stay empty.
     count = max(len(lines), 1)
     size = (6.0 + 3.2 * len(targets), 0.6 + (1.4 + 0.85 * len(sources)) * count)
     figure = Figure(figsize=size, layout="constrained")
     grid, image = figure.subplots(count, 2, squeeze=False), None
-    for panels, (pair, arm, level) in zip(grid, lines, strict=False):
-        of_line = [one for one in shown if (one.pair, one.arm, one.level) == (pair, arm, level)]
-        share = words.share(float(np.mean([one.density for one in of_line])) if of_line else math.nan)
+    for panels, ((pair, arm, level), own) in zip(grid, lines, strict=False):
+        left = [one.density for one in own if one.other in AGAINST]
+        share = words.share(float(np.mean(left)) if left else math.nan)
         moved = "moved with init" if arm == CARRIED else "moved"
         for axes, (other, against) in zip(panels, AGAINST.items(), strict=True):
-            own = {(one.source, one.target): one.interval for one in of_line if one.other == other}
-            image = _heat(axes, own, (sources, targets), most)
+            shown = {(one.source, one.target): one.interval for one in own if one.other == other}
+            image = _heat(axes, shown, (sources, targets), most)
             title = f"{moved} − {against}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
             axes.set_title(title, loc="left", fontsize=9)
             axes.set_xticks(range(len(targets)), [_broken(said.get(t, t)) for t in targets], fontsize=8)
@@ -107,11 +101,8 @@ def _broken(text: str) -> str:
 
 @matplotlib.rc_context(draw.STYLE)
 def arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
-    """Test accuracy of one target's arms: a panel for every source, pairing and level, at most six.
-
-    Arguments as of `matrix`.
-    """
-    places = draw.thinned(list(dict.fromkeys((row.source, row.pair, row.level) for row in rows)), _MOST)
+    """Test accuracy of one target's arms: a panel for every source, pairing and level, at most six."""
+    places = draw.thinned([*grouped(rows, "source", "pair", "level").items()], _MOST)
     names = [arm for arm in ORDER if any(row.arm == arm for row in rows)]
     columns = min(len(places), 3)
     lines = -(-len(places) // columns)
@@ -120,14 +111,12 @@ def arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
     figure, grid = draw.panels(heading, (lines, columns), size, sharex=True, sharey=True)
     for axes in grid.ravel()[len(places) :]:
         axes.set_visible(False)
-    for axes, place in zip(grid.ravel(), places, strict=False):
-        own = [row for row in rows if (row.source, row.pair, row.level) == place]
+    for axes, ((source, pair, level), own) in zip(grid.ravel(), places, strict=False):
         for at, arm in enumerate(names):
             of = accuracies(row for row in own if row.arm == arm)
             if of:
                 draw.dots(axes, at, list(of.values()), mean_accuracy(of), _LOOKS[arm][:2], beside=0.2)
         share = words.share(float(np.mean([row.density for row in own if row.arm in ARMS])))
-        source, pair, level = place
         title = f"from {said.get(source, source)}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
         axes.set_title(title, loc="left", fontsize=8)
         axes.set_xticks(range(len(names)), [_LOOKS[arm][2] for arm in names], fontsize=7)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from analysis import words
-from analysis.run import TICKET, Run, accuracies, row_of
+from analysis.run import TICKET, Run, accuracies, grouped, row_of
 from lthjax import fields
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
@@ -109,12 +109,9 @@ def load(run: Run) -> list[TransferRow]:
 
 def differences(rows: Iterable[TransferRow], others: Sequence[str] = (*AGAINST, DENSE)) -> list[Difference]:
     """Moved ticket − other for every source, target, pairing and level, paired over the target's seeds."""
-    of: dict[tuple[Any, ...], dict[str, list[TransferRow]]] = {}
-    for row in rows:
-        place = (row.source, row.target, row.pair, row.level)
-        of.setdefault(place, {}).setdefault(row.arm, []).append(row)
     found = []
-    for place, arms in of.items():
+    for place, own in grouped(rows, "source", "target", "pair", "level").items():
+        arms = grouped(own, "arm")
         for arm, other in itertools.product((MOVED, CARRIED), others):
             ours = arms.get(arm, [])
             values = paired(accuracies(ours), accuracies(arms.get(other, [])))

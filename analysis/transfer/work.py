@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 from analysis import page, record, tables
-from analysis.run import TICKET, Run, Tickets, asked_levels, densities, nearest, open_run, select
+from analysis.run import TICKET, Run, Tickets, asked_levels, densities, grouped, nearest, open_run, select
 from analysis.transfer.figures import arms, matrix
 from analysis.transfer.table import Pair, TransferRow, described, load, names, notes
 from analysis.work import Work, kept
@@ -85,14 +85,8 @@ class Move(NamedTuple):
 def build(options: Options, watch: Watch | None = None) -> Path:
     """Trains what is missing of every source on every target, and draws all that was moved to the targets.
 
-    May be stopped at any time: what is trained stays, and the same call goes on from there.
-
-    Args:
-        options: what is asked.
-        watch: is told first what it will cost, then how it is getting on.
-
-    Returns:
-        The folder of the matrix, OUT/transfer.
+    May be stopped at any time: what is trained stays, and the same call goes on from there. `watch` is told
+    first what it will cost, then how it is getting on. Returns the folder of the matrix, OUT/transfer.
 
     Raises:
         UserError: a ticket cannot be moved, a file not be read or written, or a folder is in use.
@@ -188,10 +182,8 @@ def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ())
         UserError: the target has no ticket of its own, or no seed has a partner.
     """
     dense = {row.seed for row in select(target.rows, arm=DENSE) if row.status == "done"}
-    levels: dict[int, dict[int, float]] = {}
-    for row in sorted(own.done, key=lambda row: row.seed):
-        if row.seed in dense:
-            levels.setdefault(row.seed, {})[row.level] = row.density
+    of_seeds = sorted(grouped(own.done, "seed").items())
+    levels = {seed: {row.level: row.density for row in rows} for seed, rows in of_seeds if seed in dense}
     if not levels:
         lacking = "no seed has both a ticket and a trained dense network, with which moved ones are compared"
         raise UserError(f"{target.path}: {lacking}; run its config first.")
