@@ -22,8 +22,7 @@ class Timing(NamedTuple):
         variant: a key of `lthjax.measures.savings.VARIANTS`.
         seconds, dense_seconds: medians of one call.
         ratio: median over the pairs of dense / variant; below 1 the variant is slower.
-        low, high: its interval, as `median_interval` says.
-        pairs: how many.
+        low, high, pairs: its interval, as `median_interval` says, and the number of pairs.
         note: why it was not timed, or "".
     """
 
@@ -52,8 +51,7 @@ class LevelSavings(NamedTuple):
         seed, chain, level, arm: the cell.
         density: weights left / prunable weights.
         counts, storage: of the masked ticket: its counts, and the bytes of its weights by format.
-        file_bytes: size of the file that `analysis.export` writes: dense arrays, the mask as bits, and the
-            weights that training started from.
+        file_bytes: size of the file that `analysis.export` writes, with mask and initial weights.
         widths: layer -> units after compaction.
         compacted: counts of the compacted network.
         deviation: largest difference of the compacted network's logits from the ticket's over the test
@@ -88,22 +86,19 @@ def load(run: Run) -> list[LevelSavings]:
     """
     path = run.path / FILE
     try:
-        return [_row(fields) for fields in json.loads(tables.read_text(path))["rows"]]
+        return [_row(**fields) for fields in json.loads(tables.read_text(path))["rows"]]
     except tables.DAMAGED as error:
         raise tables.unreadable(path, error, words.command("savings", run.path)) from error
 
 
-def _row(fields: dict[str, Any]) -> LevelSavings:
-    parts = {name: kind(**fields[name]) for name, kind in _PARTS.items()}
-    timings = tuple(Timing(**timing) for timing in fields["timings"])
-    return LevelSavings(**{**fields, **parts, "timings": timings})
+def _row(timings: list[dict[str, Any]], **fields: Any) -> LevelSavings:
+    parts = {name: kind(**fields.pop(name)) for name, kind in _PARTS.items()}
+    return LevelSavings(**fields, **parts, timings=tuple(Timing(**timing) for timing in timings))
 
 
 def to_json(rows: Sequence[LevelSavings]) -> str:
     """The rows as the text of savings.json."""
-    fields = []
-    for row in rows:
-        parts = {name: getattr(row, name)._asdict() for name in _PARTS}
-        timings = [timing._asdict() for timing in row.timings]
-        fields.append({**row._asdict(), **parts, "timings": timings})
+    parts = [{name: getattr(row, name)._asdict() for name in _PARTS} for row in rows]
+    timings = [{"timings": [timing._asdict() for timing in row.timings]} for row in rows]
+    fields = [row._asdict() | own | timed for row, own, timed in zip(rows, parts, timings, strict=True)]
     return json.dumps({"rows": fields}, indent=1) + "\n"

@@ -156,14 +156,12 @@ class Survivors:
 
         Of up to three levels: near half of the weights, near a tenth, and the sparsest.
         """
-        some = sorted({nearest(self.levels, of) for of in (0.5, _SHOWN, min(self.levels.values()))})
-        return {
-            level: {
-                row.seed: structure.pixels(next(iter(self.mask(row).values())), self.shape)
-                for row in select(self.tickets, level=level)
-            }
-            for level in some
-        }
+        some = {nearest(self.levels, of) for of in (0.5, _SHOWN, min(self.levels.values()))}
+
+        def image(row: Row) -> np.ndarray:
+            return structure.pixels(next(iter(self.mask(row).values())), self.shape)
+
+        return {n: {row.seed: image(row) for row in select(self.tickets, level=n)} for n in sorted(some)}
 
 
 def layer(path: str) -> str:
@@ -214,11 +212,8 @@ def dead_units(of: Survivors) -> list[DeadUnits]:
     """The dead units of the random masks, if there are any, and of the tickets; for layers in a row."""
     rows = []
     for row in [*select(of.rows, chain=of.chain, arm="random"), *of.tickets]:
-        mask = of.mask(row)
-        chance, place = (
-            structure.dead_by_chance(mask),
-            (row.arm, row.seed, row.repeat, row.level, row.density),
-        )
+        place, mask = (row.arm, row.seed, row.repeat, row.level, row.density), of.mask(row)
+        chance = structure.dead_by_chance(mask)
         for path, units in structure.dead(mask).items():
             rows.append(DeadUnits(*place, layer(path), *units, chance[path]))
     return rows
@@ -250,7 +245,7 @@ def overlaps(of: Survivors) -> list[MaskOverlap]:
     before: dict[int, Layers] = {}
     for level, density in of.levels.items():
         masks = {row.seed: of.mask(row) for row in select(of.tickets, level=level)}
-        pairs: list[tuple[str, str, int | None, Layers, Layers]] = [
+        pairs: list[Any] = [
             ("levels", "the level before", seed, masks[seed], before[seed])
             for seed in masks.keys() & before.keys()
         ]

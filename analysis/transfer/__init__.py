@@ -56,24 +56,25 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     said, found = names([run]), []
     for (source, pair, arm), own in grouped(moved, "source", "pair", "arm").items():
         along = ", its initial values carried along" if arm == CARRIED else ""
-        levels = grouped(own, "other")
+        of_arm = grouped(own, "other")
         for claim, other in ((_AS_GOOD, TICKET), (_BEAT, "shuffled")):
-            if other in levels:
-                what = f"{claim}: from {said[source]}, {PAIRS[pair]}{along}"
-                found.append(_finding(what, levels[other], noninferior=other == TICKET))
+            levels = of_arm.get(other, [])
+            if not levels:
+                continue
+            verdicts = (
+                stats.noninferior(one.values, MARGIN) if other == TICKET else stats.verdict(one.values)
+                for one in levels
+            )
+            worst = min(levels, key=lambda one: one.interval.mean)
+            several = f", the least of {len(levels)} levels" if len(levels) > 1 else ""
+            estimate = (
+                f"{words.points(worst.interval)} pp at {words.share(worst.density)} of weights{several}"
+            )
+            what = f"{claim}: from {said[source]}, {PAIRS[pair]}{along}"
+            n, where = min(len(one.values) for one in levels), Link("transfer", "#transfer")
+            outcome = stats.conjunction(verdict.outcome for verdict in verdicts)
+            found.append(Finding(what, outcome, estimate, n, where))
     return found
-
-
-def _finding(claim: str, levels: Sequence[Difference], noninferior: bool) -> Finding:
-    worst = min(levels, key=lambda one: one.interval.mean)
-    outcome = stats.conjunction(
-        (stats.noninferior(one.values, MARGIN) if noninferior else stats.verdict(one.values)).outcome
-        for one in levels
-    )
-    several = f", the least of {len(levels)} levels" if len(levels) > 1 else ""
-    estimate = f"{words.points(worst.interval)} pp at {words.share(worst.density)} of weights{several}"
-    n = min(len(one.values) for one in levels)
-    return Finding(claim, outcome, estimate, n, Link("transfer", "#transfer"))
 
 
 # It reads several runs, so its command is one of its own: see `__main__`.

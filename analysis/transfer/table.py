@@ -37,9 +37,8 @@ class TransferRow(NamedTuple):
         own_level: level of the target's own ticket of the nearest density; all arms take its data order.
         shared_init: whether the mask was found on the target's initial weights, up to an output layer of
             other classes.
-        test_accuracy: a fraction, at the end; None where training diverged.
-        early_stop_step: the step of the lowest validation loss; None likewise.
-        status: "done" or "diverged".
+        test_accuracy, early_stop_step: at the end, a fraction; of the lowest validation loss.
+        status: "done" or "diverged", and then those two are None.
     """
 
     source: str
@@ -90,11 +89,9 @@ def load(run: Run) -> list[TransferRow]:
     """All that was moved to a run, and the arms that it is compared with; raises if a file is damaged."""
     own = {row.cell: row for row in run.rows}
     rows: dict[tuple[Any, ...], TransferRow] = {}
-    cells = "transfer/from=*/source_seed=*/seed=*/chain=*/level=*/*/result.json"
-    for path in sorted(run.path.glob(cells)):
+    for path in sorted(run.path.glob("transfer/from=*/source_seed=*/seed=*/chain=*/level=*/*/result.json")):
         result = read_result(path.parent)
-        wrong = fields.moved(result, ARMS)
-        if wrong:
+        if wrong := fields.moved(result, ARMS):
             again = f"delete {path.parent} and run python -m analysis.transfer again."
             raise UserError(f"{path}: it cannot be read ({wrong} is missing or unknown); {again}")
         made: dict[str, Any] = result["made_from"] or {}
@@ -110,14 +107,14 @@ def load(run: Run) -> list[TransferRow]:
 def differences(rows: Iterable[TransferRow], others: Sequence[str] = (*AGAINST, DENSE)) -> list[Difference]:
     """Moved ticket − other for every source, target, pairing and level, paired over the target's seeds."""
     found = []
-    for place, own in grouped(rows, "source", "target", "pair", "level").items():
+    for (source, target, pair, level), own in grouped(rows, "source", "target", "pair", "level").items():
         arms = grouped(own, "arm")
         for arm, other in itertools.product((MOVED, CARRIED), others):
             ours = arms.get(arm, [])
             values = paired(accuracies(ours), accuracies(arms.get(other, [])))
             if values:
                 density = float(np.mean([row.density for row in ours]))
-                found.append(Difference(*place, density, arm, other, values))
+                found.append(Difference(source, target, pair, level, density, arm, other, values))
     return found
 
 
@@ -134,8 +131,8 @@ def names(runs: Iterable[Run]) -> dict[str, str]:
         for path in sorted(run.path.glob("transfer/from=*/source_seed=*/study.json")):
             source = read_study(path.parent).get("source")
             if source is None:
-                again = f"delete {path.parent} and move its tickets again."
-                raise UserError(f"{path}: it names no source; {again}")
+                why = f"it names no source; delete {path.parent} and move its tickets again."
+                raise UserError(f"{path}: {why}")
             said[source["folder"]] = source["words"]
     twice = [name for name in said if list(said.values()).count(said[name]) > 1]
     return {name: f"{text}, {name}" if name in twice else text for name, text in said.items()}
@@ -152,8 +149,7 @@ def notes(rows: Sequence[TransferRow]) -> list[str]:
                 f"{row.source} to {row.target}, level {row.level}: the moved mask has "
                 f"{words.share(row.density)} of the weights, the nearest own ticket {words.share(density)}."
             )
-    statuses = [row.status for row in rows if row.arm in ARMS]
-    bad = statuses.count("diverged")
-    if bad:
-        found.append(f"{bad} of the {len(statuses)} trained cells diverged and are left out of means.")
+    moved = [row.status for row in rows if row.arm in ARMS]
+    if bad := moved.count("diverged"):
+        found.append(f"{bad} of the {len(moved)} trained cells diverged and are left out of means.")
     return list(dict.fromkeys(found))

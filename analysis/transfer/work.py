@@ -7,10 +7,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
-import jax
-import numpy as np
 import tyro
 
 from analysis import page, record, tables
@@ -22,12 +20,11 @@ from lthjax import config, progress, rng, settings, study
 from lthjax.errors import UserError, unknown
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import transfer
-from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, partner
+from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, moved_mask, partner
 from lthjax.store import Store
 from lthjax.study import Watch
 from lthjax.train import Job
 
-_Of = TypeVar("_Of")
 _ARMS = "; ".join(f"{name}: {arm.summary}" for name, arm in ARMS.items())
 # Densities of the tickets that are moved where no level is named.
 _NEAR = (0.1, 0.03)
@@ -97,8 +94,9 @@ def build(options: Options, watch: Watch | None = None) -> Path:
     if not options.sources:
         for path in options.targets:
             if not path.is_dir():
-                why = f"it is missing, and {path} is no run folder to be drawn"
-                raise UserError(f"--from: {why}; name a run.")
+                raise UserError(
+                    f"--from: it is missing, and {path} is no run folder to be drawn; name a run."
+                )
         return _draw(map(open_run, options.targets), options.out, watch)
     for name in options.arms:
         if name not in ARMS:
@@ -115,8 +113,7 @@ def build(options: Options, watch: Watch | None = None) -> Path:
         own = _trained(run, options.chain)
         chosen = [move for source in sources for move in moves(source, run, own, options.pairs)]
         seeds = {move.seed for move in chosen}
-        left_out = ", ".join(map(str, sorted({row.seed for row in own.done} - seeds)))
-        if left_out:
+        if left_out := ", ".join(map(str, sorted({row.seed for row in own.done} - seeds))):
             lacking = "a trained dense network or of a partner among the seeds of the sources"
             watch.say(f"{run.name}: nothing is moved to seed {left_out}, for want of {lacking}.")
         theirs = dataclasses.replace(target.prepared.study, seeds=tuple(sorted(seeds)))
@@ -128,12 +125,12 @@ def build(options: Options, watch: Watch | None = None) -> Path:
 def sources_of(options: Options) -> list[Source]:
     """Whose tickets are moved; raises where a run has no such chain, level or ticket."""
     found = []
-    for run in map(open_run, options.sources):
+    for run in map(open_run, _once("--from", options.sources)):
         tickets = _trained(run, options.chain)
         what = f"trained ticket of {tickets.chain} in {run.path}"
         levels = asked_levels(options.levels, densities(tickets.done), what, _NEAR, last=False)
-        found.append((run.path, Source(run, tickets, levels)))
-    return _once("--from", found)
+        found.append(Source(run, tickets, levels))
+    return found
 
 
 def targets_of(options: Options) -> list[Target]:
@@ -148,21 +145,22 @@ def targets_of(options: Options) -> list[Target]:
         else:
             made = study.prepare_all(config.load_all(path), options.data_dir)
             found += [Target(one, options.out / one.folder, False) for one in made]
-    return _once("--to", [(target.path, target) for target in found])
+    once = _once("--to", [target.path for target in found])
+    return [next(target for target in found if target.path == path) for path in once]
 
 
-def _once(option: str, of: Iterable[tuple[Path, _Of]]) -> list[_Of]:
-    """What belongs to every folder once; raises where two have the same name, under which cells are kept."""
-    found: dict[str, tuple[Path, _Of]] = {}
-    for path, one in of:
-        path = Path(os.path.abspath(path))
-        other, _ = found.setdefault(path.name, (path, one))
+def _once(option: str, paths: Iterable[Path]) -> list[Path]:
+    """The folders, each once; raises where two have the same name, under which cells are kept."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(Path(os.path.abspath(path)).name, path)
         if other.resolve() != path.resolve():
             raise UserError(
-                f"{option}: {other} and {path} have the same name, under which results are kept; move "
-                "tickets of the one and the other by two calls, and rename one before."
+                f"{option}: {os.path.abspath(other)} and {os.path.abspath(path)} have the same name, under "
+                "which results are kept; move tickets of the one and the other by two calls, and rename one "
+                "before."
             )
-    return [one for _, one in found.values()]
+    return list(found.values())
 
 
 def _trained(run: Run, chain: str | None) -> Tickets:
@@ -211,7 +209,7 @@ def _fill(work: Work, own: Tickets, chosen: Sequence[Move], arms: Sequence[str])
     with contextlib.ExitStack() as stack:
         stores: dict[tuple[str, int], Store] = {}
         jobs: list[tuple[Cell, Job]] = []
-        # By job: the same cell may be trained from several sources.
+        # By job, because the same cell may be trained from several sources.
         of: dict[int, tuple[Store, dict[str, Any]]] = {}
         for move in chosen:
             source = move.source.run
@@ -253,17 +251,15 @@ def _missing(
         return
     # Named by the fingerprint, because the rest of a folder's name changes no number.
     stream = f"transfer/{config.fingerprint(source.about['identity'])}/{chain}"
-    keys = {
-        what: rng.stream(move.seed, f"{stream}/{what}", move.source_seed, move.level)
+    mask_key, *keys = (
+        rng.stream(move.seed, f"{stream}/{what}", move.source_seed, move.level)
         for what in ("mask", *(cell.arm for cell in absent))
-    }
+    )
     ticket = source.mask(Cell(move.source_seed, chain, move.level, TICKET))
-    generator = np.random.default_rng(np.asarray(jax.random.key_data(keys["mask"])))
-    mask = transfer.mask(*networks, ticket, generator)
-    values = source.variables_at(move.source_seed, rewind)
-    moving = Moving(*networks, ticket, mask, values, work.run.variables_at(move.seed, own.rewind), initial)
-    for cell in absent:
-        start = ARMS[cell.arm].start(moving, keys[cell.arm])
+    values = source.variables_at(move.source_seed, rewind), work.run.variables_at(move.seed, own.rewind)
+    moving = Moving(*networks, ticket, moved_mask(*networks, ticket, mask_key), *values, initial)
+    for cell, key in zip(absent, keys, strict=True):
+        start = ARMS[cell.arm].start(moving, key)
         if start is not None:
             first, stop = own.rewind if start.rewound else 0, work.prepared.lengths.total
             yield cell, Job(move.seed, move.own_level, first, stop, start.variables, start.mask), made_from
