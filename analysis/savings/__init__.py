@@ -12,8 +12,7 @@ from analysis import words
 from analysis.page import Link, Section
 from analysis.record import Analysis, Finding
 from analysis.run import Run, nearest
-from analysis.savings.shown import compared, shown, times
-from analysis.savings.table import FILE, LevelSavings, load
+from analysis.savings.table import FILE, LevelSavings, compared, load, shown, times
 from analysis.savings.work import Options, work
 from lthjax.measures.savings import VARIANTS
 

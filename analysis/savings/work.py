@@ -56,9 +56,8 @@ class Options(record.Options):
 def work(run: Run, options: Options, watch: Watch) -> Path:
     """Writes RUN/savings.json, a row a level.
 
-    Raises:
-        UserError: a cell or the images are not there, or the network is not sequential.
-        RuntimeError: a compacted network computes something else than its ticket.
+    Raises a UserError where a cell or the images are not there or the network is not sequential, and a
+    RuntimeError where a compacted network computes something else than its ticket.
     """
     chosen, model = choose(run, options), run.network()
     if not model.layers:
@@ -141,9 +140,7 @@ def timings(
 
     `params` are the ticket's with pruned weights 0, `small` is the same compacted, and `images`, float
     [N, H, W, C], are repeated where there are too few. Fewer `pairs`, down to 6, where a pair takes long.
-
-    Raises:
-        RuntimeError: a variant computes something else than the dense network.
+    Raises a RuntimeError where a variant computes something else than the dense network.
     """
     layers, made = model.layers, []
     survivors = max(int(np.count_nonzero(params[x.name]["kernel"])) for x in layers if not x.size)
@@ -154,11 +151,10 @@ def timings(
         expected, needed = dense(), 4 * survivors * batch
         for name, variant in variants.items():
             if name == "JAX BCOO" and needed > _MOST_BYTES:
-                note = f"not timed: needs {needed / 2**30:.1f} GiB"
-                made.append(Timing(batch, name, None, None, None, None, None, 0, note))
+                made.append(Timing(batch, name, note=f"not timed: needs {needed / 2**30:.1f} GiB"))
                 continue
             savings.check_logits(name, variant(x), expected)
-            made.append(Timing(batch, name, *measure.calls(partial(variant, x), dense, pairs), ""))
+            made.append(Timing(batch, name, *measure.calls(partial(variant, x), dense, pairs)))
     return tuple(made)
 
 

@@ -144,7 +144,8 @@ def _input_rings(of: Survivors, rows: Sequence[table.Ring]) -> _Made:
     return figure, caption, table.Ring._fields, rows
 
 
-def _first_kernels(of: Survivors, row: Row) -> _Made:
+def _first_kernels(of: Survivors, tickets: Sequence[Row]) -> _Made:
+    row = min(tickets, key=lambda row: (row.density, row.seed))
     path, kept = next(iter(of.mask(row).items()))
     final, layer = of.final(row)[path], table.layer(path)
     height, width, channels, filters = kept.shape
@@ -249,7 +250,7 @@ def _dead_units(of: Survivors, rows: Sequence[table.DeadUnits]) -> _Made:
             expected = by_level((r.level, 100 * r.density, 100 * r.either_share_by_chance) for r in own)
             draw.chance(axes, *expected, "shuffled, expected")
     draw.weights_axis(panels[0], {100 * row.density for row in rows})
-    chance = [100 * row.either_share_by_chance for row in rows if alone]
+    chance = (100 * row.either_share_by_chance for row in rows if alone)
     top = max(5.0, *(100 * row.either / row.units for row in rows), *chance)
     panels[0].set_ylim(-0.03 * top, 1.06 * top)
     for axes in panels[len(layers) - columns : len(layers)]:
@@ -348,13 +349,12 @@ def _mask_overlap(of: Survivors, rows: Sequence[table.MaskOverlap]) -> _Made:
     shares = [value for row in rows for value in (row.iou, row.iou_by_chance) if value]
     draw.shares_axis(panels[0], min(shares, default=0.1), 1)
     panels[0].set_ylabel("intersection over union (log scale)")
+    unseen = " Masks that share nothing have no place on a log scale." if any(not r.iou for r in rows) else ""
     caption = (
         "Weights that two masks share, divided by the weights that either keeps, over all layers. "
         f"{''.join(said[kind] for kind in kinds)}The dashed line is chance: random masks with the same "
-        "number of survivors in every layer, which is ρ / (2 − ρ) where every layer has density ρ."
+        "number of survivors in every layer, which is ρ / (2 − ρ) where every layer has density ρ." + unseen
     )
-    if any(row.iou == 0 for row in rows):
-        caption += " Masks that share nothing have no place on a log scale."
     return figure, caption, table.MaskOverlap._fields, rows
 
 
@@ -376,7 +376,9 @@ FIGURES = {
     "input_rings": _Kind(
         "Surviving connections from the border of the image to its centre", table.rings, _input_rings, _PIXELS
     ),
-    "first_kernels": _Kind("Kernels of the first convolution", table.sparsest, _first_kernels, _KERNELS),
+    "first_kernels": _Kind(
+        "Kernels of the first convolution", lambda of: of.tickets, _first_kernels, _KERNELS
+    ),
     "degrees": _Kind("Survivors of every unit", table.degrees, _degrees),
     "dead_units": _Kind("Units that are cut off", table.dead_units, _dead_units, _IN_A_ROW),
     "initial_final": _Kind("Initial against final weights", table.last_round, _initial_final, raster=True),

@@ -105,6 +105,7 @@ class Survivors:
         run, rows: the run, and the cells.
         chain: the first chain that has a ticket among them; "" if none has.
         tickets, levels: the tickets of the chain, and level -> their mean density.
+        shown_level: the level of figures that show one; 0 if there is no ticket.
         heading: what the run trains.
         shape: (height, width, channels) of an image.
     """
@@ -117,13 +118,9 @@ class Survivors:
         self.chain = next(led, "")
         self.tickets = select(self.rows, chain=self.chain, arm=TICKET)
         self.levels, self.heading = densities(self.tickets), words.title(run.about)
+        self.shown_level = nearest(self.levels, _SHOWN) if self.levels else 0
         height, width, channels = run.about["data"]["shape"]
         self.shape = (height, width, channels)
-
-    @property
-    def shown_level(self) -> int:
-        """The level of figures that show one."""
-        return nearest(self.levels, _SHOWN)
 
     @cached_property
     def network(self) -> Layers:
@@ -187,11 +184,6 @@ def rings(of: Survivors) -> list[Ring]:
         if image.any()
         for ring in structure.by_ring(image)
     ]
-
-
-def sparsest(of: Survivors) -> Row:
-    """The sparsest ticket, of the lowest seed."""
-    return min(of.tickets, key=lambda row: (row.density, row.seed))
 
 
 def degrees(of: Survivors) -> tuple[list[Degree], Ratios]:

@@ -5,10 +5,10 @@ python -m analysis.transfer --from runs/A runs/B --to runs/A runs/B --levels 7 1
 python -m analysis.transfer --to runs/A runs/B                  # trains nothing, draws what there is
 
 A target is a config, whose missing cells are trained first, or a run folder, which is taken as it is. Moved
-tickets are compared with its dense networks and its own tickets. The mask is the source's
-(`lthjax.measures.transfer` says how it fits another network); the split, the order of the data and the
-initial weights are those of the target's seed. Alike networks have the same initial weights for the same
-seed, so that there mask and initialisation move together. Between unlike ones `transferred_init` moves both.
+tickets are compared with its dense networks and its own tickets. The source's seed gives the mask
+(`lthjax.measures.transfer` fits it to another network); the target's seed gives the split, the order of the
+data and the initial weights. Like networks have the same initial weights for the same seed: there, mask and
+initialisation move together. Between unlike ones the arm `transferred_init` moves the initial values, too.
 
   TARGET/transfer/
     from=SOURCE/source_seed=3/seed=4/chain=C/level=07/ARM/    a trained cell; its level is the source's
@@ -16,7 +16,7 @@ seed, so that there mask and initialisation move together. Between unlike ones `
   OUT/transfer/transfer.csv, transfer_matrix.*                the targets of the last call together
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from analysis import record, words
 from analysis.page import Link, Section
@@ -31,8 +31,14 @@ from lthjax.measures.transfer_arms import CARRIED
 __all__ = ["ANALYSIS", "Difference", "Options", "TransferRow", "build", "differences", "load"]
 # Percentage points within which a moved ticket counts as good as the target's own.
 MARGIN = 0.5
-_AS_GOOD = f"Tickets moved here are within {MARGIN:g} points of the run's own"
-_BEAT = "Tickets moved here beat the same masks shuffled within layers"
+# Arm that is subtracted -> claim, and how it is tested.
+_CLAIMS: dict[str, tuple[str, Callable[[Sequence[float]], stats.Verdict]]] = {
+    TICKET: (
+        f"Tickets moved here are within {MARGIN:g} points of the run's own",
+        lambda values: stats.noninferior(values, MARGIN),
+    ),
+    "shuffled": ("Tickets moved here beat the same masks shuffled within layers", stats.verdict),
+}
 
 
 def section(run: Run, rows: Sequence[TransferRow]) -> Section:
@@ -52,29 +58,25 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     if not moved:
         command = words.command("transfer", "--from", "RUN", "--to", run.path)
         none = "no ticket was moved here"
-        return [Finding(claim, "not tested", none, 0, command) for claim in (_AS_GOOD, _BEAT)]
+        return [Finding(claim, "not tested", none, 0, command) for claim, _ in _CLAIMS.values()]
     said, found = names([run]), []
     for (source, pair, arm), own in grouped(moved, "source", "pair", "arm").items():
         along = ", its initial values carried along" if arm == CARRIED else ""
-        of_arm = grouped(own, "other")
-        for claim, other in ((_AS_GOOD, TICKET), (_BEAT, "shuffled")):
-            levels = of_arm.get(other, [])
-            if not levels:
-                continue
-            verdicts = (
-                stats.noninferior(one.values, MARGIN) if other == TICKET else stats.verdict(one.values)
-                for one in levels
-            )
-            worst = min(levels, key=lambda one: one.interval.mean)
-            several = f", the least of {len(levels)} levels" if len(levels) > 1 else ""
-            estimate = (
-                f"{words.points(worst.interval)} pp at {words.share(worst.density)} of weights{several}"
-            )
-            what = f"{claim}: from {said[source]}, {PAIRS[pair]}{along}"
-            n, where = min(len(one.values) for one in levels), Link("transfer", "#transfer")
-            outcome = stats.conjunction(verdict.outcome for verdict in verdicts)
-            found.append(Finding(what, outcome, estimate, n, where))
+        levels = grouped(own, "other")
+        for other, (claim, test) in _CLAIMS.items():
+            if other in levels:
+                what = f"{claim}: from {said[source]}, {PAIRS[pair]}{along}"
+                found.append(_finding(what, levels[other], [test(one.values) for one in levels[other]]))
     return found
+
+
+def _finding(claim: str, levels: Sequence[Difference], verdicts: Sequence[stats.Verdict]) -> Finding:
+    worst = min(levels, key=lambda one: one.interval.mean)
+    several = f", the least of {len(levels)} levels" if len(levels) > 1 else ""
+    estimate = f"{words.points(worst.interval)} pp at {words.share(worst.density)} of weights{several}"
+    outcome = stats.conjunction(verdict.outcome for verdict in verdicts)
+    n = min(len(one.values) for one in levels)
+    return Finding(claim, outcome, estimate, n, Link("transfer", "#transfer"))
 
 
 # It reads several runs, so its command is one of its own: see `__main__`.

@@ -83,10 +83,8 @@ def build(options: Options, watch: Watch | None = None) -> Path:
     """Trains what is missing of every source on every target, and draws all that was moved to the targets.
 
     May be stopped at any time: what is trained stays, and the same call goes on from there. `watch` is told
-    first what it will cost, then how it is getting on. Returns the folder of the matrix, OUT/transfer.
-
-    Raises:
-        UserError: a ticket cannot be moved, a file not be read or written, or a folder is in use.
+    first what it will cost, then how it is getting on. Returns the folder of the matrix, OUT/transfer. Raises
+    a UserError where a ticket cannot be moved, a file not be read or written, or a folder is in use.
     """
     watch = watch or progress.watch(True)
     if not options.targets:
@@ -155,10 +153,10 @@ def _once(option: str, paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         other = found.setdefault(Path(os.path.abspath(path)).name, path)
         if other.resolve() != path.resolve():
+            same = f"{os.path.abspath(other)} and {os.path.abspath(path)} have the same name"
             raise UserError(
-                f"{option}: {os.path.abspath(other)} and {os.path.abspath(path)} have the same name, under "
-                "which results are kept; move tickets of the one and the other by two calls, and rename one "
-                "before."
+                f"{option}: {same}, under which results are kept; move tickets of the one and the other by "
+                "two calls, and rename one before."
             )
     return list(found.values())
 
@@ -174,10 +172,8 @@ def _trained(run: Run, chain: str | None) -> Tickets:
 def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ()) -> list[Move]:
     """Which tickets of a source go to which seeds of a target, which has `own` tickets.
 
-    `pairs` says how seeds are paired, see `partner`: by default "same", within one run "other".
-
-    Raises:
-        UserError: the target has no ticket of its own, or no seed has a partner.
+    `pairs` says how seeds are paired, see `partner`: by default "same", within one run "other". Raises where
+    the target has no ticket of its own, or no seed has a partner.
     """
     dense = {row.seed for row in select(target.rows, arm=DENSE) if row.status == "done"}
     of_seeds = sorted(grouped(own.done, "seed").items())
@@ -197,10 +193,8 @@ def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ())
     if not found:
         theirs = sorted({seed for of_level in seeds.values() for seed in of_level})
         between = f"from {source.run.name}, with seeds {theirs}, to {target.name}, with seeds {[*levels]}"
-        raise UserError(
-            f"--pairs: {' '.join(pairs)} leaves nothing to move {between}; train more seeds, or name the "
-            "other of 'same' and 'other'."
-        )
+        advice = "train more seeds, or name the other of 'same' and 'other'."
+        raise UserError(f"--pairs: {' '.join(pairs)} leaves nothing to move {between}; {advice}")
     return found
 
 
