@@ -33,7 +33,7 @@ _Made = tuple[Figure, str, Sequence[str], Sequence[Sequence[Any]]]
 
 
 class _Kind(NamedTuple):
-    """A figure: `find` looks up what `make` draws, or nothing; what it needs is a key of `_HOLDS`."""
+    """A figure: `find` looks up what `make` draws; `need`, a key of `_HOLDS`, says for which networks."""
 
     title: str
     find: Callable[[Survivors], Any]
@@ -55,7 +55,7 @@ def drawn(of: Survivors) -> list[Drawn]:
 
 
 def left_out(of: Survivors) -> str:
-    """Which figures a network that is no plain sequence has not, and why; "" for a plain sequence."""
+    """The figures that a network lacks because it is no plain sequence, and why; "" if it is one."""
     if structure.in_a_row(of.network):
         return ""
     lacking = [need for need, holds in _HOLDS.items() if not holds(of)]

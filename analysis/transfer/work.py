@@ -69,7 +69,10 @@ class Target(NamedTuple):
 
 
 class Move(NamedTuple):
-    """The ticket `source`, `source_seed`, `level` to a seed of the target, and its own ticket's level."""
+    """A ticket (`source`, `source_seed`, `level`) that goes to a seed of the target.
+
+    `own_level` is the level of the target's own ticket of the nearest density.
+    """
 
     source: Source
     source_seed: int
@@ -84,7 +87,7 @@ def build(options: Options, watch: Watch | None = None) -> Path:
 
     May be stopped at any time: what is trained stays, and the same call goes on from there. `watch` is told
     first what it will cost, then how it is getting on. Returns the folder of the matrix, OUT/transfer. Raises
-    a UserError where a ticket cannot be moved, a file not be read or written, or a folder is in use.
+    a UserError where a ticket cannot be moved, a file cannot be read or written, or a folder is in use.
     """
     watch = watch or progress.watch(True)
     if not options.targets:

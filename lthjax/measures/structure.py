@@ -183,9 +183,9 @@ def rings(height: int, width: int) -> np.ndarray:
 
 
 def border_and_centre(height: int, width: int) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-    """Half of the largest distance to the border; the outer two rings and the pixels further inside than it.
+    """Half of the largest distance to the border; and the outer two rings, and the pixels further inside.
 
-    Both parts are bool [height, width].
+    Further inside means more than that half; both parts are bool [height, width].
     """
     ring = rings(height, width)
     half = int(ring.max()) // 2

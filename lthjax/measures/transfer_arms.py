@@ -83,7 +83,7 @@ def partner(seed: int, seeds: Sequence[int], pair: str) -> int | None:
 
 
 def moved_mask(source: Model, target: Model, ticket: PyTree, key: jax.Array) -> PyTree:
-    """A ticket's mask on another network, see `transfer.mask`; what it draws is of the key."""
+    """A ticket's mask on another network, see `transfer.mask`; the key seeds its random choices."""
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     return transfer.mask(source, target, ticket, generator)
 
