@@ -12,8 +12,9 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from analysis import tables
 from lthjax import config, data, imp, models, store
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pandas
 
 PyTree = Any
+_Of = TypeVar("_Of")
 TICKET = "ticket"
 # Densities at which an analysis that takes long looks, where nothing is asked for.
 NEAR = (0.2, 0.1, 0.03)
@@ -326,10 +328,8 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
 
 def densities(rows: Iterable[Row]) -> dict[int, float]:
     """Level -> mean density of its rows, by level."""
-    found: dict[int, list[float]] = {}
-    for row in rows:
-        found.setdefault(row.level, []).append(row.density)
-    return {level: sum(values) / len(values) for level, values in sorted(found.items())}
+    found = sorted(grouped(rows, "level").items())
+    return {level: sum(row.density for row in of_level) / len(of_level) for level, of_level in found}
 
 
 def nearest(levels: Mapping[int, float], density: float) -> int:
@@ -398,6 +398,14 @@ def select(
         and (level is None or row.level == level)
         and (arm is None or row.arm == arm)
     ]
+
+
+def grouped(rows: Iterable[_Of], *columns: str) -> dict[Any, list[_Of]]:
+    """The value of a column, or the values of several -> the rows that have it, in order of appearance."""
+    found: dict[Any, list[_Of]] = {}
+    for row in rows:
+        found.setdefault(attrgetter(*columns)(row), []).append(row)
+    return found
 
 
 def chains(rows: Sequence[Row]) -> list[str]:

@@ -23,8 +23,7 @@ from scipy import sparse
 from analysis import open_run, record, report
 from analysis import savings as command
 from analysis.record import Finding
-from analysis.savings.shown import compared
-from analysis.savings.table import LevelSavings, Timing, to_json
+from analysis.savings.table import LevelSavings, Timing, compared, to_json
 from analysis.savings.work import timed_levels
 from analysis.tables import write_tables
 from benchmarks import measure

@@ -415,7 +415,7 @@ def test_the_note_names_the_figures_that_are_not_known_for_a_network(
     """For a plain sequence there is no note, because one of two kinds of first layer is expected."""
     made: list[str] = []
     for name, kind in figures.FIGURES.items():
-        skipped = kind._replace(make=lambda _, name=name: made.append(name))
+        skipped = kind._replace(find=lambda _, name=name: made.append(name))
         monkeypatch.setitem(figures.FIGURES, name, skipped)
     notes = section(masked(tmp_path / "run", model)).notes
     assert figures.FIGURES.keys() - made == absent

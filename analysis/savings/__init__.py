@@ -12,46 +12,21 @@ from analysis import words
 from analysis.page import Link, Section
 from analysis.record import Analysis, Finding
 from analysis.run import Run, nearest
-from analysis.savings.shown import compared, shown, times
-from analysis.savings.table import FILE, LevelSavings, load
+from analysis.savings.table import FILE, LevelSavings, compared, load, shown, times
 from analysis.savings.work import Options, work
 from lthjax.measures.savings import VARIANTS
-from lthjax.measures.stats import Outcome
 
 _HERE = Link("savings", "#savings")
+_FEWER = "5–10× fewer multiplications and bytes"
 _REMARK = (
     "Fewer multiplications are not less time. A network is called faster or slower only where the interval "
-    "of the median ratio leaves out 1. "
-    + "; ".join(f"{name}: {what}" for name, what in VARIANTS.items())
-    + "."
+    f"of the median ratio leaves out 1. {'; '.join(f'{name}: {said}' for name, said in VARIANTS.items())}."
 )
 
 
 def section(run: Run, found: Sequence[LevelSavings]) -> Section:
     """The report's section; the command prints it, too."""
     return Section("savings", "Savings", tables=shown(found), remark=_REMARK)
-
-
-_FEWER = "5–10× fewer multiplications and bytes"
-
-
-def _near_a_tenth(rows: Sequence[LevelSavings]) -> LevelSavings:
-    level = nearest({row.level: row.density for row in rows}, 0.1)
-    return next(row for row in rows if row.level == level)
-
-
-def _counted(rows: Sequence[LevelSavings]) -> Finding:
-    """Counts are exact: the claim holds or does not."""
-    row = _near_a_tenth(rows)
-    macs = row.counts.macs / max(row.counts.macs_left, 1)
-    size = row.storage.dense / row.storage.bitmask
-    outcome: Outcome = "supported" if min(macs, size) >= 5 else "refuted"
-    said = (
-        f"at {words.share(row.density)} {macs:.1f}× fewer multiplications if zeros were skipped, {size:.1f}× "
-        f"fewer bytes as bitmask, {times(row.counts.macs, row.compacted.macs)} fewer multiplications by "
-        "compaction"
-    )
-    return Finding(f"{_FEWER} at {100 * row.density:.0f} %", outcome, said, 1, _HERE)
 
 
 def findings(run: Run, found: Sequence[LevelSavings] | None) -> list[Finding]:
@@ -66,12 +41,30 @@ def findings(run: Run, found: Sequence[LevelSavings] | None) -> list[Finding]:
         return [*said, Finding(claim, "not tested", "no times", 0, command)]
     row = _near_a_tenth(timed)
     for timing in row.timings:
-        if timing.batch != 1 or timing.ratio is None or timing.low is None or timing.high is None:
-            continue
-        outcome: Outcome = "supported" if timing.low > 1 else "refuted" if timing.high < 1 else "undecided"
-        claim = f"A ticket at {words.share(row.density)} computes one image faster, {timing.variant}"
-        said.append(Finding(claim, outcome, f"{compared(timing)}, {timing.pairs} pairs", 1, _HERE))
+        if timing.batch == 1 and timing.faster is not None:
+            claim = f"A ticket at {words.share(row.density)} computes one image faster, {timing.variant}"
+            estimate = f"{compared(timing)}, {timing.pairs} pairs"
+            said.append(Finding(claim, timing.faster, estimate, 1, _HERE))
     return said
+
+
+def _counted(rows: Sequence[LevelSavings]) -> Finding:
+    """Counts are exact: the claim holds or does not."""
+    row = _near_a_tenth(rows)
+    macs = row.counts.macs / max(row.counts.macs_left, 1)
+    size = row.storage.dense / row.storage.bitmask
+    said = (
+        f"at {words.share(row.density)} {macs:.1f}× fewer multiplications if zeros were skipped, {size:.1f}× "
+        f"fewer bytes as bitmask, {times(row.counts.macs, row.compacted.macs)} fewer multiplications by "
+        "compaction"
+    )
+    claim = f"{_FEWER} at {100 * row.density:.0f} %"
+    return Finding(claim, "supported" if min(macs, size) >= 5 else "refuted", said, 1, _HERE)
+
+
+def _near_a_tenth(rows: Sequence[LevelSavings]) -> LevelSavings:
+    by_level = {row.level: row for row in rows}
+    return by_level[nearest({row.level: row.density for row in rows}, 0.1)]
 
 
 ANALYSIS = Analysis(

@@ -1,59 +1,70 @@
-"""The rows of savings.json, and reading and writing them."""
+"""The rows of savings.json: reading and writing them, and as tables for a reader."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from analysis import tables, words
-from analysis.run import Run
+from analysis.page import Table
+from analysis.run import Run, grouped
 from lthjax.measures.savings import Counts, Storage
+from lthjax.measures.stats import Outcome
 
 FILE = "savings.json"
+# The fields of a row that are NamedTuples themselves.
+_PARTS = {"counts": Counts, "storage": Storage, "compacted": Counts}
+_STORED = (
+    "Bytes of the weights, float32, and how much smaller than dense; the exported file is not smaller, it "
+    "holds dense arrays, the mask and the initial weights"
+)
+_COMPACTED = "Exact compaction: the units that do nothing taken out, the rest as dense arrays"
+_Cells = tuple[int | str, ...]
 
 
 class Timing(NamedTuple):
-    """A forward pass against the dense one, timed in turn.
+    """A forward pass and the dense one, timed in turn; None where it was not timed.
 
     Attributes:
-        batch: images.
-        variant: a key of `lthjax.measures.savings.VARIANTS`.
-        seconds: median of one call; None where it was not timed.
-        dense_seconds: median of the dense one.
+        batch, variant: number of images, and a key of `lthjax.measures.savings.VARIANTS`.
+        seconds, dense_seconds: medians of one call.
         ratio: median over the pairs of dense / variant; below 1 the variant is slower.
-        low, high: its interval, as `median_interval` says.
-        pairs: how many.
+        low, high, pairs: its interval, as `median_interval` says, and the number of pairs.
         note: why it was not timed, or "".
     """
 
     batch: int
     variant: str
-    seconds: float | None
-    dense_seconds: float | None
-    ratio: float | None
-    low: float | None
-    high: float | None
-    pairs: int
-    note: str
+    seconds: float | None = None
+    dense_seconds: float | None = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    pairs: int = 0
+    note: str = ""
+
+    @property
+    def faster(self) -> Outcome | None:
+        """Whether it is faster than dense: undecided where the interval has 1 in it, None if not timed."""
+        if self.low is None or self.high is None:
+            return None
+        return "supported" if self.low > 1 else "refuted" if self.high < 1 else "undecided"
 
 
 class LevelSavings(NamedTuple):
     """What a level's ticket saves, a row of savings.json.
 
     Attributes:
-        seed, chain, level, arm: which cell.
+        seed, chain, level, arm: the cell.
         density: weights left / prunable weights.
-        counts: of the ticket, as it is masked.
-        storage: bytes of its weights by format.
-        file_bytes: size of the file that `analysis.export` writes of it: dense arrays, the mask as bits,
-            and the weights that training started from.
-        widths: layer -> units after compaction.
-        compacted: counts of the compacted network.
-        deviation: largest difference of the compacted network's logits from the ticket's over the test
-            set, in float32, divided by the largest logit.
-        steps: of training, all rounds up to this ticket.
-        trainings: the same in dense trainings.
-        device: what timings were taken on.
-        timings: empty where the level was not timed.
+        counts, storage: of the masked ticket, its counts and the bytes of its weights by format.
+        file_bytes: size of the file that `analysis.export` writes, with mask and initial weights.
+        widths, compacted: layer -> units of the compacted network, and its counts.
+        deviation: largest difference of its logits from the ticket's over the test set, in float32,
+            divided by the largest logit.
+        steps, trainings: training up to this ticket, all rounds together, in steps and in dense trainings.
+        device, timings: on which timings were taken, and those; empty where the level was not timed.
     """
 
     seed: int
@@ -74,36 +85,97 @@ class LevelSavings(NamedTuple):
 
 
 def load(run: Run) -> list[LevelSavings]:
-    """The rows of a run's savings.json, by level.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """The rows of a run's savings.json, by level; raises a UserError where it cannot be read."""
     path = run.path / FILE
     try:
-        return [_row(fields) for fields in json.loads(tables.read_text(path))["rows"]]
+        return [_row(**fields) for fields in json.loads(tables.read_text(path))["rows"]]
     except tables.DAMAGED as error:
         raise tables.unreadable(path, error, words.command("savings", run.path)) from error
 
 
-def _row(fields: dict[str, Any]) -> LevelSavings:
-    made = {
-        "counts": Counts(**fields["counts"]),
-        "storage": Storage(**fields["storage"]),
-        "compacted": Counts(**fields["compacted"]),
-        "timings": tuple(Timing(**timing) for timing in fields["timings"]),
-    }
-    return LevelSavings(**{**fields, **made})
+def _row(timings: list[dict[str, Any]], **fields: Any) -> LevelSavings:
+    parts = {name: kind(**fields.pop(name)) for name, kind in _PARTS.items()}
+    return LevelSavings(**fields, **parts, timings=tuple(Timing(**timing) for timing in timings))
 
 
 def to_json(rows: Sequence[LevelSavings]) -> str:
     """The rows as the text of savings.json."""
-    fields = [
-        {
-            **row._asdict(),
-            **{name: getattr(row, name)._asdict() for name in ("counts", "storage", "compacted")},
-            "timings": [timing._asdict() for timing in row.timings],
-        }
-        for row in rows
-    ]
+    parts = [{name: getattr(row, name)._asdict() for name in _PARTS} for row in rows]
+    timings = [{"timings": [timing._asdict() for timing in row.timings]} for row in rows]
+    fields = [row._asdict() | own | timed for row, own, timed in zip(rows, parts, timings, strict=True)]
     return json.dumps({"rows": fields}, indent=1) + "\n"
+
+
+def shown(rows: Sequence[LevelSavings]) -> list[Table]:
+    """Counts and training cost, bytes, compaction, and times where there are any."""
+
+    def table(title: str, header: str, cells: Callable[[LevelSavings], _Cells], words: int = 1) -> Table:
+        lines = [[f"{x:,}" if isinstance(x, int) else x for x in cells(row)] for row in rows]
+        return Table(title, header.split(", "), lines, words)
+
+    cost = f"what the ticket cost to find (seed {rows[-1].seed}, {rows[-1].chain})"
+    weights = (
+        "level, weights left, %, fewer weights, MACs, masked, fewer MACs, steps trained, dense trainings"
+    )
+    stored = "level, dense, ideal, bitmask, CSR-16, CSR-32, COO, exported file"
+    compacted = "level, units left, weights, fewer, MACs, fewer, largest deviation of a logit"
+    timed = [row for row in rows if row.timings]
+    return [
+        table(f"Weights, MACs for one image, and {cost}", weights, _weights),
+        table(_STORED, stored, _stored),
+        table(_COMPACTED, compacted, _compacted, 2),
+        *([_times(timed)] if timed else []),
+    ]
+
+
+def _weights(row: LevelSavings) -> _Cells:
+    counts, percent, trainings = row.counts, f"{100 * row.density:.1f}", f"{row.trainings:.2f}"
+    fewer, less = times(counts.weights, counts.weights_left), times(counts.macs, counts.macs_left)
+    masked = counts.macs_left
+    return row.level, counts.weights_left, percent, fewer, counts.macs, masked, less, row.steps, trainings
+
+
+def _stored(row: LevelSavings) -> _Cells:
+    dense, *smaller = row.storage
+    return row.level, dense, *(f"{part:,} ({times(dense, part)})" for part in smaller), row.file_bytes
+
+
+def _compacted(row: LevelSavings) -> _Cells:
+    units, small = " ".join(f"{name} {width}" for name, width in row.widths.items()), row.compacted
+    fewer, less = times(row.counts.weights, small.weights), times(row.counts.macs, small.macs)
+    return row.level, units, small.weights, fewer, small.macs, less, f"{row.deviation:.1e}"
+
+
+def _times(rows: Sequence[LevelSavings]) -> Table:
+    """At every level and batch size the dense network, then the variants."""
+    lines: list[list[str]] = []
+    for row in rows:
+        for batch, of_batch in sorted(grouped(row.timings, "batch").items()):
+            dense = [timing.dense_seconds for timing in of_batch if timing.dense_seconds is not None]
+            place = [str(row.level), f"{100 * row.density:.1f}", str(batch)]
+            lines.append([*place, "dense", *_rate(float(np.median(dense)) if dense else None, batch), ""])
+            lines += [[*place, one.variant, *_rate(one.seconds, batch), compared(one)] for one in of_batch]
+    title = f"Forward pass, each timed in turn with the dense one, on {rows[0].device}"
+    header = "level, %, batch, network, ms a call, images / s, against dense: median (95 % interval)"
+    return Table(title, header.split(", "), lines)
+
+
+def _rate(seconds: float | None, batch: int) -> tuple[str, str]:
+    return ("–", "–") if seconds is None else (f"{1000 * seconds:.3g}", f"{batch / seconds:,.0f}")
+
+
+def compared(timing: Timing) -> str:
+    """A timing in words: faster or slower than dense only where the interval leaves out 1."""
+    ratio, low, high = timing.ratio, timing.low, timing.high
+    if ratio is None or low is None or high is None:
+        return timing.note
+    if timing.faster == "supported":
+        return f"{ratio:.2f}× faster ({low:.2f}–{high:.2f})"
+    if timing.faster == "refuted":
+        return f"{1 / ratio:.2f}× slower ({1 / high:.2f}–{1 / low:.2f})"
+    return f"no clear difference: {ratio:.2f}× its speed ({low:.2f}–{high:.2f})"
+
+
+def times(dense: int, left: int) -> str:
+    """How many times fewer: `9.3×`."""
+    return f"{dense / left:.1f}×" if left else "∞"

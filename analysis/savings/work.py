@@ -56,43 +56,41 @@ class Options(record.Options):
 def work(run: Run, options: Options, watch: Watch) -> Path:
     """Writes RUN/savings.json, a row a level.
 
-    Raises:
-        UserError: there is no such cell, the network is not sequential, the images are not there, or the
-            file cannot be written.
-        RuntimeError: a compacted network computes something else than its ticket.
+    Raises a UserError where a cell or the images are not there or the network is not sequential, and a
+    RuntimeError where a compacted network computes something else than its ticket.
     """
-    chosen = choose(run, options)
-    model = run.network()
+    chosen, model = choose(run, options), run.network()
     if not model.layers:
-        raise UserError(
-            f"{run.path}: its model {model.name!r} is not sequential; what it saves is not worked out."
-        )
-    images = _test_images(run, chosen[0].seed, options.data_dir)
+        why = f"its model {model.name!r} is not sequential; what it saves is not worked out."
+        raise UserError(f"{run.path}: {why}")
+    dataset = run.dataset(options.data_dir)
+    split = data.split(dataset, chosen[0].seed, run.study.data.validation)
+    raw, mean, std = map(jnp.asarray, (dataset.test_images, split.mean, split.std))
+    images = data.gather(raw, jnp.arange(len(raw)), mean, std)
     timed = timed_levels({row.level: row.density for row in chosen}, options.quick)
+    most = measure.FEWEST_PAIRS if options.quick else _PAIRS
     rows = []
     for row in chosen:
         watch.say(f"level {row.level}, {words.share(row.density)} of the weights")
-        pairs = measure.FEWEST_PAIRS if options.quick else _PAIRS
-        rows.append(_saved(run, row, model, images, pairs if row.level in timed else 0))
+        rows.append(_saved(run, row, model, images, most if row.level in timed else 0))
     page.write_folder(run.path, (), {FILE: to_json(rows)})
     return run.path / FILE
 
 
 def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> LevelSavings:
-    """What a level's ticket saves; not timed in 0 pairs."""
-    ticket, size = _exported(run, row.cell)
+    """What a level's ticket saves; 0 pairs: it is not timed."""
+    (ticket, size), total, shape = _exported(run, row.cell), run.lengths.total, model.input_shape
     small = savings.compact(model.layers, ticket.params, ticket.mask)
     params = _masked(ticket.params, ticket.mask)
-    total = run.lengths.total
     steps = savings.training_steps(total, run.results[row.cell]["start"], row.level)
     return LevelSavings(
         *row.cell[:4],
         row.density,
-        savings.counts(model.layers, ticket.params, ticket.mask, model.input_shape),
+        savings.counts(model.layers, ticket.params, ticket.mask, shape),
         savings.storage(ticket.mask),
         size,
         {layer.name: layer.features for layer in small.layers},
-        savings.counts(small.layers, small.params, small.mask, model.input_shape),
+        savings.counts(small.layers, small.params, small.mask, shape),
         savings.deviation(model, params, small, images),
         steps,
         steps / total,
@@ -102,11 +100,7 @@ def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> L
 
 
 def choose(run: Run, options: Options) -> list[Row]:
-    """The dense network and the leaders of a seed's chain, by level.
-
-    Raises:
-        UserError: there is no such cell.
-    """
+    """The dense network and the leaders of a seed's chain, by level; raises where there is no such cell."""
     done = [row for row in run.rows if row.status == "done" and row.repeat == 1]
     if not done:
         raise UserError(f"{run.path}: there is no finished cell in it yet; run the study first.")
@@ -128,54 +122,39 @@ def choose(run: Run, options: Options) -> list[Row]:
 
 
 def timed_levels(densities: dict[int, float], quick: bool = False) -> set[int]:
-    """The levels nearest to `TIMED_DENSITIES` on a logarithmic scale, and the sparsest.
+    """The sparsest level and, unless it is to be quick, those nearest to `TIMED_DENSITIES`.
 
-    Args:
-        densities: level -> density; level 0, the dense network, is never timed against itself.
-        quick: whether to take the sparsest only.
+    Level 0, the dense network, is never timed against itself.
     """
     pruned = {level: density for level, density in densities.items() if level and density > 0}
     if not pruned:
         return set()
     sparsest = min(pruned, key=lambda level: (pruned[level], level))
-    if quick:
-        return {sparsest}
-    return {sparsest} | {nearest(pruned, density) for density in TIMED_DENSITIES}
+    return {sparsest, *(nearest(pruned, density) for density in TIMED_DENSITIES if not quick)}
 
 
 def timings(
     model: Model, params: Any, mask: Any, small: savings.Compacted, images: jax.Array, pairs: int
 ) -> tuple[Timing, ...]:
-    """Every variant against the dense forward pass, at every batch size, timed in turn.
+    """Every variant and the dense forward pass, timed in turn at every batch size.
 
-    Args:
-        model: a sequential network.
-        params, mask: a ticket's weights, pruned ones 0, and its mask.
-        small: the same compacted.
-        images: float [N, H, W, C]; repeated where there are too few.
-        pairs: of samples; fewer, down to 6, where a pair takes long.
-
-    Raises:
-        RuntimeError: a variant computes something else than the dense network.
+    `params` are the ticket's with pruned weights 0, `small` is the same compacted, and `images`, float
+    [N, H, W, C], are repeated where there are too few. Fewer `pairs`, down to 6, where a pair takes long.
+    Raises a RuntimeError where a variant computes something else than the dense network.
     """
-    layers = model.layers
+    layers, made = model.layers, []
     survivors = max(int(np.count_nonzero(params[x.name]["kernel"])) for x in layers if not x.size)
-    made = []
     variants = savings.variants(layers, params, mask, small)
     for batch in BATCHES:
         x = jnp.resize(images, (batch, *images.shape[1:]))
         dense = partial(savings.compiled, layers, params, x)
-        expected = np.asarray(dense())
+        expected, needed = dense(), 4 * survivors * batch
         for name, variant in variants.items():
-            needed = 4 * survivors * batch
             if name == "JAX BCOO" and needed > _MOST_BYTES:
-                note = f"not timed: needs {needed / 2**30:.1f} GiB"
-                made.append(Timing(batch, name, None, None, None, None, None, 0, note))
+                made.append(Timing(batch, name, note=f"not timed: needs {needed / 2**30:.1f} GiB"))
                 continue
-            difference = float(np.abs(np.asarray(variant(x)) - expected).max(initial=0))
-            if not difference <= 10 * savings.TOLERANCE * max(np.abs(expected).max(), 1e-30):
-                raise RuntimeError(f"{name}: its logits differ from the dense network's by {difference:g}.")
-            made.append(Timing(batch, name, *measure.calls(partial(variant, x), dense, pairs), ""))
+            savings.check_logits(name, variant(x), expected)
+            made.append(Timing(batch, name, *measure.calls(partial(variant, x), dense, pairs)))
     return tuple(made)
 
 
@@ -184,11 +163,3 @@ def _exported(run: Run, cell: Cell) -> tuple[prune.Ticket, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = export(run, cell, Path(folder) / "ticket.safetensors")
         return prune.load(path), path.stat().st_size
-
-
-def _test_images(run: Run, seed: int, data_dir: Path) -> jax.Array:
-    """The test images as the seed's networks saw them, float32 [N, H, W, C]."""
-    dataset = run.dataset(data_dir)
-    split = data.split(dataset, seed, run.study.data.validation)
-    images = jnp.asarray(dataset.test_images)
-    return data.gather(images, jnp.arange(len(images)), jnp.asarray(split.mean), jnp.asarray(split.std))

@@ -1,7 +1,7 @@
 """What survives: a run's masks layer by layer, at the input, unit by unit, and against its weights.
 
-The report works it out; there is no command of its own and nothing is written but the section's figures. All
-of it is of the first chain that rewinds, unless a figure says otherwise. Cells that diverged are left out.
+The report works it out: it has no command, and writes the section's figures alone. All of it is of the first
+chain that rewinds, unless a figure says otherwise. Cells that diverged are left out.
 
     from analysis import open_run, record, structure
 
@@ -12,40 +12,25 @@ of it is of the first chain that rewinds, unless a figure says otherwise. Cells 
 from analysis.page import Section
 from analysis.record import Analysis, Options
 from analysis.run import Run
-from analysis.structure import figures, table
+from analysis.structure import figures
 from analysis.structure.table import Survivors
 from lthjax import models, settings
-
-_NAME, _TITLE = "structure", "What survives"
 
 
 @settings.pinned()
 def _section(run: Run, found: Survivors) -> Section:
-    """The figures; a note says why where there are none, or fewer as the network is no plain sequence."""
-    lacking = _lacking(run, found)
-    if lacking:
-        return Section(_NAME, _TITLE, [f"Not shown: {lacking}"])
-    left_out = figures.left_out(found)
-    return Section(_NAME, _TITLE, [left_out] if left_out else [], figures.drawn(found))
-
-
-def _lacking(run: Run, found: Survivors) -> str:
-    """Why nothing can be shown; "" where something can."""
+    """The figures; a note says why there are none, or fewer because the network is no plain sequence."""
     if not found.chain:
-        return "no ticket that has weights left is trained yet."
-    if run.study.model not in models.MODELS:
-        return f"the network {run.study.model!r} is from outside the package, and is not loaded here."
-    return ""
+        lacking = "no ticket that has weights left is trained yet."
+    elif run.study.model not in models.MODELS:
+        lacking = f"the network {run.study.model!r} is from outside the package, and is not loaded here."
+    else:
+        left_out = figures.left_out(found)
+        return Section("structure", "What survives", [left_out] if left_out else [], figures.drawn(found))
+    return Section("structure", "What survives", [f"Not shown: {lacking}"])
 
 
 ANALYSIS = Analysis(
-    name=_NAME,
-    title=_TITLE,
-    options=Options,
-    work=None,
-    tables={},
-    section=_section,
-    findings=lambda run, found: [],
-    load=table.survivors,
+    "structure", "What survives", Options, None, {}, _section, lambda run, found: [], load=Survivors
 )
 """As `analysis.record.Analysis` says."""

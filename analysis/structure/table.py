@@ -1,8 +1,7 @@
 """What survives in a run, as rows: of layers, pixels, kernels, units, signs and pairs of masks."""
 
-import itertools
-from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,8 @@ _SHOWN = 0.1
 REWOUND = (TICKET, "random")
 _overlap = jax.jit(prune.overlap)
 PyTree = Any
+# (layer, side) -> the variance of a unit's survivors over that by chance, one a seed.
+Ratios = dict[tuple[str, str], list[float]]
 
 
 class LayerDensity(NamedTuple):
@@ -97,95 +98,67 @@ class MaskOverlap(NamedTuple):
     iou_by_chance: float
 
 
-@dataclass(frozen=True)
 class Survivors:
     """The cells of a run that have weights left and did not diverge.
 
     Attributes:
-        run: the run.
-        rows: the cells.
+        run, rows: the run, and the cells.
         chain: the first chain that has a ticket among them; "" if none has.
+        tickets, levels: the tickets of the chain, and level -> their mean density.
+        shown_level: the level of figures that show one; 0 if there is no ticket.
         heading: what the run trains.
         shape: (height, width, channels) of an image.
     """
 
-    run: Run
-    rows: list[Row]
-    chain: str
-    heading: str
-    shape: tuple[int, int, int]
-
-    @cached_property
-    def tickets(self) -> list[Row]:
-        """Those of the chain."""
-        return select(self.rows, chain=self.chain, arm=TICKET)
-
-    @cached_property
-    def levels(self) -> dict[int, float]:
-        """Level -> mean density of its tickets."""
-        return densities(self.tickets)
-
-    @cached_property
-    def example(self) -> PyTree:
-        """The mask of one ticket: it says which leaves may be pruned."""
-        return self.run.mask(self.tickets[0].cell)
+    def __init__(self, run: Run) -> None:
+        """Raises a UserError where a cell cannot be read."""
+        self.run = run
+        self.rows = [row for row in run.rows if row.status == "done" and row.weights_left]
+        led = (chain for chain in chains(self.rows) if select(self.rows, chain=chain, arm=TICKET))
+        self.chain = next(led, "")
+        self.tickets = select(self.rows, chain=self.chain, arm=TICKET)
+        self.levels, self.heading = densities(self.tickets), words.title(run.about)
+        self.shown_level = nearest(self.levels, _SHOWN) if self.levels else 0
+        height, width, channels = run.about["data"]["shape"]
+        self.shape = (height, width, channels)
 
     @cached_property
     def network(self) -> Layers:
-        """The same by layer, for the names and shapes of the network's layers."""
-        return in_order(self.example, self.example)
-
-    @property
-    def shown_level(self) -> int:
-        """The level that is shown where one is."""
-        return nearest(self.levels, _SHOWN)
-
-    @property
-    def some_levels(self) -> list[int]:
-        """Up to three: near half of the weights, near a tenth, and the sparsest."""
-        return sorted({nearest(self.levels, of) for of in (0.5, _SHOWN, min(self.levels.values()))})
+        """The mask of one ticket, for the names and shapes of the network's layers."""
+        return self.mask(self.tickets[0])
 
     def mask(self, row: Row) -> Layers:
         """A cell's mask."""
-        mask = self.run.mask(row.cell)
-        return in_order(mask, mask)
+        return self._prunable(self.run.mask(row.cell))
 
     def final(self, row: Row) -> Layers:
         """A cell's prunable weights at the end of training."""
-        return in_order(self.run.weights(row.cell), self.example)
+        return self._prunable(self.run.weights(row.cell))
 
     def origin(self, seed: int) -> Layers:
         """The prunable weights that the chain rewinds to."""
-        return in_order(self.run.state(seed, imp.rewind_of(self.chain)), self.example)
+        return self._prunable(self.run.state(seed, imp.rewind_of(self.chain)))
 
-    def parent(self, row: Row) -> Row | None:
-        """The ticket, or the dense network, from which a ticket's mask was made."""
-        return next((other for other in self.rows if other.cell == imp.parent_of(row.cell)), None)
+    def _prunable(self, tree: PyTree) -> Layers:
+        return layers.by_number(layers.by_layer(tree, self._example))
 
-    def pixels(self, level: int) -> dict[int, np.ndarray]:
-        """Seed -> surviving connections of every pixel: int [height, width]; for `reads_pixels`."""
-        return {
-            row.seed: structure.pixels(next(iter(self.mask(row).values())), self.shape)
-            for row in select(self.tickets, level=level)
-        }
+    @cached_property
+    def _example(self) -> PyTree:
+        """A mask of the network: it says which leaves may be pruned."""
+        return self.run.mask(self.tickets[0].cell)
 
+    @cached_property
+    def pixels(self) -> dict[int, dict[int, np.ndarray]]:
+        """Level -> seed -> surviving connections of every pixel: int [height, width]; for `reads_pixels`.
 
-def survivors(run: Run) -> Survivors:
-    """The cells of a run that have something to show.
+        Of up to three levels: near half of the weights, near a tenth, and the sparsest.
+        """
+        some = {nearest(self.levels, of) for of in (0.5, _SHOWN, min(self.levels.values()))}
 
-    Raises:
-        UserError: a cell cannot be read.
-    """
-    rows = [row for row in run.rows if row.status == "done" and row.weights_left]
-    led = [chain for chain in chains(rows) if select(rows, chain=chain, arm=TICKET)]
-    height, width, channels = run.about["data"]["shape"]
-    shape = (height, width, channels)
-    return Survivors(run, rows, led[0] if led else "", words.title(run.about), shape)
+        def image(row: Row) -> np.ndarray:
+            return structure.pixels(next(iter(self.mask(row).values())), self.shape)
 
-
-def in_order(tree: PyTree, mask: PyTree) -> Layers:
-    """The leaves of a tree that its mask says may be pruned, by path, in the order of the network."""
-    return layers.by_number(layers.by_layer(tree, mask))
+        return {n: {row.seed: image(row) for row in select(self.tickets, level=n)} for n in sorted(some)}
 
 
 def layer(path: str) -> str:
@@ -206,27 +179,20 @@ def rings(of: Survivors) -> list[Ring]:
     """The rings of pixels at some levels; of tickets that have a connection to a pixel."""
     return [
         Ring(seed, level, of.levels[level], *ring)
-        for level in of.some_levels
-        for seed, image in of.pixels(level).items()
+        for level, of_seeds in of.pixels.items()
+        for seed, image in of_seeds.items()
         if image.any()
         for ring in structure.by_ring(image)
     ]
 
 
-def degrees(of: Survivors) -> tuple[list[Degree], dict[tuple[str, str], list[float]]]:
-    """How many units have so many survivors, at the level that is shown.
-
-    Returns:
-        The rows; and (layer, side) -> the variance of a unit's survivors over that by chance, one a seed;
-        none where chance has no variance.
-    """
+def degrees(of: Survivors) -> tuple[list[Degree], Ratios]:
+    """How many units have so many survivors, at `shown_level`; no ratio where chance has no variance."""
     rows: list[Degree] = []
-    ratios: dict[tuple[str, str], list[float]] = {}
+    ratios: Ratios = {}
     for row in select(of.tickets, level=of.shown_level):
         for path, leaf in of.mask(row).items():
-            sides = ("output units", "input units") if leaf.ndim == 2 else ("filters", "input channels")
-            both = structure.incoming(leaf), structure.outgoing(leaf, leaf.shape[-2])
-            for side, found in zip(sides, both, strict=True):
+            for side, found in structure.by_side(leaf).items():
                 rows += [Degree(row.seed, layer(path), side, *n) for n in structure.degrees(found, leaf)]
                 expected = structure.variance_by_chance(leaf, len(found))
                 ratio = [float(found.var() / expected)] if expected else []
@@ -238,24 +204,27 @@ def dead_units(of: Survivors) -> list[DeadUnits]:
     """The dead units of the random masks, if there are any, and of the tickets; for layers in a row."""
     rows = []
     for row in [*select(of.rows, chain=of.chain, arm="random"), *of.tickets]:
-        mask = of.mask(row)
+        place, mask = (row.arm, row.seed, row.repeat, row.level, row.density), of.mask(row)
         chance = structure.dead_by_chance(mask)
-        place = (row.arm, row.seed, row.repeat, row.level, row.density)
-        rows += [
-            DeadUnits(*place, layer(path), *units, chance[path])
-            for path, units in structure.dead(mask).items()
-        ]
+        for path, units in structure.dead(mask).items():
+            rows.append(DeadUnits(*place, layer(path), *units, chance[path]))
     return rows
+
+
+def last_round(of: Survivors) -> tuple[Row, Row] | None:
+    """A ticket of `shown_level`, and the ticket or dense network from which its mask was made."""
+    cells = {row.cell: row for row in of.rows}
+    pairs = [(row, cells.get(imp.parent_of(row.cell))) for row in select(of.tickets, level=of.shown_level)]
+    return next(((row, parent) for row, parent in pairs if parent is not None), None)
 
 
 def sign_changes(of: Survivors) -> list[SignChanges]:
     """The sign changes of the dense networks and of the arms in `REWOUND`, since the rewind step."""
-    rows = []
     arms = [row for arm in REWOUND for row in select(of.rows, chain=of.chain, arm=arm)]
-    trained = [*select(of.rows, chain=DENSE), *arms]
+    rows = []
     for seed in dict.fromkeys(row.seed for row in of.tickets):
         before = of.origin(seed)
-        for row in trained:
+        for row in [*select(of.rows, chain=DENSE), *arms]:
             if row.seed == seed:
                 counted = structure.sign_changes(before, of.final(row), of.mask(row))
                 rows.append(SignChanges(row.arm, seed, row.repeat, row.level, row.density, *counted))
@@ -264,21 +233,23 @@ def sign_changes(of: Survivors) -> list[SignChanges]:
 
 def overlaps(of: Survivors) -> list[MaskOverlap]:
     """The overlap of tickets with those of other seeds, of the level before, and of other chains."""
-    rows = []
-    others = [chain for chain in chains(of.rows) if chain != of.chain]
+    rows: list[MaskOverlap] = []
     before: dict[int, Layers] = {}
     for level, density in of.levels.items():
         masks = {row.seed: of.mask(row) for row in select(of.tickets, level=level)}
-        for seed in masks.keys() & before.keys():
-            both = map(float, _overlap(masks[seed], before[seed]))
-            rows.append(MaskOverlap("levels", "the level before", seed, level, density, *both))
+        pairs: list[Any] = [
+            ("levels", "the level before", seed, masks[seed], before[seed])
+            for seed in masks.keys() & before.keys()
+        ]
+        pairs += [("seeds", f"{a} and {b}", None, masks[a], masks[b]) for a, b in combinations(masks, 2)]
+        pairs += [
+            ("chains", chain, row.seed, masks[row.seed], of.mask(row))
+            for chain in chains(of.rows)
+            for row in select(of.rows, chain=chain, level=level, arm=imp.leader(chain))
+            if chain != of.chain and row.seed in masks
+        ]
+        for between, which, seed, one, other in pairs:
+            both = map(float, _overlap(one, other))
+            rows.append(MaskOverlap(between, which, seed, level, density, *both))
         before = masks
-        for a, b in itertools.combinations(masks, 2):
-            both = map(float, _overlap(masks[a], masks[b]))
-            rows.append(MaskOverlap("seeds", f"{a} and {b}", None, level, density, *both))
-        for chain in others:
-            for row in select(of.rows, chain=chain, level=level, arm=imp.leader(chain)):
-                if row.seed in masks:
-                    both = map(float, _overlap(masks[row.seed], of.mask(row)))
-                    rows.append(MaskOverlap("chains", chain, row.seed, level, density, *both))
     return rows

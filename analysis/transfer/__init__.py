@@ -5,27 +5,23 @@ python -m analysis.transfer --from runs/A runs/B --to runs/A runs/B --levels 7 1
 python -m analysis.transfer --to runs/A runs/B                  # trains nothing, draws what there is
 
 A target is a config, whose missing cells are trained first, or a run folder, which is taken as it is. Moved
-tickets are compared with its dense networks and its own tickets. `lthjax.measures.transfer` says how a mask
-goes from one network to another. The target's seed gives the split, the order of the data and the initial
-weights; the source's seed gives the mask. The seed fixes the initial weights: where the two networks are
-alike and the seed is the same, mask and initialisation move together, and with another seed the mask moves
-alone. Between unlike networks the arm `transferred_init` moves the initial values, too.
+tickets are compared with its dense networks and its own tickets. The source's seed gives the mask
+(`lthjax.measures.transfer` fits it to another network); the target's seed gives the split, the order of the
+data and the initial weights. Like networks have the same initial weights for the same seed: there, mask and
+initialisation move together. Between unlike ones the arm `transferred_init` moves the initial values, too.
 
   TARGET/transfer/
     from=SOURCE/source_seed=3/seed=4/chain=C/level=07/ARM/    a trained cell; its level is the source's
-    transfer.csv                                              `TransferRow`: all that was moved here
-    transfer_arms.png, .svg, .csv
-  OUT/transfer/                                               the targets of the last call together
-    transfer.csv
-    transfer_matrix.png, .svg, .csv                           sources × targets
+    transfer.csv, transfer_arms.*                             `TransferRow`, and a figure: all moved here
+  OUT/transfer/transfer.csv, transfer_matrix.*                the targets of the last call together
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from analysis import record, words
 from analysis.page import Link, Section
 from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run
+from analysis.run import TICKET, Run, grouped
 from analysis.transfer import figures
 from analysis.transfer.table import PAIRS, Difference, TransferRow, differences, load, names
 from analysis.transfer.work import Options, build
@@ -35,8 +31,14 @@ from lthjax.measures.transfer_arms import CARRIED
 __all__ = ["ANALYSIS", "Difference", "Options", "TransferRow", "build", "differences", "load"]
 # Percentage points within which a moved ticket counts as good as the target's own.
 MARGIN = 0.5
-_AS_GOOD = f"Tickets moved here are within {MARGIN:g} points of the run's own"
-_BEAT = "Tickets moved here beat the same masks shuffled within layers"
+# Arm that is subtracted -> claim, and how it is tested.
+_CLAIMS: dict[str, tuple[str, Callable[[Sequence[float]], stats.Verdict]]] = {
+    TICKET: (
+        f"Tickets moved here are within {MARGIN:g} points of the run's own",
+        lambda values: stats.noninferior(values, MARGIN),
+    ),
+    "shuffled": ("Tickets moved here beat the same masks shuffled within layers", stats.verdict),
+}
 
 
 def section(run: Run, rows: Sequence[TransferRow]) -> Section:
@@ -49,47 +51,36 @@ def section(run: Run, rows: Sequence[TransferRow]) -> Section:
 def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     """Whether tickets moved to a run are as good as its own, and better than the same masks shuffled.
 
-    Every claim is one about every level that was moved; its estimate is that of the worst.
+    A claim is one about every level that was moved; its estimate is that of the worst.
     """
     # A run's own ticket on its own seed is the ticket again.
     moved = [one for one in differences(rows or ()) if (one.source, one.pair) != (run.name, "same")]
     if not moved:
         command = words.command("transfer", "--from", "RUN", "--to", run.path)
         none = "no ticket was moved here"
-        return [Finding(claim, "not tested", none, 0, command) for claim in (_AS_GOOD, _BEAT)]
+        return [Finding(claim, "not tested", none, 0, command) for claim, _ in _CLAIMS.values()]
     said, found = names([run]), []
-    for source, pair, arm in dict.fromkeys((one.source, one.pair, one.arm) for one in moved):
+    for (source, pair, arm), own in grouped(moved, "source", "pair", "arm").items():
         along = ", its initial values carried along" if arm == CARRIED else ""
-        for claim, other in ((_AS_GOOD, TICKET), (_BEAT, "shuffled")):
-            place = (source, pair, arm, other)
-            levels = [one for one in moved if (one.source, one.pair, one.arm, one.other) == place]
-            if levels:
+        levels = grouped(own, "other")
+        for other, (claim, test) in _CLAIMS.items():
+            if other in levels:
                 what = f"{claim}: from {said[source]}, {PAIRS[pair]}{along}"
-                found.append(_finding(what, levels, noninferior=other == TICKET))
+                found.append(_finding(what, levels[other], [test(one.values) for one in levels[other]]))
     return found
 
 
-def _finding(claim: str, levels: Sequence[Difference], noninferior: bool) -> Finding:
+def _finding(claim: str, levels: Sequence[Difference], verdicts: Sequence[stats.Verdict]) -> Finding:
     worst = min(levels, key=lambda one: one.interval.mean)
-    outcome = stats.conjunction(
-        (stats.noninferior(one.values, MARGIN) if noninferior else stats.verdict(one.values)).outcome
-        for one in levels
-    )
     several = f", the least of {len(levels)} levels" if len(levels) > 1 else ""
     estimate = f"{words.points(worst.interval)} pp at {words.share(worst.density)} of weights{several}"
+    outcome = stats.conjunction(verdict.outcome for verdict in verdicts)
     n = min(len(one.values) for one in levels)
     return Finding(claim, outcome, estimate, n, Link("transfer", "#transfer"))
 
 
 # It reads several runs, so its command is one of its own: see `__main__`.
 ANALYSIS = Analysis(
-    name="transfer",
-    title="Transfer",
-    options=record.Options,
-    work=None,
-    tables={"transfer.csv": TransferRow},
-    section=section,
-    findings=findings,
-    load=load,
+    "transfer", "Transfer", record.Options, None, {"transfer.csv": TransferRow}, section, findings, load=load,
     marker="transfer/transfer.csv",
-)
+)  # fmt: skip

@@ -11,16 +11,18 @@ from matplotlib.image import AxesImage
 
 from analysis import draw, words
 from analysis.page import Drawn
-from analysis.run import TICKET, accuracies, mean_accuracy
-from analysis.transfer.table import AGAINST, ORDER, PAIRS, Difference, Pair, TransferRow, differences, notes
+from analysis.run import TICKET, accuracies, grouped, mean_accuracy
+from analysis.transfer.table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, notes
 from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
 from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED
 
+# (source, target) -> mean difference.
+_Intervals = Mapping[tuple[str, str], Interval]
 # Panels, or lines of panels, that a figure has at most.
 _MOST = 6
 # Arm -> colour, marker, label.
-_LOOKS = {
+_LOOKS: dict[str, tuple[str, str, str]] = {
     DENSE: (draw.look(DENSE)[0], "_", "dense"),
     TICKET: (*draw.look(TICKET), "own\nticket"),
     MOVED: ("#CC79A7", "D", "moved"),
@@ -31,18 +33,40 @@ _LOOKS = {
 }
 
 
+@matplotlib.rc_context({**draw.STYLE, "axes.grid": False})
 def matrix(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
     """Sources × targets: differences to the target's own ticket and to shuffled masks, in percentage points.
 
-    There is a line of panels for every pairing, arm and level; of more than six, six are shown.
-
-    Args:
-        rows: at least one.
-        said: folder -> its words.
+    There is a line of panels for every pairing, arm and level, at most six. `said` has run folders in words.
     """
     found = differences(rows)
-    header = (*Difference._fields[:-1], *Interval._fields)
-    lines = [(*one[:-1], *one.interval) for one in found]
+    pairs, names = list(PAIRS), list(ARMS)
+    order = sorted(found, key=lambda one: (pairs.index(one.pair), names.index(one.arm), one.level))
+    lines = draw.thinned([*grouped(order, "pair", "arm", "level").items()], _MOST)
+    sources = list(dict.fromkeys(one.source for one in found))
+    targets = list(dict.fromkeys(one.target for one in found))
+    most = max((abs(one.interval.mean) for one in found if one.other in AGAINST), default=0.0) or 1.0
+    # Where every training diverged there is no line; the panels stay empty.
+    count = max(len(lines), 1)
+    size = (6.0 + 3.2 * len(targets), 0.6 + (1.4 + 0.85 * len(sources)) * count)
+    figure = Figure(figsize=size, layout="constrained")
+    grid, image = figure.subplots(count, 2, squeeze=False), None
+    for panels, ((pair, arm, level), own) in zip(grid, lines, strict=False):
+        left = [one.density for one in own if one.other in AGAINST]
+        share = words.share(float(np.mean(left)) if left else math.nan)
+        moved = "moved with init" if arm == CARRIED else "moved"
+        for axes, (other, against) in zip(panels, AGAINST.items(), strict=True):
+            shown = {(one.source, one.target): one.interval for one in own if one.other == other}
+            image = _heat(axes, shown, (sources, targets), most)
+            title = f"{moved} − {against}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
+            axes.set_title(title, loc="left", fontsize=9)
+            axes.set_xticks(range(len(targets)), [_broken(said.get(t, t)) for t in targets], fontsize=8)
+            labels = [_broken(said.get(s, s)) for s in sources] if axes is panels[0] else []
+            axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        panels[0].set_ylabel("from", fontsize=9)
+    if image is not None:
+        bar = figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.8, pad=0.01)
+        bar.set_label("difference in test accuracy (pp)", fontsize=9)
     caption = (
         "Test accuracy of moved masks, on the target's own weights or with the source's initial values "
         "carried along (init), minus that of the target's own ticket of the nearest density, and of the same "
@@ -50,57 +74,13 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
         "target's seeds with its 95 % interval, paired; grey: not moved, or with init the same as without. "
         + " ".join(notes(rows))
     )
-    figure = _matrix(found, said)
-    return Drawn("transfer_matrix", "Tickets elsewhere", figure, caption.strip(), (header, lines))
+    data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]
+    return Drawn("transfer_matrix", "Tickets elsewhere", figure, caption.strip(), data)
 
 
-def _matrix(found: Sequence[Difference], said: Mapping[str, str]) -> Figure:
-    pairs, names = list(PAIRS), list(ARMS)
-    order = sorted(found, key=lambda one: (pairs.index(one.pair), names.index(one.arm), one.level))
-    lines = draw.thinned(list(dict.fromkeys(map(_line, order))), _MOST)
-    sources = list(dict.fromkeys(one.source for one in found))
-    targets = list(dict.fromkeys(one.target for one in found))
-    shown = [one for one in found if one.other in AGAINST]
-    most = max([abs(one.interval.mean) for one in shown], default=0.0) or 1.0
-    wide, high = 1.5 + 1.6 * len(targets), 0.9 + 0.85 * len(sources)
-    with matplotlib.rc_context({**draw.STYLE, "axes.grid": False}):
-        # Where every training diverged there is no line; the panels stay empty.
-        count = max(len(lines), 1)
-        figure = Figure(figsize=(3.0 + 2 * wide, 0.6 + (high + 0.5) * count), layout="constrained")
-        grid = figure.subplots(count, 2, squeeze=False)
-        image = None
-        for panels, place in zip(grid, lines, strict=False):
-            pair, arm, level = place
-            of_line = [one for one in shown if _line(one) == place]
-            share = words.share(float(np.mean([one.density for one in of_line])) if of_line else math.nan)
-            moved = "moved with init" if arm == CARRIED else "moved"
-            for axes, (other, against) in zip(panels, AGAINST.items(), strict=True):
-                own = {(one.source, one.target): one.interval for one in of_line if one.other == other}
-                image = _heat(axes, own, sources, targets, most)
-                title = f"{moved} − {against}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
-                axes.set_title(title, loc="left", fontsize=9)
-                axes.set_xticks(range(len(targets)), [_broken(said.get(t, t)) for t in targets], fontsize=8)
-                labels = [_broken(said.get(s, s)) for s in sources] if axes is panels[0] else []
-                axes.set_yticks(range(len(labels)), labels, fontsize=8)
-            panels[0].set_ylabel("from", fontsize=9)
-        if image is not None:
-            bar = figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.8, pad=0.01)
-            bar.set_label("difference in test accuracy (pp)", fontsize=9)
-        return figure
-
-
-def _line(one: Difference) -> tuple[Pair, str, int]:
-    return one.pair, one.arm, one.level
-
-
-def _heat(
-    axes: Axes,
-    own: Mapping[tuple[str, str], Interval],
-    sources: Sequence[str],
-    targets: Sequence[str],
-    most: float,
-) -> AxesImage:
+def _heat(axes: Axes, own: _Intervals, ends: Sequence[list[str]], most: float) -> AxesImage:
     """Differences as colours, up to `most` in either direction, and in words."""
+    sources, targets = ends
     values = np.array([[own[s, t].mean if (s, t) in own else np.nan for t in targets] for s in sources])
     axes.set_facecolor("#EEEEEE")
     image = axes.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
@@ -119,51 +99,37 @@ def _broken(text: str) -> str:
     return text.replace(", ", "\n").replace(" on ", "\non ")
 
 
+@matplotlib.rc_context(draw.STYLE)
 def arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
-    """Test accuracy of a target's arms: a panel for every source, pairing and level, at most six.
-
-    Args:
-        rows: of one target, at least one.
-        said: folder -> its words.
-    """
-    header = ("source", "pair", "level", "arm", "seed", "test_accuracy")
-    lines = [tuple(getattr(row, name) for name in header) for row in rows]
+    """Test accuracy of one target's arms: a panel for every source, pairing and level, at most six."""
+    places = draw.thinned([*grouped(rows, "source", "pair", "level").items()], _MOST)
+    names = [arm for arm in ORDER if any(row.arm == arm for row in rows)]
+    columns = min(len(places), 3)
+    lines = -(-len(places) // columns)
+    size = (max(0.6 + 3.6 * columns, 6.0), 3.6 * lines + 0.4)
+    heading = f"on {said.get(rows[0].target, rows[0].target)}"
+    figure, grid = draw.panels(heading, (lines, columns), size, sharex=True, sharey=True)
+    for axes in grid.ravel()[len(places) :]:
+        axes.set_visible(False)
+    for axes, ((source, pair, level), own) in zip(grid.ravel(), places, strict=False):
+        for at, arm in enumerate(names):
+            of = accuracies(row for row in own if row.arm == arm)
+            if of:
+                draw.dots(axes, at, list(of.values()), mean_accuracy(of), _LOOKS[arm][:2], beside=0.2)
+        share = words.share(float(np.mean([row.density for row in own if row.arm in ARMS])))
+        title = f"from {said.get(source, source)}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
+        axes.set_title(title, loc="left", fontsize=8)
+        axes.set_xticks(range(len(names)), [_LOOKS[arm][2] for arm in names], fontsize=7)
+        axes.tick_params(labelbottom=True)
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.grid(axis="x", visible=False)
+    figure.supylabel("test accuracy at the end (%)", fontsize=10)
     caption = (
         "Test accuracy at the end of training of every arm: the target's dense network and own ticket, the "
         "moved mask, and its controls. Small points are seeds, large ones their mean, lines its 95 % "
         "interval (of three seeds or more). There is no `transferred_init` where it is `transferred` bit for "
         "bit, because the initial weights are shared. " + " ".join(notes(rows))
     )
-    figure = _arms(rows, said)
-    title = "Moved tickets and their controls"
-    return Drawn("transfer_arms", title, figure, caption.strip(), (header, lines))
-
-
-def _arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Figure:
-    places = draw.thinned(list(dict.fromkeys((row.source, row.pair, row.level) for row in rows)), _MOST)
-    names = [arm for arm in ORDER if any(row.arm == arm for row in rows)]
-    columns = min(len(places), 3)
-    lines = -(-len(places) // columns)
-    with matplotlib.rc_context(draw.STYLE):
-        figure = Figure(figsize=(max(0.6 + 3.6 * columns, 6.0), 3.6 * lines + 0.4), layout="constrained")
-        grid = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True).ravel()
-        for axes in grid[len(places) :]:
-            axes.set_visible(False)
-        for axes, (source, pair, level) in zip(grid, places, strict=False):
-            own = [row for row in rows if (row.source, row.pair, row.level) == (source, pair, level)]
-            for at, arm in enumerate(names):
-                of = accuracies(row for row in own if row.arm == arm)
-                if of:
-                    look = (_LOOKS[arm][0], _LOOKS[arm][1])
-                    draw.dots(axes, at, list(of.values()), mean_accuracy(of), look, beside=0.2)
-            share = words.share(float(np.mean([row.density for row in own if row.arm in ARMS])))
-            title = f"from {said.get(source, source)}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
-            axes.set_title(title, loc="left", fontsize=8)
-            axes.set_xticks(range(len(names)), [_LOOKS[arm][2] for arm in names], fontsize=7)
-            axes.tick_params(labelbottom=True)
-            axes.set_xlim(-0.6, len(names) - 0.4)
-            axes.grid(axis="x", visible=False)
-        figure.supylabel("test accuracy at the end (%)", fontsize=10)
-        target = rows[0].target
-        figure.suptitle(f"on {said.get(target, target)}", x=0.01, ha="left", fontsize=11)
-        return figure
+    header = ("source", "pair", "level", "arm", "seed", "test_accuracy")
+    data = header, [tuple(getattr(row, name) for name in header) for row in rows]
+    return Drawn("transfer_arms", "Moved tickets and their controls", figure, caption.strip(), data)

@@ -1,12 +1,13 @@
 """The table of moved tickets: rows, read from the cells that were trained, and differences between arms."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from analysis import words
-from analysis.run import TICKET, Run, accuracies, row_of
+from analysis.run import TICKET, Run, accuracies, grouped, row_of
 from lthjax import fields
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
@@ -29,16 +30,16 @@ class TransferRow(NamedTuple):
 
     Attributes:
         source, target: names of the run folders.
-        source_seed, seed: of the mask; of everything else.
+        source_seed: the seed that the mask was found with.
+        seed: the seed of the training: split, order of the data, initial weights.
         level: of the ticket in its source.
         arm: a key of `ARMS`; "ticket", the target's own, or "dense".
         density: weights left / prunable weights, of this arm's mask.
-        own_level: level of the target's own ticket, the nearest in density; the order of the data is
-            this level's for all arms.
-        shared_init: whether the target's initial weights are those that the mask was found on, up to
-            an output layer of other classes.
-        test_accuracy: a fraction, at the end; None where training diverged.
-        early_stop_step: the step of the lowest validation loss; None likewise.
+        own_level: level of the target's own ticket of the nearest density; all arms take its data order.
+        shared_init: whether the mask was found on the target's initial weights, up to an output layer of
+            other classes.
+        test_accuracy: a fraction, at the end of training; None where it diverged.
+        early_stop_step: the step of the lowest validation loss; None where it diverged.
         status: "done" or "diverged".
     """
 
@@ -66,9 +67,8 @@ class Difference(NamedTuple):
 
     Attributes:
         source, target, pair, level: as in `TransferRow`.
-        density: mean of the moved masks'.
-        arm: "transferred" or "transferred_init".
-        other: the arm that is subtracted.
+        density: mean over the moved masks.
+        arm, other: "transferred" or "transferred_init", and the arm that is subtracted.
         values: percentage points, one a seed of the target.
     """
 
@@ -88,50 +88,35 @@ class Difference(NamedTuple):
 
 
 def load(run: Run) -> list[TransferRow]:
-    """All that was moved to a run, by whatever calls, and the arms of the run that it is compared with.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+    """All that was moved to a run, and the arms that it is compared with; raises if a file is damaged."""
     own = {row.cell: row for row in run.rows}
     rows: dict[tuple[Any, ...], TransferRow] = {}
-    cells = "transfer/from=*/source_seed=*/seed=*/chain=*/level=*/*/result.json"
-    for path in sorted(run.path.glob(cells)):
+    for path in sorted(run.path.glob("transfer/from=*/source_seed=*/seed=*/chain=*/level=*/*/result.json")):
         result = read_result(path.parent)
-        wrong = fields.moved(result, ARMS)
-        if wrong:
-            raise UserError(
-                f"{path}: it cannot be read ({wrong} is missing or unknown); delete {path.parent} and run "
-                "python -m analysis.transfer again."
-            )
+        if wrong := fields.moved(result, ARMS):
+            again = f"delete {path.parent} and run python -m analysis.transfer again."
+            raise UserError(f"{path}: it cannot be read ({wrong} is missing or unknown); {again}")
         made: dict[str, Any] = result["made_from"] or {}
         moved, level = row_of(result), made["own_level"]
         place = (made["source"], run.name, made["source_seed"], moved.seed, moved.level)
         dense, ticket = Cell(moved.seed, DENSE, 0, DENSE), Cell(moved.seed, moved.chain, level, TICKET)
-        for row in (own.get(dense), own.get(ticket), moved):
-            if row is not None:
-                rows[*place, row.arm] = TransferRow(
-                    *(*place, row.arm, row.density, level, made["shared_init"]),
-                    *(row.test_accuracy, row.early_stop_step, row.status),
-                )
+        for row in filter(None, (own.get(dense), own.get(ticket), moved)):
+            before = (*place, row.arm, row.density, level, made["shared_init"])
+            rows[*place, row.arm] = TransferRow(*before, row.test_accuracy, row.early_stop_step, row.status)
     return sorted(rows.values(), key=lambda row: (*row[:5], ORDER.index(row.arm)))
 
 
 def differences(rows: Iterable[TransferRow], others: Sequence[str] = (*AGAINST, DENSE)) -> list[Difference]:
     """Moved ticket − other for every source, target, pairing and level, paired over the target's seeds."""
-    of: dict[tuple[Any, ...], dict[str, list[TransferRow]]] = {}
-    for row in rows:
-        place = (row.source, row.target, row.pair, row.level)
-        of.setdefault(place, {}).setdefault(row.arm, []).append(row)
     found = []
-    for place, arms in of.items():
-        for arm in (MOVED, CARRIED):
+    for (source, target, pair, level), own in grouped(rows, "source", "target", "pair", "level").items():
+        arms = grouped(own, "arm")
+        for arm, other in itertools.product((MOVED, CARRIED), others):
             ours = arms.get(arm, [])
-            for other in others:
-                values = paired(accuracies(ours), accuracies(arms.get(other, [])))
-                if values:
-                    density = float(np.mean([row.density for row in ours]))
-                    found.append(Difference(*place, density, arm, other, values))
+            values = paired(accuracies(ours), accuracies(arms.get(other, [])))
+            if values:
+                density = float(np.mean([row.density for row in ours]))
+                found.append(Difference(source, target, pair, level, density, arm, other, values))
     return found
 
 
@@ -141,20 +126,15 @@ def described(run: Run) -> str:
 
 
 def names(runs: Iterable[Run]) -> dict[str, str]:
-    """Folder -> its words, of targets and their sources; with the folder where two have the same words.
-
-    Raises:
-        UserError: a study.json beside moved tickets names no source.
-    """
+    """Folder -> its words, of targets and their sources; with the folder where two have the same words."""
     said: dict[str, str] = {}
     for run in runs:
         said[run.name] = described(run)
         for path in sorted(run.path.glob("transfer/from=*/source_seed=*/study.json")):
             source = read_study(path.parent).get("source")
             if source is None:
-                raise UserError(
-                    f"{path}: it names no source; delete {path.parent} and move its tickets again."
-                )
+                why = f"it names no source; delete {path.parent} and move its tickets again."
+                raise UserError(f"{path}: {why}")
             said[source["folder"]] = source["words"]
     twice = [name for name in said if list(said.values()).count(said[name]) > 1]
     return {name: f"{text}, {name}" if name in twice else text for name, text in said.items()}
@@ -171,8 +151,7 @@ def notes(rows: Sequence[TransferRow]) -> list[str]:
                 f"{row.source} to {row.target}, level {row.level}: the moved mask has "
                 f"{words.share(row.density)} of the weights, the nearest own ticket {words.share(density)}."
             )
-    moved = [row for row in rows if row.arm in ARMS]
-    bad = sum(row.status == "diverged" for row in moved)
-    if bad:
+    moved = [row.status for row in rows if row.arm in ARMS]
+    if bad := moved.count("diverged"):
         found.append(f"{bad} of the {len(moved)} trained cells diverged and are left out of means.")
     return list(dict.fromkeys(found))

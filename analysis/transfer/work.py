@@ -2,18 +2,17 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
-import jax
-import numpy as np
 import tyro
 
 from analysis import page, record, tables
-from analysis.run import TICKET, Run, Tickets, asked_levels, densities, nearest, open_run, select
+from analysis.run import TICKET, Run, Tickets, asked_levels, densities, grouped, nearest, open_run, select
 from analysis.transfer.figures import arms, matrix
 from analysis.transfer.table import Pair, TransferRow, described, load, names, notes
 from analysis.work import Work, kept
@@ -21,12 +20,11 @@ from lthjax import config, progress, rng, settings, study
 from lthjax.errors import UserError, unknown
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import transfer
-from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, partner
+from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, moved_mask, partner
 from lthjax.store import Store
 from lthjax.study import Watch
 from lthjax.train import Job
 
-_Of = TypeVar("_Of")
 _ARMS = "; ".join(f"{name}: {arm.summary}" for name, arm in ARMS.items())
 # Densities of the tickets that are moved where no level is named.
 _NEAR = (0.1, 0.03)
@@ -71,12 +69,9 @@ class Target(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A ticket to be moved.
+    """A ticket (`source`, `source_seed`, `level`) that goes to a seed of the target.
 
-    Attributes:
-        source, source_seed, level: the ticket.
-        seed: of the target.
-        own_level: level of the target's own ticket, the nearest in density.
+    `own_level` is the level of the target's own ticket of the nearest density.
     """
 
     source: Source
@@ -90,17 +85,9 @@ class Move(NamedTuple):
 def build(options: Options, watch: Watch | None = None) -> Path:
     """Trains what is missing of every source on every target, and draws all that was moved to the targets.
 
-    May be stopped at any time: what is trained stays, and the same call goes on from there.
-
-    Args:
-        options: what is asked.
-        watch: is told first what it will cost, then how it is getting on.
-
-    Returns:
-        The folder of the matrix, OUT/transfer.
-
-    Raises:
-        UserError: a ticket cannot be moved, a file not be read or written, or a folder is in use.
+    May be stopped at any time: what is trained stays, and the same call goes on from there. `watch` is told
+    first what it will cost, then how it is getting on. Returns the folder of the matrix, OUT/transfer. Raises
+    a UserError where a ticket cannot be moved, a file cannot be read or written, or a folder is in use.
     """
     watch = watch or progress.watch(True)
     if not options.targets:
@@ -117,9 +104,8 @@ def build(options: Options, watch: Watch | None = None) -> Path:
             raise unknown("--arms", name, ARMS)
     sources, targets = sources_of(options), targets_of(options)
     # Before anything is trained.
-    for source in sources:
-        for target in targets:
-            transfer.check(source.run.network(), target.prepared.model)
+    for source, target in itertools.product(sources, targets):
+        transfer.check(source.run.network(), target.prepared.model)
     for target in targets:
         if not target.given:
             study.run(target.prepared, options.out, watch=watch, chunk=options.chunk)
@@ -128,12 +114,9 @@ def build(options: Options, watch: Watch | None = None) -> Path:
         own = _trained(run, options.chain)
         chosen = [move for source in sources for move in moves(source, run, own, options.pairs)]
         seeds = {move.seed for move in chosen}
-        left_out = sorted({row.seed for row in own.done} - seeds)
-        if left_out:
-            watch.say(
-                f"{run.name}: nothing is moved to seed {', '.join(map(str, left_out))}, for want of a "
-                "trained dense network or of a partner among the seeds of the sources."
-            )
+        if left_out := ", ".join(map(str, sorted({row.seed for row in own.done} - seeds))):
+            lacking = "a trained dense network or of a partner among the seeds of the sources"
+            watch.say(f"{run.name}: nothing is moved to seed {left_out}, for want of {lacking}.")
         theirs = dataclasses.replace(target.prepared.study, seeds=tuple(sorted(seeds)))
         work = Work(run, target.prepared._replace(study=theirs), watch, options.chunk)
         _fill(work, own, chosen, tuple(dict.fromkeys((MOVED, *options.arms))))
@@ -141,27 +124,18 @@ def build(options: Options, watch: Watch | None = None) -> Path:
 
 
 def sources_of(options: Options) -> list[Source]:
-    """Whose tickets are moved.
-
-    Raises:
-        UserError: a run has no such chain, level or ticket, or two folders have the same name.
-    """
+    """Whose tickets are moved; raises where a run has no such chain, level or ticket."""
     found = []
-    for run in map(open_run, options.sources):
+    for run in map(open_run, _once("--from", options.sources)):
         tickets = _trained(run, options.chain)
         what = f"trained ticket of {tickets.chain} in {run.path}"
         levels = asked_levels(options.levels, densities(tickets.done), what, _NEAR, last=False)
-        found.append((run.path, Source(run, tickets, levels)))
-    return _once("--from", found)
+        found.append(Source(run, tickets, levels))
+    return found
 
 
 def targets_of(options: Options) -> list[Target]:
-    """The studies that tickets are moved to.
-
-    Raises:
-        UserError: one is neither config nor run folder, its data are not those that the run was trained on,
-            or two folders have the same name.
-    """
+    """The studies that tickets are moved to; raises where one is not there, or a run's data are others."""
     found = []
     for path in options.targets:
         if not path.exists():
@@ -172,21 +146,22 @@ def targets_of(options: Options) -> list[Target]:
         else:
             made = study.prepare_all(config.load_all(path), options.data_dir)
             found += [Target(one, options.out / one.folder, False) for one in made]
-    return _once("--to", [(target.path, target) for target in found])
+    once = _once("--to", [target.path for target in found])
+    return [next(target for target in found if target.path == path) for path in once]
 
 
-def _once(option: str, of: Iterable[tuple[Path, _Of]]) -> list[_Of]:
-    """What belongs to every folder once; raises where two have the same name, under which cells are kept."""
-    found: dict[str, tuple[Path, _Of]] = {}
-    for path, one in of:
-        path = Path(os.path.abspath(path))
-        other, _ = found.setdefault(path.name, (path, one))
+def _once(option: str, paths: Iterable[Path]) -> list[Path]:
+    """The folders, each once; raises where two have the same name, under which cells are kept."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(Path(os.path.abspath(path)).name, path)
         if other.resolve() != path.resolve():
+            same = f"{os.path.abspath(other)} and {os.path.abspath(path)} have the same name"
             raise UserError(
-                f"{option}: {other} and {path} have the same name, under which results are kept; move "
-                "tickets of the one and the other by two calls, and rename one before."
+                f"{option}: {same}, under which results are kept; move tickets of the one and the other by "
+                "two calls, and rename one before."
             )
-    return [one for _, one in found.values()]
+    return list(found.values())
 
 
 def _trained(run: Run, chain: str | None) -> Tickets:
@@ -198,45 +173,31 @@ def _trained(run: Run, chain: str | None) -> Tickets:
 
 
 def moves(source: Source, target: Run, own: Tickets, pairs: Sequence[Pair] = ()) -> list[Move]:
-    """Which tickets go to which seeds of a target.
+    """Which tickets of a source go to which seeds of a target, which has `own` tickets.
 
-    Args:
-        source: the source.
-        target: the target's run.
-        own: its own tickets.
-        pairs: how seeds are paired, see `partner`; by default "same", within one run "other".
-
-    Raises:
-        UserError: the target has no ticket of its own, or no seed has a partner.
+    `pairs` says how seeds are paired, see `partner`: by default "same", within one run "other". Raises where
+    the target has no ticket of its own, or no seed has a partner.
     """
     dense = {row.seed for row in select(target.rows, arm=DENSE) if row.status == "done"}
-    levels = {
-        seed: {row.level: row.density for row in own.done if row.seed == seed}
-        for seed in sorted({row.seed for row in own.done} & dense)
-    }
+    of_seeds = sorted(grouped(own.done, "seed").items())
+    levels = {seed: {row.level: row.density for row in rows} for seed, rows in of_seeds if seed in dense}
     if not levels:
-        raise UserError(
-            f"{target.path}: no seed has both a ticket and a trained dense network, with which moved ones "
-            "are compared; run its config first."
-        )
+        lacking = "no seed has both a ticket and a trained dense network, with which moved ones are compared"
+        raise UserError(f"{target.path}: {lacking}; run its config first.")
     within: Pair = "other" if source.run.name == target.name else "same"
     pairs = list(dict.fromkeys(pairs or (within,)))
     density = {(row.level, row.seed): row.density for row in source.tickets.done}
     seeds = {level: source.tickets.seeds(level) for level in source.levels}
     found = [
         Move(source, of, level, seed, nearest(levels[seed], density[level, of]))
-        for level in source.levels
-        for seed in levels
-        for pair in pairs
+        for level, seed, pair in itertools.product(source.levels, levels, pairs)
         if (of := partner(seed, seeds[level], pair)) is not None
     ]
     if not found:
         theirs = sorted({seed for of_level in seeds.values() for seed in of_level})
-        raise UserError(
-            f"--pairs: {' '.join(pairs)} leaves nothing to move from {source.run.name}, with seeds {theirs}, "
-            f"to {target.name}, with seeds {[*levels]}; train more seeds, or name the other of 'same' and "
-            "'other'."
-        )
+        between = f"from {source.run.name}, with seeds {theirs}, to {target.name}, with seeds {[*levels]}"
+        advice = "train more seeds, or name the other of 'same' and 'other'."
+        raise UserError(f"--pairs: {' '.join(pairs)} leaves nothing to move {between}; {advice}")
     return found
 
 
@@ -245,7 +206,7 @@ def _fill(work: Work, own: Tickets, chosen: Sequence[Move], arms: Sequence[str])
     with contextlib.ExitStack() as stack:
         stores: dict[tuple[str, int], Store] = {}
         jobs: list[tuple[Cell, Job]] = []
-        # Of a job, as the same cell may be trained of several sources.
+        # By job, because the same cell may be trained from several sources.
         of: dict[int, tuple[Store, dict[str, Any]]] = {}
         for move in chosen:
             source = move.source.run
@@ -259,10 +220,8 @@ def _fill(work: Work, own: Tickets, chosen: Sequence[Move], arms: Sequence[str])
                 of[id(job)] = (stores[place], made_from)
         if jobs:
             cells, steps = [cell for cell, _ in jobs], sum(job.stop - job.start for _, job in jobs)
-            work.watch.say(
-                f"{work.run.name}: {len(cells)} moved tickets and controls to be trained, {steps:,} steps in "
-                f"all{work.time(cells, steps)}"
-            )
+            what = f"{len(cells)} moved tickets and controls to be trained, {steps:,} steps in all"
+            work.watch.say(f"{work.run.name}: {what}{work.time(cells, steps)}")
         for cell, job, trained in work.train(jobs):
             store, made_from = of[id(job)]
             work.write(store, cell, job, trained, made_from)
@@ -271,11 +230,10 @@ def _fill(work: Work, own: Tickets, chosen: Sequence[Move], arms: Sequence[str])
 def _missing(
     work: Work, own: Tickets, move: Move, store: Store, arms: Sequence[str]
 ) -> Iterator[tuple[Cell, Job, dict[str, Any]]]:
-    """What is to be trained of a moved ticket, and what it is made from."""
-    source, chain, rewind = move.source.run, move.source.tickets.chain, move.source.tickets.rewind
+    """The jobs of a moved ticket that are missing, and what each is made from."""
+    source, (chain, rewind, *_) = move.source.run, move.source.tickets
     networks = (source.network(), work.prepared.model)
-    initial = work.run.variables_at(move.seed, 0)
-    theirs = source.state(move.source_seed, 0)
+    theirs, initial = source.state(move.source_seed, 0), work.run.variables_at(move.seed, 0)
     made_from = {
         "source": source.name,
         "source_seed": move.source_seed,
@@ -288,19 +246,17 @@ def _missing(
     absent = [c for c in cells if not (store.has(c) and store.result(c).get("made_from") == made_from)]
     if not absent:
         return
-    # By the fingerprint: the rest of a folder's name changes no number.
-    by = config.fingerprint(source.about["identity"])
-
-    def key(what: str) -> jax.Array:
-        return rng.stream(move.seed, f"transfer/{by}/{chain}/{what}", move.source_seed, move.level)
-
+    # Named by the fingerprint, because the rest of a folder's name changes no number.
+    stream = f"transfer/{config.fingerprint(source.about['identity'])}/{chain}"
+    mask_key, *keys = (
+        rng.stream(move.seed, f"{stream}/{what}", move.source_seed, move.level)
+        for what in ("mask", *(cell.arm for cell in absent))
+    )
     ticket = source.mask(Cell(move.source_seed, chain, move.level, TICKET))
-    generator = np.random.default_rng(np.asarray(jax.random.key_data(key("mask"))))
-    mask = transfer.mask(*networks, ticket, generator)
-    values = source.variables_at(move.source_seed, rewind)
-    moving = Moving(*networks, ticket, mask, values, work.run.variables_at(move.seed, own.rewind), initial)
-    for cell in absent:
-        start = ARMS[cell.arm].start(moving, key(cell.arm))
+    values = source.variables_at(move.source_seed, rewind), work.run.variables_at(move.seed, own.rewind)
+    moving = Moving(*networks, ticket, moved_mask(*networks, ticket, mask_key), *values, initial)
+    for cell, key in zip(absent, keys, strict=True):
+        start = ARMS[cell.arm].start(moving, key)
         if start is not None:
             first, stop = own.rewind if start.rewound else 0, work.prepared.lengths.total
             yield cell, Job(move.seed, move.own_level, first, stop, start.variables, start.mask), made_from
@@ -311,17 +267,17 @@ def _draw(runs: Iterable[Run], out: Path, watch: Watch) -> Path:
     moved = {run: load(run) for run in {os.path.abspath(run.path): run for run in runs}.values()}
     rows = [row for of_run in moved.values() for row in of_run]
     if not rows:
-        raise UserError(
-            f"--from: nothing was moved to {next(iter(moved)).path} yet; name a run to move tickets from."
-        )
-
-    def table(rows: Sequence[TransferRow]) -> dict[str, str]:
-        return {"transfer.csv": tables.of_rows(TransferRow, rows)}
-
+        nothing = f"nothing was moved to {next(iter(moved)).path} yet"
+        raise UserError(f"--from: {nothing}; name a run to move tickets from.")
     for run, of_run in moved.items():
         if of_run:
-            page.write_folder(run.path / "transfer", [arms(of_run, names([run]))], table(of_run))
-    folder = page.write_folder(out / "transfer", [matrix(rows, names(moved))], table(rows))
+            _write(run.path, arms(of_run, names([run])), of_run)
+    folder = _write(out, matrix(rows, names(moved)), rows)
     for note in notes(rows):
         watch.say(note)
     return folder
+
+
+def _write(folder: Path, drawn: page.Drawn, rows: Sequence[TransferRow]) -> Path:
+    table = {"transfer.csv": tables.of_rows(TransferRow, rows)}
+    return page.write_folder(folder / "transfer", [drawn], table)

@@ -344,6 +344,13 @@ def deviation(model: Model, params: PyTree, small: Compacted, images: jax.Array,
     return relative
 
 
+def check_logits(name: str, logits: Any, dense: Any) -> None:
+    """Raises a RuntimeError where a variant's logits are not the dense network's, up to rounding."""
+    difference = float(np.abs(np.asarray(logits) - np.asarray(dense)).max(initial=0))
+    if not difference <= 10 * TOLERANCE * max(np.abs(dense).max(), 1e-30):
+        raise RuntimeError(f"{name}: its logits differ from the dense network's by {difference:g}.")
+
+
 compiled = jax.jit(forward, static_argnums=0)
 """`forward`, compiled once for all arrays of the same shapes."""
 

@@ -67,6 +67,12 @@ def outgoing(mask: np.ndarray, units: int) -> np.ndarray:
     return mask.reshape(-1, units, mask.shape[-1]).sum((0, 2))
 
 
+def by_side(mask: np.ndarray) -> dict[str, np.ndarray]:
+    """`incoming` and `outgoing` of a layer, by the name that its units have on that side."""
+    sides = ("output units", "input units") if mask.ndim == 2 else ("filters", "input channels")
+    return dict(zip(sides, (incoming(mask), outgoing(mask, mask.shape[-2])), strict=True))
+
+
 def in_a_row(mask: Layers) -> bool:
     """Whether every layer feeds only the next one, judged by names and shapes."""
     fits = (
@@ -175,6 +181,16 @@ def rings(height: int, width: int) -> np.ndarray:
     """The distance of every pixel to the nearest border, 0 at the border; int [height, width]."""
     down, across = np.ogrid[:height, :width]
     return np.minimum(np.minimum(down, height - 1 - down), np.minimum(across, width - 1 - across))
+
+
+def border_and_centre(height: int, width: int) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+    """Half of the largest distance to the border; and the outer two rings, and the pixels further inside.
+
+    Further inside means more than that half; both parts are bool [height, width].
+    """
+    ring = rings(height, width)
+    half = int(ring.max()) // 2
+    return half, (ring < 2, ring > half)
 
 
 def by_ring(image: np.ndarray) -> list[tuple[int, int, int, float]]:

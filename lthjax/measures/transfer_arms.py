@@ -82,6 +82,12 @@ def partner(seed: int, seeds: Sequence[int], pair: str) -> int | None:
     return min((other for other in others if other > seed), default=min(others, default=None))
 
 
+def moved_mask(source: Model, target: Model, ticket: PyTree, key: jax.Array) -> PyTree:
+    """A ticket's mask on another network, see `transfer.mask`; the key seeds its random choices."""
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return transfer.mask(source, target, ticket, generator)
+
+
 def _carried(of: Moving, _: jax.Array) -> Start | None:
     carried = transfer.initial(of.source, of.target, of.ticket, of.values, of.own)
     masked = [jax.tree.map(np.multiply, of.mask, variables.params) for variables in (carried, of.own)]
