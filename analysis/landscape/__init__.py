@@ -26,11 +26,11 @@ import numpy as np
 
 from analysis import words
 from analysis.landscape import figures, table, work
-from analysis.landscape.table import END, NAME, ArmDifference, Found, Number, values_of
+from analysis.landscape.table import CONNECTED, END, NAME, SIBLING, ArmDifference, Found, Number, values_of
 from analysis.landscape.work import LandscapeOptions
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run
+from analysis.run import TICKET, Run, select
 from lthjax.measures import stats
 from lthjax.measures.quantities import FLATNESS, QUANTITIES
 from lthjax.measures.stats import mean_interval
@@ -39,6 +39,7 @@ __all__ = ["ANALYSIS", "ArmDifference", "Found", "LandscapeOptions", "Number"]
 
 _FLAT = "Tickets lie in flatter minima than reinitialised ones"
 _BASIN = "Two trainings of a ticket that differ in data order are linearly connected"
+_LINK = Link(NAME, f"#{NAME}")
 _REMARK = (
     "Measured inside the mask, on the same train images for all arms of a seed. “end” is after training, "
     "where arms differ in train loss too; “matched” takes the arm that ends at the lower train loss at the "
@@ -73,12 +74,12 @@ def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
     """What a run's landscape says about the claims made of tickets.
 
     Flatness is compared at matched train loss where replays were trained, else at the end of training,
-    which the estimate then says. Matched, a point within one training is held against the end of
-    another. Where nothing was measured claims are "not tested", with the command that measures it.
+    which the estimate then says. Where nothing was measured claims are "not tested", with the command that
+    measures it.
     """
     if found:
         return [finding for one in found for finding in (*flatter(run, one), connected(run, one))]
-    tickets = [row for row in run.rows if row.arm == TICKET]
+    tickets = select(run.rows, arm=TICKET)
     level = min(tickets, key=lambda row: abs(row.density - 0.15)).level if tickets else "L"
     where = table.command(run, level)
     return [Finding(claim, "not tested", "not measured", 0, where) for claim in (_FLAT, _BASIN)]
@@ -86,46 +87,52 @@ def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
 
 def flatter(run: Run, found: Found) -> list[Finding]:
     """Whether tickets lie in flatter minima, one finding a measure of flatness."""
+
+    def means(where: str, quantity: str) -> list[float]:
+        values = (values_of(found.rows, arm, where, quantity) for arm in (TICKET, "reinit"))
+        return [float(np.mean([*of_arm.values()])) for of_arm in values]
+
     made = []
     for quantity, words_ in FLATNESS.items():
-        claim = f"{_FLAT}, at {words.share(found.density)}: {words_}"
-        of_arm = {
-            where: [values_of(found.rows, arm, where, quantity) for arm in (TICKET, "reinit")]
+        claim = f"{_FLAT}, at {words.share(found.scope.density)}: {words_}"
+        paired = {
+            where: stats.paired(*(values_of(found.rows, arm, where, quantity) for arm in (TICKET, "reinit")))
             for where in (table.matched_with("reinit"), END)
         }
-        paired = {where: stats.paired(*values) for where, values in of_arm.items()}
         where = next((where for where in paired if paired[where]), END)
         values = paired[where]
         if not values:
-            again = table.command(run, found.scope.level, found.scope.chain)
-            made.append(Finding(claim, "not tested", "no reinit cell there", 0, again))
+            made.append(_again(run, found, claim, "no reinit cell there"))
             continue
-        ours, theirs = (float(np.mean(list(x.values()))) for x in of_arm[where])
-        losses = [values_of(found.rows, arm, where, "train_loss") for arm in (TICKET, "reinit")]
-        means = " and ".join(f"{np.mean(list(x.values())):.3g}" for x in losses)
+        ours, theirs = means(where, quantity)
+        losses = " and ".join(f"{mean:.3g}" for mean in means(where, "train_loss"))
         beside = "at the end of training, not matched" if where == END else "at matched train loss"
         difference, at_end = (words.interval(mean_interval(x), "+.3g") for x in (values, paired[END]))
         also = "" if where == END else f"; at the end {at_end}"
-        estimate = f"{ours:.3g} against {theirs:.3g}: {difference} {beside} ({means} nats){also}"
+        estimate = f"{ours:.3g} against {theirs:.3g}: {difference} {beside} ({losses} nats){also}"
         outcome = stats.verdict([-value for value in values]).outcome
-        made.append(Finding(claim, outcome, estimate, len(values), Link(NAME, f"#{NAME}")))
+        made.append(Finding(claim, outcome, estimate, len(values), _LINK))
     return made
 
 
 def connected(run: Run, found: Found) -> Finding:
     """Whether the paths between tickets and their siblings are without a barrier."""
-    claim = f"{_BASIN}, at {words.share(found.density)}: error barrier below {table.CONNECTED:g} points"
-    barriers = values_of(found.rows, TICKET, table.path_to(table.SIBLING), "barrier_test_error")
+    claim = f"{_BASIN}, at {words.share(found.scope.density)}: error barrier below {CONNECTED:g} points"
+    barriers = values_of(found.rows, TICKET, table.path_to(SIBLING), "barrier_test_error")
     if not barriers:
-        again = table.command(run, found.scope.level, found.scope.chain)
-        return Finding(claim, "not tested", "no siblings trained", 0, again)
+        return _again(run, found, claim, "no siblings trained")
     values = [100 * value for value in barriers.values()]
     # A path's highest error is no less than its ends' mean, and no error is above 100 %.
     least, most = stats.PERCENT
-    outcome = stats.verdict([-value for value in values], -table.CONNECTED, within=(-most, -least)).outcome
+    outcome = stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least)).outcome
     interval = words.interval(mean_interval(values, within=stats.PERCENT), ".3g")
-    estimate = f"barrier of the test error {interval} pp"
-    return Finding(claim, outcome, estimate, len(values), Link(NAME, f"#{NAME}"))
+    return Finding(claim, outcome, f"barrier of the test error {interval} pp", len(values), _LINK)
+
+
+def _again(run: Run, found: Found, claim: str, why: str) -> Finding:
+    """A claim that is not tested, with the command that tests it."""
+    again = table.command(run, found.scope.level, found.scope.chain)
+    return Finding(claim, "not tested", why, 0, again)
 
 
 ANALYSIS = Analysis(
