@@ -272,9 +272,7 @@ def _found_at(run: Run, chain: str, level: int) -> Found:
         lacking = sorted({field.name for field in dataclasses.fields(Settings)} - {*told})
         if lacking or not (isinstance(arms, dict) and arms):
             raise ValueError(f"{MARKER} lacks {', '.join(lacking) or 'arms'}")
-        rows = tables.read_rows(where / TABLE, Number)
-        if len(rows) != about.get("rows", len(rows)):
-            raise ValueError(f"{TABLE} has not as many rows as were written")
+        rows = tables.read_rows(where / TABLE, Number, about.get("rows"))
         scope = Scope(**{**{name: about[name] for name in Scope._fields}, "settings": Settings(**told)})
         return Found(scope, rows, [*about["notes"]])
     except tables.DAMAGED as error:
