@@ -4,12 +4,12 @@ python -m analysis.landscape runs/quickstart-0123abcd --level 7
 python -m analysis.landscape runs/quickstart-0123abcd --level 7 --seeds 0 1 --images 1000 --no-training
 
 Measures the trained networks inside their masks (`lthjax.measures.landscape`, `lthjax.measures.hessian`),
-on the same images and along the same random directions for all arms of a seed. Two kinds of trainings are
-added. A sibling has the seed, mask and start weights of a cell and another data order: whether a straight
-path joins the two without a barrier tells whether they lie in one basin. A replay is a cell's training once
-more, on one CPU with the same bits: of ticket and control the one that ends at the lower train loss is
-taken at the step at which its loss was nearest to the other's end, so that sharpness is compared at
-matched train loss. The run's own cells are only read. All files are written to RUN/landscape:
+on the same images and along the same random directions for all arms of a seed. The run's own cells are only
+read. Two kinds of trainings are added. A sibling has the seed, mask and start weights of a cell and another
+data order: they lie in one basin if the straight path between them has no barrier. A replay is a cell's
+training once more, with the same bits on one CPU: the one of ticket and control that ends at the lower train
+loss is stopped where its loss is nearest to the other's end, so that sharpness is compared at matched train
+loss. All files are written to RUN/landscape:
 
   chain=C/level=07/landscape.csv      `Number`: one a seed, arm and quantity
   chain=C/level=07/differences.csv    `ArmDifference`: ticket − other arm, paired over seeds
@@ -88,30 +88,27 @@ def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
 def flatter(run: Run, found: Found) -> list[Finding]:
     """Whether tickets lie in flatter minima, one finding a measure of flatness."""
 
-    def means(where: str, quantity: str) -> list[float]:
-        values = (values_of(found.rows, arm, where, quantity) for arm in (TICKET, "reinit"))
-        return [float(np.mean([*of_arm.values()])) for of_arm in values]
+    def both(where: str, quantity: str) -> list[dict[int, float]]:
+        return [values_of(found.rows, arm, where, quantity) for arm in (TICKET, "reinit")]
 
     made = []
-    for quantity, words_ in FLATNESS.items():
-        claim = f"{_FLAT}, at {words.share(found.scope.density)}: {words_}"
-        paired = {
-            where: stats.paired(*(values_of(found.rows, arm, where, quantity) for arm in (TICKET, "reinit")))
-            for where in (table.matched_with("reinit"), END)
-        }
-        where = next((where for where in paired if paired[where]), END)
-        values = paired[where]
-        if not values:
+    for quantity, in_words in FLATNESS.items():
+        claim = f"{_FLAT}, at {words.share(found.scope.density)}: {in_words}"
+        paired = {at: stats.paired(*both(at, quantity)) for at in (table.matched_with("reinit"), END)}
+        where = next((where for where in paired if paired[where]), "")
+        if not where:
             made.append(_again(run, found, claim, "no reinit cell there"))
             continue
-        ours, theirs = means(where, quantity)
-        losses = " and ".join(f"{mean:.3g}" for mean in means(where, "train_loss"))
+        means, losses = ([np.mean([*of.values()]) for of in both(where, x)] for x in (quantity, "train_loss"))
+        difference, at_end = (words.interval(mean_interval(paired[at]), "+.3g") for at in (where, END))
         beside = "at the end of training, not matched" if where == END else "at matched train loss"
-        difference, at_end = (words.interval(mean_interval(x), "+.3g") for x in (values, paired[END]))
         also = "" if where == END else f"; at the end {at_end}"
-        estimate = f"{ours:.3g} against {theirs:.3g}: {difference} {beside} ({losses} nats){also}"
-        outcome = stats.verdict([-value for value in values]).outcome
-        made.append(Finding(claim, outcome, estimate, len(values), _LINK))
+        estimate = (
+            f"{means[0]:.3g} against {means[1]:.3g}: {difference} {beside} "
+            f"({losses[0]:.3g} and {losses[1]:.3g} nats){also}"
+        )
+        outcome = stats.verdict([-value for value in paired[where]]).outcome
+        made.append(Finding(claim, outcome, estimate, len(paired[where]), _LINK))
     return made
 
 

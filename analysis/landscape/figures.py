@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import draw, words
 from analysis.landscape import table
-from analysis.landscape.table import ARMS, END, SIBLING, Arrays, Found, Item, matched_with, values_of
+from analysis.landscape.table import ARMS, CONTROLS, END, SIBLING, Arrays, Found, matched_with, values_of
 from analysis.page import Drawn
 from analysis.run import TICKET, Run
 from lthjax.imp import DENSE
@@ -20,35 +20,24 @@ from lthjax.measures.quantities import FLATNESS
 from lthjax.measures.stats import ANY, PERCENT, POSITIVE, mean_interval
 
 _BARRIER = "barrier_test_error"
-_OTHER_ORDER = "other data order"
-# (arm, other end) -> label, the arm whose colour the path has, line.
-_PATHS = {
-    (TICKET, SIBLING): (f"ticket, {_OTHER_ORDER}", TICKET, "-"),
-    ("reinit", SIBLING): (f"reinit, {_OTHER_ORDER}", "reinit", "--"),
-    ("random", SIBLING): (f"random, {_OTHER_ORDER}", "random", ":"),
-    (TICKET, "reinit"): ("ticket to reinit", "reinit", "-"),
-    (TICKET, DENSE): ("ticket to dense", DENSE, "--"),
-}
+# (arm, other end) -> line.
+_PATHS = {(TICKET, SIBLING): "-", ("reinit", SIBLING): "--", ("random", SIBLING): ":",
+          (TICKET, "reinit"): "-", (TICKET, DENSE): "--"}  # fmt: skip
 _KINDS_OF_PATHS = ("same mask and start", "other mask or start")
-# On the x axis of sharpness: place -> arm, where.
-_PLACES = {
-    0: (TICKET, END),
-    1: ("reinit", END),
-    2: ("random", END),
-    3.8: (TICKET, matched_with("reinit")),
-    4.8: ("reinit", matched_with("reinit")),
-    6.6: (TICKET, matched_with("random")),
-    7.6: ("random", matched_with("random")),
-}
+# Place on the x axis of sharpness, arm, where.
+_PLACES = [(float(place), arm, END) for place, arm in enumerate(ARMS)] + [
+    (3.8 + 2.8 * pair + place, arm, matched_with(control))
+    for pair, control in enumerate(CONTROLS)
+    for place, arm in enumerate((TICKET, control))
+]
 _SURFACES = ("train_loss", "test_loss")
 
 
 @matplotlib.rc_context(draw.STYLE)
 def drawn_of(run: Run, found: Found) -> list[Drawn]:
     """The figures of one level."""
-    of = table.arrays(run, found)
-    made = [_profiles(found, of), _spectra(found, of), _barriers(found, of), _sharpness(found)]
-    return [*_surfaces(found, of), *(one for one in made if one is not None)]
+    made = [_profiles(run, found), _spectra(run, found), _barriers(run, found), _sharpness(found)]
+    return [*_surfaces(run, found), *(one for one in made if one is not None)]
 
 
 def _named(found: Found, kind: str) -> str:
@@ -67,13 +56,15 @@ def _bands(seeds: int) -> str:
     return ", without bands, as an interval takes three seeds" if seeds > 1 else ""
 
 
-def _of_kind(of: Mapping[Item, Arrays], kind: str, to: str = "") -> dict[str, dict[int, Arrays]]:
+def _of_kind(run: Run, found: Found, kind: str, to: str = "") -> dict[str, dict[int, Arrays]]:
     """Arm -> seed -> arrays of a kind, for paths of those that lead to an end; the dense network first."""
-    found: dict[str, dict[int, Arrays]] = {arm: {} for arm in (DENSE, *ARMS)}
-    for item, arrays in of.items():
+    by_arm: dict[str, dict[int, Arrays]] = {arm: {} for arm in (DENSE, *ARMS)}
+    for item in table.items(found.scope):
         if (item.kind, item.to) == (kind, to):
-            found[item.network.cell.arm][item.network.cell.seed] = arrays
-    return {arm: seeds for arm, seeds in found.items() if seeds}
+            arrays = table.read(run.path, item, found.scope.settings)
+            if arrays is not None:
+                by_arm[item.network.cell.arm][item.network.cell.seed] = arrays
+    return {arm: seeds for arm, seeds in by_arm.items() if seeds}
 
 
 def _rows(first: tuple[str, ...], at: Sequence[float], by_seed: Mapping[int, Sequence[float]]) -> list[tuple]:
@@ -85,61 +76,44 @@ def _rows(first: tuple[str, ...], at: Sequence[float], by_seed: Mapping[int, Seq
     ]
 
 
-def _surfaces(found: Found, of: Mapping[Item, Arrays]) -> list[Drawn]:
+def _surfaces(run: Run, found: Found) -> list[Drawn]:
     """Contours and a 3-D view of every draw, of the first seed that has surfaces."""
-    every = _of_kind(of, "plane")
-    if not every:
-        return []
-    seed = min(seed for seeds in every.values() for seed in seeds)
+    every, settings = _of_kind(run, found, "plane"), found.scope.settings
+    seed = min((seed for seeds in every.values() for seed in seeds), default=None)
     planes = {arm: seeds[seed] for arm, seeds in every.items() if seed in seeds}
-    losses = np.stack([x[name] for x in planes.values() for name in _SURFACES])
-    norm = LogNorm(max(float(np.nanmin(losses)), 1e-6), float(np.nanmax(losses)))
+    losses = [x[name] for x in planes.values() for name in _SURFACES]
     made = []
-    for number in range(losses.shape[1]):
+    for number in range(settings.plane_draws if planes else 0):
+        norm = LogNorm(max(float(np.nanmin(losses)), 1e-6), float(np.nanmax(losses)))
         of_draw = {arm: {**x, **{name: x[name][number] for name in _SURFACES}} for arm, x in planes.items()}
-        made += _surface(found, seed, number, of_draw, norm)
-    return made
-
-
-def _surface(
-    found: Found, seed: int, number: int, planes: Mapping[str, Arrays], norm: LogNorm
-) -> list[Drawn]:
-    """The surfaces of all arms along one pair of directions."""
-    settings = found.scope.settings
-    which = f"draw {number + 1} of {settings.plane_draws}" if settings.plane_draws > 1 else "one draw"
-    also = f"_draw_{number + 1}" if number else ""
-    what = (
-        f"{_about_level(found)}, seed {seed}, {which} of two orthogonal directions inside the mask, "
-        f"normalised by filters, {settings.plane_images:,} train and "
-        f"{settings.plane_test_images:,} test images; n = 1"
-    )
-    rows = [
-        (seed, number, arm, *(float(x["steps"][k]) for k in at), *(float(x[name][at]) for name in _SURFACES))
-        for arm, x in planes.items()
-        for at in np.ndindex(x["train_loss"].shape)
-    ]
-    data = (("seed", "draw", "arm", "a", "b", *_SURFACES), rows)
-    return [
-        Drawn(
-            _named(found, "contours") + also,
-            "Loss around the trained networks",
-            _contours(planes, norm),
+        rows = [
+            (seed, number, arm, *(float(x["steps"][k]) for k in at), *(float(x[n][at]) for n in _SURFACES))
+            for arm, x in of_draw.items()
+            for at in np.ndindex(x["train_loss"].shape)
+        ]
+        which = f"draw {number + 1} of {settings.plane_draws}" if settings.plane_draws > 1 else "one draw"
+        what = (
+            f"{_about_level(found)}, seed {seed}, {which} of two orthogonal directions inside the mask, "
+            f"normalised by filters, {settings.plane_images:,} train and "
+            f"{settings.plane_test_images:,} test images; n = 1"
+        )
+        of_contours = (
             f"Train loss (above) and test loss (below) around the trained networks (cross): {what}. Colours "
             "and level lines are the same in all panels, on a log scale. Steps are in lengths of every "
-            "filter, so panels compare by shape. Look at how wide the same line is in each.",
-            data,
-            raster=True,
-        ),
-        Drawn(
-            _named(found, "surfaces") + also,
-            "The same train losses as surfaces",
-            _relief(planes, norm),
+            "filter, so panels compare by shape. Look at how wide the same line is in each."
+        )
+        of_surfaces = (
             f"Train loss around the trained networks: {what}. One height and colour scale, logarithmic. Look "
-            "at the depth and width of the bowl.",
-            data,
-            raster=True,
-        ),
-    ]
+            "at the depth and width of the bowl."
+        )
+        for kind, title, figure, caption in (
+            ("contours", "Loss around the trained networks", _contours(of_draw, norm), of_contours),
+            ("surfaces", "The same train losses as surfaces", _relief(of_draw, norm), of_surfaces),
+        ):
+            name = _named(found, kind) + (f"_draw_{number + 1}" if number else "")
+            data = (("seed", "draw", "arm", "a", "b", *_SURFACES), rows)
+            made.append(Drawn(name, title, figure, caption, data, raster=True))
+    return made
 
 
 def _contours(planes: Mapping[str, Arrays], norm: LogNorm) -> Figure:
@@ -197,9 +171,9 @@ def _decades(low: float, high: float) -> list[float]:
     return ticks or [low, high]
 
 
-def _profiles(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
+def _profiles(run: Run, found: Found) -> Drawn | None:
     """1-D profiles of train and test loss."""
-    every = _of_kind(of, "lines")
+    every = _of_kind(run, found, "lines")
     if not every:
         return None
     rows: list[tuple] = []
@@ -233,9 +207,9 @@ def _profiles(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
     )
 
 
-def _spectra(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
+def _spectra(run: Run, found: Found) -> Drawn | None:
     """Spectral densities on shared axes, and the largest eigenvalues by rank."""
-    own = _of_kind(of, "spectrum")
+    own = _of_kind(run, found, "spectrum")
     if not own:
         return None
     every = [x for of_arm in own.values() for x in of_arm.values()]
@@ -281,19 +255,22 @@ def _spectra(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
     )
 
 
-def _barriers(found: Found, of: Mapping[Item, Arrays]) -> Drawn | None:
+def _barriers(run: Run, found: Found) -> Drawn | None:
     """Test error on straight paths: siblings, and other networks of the seed."""
     rows: list[tuple] = []
     figure, (panels,) = draw.panels("", (1, 2), (9.6, 4.2), sharex=True)
-    for (arm, other), (label, coloured, line) in _PATHS.items():
-        own = _of_kind(of, "path", other).get(arm)
+    for (arm, other), line in _PATHS.items():
+        own = _of_kind(run, found, "path", other).get(arm)
         if not own:
             continue
         # From the arm to the other end.
         x = (1 - next(iter(own.values()))["alphas"]).tolist()
         errors = {s: (100 * (1 - y["test_accuracy"].astype(np.float64))).tolist() for s, y in own.items()}
         rows += _rows((arm, other), x, errors)
-        axes, colour = panels[int(other != SIBLING)], draw.look(coloured)[0]
+        if other == SIBLING:
+            axes, colour, label = panels[0], draw.look(arm)[0], f"{arm}, other data order"
+        else:
+            axes, colour, label = panels[1], draw.look(other)[0], f"{arm} to {other}"
         barrier = np.mean([*values_of(found.rows, arm, table.path_to(other), _BARRIER).values()])
         named = f"{label}: barrier {100 * barrier:.1f} pp"
         columns = [*zip(*errors.values(), strict=True)]
@@ -336,7 +313,7 @@ def _sharpness(found: Found) -> Drawn | None:
     for axes, (quantity, heading) in zip(panels, shown.items(), strict=True):
         # Eigenvalues, and the rise of the loss, may be negative.
         within = POSITIVE if quantity == "train_loss" else ANY
-        for place, (arm, where) in _PLACES.items():
+        for place, arm, where in _PLACES:
             values = values_of(found.rows, arm, where, quantity)
             rows += [(quantity, where, arm, seed, value) for seed, value in values.items()]
             if values:

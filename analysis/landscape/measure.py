@@ -31,14 +31,9 @@ _COMPILING = 5
 
 
 class Measurer:
-    """Reads and measures the networks of a level, and keeps what is compiled and loaded for it.
+    """Reads and measures the networks of a level: the run's, and the siblings and replays in the store.
 
-    Args:
-        run: the run, into whose folder arrays are written.
-        prepared: its study.
-        scope: which networks, and how much.
-        store: RUN/landscape, with the siblings and replays.
-        watch: is told what was measured.
+    Programs are compiled once, and a seed's images loaded once.
     """
 
     def __init__(self, run: Run, prepared: Prepared, scope: Scope, store: Store, watch: Watch) -> None:
@@ -52,10 +47,8 @@ class Measurer:
 
     def done(self, network: Network) -> bool:
         """Whether a network is there and did not diverge; the run's own networks in the scope always are."""
-        cell = network.stored
-        return network.role == "own" or (
-            self._store.has(cell) and self._store.result(cell)["status"] == "done"
-        )
+        own, cell = network.role == "own", network.stored
+        return own or (self._store.has(cell) and self._store.result(cell)["status"] == "done")
 
     def job(self, network: Network) -> Job:
         """The training of a network: a sibling has another noise seed than its cell, a replay the same."""

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from analysis import tables, words
-from analysis.run import TICKET, Run, chains, select
+from analysis.run import TICKET, Run, chains, densities, select
 from lthjax import files
 from lthjax.errors import DAMAGED
 from lthjax.imp import DENSE, Cell
@@ -142,20 +142,17 @@ class Scope(NamedTuple):
         """The siblings of all but the dense networks."""
         return [one._replace(role=SIBLING) for one in self.networks() if one.cell.arm != DENSE]
 
-    def replays(self) -> list[tuple[Network, Network]]:
+    def replays(self) -> list[tuple[Network, ...]]:
         """Of every pair of ticket and control the ticket's and the control's; one of them is trained."""
+        pairs = [(seed, control) for control in CONTROLS for seed in self.arms[control]]
         return [
-            (
-                Network(self.network(seed, TICKET).cell, MATCHED, control),
-                Network(self.network(seed, control).cell, MATCHED, TICKET),
-            )
-            for control in CONTROLS
-            for seed in self.arms[control]
+            tuple(Network(self.network(seed, a).cell, MATCHED, b) for a, b in ((TICKET, of), (of, TICKET)))
+            for seed, of in pairs
         ]
 
 
 class Found(NamedTuple):
-    """Contents of a folder RUN/landscape/chain=C/level=LL; notes are sentences for a reader of the rows."""
+    """The contents of RUN/landscape/chain=C/level=LL; notes are sentences for a reader of the rows."""
 
     scope: Scope
     rows: list[Number]
@@ -163,12 +160,7 @@ class Found(NamedTuple):
 
 
 def items(scope: Scope, replays: Sequence[Network] = ()) -> list[Item]:
-    """All that is measured, the cheap before the expensive.
-
-    Args:
-        scope: of what.
-        replays: those that are there; they are measured as points and spectra.
-    """
+    """All that is measured, the cheap before the expensive; replays as points and spectra."""
     own = scope.networks()
     found = [Item("point", one) for one in (*own, *replays)]
     found += [Item("lines", one) for one in own]
@@ -256,12 +248,8 @@ def load(run: Run) -> list[Found]:
         UserError: a file cannot be read.
     """
     tickets = select(run.rows, arm=TICKET)
-    return [
-        _found_at(run, chain, level)
-        for chain in chains(tickets)
-        for level in sorted({row.level for row in select(tickets, chain)})
-        if (level_folder(run.path, chain, level) / MARKER).is_file()
-    ]
+    places = [(one, level) for one in chains(tickets) for level in densities(select(tickets, one))]
+    return [_found_at(run, *of) for of in places if (level_folder(run.path, *of) / MARKER).is_file()]
 
 
 def _found_at(run: Run, chain: str, level: int) -> Found:
@@ -273,8 +261,8 @@ def _found_at(run: Run, chain: str, level: int) -> Found:
         if lacking or not (isinstance(arms, dict) and arms):
             raise ValueError(f"{MARKER} lacks {', '.join(lacking) or 'arms'}")
         rows = tables.read_rows(where / TABLE, Number, about.get("rows"))
-        scope = Scope(**{**{name: about[name] for name in Scope._fields}, "settings": Settings(**told)})
-        return Found(scope, rows, [*about["notes"]])
+        scope = Scope(*(about[name] for name in Scope._fields))
+        return Found(scope._replace(settings=Settings(**told)), rows, [*about["notes"]])
     except tables.DAMAGED as error:
         raise tables.unreadable(where, error, command(run, level, chain)) from error
 
@@ -286,20 +274,10 @@ def command(run: Run, level: int | str, chain: str = "") -> str:
 
 def texts(found: Found) -> dict[str, str]:
     """The files of a level: name -> text; the last one says that the others are there."""
-    about = {
-        **found.scope._asdict(),
-        "settings": dataclasses.asdict(found.scope.settings),
-        "notes": found.notes,
-        "rows": len(found.rows),
-    }
+    settings = dataclasses.asdict(found.scope.settings)
+    about = {**found.scope._asdict(), "settings": settings, "notes": found.notes, "rows": len(found.rows)}
     return {
         TABLE: tables.of_rows(Number, found.rows),
         "differences.csv": tables.of_rows(ArmDifference, differences(found.rows)),
         MARKER: json.dumps(about, indent=1) + "\n",
     }
-
-
-def arrays(run: Run, found: Found) -> dict[Item, Arrays]:
-    """The arrays that are there, of the ends of training."""
-    there = {item: read(run.path, item, found.scope.settings) for item in items(found.scope)}
-    return {item: of for item, of in there.items() if of is not None}

@@ -164,12 +164,7 @@ class _Landscape(Work):
         )
 
     def missing(self, replays: Sequence[Network] = (), coming: Sequence[Network] = ()) -> list[Item]:
-        """The measurements that are not there but can be made.
-
-        Args:
-            replays: those that are measured, too.
-            coming: siblings that count as trained.
-        """
+        """The measurements that can be made and are not there; siblings that are coming count as trained."""
         return [
             item
             for item in table.items(self._scope, replays)
@@ -223,14 +218,8 @@ class _Landscape(Work):
             losses = self.measurer.losses(cell, states)
             for replay in (replay for replay in lacking if replay.cell == cell):
                 step = quantities.nearest_step(losses, lacking[replay]["target"])
-                result = {
-                    **replay.stored._asdict(),
-                    "status": "done",
-                    "step": step,
-                    "train_loss": losses[step],
-                    "exact": same,
-                    "made_from": lacking[replay],
-                }
+                made = {"status": "done", "step": step, "train_loss": losses[step], "exact": same}
+                result = {**replay.stored._asdict(), **made, "made_from": lacking[replay]}
                 self._store.write(replay.stored, cast(fields.Result, result), job.mask, states[step])
 
     def rows(self) -> list[Number]:
@@ -253,26 +242,23 @@ class _Landscape(Work):
 
     def notes(self) -> list[str]:
         """Sentences for a reader of the rows."""
-        matched, lower = self.matched(), self._lower
+        matched, pairs, siblings = self.matched(), len(self._lower), self._scope.siblings()
         notes = [
             f"The replay {record.describe(replay.stored)} did not end at the very weights of the run, as on "
             "another machine it may not; it is a training of the same kind."
             for replay in matched
             if not self._store.result(replay.stored)["exact"]
         ]
-        if len(matched) < len(lower):
+        if len(matched) < pairs:
             notes.append(
-                f"Train losses are not matched in {len(lower) - len(matched)} of {len(lower)} pairs, for "
+                f"Train losses are not matched in {pairs - len(matched)} of {pairs} pairs, for "
                 "want of replays; there sharpness is known only at the end of training, where losses differ."
             )
         absent = self._missing_siblings()
         if absent:
             notes.append(f"{len(absent)} siblings are not trained; their paths are left out.")
-        notes += [
-            f"The sibling {record.describe(one.stored)} diverged and is left out."
-            for one in self._scope.siblings()
-            if one not in absent and not self.measurer.done(one)
-        ]
+        bad = [one for one in siblings if one not in absent and not self.measurer.done(one)]
+        notes += [f"The sibling {record.describe(one.stored)} diverged and is left out." for one in bad]
         if jax.tree.leaves(self.run.variables_at(self.prepared.study.seeds[0], 0).stats):
             notes.append(
                 "The network has running statistics. On paths, ends included, they are computed anew at "

@@ -1,6 +1,7 @@
 """The figures of `analysis.predict`, with their captions."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -16,18 +17,11 @@ from lthjax.measures.predict import LOGISTIC, MEAN
 from lthjax.measures.scores import PIXEL_VARIANCE, SCORES
 from lthjax.measures.stats import POSITIVE, SHARE, mean_interval
 
-# Label, colour, marker.
+_COLOURS = ("#E69F00", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#999999", "#8A6D00")
+# Label, colour, marker; a score that is added to the table takes the first ones again.
 _SCORES = {
-    name: (SCORES[name].label, colour, marker)
-    for name, colour, marker in (
-        ("init_magnitude", "#E69F00", "D"),
-        ("magnitude", "#D55E00", "v"),
-        ("movement", "#CC79A7", "<"),
-        ("snip", "#009E73", "s"),
-        ("grasp", "#56B4E9", ">"),
-        ("synflow", "#999999", "P"),
-        ("fisher", "#8A6D00", "X"),
-    )
+    name: (score.label, colour, marker)
+    for (name, score), colour, marker in zip(SCORES.items(), cycle(_COLOURS), cycle("Dv<s>PX"), strict=False)
 } | {
     PIXEL_VARIANCE: ("pixel variance (first layer)", "#000000", "h"),
     LOGISTIC: ("logistic, held-out seed", draw.look(TICKET)[0], "o"),
@@ -51,42 +45,34 @@ _CHANCE = "#444444"
 def drawn(found: Loaded) -> list[Drawn]:
     """The figures, with their captions."""
     rows, trials, _, density = found
-    made = [
-        Drawn(
-            "predict_bars",
-            "How well scores at initialisation find the ticket's mask",
-            _bars(rows, density),
-            "AUROC within layers, and precision at the mask's own number of weights over its density, each "
-            "averaged over the layers; one panel a level. Points are seeds, bars their mean, lines the 95 % "
-            "interval (of three seeds or more), dashes chance. The logistic predictor is tested on a seed "
-            "that it has not seen; hatched is the same on masks shuffled within layers, which must lie at "
-            "chance. Look for how far the best bar is from chance, and from 1.",
-            (Scored._fields, [row for row in rows if row.step == 0]),
-        ),
-        Drawn(
-            "predict_curve",
-            "When in training the ticket's mask becomes predictable",
-            _curve(rows, density),
-            "AUROC within layers of every score, taken at a step of the dense network's training; lines are "
-            "means over seeds, points seeds, the band the 95 % interval of the logistic predictor (of three "
-            "seeds or more). Look for the step at which the lines leave their level at step 0.",
-            (Scored._fields, [row for row in rows if row.layer == MEAN]),
-        ),
-    ]
+    of_bars = (
+        "AUROC within layers, and precision at the mask's own number of weights over its density, each "
+        "averaged over the layers; one panel a level. Points are seeds, bars their mean, lines the 95 % "
+        "interval (of three seeds or more), dashes chance. The logistic predictor is tested on a seed "
+        "that it has not seen; hatched is the same on masks shuffled within layers, which must lie at "
+        "chance. Look for how far the best bar is from chance, and from 1."
+    )
+    of_curve = (
+        "AUROC within layers of every score, taken at a step of the dense network's training; lines are "
+        "means over seeds, points seeds, the band the 95 % interval of the logistic predictor (of three "
+        "seeds or more). Look for the step at which the lines leave their level at step 0."
+    )
+    of_functional = (
+        "Test accuracy at the end of training from the weights that the ticket starts from: the ticket's "
+        "mask, the mask that the other seeds' predictor gives, the same shuffled within layers, and random "
+        "masks, all of the ticket's layer-wise densities. Small points are seeds, large ones their mean, "
+        "lines the 95 % interval (of three seeds or more). Look for whether predicted lies above its "
+        "shuffled twin, and how far below the ticket."
+    )
+    at_start = (Scored._fields, [row for row in rows if row.step == 0])
+    means = (Scored._fields, [row for row in rows if row.layer == MEAN])
+    title = "How well scores at initialisation find the ticket's mask"
+    made = [Drawn("predict_bars", title, _bars(rows, density), of_bars, at_start)]
+    title = "When in training the ticket's mask becomes predictable"
+    made.append(Drawn("predict_curve", title, _curve(rows, density), of_curve, means))
     if any(trial.mask == PREDICTED for trial in trials):
-        made.append(
-            Drawn(
-                "predict_functional",
-                "What predicted masks are worth, trained",
-                _functional(trials, density),
-                "Test accuracy at the end of training from the weights that the ticket starts from: the "
-                "ticket's mask, the mask that the other seeds' predictor gives, the same shuffled within "
-                "layers, and random masks, all of the ticket's layer-wise densities. Small points are seeds, "
-                "large ones their mean, lines the 95 % interval (of three seeds or more). Look for whether "
-                "predicted lies above its shuffled twin, and how far below the ticket.",
-                (Trial._fields, trials),
-            )
-        )
+        title, worth = "What predicted masks are worth, trained", _functional(trials, density)
+        made.append(Drawn("predict_functional", title, worth, of_functional, (Trial._fields, trials)))
     return made
 
 

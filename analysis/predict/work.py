@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,14 +101,11 @@ def ask(run: Run, options: Options) -> Asked:
 
 def _absent(tickets: Tickets, seeds: dict[int, list[int]]) -> list[str]:
     """The tickets that are left out, in sentences."""
-    why = {(row.level, row.seed): "diverged" for row in tickets.rows}
-    absent = [
-        (level, seed)
-        for level, present in seeds.items()
-        for seed in sorted({row.seed for row in tickets.rows} - {*present})
-    ]
+    why = {(row.seed, row.level): "diverged" for row in tickets.rows}
+    every = {row.seed for row in tickets.rows}
+    absent = [(seed, level) for level, present in seeds.items() for seed in sorted(every - {*present})]
     return [
-        f"The ticket of seed {of[1]} at level {of[0]} {why.get(of, 'is not there')} and is left out."
+        f"The ticket of seed {of[0]} at level {of[1]} {why.get(of, 'is not there')} and is left out."
         for of in absent
     ]
 
@@ -140,6 +137,7 @@ class _Predicting(trainings.Work):
         self._whole = run.mask(_dense(self._seeds[0]))
         self._images = asked.batches * asked.prepared.study.train.batch
         self._scorer = scores.scorer(asked.prepared.model)
+        self._pixels = cache(self._variance)
         self._predicted: dict[tuple[int, int], Layers] = {}
 
     def by_layer(self, tree: Any) -> Layers:
@@ -157,12 +155,11 @@ class _Predicting(trainings.Work):
     @cached_property
     def _missing_states(self) -> dict[int, tuple[int, ...]]:
         """Seed -> the steps whose states neither the run nor an earlier call has kept."""
-        inner = [step for step in self._asked.steps if step < self._total]
-        lacking = {
-            seed: tuple(k for k in inner if not any(of.has_state(seed, k) for of in (self.run, self._store)))
-            for seed in self._seeds
-        }
-        return {seed: steps for seed, steps in lacking.items() if steps}
+        inner, found = [step for step in self._asked.steps if step < self._total], {}
+        for seed in self._seeds:
+            kept = {k for k in inner for of in (self.run, self._store) if of.has_state(seed, k)}
+            found[seed] = tuple(k for k in inner if k not in kept)
+        return {seed: steps for seed, steps in found.items() if steps}
 
     def _cells(self, there: bool) -> list[Cell]:
         """The predicted masks and their twins, of levels with two seeds or more: trained ones, or others."""
@@ -188,10 +185,8 @@ class _Predicting(trainings.Work):
 
     def announce(self, training: bool) -> None:
         """Says how much there is to train and, by measuring a few steps, how long it will take."""
-        states = self._missing_states
-        missing = self._cells(there=False) if training else []
-        steps = sum(max(captures) for captures in states.values())
-        steps += len(missing) * (self._total - self._rewind)
+        states, missing = self._missing_states, self._cells(there=False) if training else []
+        steps = sum(map(max, states.values())) + len(missing) * (self._total - self._rewind)
         time = self.time([*map(_dense, states), *missing], steps)
         self.watch.say(
             f"{len(states)} dense trainings to be replayed as far as the states asked for, and "
@@ -211,22 +206,16 @@ class _Predicting(trainings.Work):
 
     def measure(self) -> list[Scored]:
         """Scores every seed at every step, compares, and keeps the masks that are to be trained."""
-        tickets = {
-            n: {seed: self.by_layer(self.run.mask(Cell(seed, self._chain, n, TICKET))) for seed in seeds}
-            for n, seeds in self._asked.seeds.items()
-        }
-        null = {
-            n: {seed: predict.shuffled(np.random.default_rng([seed, n]), m) for seed, m in of_level.items()}
-            for n, of_level in tickets.items()
-        }
-        rows = []
+        rows, tickets, null = [], {}, {}
+        for n, seeds in self._asked.seeds.items():
+            masks = {seed: self.run.mask(Cell(seed, self._chain, n, TICKET)) for seed in seeds}
+            tickets[n] = {seed: self.by_layer(mask) for seed, mask in masks.items()}
+            null[n] = {s: predict.shuffled(np.random.default_rng([s, n]), m) for s, m in tickets[n].items()}
         for step in self._asked.steps:
             self.watch.say(f"scores at step {step}")
-            masks = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
-            judged, odds = predict.judge(self._scores(step), masks)
-            for of in judged:
-                place = (of.seed, self._chain, of.level, step, of.score, of.mask, of.layer)
-                rows.append(Scored(*place, *of.values))
+            kinds = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
+            judged, odds = predict.judge(self._scores(step), kinds)
+            rows += [Scored(of.seed, self._chain, of.level, step, *of[2:5], *of.values) for of in judged]
             for (kind, level, seed), score in odds.items():
                 if (step, kind) == (self._rewind, TICKET):
                     counts = {path: int(m.sum()) for path, m in tickets[level][seed].items()}
@@ -236,21 +225,20 @@ class _Predicting(trainings.Work):
     def _scores(self, step: int) -> Iterator[tuple[int, dict[str, Layers]]]:
         """(seed, name -> scores) at a step."""
         names = tuple(scores.names_at(step))
-        for seed, (split, pixels) in self._splits.items():
-            images, labels = study.first_batches(self.prepared, split, seed, self._asked.batches)
-            initial, now = self._state(seed, 0).params, self._state(seed, step)
-            found = self._scorer(initial, now, images, labels, names=names)
-            yield seed, {**{n: self.by_layer(of) for n, of in found.items()}, scores.PIXEL_VARIANCE: pixels}
-
-    @cached_property
-    def _splits(self) -> dict[int, tuple[data.Split, Layers]]:
-        """Seed -> its split, and the variance of its pixels."""
-        dataset, made = self.prepared.dataset, {}
         for seed in self._seeds:
-            split = data.split(dataset, seed, self.prepared.study.data.validation)
-            images = dataset.train_images[split.train]
-            made[seed] = split, scores.pixel_variance(images, split.std, self._whole)
-        return made
+            batches = study.first_batches(self.prepared, self._split(seed), seed, self._asked.batches)
+            found = self._scorer(self._state(seed, 0).params, self._state(seed, step), *batches, names=names)
+            by_layer = {name: self.by_layer(of) for name, of in found.items()}
+            yield seed, {**by_layer, scores.PIXEL_VARIANCE: self._pixels(seed)}
+
+    def _split(self, seed: int) -> data.Split:
+        return data.split(self.prepared.dataset, seed, self.prepared.study.data.validation)
+
+    def _variance(self, seed: int) -> Layers:
+        """The variance of every pixel of a seed's train images, by the weights that read it."""
+        split = self._split(seed)
+        images = self.prepared.dataset.train_images[split.train]
+        return scores.pixel_variance(images, split.std, self._whole)
 
     def train_predicted(self) -> None:
         """Trains the predicted masks that are missing, and the same shuffled within layers."""
@@ -285,16 +273,9 @@ class _Predicting(trainings.Work):
         asked = self._asked
         notes = table.notes(asked.seeds, {*self.by_layer(self._whole)}, rows, trials)
         found = Loaded(rows, trials, [*asked.notes, *notes], densities(asked.tickets.rows))
-        about = {
-            "chain": self._chain,
-            "levels": [*asked.seeds],
-            "seeds": asked.seeds,
-            "steps": asked.steps,
-            "images": self._images,
-            "notes": found.notes,
-            "scores": len(rows),
-            "functional": len(trials),
-        }
+        about: dict[str, Any] = {"chain": self._chain, "levels": [*asked.seeds], "seeds": asked.seeds}
+        about |= {"steps": asked.steps, "images": self._images, "notes": found.notes}
+        about |= {"scores": len(rows), "functional": len(trials)}
         contents = {
             table.SCORES: tables.of_rows(Scored, rows),
             table.TRIALS: tables.of_rows(Trial, trials),
