@@ -55,8 +55,8 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     levels = sorted({row.level for row in rows})
     said = []
     for claim, (matching, layer, above, threshold) in _CLAIMS.items():
-        every = {n: over_seeds(rows, n, layer, matching, above=above) for n in levels}
-        values = {n: of_level for n, of_level in every.items() if of_level}
+        every = ((n, over_seeds(rows, n, layer, matching, above=above)) for n in levels)
+        values = {n: of_level for n, of_level in every if of_level}
         if not values:
             continue
         worst = min(values, key=lambda n: float(np.mean(values[n])))

@@ -77,9 +77,8 @@ def over_seeds(
         {(row.seed, row.other): row.overlap for row in own if row.mask == of and row.overlap is not None}
         for of in (mask, above)
     )
-    return over_pairs(
-        {pair: ours[pair] - (less[pair] if above else 0.0) for pair in ours if not above or pair in less}
-    )
+    less = less if above else dict.fromkeys(ours, 0.0)
+    return over_pairs({pair: ours[pair] - less[pair] for pair in ours if pair in less})
 
 
 def seeds_at(rows: Iterable[OverlapRow], level: int) -> int:

@@ -41,29 +41,23 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     model = run.network()
     if not model.layers:
         raise UserError(f"{run.path}: {model.name} is no sequence of layers, whose units could be matched.")
-    chain, seeds = _asked(run, options)
-    found: dict[str, list[Any]] = {name: [] for name in TABLES}
-    for level, of_level in seeds.items():
-        watch.say(f"level {level}: {len(of_level) * (len(of_level) - 1) // 2} pairs")
-        cells = [Cell(seed, chain, level, TICKET) for seed in of_level]
-        tickets = [geography.ticket(model.layers, run.mask(cell), run.weights(cell)) for cell in cells]
-        for (seed, a), (other, b) in itertools.combinations(zip(of_level, tickets, strict=True), 2):
-            generator = np.random.default_rng([level, seed, other])
-            alike = geography.compare(model.layers, a, b, options.draws, generator)
-            found["overlap.csv"] += [OverlapRow(chain, level, seed, other, *one) for one in alike]
-        read = geography.inputs(model, [ticket.mask for ticket in tickets])
-        found["inputs.csv"] += [InputRow(chain, level, *one) for one in read]
-    contents = {name: tables.of_rows(kind, found[name]) for name, kind in TABLES.items()}
-    return page.write_folder(run.path / "geography", figures.drawn(found), contents)
-
-
-def _asked(run: Run, options: Options) -> tuple[str, dict[int, list[int]]]:
-    """The chain, and level -> seeds that have a trained ticket there, two or more."""
     tickets = run.tickets(options.chain)
     several = [row for row in tickets.done if len(tickets.seeds(row.level)) > 1]
     if not several:
         raise UserError(
             f"{run.path}: no level has trained tickets of two seeds, which could be compared; train more."
         )
-    levels = asked_levels(options.levels, densities(several), f"two seeds' tickets in {tickets.chain}")
-    return tickets.chain, {level: tickets.seeds(level) for level in levels}
+    chain, what = tickets.chain, f"two seeds' tickets in {tickets.chain}"
+    found: dict[str, list[Any]] = {name: [] for name in TABLES}
+    for level in asked_levels(options.levels, densities(several), what):
+        cells = [Cell(seed, chain, level, TICKET) for seed in tickets.seeds(level)]
+        watch.say(f"level {level}: {len(cells) * (len(cells) - 1) // 2} pairs")
+        kernels = {c.seed: geography.ticket(model.layers, run.mask(c), run.weights(c)) for c in cells}
+        for (seed, a), (other, b) in itertools.combinations(kernels.items(), 2):
+            generator = np.random.default_rng([level, seed, other])
+            alike = geography.compare(model.layers, a, b, options.draws, generator)
+            found["overlap.csv"] += [OverlapRow(chain, level, seed, other, *one) for one in alike]
+        read = geography.inputs(model, [ticket.mask for ticket in kernels.values()])
+        found["inputs.csv"] += [InputRow(chain, level, *one) for one in read]
+    contents = {name: tables.of_rows(kind, found[name]) for name, kind in TABLES.items()}
+    return page.write_folder(run.path / "geography", figures.drawn(found), contents)

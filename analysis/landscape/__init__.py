@@ -51,20 +51,13 @@ _REMARK = (
 def section(run: Run, found: Sequence[Found]) -> Section:
     """The report's section: figures, and differences at the end and at matched loss."""
     header = ["level", "difference", "at", "quantity", "mean", "95 % interval", "n"]
-    lines = [
-        [
-            str(one.scope.level),
-            f"ticket\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}{row.other}",
-            row.where.replace(" ", "\N{NO-BREAK SPACE}"),
-            QUANTITIES[row.quantity],
-            f"{row.mean:+.3g}",
-            "–" if row.n < 2 else f"[{row.low:+.3g}, {row.high:+.3g}]",
-            str(row.n),
-        ]
-        for one in found
-        for row in table.differences(one.rows)
-        if row.quantity in QUANTITIES
-    ]
+    lines = []
+    for level, row in ((of.scope.level, row) for of in found for row in table.differences(of.rows)):
+        if row.quantity in QUANTITIES:
+            place = [of.replace(" ", "\N{NO-BREAK SPACE}") for of in (f"ticket − {row.other}", row.where)]
+            interval = "–" if row.n < 2 else f"[{row.low:+.3g}, {row.high:+.3g}]"
+            values = [QUANTITIES[row.quantity], f"{row.mean:+.3g}", interval, str(row.n)]
+            lines.append([str(level), *place, *values])
     shown = Table("Differences, paired by seed", header, lines, 4)
     drawn = [figure for one in found for figure in figures.drawn_of(run, one)]
     return Section(NAME, "Landscape", [note for one in found for note in one.notes], drawn, [shown], _REMARK)
@@ -73,9 +66,7 @@ def section(run: Run, found: Sequence[Found]) -> Section:
 def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
     """What a run's landscape says about the claims made of tickets.
 
-    Flatness is compared at matched train loss where replays were trained, else at the end of training,
-    which the estimate then says. Where nothing was measured claims are "not tested", with the command that
-    measures it.
+    Flatness is compared at matched train loss where replays were trained, else at the end of training.
     """
     if found:
         return [finding for one in found for finding in (*flatter(run, one), connected(run, one))]
@@ -133,13 +124,6 @@ def _again(run: Run, found: Found, claim: str, why: str) -> Finding:
 
 
 ANALYSIS = Analysis(
-    name=NAME,
-    title="Landscape",
-    options=LandscapeOptions,
-    work=work.work,
-    tables={},
-    section=section,
-    findings=findings,
-    load=table.load,
+    NAME, "Landscape", LandscapeOptions, work.work, {}, section, findings, table.load,
     marker=f"{NAME}/chain=*/level=*/{table.MARKER}",
-)
+)  # fmt: skip

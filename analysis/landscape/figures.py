@@ -19,11 +19,9 @@ from lthjax.measures import hessian
 from lthjax.measures.quantities import FLATNESS
 from lthjax.measures.stats import ANY, PERCENT, POSITIVE, mean_interval
 
-_BARRIER = "barrier_test_error"
 # (arm, other end) -> line.
 _PATHS = {(TICKET, SIBLING): "-", ("reinit", SIBLING): "--", ("random", SIBLING): ":",
           (TICKET, "reinit"): "-", (TICKET, DENSE): "--"}  # fmt: skip
-_KINDS_OF_PATHS = ("same mask and start", "other mask or start")
 # Place on the x axis of sharpness, arm, where.
 _PLACES = [(float(place), arm, END) for place, arm in enumerate(ARMS)] + [
     (3.8 + 2.8 * pair + place, arm, matched_with(control))
@@ -60,31 +58,29 @@ def _of_kind(run: Run, found: Found, kind: str, to: str = "") -> dict[str, dict[
     """Arm -> seed -> arrays of a kind, for paths of those that lead to an end; the dense network first."""
     by_arm: dict[str, dict[int, Arrays]] = {arm: {} for arm in (DENSE, *ARMS)}
     for item in table.items(found.scope):
-        if (item.kind, item.to) == (kind, to):
-            arrays = table.read(run.path, item, found.scope.settings)
-            if arrays is not None:
-                by_arm[item.network.cell.arm][item.network.cell.seed] = arrays
+        arrays = (
+            table.read(run.path, item, found.scope.settings) if (item.kind, item.to) == (kind, to) else None
+        )
+        if arrays is not None:
+            by_arm[item.network.cell.arm][item.network.cell.seed] = arrays
     return {arm: seeds for arm, seeds in by_arm.items() if seeds}
 
 
 def _rows(first: tuple[str, ...], at: Sequence[float], by_seed: Mapping[int, Sequence[float]]) -> list[tuple]:
     """Rows of a figure's data: the first columns, seed, place, value."""
-    return [
-        (*first, seed, place, value)
-        for seed, values in by_seed.items()
-        for place, value in zip(at, values, strict=True)
-    ]
+    return [(*first, seed, *of) for seed, values in by_seed.items() for of in zip(at, values, strict=True)]
 
 
 def _surfaces(run: Run, found: Found) -> list[Drawn]:
     """Contours and a 3-D view of every draw, of the first seed that has surfaces."""
     every, settings = _of_kind(run, found, "plane"), found.scope.settings
-    seed = min((seed for seeds in every.values() for seed in seeds), default=None)
+    if not every:
+        return []
+    seed, made = min(seed for seeds in every.values() for seed in seeds), []
     planes = {arm: seeds[seed] for arm, seeds in every.items() if seed in seeds}
     losses = [x[name] for x in planes.values() for name in _SURFACES]
-    made = []
-    for number in range(settings.plane_draws if planes else 0):
-        norm = LogNorm(max(float(np.nanmin(losses)), 1e-6), float(np.nanmax(losses)))
+    norm = LogNorm(max(float(np.nanmin(losses)), 1e-6), float(np.nanmax(losses)))
+    for number in range(settings.plane_draws):
         of_draw = {arm: {**x, **{name: x[name][number] for name in _SURFACES}} for arm, x in planes.items()}
         rows = [
             (seed, number, arm, *(float(x["steps"][k]) for k in at), *(float(x[n][at]) for n in _SURFACES))
@@ -131,8 +127,8 @@ def _contours(planes: Mapping[str, Arrays], norm: LogNorm) -> Figure:
             axes.grid(visible=False)
         column[0].set_title(arm, loc="left", fontsize=11)
         column[1].set_xlabel("first direction")
-    for axes, part in zip(grid[:, 0], ("train", "test"), strict=True):
-        axes.set_ylabel(f"{part} loss\nsecond direction")
+    grid[0, 0].set_ylabel("train loss\nsecond direction")
+    grid[1, 0].set_ylabel("test loss\nsecond direction")
     ticks = _decades(low, high)
     bar = figure.colorbar(shown, ax=grid, ticks=ticks, label="loss (nats, log scale)", shrink=0.8)
     bar.ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -199,8 +195,8 @@ def _profiles(run: Run, found: Found) -> Drawn | None:
         _named(found, "profiles"),
         "Loss along random directions",
         figure,
-        f"Loss on {settings.images:,} train and test images along {settings.draws} random "
-        f"directions inside the mask, normalised by filters, averaged over draws: {_about_level(found)}; "
+        f"Loss on {settings.images:,} train and test images along {settings.draws} random directions inside "
+        f"the mask, normalised by filters, averaged over draws: {_about_level(found)}; "
         f"lines are {f'geometric means over {seeds} seeds' if seeds > 1 else 'one seed'}{_bands(seeds)}. "
         "Look at how fast the loss rises beside its lowest point.",
         (("part", "arm", "seed", "step", "loss"), rows),
@@ -213,10 +209,7 @@ def _spectra(run: Run, found: Found) -> Drawn | None:
     if not own:
         return None
     every = [x for of_arm in own.values() for x in of_arm.values()]
-    nodes = np.concatenate([x["nodes"].ravel() for x in every])
-    low, high = float(nodes.min()), float(nodes.max())
-    sigma = (high - low or 1) / 100
-    grid = np.linspace(low - 4 * sigma, high + 4 * sigma, 800)
+    grid, sigma = hessian.grid_over([x["nodes"] for x in every])
     rank = np.arange(1, len(every[0]["largest"]) + 1)
     rows: list[tuple] = []
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
@@ -271,14 +264,15 @@ def _barriers(run: Run, found: Found) -> Drawn | None:
             axes, colour, label = panels[0], draw.look(arm)[0], f"{arm}, other data order"
         else:
             axes, colour, label = panels[1], draw.look(other)[0], f"{arm} to {other}"
-        barrier = np.mean([*values_of(found.rows, arm, table.path_to(other), _BARRIER).values()])
+        barrier = np.mean([*values_of(found.rows, arm, table.path_to(other), "barrier_test_error").values()])
         named = f"{label}: barrier {100 * barrier:.1f} pp"
         columns = [*zip(*errors.values(), strict=True)]
         draw.curve(axes, x, columns, (colour, "", line), named, points=False, within=PERCENT)
         axes.plot(x, columns, color=colour, lw=0.6, alpha=0.3)
     if not rows:
         return None
-    for axes, title, siblings in zip(panels, _KINDS_OF_PATHS, (True, False), strict=True):
+    titles = {"same mask and start": True, "other mask or start": False}
+    for axes, (title, siblings) in zip(panels, titles.items(), strict=True):
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("share of the way")
         if axes.get_legend_handles_labels()[0]:

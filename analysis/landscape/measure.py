@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 import time
+import timeit
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import jax
@@ -87,15 +88,10 @@ class Measurer:
         how = self._scope.settings
         short = dataclasses.replace(how, points=9, draws=1, spectrum_images=min(500, how.images))
         one, taken = self._scope.networks()[0], []
-        # A short line, as most images go forward on lines and planes; the quicker of two calls.
+        # A short line, as most images go forward on lines and planes. The first of the calls compiles.
         for name, images in (("lines", 2 * how.images * short.points), ("product", short.spectrum_images)):
             each = [self._each(Item(name, one), short)] * self._mesh.devices.size
-            self.run(name, each, short)
-            calls = []
-            for _ in range(2):
-                began = time.perf_counter()
-                self.run(name, each, short)
-                calls.append(time.perf_counter() - began)
+            calls = timeit.repeat(partial(self.run, name, each, short), number=1, repeat=3)
             taken.append(min(calls) / images / len(each))
         passes = [programs.passes(item.kind, how) for item in missing]
         measured = sum(forward * taken[0] + products * taken[1] for forward, products in passes)

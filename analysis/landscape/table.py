@@ -99,9 +99,8 @@ class Item(NamedTuple):
     @property
     def to(self) -> str:
         """Where a path leads: "sibling" or an arm; "" of anything else."""
-        if self.end is None:
-            return ""
-        return SIBLING if self.end.role == SIBLING else self.end.cell.arm
+        end = self.end
+        return "" if end is None else SIBLING if end.role == SIBLING else end.cell.arm
 
     @property
     def name(self) -> str:
@@ -131,8 +130,8 @@ class Scope(NamedTuple):
 
     def network(self, seed: int, arm: str) -> Network:
         """The run's network of an arm."""
-        dense = Cell(seed, DENSE, 0, DENSE)
-        return Network(dense if arm == DENSE else Cell(seed, self.chain, self.level, arm))
+        place = (DENSE, 0) if arm == DENSE else (self.chain, self.level)
+        return Network(Cell(seed, *place, arm))
 
     def networks(self) -> list[Network]:
         """All of them, by arm and seed."""
@@ -270,14 +269,3 @@ def _found_at(run: Run, chain: str, level: int) -> Found:
 def command(run: Run, level: int | str, chain: str = "") -> str:
     """The command that measures a level; of the first chain where none is named."""
     return words.command(NAME, run.path, "--level", level, *(["--chain", chain] if chain else []))
-
-
-def texts(found: Found) -> dict[str, str]:
-    """The files of a level: name -> text; the last one says that the others are there."""
-    settings = dataclasses.asdict(found.scope.settings)
-    about = {**found.scope._asdict(), "settings": settings, "notes": found.notes, "rows": len(found.rows)}
-    return {
-        TABLE: tables.of_rows(Number, found.rows),
-        "differences.csv": tables.of_rows(ArmDifference, differences(found.rows)),
-        MARKER: json.dumps(about, indent=1) + "\n",
-    }

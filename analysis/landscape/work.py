@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
-from analysis import page
+from analysis import page, tables
 from analysis.landscape import table
 from analysis.landscape.figures import drawn_of
 from analysis.landscape.measure import Measurer
-from analysis.landscape.table import ARMS, END, Arrays, Found, Item, Network, Number, Scope
+from analysis.landscape.table import ARMS, END, ArmDifference, Arrays, Found, Item, Network, Number, Scope
 from analysis.record import TrainingOptions
 from analysis.run import Run, Tickets, select
 from analysis.work import Work, kept
@@ -146,8 +147,7 @@ class _Landscape(Work):
         """Says what there is to train and to measure and, by measuring a little, how long it will take."""
         if isinstance(self.watch, progress.Silent):
             return
-        siblings = self._missing_siblings() if training else []
-        pairs = self._scope.replays()
+        siblings, pairs = self._missing_siblings() if training else [], self._scope.replays()
         there = [[one for one in pair if self._store.has(one.stored)] for pair in pairs]
         # Which of the two ends at the lower train loss, and is replayed, is not known yet.
         likely = [pair[1] for pair, known in zip(pairs, there, strict=True) if training and not known]
@@ -211,8 +211,7 @@ class _Landscape(Work):
             steps = np.linspace(job.start, job.stop, _CAPTURES + 1).round().astype(int)
             jobs.append((stored, job._replace(captures=tuple(sorted({*steps.tolist()} - {job.stop})))))
         for stored, job, trained in self.train(jobs):
-            cell = cells[stored]
-            end = self.run.variables(cell)
+            cell, end = cells[stored], self.run.variables(cells[stored])
             same = all(jax.tree.leaves(jax.tree.map(np.array_equal, trained.variables, end)))
             states = {**trained.states, job.stop: end}
             losses = self.measurer.losses(cell, states)
@@ -269,7 +268,14 @@ class _Landscape(Work):
 
 def _write(run: Run, found: Found) -> Path:
     """Writes a level's tables and figures; draws nothing where the tables are there already."""
-    where, texts = table.level_folder(run.path, found.scope.chain, found.scope.level), table.texts(found)
+    scope, settings = found.scope, dataclasses.asdict(found.scope.settings)
+    where = table.level_folder(run.path, scope.chain, scope.level)
+    about = {**scope._asdict(), "settings": settings, "notes": found.notes, "rows": len(found.rows)}
+    texts = {
+        table.TABLE: tables.of_rows(Number, found.rows),
+        "differences.csv": tables.of_rows(ArmDifference, table.differences(found.rows)),
+        table.MARKER: json.dumps(about, indent=1) + "\n",
+    }
     there = {path.name: path.read_bytes() for path in map(where.joinpath, texts) if path.is_file()}
     if there == {name: text.encode() for name, text in texts.items()}:
         return where

@@ -6,7 +6,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import draw, words
@@ -33,10 +32,7 @@ _MASKS = {
     RANDOM: ("random", draw.look(RANDOM)[0], "^"),
 }
 # Column of the table, chance, label and range.
-_MEASURES = (
-    ("auroc", 0.5, "AUROC within layers", SHARE),
-    ("lift", 1.0, "precision@k / density", POSITIVE),
-)
+_MEASURES = (("auroc", 0.5, "AUROC within layers", SHARE), ("lift", 1.0, "precision@k / density", POSITIVE))
 _PANELS = 4
 _CHANCE = "#444444"
 
@@ -64,10 +60,10 @@ def drawn(found: Loaded) -> list[Drawn]:
         "lines the 95 % interval (of three seeds or more). Look for whether predicted lies above its "
         "shuffled twin, and how far below the ticket."
     )
-    at_start = (Scored._fields, [row for row in rows if row.step == 0])
-    means = (Scored._fields, [row for row in rows if row.layer == MEAN])
+    start = (Scored._fields, [row for row in rows if row.step == 0])
     title = "How well scores at initialisation find the ticket's mask"
-    made = [Drawn("predict_bars", title, _bars(rows, density), of_bars, at_start)]
+    made = [Drawn("predict_bars", title, _bars(rows, density), of_bars, start)]
+    means = (Scored._fields, [row for row in rows if row.layer == MEAN])
     title = "When in training the ticket's mask becomes predictable"
     made.append(Drawn("predict_curve", title, _curve(rows, density), of_curve, means))
     if any(trial.mask == PREDICTED for trial in trials):
@@ -105,14 +101,31 @@ def _bars(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
 
 
 def _curve(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
-    """AUROC within layers of every score against the step of the dense training; a panel a level."""
+    """AUROC within layers of every score against the step of the dense training; a panel a level.
+
+    Lines are means of seeds, points seeds; the predictor has its interval.
+    """
     rows = [row for row in rows if row.layer == MEAN and row.mask == TICKET]
     last = max((row.step for row in rows), default=0)
     figure, (panels,), levels = _panels(rows, density, 1, (2.9, 4.2))
     handles: dict[str, Any] = {}
     for axes, level in zip(panels, levels, strict=True):
-        for name in _SCORES:
-            _line(axes, name, [row for row in rows if (row.level, row.score) == (level, name)])
+        for name, (label, colour, marker) in _SCORES.items():
+            points: dict[int, list[float]] = {}
+            for row in rows:
+                if (row.level, row.score) == (level, name):
+                    points.setdefault(row.step, []).append(float(row.auroc or 0))
+            if not points:
+                continue
+            means, lows, highs, n = zip(
+                *(mean_interval(of, within=SHARE) for of in points.values()), strict=True
+            )
+            wide = 2.2 if name == LOGISTIC else 1.2
+            axes.plot([*points], means, color=colour, lw=wide, marker=marker, ms=4, label=label)
+            for step, of_step in points.items():
+                axes.plot([step] * len(of_step), of_step, ".", color=colour, ms=2.5, alpha=0.6)
+            if name == LOGISTIC and n[0] >= draw.BAND_FROM:
+                axes.fill_between([*points], lows, highs, color=colour, alpha=0.15, lw=0)
         axes.axhline(0.5, color=_CHANCE, lw=1, ls="--")
         axes.set_xscale("symlog", linthresh=1, linscale=0.4)
         axes.set_xlim(-0.2, 1.4 * max(last, 1))
@@ -122,22 +135,6 @@ def _curve(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
     panels[0].set_ylabel("AUROC within layers (chance 0.5)")
     figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=5, fontsize=9)
     return figure
-
-
-def _line(axes: Axes, name: str, rows: Sequence[Scored]) -> None:
-    """A score over the steps: the mean of seeds, every seed as a point, of the predictor the interval."""
-    if not rows:
-        return
-    label, colour, marker = _SCORES[name]
-    steps = sorted({row.step for row in rows})
-    points = [[float(row.auroc or 0) for row in rows if row.step == step] for step in steps]
-    means, lows, highs, n = zip(*(mean_interval(at, within=SHARE) for at in points), strict=True)
-    wide = 2.2 if name == LOGISTIC else 1.2
-    axes.plot(steps, means, color=colour, lw=wide, marker=marker, ms=4, label=label)
-    for step, at in zip(steps, points, strict=True):
-        axes.plot([step] * len(at), at, ".", color=colour, ms=2.5, alpha=0.6)
-    if name == LOGISTIC and n[0] >= draw.BAND_FROM:
-        axes.fill_between(steps, lows, highs, color=colour, alpha=0.15, lw=0)
 
 
 def _functional(trials: Sequence[Trial], density: Mapping[int, float]) -> Figure:
@@ -168,6 +165,7 @@ def _panels(
     grid = figure.subplots(lines, max(len(levels), 1), squeeze=False, sharey="row")
     for axes, level in zip(grid[0], levels, strict=False):
         n = len({row.seed for row in rows if row.level == level})
-        title = f"{words.share(density[level])} of weights ({words.seeds(n)})"
-        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_title(
+            f"{words.share(density[level])} of weights ({words.seeds(n)})", loc="left", fontsize=11
+        )
     return figure, grid, levels

@@ -55,8 +55,7 @@ class Asked(NamedTuple):
         prepared: its study, with the seeds that have a ticket.
         tickets: those of the chain.
         seeds: level -> seeds whose ticket is done.
-        steps: of the dense training, at which scores are taken.
-        batches: of train images that scores see.
+        steps, batches: of the dense training, at which scores are taken; of train images that they see.
         notes: what is left out, and why.
     """
 
@@ -72,8 +71,7 @@ def ask(run: Run, options: Options) -> Asked:
     """Resolves what is asked against what the run has.
 
     Raises:
-        UserError: the run has no such chain, level or ticket; a step or number of images is out of
-            range; the data differ.
+        UserError: the run has no such chain, level or ticket; an option is out of range; the data differ.
     """
     tickets = run.tickets(options.chain)
     there = densities(tickets.done)
@@ -96,18 +94,12 @@ def ask(run: Run, options: Options) -> Asked:
     looked_at = {*options.steps} or {round(share * total) for share in _SHARES} | {total}
     batches = min(-(-images // prepared.study.train.batch), prepared.lengths.per_epoch)
     steps = sorted({0, tickets.rewind, *looked_at})
-    return Asked(prepared, tickets, seeds, steps, batches, _absent(tickets, seeds))
-
-
-def _absent(tickets: Tickets, seeds: dict[int, list[int]]) -> list[str]:
-    """The tickets that are left out, in sentences."""
     why = {(row.seed, row.level): "diverged" for row in tickets.rows}
-    every = {row.seed for row in tickets.rows}
-    absent = [(seed, level) for level, present in seeds.items() for seed in sorted(every - {*present})]
-    return [
-        f"The ticket of seed {of[0]} at level {of[1]} {why.get(of, 'is not there')} and is left out."
-        for of in absent
-    ]
+    every = sorted({row.seed for row in tickets.rows})
+    absent = [(seed, level) for level in seeds for seed in every if seed not in seeds[level]]
+    left = "The ticket of seed {} at level {} {} and is left out."
+    notes = [left.format(*of, why.get(of, "is not there")) for of in absent]
+    return Asked(prepared, tickets, seeds, steps, batches, notes)
 
 
 def work(run: Run, options: Options, watch: Watch) -> Path:
@@ -137,7 +129,7 @@ class _Predicting(trainings.Work):
         self._whole = run.mask(_dense(self._seeds[0]))
         self._images = asked.batches * asked.prepared.study.train.batch
         self._scorer = scores.scorer(asked.prepared.model)
-        self._pixels = cache(self._variance)
+        self._split = cache(self._split_of)
         self._predicted: dict[tuple[int, int], Layers] = {}
 
     def by_layer(self, tree: Any) -> Layers:
@@ -226,19 +218,17 @@ class _Predicting(trainings.Work):
         """(seed, name -> scores) at a step."""
         names = tuple(scores.names_at(step))
         for seed in self._seeds:
-            batches = study.first_batches(self.prepared, self._split(seed), seed, self._asked.batches)
+            split, pixels = self._split(seed)
+            batches = study.first_batches(self.prepared, split, seed, self._asked.batches)
             found = self._scorer(self._state(seed, 0).params, self._state(seed, step), *batches, names=names)
             by_layer = {name: self.by_layer(of) for name, of in found.items()}
-            yield seed, {**by_layer, scores.PIXEL_VARIANCE: self._pixels(seed)}
+            yield seed, {**by_layer, scores.PIXEL_VARIANCE: pixels}
 
-    def _split(self, seed: int) -> data.Split:
-        return data.split(self.prepared.dataset, seed, self.prepared.study.data.validation)
-
-    def _variance(self, seed: int) -> Layers:
-        """The variance of every pixel of a seed's train images, by the weights that read it."""
-        split = self._split(seed)
+    def _split_of(self, seed: int) -> tuple[data.Split, Layers]:
+        """A seed's split, and for every weight the variance of the pixel that it reads."""
+        split = data.split(self.prepared.dataset, seed, self.prepared.study.data.validation)
         images = self.prepared.dataset.train_images[split.train]
-        return scores.pixel_variance(images, split.std, self._whole)
+        return split, scores.pixel_variance(images, split.std, self._whole)
 
     def train_predicted(self) -> None:
         """Trains the predicted masks that are missing, and the same shuffled within layers."""
