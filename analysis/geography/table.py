@@ -14,8 +14,7 @@ class OverlapRow(NamedTuple):
     """How alike the tickets of two seeds are, as in overlap.csv.
 
     Attributes:
-        chain, level: which tickets.
-        seed, other: the two seeds.
+        chain, level, seed, other: which tickets.
         layer, matching, mask, density, overlap: as in `lthjax.measures.geography.Likeness`.
     """
 

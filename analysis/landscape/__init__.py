@@ -85,7 +85,7 @@ def flatter(run: Run, found: Found) -> list[Finding]:
     made = []
     for quantity, in_words in FLATNESS.items():
         claim = f"{_FLAT}, at {words.share(found.scope.density)}: {in_words}"
-        paired = {at: stats.paired(*both(at, quantity)) for at in (table.matched_with("reinit"), END)}
+        paired = {at: stats.paired(*both(at, quantity)) for at in (table.MATCHED_WITH.format("reinit"), END)}
         where = next((where for where in paired if paired[where]), "")
         if not where:
             made.append(_again(run, found, claim, "no reinit cell there"))
@@ -106,7 +106,7 @@ def flatter(run: Run, found: Found) -> list[Finding]:
 def connected(run: Run, found: Found) -> Finding:
     """Whether the paths between tickets and their siblings are without a barrier."""
     claim = f"{_BASIN}, at {words.share(found.scope.density)}: error barrier below {CONNECTED:g} points"
-    barriers = values_of(found.rows, TICKET, table.path_to(SIBLING), "barrier_test_error")
+    barriers = values_of(found.rows, TICKET, table.PATH_TO.format(SIBLING), "barrier_test_error")
     if not barriers:
         return _again(run, found, claim, "no siblings trained")
     values = [100 * value for value in barriers.values()]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import draw, words
 from analysis.landscape import table
-from analysis.landscape.table import ARMS, CONTROLS, END, SIBLING, Arrays, Found, matched_with, values_of
+from analysis.landscape.table import ARMS, CONTROLS, END, SIBLING, Arrays, Found, values_of
 from analysis.page import Drawn
 from analysis.run import TICKET, Run
 from lthjax.imp import DENSE
@@ -24,7 +24,7 @@ _PATHS = {(TICKET, SIBLING): "-", ("reinit", SIBLING): "--", ("random", SIBLING)
           (TICKET, "reinit"): "-", (TICKET, DENSE): "--"}  # fmt: skip
 # Place on the x axis of sharpness, arm, where.
 _PLACES = [(float(place), arm, END) for place, arm in enumerate(ARMS)] + [
-    (3.8 + 2.8 * pair + place, arm, matched_with(control))
+    (3.8 + 2.8 * pair + place, arm, table.MATCHED_WITH.format(control))
     for pair, control in enumerate(CONTROLS)
     for place, arm in enumerate((TICKET, control))
 ]
@@ -43,9 +43,8 @@ def _named(found: Found, kind: str) -> str:
 
 
 def _about_level(found: Found) -> str:
-    scope = found.scope
-    rewound = f", rewound to step {scope.rewind}" if scope.rewind else ""
-    return f"level {scope.level} ({words.share(scope.density)} of the weights{rewound})"
+    rewound = f", rewound to step {found.scope.rewind}" if found.scope.rewind else ""
+    return f"level {found.scope.level} ({words.share(found.scope.density)} of the weights{rewound})"
 
 
 def _bands(seeds: int) -> str:
@@ -90,8 +89,8 @@ def _surfaces(run: Run, found: Found) -> list[Drawn]:
         which = f"draw {number + 1} of {settings.plane_draws}" if settings.plane_draws > 1 else "one draw"
         what = (
             f"{_about_level(found)}, seed {seed}, {which} of two orthogonal directions inside the mask, "
-            f"normalised by filters, {settings.plane_images:,} train and "
-            f"{settings.plane_test_images:,} test images; n = 1"
+            f"normalised by filters, {settings.plane_images:,} train and {settings.plane_test_images:,} test "
+            "images; n = 1"
         )
         of_contours = (
             f"Train loss (above) and test loss (below) around the trained networks (cross): {what}. Colours "
@@ -264,7 +263,9 @@ def _barriers(run: Run, found: Found) -> Drawn | None:
             axes, colour, label = panels[0], draw.look(arm)[0], f"{arm}, other data order"
         else:
             axes, colour, label = panels[1], draw.look(other)[0], f"{arm} to {other}"
-        barrier = np.mean([*values_of(found.rows, arm, table.path_to(other), "barrier_test_error").values()])
+        barrier = np.mean(
+            [*values_of(found.rows, arm, table.PATH_TO.format(other), "barrier_test_error").values()]
+        )
         named = f"{label}: barrier {100 * barrier:.1f} pp"
         columns = [*zip(*errors.values(), strict=True)]
         draw.curve(axes, x, columns, (colour, "", line), named, points=False, within=PERCENT)
@@ -289,10 +290,9 @@ def _barriers(run: Run, found: Found) -> Drawn | None:
         f"path between two trained networks: {_about_level(found)}; the panels have scales of their own. "
         "Left, pairs with the same seed, mask and start weights and another data order; the path stays in "
         "the mask. Right, the ticket and another network of its seed; with the dense network the masks "
-        "differ, and the path lies in their union. "
-        f"Lines are means over {words.seeds(seeds)}, thin ones seeds{_bands(seeds)}. The barrier is the "
-        f"highest point over the mean of the ends; below {table.CONNECTED:g} points two networks count as "
-        "linearly connected.",
+        f"differ, and the path lies in their union. Lines are means over {words.seeds(seeds)}, thin ones "
+        f"seeds{_bands(seeds)}. The barrier is the highest point over the mean of the ends; below "
+        f"{table.CONNECTED:g} points two networks count as linearly connected.",
         (("arm", "other", "seed", "share", "test_error"), rows),
     )
 

@@ -21,7 +21,8 @@ from lthjax.store import folder
 NAME, TABLE, MARKER = "landscape", "landscape.csv", "about.json"
 ARMS = (TICKET, "reinit", "random")
 CONTROLS = ARMS[1:]
-END = "end"
+# The places of the table: the end of training, where ticket and control have the same loss, paths.
+END, MATCHED_WITH, PATH_TO = "end", "matched {}", "path to {}"
 SIBLING: Final = "sibling"
 MATCHED: Final = "matched"
 # Percentage points of error below which a path counts as without a barrier (Frankle et al. 2020).
@@ -86,7 +87,8 @@ class Network(NamedTuple):
     @property
     def where(self) -> str:
         """The place in the table: the end of training, or of a replay the loss matched with a control."""
-        return matched_with(self.other if self.cell.arm == TICKET else self.cell.arm) if self.other else END
+        control = self.other if self.cell.arm == TICKET else self.cell.arm
+        return MATCHED_WITH.format(control) if self.other else END
 
 
 class Item(NamedTuple):
@@ -112,9 +114,7 @@ class Scope(NamedTuple):
     """Which networks are measured, and how much.
 
     Attributes:
-        chain, level: of the tickets and controls.
-        density: weights left / prunable weights, the mean of the tickets.
-        rewind: the step that the tickets are rewound to.
+        chain, level, density, rewind: of the tickets; their mean density and their rewind step.
         arms: arm -> seeds whose cell is there and done; "dense" among them.
         planes: the seeds of which surfaces are measured.
         settings: how much.
@@ -195,19 +195,9 @@ def write_arrays(run: Path, item: Item, settings: Settings, arrays: Arrays) -> N
     files.write_whole(path, contents.getvalue())
 
 
-def matched_with(control: str) -> str:
-    """The place, in the table, at which ticket and control have the same train loss."""
-    return f"{MATCHED} {control}"
-
-
-def path_to(other: str) -> str:
-    """The place, in the table, of a path to another network."""
-    return f"path to {other}"
-
-
 def numbers(item: Item, arrays: Arrays) -> list[Number]:
     """An item's rows."""
-    where = path_to(item.to) if item.to else item.network.where
+    where = PATH_TO.format(item.to) if item.to else item.network.where
     values = quantities.values(item.kind, arrays)
     return [Number(*item.network.cell[:4], where, name, *value) for name, value in values.items()]
 

@@ -17,7 +17,7 @@ from analysis.landscape.figures import drawn_of
 from analysis.landscape.measure import Measurer
 from analysis.landscape.table import ARMS, END, ArmDifference, Arrays, Found, Item, Network, Number, Scope
 from analysis.record import TrainingOptions
-from analysis.run import Run, Tickets, select
+from analysis.run import Run, select
 from analysis.work import Work, kept
 from lthjax import fields, progress, record
 from lthjax.errors import UserError
@@ -67,7 +67,20 @@ def ask(run: Run, options: LandscapeOptions) -> Asked:
     settings = Settings(**{of.name: getattr(options, of.name) for of in dataclasses.fields(Settings)})
     programs.check(settings)
     level, tickets = options.level, run.tickets(options.chain)
-    chosen, planes = _seeds(options, tickets)
+    there, lacks = tickets.seeds(level), f"has no trained ticket at level {level}"
+    if not there:
+        known = ", ".join(map(str, sorted({row.level for row in tickets.done})))
+        raise UserError(f"--level: {level} has no trained ticket in {tickets.chain}; it may be {known}.")
+    chosen = sorted({*(options.seeds or there)})
+    planes = chosen[:1] if options.plane_seeds is None else sorted({*options.plane_seeds})
+    for name, wanted, allowed, why in (
+        ("--seeds", chosen, there, lacks),
+        ("--plane-seeds", planes, there, lacks),
+        ("--plane-seeds", planes, chosen, "is not among --seeds"),
+    ):
+        lacking = [seed for seed in wanted if seed not in allowed]
+        if lacking:
+            raise UserError(f"{name}: {lacking[0]} {why}; it may be {allowed}.")
     done = [row for row in run.rows if row.status == "done" and row.repeat == 1 and row.seed in chosen]
     arms = {DENSE: sorted(row.seed for row in select(done, DENSE))}
     arms |= {arm: sorted(row.seed for row in select(done, tickets.chain, level, arm)) for arm in ARMS}
@@ -89,26 +102,6 @@ def ask(run: Run, options: LandscapeOptions) -> Asked:
     density = float(np.mean([row.density for row in select(tickets.rows, level=level)]))
     most = settings.limited(few)
     return Asked(prepared, Scope(tickets.chain, level, density, tickets.rewind, arms, planes, most), notes)
-
-
-def _seeds(options: LandscapeOptions, tickets: Tickets) -> tuple[list[int], list[int]]:
-    """The seeds that are looked at, and those of which surfaces are measured."""
-    level, there = options.level, tickets.seeds(options.level)
-    if not there:
-        known = ", ".join(map(str, sorted({row.level for row in tickets.done})))
-        raise UserError(f"--level: {level} has no trained ticket in {tickets.chain}; it may be {known}.")
-    chosen = sorted({*(options.seeds or there)})
-    planes = chosen[:1] if options.plane_seeds is None else sorted({*options.plane_seeds})
-    lacks = f"has no trained ticket at level {level}"
-    for name, wanted, allowed, why in (
-        ("--seeds", chosen, there, lacks),
-        ("--plane-seeds", planes, there, lacks),
-        ("--plane-seeds", planes, chosen, "is not among --seeds"),
-    ):
-        lacking = [seed for seed in wanted if seed not in allowed]
-        if lacking:
-            raise UserError(f"{name}: {lacking[0]} {why}; it may be {allowed}.")
-    return chosen, planes
 
 
 def work(run: Run, options: LandscapeOptions, watch: Watch) -> Path:

@@ -101,10 +101,7 @@ def _bars(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
 
 
 def _curve(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
-    """AUROC within layers of every score against the step of the dense training; a panel a level.
-
-    Lines are means of seeds, points seeds; the predictor has its interval.
-    """
+    """AUROC within layers of every score against the step of the dense training; a panel a level."""
     rows = [row for row in rows if row.layer == MEAN and row.mask == TICKET]
     last = max((row.step for row in rows), default=0)
     figure, (panels,), levels = _panels(rows, density, 1, (2.9, 4.2))

@@ -93,13 +93,12 @@ def ask(run: Run, options: Options) -> Asked:
         )
     looked_at = {*options.steps} or {round(share * total) for share in _SHARES} | {total}
     batches = min(-(-images // prepared.study.train.batch), prepared.lengths.per_epoch)
-    steps = sorted({0, tickets.rewind, *looked_at})
     why = {(row.seed, row.level): "diverged" for row in tickets.rows}
     every = sorted({row.seed for row in tickets.rows})
     absent = [(seed, level) for level in seeds for seed in every if seed not in seeds[level]]
     left = "The ticket of seed {} at level {} {} and is left out."
     notes = [left.format(*of, why.get(of, "is not there")) for of in absent]
-    return Asked(prepared, tickets, seeds, steps, batches, notes)
+    return Asked(prepared, tickets, seeds, sorted({0, tickets.rewind, *looked_at}), batches, notes)
 
 
 def work(run: Run, options: Options, watch: Watch) -> Path:
@@ -140,9 +139,8 @@ class _Predicting(trainings.Work):
         """The dense network at a step."""
         if step == self._total:
             return self.run.variables(_dense(seed))
-        if self.run.has_state(seed, step):
-            return self.run.variables_at(seed, step)
-        return self._store.state(seed, step)
+        own = self.run.has_state(seed, step)
+        return self.run.variables_at(seed, step) if own else self._store.state(seed, step)
 
     @cached_property
     def _missing_states(self) -> dict[int, tuple[int, ...]]:
