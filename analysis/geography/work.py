@@ -33,8 +33,7 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     """Compares the tickets and writes RUN/geography.
 
     Raises:
-        UserError: the run has no such chain or level, fewer than two seeds have a ticket there, its
-            network is not sequential, or a file cannot be read or written.
+        UserError: the run has no such chain or level, or no two tickets; its network is not sequential.
     """
     if not 1 <= options.draws <= 10_000:
         raise UserError(f"--draws: {options.draws} is not allowed; it must be from 1 to 10000.")

@@ -64,10 +64,7 @@ def section(run: Run, found: Sequence[Found]) -> Section:
 
 
 def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
-    """What a run's landscape says about the claims made of tickets.
-
-    Flatness is compared at matched train loss where replays were trained, else at the end of training.
-    """
+    """The claims about tickets; flatness is compared at matched train loss where replays were trained."""
     if found:
         return [finding for one in found for finding in (*flatter(run, one), connected(run, one))]
     tickets = select(run.rows, arm=TICKET)

@@ -32,10 +32,7 @@ _COMPILING = 5
 
 
 class Measurer:
-    """Reads and measures the networks of a level: the run's, and the siblings and replays in the store.
-
-    Programs are compiled once, and a seed's images loaded once.
-    """
+    """Reads and measures the networks of a level: the run's, and the siblings and replays in the store."""
 
     def __init__(self, run: Run, prepared: Prepared, scope: Scope, store: Store, watch: Watch) -> None:
         self._run, self._prepared, self._scope = run, prepared, scope

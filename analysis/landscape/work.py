@@ -61,8 +61,7 @@ def ask(run: Run, options: LandscapeOptions) -> Asked:
     """Resolves what is asked against what the run has.
 
     Raises:
-        UserError: the run has no such chain, level or seed; a setting is out of range; the data differ;
-            surfaces are wanted of a seed that is not among the seeds.
+        UserError: the run has no such chain, level or seed; a setting is out of range; the data differ.
     """
     settings = Settings(**{of.name: getattr(options, of.name) for of in dataclasses.fields(Settings)})
     programs.check(settings)
