@@ -57,7 +57,7 @@ def panels(
     """A figure of several panels under one heading.
 
     Args:
-        heading: of the figure.
+        heading: of the figure; "" for none.
         shape: (rows, columns) of panels.
         size: of the figure in inches.
         sharex, sharey: whether the panels have one axis.
@@ -66,7 +66,8 @@ def panels(
         The figure, and its Axes [rows, columns].
     """
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
+    if heading:
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
     return figure, figure.subplots(*shape, squeeze=False, sharex=sharex, sharey=sharey)
 
 

@@ -32,12 +32,12 @@ def of_rows(kind: type, rows: Iterable[Sequence[Any]]) -> str:
     return to_csv(kind._fields, rows)  # type: ignore[attr-defined]
 
 
-def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
+def read_rows(path: Path, kind: type[_Row], count: int | None = None) -> list[_Row]:
     """The rows of a CSV whose columns are the fields of a NamedTuple of str, int, float, bool, or None.
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it has no rows, lacks a column, is cut off, or a field is not of its type.
+        ValueError: it has no rows, or not `count`; lacks a column, is cut off; a field is not of its type.
     """
     hints, names = get_type_hints(kind), kind._fields  # type: ignore[attr-defined]
 
@@ -60,6 +60,8 @@ def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
     rows = [kind(*(value(n, line[n]) for n in names)) for line in lines]
     if not rows:
         raise ValueError(f"{path.name} has no rows")
+    if count is not None and len(rows) != count:
+        raise ValueError(f"{path.name} has not as many rows as were written")
     return rows
 
 

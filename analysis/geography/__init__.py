@@ -55,8 +55,8 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     levels = sorted({row.level for row in rows})
     said = []
     for claim, (matching, layer, above, threshold) in _CLAIMS.items():
-        seeds = {n: over_seeds(rows, n, layer, matching, above=above) for n in levels}
-        values = {n: of_level for n, of_level in seeds.items() if of_level}
+        every = ((n, over_seeds(rows, n, layer, matching, above=above)) for n in levels)
+        values = {n: of_level for n, of_level in every if of_level}
         if not values:
             continue
         worst = min(values, key=lambda n: float(np.mean(values[n])))
@@ -71,8 +71,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
             stats.verdict(of_level, threshold, within=within).outcome for of_level in values.values()
         )
         n = min(seeds_at(rows, level) for level in values)
-        where = Link("tickets of different seeds", "#geography")
-        said.append(Finding(claim, outcome, estimate, n, where))
+        said.append(Finding(claim, outcome, estimate, n, Link("tickets of different seeds", "#geography")))
     return said
 
 

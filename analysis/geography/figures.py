@@ -23,6 +23,7 @@ _MATCHINGS = {
 _MOST_LEVELS = 4
 
 
+@matplotlib.rc_context(draw.STYLE)
 def drawn(found: Mapping[str, Any]) -> list[Drawn]:
     """Both figures with their captions, from the tables by file."""
     rows, inputs = found["overlap.csv"], found["inputs.csv"]
@@ -49,26 +50,24 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
 def _overlaps(rows: Sequence[OverlapRow]) -> Figure:
     """Overlap by layer, unmatched and matched, with dashes at chance; a panel a level."""
     levels = draw.thinned(sorted({row.level for row in rows}), _MOST_LEVELS)
-    highest = max(row.overlap or 0 for row in rows if row.level in levels and row.layer != INPUTS)
+    rows = [row for row in rows if row.level in levels]
     layers = [layer for layer in dict.fromkeys(row.layer for row in rows) if layer != INPUTS]
-    with matplotlib.rc_context(draw.STYLE):
-        panel = max(2.6, 0.75 * len(layers))
-        made = Figure(figsize=(0.8 + panel * len(levels), 4.2), layout="constrained")
-        grid = made.subplots(1, len(levels), squeeze=False, sharey=True)[0]
-        for axes, level in zip(grid, levels, strict=True):
-            _panel(axes, level, layers, [row for row in rows if row.level == level])
-            # By the points: intervals of few seeds are wide.
-            axes.set_ylim(0, 1.05 * highest or 1)
-        grid[0].set_ylabel("overlap (in both / in either)")
-        draw.legend_below(made, grid[0])
-        return made
+    size = (0.8 + max(2.6, 0.75 * len(layers)) * len(levels), 4.2)
+    figure, (panels,) = draw.panels("", (1, len(levels)), size, sharey=True)
+    for axes, level in zip(panels, levels, strict=True):
+        _panel(axes, level, layers, [row for row in rows if row.level == level])
+    # By the points: intervals of few seeds are wide.
+    panels[0].set_ylim(0, 1.05 * max(row.overlap or 0 for row in rows if row.layer != INPUTS) or 1)
+    panels[0].set_ylabel("overlap (in both / in either)")
+    draw.legend_below(figure, panels[0])
+    return figure
 
 
 def _panel(axes: Axes, level: int, layers: Sequence[str], rows: Sequence[OverlapRow]) -> None:
     """The overlaps of a level."""
     share = 100 * float(np.mean([row.density for row in rows if row.layer == ALL]))
     axes.set_title(f"level {level}, {share:.1f} % of weights", loc="left", fontsize=10)
-    for offset, (matching, (name, *look)) in zip((-0.26, 0, 0.26), _MATCHINGS.items(), strict=True):
+    for offset, (matching, (name, colour, marker)) in zip((-0.26, 0, 0.26), _MATCHINGS.items(), strict=True):
         for at, layer in enumerate(layers):
             own = [row for row in rows if (row.layer, row.matching) == (layer, matching)]
             pairs, chance = (
@@ -76,15 +75,12 @@ def _panel(axes: Axes, level: int, layers: Sequence[str], rows: Sequence[Overlap
                 for mask in (TICKET, SHUFFLED)
             )
             interval = mean_interval(over_seeds(own, level, layer, matching), within=SHARE)
-            draw.dots(
-                axes, at + offset, pairs, interval, (look[0], look[1]),
-                sizes=(3, 6), alphas=(0.6, 0.6), label=name if at == 0 else None,
-            )  # fmt: skip
-            axes.hlines(
-                np.mean(chance), at + offset - 0.12, at + offset + 0.12,
-                color=look[0], lw=1.6, ls=(0, (2, 1)),
-                label="chance: the same, shuffled" if (at, matching) == (0, "magnitudes") else "",
-            )  # fmt: skip
+            label = None if at else name
+            of = (pairs, interval, (colour, marker))
+            draw.dots(axes, at + offset, *of, sizes=(3, 6), alphas=(0.6, 0.6), label=label)
+            label = "chance: the same, shuffled" if (at, matching) == (0, "magnitudes") else ""
+            dash: dict[str, Any] = {"color": colour, "lw": 1.6, "ls": (0, (2, 1)), "label": label}
+            axes.hlines(np.mean(chance), at + offset - 0.12, at + offset + 0.12, **dash)
     axes.set_xticks(range(len(layers)), layers, fontsize=9)
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("layer")
@@ -93,31 +89,28 @@ def _panel(axes: Axes, level: int, layers: Sequence[str], rows: Sequence[Overlap
 def _inputs(inputs: Sequence[InputRow]) -> Figure:
     """Maps of the inputs, channels averaged: what is kept, and overlap above chance; a column a level."""
     levels = draw.thinned(sorted({row.level for row in inputs}), _MOST_LEVELS)
-    taps = max(row.y for row in inputs) < 7
-    with matplotlib.rc_context({**draw.STYLE, "axes.grid": False}):
-        made = Figure(figsize=(1.2 + 2.6 * len(levels), 5.2), layout="constrained")
-        grid = made.subplots(2, len(levels), squeeze=False)
-        maps = [_maps([row for row in inputs if row.level == level]) for level in levels]
-        most = max((float(np.nanmax(abs(gain))) for _, gain in maps if (~np.isnan(gain)).any()), default=0)
-        for column, (level, (kept, gain)) in enumerate(zip(levels, maps, strict=True)):
-            upper, lower = grid[:, column]
-            upper.set_title(f"level {level}", loc="left", fontsize=10)
-            share = upper.imshow(100 * kept, cmap="viridis", vmin=0)
-            made.colorbar(share, ax=upper, shrink=0.8).set_label("connections kept (%)", fontsize=8)
-            lower.set_facecolor("#CCCCCC")
-            more = lower.imshow(gain, cmap="RdBu", vmin=-most or -1, vmax=most or 1)
-            made.colorbar(more, ax=lower, shrink=0.8).set_label("overlap − chance", fontsize=8)
-            for axes in (upper, lower):
-                axes.set_xlabel("tap" if taps else "pixel", fontsize=8)
-                axes.tick_params(labelsize=7)
-        return made
+    place = "tap" if max(row.y for row in inputs) < 7 else "pixel"
+    maps = [_maps([row for row in inputs if row.level == level]) for level in levels]
+    most = max((float(np.nanmax(abs(gain))) for _, gain in maps if (~np.isnan(gain)).any()), default=0)
+    figure, grid = draw.panels("", (2, len(levels)), (1.2 + 2.6 * len(levels), 5.2))
+    for axes in grid.flat:
+        axes.grid(visible=False)
+        axes.set_xlabel(place, fontsize=8)
+        axes.tick_params(labelsize=7)
+    for (upper, lower), level, (kept, gain) in zip(grid.T, levels, maps, strict=True):
+        upper.set_title(f"level {level}", loc="left", fontsize=10)
+        share = upper.imshow(100 * kept, cmap="viridis", vmin=0)
+        figure.colorbar(share, ax=upper, shrink=0.8).set_label("connections kept (%)", fontsize=8)
+        lower.set_facecolor("#CCCCCC")
+        more = lower.imshow(gain, cmap="RdBu", vmin=-most or -1, vmax=most or 1)
+        figure.colorbar(more, ax=lower, shrink=0.8).set_label("overlap − chance", fontsize=8)
+    return figure
 
 
 def _maps(inputs: Sequence[InputRow]) -> tuple[np.ndarray, np.ndarray]:
     """[height, width] of what is kept and of overlap above chance, channels averaged."""
-    shape = (max(row.y for row in inputs) + 1, max(row.x for row in inputs) + 1, -1)
-    gains = [
-        np.nan if row.overlap is None or row.chance is None else row.overlap - row.chance for row in inputs
-    ]
-    kept = np.array([row.kept for row in inputs]).reshape(shape).mean(-1)
-    return kept, mean_known(np.moveaxis(np.array(gains).reshape(shape), -1, 0))
+    height, width = (max(getattr(row, axis) for row in inputs) + 1 for axis in ("y", "x"))
+    # As floats, None is NaN.
+    values = np.array([(row.kept, row.overlap, row.chance) for row in inputs], float)
+    kept, overlap, chance = values.T.reshape(3, height, width, -1)
+    return kept.mean(-1), mean_known(np.moveaxis(overlap - chance, -1, 0))

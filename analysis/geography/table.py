@@ -14,8 +14,7 @@ class OverlapRow(NamedTuple):
     """How alike the tickets of two seeds are, as in overlap.csv.
 
     Attributes:
-        chain, level: which tickets.
-        seed, other: the two seeds.
+        chain, level, seed, other: which tickets.
         layer, matching, mask, density, overlap: as in `lthjax.measures.geography.Likeness`.
     """
 
@@ -57,9 +56,9 @@ def load(run: Run) -> dict[str, Any]:
 
 
 def _check(found: Mapping[str, Any]) -> None:
-    places = [(row.y, row.x, row.channel) for row in found["inputs.csv"]]
-    every = math.prod(max(axis) + 1 for axis in zip(*places, strict=True))
-    of_level = Counter(row.level for row in found["inputs.csv"])
+    inputs = found["inputs.csv"]
+    every = math.prod(max(getattr(row, axis) for row in inputs) + 1 for axis in ("y", "x", "channel"))
+    of_level = Counter(row.level for row in inputs)
     for level in {row.level for row in found["overlap.csv"]}:
         if of_level[level] != every:
             raise ValueError(f"inputs.csv has not every input of level {level}")
@@ -70,18 +69,15 @@ def over_seeds(
 ) -> list[float]:
     """One value a seed from the overlaps of all pairs, by `lthjax.measures.geography.over_pairs`.
 
-    Args:
-        rows: of which those of the level, layer and matching count.
-        level, layer, matching, mask: as in the rows.
-        above: the mask whose overlap is subtracted from every pair's; "" for none.
+    The overlap of the mask `above`, where one is named, is subtracted from every pair's.
     """
-    pairs: dict[str, dict[tuple[int, int], float]] = {mask: {}, above: {}}
-    for row in rows:
-        own = (row.level, row.layer, row.matching) == (level, layer, matching)
-        if own and row.overlap is not None and row.mask in pairs:
-            pairs[row.mask][row.seed, row.other] = row.overlap
-    less = pairs[above] if above else dict.fromkeys(pairs[mask], 0.0)
-    return over_pairs({pair: pairs[mask][pair] - less[pair] for pair in pairs[mask] if pair in less})
+    own = [row for row in rows if (row.level, row.layer, row.matching) == (level, layer, matching)]
+    ours, less = (
+        {(row.seed, row.other): row.overlap for row in own if row.mask == of and row.overlap is not None}
+        for of in (mask, above)
+    )
+    less = less if above else dict.fromkeys(ours, 0.0)
+    return over_pairs({pair: ours[pair] - less[pair] for pair in ours if pair in less})
 
 
 def seeds_at(rows: Iterable[OverlapRow], level: int) -> int:

@@ -30,47 +30,33 @@ class Options(record.Options):
 
 
 def work(run: Run, options: Options, watch: Watch) -> Path:
-    """Writes RUN/geography.
+    """Compares the tickets and writes RUN/geography.
 
     Raises:
-        UserError: the run has no such chain or level, fewer than two seeds have a ticket there, its
-            network is not sequential, or a file cannot be read or written.
+        UserError: the run has no such chain or level, or no two tickets; its network is not sequential.
     """
     if not 1 <= options.draws <= 10_000:
         raise UserError(f"--draws: {options.draws} is not allowed; it must be from 1 to 10000.")
     model = run.network()
     if not model.layers:
         raise UserError(f"{run.path}: {model.name} is no sequence of layers, whose units could be matched.")
-    chain, seeds = _asked(run, options)
-    rows: list[OverlapRow] = []
-    inputs: list[InputRow] = []
-    for level, of_level in seeds.items():
-        watch.say(f"level {level}: {len(of_level) * (len(of_level) - 1) // 2} pairs")
-        cells = {seed: Cell(seed, chain, level, TICKET) for seed in of_level}
-        tickets = {
-            seed: geography.ticket(model.layers, run.mask(cell), run.weights(cell))
-            for seed, cell in cells.items()
-        }
-        for seed, other in itertools.combinations(of_level, 2):
-            generator = np.random.default_rng([level, seed, other])
-            alike = geography.compare(model.layers, tickets[seed], tickets[other], options.draws, generator)
-            rows += [OverlapRow(chain, level, seed, other, *one) for one in alike]
-        read = geography.inputs(model, [ticket.mask for ticket in tickets.values()])
-        inputs += [InputRow(chain, level, *one) for one in read]
-    found: dict[str, Any] = {"inputs.csv": inputs, "overlap.csv": rows}
-    contents = {name: tables.of_rows(kind, found[name]) for name, kind in TABLES.items()}
-    return page.write_folder(run.path / "geography", figures.drawn(found), contents)
-
-
-def _asked(run: Run, options: Options) -> tuple[str, dict[int, list[int]]]:
-    """The chain, and level -> seeds that have a trained ticket there, two or more."""
     tickets = run.tickets(options.chain)
-    seeds = {row.level: tickets.seeds(row.level) for row in tickets.done}
-    seeds = {level: of_level for level, of_level in seeds.items() if len(of_level) > 1}
-    if not seeds:
+    several = [row for row in tickets.done if len(tickets.seeds(row.level)) > 1]
+    if not several:
         raise UserError(
             f"{run.path}: no level has trained tickets of two seeds, which could be compared; train more."
         )
-    density = densities(row for row in tickets.done if row.level in seeds)
-    levels = asked_levels(options.levels, density, f"two seeds' tickets in {tickets.chain}")
-    return tickets.chain, {level: seeds[level] for level in levels}
+    chain, what = tickets.chain, f"two seeds' tickets in {tickets.chain}"
+    found: dict[str, list[Any]] = {name: [] for name in TABLES}
+    for level in asked_levels(options.levels, densities(several), what):
+        cells = [Cell(seed, chain, level, TICKET) for seed in tickets.seeds(level)]
+        watch.say(f"level {level}: {len(cells) * (len(cells) - 1) // 2} pairs")
+        kernels = {c.seed: geography.ticket(model.layers, run.mask(c), run.weights(c)) for c in cells}
+        for (seed, a), (other, b) in itertools.combinations(kernels.items(), 2):
+            generator = np.random.default_rng([level, seed, other])
+            alike = geography.compare(model.layers, a, b, options.draws, generator)
+            found["overlap.csv"] += [OverlapRow(chain, level, seed, other, *one) for one in alike]
+        read = geography.inputs(model, [ticket.mask for ticket in kernels.values()])
+        found["inputs.csv"] += [InputRow(chain, level, *one) for one in read]
+    contents = {name: tables.of_rows(kind, found[name]) for name, kind in TABLES.items()}
+    return page.write_folder(run.path / "geography", figures.drawn(found), contents)

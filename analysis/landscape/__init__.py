@@ -4,12 +4,12 @@ python -m analysis.landscape runs/quickstart-0123abcd --level 7
 python -m analysis.landscape runs/quickstart-0123abcd --level 7 --seeds 0 1 --images 1000 --no-training
 
 Measures the trained networks inside their masks (`lthjax.measures.landscape`, `lthjax.measures.hessian`),
-on the same images and along the same random directions for all arms of a seed. Two kinds of trainings are
-added. A sibling has the seed, mask and start weights of a cell and another data order: whether a straight
-path joins the two without a barrier tells whether they lie in one basin. A replay is a cell's training once
-more, on one CPU with the same bits: of ticket and control the one that ends at the lower train loss is
-taken at the step at which its loss was nearest to the other's end, so that sharpness is compared at
-matched train loss. The run's own cells are only read. All files are written to RUN/landscape:
+on the same images and along the same random directions for all arms of a seed. The run's own cells are only
+read. Two kinds of trainings are added. A sibling has the seed, mask and start weights of a cell and another
+data order: they lie in one basin if the straight path between them has no barrier. A replay is a cell's
+training once more, with the same bits on one CPU: the one of ticket and control that ends at the lower train
+loss is stopped where its loss is nearest to the other's end, so that sharpness is compared at matched train
+loss. All files are written to RUN/landscape:
 
   chain=C/level=07/landscape.csv      `Number`: one a seed, arm and quantity
   chain=C/level=07/differences.csv    `ArmDifference`: ticket − other arm, paired over seeds
@@ -26,11 +26,11 @@ import numpy as np
 
 from analysis import words
 from analysis.landscape import figures, table, work
-from analysis.landscape.table import END, NAME, ArmDifference, Found, Number, values_of
+from analysis.landscape.table import CONNECTED, END, NAME, SIBLING, ArmDifference, Found, Number, values_of
 from analysis.landscape.work import LandscapeOptions
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run
+from analysis.run import TICKET, Run, select
 from lthjax.measures import stats
 from lthjax.measures.quantities import FLATNESS, QUANTITIES
 from lthjax.measures.stats import mean_interval
@@ -39,6 +39,7 @@ __all__ = ["ANALYSIS", "ArmDifference", "Found", "LandscapeOptions", "Number"]
 
 _FLAT = "Tickets lie in flatter minima than reinitialised ones"
 _BASIN = "Two trainings of a ticket that differ in data order are linearly connected"
+_LINK = Link(NAME, f"#{NAME}")
 _REMARK = (
     "Measured inside the mask, on the same train images for all arms of a seed. “end” is after training, "
     "where arms differ in train loss too; “matched” takes the arm that ends at the lower train loss at the "
@@ -50,35 +51,23 @@ _REMARK = (
 def section(run: Run, found: Sequence[Found]) -> Section:
     """The report's section: figures, and differences at the end and at matched loss."""
     header = ["level", "difference", "at", "quantity", "mean", "95 % interval", "n"]
-    lines = [
-        [
-            str(one.scope.level),
-            f"ticket\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}{row.other}",
-            row.where.replace(" ", "\N{NO-BREAK SPACE}"),
-            QUANTITIES[row.quantity],
-            f"{row.mean:+.3g}",
-            "–" if row.n < 2 else f"[{row.low:+.3g}, {row.high:+.3g}]",
-            str(row.n),
-        ]
-        for one in found
-        for row in table.differences(one.rows)
-        if row.quantity in QUANTITIES
-    ]
+    lines = []
+    for level, row in ((of.scope.level, row) for of in found for row in table.differences(of.rows)):
+        if row.quantity in QUANTITIES:
+            place = [of.replace(" ", "\N{NO-BREAK SPACE}") for of in (f"ticket − {row.other}", row.where)]
+            interval = "–" if row.n < 2 else f"[{row.low:+.3g}, {row.high:+.3g}]"
+            values = [QUANTITIES[row.quantity], f"{row.mean:+.3g}", interval, str(row.n)]
+            lines.append([str(level), *place, *values])
     shown = Table("Differences, paired by seed", header, lines, 4)
     drawn = [figure for one in found for figure in figures.drawn_of(run, one)]
     return Section(NAME, "Landscape", [note for one in found for note in one.notes], drawn, [shown], _REMARK)
 
 
 def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
-    """What a run's landscape says about the claims made of tickets.
-
-    Flatness is compared at matched train loss where replays were trained, else at the end of training,
-    which the estimate then says. Matched, a point within one training is held against the end of
-    another. Where nothing was measured claims are "not tested", with the command that measures it.
-    """
+    """The claims about tickets; flatness is compared at matched train loss where replays were trained."""
     if found:
         return [finding for one in found for finding in (*flatter(run, one), connected(run, one))]
-    tickets = [row for row in run.rows if row.arm == TICKET]
+    tickets = select(run.rows, arm=TICKET)
     level = min(tickets, key=lambda row: abs(row.density - 0.15)).level if tickets else "L"
     where = table.command(run, level)
     return [Finding(claim, "not tested", "not measured", 0, where) for claim in (_FLAT, _BASIN)]
@@ -86,56 +75,52 @@ def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
 
 def flatter(run: Run, found: Found) -> list[Finding]:
     """Whether tickets lie in flatter minima, one finding a measure of flatness."""
+
+    def both(where: str, quantity: str) -> list[dict[int, float]]:
+        return [values_of(found.rows, arm, where, quantity) for arm in (TICKET, "reinit")]
+
     made = []
-    for quantity, words_ in FLATNESS.items():
-        claim = f"{_FLAT}, at {words.share(found.density)}: {words_}"
-        of_arm = {
-            where: [values_of(found.rows, arm, where, quantity) for arm in (TICKET, "reinit")]
-            for where in (table.matched_with("reinit"), END)
-        }
-        paired = {where: stats.paired(*values) for where, values in of_arm.items()}
-        where = next((where for where in paired if paired[where]), END)
-        values = paired[where]
-        if not values:
-            again = table.command(run, found.scope.level, found.scope.chain)
-            made.append(Finding(claim, "not tested", "no reinit cell there", 0, again))
+    for quantity, in_words in FLATNESS.items():
+        claim = f"{_FLAT}, at {words.share(found.scope.density)}: {in_words}"
+        paired = {at: stats.paired(*both(at, quantity)) for at in (table.MATCHED_WITH.format("reinit"), END)}
+        where = next((where for where in paired if paired[where]), "")
+        if not where:
+            made.append(_again(run, found, claim, "no reinit cell there"))
             continue
-        ours, theirs = (float(np.mean(list(x.values()))) for x in of_arm[where])
-        losses = [values_of(found.rows, arm, where, "train_loss") for arm in (TICKET, "reinit")]
-        means = " and ".join(f"{np.mean(list(x.values())):.3g}" for x in losses)
+        means, losses = ([np.mean([*of.values()]) for of in both(where, x)] for x in (quantity, "train_loss"))
+        difference, at_end = (words.interval(mean_interval(paired[at]), "+.3g") for at in (where, END))
         beside = "at the end of training, not matched" if where == END else "at matched train loss"
-        difference, at_end = (words.interval(mean_interval(x), "+.3g") for x in (values, paired[END]))
         also = "" if where == END else f"; at the end {at_end}"
-        estimate = f"{ours:.3g} against {theirs:.3g}: {difference} {beside} ({means} nats){also}"
-        outcome = stats.verdict([-value for value in values]).outcome
-        made.append(Finding(claim, outcome, estimate, len(values), Link(NAME, f"#{NAME}")))
+        estimate = (
+            f"{means[0]:.3g} against {means[1]:.3g}: {difference} {beside} "
+            f"({losses[0]:.3g} and {losses[1]:.3g} nats){also}"
+        )
+        outcome = stats.verdict([-value for value in paired[where]]).outcome
+        made.append(Finding(claim, outcome, estimate, len(paired[where]), _LINK))
     return made
 
 
 def connected(run: Run, found: Found) -> Finding:
     """Whether the paths between tickets and their siblings are without a barrier."""
-    claim = f"{_BASIN}, at {words.share(found.density)}: error barrier below {table.CONNECTED:g} points"
-    barriers = values_of(found.rows, TICKET, table.path_to(table.SIBLING), "barrier_test_error")
+    claim = f"{_BASIN}, at {words.share(found.scope.density)}: error barrier below {CONNECTED:g} points"
+    barriers = values_of(found.rows, TICKET, table.PATH_TO.format(SIBLING), "barrier_test_error")
     if not barriers:
-        again = table.command(run, found.scope.level, found.scope.chain)
-        return Finding(claim, "not tested", "no siblings trained", 0, again)
+        return _again(run, found, claim, "no siblings trained")
     values = [100 * value for value in barriers.values()]
     # A path's highest error is no less than its ends' mean, and no error is above 100 %.
     least, most = stats.PERCENT
-    outcome = stats.verdict([-value for value in values], -table.CONNECTED, within=(-most, -least)).outcome
+    outcome = stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least)).outcome
     interval = words.interval(mean_interval(values, within=stats.PERCENT), ".3g")
-    estimate = f"barrier of the test error {interval} pp"
-    return Finding(claim, outcome, estimate, len(values), Link(NAME, f"#{NAME}"))
+    return Finding(claim, outcome, f"barrier of the test error {interval} pp", len(values), _LINK)
+
+
+def _again(run: Run, found: Found, claim: str, why: str) -> Finding:
+    """A claim that is not tested, with the command that tests it."""
+    again = table.command(run, found.scope.level, found.scope.chain)
+    return Finding(claim, "not tested", why, 0, again)
 
 
 ANALYSIS = Analysis(
-    name=NAME,
-    title="Landscape",
-    options=LandscapeOptions,
-    work=work.work,
-    tables={},
-    section=section,
-    findings=findings,
-    load=table.load,
+    NAME, "Landscape", LandscapeOptions, work.work, {}, section, findings, table.load,
     marker=f"{NAME}/chain=*/level=*/{table.MARKER}",
-)
+)  # fmt: skip

@@ -10,23 +10,24 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from analysis import tables, words
-from analysis.run import TICKET, Run
-from lthjax import files, imp
+from analysis.run import TICKET, Run, chains, densities, select
+from lthjax import files
 from lthjax.errors import DAMAGED
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs, quantities, stats
 from lthjax.measures.programs import Settings
-from lthjax.measures.stats import mean_interval
 from lthjax.store import folder
 
 NAME, TABLE, MARKER = "landscape", "landscape.csv", "about.json"
 ARMS = (TICKET, "reinit", "random")
 CONTROLS = ARMS[1:]
-END = "end"
+# The places of the table: the end of training, where ticket and control have the same loss, paths.
+END, MATCHED_WITH, PATH_TO = "end", "matched {}", "path to {}"
 SIBLING: Final = "sibling"
 MATCHED: Final = "matched"
 # Percentage points of error below which a path counts as without a barrier (Frankle et al. 2020).
 CONNECTED = 2.0
+Arrays = dict[str, np.ndarray]
 
 
 class Number(NamedTuple):
@@ -34,13 +35,11 @@ class Number(NamedTuple):
 
     Attributes:
         seed, chain, level, arm: which network; the dense one is chain "dense" and level 0.
-        where: "end" of training; "matched reinit" and "matched random", where ticket and that control
-            have the same train loss: the one that ends lower at the step of its training that is
-            nearest to the other's end; or "path to OTHER".
+        where: "end" of training; "matched CONTROL", where ticket and control have the same train loss;
+            or "path to OTHER".
         quantity: a key of `QUANTITIES`, or "eigenvalue_N".
         value: of the quantity.
-        error: its standard error (traces); or the residual of its Ritz vector, which but for float32's
-            rounding bounds its distance to an eigenvalue; else None.
+        error: as in `lthjax.measures.quantities.values`.
     """
 
     seed: int
@@ -69,10 +68,10 @@ class Network(NamedTuple):
     """A network that is measured.
 
     Attributes:
-        cell: the run's cell that it is, or goes back to.
+        cell: the run's cell that it is, or that it trains again.
         role: "own", the cell itself; "sibling", a training with another data order; "matched", a replay
             of the cell up to the step at which its train loss is nearest to another arm's end.
-        other: that arm, of a replay.
+        other: of a replay, that arm.
     """
 
     cell: Cell
@@ -82,15 +81,14 @@ class Network(NamedTuple):
     @property
     def stored(self) -> Cell:
         """The cell under which it is stored: in the run if it is its own, else in RUN/landscape."""
-        if self.role == "own":
-            return self.cell
-        added = SIBLING if self.role == SIBLING else f"{MATCHED}_{self.other}"
-        return self.cell._replace(arm=f"{self.cell.arm}_{added}")
+        added = {"own": "", SIBLING: f"_{SIBLING}", MATCHED: f"_{MATCHED}_{self.other}"}[self.role]
+        return self.cell._replace(arm=self.cell.arm + added)
 
     @property
-    def control(self) -> str:
-        """The control in the pair of ticket and control that a replay matches."""
-        return self.other if self.cell.arm == TICKET else self.cell.arm
+    def where(self) -> str:
+        """The place in the table: the end of training, or of a replay the loss matched with a control."""
+        control = self.other if self.cell.arm == TICKET else self.cell.arm
+        return MATCHED_WITH.format(control) if self.other else END
 
 
 class Item(NamedTuple):
@@ -103,9 +101,8 @@ class Item(NamedTuple):
     @property
     def to(self) -> str:
         """Where a path leads: "sibling" or an arm; "" of anything else."""
-        if self.end is None:
-            return ""
-        return SIBLING if self.end.role == SIBLING else self.end.cell.arm
+        end = self.end
+        return "" if end is None else SIBLING if end.role == SIBLING else end.cell.arm
 
     @property
     def name(self) -> str:
@@ -117,62 +114,53 @@ class Scope(NamedTuple):
     """Which networks are measured, and how much.
 
     Attributes:
-        chain: the chain's name.
-        rewind: the step that its tickets are rewound to.
-        level: the level.
+        chain, level, density, rewind: of the tickets; their mean density and their rewind step.
         arms: arm -> seeds whose cell is there and done; "dense" among them.
         planes: the seeds of which surfaces are measured.
         settings: how much.
     """
 
     chain: str
-    rewind: int
     level: int
+    density: float
+    rewind: int
     arms: dict[str, list[int]]
     planes: list[int]
     settings: Settings
 
     def network(self, seed: int, arm: str) -> Network:
         """The run's network of an arm."""
-        dense = Cell(seed, DENSE, 0, DENSE)
-        return Network(dense if arm == DENSE else Cell(seed, self.chain, self.level, arm))
+        place = (DENSE, 0) if arm == DENSE else (self.chain, self.level)
+        return Network(Cell(seed, *place, arm))
 
     def networks(self) -> list[Network]:
         """All of them, by arm and seed."""
         return [self.network(seed, arm) for arm, seeds in self.arms.items() for seed in seeds]
 
     def siblings(self) -> list[Network]:
-        """Those that siblings are trained of, as siblings."""
+        """The siblings of all but the dense networks."""
         return [one._replace(role=SIBLING) for one in self.networks() if one.cell.arm != DENSE]
+
+    def replays(self) -> list[tuple[Network, ...]]:
+        """Of every pair of ticket and control the ticket's and the control's; one of them is trained."""
+        pairs = [(seed, control) for control in CONTROLS for seed in self.arms[control]]
+        return [
+            tuple(Network(self.network(seed, a).cell, MATCHED, b) for a, b in ((TICKET, of), (of, TICKET)))
+            for seed, of in pairs
+        ]
 
 
 class Found(NamedTuple):
-    """Contents of a folder RUN/landscape/chain=C/level=LL.
-
-    Attributes:
-        scope: which networks were measured, and how much.
-        density: weights left / prunable weights, the mean of the tickets.
-        rows: the table.
-        notes: sentences for a reader of the rows.
-    """
+    """The contents of RUN/landscape/chain=C/level=LL; notes are sentences for a reader of the rows."""
 
     scope: Scope
-    density: float
     rows: list[Number]
     notes: list[str]
 
 
-Arrays = dict[str, np.ndarray]
-
-
-def items(scope: Scope, replays: Iterable[Network] = ()) -> list[Item]:
-    """All that is measured, the cheap before the expensive.
-
-    Args:
-        scope: of what.
-        replays: those that are there; they are measured as points and spectra.
-    """
-    own, replays = scope.networks(), list(replays)
+def items(scope: Scope, replays: Sequence[Network] = ()) -> list[Item]:
+    """All that is measured, the cheap before the expensive; replays as points and spectra."""
+    own = scope.networks()
     found = [Item("point", one) for one in (*own, *replays)]
     found += [Item("lines", one) for one in own]
     found += [Item("spectrum", one) for one in (*own, *replays)]
@@ -188,7 +176,7 @@ def _file(run: Path, item: Item) -> Path:
 
 
 def read(run: Path, item: Item, settings: Settings) -> Arrays | None:
-    """An item's arrays; None where there are none, or of another basis, or damaged."""
+    """An item's arrays; None where they are not there, damaged, or of other settings."""
     try:
         with _file(run, item).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if json.loads(str(arrays["basis"])) == programs.basis(item.kind, settings):
@@ -207,21 +195,9 @@ def write_arrays(run: Path, item: Item, settings: Settings, arrays: Arrays) -> N
     files.write_whole(path, contents.getvalue())
 
 
-def matched_with(control: str) -> str:
-    """What rows call the place at which ticket and control have the same train loss."""
-    return f"{MATCHED} {control}"
-
-
-def path_to(other: str) -> str:
-    """What rows call a path to another network."""
-    return f"path to {other}"
-
-
 def numbers(item: Item, arrays: Arrays) -> list[Number]:
     """An item's rows."""
-    where = path_to(item.to) if item.to else END
-    if item.network.role == MATCHED:
-        where = matched_with(item.network.control)
+    where = PATH_TO.format(item.to) if item.to else item.network.where
     values = quantities.values(item.kind, arrays)
     return [Number(*item.network.cell[:4], where, name, *value) for name, value in values.items()]
 
@@ -233,15 +209,14 @@ def place_of(row: Number) -> tuple[Any, ...]:
 
 
 def differences(rows: Sequence[Number]) -> list[ArmDifference]:
-    """Ticket − every other arm, of all that both have in a seed, with 95 % intervals."""
-    found = []
-    for other in (*CONTROLS, DENSE):
-        for where, quantity in dict.fromkeys((row.where, row.quantity) for row in rows):
-            ours, theirs = (values_of(rows, arm, where, quantity) for arm in (TICKET, other))
-            values = stats.paired(ours, theirs)
-            if values:
-                found.append(ArmDifference(other, where, quantity, *mean_interval(values)))
-    return found
+    """Ticket − every other arm, of every quantity and place that both have in a seed."""
+    places = dict.fromkeys((row.where, row.quantity) for row in rows)
+    return [
+        ArmDifference(other, *place, *stats.mean_interval(values))  # type: ignore[arg-type]
+        for other in (*CONTROLS, DENSE)
+        for place in places
+        if (values := stats.paired(values_of(rows, TICKET, *place), values_of(rows, other, *place)))
+    ]
 
 
 def values_of(rows: Iterable[Number], arm: str, where: str, quantity: str) -> dict[int, float]:
@@ -256,23 +231,17 @@ def level_folder(run: Path, chain: str, level: int) -> Path:
 
 
 def load(run: Run) -> list[Found]:
-    """What was measured, by chain and level, of the chains and levels of the run's tickets.
+    """All levels of the run's tickets that were measured, by chain and level.
 
     Raises:
         UserError: a file cannot be read.
     """
-    chosen = sorted(
-        {(imp.rewind_of(row.chain), row.chain, row.level) for row in run.rows if row.arm == TICKET}
-    )
-    return [
-        found_at(run, chain, level)
-        for _, chain, level in chosen
-        if (level_folder(run.path, chain, level) / MARKER).is_file()
-    ]
+    tickets = select(run.rows, arm=TICKET)
+    places = [(one, level) for one in chains(tickets) for level in densities(select(tickets, one))]
+    return [_found_at(run, *of) for of in places if (level_folder(run.path, *of) / MARKER).is_file()]
 
 
-def found_at(run: Run, chain: str, level: int) -> Found:
-    """What was measured at a level; raises as `load`."""
+def _found_at(run: Run, chain: str, level: int) -> Found:
     where = level_folder(run.path, chain, level)
     try:
         about = json.loads(tables.read_text(where / MARKER))
@@ -280,12 +249,9 @@ def found_at(run: Run, chain: str, level: int) -> Found:
         lacking = sorted({field.name for field in dataclasses.fields(Settings)} - {*told})
         if lacking or not (isinstance(arms, dict) and arms):
             raise ValueError(f"{MARKER} lacks {', '.join(lacking) or 'arms'}")
-        rows = tables.read_rows(where / TABLE, Number)
-        if len(rows) != about.get("rows", len(rows)):
-            raise ValueError(f"{TABLE} has not as many rows as were written")
-        named = {name: about[name] for name in ("chain", "rewind", "level", "arms", "planes")}
-        scope = Scope(**named, settings=Settings(**told))
-        return Found(scope, about["density"], rows, [*about["notes"]])
+        rows = tables.read_rows(where / TABLE, Number, about.get("rows"))
+        scope = Scope(*(about[name] for name in Scope._fields))
+        return Found(scope._replace(settings=Settings(**told)), rows, [*about["notes"]])
     except tables.DAMAGED as error:
         raise tables.unreadable(where, error, command(run, level, chain)) from error
 
@@ -293,30 +259,3 @@ def found_at(run: Run, chain: str, level: int) -> Found:
 def command(run: Run, level: int | str, chain: str = "") -> str:
     """The command that measures a level; of the first chain where none is named."""
     return words.command(NAME, run.path, "--level", level, *(["--chain", chain] if chain else []))
-
-
-def texts(found: Found) -> dict[str, str]:
-    """The files of a level: name -> text; the last one says that the others are there."""
-    scope = found.scope
-    about = {
-        "chain": scope.chain,
-        "level": scope.level,
-        "density": found.density,
-        "rewind": scope.rewind,
-        "arms": scope.arms,
-        "planes": scope.planes,
-        "settings": dataclasses.asdict(scope.settings),
-        "notes": found.notes,
-        "rows": len(found.rows),
-    }
-    return {
-        TABLE: tables.of_rows(Number, found.rows),
-        "differences.csv": tables.of_rows(ArmDifference, differences(found.rows)),
-        MARKER: json.dumps(about, indent=1) + "\n",
-    }
-
-
-def arrays(run: Run, found: Found) -> dict[Item, Arrays]:
-    """What was measured at the end of training, as arrays; those that are there."""
-    there = {item: read(run.path, item, found.scope.settings) for item in items(found.scope)}
-    return {item: of for item, of in there.items() if of is not None}

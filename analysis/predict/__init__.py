@@ -3,10 +3,10 @@
 python -m analysis.predict runs/quickstart-0123abcd
 python -m analysis.predict runs/quickstart-0123abcd --levels 7 11 --steps 0 10 100 --no-training
 
-Scores every weight at some steps of the dense training, compares the scores with the masks that iterative
-pruning found (`lthjax.measures.predict`), and trains predicted masks beside shuffled ones. The dense
-network's first steps are replayed for it, which on one CPU gives the same bits. The run's own cells are only
-read. It writes RUN/predict:
+Scores every weight at some steps of the dense training, compares the scores with the tickets' masks
+(`lthjax.measures.predict`), and trains predicted masks beside shuffled ones. The first steps of the dense
+training are replayed for it, with the same bits on one CPU. The run's own cells are only read. Writes
+RUN/predict:
 
   scores.csv                        `Scored`: how well every score finds a ticket's mask
   functional.csv                    `Trial`: the accuracy of predicted masks, trained
@@ -43,16 +43,16 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
         return [Finding(claim, "not tested", "one seed: none is held out", 0, command)]
     level = nearest({row.level: density[row.level] for row in held}, 0.1)
     values = [float(row.auroc or 0) for row in held if row.level == level]
-    estimate = words.interval(mean_interval(values, within=SHARE), ".3f")
-    estimate = f"{estimate} at {words.share(density[level])} of the weights"
+    interval = words.interval(mean_interval(values, within=SHARE), ".3f")
+    estimate = f"{interval} at {words.share(density[level])} of the weights"
     link = Link("predictability", "#predict")
     made = [Finding(claim, verdict(values, 0.5, within=SHARE).outcome, estimate, len(values), link)]
     for level in sorted({trial.level for trial in found.trials}):
-        predicted, twin = (
-            accuracies(t for t in found.trials if (t.level, t.mask) == (level, mask))
+        by_mask = (
+            [trial for trial in found.trials if (trial.level, trial.mask) == (level, mask)]
             for mask in (PREDICTED, TWIN)
         )
-        gaps = paired(predicted, twin)
+        gaps = paired(*map(accuracies, by_mask))
         if gaps:
             claim = f"Predicted masks train to more than the same shuffled, at {words.share(density[level])}"
             estimate = f"{words.points(mean_interval(gaps))} pp"
@@ -61,13 +61,6 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
 
 
 ANALYSIS = Analysis(
-    name="predict",
-    title="Predictability",
-    options=work.Options,
-    work=work.work,
-    tables={table.SCORES: Scored, table.TRIALS: Trial},
-    section=_section,
-    findings=_findings,
-    load=table.load,
-    marker=f"predict/{table.ABOUT}",
-)
+    "predict", "Predictability", work.Options, work.work, {table.SCORES: Scored, table.TRIALS: Trial},
+    _section, _findings, table.load, marker=f"predict/{table.ABOUT}",
+)  # fmt: skip

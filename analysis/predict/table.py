@@ -21,10 +21,8 @@ class Scored(NamedTuple):
         step: of the dense training, at which the score is taken.
         score: a key of `scores.SCORES`, "pixel_variance", or "logistic": the predictor fitted to all
             the other seeds.
-        mask: "ticket"; "shuffled" is the null, the ticket's mask shuffled within layers (for the logistic
-            predictor the masks that it was fitted to are shuffled as well).
-        layer: path of the leaf; "mean" over the layers where there is something to tell; "pooled".
-        density, ...: as in `predict.Measured`; of "pooled" only `auroc`, the others None.
+        mask: "ticket", or "shuffled": the null, in which all masks are shuffled within layers.
+        layer, density, ...: as `predict.against` gives them.
     """
 
     seed: int
@@ -50,13 +48,9 @@ class Trial(NamedTuple):
         seed, chain, level, repeat: of the cell.
         mask: "ticket"; "predicted" by the other seeds' predictor, with the ticket's layer-wise
             densities; "predicted_shuffled", the same shuffled within layers; "random", the run's own.
-        step: at which the scores were taken for the prediction: that to which the ticket is rewound.
-        density: weights left / prunable weights.
-        iou: with the ticket's mask.
-        iou_chance: of a random mask of the same layer-wise densities.
-        test_accuracy: a fraction, at the end; None where it diverged.
-        early_stop_step: the step of the lowest validation loss; None where it diverged.
-        status: "done" or "diverged".
+        step: the ticket's rewind step, at which the prediction's scores were taken.
+        iou, iou_chance: overlap with the ticket's mask, and that of a random mask of the same densities.
+        density, test_accuracy, early_stop_step, status: as in `analysis.run.Row`.
     """
 
     seed: int
@@ -74,14 +68,7 @@ class Trial(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The contents of RUN/predict.
-
-    Attributes:
-        rows: how well scores find masks.
-        trials: the trained masks.
-        notes: sentences that a reader of the rows must know.
-        density: level -> weights left / prunable weights, mean of the run's tickets.
-    """
+    """The contents of RUN/predict, and level -> density (the mean of the run's tickets)."""
 
     rows: list[Scored]
     trials: list[Trial]
@@ -98,17 +85,13 @@ def load(run: Run) -> Loaded:
     where = run.path / "predict"
     try:
         about = json.loads(tables.read_text(where / ABOUT))
-        notes: list[str] = [*about["notes"]]
-        rows = tables.read_rows(where / SCORES, Scored)
-        trials = tables.read_rows(where / TRIALS, Trial)
-        for name, count, written in ((SCORES, len(rows), "scores"), (TRIALS, len(trials), "functional")):
-            if count != about.get(written, count):
-                raise ValueError(f"{name} has not as many rows as were written")
+        rows = tables.read_rows(where / SCORES, Scored, about.get("scores"))
+        trials = tables.read_rows(where / TRIALS, Trial, about.get("functional"))
         density = densities(select(run.rows, chain=rows[0].chain, arm=TICKET))
         unknown = {*(row.level for row in rows), *(trial.level for trial in trials)} - {*density}
         if unknown:
             raise ValueError(f"the run has no ticket of level {min(unknown)}")
-        return Loaded(rows, trials, notes, density)
+        return Loaded(rows, trials, [*about["notes"]], density)
     except tables.DAMAGED as error:
         raise tables.unreadable(where, error, words.command("predict", run.path)) from error
 
@@ -116,17 +99,10 @@ def load(run: Run) -> Loaded:
 def notes(
     seeds: Mapping[int, Sequence[int]], paths: set[str], rows: Sequence[Scored], trials: Sequence[Trial]
 ) -> list[str]:
-    """Sentences that a reader of the rows must know.
-
-    Args:
-        seeds: level -> seeds whose ticket is looked at.
-        paths: of the prunable leaves.
-        rows, trials: what was found.
-    """
+    """Sentences for a reader of the rows, from level -> seeds and the paths of all prunable leaves."""
     made = []
     for level, of_level in seeds.items():
-        alone = len(of_level) < 2
-        if alone:
+        if len(of_level) < 2:
             made.append(
                 f"Level {level} has the ticket of one seed only: there is no held-out test of the logistic "
                 "predictor, and no predicted mask."
@@ -137,8 +113,7 @@ def notes(
                 f"Level {level}, seed {seed}: all weights of {layer} are kept, or none, and it is left out."
                 for layer in sorted(paths - seen)
             ]
-        trained = {trial.mask for trial in trials if trial.level == level}
-        if not alone and RANDOM not in trained:
+        if len(of_level) > 1 and not any((one.level, one.mask) == (level, RANDOM) for one in trials):
             made.append(
                 f"The run has no arm `random` at level {level}; the predicted mask's shuffled twin is a "
                 "random mask of the same layer-wise densities."

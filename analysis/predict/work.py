@@ -1,9 +1,9 @@
 """Takes scores, compares them with the tickets' masks, and trains the masks that are predicted."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,9 +54,8 @@ class Asked(NamedTuple):
     Attributes:
         prepared: its study, with the seeds that have a ticket.
         tickets: those of the chain.
-        seeds: level that is looked at -> seeds whose ticket is done.
-        steps: of the dense training, at which scores are taken.
-        batches: of train images that scores see.
+        seeds: level -> seeds whose ticket is done.
+        steps, batches: of the dense training, at which scores are taken; of train images that they see.
         notes: what is left out, and why.
     """
 
@@ -67,18 +66,12 @@ class Asked(NamedTuple):
     batches: int
     notes: list[str]
 
-    @property
-    def images(self) -> int:
-        """Train images that scores see."""
-        return self.batches * self.prepared.study.train.batch
-
 
 def ask(run: Run, options: Options) -> Asked:
     """Resolves what is asked against what the run has.
 
     Raises:
-        UserError: the run has no such chain, level or ticket; a step or number of images is out of
-            range; the data differ.
+        UserError: the run has no such chain, level or ticket; an option is out of range; the data differ.
     """
     tickets = run.tickets(options.chain)
     there = densities(tickets.done)
@@ -100,19 +93,12 @@ def ask(run: Run, options: Options) -> Asked:
         )
     looked_at = {*options.steps} or {round(share * total) for share in _SHARES} | {total}
     batches = min(-(-images // prepared.study.train.batch), prepared.lengths.per_epoch)
-    steps = sorted({0, tickets.rewind, *looked_at})
-    return Asked(prepared, tickets, seeds, steps, batches, _absent(tickets, seeds))
-
-
-def _absent(tickets: Tickets, seeds: dict[int, list[int]]) -> list[str]:
-    """What of the tickets is not looked at."""
-    notes = []
-    places = {(row.seed, row.level) for row in tickets.rows}
-    for level, present in seeds.items():
-        for seed in sorted({seed for seed, _ in places} - {*present}):
-            why = "diverged" if (seed, level) in places else "is not there"
-            notes.append(f"The ticket of seed {seed} at level {level} {why} and is left out.")
-    return notes
+    why = {(row.seed, row.level): "diverged" for row in tickets.rows}
+    every = sorted({row.seed for row in tickets.rows})
+    absent = [(seed, level) for level in seeds for seed in every if seed not in seeds[level]]
+    left = "The ticket of seed {} at level {} {} and is left out."
+    notes = [left.format(*of, why.get(of, "is not there")) for of in absent]
+    return Asked(prepared, tickets, seeds, sorted({0, tickets.rewind, *looked_at}), batches, notes)
 
 
 def work(run: Run, options: Options, watch: Watch) -> Path:
@@ -128,80 +114,70 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
         rows = predicting.measure()
         if options.training:
             predicting.train_predicted()
-        trials = predicting.trials()
-        notes = [*asked.notes, *table.notes(asked.seeds, predicting.paths, rows, trials)]
-        return _write(run, asked, Loaded(rows, trials, notes, densities(asked.tickets.rows)))
+        return predicting.write_folder(rows, predicting.trials())
 
 
 class _Predicting(trainings.Work):
-    """One call of `work`: what it reads and writes, and what it has predicted so far."""
+    """One call of `work`: the states, scores and masks of the run, and the masks that are predicted."""
 
     def __init__(self, run: Run, asked: Asked, store: Store, watch: Watch, chunk: int | None) -> None:
         super().__init__(run, asked.prepared, watch, chunk)
         self._asked, self._store = asked, store
         self._chain, self._rewind = asked.tickets.chain, asked.tickets.rewind
         self._seeds, self._total = asked.prepared.study.seeds, asked.prepared.lengths.total
-        self._whole = run.mask(Cell(self._seeds[0], DENSE, 0, DENSE))
+        self._whole = run.mask(_dense(self._seeds[0]))
+        self._images = asked.batches * asked.prepared.study.train.batch
+        self._scorer = scores.scorer(asked.prepared.model)
+        self._split = cache(self._split_of)
         self._predicted: dict[tuple[int, int], Layers] = {}
 
-    @property
-    def paths(self) -> set[str]:
-        """Of the prunable leaves."""
-        return {*self.by_layer(self._whole)}
-
     def by_layer(self, tree: Any) -> Layers:
-        """Its prunable leaves, every one in a row."""
+        """The prunable leaves of a pytree, each flat."""
         return layers.flat(layers.by_layer(tree, self._whole))
 
     def _state(self, seed: int, step: int) -> Variables:
         """The dense network at a step."""
         if step == self._total:
-            return self.run.variables(Cell(seed, DENSE, 0, DENSE))
-        if self.run.has_state(seed, step):
-            return self.run.variables_at(seed, step)
-        return self._store.state(seed, step)
+            return self.run.variables(_dense(seed))
+        own = self.run.has_state(seed, step)
+        return self.run.variables_at(seed, step) if own else self._store.state(seed, step)
 
     @cached_property
     def _missing_states(self) -> dict[int, tuple[int, ...]]:
         """Seed -> the steps whose states neither the run nor an earlier call has kept."""
-        inner = [step for step in self._asked.steps if step < self._total]
-        lacking = {
-            seed: tuple(k for k in inner if not any(of.has_state(seed, k) for of in (self.run, self._store)))
-            for seed in self._seeds
-        }
-        return {seed: steps for seed, steps in lacking.items() if steps}
+        inner, found = [step for step in self._asked.steps if step < self._total], {}
+        for seed in self._seeds:
+            kept = {k for k in inner for of in (self.run, self._store) if of.has_state(seed, k)}
+            found[seed] = tuple(k for k in inner if k not in kept)
+        return {seed: steps for seed, steps in found.items() if steps}
 
-    def _cells(self) -> list[Cell]:
-        """All that the functional test trains: levels with two seeds or more."""
-        return [
-            Cell(seed, self._chain, level, arm)
-            for level, seeds in self._asked.seeds.items()
-            if len(seeds) > 1
-            for seed in seeds
-            for arm in (PREDICTED, TWIN)
-        ]
+    def _cells(self, there: bool) -> list[Cell]:
+        """The predicted masks and their twins, of levels with two seeds or more: trained ones, or others."""
+        levels = {level: seeds for level, seeds in self._asked.seeds.items() if len(seeds) > 1}
+        found = []
+        for level, seed, arm in ((n, s, arm) for n in levels for s in levels[n] for arm in (PREDICTED, TWIN)):
+            cell = Cell(seed, self._chain, level, arm)
+            made = self._store.result(cell).get("made_from") if self._store.has(cell) else None
+            if (made == self._basis(cell)) == there:
+                found.append(cell)
+        return found
 
     def _basis(self, cell: Cell) -> dict[str, Any]:
-        """What a predicted mask is made from; a trained one of another basis is made anew."""
+        """What a predicted mask is made from; one of another basis is trained anew."""
         return {
             "predictor": predict.LOGISTIC,
             "fitted_to": [seed for seed in self._asked.seeds[cell.level] if seed != cell.seed],
             "step": self._rewind,
             "scores": [*scores.names_at(self._rewind), scores.PIXEL_VARIANCE],
             "grasp": CRITERIA["grasp"].version,
-            "images": self._asked.images,
+            "images": self._images,
         }
-
-    def _there(self, cell: Cell) -> bool:
-        return self._store.has(cell) and self._store.result(cell).get("made_from") == self._basis(cell)
 
     def announce(self, training: bool) -> None:
         """Says how much there is to train and, by measuring a few steps, how long it will take."""
-        states = self._missing_states
-        missing = [cell for cell in self._cells() if not self._there(cell)] if training else []
-        steps = sum(max(captures) for captures in states.values())
-        steps += len(missing) * (self._total - self._rewind)
-        time = self.time([*(Cell(seed, DENSE, 0, DENSE) for seed in states), *missing], steps)
+        states, missing = self._missing_states, self._cells(there=False) if training else []
+        steps = sum(map(max, states.values())) + len(missing) * (self._total - self._rewind)
+        time = self.time([*map(_dense, states), *missing], steps)
         self.watch.say(
             f"{len(states)} dense trainings to be replayed as far as the states asked for, and "
             f"{len(missing)} predicted masks to be trained: {steps:,} steps in all{time}; scores of "
@@ -209,36 +185,29 @@ class _Predicting(trainings.Work):
         )
 
     def replay(self) -> None:
-        """Trains the dense networks' first steps again for the states that nobody has kept."""
+        """Trains the dense networks' first steps again for the states that are missing."""
         jobs = []
         for seed, steps in self._missing_states.items():
-            dense = self.run.task(self.prepared, Cell(seed, DENSE, 0, DENSE))
-            job = Job(seed, 0, 0, max(steps), dense.variables, dense.mask, steps)
-            jobs.append((dense.cell, job))
+            dense = self.run.task(self.prepared, _dense(seed))
+            jobs.append((dense.cell, Job(seed, 0, 0, max(steps), dense.variables, dense.mask, steps)))
         for cell, job, trained in self.train(jobs):
             for step in job.captures:
                 self._store.write_state(cell.seed, step, trained.states[step])
 
     def measure(self) -> list[Scored]:
         """Scores every seed at every step, compares, and keeps the masks that are to be trained."""
-        rows = []
-        tickets = {
-            n: {seed: self.by_layer(self.run.mask(Cell(seed, self._chain, n, TICKET))) for seed in seeds}
-            for n, seeds in self._asked.seeds.items()
-        }
-        null = {
-            n: {seed: predict.shuffled(np.random.default_rng([seed, n]), m) for seed, m in of_level.items()}
-            for n, of_level in tickets.items()
-        }
+        rows, tickets, null = [], {}, {}
+        for n, seeds in self._asked.seeds.items():
+            masks = {seed: self.run.mask(Cell(seed, self._chain, n, TICKET)) for seed in seeds}
+            tickets[n] = {seed: self.by_layer(mask) for seed, mask in masks.items()}
+            null[n] = {s: predict.shuffled(np.random.default_rng([s, n]), m) for s, m in tickets[n].items()}
         for step in self._asked.steps:
             self.watch.say(f"scores at step {step}")
-            masks = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
-            judged, odds = predict.judge(self._scores(step), masks)
-            for of in judged:
-                place = (of.seed, self._chain, of.level, step, of.score, of.mask, of.layer)
-                rows.append(Scored(*place, *of.values))
-            for (kind, level, seed), score in odds.items() if step == self._rewind else ():
-                if kind == TICKET:
+            kinds = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
+            judged, odds = predict.judge(self._scores(step), kinds)
+            rows += [Scored(of.seed, self._chain, of.level, step, *of[2:5], *of.values) for of in judged]
+            for (kind, level, seed), score in odds.items():
+                if (step, kind) == (self._rewind, TICKET):
                     counts = {path: int(m.sum()) for path, m in tickets[level][seed].items()}
                     self._predicted[seed, level] = predict.keep_highest(score, counts)
         return rows
@@ -246,46 +215,35 @@ class _Predicting(trainings.Work):
     def _scores(self, step: int) -> Iterator[tuple[int, dict[str, Layers]]]:
         """(seed, name -> scores) at a step."""
         names = tuple(scores.names_at(step))
-        for seed, (split, pixels) in self._splits.items():
-            images, labels = study.first_batches(self.prepared, split, seed, self._asked.batches)
-            initial, now = self._state(seed, 0).params, self._state(seed, step)
-            found = self._scorer(initial, now, images, labels, names=names)
-            yield seed, {**{n: self.by_layer(of) for n, of in found.items()}, scores.PIXEL_VARIANCE: pixels}
-
-    @cached_property
-    def _scorer(self) -> Callable[..., dict[str, Any]]:
-        return scores.scorer(self.prepared.model)
-
-    @cached_property
-    def _splits(self) -> dict[int, tuple[data.Split, Layers]]:
-        """Seed -> its split, and the variance of its pixels."""
-        dataset, made = self.prepared.dataset, {}
         for seed in self._seeds:
-            split = data.split(dataset, seed, self.prepared.study.data.validation)
-            images = dataset.train_images[split.train]
-            made[seed] = split, scores.pixel_variance(images, split.std, self._whole)
-        return made
+            split, pixels = self._split(seed)
+            batches = study.first_batches(self.prepared, split, seed, self._asked.batches)
+            found = self._scorer(self._state(seed, 0).params, self._state(seed, step), *batches, names=names)
+            by_layer = {name: self.by_layer(of) for name, of in found.items()}
+            yield seed, {**by_layer, scores.PIXEL_VARIANCE: pixels}
+
+    def _split_of(self, seed: int) -> tuple[data.Split, Layers]:
+        """A seed's split, and for every weight the variance of the pixel that it reads."""
+        split = data.split(self.prepared.dataset, seed, self.prepared.study.data.validation)
+        images = self.prepared.dataset.train_images[split.train]
+        return split, scores.pixel_variance(images, split.std, self._whole)
 
     def train_predicted(self) -> None:
         """Trains the predicted masks that are missing, and the same shuffled within layers."""
         jobs = []
-        start, stop = self._rewind, self._total
-        for cell in self._cells():
-            if self._there(cell):
-                continue
+        for cell in self._cells(there=False):
             kept = self._predicted[cell.seed, cell.level]
             if cell.arm == TWIN:
                 kept = predict.shuffled(np.random.default_rng([cell.seed, cell.level, 1]), kept)
-            mask = layers.as_mask(kept, self._whole)
-            jobs.append((cell, Job(cell.seed, cell.level, start, stop, self._state(cell.seed, start), mask)))
+            start, mask = self._state(cell.seed, self._rewind), layers.as_mask(kept, self._whole)
+            jobs.append((cell, Job(cell.seed, cell.level, self._rewind, self._total, start, mask)))
         for cell, job, trained in self.train(jobs):
             self.write(self._store, cell, job, trained, self._basis(cell))
 
     def trials(self) -> list[Trial]:
-        """Every trained mask of the levels looked at: ours, the tickets, and the run's random ones."""
+        """The predicted masks that are trained, with the run's tickets and random masks of their levels."""
         run, seeds, made = self.run, self._asked.seeds, []
-        trained = [cell for cell in self._cells() if self._there(cell)]
-        found = [(cell, self._store.result(cell), self._store.mask(cell)) for cell in trained]
+        found = [(one, self._store.result(one), self._store.mask(one)) for one in self._cells(there=True)]
         found += [
             (row.cell, run.results[row.cell], run.mask(row.cell))
             for row in select(run.rows, chain=self._chain)
@@ -298,22 +256,21 @@ class _Predicting(trainings.Work):
             made.append(Trial(*place, result["density"], iou, chance, *reached, result["status"]))
         return sorted(made)
 
+    def write_folder(self, rows: list[Scored], trials: list[Trial]) -> Path:
+        """Writes figures, tables and, last, about.json; returns the folder."""
+        asked = self._asked
+        notes = table.notes(asked.seeds, {*self.by_layer(self._whole)}, rows, trials)
+        found = Loaded(rows, trials, [*asked.notes, *notes], densities(asked.tickets.rows))
+        about: dict[str, Any] = {"chain": self._chain, "levels": [*asked.seeds], "seeds": asked.seeds}
+        about |= {"steps": asked.steps, "images": self._images, "notes": found.notes}
+        about |= {"scores": len(rows), "functional": len(trials)}
+        contents = {
+            table.SCORES: tables.of_rows(Scored, rows),
+            table.TRIALS: tables.of_rows(Trial, trials),
+            table.ABOUT: json.dumps(about, indent=1) + "\n",
+        }
+        return page.write_folder(self.run.path / "predict", figures.drawn(found), contents)
 
-def _write(run: Run, asked: Asked, found: Loaded) -> Path:
-    """Writes figures, tables and, last, about.json; returns the folder."""
-    about = {
-        "chain": asked.tickets.chain,
-        "levels": [*asked.seeds],
-        "seeds": {str(level): seeds for level, seeds in asked.seeds.items()},
-        "steps": asked.steps,
-        "images": asked.images,
-        "notes": found.notes,
-        "scores": len(found.rows),
-        "functional": len(found.trials),
-    }
-    contents = {
-        table.SCORES: tables.of_rows(Scored, found.rows),
-        table.TRIALS: tables.of_rows(Trial, found.trials),
-        table.ABOUT: json.dumps(about, indent=1) + "\n",
-    }
-    return page.write_folder(run.path / "predict", figures.drawn(found), contents)
+
+def _dense(seed: int) -> Cell:
+    return Cell(seed, DENSE, 0, DENSE)

@@ -23,7 +23,7 @@ data belongs in `chunks`, not in the loss: JAX 0.10 cannot take second derivativ
 functions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -272,6 +272,22 @@ def density(
     grid = jnp.linspace(lowest - 4 * width, highest + 4 * width, points)
     bells = jax.scipy.stats.norm.pdf(grid[:, None], nodes.reshape(1, -1), width)
     return Density(grid, bells @ weights.ravel() / probes, width, nodes, weights)
+
+
+def grid_over(nodes: Sequence[np.ndarray], points: int = 800) -> tuple[np.ndarray, float]:
+    """A grid on which several spectra can be compared, and the width of the Gaussian for `smoothed`.
+
+    Args:
+        nodes: the eigenvalues of every spectrum, arrays of any shape.
+        points: of the grid.
+
+    Returns:
+        float64 [points], from four widths below the lowest eigenvalue to four above the highest; and the
+        width, a hundredth of the way between these two eigenvalues.
+    """
+    low, high = (float(of([of(x) for x in nodes])) for of in (np.min, np.max))
+    width = (high - low or 1) / 100
+    return np.linspace(low - 4 * width, high + 4 * width, points), width
 
 
 def smoothed(nodes: Any, weights: Any, grid: Any, sigma: float) -> np.ndarray:
