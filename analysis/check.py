@@ -1,11 +1,11 @@
-"""Whether everything in a run folder is as it was written; what is damaged can be set aside.
+"""Checks every file of a run folder, and sets damaged ones aside on demand.
 
 python -m analysis.check runs/quickstart-0123abcd
 python -m analysis.check runs/quickstart-0123abcd --repair
 
-Compares every file of every cell and rewind state with its checksum (`lthjax.manifest`), loads nothing and
-changes nothing. Cells of an older version have no checksums; they are counted. With --repair what is damaged
-goes to RUN/damaged/N/, nothing is deleted, and the command that made it then makes it anew.
+Compares the files of every cell, rewind state and table with their checksums (`lthjax.manifest`). Cells of
+an older version have no checksums; they are counted. With --repair damaged ones are moved to RUN/damaged/N/,
+and the command that made them then makes them anew.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from lthjax.store import checked, read_result, read_study, set_aside
 
 
 class Checked(NamedTuple):
-    """What was found in a run folder.
+    """The cells, rewind states and tables of a run folder.
 
     Attributes:
-        whole: folders of cells and rewind states, and tables, that are as they were written.
+        whole: their paths, where the checksum is right.
         unchecked: those without a checksum.
-        damaged: what is not as it was written -> why, in a sentence.
+        damaged: the others -> the reason, in a sentence.
     """
 
     whole: list[Path]
@@ -39,7 +39,7 @@ class Checked(NamedTuple):
 
 
 def check(run: str | Path) -> Checked:
-    """Compares all that a run folder holds, what analyses trained and wrote included, with its checksums.
+    """Compares the contents of a run folder, those of analyses included, with their checksums.
 
     Raises:
         UserError: it is not a run folder.
@@ -57,26 +57,19 @@ def check(run: str | Path) -> Checked:
 
 
 def _everything(run: Path) -> Iterator[Path]:
-    """The studies, cells, rewind states and tables of a run folder, those of its analyses after its own."""
+    """The studies, cells, rewind states and tables of a run folder."""
 
     def there(name: str) -> list[Path]:
-        # What was set aside, or what a killed process has left half written, is not part of it.
-        return sorted(
-            path
-            for path in run.rglob(name)
-            if not any(p == "damaged" or p.startswith(".") for p in path.relative_to(run).parts)
-        )
+        # Without the files that were set aside, or left half written by a killed process.
+        inner = ((path, path.relative_to(run).parts) for path in run.rglob(name))
+        return sorted(p for p, of in inner if not any(x == "damaged" or x.startswith(".") for x in of))
 
     cells = {path.parent for name in ("result.json", manifest.FILE) for path in there(name)}
     yield from [*there("study.json"), *sorted(cells), *there(tables.SUMS)]
 
 
 def _is_checked(path: Path) -> bool:
-    """Whether it has checksums, which are right.
-
-    Raises:
-        UserError, OSError, ValueError: it is damaged.
-    """
+    """Whether it has checksums; raises a UserError, OSError or ValueError where they are wrong."""
     if path.name == "study.json":
         read_study(path.parent)
         return "sha256" in json.loads(path.read_bytes())
@@ -91,23 +84,17 @@ def _is_checked(path: Path) -> bool:
 
 
 def repair(run: str | Path, found: Checked) -> dict[Path, Path]:
-    """Sets aside what is damaged.
-
-    Returns:
-        What was moved -> where to.
+    """Sets the damaged paths aside; returns path -> where it is now.
 
     Raises:
-        UserError: the run is being written to by another process, or the folder cannot be written.
+        UserError: another process writes to the run, or the folder cannot be written.
     """
     run = Path(run)
-    moved = {}
     try:
         with contextlib.closing(files.locked(run / ".lock")):
-            for path in found.damaged:
-                moved[path] = set_aside(run, path)
+            return {path: set_aside(run, path) for path in found.damaged}
     except OSError as error:
         raise files.unwritable(run, error) from error
-    return moved
 
 
 @dataclass(frozen=True, kw_only=True)

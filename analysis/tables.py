@@ -12,9 +12,11 @@ from lthjax import files, manifest
 from lthjax.errors import UserError
 
 _Row = TypeVar("_Row")
-# Of the files that an analysis has written to a folder, in that folder.
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+# The file of checksums beside an analysis's tables.
 SUMS = "checksums.json"
-# What reading a table raises that is not as it was written.
+# The exceptions of reading a table that is not as it was written.
 DAMAGED = (OSError, ValueError, KeyError, TypeError)
 
 
@@ -25,6 +27,14 @@ def to_csv(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def grouped(pairs: Iterable[tuple[_Key, _Value]]) -> dict[_Key, list[_Value]]:
+    """Key -> its values, in the order given."""
+    found: dict[_Key, list[_Value]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def of_rows(kind: type, rows: Iterable[Sequence[Any]]) -> str:
@@ -64,14 +74,14 @@ def read_rows(path: Path, kind: type[_Row]) -> list[_Row]:
 
 
 def write_tables(folder: Path, contents: Mapping[str, str]) -> None:
-    """Writes files of which the last says that the rest is there, and their checksums in one beside them.
+    """Writes tables, their checksums, and last the marker, which says that all others are there.
 
     Args:
-        folder: where; made if it is not there.
-        contents: file name -> its text.
+        folder: made if it is not there.
+        contents: file name -> its text; the last file is the marker.
 
     Raises:
-        OSError: one cannot be written.
+        OSError: a file cannot be written.
     """
     *tables, marker = contents
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,11 +93,11 @@ def write_tables(folder: Path, contents: Mapping[str, str]) -> None:
 
 
 def read_text(path: Path) -> str:
-    """What `write_tables` wrote; a file that has no checksum, as older ones have none, is not checked.
+    """The text of a file of `write_tables`; older files have no checksum and are not checked.
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is not as it was written.
+        ValueError: its checksum is wrong.
     """
     content, sums = path.read_bytes(), path.with_name(SUMS)
     if sums.is_file():
@@ -98,5 +108,5 @@ def read_text(path: Path) -> str:
 
 
 def unreadable(where: Path, error: Exception, command: str) -> UserError:
-    """The error for tables that are not as they were written: the folder, why, the command to make them."""
+    """The error for damaged tables: the folder, the reason, the command that makes them anew."""
     return UserError(f"{where}: it cannot be read ({error}); run {command} again.")

@@ -15,7 +15,7 @@ from lthjax import cli
 from lthjax.errors import UserError
 from lthjax.store import folder
 
-# Tells event files of this module from those of other programs.
+# Marks the event files of this module.
 _SUFFIX = ".lthjax"
 
 
@@ -24,8 +24,8 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
 
     Args:
         run: the run folder.
-        to: where; RUN/tensorboard by default. What an earlier call wrote of the same cells is replaced, and
-            no event file of another program.
+        to: the folder, by default RUN/tensorboard. Event files of earlier calls are replaced, those of other
+            programs are kept.
 
     Returns:
         The folder, for `tensorboard --logdir`.
@@ -56,7 +56,7 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
                 for name, values in curves.items():
                     for step, value in zip(curves["step"], values, strict=True):
                         if name != "step" and value is not None:
-                            # Seconds since the training began, as far as its mean speed says.
+                            # Seconds since the training began, by its mean speed.
                             passed = row.seconds * step / max(row.steps, 1)
                             writer.add_scalar(name, value, step, walltime=passed)
     except OSError as error:

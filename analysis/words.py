@@ -13,7 +13,7 @@ _DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST",
 
 
 def title(about: Mapping[str, Any]) -> str:
-    """What a study trains, for a heading: `LeNet-5 on MNIST`; from its study.json."""
+    """A study's network and data, for a heading: `LeNet-5 on MNIST`; from its study.json."""
     model, data = about["config"]["model"], about["config"]["data"]["name"]
     return f"{_NETWORKS.get(model, model)} on {_DATA.get(data, data)}"
 
@@ -24,12 +24,9 @@ def command(name: str, *arguments: object) -> str:
 
 
 def interval(of: Interval, form: str, between: str = " ") -> str:
-    """A mean with its interval, `0.83 [0.80, 0.86]`; the mean alone of one seed, "–" of none.
+    """A mean with its interval, `0.83 [0.80, 0.86]`; for one seed the mean alone, for none "–".
 
-    Args:
-        of: them.
-        form: of every number, for example `+.2f`.
-        between: mean and bracket.
+    `form` is the format of every number, for example `+.2f`; `between` separates mean and bracket.
     """
     if not of.n:
         return "–"
@@ -53,5 +50,5 @@ def share(density: float) -> str:
 
 
 def seeds(n: int) -> str:
-    """How many: `1 seed`, `3 seeds`."""
+    """A number of seeds: `1 seed`, `3 seeds`."""
     return f"{n} seed{'' if n == 1 else 's'}"

@@ -23,8 +23,8 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
     """Writes `report/` into a run folder.
 
     Args:
-        run: the run or its folder; what is not trained yet is simply not shown.
-        only_if_changed: whether to leave a report as it is that shows all this and is whole.
+        run: the run or its folder; it may be unfinished.
+        only_if_changed: whether to keep a report that is whole and up to date.
 
     Returns:
         The path of `report/index.html`.
@@ -55,13 +55,13 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
         config=json.dumps(run.about["config"], indent=1),
         table=("cells.csv", table),
         beside={"verdicts.csv": tables.to_csv(Finding._fields, said)},
-        # One that lacks a part is made anew the next time.
+        # A report that lacks a part is made anew the next time.
         shows=shows if whole else "",
     )
 
 
 class _Part(NamedTuple):
-    """What an analysis adds to the report; not `whole` where its files cannot be read."""
+    """The part of an analysis in the report; not `whole` where its files cannot be read."""
 
     findings: list[Finding]
     section: Section | None
@@ -69,7 +69,7 @@ class _Part(NamedTuple):
 
 
 def _part(analysis: Analysis, run: Run) -> _Part:
-    """What an analysis has found; where files cannot be read, the reason in its place."""
+    """The findings and section of an analysis, or the reason why its files cannot be read."""
     name, title = analysis.name, analysis.title
     try:
         found = record.found(analysis, run)
@@ -78,13 +78,13 @@ def _part(analysis: Analysis, run: Run) -> _Part:
     except UserError as error:
         claim = f"{title}: its claims"
         lacking = Finding(claim, "not tested", "cannot be read", 0, Link(title.lower(), f"#{name}"))
-        # What the report works out itself makes no claims.
+        # An analysis that the report does itself makes no claims.
         claims = [] if analysis.work is None and not analysis.marker else [lacking]
         return _Part(claims, Section(name, title, [f"Not shown: {error}"]), whole=False)
 
 
 def _digest(run: Run, table: str) -> str:
-    """Names all that a run's report is made of, by its contents."""
+    """A digest of all files that the report of a run is made of."""
     markers = [path for analysis in ANALYSES.values() for path in record.written(analysis, run)]
     contents = [table.encode(), *(path.read_bytes() for path in (run.path / "study.json", *markers))]
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
@@ -94,33 +94,21 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
     """Verdicts, accuracy, differences, levels."""
     said = [[f.claim, f.outcome, f.estimate, str(f.n or "–"), f.where] for f in found]
     header = ["claim", "verdict", "estimate", "n", "where, or the command that tests it"]
-    rows = run.rows
-    own = chains(rows)
+    rows, own = run.rows, chains(run.rows)
     tickets = [chain for chain in own if imp.leader(chain) == TICKET]
+    gaps = [of(rows, chain) for chain in tickets for of in (verdicts.summaries, verdicts.gaps)]
     collapsed = verdicts.collapsed(rows, run.about["data"]["classes"])
+    levels = [*(facts.levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])]
     return [
         Section("verdicts", "Verdicts", facts.notes(run), (), [Table("", header, said, 5)], _RULES),
         accuracy.section(run, words.title(run.about)),
-        Section(
-            "gaps",
-            "Differences",
-            tables=[of(rows, chain) for chain in tickets for of in (verdicts.summaries, verdicts.gaps)],
-            remark=_TESTS,
-        ),
-        Section(
-            "levels",
-            "Levels",
-            tables=[*(facts.levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])],
-            remark=facts.remark(run),
-        ),
+        Section("gaps", "Differences", tables=gaps, remark=_TESTS),
+        Section("levels", "Levels", tables=levels, remark=facts.remark(run)),
     ]
 
 
 def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
-    """Writes the reports of run folders and, of several, the page that compares them.
-
-    Returns:
-        The path of the only report, or of the comparison.
+    """Writes the report of every run folder and, for several, the comparison; returns the path of the last.
 
     Raises:
         UserError: as `build`.

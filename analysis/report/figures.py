@@ -1,7 +1,7 @@
 """The figures of accuracy, each a function from rows to a matplotlib Figure."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -40,87 +40,63 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     with matplotlib.rc_context(draw.STYLE):
         figure, axes = draw.single(heading)
         axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
-        densities: set[float] = set()
-        shown: list[float] = []
-        for arm, of_all in levels.items():
-            of_arm = [level for level in of_all if level.density]
-            if not of_arm:
-                continue
-            x = [100 * level.density for level in of_arm]
-            densities.update(x)
-            shown += [value for level in of_arm for value in level.values]
-            draw.curve(axes, x, [level.values for level in of_arm], (*draw.look(arm), "-"), f"ticket − {arm}")
-        draw.weights_axis(axes, densities)
-        low, high = min([0.0, *shown]), max([0.0, *shown])
+        drawn = {arm: [level for level in of_arm if level.density] for arm, of_arm in levels.items()}
+        for arm, of_arm in drawn.items():
+            if of_arm:
+                x, values = [100 * level.density for level in of_arm], [level.values for level in of_arm]
+                draw.curve(axes, x, values, (*draw.look(arm), "-"), f"ticket − {arm}")
+        every = [level for of_arm in drawn.values() for level in of_arm]
+        shown = [0.0, *(value for level in every for value in level.values)]
         # The claim, where the axis reaches it.
-        if high > 10:
+        if max(shown) > 10:
             axes.axhspan(10, 15, color="#999999", alpha=0.25, lw=0, label="10–15 points")
-        axes.set_ylim(low - 0.08 * (high - low or 1), high + 0.08 * (high - low or 1))
-        axes.set_xlabel(draw.WEIGHTS_LEFT)
+        _finish(axes, {100 * level.density for level in every}, shown, "upper left")
         axes.set_ylabel("difference in test accuracy (pp)")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=9, loc="upper left")
         return figure
 
 
 def learning(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], heading: str) -> Figure:
     """Accuracy over training; panel -> arm -> (steps [S], accuracies in percent [cells, S])."""
     with matplotlib.rc_context(draw.STYLE):
-        figure = Figure(figsize=(max(7.2, 3.3 * len(panels)), 3.9), layout="constrained")
-        grid = figure.subplots(1, max(len(panels), 1), sharex=True, sharey=True, squeeze=False)[0]
-        ends = []
-        for axes, (name, curves) in zip(grid, panels.items(), strict=False):
+        size = (max(7.2, 3.3 * len(panels)), 3.9)
+        figure, grid = draw.panels(heading, (1, max(len(panels), 1)), size, sharex=True, sharey=True)
+        ends: list[float] = []
+        for axes, (name, curves) in zip(grid[0], panels.items(), strict=False):
             axes.set_title(name, loc="left", fontsize=10)
             axes.set_xlabel("step of training")
             for place, (arm, (steps, values)) in enumerate(curves.items()):
                 style = (draw.look(arm)[0], "", draw.LINES[place % len(draw.LINES)])
                 draw.curve(axes, list(steps), values.T.tolist(), style, arm, points=False, within=PERCENT)
                 ends += values.mean(0)[len(steps) // 4 :].tolist()
-        if ends:
-            spread = max(ends) - min(ends) or 1.0
-            grid[0].set_ylim(min(ends) - 0.1 * spread, max(ends) + 0.1 * spread)
-        grid[0].set_ylabel("test accuracy (%)")
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
-        draw.legend_below(figure, grid[0])
+        _fit(grid[0, 0], ends, 0.1)
+        grid[0, 0].set_ylabel("test accuracy (%)")
+        draw.legend_below(figure, grid[0, 0])
         return figure
 
 
 def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float, within: Range) -> None:
     """Every seed as a point; the mean as a line with its 95 % interval."""
-    shown: list[float] = []
-    dense = by_seed(select(rows, chain=DENSE), column)
-    if dense:
-        values = [unit * v for v in dense.values()]
-        shown += values
-        interval = mean_interval(values, within=within)
-        axes.axhline(interval.mean, color=draw.look(DENSE)[0], lw=1, label=f"dense (n = {interval.n})")
+    shown = [unit * value for value in by_seed(select(rows, chain=DENSE), column).values()]
+    if shown:
+        interval, colour = mean_interval(shown, within=within), draw.look(DENSE)[0]
+        axes.axhline(interval.mean, color=colour, lw=1, label=f"dense (n = {interval.n})")
         if interval.n >= draw.BAND_FROM:
-            axes.axhspan(interval.low, interval.high, color=draw.look(DENSE)[0], alpha=0.12, lw=0)
-    several = len(chains(rows)) > 1
-    densities: set[float] = set()
-    for line, chain in zip(draw.LINES * 9, chains(rows), strict=False):
+            axes.axhspan(interval.low, interval.high, color=colour, alpha=0.12, lw=0)
+    there, left = chains(rows), set[float]()
+    for line, chain in zip(draw.LINES * 9, there, strict=False):
         for arm in arms(rows):
             own = select(rows, chain=chain, arm=arm)
-            levels = sorted({row.level for row in own})
-            points = [_point(select(own, level=level), column, unit) for level in levels]
-            # Without weights there is no place on a log scale.
-            points = [(left, of_level) for left, of_level in points if left and of_level]
-            if not points:
-                continue
-            x = [left for left, _ in points]
-            densities.update(x)
-            shown += [value for _, of_level in points for value in of_level]
-            name = f"{arm}, {_rewound(chain)}" if several else arm
-            seeds = [of_level for _, of_level in points]
-            draw.curve(axes, x, seeds, (*draw.look(arm), line), name, within=within)
-    draw.weights_axis(axes, densities)
-    if shown:
-        # By the points: an interval of two seeds can be wider than the figure.
-        spread = max(shown) - min(shown) or 1.0
-        axes.set_ylim(min(shown) - 0.08 * spread, max(shown) + 0.08 * spread)
-    axes.set_xlabel(draw.WEIGHTS_LEFT)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9)
+            levels = [select(own, level=level) for level in sorted({row.level for row in own})]
+            points = [_point(level, column, unit) for level in levels]
+            # A density of 0 has no place on a log scale.
+            points = [(density, values) for density, values in points if density and values]
+            if points:
+                x, values = zip(*points, strict=True)
+                left.update(x)
+                shown += [value for of_level in values for value in of_level]
+                name = f"{arm}, rewound to {imp.rewind_of(chain)}" if len(there) > 1 else arm
+                draw.curve(axes, x, values, (*draw.look(arm), line), name, within=within)
+    _finish(axes, left, shown)
 
 
 def _point(rows: Sequence[Row], column: str, unit: float) -> tuple[float, tuple[float, ...]]:
@@ -129,5 +105,19 @@ def _point(rows: Sequence[Row], column: str, unit: float) -> tuple[float, tuple[
     return left, tuple(unit * value for value in by_seed(rows, column).values())
 
 
-def _rewound(chain: str) -> str:
-    return f"rewound to {imp.rewind_of(chain)}"
+def _finish(
+    axes: Axes, left: set[float], shown: Sequence[float], legend: Literal["best", "upper left"] = "best"
+) -> None:
+    """The axes and legend of a figure against weights left, in percent."""
+    draw.weights_axis(axes, left)
+    _fit(axes, shown, 0.08)
+    axes.set_xlabel(draw.WEIGHTS_LEFT)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9, loc=legend)
+
+
+def _fit(axes: Axes, shown: Sequence[float], margin: float) -> None:
+    """Fits the y axis to the points; the interval of two seeds can be far wider."""
+    if shown:
+        low, high = min(shown), max(shown)
+        axes.set_ylim(low - margin * (high - low or 1.0), high + margin * (high - low or 1.0))
