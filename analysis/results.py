@@ -209,16 +209,16 @@ class Compared(_Folder):
         entry = self.entry(name)
         if density == 1:
             return Point(1.0, entry.dense, 1.0)
-        found = at_most(entry.arms["ticket"], density)
+        found = at_most(entry.tickets, density)
         return self._known(found, f"{name} does not reach {density:g}")
 
     def _densities(self, name: str) -> list[float]:
         """The densities of an entry, the dense network's first."""
-        return [1.0, *(point.density for point in self.entry(name).arms["ticket"])]
+        return [1.0, *(point.density for point in self.entry(name).tickets)]
 
     def accuracy(self, name: str, density: float) -> Interval:
         """Test accuracy at the end of training in percent, mean over seeds."""
-        return mean_accuracy(self.point(name, density).accuracies)
+        return self.point(name, density).accuracy
 
     def _apart(self, name: str, other: str, density: float) -> list[float]:
         return paired(self.point(name, density).accuracies, self.point(other, density).accuracies)

@@ -257,7 +257,6 @@ def test_a_comparison_that_is_not_whole_is_mended(tmp_path: Path, monkeypatch: p
     """As a report: `compare.build` asks `page.is_whole` of all that it shows."""
     asked: list[Path] = []
     monkeypatch.setattr(page, "is_whole", lambda folder, shows: not asked.append(folder))
-    monkeypatch.setattr(compare, "entries", lambda *_: [])
     monkeypatch.setattr(compare, "_csv", lambda *_: "")
     monkeypatch.setattr(Run, "rows", [None])
     found = compare.build([run_folder(tmp_path / name) for name in "ab"], only_if_changed=True)
