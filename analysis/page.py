@@ -135,7 +135,9 @@ def write(
         ]
         cells = data_url(table[1].encode(), "csv")
         _point_to_the_first(cells, shown)
-        html = _template().render(
+        templates = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+        made = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
+        html = made.get_template("report.html").render(
             title=title,
             subtitle=subtitle,
             sections=shown,
@@ -156,14 +158,6 @@ def write(
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written ({error.strerror}).") from error
     return page
-
-
-def _template() -> jinja2.Template:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    ).get_template("report.html")
 
 
 def _point_to_the_first(cells: str, shown: Sequence[dict[str, Any]]) -> None:
@@ -269,21 +263,16 @@ def data_url(contents: bytes, kind: str) -> str:
     return f"data:{media[kind]};base64,{base64.b64encode(contents).decode()}"
 
 
-def rich_table(table: Table) -> rich.table.Table:
-    """The same table for a terminal."""
-    plain = rich.markup.escape
-    shown = rich.table.Table(title=plain(table.title), title_justify="left")
-    for place, name in enumerate(table.header):
-        shown.add_column(plain(name), justify="left" if place < table.words else "right")
-    for row in table.rows:
-        shown.add_row(*(plain(value if isinstance(value, str) else value.text) for value in row))
-    return shown
-
-
 def print_section(section: Section) -> None:
     """Prints a section's tables and remark."""
+    plain = rich.markup.escape
     # A pipe has no width; rich would take 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 200)
     for table in section.tables:
-        console.print(rich_table(table))
+        shown = rich.table.Table(title=plain(table.title), title_justify="left")
+        for place, name in enumerate(table.header):
+            shown.add_column(plain(name), justify="left" if place < table.words else "right")
+        for row in table.rows:
+            shown.add_row(*(plain(str(value)) for value in row))
+        console.print(shown)
     console.print(section.remark)

@@ -6,7 +6,7 @@ python -m analysis.results
   results/summary.md.jinja   becomes the part of README.md between its two `results` marks
 
 Templates see every folder of `analysis.publish` as `study(NAME)`, a `Published`, or as `compared(NAME)`, a
-`Compared`, where it holds several runs.
+`Compared`, where it holds several runs; `render` lists what else they may call.
 """
 
 import csv
@@ -29,16 +29,8 @@ from analysis.run import TICKET, Row, by_seed, difference, mean_accuracy, select
 from lthjax import cli, files, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
-from lthjax.measures.stats import (
-    Interval,
-    Outcome,
-    conjunction,
-    equivalent,
-    geometric_interval,
-    mean_interval,
-    paired,
-    verdict,
-)
+from lthjax.measures import stats
+from lthjax.measures.stats import Interval, Outcome, mean_interval, paired, verdict
 
 _Of = TypeVar("_Of")
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
@@ -85,6 +77,12 @@ class _Folder:
         """Number of seeds."""
         return len({row.seed for row in self.rows})
 
+    @property
+    def hours(self) -> str:
+        """The time of all trainings, in words; a dense network of several studies was trained once."""
+        trained = dict.fromkeys((row.cell, row.seconds) for row in self.rows)
+        return progress.duration(sum(seconds for _, seconds in trained))
+
 
 class Published(_Folder):
     """A folder that `analysis.publish` has written of one run."""
@@ -126,7 +124,7 @@ class Published(_Folder):
     def slower(self, arm: str, other: str, level: int) -> Interval:
         """Early-stop step of an arm over another's at a level, paired by seed: the geometric mean."""
         ours, theirs = (by_seed(self.cells(of, level), "early_stop_step") for of in (arm, other))
-        return geometric_interval([ours[seed] / theirs[seed] for seed in ours if seed in theirs])
+        return stats.geometric_interval([ours[seed] / theirs[seed] for seed in ours if seed in theirs])
 
     def rewound(self, level: int) -> Interval:
         """Tickets of the latest rewind step − those of the earliest, in percentage points, paired by seed."""
@@ -155,11 +153,6 @@ class Published(_Folder):
         below = [self.gap("ticket", other, level).high < 0 for level in self.levels()]
         firm = (level for place, level in enumerate(self.levels()) if all(below[place:]))
         return self._known(next(firm, None), f"its tickets are not below {other} at the end")
-
-    @property
-    def hours(self) -> str:
-        """The time of all trainings, in words."""
-        return progress.duration(sum(row.seconds for row in self.rows))
 
     def verdict(self, claim: str) -> dict[str, str]:
         """The first row of verdicts.csv whose claim begins so."""
@@ -234,7 +227,7 @@ class Compared(_Folder):
     def alike(self, name: str, other: str, margin: float) -> Outcome:
         """The verdict on the claim that both are within `margin` points of each other, at every density."""
         apart = (self._apart(name, other, density) for density in self._densities(other))
-        return conjunction(equivalent(values, margin).outcome for values in apart)
+        return stats.conjunction(stats.equivalent(values, margin).outcome for values in apart)
 
     def largest(self, name: str, other: str) -> tuple[float, Interval]:
         """(density, gap) where the two are furthest apart in the mean."""
@@ -256,24 +249,6 @@ class Compared(_Folder):
             for d in self._densities(other)
         ]
         return Table("", header, lines, 0)
-
-    @property
-    def hours(self) -> str:
-        """The time of all trainings, in words; dense networks that studies share were trained once."""
-        trained = {(row.seed, row.chain, row.level, row.arm, row.repeat, row.seconds) for row in self.rows}
-        return progress.duration(sum(cell[-1] for cell in trained))
-
-    def tickets(self) -> Table:
-        """The comparison's table of entries."""
-        return compare.tickets(self.entries)
-
-    def schedules(self) -> Table:
-        """The comparison's table of schedules at every density."""
-        return compare.schedules(self.entries)[1]
-
-    def notes(self) -> list[str]:
-        """The comparison's sentences on the best and the cheapest schedule at every density."""
-        return compare.schedules(self.entries)[0]
 
 
 def markdown(table: Table) -> str:
@@ -301,11 +276,6 @@ def claimed(values: Sequence[float], above: float | None = None, below: float | 
     return marks[verdict(values, above).outcome]
 
 
-def times(ratio: Interval) -> str:
-    """A ratio in a table: `2.51× [2.10, 3.00]`."""
-    return f"{ratio.mean:.2f}×" if ratio.n < 2 else f"{ratio.mean:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]"
-
-
 def render(folder: Path, template: str) -> str:
     """The text of a template in the folder.
 
@@ -326,15 +296,17 @@ def render(folder: Path, template: str) -> str:
         "published": sorted(path.parent.name for path in folder.glob("*/study.json")),
         "against": against,
         "claimed": claimed,
+        "tickets": compare.tickets,
+        "schedules": compare.schedules,
     }
     environment.tests["match"] = lambda value, pattern: re.match(pattern, value) is not None
     environment.filters |= {
         "percent": words.percent,
         "points": words.points,
-        "times": times,
+        "times": words.times,
         "markdown": markdown,
         "anchor": lambda heading: re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"),
-        "density": lambda value: f"{100 * value:.1f} %",
+        "density": words.share,
         "count": lambda value: f"{value:,}",
     }
     try:

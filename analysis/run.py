@@ -8,7 +8,6 @@ run.mask(cell)["conv1"]["kernel"]           # bool array
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -21,7 +20,7 @@ from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.fields import About, Result
 from lthjax.imp import DENSE, Cell
-from lthjax.measures.stats import PERCENT, Interval, mean_interval
+from lthjax.measures.stats import PERCENT, Interval, mean_interval, nearest
 from lthjax.models import Model, Variables
 from lthjax.study import Prepared, prepare, task
 
@@ -156,6 +155,12 @@ class Run:
         """The cells in numbers, in the order of `results`."""
         return [row_of(result) for result in self.results.values()]
 
+    def finished(self) -> list[Row]:
+        """As `rows`; a UserError where there are none yet."""
+        if not self.rows:
+            raise UserError(f"{self.path}: there is no finished cell in it yet; run the study first.")
+        return self.rows
+
     def mask(self, cell: Cell) -> PyTree:
         """A cell's mask: nested dictionaries of bool arrays; True, 0-d, for a leaf that is never pruned.
 
@@ -253,20 +258,12 @@ def open_run(path: str | Path) -> Run:
 
 
 def load(path: str | Path) -> list[Row]:
-    """The cells of a run folder, sorted by seed, chain, level, arm and repeat.
-
-    Raises:
-        UserError: it is not a run folder, or a cell in it cannot be read.
-    """
+    """The cells of a run folder; order and errors as of `Run.results`."""
     return Run(path).rows
 
 
 def frame(path: str | Path) -> "pandas.DataFrame":
-    """The cells of a run folder as a pandas frame, a column for every field of `Row`.
-
-    Raises:
-        UserError: as `load`, or pandas is not installed.
-    """
+    """As `load`, as a pandas frame with a column for every field of `Row`; pandas must be installed."""
     try:
         import pandas
     except ImportError as error:
@@ -313,22 +310,13 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
 
 def densities(rows: Iterable[Row]) -> dict[int, float]:
     """Level -> mean density of its rows, by level."""
-    found = tables.grouped((row.level, row.density) for row in rows)
-    return {level: sum(values) / len(values) for level, values in sorted(found.items())}
+    return {level: sum(row.density for row in of) / len(of) for level, of in by_level(rows).items()}
 
 
-def nearest(levels: Mapping[int, float], density: float) -> int:
-    """The level whose density is nearest by ratio; the first of equally near ones.
-
-    A density of 0 is infinitely far from all others.
-    """
-
-    def far(other: float) -> float:
-        if not (other and density):
-            return 0.0 if other == density else math.inf
-        return abs(math.log(other / density))
-
-    return min(levels, key=lambda level: far(levels[level]))
+def by_level(rows: Iterable[Row]) -> dict[int, list[Row]]:
+    """Level -> its rows, by level."""
+    found = tables.grouped((row.level, row) for row in rows)
+    return dict(sorted(found.items()))
 
 
 def worth_seeing(

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -14,8 +13,6 @@ from lthjax.errors import UserError
 _Row = TypeVar("_Row")
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
-# The file of checksums beside an analysis's tables.
-SUMS = "checksums.json"
 # The exceptions of reading a table that is not as it was written.
 DAMAGED = (OSError, ValueError, KeyError, TypeError)
 
@@ -88,23 +85,13 @@ def write_tables(folder: Path, contents: Mapping[str, str]) -> None:
     sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
     for name in tables:
         files.write_whole(folder / name, contents[name].encode())
-    files.write_whole(folder / SUMS, manifest.sealed(sums).encode())
+    files.write_whole(folder / manifest.SUMS, manifest.sealed(sums).encode())
     files.write_whole(folder / marker, contents[marker].encode())
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of `write_tables`; older files have no checksum and are not checked.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: its checksum is wrong.
-    """
-    content, sums = path.read_bytes(), path.with_name(SUMS)
-    if sums.is_file():
-        known = manifest.opened(json.loads(sums.read_bytes()))
-        if known.get(path.name, "") not in ("", hashlib.sha256(content).hexdigest()):
-            raise ValueError(f"the checksum of {path.name} is not the one that it was written with")
-    return content.decode("utf-8")
+    """The text of a file of `write_tables`; an OSError, or a ValueError where its checksum is wrong."""
+    return manifest.read_listed(path).decode("utf-8")
 
 
 def unreadable(where: Path, error: Exception, command: str) -> UserError:

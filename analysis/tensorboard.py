@@ -44,10 +44,9 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
             f"--to: {str(to)!r} is a run folder, which holds its cells alone; choose another folder."
         )
     opened = open_run(run)
-    if not opened.rows:
-        raise UserError(f"{run}: there is no finished cell in it yet; run the study first.")
+    rows = opened.finished()
     try:
-        for row in opened.rows:
+        for row in rows:
             cell = folder(Path(), row.cell)
             for earlier in (to / cell).glob(f"events.out.tfevents.*{'' if own else _SUFFIX}"):
                 earlier.unlink()

@@ -34,6 +34,12 @@ def interval(of: Interval, form: str, between: str = " ") -> str:
     return mean if of.n == 1 else f"{mean}{between}[{of.low:{form}}, {of.high:{form}}]"
 
 
+def times(of: Interval, form: str = ".2f") -> str:
+    """A ratio: `2.51× [2.10, 3.00]`."""
+    mean, bounds = f"{of.mean:{form}}×", f"[{of.low:{form}}, {of.high:{form}}]"
+    return mean if of.n < 2 else f"{mean} {bounds}"
+
+
 def percent(of: Interval) -> str:
     """An accuracy in a table: `97.12 [96.90, 97.34]`."""
     return interval(of, ".2f")

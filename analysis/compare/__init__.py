@@ -37,10 +37,7 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
     if twice:
         raise UserError(f"run: {twice[0]!r} is named twice; name every run folder once.")
     opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
-    empty = [run.path for run in opened if not run.rows]
-    if empty:
-        raise UserError(f"{empty[0]}: there is no finished cell in it yet; run the study first.")
-    about = [run.about for run in opened]
+    rows, about = [run.finished() for run in opened], [run.about for run in opened]
     names = [*dict.fromkeys(study["config"]["name"] for study in about)]
     digest = _digest(" ".join(sorted(path.name for path in paths)))[:8]
     folder = paths[0].parent / "comparisons" / f"{'-'.join(names[:3])}-{digest}"
@@ -48,7 +45,7 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
     shows = _digest(json.dumps([table, about]))
     if only_if_changed and page.is_whole(folder, shows):
         return folder / "index.html"
-    found = entries(about, [run.rows for run in opened])
+    found = entries(about, rows)
     heading = "; ".join(dict.fromkeys(map(words.title, about)))
     sections = [_overview(found, heading)._replace(notes=_notes(opened, found))]
     if _one_training(about) and len({entry.how for entry in found}) > 1:
@@ -56,7 +53,7 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
     return page.write(
         folder,
         title=f"{heading}: {len(runs)} studies compared",
-        subtitle=f"{sum(len(run.rows) for run in opened)} cells of {len(runs)} studies.",
+        subtitle=f"{sum(map(len, rows))} cells of {len(runs)} studies.",
         sections=sections,
         facts=_facts(opened),
         config=json.dumps([study["config"] for study in about], indent=1),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis.run import TICKET, Row, accuracies, arms, chains, mean_accuracy, select
+from analysis.run import TICKET, Row, accuracies, arms, by_level, chains, mean_accuracy, select
 from analysis.words import title
 from lthjax import config, imp, sweep
 from lthjax.fields import About
@@ -77,8 +77,7 @@ def entries(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Ent
             entry = found.setdefault(key, Entry(*key, accuracies(select(rows, chain=DENSE)), {}))
             own = select(rows, chain=chain)
             for arm in arms(own):
-                of_arm = select(own, arm=arm)
-                levels = [select(of_arm, level=level) for level in sorted({row.level for row in of_arm})]
+                levels = by_level(select(own, arm=arm)).values()
                 points = [_point(rows, chain, level, facts["lengths"]["total"]) for level in levels]
                 joined = [*entry.arms.get(arm, []), *(point for point in points if point.accuracies)]
                 entry.arms[arm] = sorted(joined, key=lambda point: -point.density)

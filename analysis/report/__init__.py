@@ -33,9 +33,7 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
         UserError: it is not a run folder, there is no cell in it, or it cannot be written.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    rows, folder = run.rows, run.path / "report"
-    if not rows:
-        raise UserError(f"{run.path}: there is no finished cell in it yet; run the study first.")
+    rows, folder = run.finished(), run.path / "report"
     table = to_csv(rows)
     shows = _digest(run, table)
     if only_if_changed and page.is_whole(folder, shows):

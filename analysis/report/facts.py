@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from analysis import words
 from analysis.page import Table
-from analysis.run import Row, Run, accuracies, arms, chains, difference, mean_accuracy, select
+from analysis.run import Row, Run, accuracies, arms, by_level, chains, difference, mean_accuracy, select
 from lthjax import imp
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
@@ -72,12 +72,10 @@ def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
     dense = accuracies(select(rows, chain=DENSE))
     matching = []
     for chain in chains(rows):
-        tickets = select(rows, chain=chain, arm="ticket")
-        # A network without weights is no ticket.
-        for level in {row.level for row in tickets if row.density}:
-            of_level = select(tickets, level=level)
+        for of_level in by_level(select(rows, chain=chain, arm="ticket")).values():
             gain = difference(accuracies(of_level), dense)
-            if gain.n and gain.mean >= 0:
+            # A network without weights is no ticket.
+            if gain.n and gain.mean >= 0 and any(row.density for row in of_level):
                 matching.append((chain, of_level[0], gain))
     return min(matching, key=lambda found: found[1].density, default=None)
 
@@ -93,8 +91,7 @@ def levels(rows: Sequence[Row], chain: str) -> Table:
     if dense_rows:
         accuracy, blank = words.percent(mean_accuracy(dense)), [""] * (len(header) - 4)
         lines.append(["0 (dense)", f"{dense_rows[0].weights_left:,}", "100.0", accuracy, *blank])
-    for level in sorted({row.level for row in own}):
-        of_level = select(own, level=level)
+    for level, of_level in by_level(own).items():
         ours, *theirs = (accuracies(select(of_level, arm=arm)) for arm in (leader, *controls))
         line = [str(level), f"{of_level[0].weights_left:,}", f"{100 * of_level[0].density:.1f}"]
         line += [words.percent(mean_accuracy(values)) for values in (ours, *theirs)]

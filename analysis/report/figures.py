@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import draw
-from analysis.run import Row, arms, by_seed, chains, select
+from analysis.run import Row, arms, by_level, by_seed, chains, select
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures.stats import PERCENT, Range, mean_interval
@@ -85,9 +85,8 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float, 
     there, left = chains(rows), set[float]()
     for line, chain in zip(draw.LINES * 9, there, strict=False):
         for arm in arms(rows):
-            own = select(rows, chain=chain, arm=arm)
-            levels = [select(own, level=level) for level in sorted({row.level for row in own})]
-            points = [_point(level, column, unit) for level in levels]
+            levels = by_level(select(rows, chain=chain, arm=arm)).values()
+            points = [_point(of_level, column, unit) for of_level in levels]
             # A density of 0 has no place on a log scale.
             points = [(density, values) for density, values in points if density and values]
             if points:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from analysis import words
 from analysis.page import Link, Table
 from analysis.record import Finding
-from analysis.run import TICKET, Row, accuracies, arms, by_seed, chains, densities, select
+from analysis.run import TICKET, Row, accuracies, arms, by_level, by_seed, chains, densities, select
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
@@ -54,14 +54,12 @@ def differences(
 
     `other` may be the dense network; `beside` is its chain, by default the same.
     """
-    found = []
-    for level, density in densities(select(rows, chain=chain, arm=arm)).items():
-        ours = select(rows, chain=chain, level=level, arm=arm)
-        theirs = select(rows, chain=beside or chain, level=level, arm=other)
-        dense = select(rows, chain=DENSE)
-        values = stats.paired(accuracies(ours), accuracies(dense if other == DENSE else theirs))
-        if values:
-            found.append(Level(level, density, values))
+    dense, found = accuracies(select(rows, chain=DENSE)), []
+    others = by_level(select(rows, chain=beside or chain, arm=other))
+    for level, ours in by_level(select(rows, chain=chain, arm=arm)).items():
+        theirs = dense if other == DENSE else accuracies(others.get(level, []))
+        if values := stats.paired(accuracies(ours), theirs):
+            found.append(Level(level, densities(ours)[level], values))
     return found
 
 
@@ -147,26 +145,14 @@ def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: s
 
 def _saved(rows: Sequence[Row], chain: str) -> Finding:
     claim = f"5–10× fewer weights within {TOLERANCE:g} points of the dense network"
-    factors = []
-    for smallest, last in _matches(_curves(rows, chain, TICKET), rows, TOLERANCE):
-        factor = 1 / (smallest or 1.0)
-        factors.append(Ratio(factor, math.inf if last else factor))
-    if not factors:
+    dense = accuracies(select(rows, chain=DENSE))
+    matches = stats.sparsest_matches(_curves(rows, chain, TICKET), dense, TOLERANCE)
+    if not matches:
         return Finding(claim, "not tested", "no ticket is trained yet", 0, "")
+    known = [(1 / (smallest or 1.0), last) for smallest, last in matches.values()]
+    factors = [Ratio(factor, math.inf if last else factor) for factor, last in known]
     outcome = stats.geometric_verdict(factors, 5).outcome
     return Finding(claim, outcome, _times(factors, "still match at the last level"), len(factors), _LEVELS)
-
-
-def _matches(
-    curves: Mapping[int, stats.Curve], rows: Sequence[Row], margin: float
-) -> list[tuple[float | None, bool]]:
-    """Every seed's smallest matching density, and whether it is the last: sparser ones may match, too."""
-    dense, found = accuracies(select(rows, chain=DENSE)), []
-    for seed, curve in curves.items():
-        if seed in dense:
-            smallest = stats.smallest_match(curve, dense[seed], margin, unbroken=True)
-            found.append((smallest, smallest == min(density for density, _ in curve)))
-    return found
 
 
 def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
@@ -201,9 +187,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Findi
 def _curves(rows: Sequence[Row], chain: str, arm: str) -> dict[int, list[tuple[float, float]]]:
     """Seed -> (density, accuracy in percent) of an arm, without networks that have no weight left."""
     curves: dict[int, dict[float, float]] = {}
-    own = select(rows, chain=chain, arm=arm)
-    for level in sorted({row.level for row in own}):
-        of_level = select(own, level=level)
+    for of_level in by_level(select(rows, chain=chain, arm=arm)).values():
         density = by_seed(of_level, "density")
         for seed, value in accuracies(of_level).items():
             # Where no weight could be removed, a level repeats the density of the one before it.
@@ -241,15 +225,15 @@ def summaries(rows: Sequence[Row], chain: str) -> Table:
     dense = accuracies(select(rows, chain=DENSE))
     tickets, lines = _curves(rows, chain, TICKET), []
     for arm in arms(select(rows, chain=chain)):
-        curves = {seed: curve for seed, curve in _curves(rows, chain, arm).items() if seed in dense}
+        curves = _curves(rows, chain, arm)
         matches = [
             ", ".join(
                 "none" if least is None else f"{'≤ ' if last else ''}{100 * least:.1f}"
-                for least, last in _matches(curves, rows, margin)
+                for least, last in stats.sparsest_matches(curves, dense, margin).values()
             )
             for margin in (0.0, TOLERANCE, 2.0)
         ]
-        both = [seed for seed in curves if seed in tickets]
+        both = [seed for seed in curves if seed in tickets and seed in dense]
         areas = [stats.area_between(tickets[seed], curves[seed]) for seed in both]
         area = words.points(stats.mean_interval([area for area in areas if area is not None]))
         lines.append([arm, *matches, "" if arm == TICKET else area])
@@ -268,12 +252,10 @@ def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
         fractions = list(by_seed(of_cell, "test_accuracy").values())
         share = stats.collapse_share(fractions, classes)
         if share.collapsed:
-            count, bounds = (
-                f"{share.collapsed} of {share.n}",
-                f"{100 * share.low:.0f}–{100 * share.high:.0f} %",
-            )
+            bounds = f"{100 * share.low:.0f}–{100 * share.high:.0f} %"
             median = f"{100 * statistics.median(fractions):.2f}"
-            lines.append([chain, f"{100 * of_cell[0].density:.1f}", arm, count, bounds, median])
+            cell = [chain, f"{100 * of_cell[0].density:.1f}", arm]
+            lines.append([*cell, f"{share.collapsed} of {share.n}", bounds, median])
     header = ["chain", "weights (%)", "arm", "collapsed", "95 % interval", "median accuracy (%)"]
     return Table("Collapsed runs", header, lines, 3) if lines else None
 
@@ -287,8 +269,7 @@ def _times(ratios: Sequence[Ratio], why: str) -> str:
     """The geometric mean with its interval; with censored seeds its one-sided bounds, and the reason."""
     censored = [ratio for ratio in ratios if ratio.low != ratio.high]
     if not censored:
-        mean, low, high, n = stats.geometric_interval([ratio.low for ratio in ratios])
-        return f"{mean:.1f}×" if n < 2 else f"{mean:.1f}× [{low:.1f}, {high:.1f}]"
+        return words.times(stats.geometric_interval([ratio.low for ratio in ratios]), ".1f")
     # A single seed has only its own bounds.
     _, low, high, n = stats.geometric_bounds(ratios)
     low, high = (low, high) if n > 1 else censored[0]
