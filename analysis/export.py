@@ -19,17 +19,14 @@ _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "ste
 
 
 def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
-    """Writes a cell's final weights, its mask and, as origin, the rewind state that it started from.
+    """Writes a cell's final weights, its mask and, as origin, its rewind state; returns the file.
 
-    An arm that starts from other weights (fresh, permuted, signs alone) has no origin in its file.
+    An arm that starts from other weights (fresh, permuted, signs alone) has no origin.
 
     Args:
         run: the run or its folder.
         cell: a cell that did not diverge.
         to: the file; an exported cell there is replaced, any other file is not.
-
-    Returns:
-        The file.
 
     Raises:
         UserError: there is no such cell, it diverged, or the file is no ticket or cannot be written.
@@ -42,7 +39,7 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
             raise UserError(
                 f"{to}: it is there and is no ticket, and is not replaced; name another file."
             ) from error
-    opened = run if isinstance(run, Run) else open_run(run)
+    opened = open_run(run)
     row = _row(opened.rows, cell)
     trained, mask, result = opened.weights(cell), opened.mask(cell), opened.results[cell]
     rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound

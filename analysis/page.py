@@ -108,7 +108,7 @@ def write(
     beside: Mapping[str, str] | None = None,
     shows: str = "",
 ) -> Path:
-    """Writes `index.html`, every figure as PNG, SVG and CSV, the tables, and last their sums in `files.json`.
+    """Writes `index.html` with its figures (PNG, SVG, CSV) and tables, last their sums; returns its path.
 
     Args:
         folder: made if it is not there.
@@ -119,9 +119,6 @@ def write(
         table: (file name, text) of a CSV, which the page holds, too.
         beside: file name -> text of further tables.
         shows: a digest of all that the page is made of, for `is_whole`.
-
-    Returns:
-        The page.
 
     Raises:
         UserError: the folder cannot be written.
@@ -172,12 +169,7 @@ def _point_to_the_first(cells: str, shown: Sequence[dict[str, Any]]) -> None:
 
 
 def write_folder(folder: Path, figures: Iterable[Drawn], contents: Mapping[str, str]) -> Path:
-    """Writes the figures and tables of an analysis to its folder, the marker last; returns the folder.
-
-    Args:
-        folder: made if it is not there.
-        figures: the figures.
-        contents: as for `tables.write_tables`.
+    """Writes figures and then, as `tables.write_tables`, tables to a folder, which it makes and returns.
 
     Raises:
         UserError: it cannot be written.
@@ -227,7 +219,7 @@ def show(folder: Path, drawn: Drawn) -> Shown:
     dpi = 120 if drawn.raster else 160
     drawn.figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
     table = tables.to_csv(*drawn.data).encode()
-    contents = dict(zip(_KINDS, (png.getvalue(), svg.getvalue(), table), strict=True))
+    contents = {"png": png.getvalue(), "svg": svg.getvalue(), "csv": table}
     for kind, content in contents.items():
         files.write_whole(folder / f"{drawn.name}.{kind}", content)
     kind = "png" if drawn.raster else "svg"

@@ -157,7 +157,7 @@ def perform(analysis: Analysis, run: Run | str | Path, *, watch: Watch | None = 
     Raises:
         UserError: an option is not allowed, a file cannot be read or written, or another process works on it.
     """
-    run = run if isinstance(run, Run) else open_run(run)
+    run = open_run(run)
     assert analysis.work is not None, f"{analysis.name} is worked out by the report"
     return analysis.work(run, analysis.options(run=run.path, **asked), watch or progress.watch(True))
 

@@ -109,10 +109,7 @@ class Tickets(NamedTuple):
 
 
 class Run:
-    """A run folder, open for reading. What is read is checked against its checksums.
-
-    Args:
-        path: the folder.
+    """A run folder, open for reading; files are checked against their checksums.
 
     Raises:
         UserError: it is not a run folder.
@@ -205,9 +202,8 @@ class Run:
     def _network(self) -> Model:
         name, made = self.study.model, self.about["data"]
         if name not in models.MODELS:
-            raise UserError(
-                f"{self.path}: the network {name!r} is from outside the package, and is not loaded here."
-            )
+            outside = "is from outside the package, and is not loaded here"
+            raise UserError(f"{self.path}: the network {name!r} {outside}.")
         height, width, channels = made["shape"]
         return models.build(name, (height, width, channels), made["classes"])
 
@@ -252,9 +248,9 @@ class Run:
             )
 
 
-def open_run(path: str | Path) -> Run:
-    """A run folder, open for reading; raises as `Run`."""
-    return Run(path)
+def open_run(path: "str | Path | Run") -> Run:
+    """A run folder, open for reading; raises as `Run`. A `Run` is returned as it is."""
+    return path if isinstance(path, Run) else Run(path)
 
 
 def load(path: str | Path) -> list[Row]:

@@ -20,15 +20,12 @@ _SUFFIX = ".lthjax"
 
 
 def write(run: str | Path, to: str | Path | None = None) -> Path:
-    """Writes one event file a cell: every curve of its result.json as a scalar by step.
+    """Writes every curve of a cell as a scalar by step, to one event file a cell; returns their folder.
 
     Args:
         run: the run folder.
         to: the folder, by default RUN/tensorboard. Event files of earlier calls are replaced, those of other
             programs are kept.
-
-    Returns:
-        The folder, for `tensorboard --logdir`.
 
     Raises:
         UserError: it is not a run folder, tensorboardX is not installed, or it cannot be written.

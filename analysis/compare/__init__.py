@@ -20,14 +20,11 @@ _DENSITIES = (0.5, 0.2, 0.1, 0.05)
 
 
 def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) -> Path:
-    """Writes the comparison of run folders beside the first of them, as `comparisons/NAME-HASH/`.
+    """Writes `comparisons/NAME-HASH/` beside the first run folder; returns the path of its `index.html`.
 
     Args:
         runs: two run folders or more.
         only_if_changed: whether to keep a comparison that is whole and up to date.
-
-    Returns:
-        The path of its `index.html`.
 
     Raises:
         UserError: one is no run folder, or has no cell, or the page cannot be written.
@@ -36,7 +33,7 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
     twice = [str(path) for i, path in enumerate(paths) if path.absolute() in map(Path.absolute, paths[:i])]
     if twice:
         raise UserError(f"run: {twice[0]!r} is named twice; name every run folder once.")
-    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
+    opened = [open_run(run) for run in runs]
     rows, about = [run.finished() for run in opened], [run.about for run in opened]
     names = [*dict.fromkeys(study["config"]["name"] for study in about)]
     digest = _digest(" ".join(sorted(path.name for path in paths)))[:8]

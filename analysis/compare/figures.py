@@ -74,16 +74,16 @@ def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> 
 
 
 def _looks(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
-    """(colour, marker, line) of every entry: colour and marker by `how`, line by `variant`."""
+    """(colour, marker, line) of every entry: colour and marker by `how`, line by `variant`.
+
+    Where all have the same `how`, colour and marker are by `variant`.
+    """
     if not entries:
         return []
-    hows, variants = ([*dict.fromkeys(values)] for values in zip(*(e[:2] for e in entries), strict=True))
-    if len(hows) == 1:
-        hows, of_entry = variants, [(e.variant, e.how) for e in entries]
-        variants = [entries[0].how]
-    else:
-        of_entry = [(e.how, e.variant) for e in entries]
+    alike = len({entry.how for entry in entries}) == 1
+    looks = [(e.variant, e.how) if alike else (e.how, e.variant) for e in entries]
+    colours, lines = ([*dict.fromkeys(of)] for of in zip(*looks, strict=True))
     return [
-        (*draw.series(hows.index(how)), draw.LINES[variants.index(variant) % len(draw.LINES)])
-        for how, variant in of_entry
+        (*draw.series(colours.index(colour)), draw.LINES[lines.index(line) % len(draw.LINES)])
+        for colour, line in looks
     ]

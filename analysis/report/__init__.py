@@ -20,25 +20,22 @@ from lthjax.errors import UserError
 
 
 def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
-    """Writes `report/` into a run folder.
+    """Writes `report/` into a run folder, and returns the path of its `index.html`.
 
     Args:
         run: the run or its folder; it may be unfinished.
         only_if_changed: whether to keep a report that is whole and up to date.
 
-    Returns:
-        The path of `report/index.html`.
-
     Raises:
         UserError: it is not a run folder, there is no cell in it, or it cannot be written.
     """
-    run = run if isinstance(run, Run) else open_run(run)
+    run = open_run(run)
     rows, folder = run.finished(), run.path / "report"
     table = to_csv(rows)
     shows = _digest(run, table)
     if only_if_changed and page.is_whole(folder, shows):
         return folder / "index.html"
-    seeds = len({row.seed for row in rows})
+    seeds = words.seeds(len({row.seed for row in rows}))
     parts = [_part(analysis, run) for analysis in ANALYSES.values()]
     found = [*verdicts.findings(run.about, rows), *(one for part in parts for one in part.findings)]
     said = [[f.claim, f.outcome, f.estimate, f.n, str(f.where)] for f in found]
@@ -47,7 +44,7 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
     return page.write(
         folder,
         title=words.title(run.about),
-        subtitle=f"Lottery-ticket study {run.study.name!r}: {len(rows)} cells, {words.seeds(seeds)}.",
+        subtitle=f"Lottery-ticket study {run.study.name!r}: {len(rows)} cells, {seeds}.",
         sections=sections,
         facts=facts.of_run(run),
         config=json.dumps(run.about["config"], indent=1),

@@ -6,12 +6,10 @@ import numpy as np
 
 from analysis.page import Drawn, Section
 from analysis.report import figures, verdicts
+from analysis.report.figures import Curves
 from analysis.run import COLUMNS, TICKET, Row, Run, arms, chains, densities, select, worth_seeing
 from lthjax import imp
 from lthjax.imp import DENSE
-
-Curves = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Arm -> (steps [S], test accuracies in percent [cells, S])."""
 
 # Learning curves are shown at the levels nearest to these densities, and at the last, for these arms.
 _SHOWN = (0.2, 0.1)
@@ -70,8 +68,8 @@ def _accuracy(rows: Sequence[Row], heading: str) -> Drawn:
         "Student's t on the logit scale, cut off at the figure's edge. The dense network is the horizontal "
         "line. Look for how far to the right the ticket stays at it, and where the controls leave it."
     )
-    figure = figures.accuracy(rows, f"{heading}: accuracy")
-    return Drawn("accuracy", "Test accuracy against weights left", figure, caption, (COLUMNS, rows))
+    title, figure = "Test accuracy against weights left", figures.accuracy(rows, f"{heading}: accuracy")
+    return Drawn("accuracy", title, figure, caption, (COLUMNS, rows))
 
 
 def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:

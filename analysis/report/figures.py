@@ -14,6 +14,9 @@ from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures.stats import PERCENT, Range, mean_interval
 
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Arm -> (steps [S], test accuracies in percent [cells, S])."""
+
 
 def accuracy(rows: Sequence[Row], heading: str) -> Figure:
     """Test accuracy at the end of training against weights left."""
@@ -55,8 +58,8 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
         return figure
 
 
-def learning(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], heading: str) -> Figure:
-    """Accuracy over training; panel -> arm -> (steps [S], accuracies in percent [cells, S])."""
+def learning(panels: Mapping[str, Curves], heading: str) -> Figure:
+    """Accuracy over training, by the name of the panel."""
     with matplotlib.rc_context(draw.STYLE):
         size = (max(7.2, 3.3 * len(panels)), 3.9)
         figure, grid = draw.panels(heading, (1, max(len(panels), 1)), size, sharex=True, sharey=True)
@@ -86,9 +89,10 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float, 
     for line, chain in zip(draw.LINES * 9, there, strict=False):
         for arm in arms(rows):
             levels = by_level(select(rows, chain=chain, arm=arm)).values()
-            points = [_point(of_level, column, unit) for of_level in levels]
+            density = [100 * float(np.mean([row.density for row in of])) for of in levels]
+            seeds = [[unit * value for value in by_seed(of, column).values()] for of in levels]
             # A density of 0 has no place on a log scale.
-            points = [(density, values) for density, values in points if density and values]
+            points = [(place, of) for place, of in zip(density, seeds, strict=True) if place and of]
             if points:
                 x, values = zip(*points, strict=True)
                 left.update(x)
@@ -96,12 +100,6 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float, 
                 name = f"{arm}, rewound to {imp.rewind_of(chain)}" if len(there) > 1 else arm
                 draw.curve(axes, x, values, (*draw.look(arm), line), name, within=within)
     _finish(axes, left, shown)
-
-
-def _point(rows: Sequence[Row], column: str, unit: float) -> tuple[float, tuple[float, ...]]:
-    """(weights left in percent, a value a seed) of one level and arm."""
-    left = 100 * float(np.mean([row.density for row in rows]))
-    return left, tuple(unit * value for value in by_seed(rows, column).values())
 
 
 def _finish(

@@ -63,12 +63,6 @@ def differences(
     return found
 
 
-def in_range(levels: Sequence[Level]) -> list[Level]:
-    """The levels of 80 to 90 % sparsity."""
-    # The mean of equal densities differs from them by rounding.
-    return [level for level in levels if RANGE[0] - 1e-9 <= level.density <= RANGE[1] + 1e-9]
-
-
 def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     """The claims about the accuracies of a run, from its study.json and its cells."""
     tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
@@ -78,16 +72,11 @@ def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
     chain, deeper = tickets[0], f"{again} --levels 11"
     to_dense = differences(rows, chain, TICKET, DENSE)
-    found = [
-        _everywhere(
-            f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network",
-            to_dense,
-            partial(stats.noninferior, margin=margin),
-            deeper,
-            _LEVELS,
-        )
-        for margin in (2, 0.5, 0.2)
-    ]
+    found = []
+    for margin in (2, 0.5, 0.2):
+        claim = f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network"
+        say = partial(stats.noninferior, margin=margin)
+        found.append(_everywhere(claim, to_dense, say, deeper, _LEVELS))
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control)
         command = f"{deeper} --arms ticket {control}"
@@ -112,7 +101,8 @@ def _everywhere(
     claim: str, levels: Sequence[Level], say: Callable[[list[float]], Verdict], command: str, where: Link
 ) -> Finding:
     """A claim about every level of the range, with the estimate of the worst one."""
-    levels = in_range(levels)
+    # The mean of equal densities differs from them by rounding.
+    levels = [level for level in levels if RANGE[0] - 1e-9 <= level.density <= RANGE[1] + 1e-9]
     if not levels:
         return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
     worst = min(levels, key=lambda level: level.mean)
@@ -172,16 +162,12 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Findi
     first, *later = tickets
     if not later:
         return [Finding(claim, "not tested", "one rewind step", 0, f'{again} --rewind 0 "1 epoch"')]
-    return [
-        _everywhere(
-            f"{claim}: to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}",
-            differences(rows, chain, TICKET, TICKET, beside=first),
-            stats.verdict,
-            f"{again} --levels 11",
-            _LEVELS,
-        )
-        for chain in later
-    ]
+    found, deeper = [], f"{again} --levels 11"
+    for chain in later:
+        steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
+        gaps = differences(rows, chain, TICKET, TICKET, beside=first)
+        found.append(_everywhere(f"{claim}: {steps}", gaps, stats.verdict, deeper, _LEVELS))
+    return found
 
 
 def _curves(rows: Sequence[Row], chain: str, arm: str) -> dict[int, list[tuple[float, float]]]:
