@@ -1,7 +1,6 @@
 """A self-contained page: figures and tables into one HTML file, and beside it as files of their own."""
 
 import base64
-import functools
 import io
 import json
 import sys
@@ -15,7 +14,7 @@ import rich.markup
 import rich.table
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 from rich.console import Console
 
 from analysis import tables
@@ -236,9 +235,6 @@ def _literal(figure: Figure) -> None:
     def escaped(text: str) -> str:
         return text.replace("\\$", "$").replace("$", "\\$")
 
-    def labelled(given: Formatter, x: float, place: int | None) -> str:
-        return escaped(given(x, place))
-
     for text in figure.findobj(Text):
         if isinstance(text, Text) and "$" in text.get_text():
             text.set_text(escaped(text.get_text()))
@@ -246,7 +242,7 @@ def _literal(figure: Figure) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             given = axis.get_major_formatter()
             if isinstance(given, FixedFormatter | FuncFormatter):
-                axis.set_major_formatter(FuncFormatter(functools.partial(labelled, given)))
+                axis.set_major_formatter(FuncFormatter(lambda x, i, of=given: escaped(of(x, i))))
 
 
 def data_url(contents: bytes, kind: str) -> str:

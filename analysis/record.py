@@ -97,14 +97,10 @@ class Analysis(NamedTuple):
 
 
 def written(analysis: Analysis, run: Run) -> list[Path]:
-    """The files that say that an analysis has results, sorted."""
-    pattern = _pattern(analysis)
-    return sorted(run.path.glob(pattern)) if pattern else []
-
-
-def _pattern(analysis: Analysis) -> str:
-    """The pattern of those files; "" where the report does all the work."""
-    return analysis.marker or (f"{analysis.name}/{[*analysis.tables][-1]}" if analysis.tables else "")
+    """The files that say that an analysis has results, sorted; none where the report does all the work."""
+    if not (analysis.marker or analysis.tables):
+        return []
+    return sorted(run.path.glob(analysis.marker or f"{analysis.name}/{[*analysis.tables][-1]}"))
 
 
 def found(analysis: Analysis, run: Run) -> Any:
@@ -113,7 +109,7 @@ def found(analysis: Analysis, run: Run) -> Any:
     Raises:
         UserError: a file cannot be read; the message names the command that makes it anew.
     """
-    if _pattern(analysis) and not written(analysis, run):
+    if (analysis.marker or analysis.tables) and not written(analysis, run):
         return None
     return analysis.load(run) if analysis.load else read_tables(run, analysis.name, analysis.tables)
 

@@ -101,13 +101,9 @@ class Published(_Folder):
         column = "early_stop_test_accuracy" if early else "test_accuracy"
         return {seed: 100 * value for seed, value in by_seed(self.cells(arm, level, rewind), column).items()}
 
-    def accuracy(self, arm: str, level: int = 0, rewind: int = 0) -> Interval:
-        """Test accuracy at the end of training in percent, mean over seeds."""
-        return mean_accuracy(self._of_seeds(arm, level, rewind))
-
-    def early_stop(self, arm: str, level: int = 0, rewind: int = 0) -> Interval:
-        """Test accuracy at the step of the lowest validation loss, in percent, mean over seeds."""
-        return mean_accuracy(self._of_seeds(arm, level, rewind, early=True))
+    def accuracy(self, arm: str, level: int = 0, rewind: int = 0, early: bool = False) -> Interval:
+        """Test accuracy in percent, mean over seeds; at the end of training, or at `early` stop."""
+        return mean_accuracy(self._of_seeds(arm, level, rewind, early))
 
     def gaps(self, arm: str, other: str, level: int, rewind: int = 0, early: bool = False) -> list[float]:
         """arm − other at a level in percentage points, one a seed; at the end, or at `early` stop."""

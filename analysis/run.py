@@ -318,10 +318,7 @@ def by_level(rows: Iterable[Row]) -> dict[int, list[Row]]:
 def worth_seeing(
     densities: Mapping[int, float], near: Sequence[float] = NEAR, last: bool = True
 ) -> list[int]:
-    """The default levels of an analysis: those nearest to the densities `near`, and with `last` the last one.
-
-    `densities` is level -> density, and not empty.
-    """
+    """The levels nearest to the densities `near`, and the last if `last`; `densities` must not be empty."""
     return sorted({*(nearest(densities, of) for of in near), *([max(densities)] if last else [])})
 
 

@@ -79,10 +79,8 @@ def _notes(runs: Sequence[Run], found: Sequence[Entry]) -> list[str]:
 
 def _one_training(about: Sequence[About]) -> bool:
     """Whether the runs differ in pruning alone."""
-    rest = [
-        {k: v for k, v in study["identity"].items() if k != "levels" and not k.startswith("prune.")}
-        for study in about
-    ]
+    every = [study["identity"].items() for study in about]
+    rest = [{k: v for k, v in of if k != "levels" and not k.startswith("prune.")} for of in every]
     return all(other == rest[0] for other in rest)
 
 
@@ -96,15 +94,9 @@ def tickets(found: Sequence[Entry]) -> Table:
         best, gain = max(gains, key=lambda one: one[1].mean, default=(None, None))
         # Where the last trained ticket matches, its density is a bound: sparser ones may match, too.
         bound = "≤ " if sparsest and sparsest is entry.tickets[-1] else ""
-        lines.append(
-            [
-                entry.name,
-                words.percent(mean_accuracy(entry.dense)),
-                f"{bound}{100 * sparsest.density:.1f}" if sparsest else "none",
-                words.points(gain) if gain else "–",
-                f"{100 * best.density:.1f}" if best else "–",
-            ]
-        )
+        matches = f"{bound}{100 * sparsest.density:.1f}" if sparsest else "none"
+        most = [words.points(gain), f"{100 * best.density:.1f}"] if best and gain else ["–", "–"]
+        lines.append([entry.name, words.percent(mean_accuracy(entry.dense)), matches, *most])
     header = ["study", "dense (%)", "sparsest that matches (%)", "best gain (pp)", "at (%)"]
     return Table("Tickets", header, lines)
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from analysis import compare, page, record, tables, words
 from analysis.analyses import ANALYSES
@@ -37,10 +36,10 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
         return folder / "index.html"
     seeds = words.seeds(len({row.seed for row in rows}))
     parts = [_part(analysis, run) for analysis in ANALYSES.values()]
-    found = [*verdicts.findings(run.about, rows), *(one for part in parts for one in part.findings)]
+    found = [*verdicts.findings(run.about, rows), *(one for claims, _, _ in parts for one in claims)]
     said = [[f.claim, f.outcome, f.estimate, f.n, str(f.where)] for f in found]
-    sections = [*_sections(run, found), *(part.section for part in parts if part.section is not None)]
-    whole = all(part.whole for part in parts)
+    sections = [*_sections(run, found), *(one for _, shown, _ in parts for one in shown)]
+    whole = all(readable for _, _, readable in parts)
     return page.write(
         folder,
         title=words.title(run.about),
@@ -55,27 +54,19 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
     )
 
 
-class _Part(NamedTuple):
-    """The part of an analysis in the report; not `whole` where its files cannot be read."""
-
-    findings: list[Finding]
-    section: Section | None
-    whole: bool = True
-
-
-def _part(analysis: Analysis, run: Run) -> _Part:
-    """The findings and section of an analysis, or the reason why its files cannot be read."""
+def _part(analysis: Analysis, run: Run) -> tuple[list[Finding], list[Section], bool]:
+    """The findings and section of an analysis, and whether its files could be read; the section says why."""
     name, title = analysis.name, analysis.title
     try:
         found = record.found(analysis, run)
-        section = None if found is None else analysis.section(run, found)
-        return _Part(analysis.findings(run, found), section)
+        section = [] if found is None else [analysis.section(run, found)]
+        return analysis.findings(run, found), section, True
     except UserError as error:
         claim = f"{title}: its claims"
         lacking = Finding(claim, "not tested", "cannot be read", 0, Link(title.lower(), f"#{name}"))
         # An analysis that the report does itself makes no claims.
         claims = [] if analysis.work is None and not analysis.marker else [lacking]
-        return _Part(claims, Section(name, title, [f"Not shown: {error}"]), whole=False)
+        return claims, [Section(name, title, [f"Not shown: {error}"])], False
 
 
 def _digest(run: Run, table: str) -> str:

@@ -20,65 +20,63 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 def accuracy(rows: Sequence[Row], heading: str) -> Figure:
     """Test accuracy at the end of training against weights left."""
-    with matplotlib.rc_context(draw.STYLE):
-        figure, axes = draw.single(heading)
-        _against_weights(axes, rows, "test_accuracy", 100.0, PERCENT)
-        axes.set_ylabel("test accuracy at the end (%)")
-        return figure
+    label = "test accuracy at the end (%)"
+    return _against_weights(rows, heading, "test_accuracy", label, 100.0, PERCENT)
 
 
 def early_stop(rows: Sequence[Row], heading: str) -> Figure:
     """The step of the lowest validation loss against weights left."""
-    with matplotlib.rc_context(draw.STYLE):
-        figure, axes = draw.single(heading)
-        trained = [row for row in rows if row.steps]
-        last = max([1, *(row.steps for row in trained), *(row.early_stop_step or 0 for row in trained)])
-        _against_weights(axes, trained, "early_stop_step", 1.0, (0.0, float(last)))
-        axes.set_ylabel("early-stop step (steps of training)")
-        return figure
+    trained = [row for row in rows if row.steps]
+    last = max([1, *(row.steps for row in trained), *(row.early_stop_step or 0 for row in trained)])
+    label = "early-stop step (steps of training)"
+    return _against_weights(trained, heading, "early_stop_step", label, 1.0, (0.0, float(last)))
 
 
+@matplotlib.rc_context(draw.STYLE)
 def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     """Ticket − control against weights left; `levels` are `verdicts.Level`s by arm."""
-    with matplotlib.rc_context(draw.STYLE):
-        figure, axes = draw.single(heading)
-        axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
-        drawn = {arm: [level for level in of_arm if level.density] for arm, of_arm in levels.items()}
-        for arm, of_arm in drawn.items():
-            if of_arm:
-                x, values = [100 * level.density for level in of_arm], [level.values for level in of_arm]
-                draw.curve(axes, x, values, (*draw.look(arm), "-"), f"ticket − {arm}")
-        every = [level for of_arm in drawn.values() for level in of_arm]
-        shown = [0.0, *(value for level in every for value in level.values)]
-        # The claim, where the axis reaches it.
-        if max(shown) > 10:
-            axes.axhspan(10, 15, color="#999999", alpha=0.25, lw=0, label="10–15 points")
-        _finish(axes, {100 * level.density for level in every}, shown, "upper left")
-        axes.set_ylabel("difference in test accuracy (pp)")
-        return figure
+    figure, axes = draw.single(heading)
+    axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
+    drawn = {arm: [level for level in of_arm if level.density] for arm, of_arm in levels.items()}
+    for arm, of_arm in drawn.items():
+        if of_arm:
+            x, values = [100 * level.density for level in of_arm], [level.values for level in of_arm]
+            draw.curve(axes, x, values, (*draw.look(arm), "-"), f"ticket − {arm}")
+    every = [level for of_arm in drawn.values() for level in of_arm]
+    shown = [0.0, *(value for level in every for value in level.values)]
+    # The claim, where the axis reaches it.
+    if max(shown) > 10:
+        axes.axhspan(10, 15, color="#999999", alpha=0.25, lw=0, label="10–15 points")
+    _finish(axes, {100 * level.density for level in every}, shown, "upper left")
+    axes.set_ylabel("difference in test accuracy (pp)")
+    return figure
 
 
+@matplotlib.rc_context(draw.STYLE)
 def learning(panels: Mapping[str, Curves], heading: str) -> Figure:
     """Accuracy over training, by the name of the panel."""
-    with matplotlib.rc_context(draw.STYLE):
-        size = (max(7.2, 3.3 * len(panels)), 3.9)
-        figure, grid = draw.panels(heading, (1, max(len(panels), 1)), size, sharex=True, sharey=True)
-        ends: list[float] = []
-        for axes, (name, curves) in zip(grid[0], panels.items(), strict=False):
-            axes.set_title(name, loc="left", fontsize=10)
-            axes.set_xlabel("step of training")
-            for place, (arm, (steps, values)) in enumerate(curves.items()):
-                style = (draw.look(arm)[0], "", draw.LINES[place % len(draw.LINES)])
-                draw.curve(axes, list(steps), values.T.tolist(), style, arm, points=False, within=PERCENT)
-                ends += values.mean(0)[len(steps) // 4 :].tolist()
-        _fit(grid[0, 0], ends, 0.1)
-        grid[0, 0].set_ylabel("test accuracy (%)")
-        draw.legend_below(figure, grid[0, 0])
-        return figure
+    size = (max(7.2, 3.3 * len(panels)), 3.9)
+    figure, grid = draw.panels(heading, (1, max(len(panels), 1)), size, sharex=True, sharey=True)
+    ends: list[float] = []
+    for axes, (name, curves) in zip(grid[0], panels.items(), strict=False):
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_xlabel("step of training")
+        for place, (arm, (steps, values)) in enumerate(curves.items()):
+            style = (draw.look(arm)[0], "", draw.LINES[place % len(draw.LINES)])
+            draw.curve(axes, list(steps), values.T.tolist(), style, arm, points=False, within=PERCENT)
+            ends += values.mean(0)[len(steps) // 4 :].tolist()
+    _fit(grid[0, 0], ends, 0.1)
+    grid[0, 0].set_ylabel("test accuracy (%)")
+    draw.legend_below(figure, grid[0, 0])
+    return figure
 
 
-def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float, within: Range) -> None:
-    """Every seed as a point; the mean as a line with its 95 % interval."""
+@matplotlib.rc_context(draw.STYLE)
+def _against_weights(
+    rows: Sequence[Row], heading: str, column: str, label: str, unit: float, within: Range
+) -> Figure:
+    """A column against weights left: every seed as a point, the mean as a line with its 95 % interval."""
+    figure, axes = draw.single(heading)
     shown = [unit * value for value in by_seed(select(rows, chain=DENSE), column).values()]
     if shown:
         interval, colour = mean_interval(shown, within=within), draw.look(DENSE)[0]
@@ -100,6 +98,8 @@ def _against_weights(axes: Axes, rows: Sequence[Row], column: str, unit: float, 
                 name = f"{arm}, rewound to {imp.rewind_of(chain)}" if len(there) > 1 else arm
                 draw.curve(axes, x, values, (*draw.look(arm), line), name, within=within)
     _finish(axes, left, shown)
+    axes.set_ylabel(label)
+    return figure
 
 
 def _finish(

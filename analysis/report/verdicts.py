@@ -90,8 +90,7 @@ def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
             _everywhere(f"Tickets beat {others} at 80–90 % sparsity", gaps, stats.verdict, command, _GAPS),
             _somewhere("… at some density", gaps, 0, command),
         ]
-    found += [_saved(rows, chain), _iso_accuracy(rows, chain, again)]
-    found += _late(rows, tickets, again)
+    found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *_late(rows, tickets, again)]
     schedules = "Which pruning rate and schedule is best"
     command = "python run.py --config configs/rates_lenet5.py"
     return [*found, Finding(schedules, "not tested", "a run has one schedule", 0, command)]
