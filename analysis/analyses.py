@@ -4,14 +4,7 @@ from analysis import geography, landscape, predict, savings, structure, transfer
 from analysis.record import Analysis
 
 ANALYSES: dict[str, Analysis] = {
-    analysis.name: analysis
-    for analysis in (
-        structure.ANALYSIS,
-        savings.ANALYSIS,
-        landscape.ANALYSIS,
-        predict.ANALYSIS,
-        geography.ANALYSIS,
-        transfer.ANALYSIS,
-    )
+    module.ANALYSIS.name: module.ANALYSIS
+    for module in (structure, savings, landscape, predict, geography, transfer)
 }
-"""As `analysis.record.Analysis` says. One from outside the package is put here before a report is made."""
+"""One from outside the package is added here before a report is made."""

@@ -6,15 +6,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from analysis import tables
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
 from lthjax.measures.stats import ANY, Interval, Range, mean_interval
 
 _Of = TypeVar("_Of")
-# Okabe & Ito's colours, told apart by the colour-blind; markers tell arms apart in grey print.
+# The colours of Okabe & Ito, for the colour-blind; markers tell arms apart in grey print.
 _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
 _MARKERS = {"ticket": "o", "reinit": "s", "random": "^"}
 _OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
@@ -22,10 +24,10 @@ _OTHER_MARKERS = ("D", "v", "P", "X", "<", ">", "*", "p", "h")
 _PALETTE = (*list(_COLOURS.values())[:3], *_OTHER_COLOURS, "#000000")
 _SERIES_MARKERS = (*_MARKERS.values(), *_OTHER_MARKERS)
 LINES = ("-", "--", ":", "-.")
-# The interval of two seeds is so wide (t = 12.7) that bands would hide what they lie behind: thin bars.
+# The interval of two seeds is so wide (t = 12.7) that a band would hide the curves: they get thin bars.
 BAND_FROM = 3
 WEIGHTS_LEFT = "weights left (% of prunable weights, log scale)"
-# Of a line that shows what chance gives.
+# The style of the line of chance.
 CHANCE: dict[str, Any] = {"color": "#444444", "ls": "--", "lw": 1.2, "zorder": 3}
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -54,16 +56,13 @@ def panels(
     sharex: bool = False,
     sharey: bool = False,
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of several panels under one heading.
+    """A figure of panels under one heading, and its Axes [rows, columns].
 
     Args:
-        heading: of the figure; "" for none.
-        shape: (rows, columns) of panels.
-        size: of the figure in inches.
-        sharex, sharey: whether the panels have one axis.
-
-    Returns:
-        The figure, and its Axes [rows, columns].
+        heading: the figure's; "" for none.
+        shape: (rows, columns).
+        size: of the figure, in inches.
+        sharex, sharey: whether all panels have the same axis.
     """
     figure = Figure(figsize=size, layout="constrained")
     if heading:
@@ -72,26 +71,22 @@ def panels(
 
 
 def by_level(points: Iterable[tuple[int, float, float]]) -> tuple[list[float], list[list[float]]]:
-    """(level, x, value) -> every level's mean x, and its values; for `curve`."""
-    found: dict[int, list[tuple[float, float]]] = {}
-    for level, x, value in points:
-        found.setdefault(level, []).append((x, value))
+    """(level, x, value) -> the mean x of every level, and its values; for `curve`."""
+    found = tables.grouped((level, (x, value)) for level, x, value in points)
     ordered = [found[level] for level in sorted(found)]
     return [float(np.mean([x for x, _ in at])) for at in ordered], [[v for _, v in at] for at in ordered]
 
 
 def averaged(points: Iterable[tuple[int, int, float, float]]) -> Iterable[tuple[int, float, float]]:
     """(level, seed, x, value) -> (level, x, value), the repeats of a seed averaged; for `by_level`."""
-    found: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    for level, seed, x, value in points:
-        found.setdefault((level, seed), []).append((x, value))
+    found = tables.grouped(((level, seed), (x, value)) for level, seed, x, value in points)
     for (level, _), at in found.items():
         x, value = np.mean(at, axis=0).tolist()
         yield level, x, value
 
 
 def chance(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], name: str) -> None:
-    """What chance gives: the mean of the values as a dashed line; where there is one place, a dash."""
+    """The level of chance: the mean of the values as a dashed line, or as a dash at a single place."""
     means = [float(np.mean(at)) for at in values]
     axes.plot(x, means, marker="_" if len(x) == 1 else "", ms=14, label=name, **CHANCE)
 
@@ -110,19 +105,18 @@ def curve(
 ) -> None:
     """A line of means with their 95 % intervals, and every value as a point.
 
-    Intervals are a band, or bars where there is but one place or two seeds.
+    Intervals are a band, or bars at a single place and of two seeds.
 
     Args:
-        axes: where.
+        axes: the panel.
         x: the places.
-        values: those at every place, one a seed, at least one.
+        values: at every place, one a seed, at least one.
         style: colour, marker and line.
-        name: in the legend, with the largest n.
-        interval: whether it is drawn; of values that are not independent it would mislead.
-        points: whether every value is drawn.
-        geometric: whether the means are geometric, with the intervals of logarithms; for positive values
-            on a log scale, on which an interval about their mean may well reach below 0.
-        within: the values' range, in which intervals stay.
+        name: in the legend, where the largest n is added.
+        interval: whether to draw it; it would mislead for values that are not independent.
+        points: whether to draw every value.
+        geometric: whether to draw geometric means with the intervals of the logarithms; for a log scale.
+        within: the range of the values, and of the intervals.
     """
     colour, marker, line = style
     intervals = [_geometric(at) if geometric else mean_interval(at, within=within) for at in values]
@@ -139,7 +133,7 @@ def curve(
 
 
 def _geometric(values: Sequence[float]) -> Interval:
-    """The geometric mean with the 95 % interval that the logarithms have."""
+    """The geometric mean, with the 95 % interval of the logarithms."""
     logs = mean_interval(np.log(values).tolist())
     with np.errstate(over="ignore"):
         mean, low, high = np.exp(logs[:3]).tolist()
@@ -152,18 +146,21 @@ def weights_axis(axes: Axes, densities: set[float]) -> None:
     # Before the scale, which would look for limits of its own and warn of a single place.
     axes.set_xlim(max(densities) * 1.08, min(densities) / 1.08)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(ticks(min(densities))))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    plain_ticks(axes.xaxis, ticks(min(densities)))
 
 
 def shares_axis(axes: Axes, lowest: float, whole: float) -> None:
     """Shares of a whole on the y axis, on a log scale from the lowest up."""
     axes.set_yscale("log")
     axes.set_ylim(lowest / 1.15, 1.15 * whole)
-    axes.yaxis.set_major_locator(FixedLocator([tick * whole / 100 for tick in ticks(100 * lowest / whole)]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    plain_ticks(axes.yaxis, [tick * whole / 100 for tick in ticks(100 * lowest / whole)])
+
+
+def plain_ticks(axis: Axis, places: Sequence[float]) -> None:
+    """Ticks at these places of a log scale alone, with plain numbers."""
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def look(arm: str) -> tuple[str, str]:
@@ -176,12 +173,12 @@ def look(arm: str) -> tuple[str, str]:
 
 
 def series(place: int) -> tuple[str, str]:
-    """Colour and marker of the nth of several things that are no arms."""
+    """Colour and marker of the nth of several things other than arms."""
     return _PALETTE[place % len(_PALETTE)], _SERIES_MARKERS[place % len(_SERIES_MARKERS)]
 
 
 def ticks(lowest: float) -> list[float]:
-    """100, 50, 20, 10, ... down to the lowest; of more than four decades whole powers of ten."""
+    """100, 50, 20, 10, ... down to the lowest; over more than four decades powers of ten only."""
     if lowest < 0.01:
         return [10.0**e for e in range(2, math.floor(math.log10(lowest / 1.5)), -1)]
     ticks = [m * 10.0**e for e in range(2, -4, -1) for m in (5, 2, 1)]
@@ -207,17 +204,16 @@ def dots(
     alphas: tuple[float, float] = (0.7, 0.6),
     label: str | None = None,
 ) -> None:
-    """Seeds as small points, their mean as a large one, its interval, of three seeds or more, as a bar.
+    """Seeds as small points, their mean as a large one, the interval of three or more seeds as a bar.
 
     Args:
-        axes: where.
+        axes: the panel.
         place: on the x axis.
-        values: of the seeds.
+        values: one a seed.
         interval: of their mean.
         look: colour and marker.
-        beside: how far right of the mean the small points stand.
-        sizes: of small and large points.
-        alphas: of the small points and of the bar.
+        beside: distance of the small points to the right of the mean.
+        sizes, alphas: of the small points, and of the mean or the bar.
         label: in the legend.
     """
     colour, marker = look
@@ -228,7 +224,7 @@ def dots(
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, below them; the entries are those of one."""
+    """One legend below all panels, with the entries of one of them."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         # About twelve characters of this size fit an inch.

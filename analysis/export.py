@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from analysis.run import Row, Run, open_run, select
+from analysis.run import Row, Run, open_run
 from lthjax import arms, cli, prune
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
@@ -19,24 +19,27 @@ _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "ste
 
 
 def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
-    """Writes a cell's final weights, its mask and, as origin, the rewind state that it started from.
+    """Writes a cell's final weights, its mask and, as origin, its rewind state; returns the file.
 
-    An arm that starts from other weights (fresh, permuted, signs alone) has no origin in its file.
+    An arm that starts from other weights (fresh, permuted, signs alone) has no origin.
 
     Args:
         run: the run or its folder.
-        cell: which; done, not diverged.
-        to: the file; replaced if it is a ticket, and nothing else is.
-
-    Returns:
-        The file.
+        cell: a cell that did not diverge.
+        to: the file; an exported cell there is replaced, any other file is not.
 
     Raises:
         UserError: there is no such cell, it diverged, or the file is no ticket or cannot be written.
     """
     to = Path(to)
-    _check(to)
-    opened = run if isinstance(run, Run) else open_run(run)
+    if to.exists():
+        try:
+            prune.load(to)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{to}: it is there and is no ticket, and is not replaced; name another file."
+            ) from error
+    opened = open_run(run)
     row = _row(opened.rows, cell)
     trained, mask, result = opened.weights(cell), opened.mask(cell), opened.results[cell]
     rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound
@@ -56,27 +59,11 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     return to
 
 
-def _check(to: Path) -> None:
-    """Raises where there is something that is no ticket, which would be lost."""
-    if not to.exists():
-        return
-    try:
-        prune.load(to)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{to}: it is there and is no ticket, and is not replaced; name another file."
-        ) from error
-
-
 def _row(rows: list[Row], cell: Cell) -> Row:
     of_seed = [row for row in rows if row.seed == cell.seed]
     if not of_seed:
         raise UserError(f"--seed: {cell.seed} is not in the run; it has {sorted({r.seed for r in rows})}.")
-    found = [
-        row
-        for row in select(of_seed, chain=cell.chain, level=cell.level, arm=cell.arm)
-        if row.repeat == cell.repeat
-    ]
+    found = [row for row in of_seed if row.cell == cell]
     if not found:
         there = sorted({(r.chain, r.level, r.arm) for r in of_seed})
         words = "; ".join(f"{chain}, level {level}, {arm}" for chain, level, arm in there)

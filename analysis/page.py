@@ -1,7 +1,6 @@
 """A self-contained page: figures and tables into one HTML file, and beside it as files of their own."""
 
 import base64
-import functools
 import io
 import json
 import sys
@@ -15,7 +14,7 @@ import rich.markup
 import rich.table
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 from rich.console import Console
 
 from analysis import tables
@@ -23,19 +22,19 @@ from lthjax import files
 from lthjax.errors import UserError
 
 FILES = "files.json"
-# Of a figure.
+# The files of a figure.
 _KINDS = ("png", "svg", "csv")
 
 
 class Drawn(NamedTuple):
-    """A figure and what is said of it.
+    """A figure with its texts.
 
     Attributes:
         name: of its files.
-        title: of it, in the page's words.
+        title: on the page.
         figure: the figure itself.
-        caption: what is shown, n, interval, what to see.
-        data: (header, rows) of what is drawn, for its CSV.
+        caption: what it shows, n, interval, what to look for.
+        data: (header, rows) of its CSV.
         raster: whether the page shows the PNG, because the SVG is too large.
     """
 
@@ -48,7 +47,7 @@ class Drawn(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A figure as the page shows it: `image` and `data` (CSV) are URLs, of which the page holds each once."""
+    """A figure as the page shows it; `image` and `data` (its CSV) are URLs."""
 
     name: str
     title: str
@@ -59,7 +58,7 @@ class Shown(NamedTuple):
 
 
 class Link(NamedTuple):
-    """Words that lead to an address, for example `#levels` on the page."""
+    """Words with an address, for example `#levels` on the page."""
 
     text: str
     href: str
@@ -73,10 +72,10 @@ class Table(NamedTuple):
     """A table as the page shows it.
 
     Attributes:
-        title: of it; "" where the section's will do.
+        title: "" where the section's is enough.
         header: names of the columns.
         rows: their cells.
-        words: how many of the first columns are words and not numbers.
+        words: how many of the first columns hold words, not numbers.
     """
 
     title: str
@@ -108,22 +107,17 @@ def write(
     beside: Mapping[str, str] | None = None,
     shows: str = "",
 ) -> Path:
-    """Writes `index.html`, every figure as PNG, SVG and the CSV of its data, and a table as CSV.
-
-    Every file is written whole, and last of all `files.json`, the SHA-256 of each, by which `is_whole` knows.
+    """Writes `index.html` with its figures (PNG, SVG, CSV) and tables, last their sums; returns its path.
 
     Args:
-        folder: where; made if it is not there.
+        folder: made if it is not there.
         title, subtitle: of the page.
         sections: its parts.
-        facts: (name, value) of what was run.
-        config: of what was run, as text.
-        table: (file name, text) of the CSV, which the page holds, too.
+        facts: (name, value) about the run.
+        config: of the run, as text.
+        table: (file name, text) of a CSV, which the page holds, too.
         beside: file name -> text of further tables.
-        shows: names all that the page is made of; kept for `is_whole`.
-
-    Returns:
-        The page.
+        shows: a digest of all that the page is made of, for `is_whole`.
 
     Raises:
         UserError: the folder cannot be written.
@@ -137,7 +131,9 @@ def write(
         ]
         cells = data_url(table[1].encode(), "csv")
         _point_to_the_first(cells, shown)
-        html = _template().render(
+        templates = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+        made = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
+        html = made.get_template("report.html").render(
             title=title,
             subtitle=subtitle,
             sections=shown,
@@ -160,16 +156,8 @@ def write(
     return page
 
 
-def _template() -> jinja2.Template:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    ).get_template("report.html")
-
-
 def _point_to_the_first(cells: str, shown: Sequence[dict[str, Any]]) -> None:
-    """Has figures of the same data link to the first one's, so that the page holds them once."""
+    """Lets figures of the same data link to the first of them, so that the page holds the data once."""
     first = {cells: "run"}
     for section in shown:
         for place, figure in enumerate(section["figures"]):
@@ -180,15 +168,7 @@ def _point_to_the_first(cells: str, shown: Sequence[dict[str, Any]]) -> None:
 
 
 def write_folder(folder: Path, figures: Iterable[Drawn], contents: Mapping[str, str]) -> Path:
-    """Writes the figures and tables of an analysis to its folder, the marker last.
-
-    Args:
-        folder: where; made if it is not there.
-        figures: they.
-        contents: file name -> its text, as `tables.write_tables` takes them.
-
-    Returns:
-        The folder.
+    """Writes figures and then, as `tables.write_tables`, tables to a folder, which it makes and returns.
 
     Raises:
         UserError: it cannot be written.
@@ -204,12 +184,12 @@ def write_folder(folder: Path, figures: Iterable[Drawn], contents: Mapping[str, 
 
 
 def written(folder: Path) -> list[str]:
-    """The names of the files that `write` wrote into a folder last, but for the list of them."""
+    """The names of the files that the last `write` made in a folder, without `files.json`."""
     return [*_listed(folder).get("files", {})]
 
 
 def is_whole(folder: Path, shows: str) -> bool:
-    """Whether `write` wrote what is named so into a folder, and every file is there as it was written."""
+    """Whether a folder holds the page with this digest, and every file is as `write` made it."""
     found = _listed(folder)
     try:
         return found.get("shows") == shows and all(
@@ -220,7 +200,7 @@ def is_whole(folder: Path, shows: str) -> bool:
 
 
 def _listed(folder: Path) -> dict[str, Any]:
-    """What `files.json` says; nothing where it is not there or damaged."""
+    """The content of `files.json`; empty where it is missing or damaged."""
     try:
         found = json.loads((folder / FILES).read_text(encoding="utf-8"))
         return found if isinstance(found["files"], dict) else {}
@@ -229,7 +209,7 @@ def _listed(folder: Path) -> dict[str, Any]:
 
 
 def show(folder: Path, drawn: Drawn) -> Shown:
-    """Writes a figure's files, each whole. Without date and random names: the same cells give the same."""
+    """Writes a figure's files; they hold no date or random name, so the same data give the same bytes."""
     _literal(drawn.figure)
     svg, png = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "lthjax"}):
@@ -237,9 +217,8 @@ def show(folder: Path, drawn: Drawn) -> Shown:
     # Surfaces are large as pixels, too, and have no fine lines.
     dpi = 120 if drawn.raster else 160
     drawn.figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
-    contents = dict(
-        zip(_KINDS, (png.getvalue(), svg.getvalue(), tables.to_csv(*drawn.data).encode()), strict=True)
-    )
+    table = tables.to_csv(*drawn.data).encode()
+    contents = {"png": png.getvalue(), "svg": svg.getvalue(), "csv": table}
     for kind, content in contents.items():
         files.write_whole(folder / f"{drawn.name}.{kind}", content)
     kind = "png" if drawn.raster else "svg"
@@ -248,16 +227,13 @@ def show(folder: Path, drawn: Drawn) -> Shown:
 
 
 def _literal(figure: Figure) -> None:
-    """Makes every text of a figure stand as it is: a `$` in a name begins no formula.
+    """Escapes `$` in the texts of a figure, so that a name begins no formula.
 
-    Labels that matplotlib writes itself come with the drawing and stay formulas, as on log scales.
+    Labels that matplotlib itself writes, as on log scales, stay formulas.
     """
 
     def escaped(text: str) -> str:
         return text.replace("\\$", "$").replace("$", "\\$")
-
-    def labelled(given: Formatter, x: float, place: int | None) -> str:
-        return escaped(given(x, place))
 
     for text in figure.findobj(Text):
         if isinstance(text, Text) and "$" in text.get_text():
@@ -266,30 +242,25 @@ def _literal(figure: Figure) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             given = axis.get_major_formatter()
             if isinstance(given, FixedFormatter | FuncFormatter):
-                axis.set_major_formatter(FuncFormatter(functools.partial(labelled, given)))
+                axis.set_major_formatter(FuncFormatter(lambda x, i, of=given: escaped(of(x, i))))
 
 
 def data_url(contents: bytes, kind: str) -> str:
-    """Bytes as a URL that needs no file; `kind` is "png", "svg", "csv" or "json"."""
+    """Bytes as a data URL; `kind` is "png", "svg", "csv" or "json"."""
     media = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv", "json": "application/json"}
     return f"data:{media[kind]};base64,{base64.b64encode(contents).decode()}"
 
 
-def rich_table(table: Table) -> rich.table.Table:
-    """The same table for a terminal."""
-    plain = rich.markup.escape
-    shown = rich.table.Table(title=plain(table.title), title_justify="left")
-    for place, name in enumerate(table.header):
-        shown.add_column(plain(name), justify="left" if place < table.words else "right")
-    for row in table.rows:
-        shown.add_row(*(plain(value if isinstance(value, str) else value.text) for value in row))
-    return shown
-
-
 def print_section(section: Section) -> None:
-    """A section's tables and remark on standard output."""
-    # Piped, the tables are not squeezed into the 80 columns of no terminal.
+    """Prints a section's tables and remark."""
+    plain = rich.markup.escape
+    # A pipe has no width; rich would take 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 200)
     for table in section.tables:
-        console.print(rich_table(table))
+        shown = rich.table.Table(title=plain(table.title), title_justify="left")
+        for place, name in enumerate(table.header):
+            shown.add_column(plain(name), justify="left" if place < table.words else "right")
+        for row in table.rows:
+            shown.add_row(*(plain(str(value)) for value in row))
+        console.print(shown)
     console.print(section.remark)

@@ -1,8 +1,7 @@
-"""The record of an analysis: what it works out of a run, writes, draws and claims; the command line of all.
+"""The record of an analysis: what it computes, writes, draws and claims; and the command line of all.
 
-An analysis is one `Analysis`; `analysis.analyses.ANALYSES` has them by name. Its package has the same files
-as every other: `__init__` (the record, its section and findings), `table` (rows, and reading them), `work`
-(what is worked out), `figures`.
+`analysis.analyses.ANALYSES` has the records by name. Every analysis is a package of the same files:
+`__init__` (the record, its section and findings), `table` (its rows), `work` (the computation), `figures`.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,14 +24,13 @@ Said = Outcome | Literal["not tested"]
 
 
 class Finding(NamedTuple):
-    """A claim and what came of it.
+    """A claim and its outcome.
 
     Attributes:
-        claim: in words.
-        outcome: what the data say.
-        estimate: with its interval.
-        n: seeds.
-        where: where to look, or the command that tests it.
+        claim, estimate: in words; the estimate has its interval.
+        outcome: of the test.
+        n: number of seeds.
+        where: where to look, or the command that tests the claim.
     """
 
     claim: str
@@ -44,7 +42,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every analysis is asked."""
+    """The options of every analysis."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder, for example runs/quickstart-0123abcd."""
@@ -54,7 +52,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a command that trains is asked, whatever it reads."""
+    """The options of every command that trains."""
 
     data_dir: Path = Path("data")
     """Folder of the data sets."""
@@ -66,25 +64,23 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Training, Options):
-    """What an analysis that trains is asked."""
+    """The options of an analysis that trains."""
 
 
 class Analysis(NamedTuple):
-    """Something that is found out of a finished run.
+    """An analysis of a finished run.
 
     Attributes:
-        name: of its folder in the run, of its anchor on the page, of its command.
+        name: of its folder in the run, its anchor on the page, and its command.
         title: of its section of the report.
-        options: what it can be asked, a frozen dataclass derived from `Options`; its docstring and its
-            fields' are the command's help.
-        work: (run, options, watch) -> the folder of what was written. It says first what it will cost, may be
-            stopped and called again, and writes its tables, the marker last. None where the report works
-            all of it out.
-        tables: file in RUN/name -> type of its rows, a NamedTuple; the last file is the marker.
-        section: (run, what `load` gives) -> its section of the report.
-        findings: (run, the same or None) -> its claims; None: not tested, with the command that tests them.
-        load: run -> what was found; by default file -> rows, of `tables`.
-        marker: the files in the run that say that there is something, as a pattern; by default the marker.
+        options: a frozen dataclass derived from `Options`; its docstrings are the command's help.
+        work: (run, options, watch) -> the folder of the results. It announces its cost, may be stopped and
+            called again, and writes its tables, the marker last. None where the report does all the work.
+        tables: file in RUN/name -> the NamedTuple of its rows; the last file is the marker.
+        section: (run, what `load` returns) -> its section of the report.
+        findings: (run, the same) -> its claims; of None, the claims as not tested.
+        load: run -> the results; by default file -> rows, for `tables`.
+        marker: pattern of the files in the run that say that there are results; by default the marker.
         prints: whether the command prints the section's tables and remark before the path.
     """
 
@@ -101,42 +97,29 @@ class Analysis(NamedTuple):
 
 
 def written(analysis: Analysis, run: Run) -> list[Path]:
-    """The files that say that there is something to report, sorted."""
-    pattern = _pattern(analysis)
-    return sorted(run.path.glob(pattern)) if pattern else []
-
-
-def _pattern(analysis: Analysis) -> str:
-    """Of the files that say that there is something; "" of what the report works out itself."""
-    return analysis.marker or (f"{analysis.name}/{[*analysis.tables][-1]}" if analysis.tables else "")
+    """The files that say that an analysis has results, sorted; none where the report does all the work."""
+    if not (analysis.marker or analysis.tables):
+        return []
+    return sorted(run.path.glob(analysis.marker or f"{analysis.name}/{[*analysis.tables][-1]}"))
 
 
 def found(analysis: Analysis, run: Run) -> Any:
-    """What an analysis has found out of a run; None where it was not done.
+    """The results of an analysis of a run, or None where there are none.
 
     Raises:
-        UserError: a file cannot be read; it names the command that makes it anew.
+        UserError: a file cannot be read; the message names the command that makes it anew.
     """
-    if _pattern(analysis) and not written(analysis, run):
+    if (analysis.marker or analysis.tables) and not written(analysis, run):
         return None
-    if analysis.load is not None:
-        return analysis.load(run)
-    return read_tables(run, analysis.name, analysis.tables)
+    return analysis.load(run) if analysis.load else read_tables(run, analysis.name, analysis.tables)
 
 
 def read_tables(
     run: Run, name: str, kinds: Mapping[str, type], check: Callable[[Mapping[str, Any]], None] | None = None
 ) -> dict[str, Any]:
-    """File -> rows of an analysis's tables.
+    """File -> rows of the tables `kinds` of the analysis `name`; raises as `found`.
 
-    Args:
-        run: the run.
-        name: the analysis's.
-        kinds: as `Analysis.tables`.
-        check: raises a ValueError where tables lack rows or do not fit each other.
-
-    Raises:
-        UserError: one cannot be read; it names the command that makes it anew.
+    `check` raises a ValueError where tables lack rows or do not fit each other.
     """
     where = run.path / name
     try:
@@ -149,11 +132,7 @@ def read_tables(
 
 
 def needed(analysis: Analysis, run: Run) -> Any:
-    """As `found`.
-
-    Raises:
-        UserError: as `found`, or it was not done; it names the command.
-    """
+    """As `found`; a UserError that names the command where there are no results."""
     there = found(analysis, run)
     if there is None:
         command = words.command(analysis.name, run.path)
@@ -163,27 +142,24 @@ def needed(analysis: Analysis, run: Run) -> Any:
 
 @settings.pinned()
 def perform(analysis: Analysis, run: Run | str | Path, *, watch: Watch | None = None, **asked: Any) -> Path:
-    """Works an analysis out of a run, as its command does; silent unless it is watched.
+    """Runs an analysis as its command does, and returns the folder of the results.
 
     Args:
-        analysis: which.
+        analysis: its record.
         run: the run or its folder.
-        watch: is told how it is getting on.
+        watch: is told of the progress; by default nothing is shown.
         **asked: fields of its options.
 
-    Returns:
-        The folder of what was written.
-
     Raises:
-        UserError: an option is not allowed, a file cannot be read or written, or another process is at it.
+        UserError: an option is not allowed, a file cannot be read or written, or another process works on it.
     """
-    run = run if isinstance(run, Run) else open_run(run)
+    run = open_run(run)
     assert analysis.work is not None, f"{analysis.name} is worked out by the report"
     return analysis.work(run, analysis.options(run=run.path, **asked), watch or progress.watch(True))
 
 
 def command(analysis: Analysis) -> Callable[[list[str]], None]:
-    """The main function of an analysis's command."""
+    """The main function of the command of an analysis."""
 
     def main(arguments: list[str]) -> None:
         options = cli.parsed(analysis.options, arguments, f"python -m analysis.{analysis.name}")
@@ -199,10 +175,10 @@ def command(analysis: Analysis) -> Callable[[list[str]], None]:
 
 
 def prepare(options: object) -> None:
-    """Checks what all commands that train are asked, and keeps compiled programs if that is asked.
+    """Checks the options of a command that trains, and turns on the cache of compiled programs.
 
     Raises:
-        UserError: the chunk is no number of replicates.
+        UserError: the chunk is less than 1.
     """
     if isinstance(options, Training):
         if options.chunk is not None and options.chunk < 1:

@@ -1,12 +1,12 @@
-"""The pages about published results; every number in them is computed from the tables in `results/`.
+"""Renders the pages about published results from the tables in `results/`.
 
 python -m analysis.results
 
   results/README.md.jinja    becomes results/README.md
-  results/summary.md.jinja   becomes what stands in README.md between its two `results` marks
+  results/summary.md.jinja   becomes the part of README.md between its two `results` marks
 
-Templates see `study(NAME)`, a `Published`, for every folder that `analysis.publish` has written there, and
-`compared(NAME)`, a `Compared`, for those of several runs.
+Templates see every folder of `analysis.publish` as `study(NAME)`, a `Published`, or as `compared(NAME)`, a
+`Compared`, where it holds several runs; `render` lists what else they may call.
 """
 
 import csv
@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import jinja2
 import tyro
@@ -25,44 +25,30 @@ from analysis import compare, tables, transfer, words
 from analysis.compare.entries import Entry, Point, at_most, entries
 from analysis.page import Table
 from analysis.report import facts
-from analysis.run import TICKET, Row, accuracies, by_seed, difference, mean_accuracy, select
+from analysis.run import TICKET, Row, by_seed, difference, mean_accuracy, select
 from lthjax import cli, files, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
-from lthjax.measures.stats import (
-    Interval,
-    Outcome,
-    conjunction,
-    equivalent,
-    geometric_interval,
-    mean_interval,
-    paired,
-    verdict,
-)
+from lthjax.measures import stats
+from lthjax.measures.stats import Interval, Outcome, mean_interval, paired, verdict
 
+_Of = TypeVar("_Of")
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 
 
 class _Folder:
-    """What `analysis.publish` has written to a folder.
+    """A folder that `analysis.publish` has written.
 
     Attributes:
-        folder: it.
-        about: what study.json says.
+        folder: its path.
+        about: its study.json.
         rows: its cells.
     """
 
     _what, _table = "study", "cells.csv"
 
     def __init__(self, folder: Path) -> None:
-        """Reads its tables.
-
-        Args:
-            folder: it.
-
-        Raises:
-            UserError: it is no such folder.
-        """
+        """Reads its tables; a UserError where it is no such folder."""
         self.folder = folder
         try:
             self.about: Any = json.loads((folder / "study.json").read_text(encoding="utf-8"))
@@ -72,18 +58,30 @@ class _Folder:
             raise UserError(f"{folder}: it is no published {self._what} ({error}).") from error
 
     def _read(self) -> None:
-        """Reads what a folder of one kind has besides."""
+        """Reads the tables that only one kind of folder has."""
         raise NotImplementedError
 
     def _lines(self, table: str) -> list[dict[str, str]]:
-        """A table's lines as they stand."""
+        """The lines of a table, as text."""
         with (self.folder / table).open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
+    def _known(self, found: _Of | None, what: str) -> _Of:
+        """Something found in the folder; a UserError where it is None."""
+        if found is None:
+            raise UserError(f"{self.folder}: {what}.")
+        return found
+
     @property
     def seeds(self) -> int:
-        """How many."""
+        """Number of seeds."""
         return len({row.seed for row in self.rows})
+
+    @property
+    def hours(self) -> str:
+        """The time of all trainings, in words; a dense network of several studies was trained once."""
+        trained = dict.fromkeys((row.cell, row.seconds) for row in self.rows)
+        return progress.duration(sum(seconds for _, seconds in trained))
 
 
 class Published(_Folder):
@@ -93,51 +91,41 @@ class Published(_Folder):
         self.verdicts = self._lines("verdicts.csv")
 
     def cells(self, arm: str, level: int = 0, rewind: int = 0) -> list[Row]:
-        """The cells of an arm at a level; those of the dense network have neither level nor rewind step."""
+        """The cells of an arm at a level; the dense network has neither level nor rewind step."""
         chain = DENSE if arm == DENSE else f"rewind-{rewind}"
         found = select(self.rows, chain=chain, arm=arm, level=0 if arm == DENSE else level)
-        if not found:
-            raise UserError(f"{self.folder}: it has no cell {chain}, level {level}, {arm}.")
-        return found
+        return self._known(found or None, f"it has no cell {chain}, level {level}, {arm}")
 
-    def accuracy(self, arm: str, level: int = 0, rewind: int = 0) -> Interval:
-        """Test accuracy at the end of training in percent, mean over seeds."""
-        return mean_accuracy(self._end(arm, level, rewind))
+    def _of_seeds(self, arm: str, level: int, rewind: int, early: bool = False) -> dict[int, float]:
+        """Seed -> test accuracy in percent, at the end or at the step of the lowest validation loss."""
+        column = "early_stop_test_accuracy" if early else "test_accuracy"
+        return {seed: 100 * value for seed, value in by_seed(self.cells(arm, level, rewind), column).items()}
 
-    def early_stop(self, arm: str, level: int = 0, rewind: int = 0) -> Interval:
-        """Test accuracy at the step of the lowest validation loss, in percent, mean over seeds."""
-        return mean_accuracy(self._early(arm, level, rewind))
-
-    def _end(self, arm: str, level: int, rewind: int) -> dict[int, float]:
-        return accuracies(self.cells(arm, level, rewind))
-
-    def _early(self, arm: str, level: int, rewind: int) -> dict[int, float]:
-        found = by_seed(self.cells(arm, level, rewind), "early_stop_test_accuracy")
-        return {seed: 100 * value for seed, value in found.items()}
+    def accuracy(self, arm: str, level: int = 0, rewind: int = 0, early: bool = False) -> Interval:
+        """Test accuracy in percent, mean over seeds; at the end of training, or at `early` stop."""
+        return mean_accuracy(self._of_seeds(arm, level, rewind, early))
 
     def gaps(self, arm: str, other: str, level: int, rewind: int = 0, early: bool = False) -> list[float]:
         """arm − other at a level in percentage points, one a seed; at the end, or at `early` stop."""
-        read = self._early if early else self._end
-        return paired(read(arm, level, rewind), read(other, level, rewind))
+        return paired(*(self._of_seeds(of, level, rewind, early) for of in (arm, other)))
 
     def gap(self, arm: str, other: str, level: int, rewind: int = 0, early: bool = False) -> Interval:
         """The mean of `gaps` with its interval."""
         return mean_interval(self.gaps(arm, other, level, rewind, early))
 
     def best(self, other: str = DENSE) -> int:
-        """The level at which tickets are furthest above another arm in the mean, at the end of training."""
+        """The level at which the mean ticket is furthest above another arm, at the end of training."""
         return max(self.levels(), key=lambda level: self.gap("ticket", other, level).mean)
 
     def slower(self, arm: str, other: str, level: int) -> Interval:
         """Early-stop step of an arm over another's at a level, paired by seed: the geometric mean."""
         ours, theirs = (by_seed(self.cells(of, level), "early_stop_step") for of in (arm, other))
-        return geometric_interval([ours[seed] / theirs[seed] for seed in ours if seed in theirs])
+        return stats.geometric_interval([ours[seed] / theirs[seed] for seed in ours if seed in theirs])
 
     def rewound(self, level: int) -> Interval:
         """Tickets of the latest rewind step − those of the earliest, in percentage points, paired by seed."""
         steps = sorted(self.about["lengths"]["rewind"])
-        late, early = (accuracies(self.cells("ticket", level, step)) for step in (steps[-1], steps[0]))
-        return difference(late, early)
+        return difference(*(self._of_seeds("ticket", level, step) for step in (steps[-1], steps[0])))
 
     def density(self, level: int, rewind: int = 0) -> float:
         """Weights left / prunable weights."""
@@ -148,7 +136,7 @@ class Published(_Folder):
         return self.cells("ticket" if level else DENSE, level)[0].weights_left
 
     def levels(self, arm: str = "ticket", rewind: int = 0) -> list[int]:
-        """Where an arm was trained."""
+        """The levels at which an arm was trained."""
         return sorted({row.level for row in select(self.rows, chain=f"rewind-{rewind}", arm=arm)})
 
     @property
@@ -157,31 +145,22 @@ class Published(_Folder):
         return self.levels()[-1]
 
     def first_below(self, other: str) -> int:
-        """The level from which on tickets are worse than another arm, by the 95 % interval, at every one."""
+        """The first level from which on all tickets are worse than another arm, by the 95 % interval."""
         below = [self.gap("ticket", other, level).high < 0 for level in self.levels()]
-        firm = [level for place, level in enumerate(self.levels()) if all(below[place:])]
-        if not firm:
-            raise UserError(f"{self.folder}: its tickets are not below {other} at the end.")
-        return firm[0]
-
-    @property
-    def hours(self) -> str:
-        """The time of all trainings, in words."""
-        return progress.duration(sum(row.seconds for row in self.rows))
+        firm = (level for place, level in enumerate(self.levels()) if all(below[place:]))
+        return self._known(next(firm, None), f"its tickets are not below {other} at the end")
 
     def verdict(self, claim: str) -> dict[str, str]:
-        """The row of verdicts.csv whose claim begins so; the first, as later ones depend on it."""
-        found = [line for line in self.verdicts if line["claim"].startswith(claim)]
-        if not found:
-            raise UserError(f"{self.folder}: no claim begins with {claim!r}.")
-        return found[0]
+        """The first row of verdicts.csv whose claim begins so."""
+        found = (line for line in self.verdicts if line["claim"].startswith(claim))
+        return self._known(next(found, None), f"no claim begins with {claim!r}")
 
     def by_level(self, rewind: int = 0) -> Table:
         """The report's table of levels."""
         return facts.levels(self.rows, f"rewind-{rewind}")
 
     def moved(self) -> Table:
-        """What tickets moved here are worth against the arms beside them, level by level."""
+        """The differences between the tickets moved here and the arms beside them, level by level."""
         rows = tables.read_rows(self.folder / "transfer" / "transfer.csv", transfer.TransferRow)
         others = {
             TICKET: "− own ticket (pp)",
@@ -204,32 +183,31 @@ class Compared(_Folder):
     _what, _table = "comparison", "comparison.csv"
 
     def _read(self) -> None:
-        by_run: dict[str, list[Row]] = {}
-        for line, row in zip(self._lines(self._table), self.rows, strict=True):
-            by_run.setdefault(line["run"], []).append(row)
+        of_run = [line["run"] for line in self._lines(self._table)]
+        by_run = tables.grouped(zip(of_run, self.rows, strict=True))
         self.entries: list[Entry] = entries(self.about, list(by_run.values()))
 
     def entry(self, name: str) -> Entry:
         """The entry of that name."""
-        found = [entry for entry in self.entries if entry.name == name]
-        if not found:
-            known = ", ".join(entry.name for entry in self.entries)
-            raise UserError(f"{self.folder}: it has no {name!r}; it has {known}.")
-        return found[0]
+        by_name = {entry.name: entry for entry in reversed(self.entries)}
+        known = ", ".join(entry.name for entry in self.entries)
+        return self._known(by_name.get(name), f"it has no {name!r}; it has {known}")
 
     def point(self, name: str, density: float) -> Point:
         """An entry's first ticket of no more than a density (1: the dense network)."""
         entry = self.entry(name)
         if density == 1:
             return Point(1.0, entry.dense, 1.0)
-        found = at_most(entry.arms["ticket"], density)
-        if found is None:
-            raise UserError(f"{self.folder}: {name} does not reach {density:g}.")
-        return found
+        found = at_most(entry.tickets, density)
+        return self._known(found, f"{name} does not reach {density:g}")
+
+    def _densities(self, name: str) -> list[float]:
+        """The densities of an entry, the dense network's first."""
+        return [1.0, *(point.density for point in self.entry(name).tickets)]
 
     def accuracy(self, name: str, density: float) -> Interval:
         """Test accuracy at the end of training in percent, mean over seeds."""
-        return mean_accuracy(self.point(name, density).accuracies)
+        return self.point(name, density).accuracy
 
     def _apart(self, name: str, other: str, density: float) -> list[float]:
         return paired(self.point(name, density).accuracies, self.point(other, density).accuracies)
@@ -243,19 +221,18 @@ class Compared(_Folder):
         return verdict(self._apart(name, other, density)).outcome
 
     def alike(self, name: str, other: str, margin: float) -> Outcome:
-        """The verdict on the claim that both are within so many points of each other, at every density."""
-        densities = [1.0, *(point.density for point in self.entry(other).arms["ticket"])]
-        return conjunction(equivalent(self._apart(name, other, d), margin).outcome for d in densities)
+        """The verdict on the claim that both are within `margin` points of each other, at every density."""
+        apart = (self._apart(name, other, density) for density in self._densities(other))
+        return stats.conjunction(stats.equivalent(values, margin).outcome for values in apart)
 
     def largest(self, name: str, other: str) -> tuple[float, Interval]:
         """(density, gap) where the two are furthest apart in the mean."""
-        densities = [1.0, *(point.density for point in self.entry(other).arms["ticket"])]
-        return max(((d, self.gap(name, other, d)) for d in densities), key=lambda found: abs(found[1].mean))
+        gaps = ((density, self.gap(name, other, density)) for density in self._densities(other))
+        return max(gaps, key=lambda found: abs(found[1].mean))
 
     def against(self, other: str) -> Table:
-        """For every density of an entry, its accuracy and what all others' tickets are worth against it."""
+        """The accuracy of an entry at all its densities, and the differences of all others to it."""
         others = [entry for entry in self.entries if entry.name != other]
-        densities = [1.0, *(point.density for point in self.entry(other).arms["ticket"])]
         named = self.entry(other).variant or other
         differences = (f"{entry.variant or entry.name} − it (pp)" for entry in others)
         header = ["weights left (%)", f"{named} (%)", *differences]
@@ -265,27 +242,9 @@ class Compared(_Folder):
                 words.percent(self.accuracy(other, d)),
                 *(words.points(self.gap(entry.name, other, d)) for entry in others),
             ]
-            for d in densities
+            for d in self._densities(other)
         ]
         return Table("", header, lines, 0)
-
-    @property
-    def hours(self) -> str:
-        """The time of all trainings, in words; dense networks that studies share were trained once."""
-        trained = {(row.seed, row.chain, row.level, row.arm, row.repeat, row.seconds) for row in self.rows}
-        return progress.duration(sum(cell[-1] for cell in trained))
-
-    def tickets(self) -> Table:
-        """The comparison's table of entries."""
-        return compare.tickets(self.entries)
-
-    def schedules(self) -> Table:
-        """The comparison's table of schedules at every density."""
-        return compare.schedules(self.entries)[1]
-
-    def notes(self) -> list[str]:
-        """The comparison's sentences on the best and the cheapest schedule at every density."""
-        return compare.schedules(self.entries)[0]
 
 
 def markdown(table: Table) -> str:
@@ -296,17 +255,15 @@ def markdown(table: Table) -> str:
 
 
 def against(ours: Interval, published: float, spread: float | None = None) -> str:
-    """Whether a published value agrees with ours: it lies in our 95 % interval, widened by its own spread."""
+    """Whether a published value lies in our 95 % interval, widened by its own spread: agrees or differs."""
     apart = max(ours.low - published, published - ours.high, 0.0)
     return "agrees" if apart <= (spread or 0.0) else "differs"
 
 
 def claimed(values: Sequence[float], above: float | None = None, below: float | None = None) -> str:
-    """Whether a published inequality agrees with ours: by the verdict that our mean is above it, or below.
+    """Whether a published inequality agrees with our values, one a seed, by the verdict on their mean.
 
-    Args:
-        values: ours, one a seed.
-        above, below: one of the two, the published bound.
+    The published claim is that the mean is `above` a bound or `below` it; give one of the two.
     """
     if above is None:
         assert below is not None
@@ -315,16 +272,11 @@ def claimed(values: Sequence[float], above: float | None = None, below: float | 
     return marks[verdict(values, above).outcome]
 
 
-def times(ratio: Interval) -> str:
-    """A ratio in a table: `2.51× [2.10, 3.00]`."""
-    return f"{ratio.mean:.2f}×" if ratio.n < 2 else f"{ratio.mean:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]"
-
-
 def render(folder: Path, template: str) -> str:
-    """A template of the folder with its numbers.
+    """The text of a template in the folder.
 
     Raises:
-        UserError: the template is not there, or asks for what no folder has.
+        UserError: the template is not there, or asks for something that no folder has.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
@@ -340,15 +292,17 @@ def render(folder: Path, template: str) -> str:
         "published": sorted(path.parent.name for path in folder.glob("*/study.json")),
         "against": against,
         "claimed": claimed,
+        "tickets": compare.tickets,
+        "schedules": compare.schedules,
     }
     environment.tests["match"] = lambda value, pattern: re.match(pattern, value) is not None
     environment.filters |= {
         "percent": words.percent,
         "points": words.points,
-        "times": times,
+        "times": words.times,
         "markdown": markdown,
         "anchor": lambda heading: re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"),
-        "density": lambda value: f"{100 * value:.1f} %",
+        "density": words.share,
         "count": lambda value: f"{value:,}",
     }
     try:
@@ -358,13 +312,10 @@ def render(folder: Path, template: str) -> str:
 
 
 def pages(root: Path) -> dict[Path, str]:
-    """What the pages should say: path -> text.
-
-    Args:
-        root: the repository's; holds README.md and results/.
+    """Path -> text of the pages of a repository, which holds README.md and results/.
 
     Raises:
-        UserError: as `render`, or README.md has not the two marks.
+        UserError: as `render`, or README.md lacks the two marks.
     """
     folder, front = root / "results", root / "README.md"
     before, found, rest = front.read_text(encoding="utf-8").partition(OPEN)

@@ -1,4 +1,4 @@
-"""A run folder, opened once: rows, masks, weights, states; and how chains, levels and seeds are chosen.
+"""A run folder, opened once: rows, masks, weights, states; and the choice of chains, levels and seeds.
 
 from analysis import open_run
 
@@ -8,7 +8,6 @@ run.mask(cell)["conv1"]["kernel"]           # bool array
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -22,7 +21,7 @@ from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.fields import About, Result
 from lthjax.imp import DENSE, Cell
-from lthjax.measures.stats import PERCENT, Interval, mean_interval
+from lthjax.measures.stats import PERCENT, Interval, mean_interval, nearest
 from lthjax.models import Model, Variables
 from lthjax.study import Prepared, prepare, task
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 PyTree = Any
 _Of = TypeVar("_Of")
 TICKET = "ticket"
-# Densities at which an analysis that takes long looks, where nothing is asked for.
+# The densities that a slow analysis looks at by default.
 NEAR = (0.2, 0.1, 0.03)
 
 
@@ -41,22 +40,19 @@ class Row(NamedTuple):
 
     Attributes:
         seed: the seed.
-        chain: the chain's name; "dense" for the dense network.
-        level: pruning rounds gone before; the dense network is level 0.
-        arm: the arm's name, or "dense".
+        chain, arm: names; "dense" for the dense network.
+        level: pruning rounds before it; the dense network is level 0.
         repeat: from 1.
         density: weights left / prunable weights.
         weights_left: prunable weights left.
-        test_accuracy: a fraction, at the end of training.
-        test_loss: nats, at the end.
-        train_accuracy: a fraction, of the whole train split, at the end.
-        validation_accuracy: a fraction, at the end.
-        validation_loss: nats, at the end.
+        test_accuracy, train_accuracy, validation_accuracy: fractions, at the end of training; the second is
+            of the whole train split.
+        test_loss, validation_loss: nats, at the end of training.
         early_stop_step: the first step of the lowest validation loss.
         early_stop_test_accuracy: the test accuracy there.
         steps: steps trained.
         seconds: wall time of its chunk, divided by the replicates in it.
-        status: "done" or "diverged"; of a diverged cell the measurements are None.
+        status: "done" or "diverged"; the measurements of a diverged cell are None.
     """
 
     seed: int
@@ -87,7 +83,7 @@ COLUMNS = Row._fields
 
 
 class Seeded(Protocol):
-    """A row of whatever table that belongs to a seed."""
+    """A row of any table with a column `seed`."""
 
     @property
     def seed(self) -> int:
@@ -99,9 +95,9 @@ class Tickets(NamedTuple):
 
     Attributes:
         chain: the chain's name.
-        rewind: the step that they are rewound to.
-        rows: by seed and level.
-        done: those of them that did not diverge.
+        rewind: the step to which they are rewound.
+        rows: all of them, by seed and level.
+        done: the rows that did not diverge.
     """
 
     chain: str
@@ -115,10 +111,7 @@ class Tickets(NamedTuple):
 
 
 class Run:
-    """A run folder, open for reading. What is read is checked against its checksums.
-
-    Args:
-        path: the folder.
+    """A run folder, open for reading; files are checked against their checksums.
 
     Raises:
         UserError: it is not a run folder.
@@ -131,7 +124,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name, of `.` too."""
+        """The folder's name, also where its path is `.`."""
         return Path(os.path.abspath(self.path)).name
 
     @cached_property
@@ -151,11 +144,8 @@ class Run:
         Raises:
             UserError: one cannot be read.
         """
-        found = [
-            *self.path.glob("seed=*/dense/result.json"),
-            *self.path.glob("seed=*/chain=*/level=*/*/result.json"),
-        ]
-        read = [store.read_result(path.parent) for path in found]
+        places = ("seed=*/dense/result.json", "seed=*/chain=*/level=*/*/result.json")
+        read = [store.read_result(path.parent) for place in places for path in self.path.glob(place)]
         cells = {cell_of(result): result for result in read}
         return {cell: cells[cell] for cell in sorted(cells, key=_place)}
 
@@ -163,6 +153,12 @@ class Run:
     def rows(self) -> list[Row]:
         """The cells in numbers, in the order of `results`."""
         return [row_of(result) for result in self.results.values()]
+
+    def finished(self) -> list[Row]:
+        """As `rows`; a UserError where there are none yet."""
+        if not self.rows:
+            raise UserError(f"{self.path}: there is no finished cell in it yet; run the study first.")
+        return self.rows
 
     def mask(self, cell: Cell) -> PyTree:
         """A cell's mask: nested dictionaries of bool arrays; True, 0-d, for a leaf that is never pruned.
@@ -173,11 +169,11 @@ class Run:
         return self._reader.mask(cell)
 
     def weights(self, cell: Cell) -> PyTree:
-        """A cell's weights at the end of training: nested dictionaries of arrays; raises as `mask`."""
+        """A cell's final weights: nested dictionaries of arrays; raises as `mask`."""
         return self.variables(cell).params
 
     def state(self, seed: int, step: int) -> PyTree:
-        """The dense network's weights at a rewind step, or at 0; raises as `mask`."""
+        """The dense network's weights at a rewind step or at step 0; raises as `mask`."""
         return self.variables_at(seed, step).params
 
     def variables(self, cell: Cell) -> Variables:
@@ -208,14 +204,13 @@ class Run:
     def _network(self) -> Model:
         name, made = self.study.model, self.about["data"]
         if name not in models.MODELS:
-            raise UserError(
-                f"{self.path}: the network {name!r} is from outside the package, and is not loaded here."
-            )
+            outside = "is from outside the package, and is not loaded here"
+            raise UserError(f"{self.path}: the network {name!r} {outside}.")
         height, width, channels = made["shape"]
         return models.build(name, (height, width, channels), made["classes"])
 
     def tickets(self, chain: str | None = None) -> Tickets:
-        """The tickets of a chain, by default of the one that rewinds to the lowest step.
+        """The tickets of a chain; by default of the chain with the earliest rewind step.
 
         Raises:
             UserError: there is no ticket, or no such chain.
@@ -231,17 +226,17 @@ class Run:
         return Tickets(chain, imp.rewind_of(chain), own, [row for row in own if row.status == "done"])
 
     def prepared(self, seeds: Iterable[int], data_dir: str | Path) -> Prepared:
-        """The run's study with these seeds, checked against the data that it was trained on.
+        """The run's study with these seeds; its data are those that the run was trained on.
 
         Raises:
-            UserError: the data are others, or cannot be read.
+            UserError: the data differ, or cannot be read.
         """
         made = prepare(dataclasses.replace(self.study, seeds=tuple(sorted(seeds))), data_dir)
         self._check(made.dataset)
         return made
 
     def dataset(self, data_dir: str | Path) -> data.Dataset:
-        """The data that the run was trained on; raises as `prepared`, but starts no devices for training."""
+        """The data that the run was trained on; raises as `prepared`, but prepares no training."""
         found = data.load(self.study.data.name, data_dir)
         self._check(found)
         return found
@@ -255,30 +250,18 @@ class Run:
             )
 
 
-def open_run(path: str | Path) -> Run:
-    """A run folder, open for reading.
-
-    Raises:
-        UserError: it is not a run folder.
-    """
-    return Run(path)
+def open_run(path: "str | Path | Run") -> Run:
+    """A run folder, open for reading; raises as `Run`. A `Run` is returned as it is."""
+    return path if isinstance(path, Run) else Run(path)
 
 
 def load(path: str | Path) -> list[Row]:
-    """The cells of a run folder, sorted by seed, chain, level, arm and repeat.
-
-    Raises:
-        UserError: it is not a run folder, or a cell in it cannot be read.
-    """
+    """The cells of a run folder; order and errors as of `Run.results`."""
     return Run(path).rows
 
 
 def frame(path: str | Path) -> "pandas.DataFrame":
-    """The cells of a run folder as a pandas frame, a column for every field of `Row`.
-
-    Raises:
-        UserError: as `load`, or pandas is not installed.
-    """
+    """As `load`, as a pandas frame with a column for every field of `Row`; pandas must be installed."""
     try:
         import pandas
     except ImportError as error:
@@ -302,13 +285,10 @@ def to_csv(rows: Iterable[Row]) -> str:
 
 
 def by_seed(rows: Iterable[Seeded], column: str) -> dict[int, float]:
-    """Seed -> the mean of a column over its rows, those without a value left out."""
-    values: dict[int, list[float]] = {}
-    for row in rows:
-        value = getattr(row, column)
-        if value is not None:
-            values.setdefault(row.seed, []).append(value)
-    return {seed: sum(of_seed) / len(of_seed) for seed, of_seed in sorted(values.items())}
+    """Seed -> the mean of a column over its rows, without those that have no value."""
+    values = tables.grouped((row.seed, getattr(row, column)) for row in rows)
+    known = {seed: [value for value in of if value is not None] for seed, of in values.items()}
+    return {seed: sum(of) / len(of) for seed, of in sorted(known.items()) if of}
 
 
 def accuracies(rows: Iterable[Seeded]) -> dict[int, float]:
@@ -317,7 +297,7 @@ def accuracies(rows: Iterable[Seeded]) -> dict[int, float]:
 
 
 def mean_accuracy(of: Mapping[int, float]) -> Interval:
-    """The mean over seeds of accuracies in percent, with its interval, which stays within 0 and 100."""
+    """The mean over seeds of accuracies in percent, with its interval within 0 and 100."""
     return mean_interval(list(of.values()), within=PERCENT)
 
 
@@ -328,34 +308,19 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
 
 def densities(rows: Iterable[Row]) -> dict[int, float]:
     """Level -> mean density of its rows, by level."""
-    found = sorted(grouped(rows, "level").items())
-    return {level: sum(row.density for row in of_level) / len(of_level) for level, of_level in found}
+    return {level: sum(row.density for row in of) / len(of) for level, of in by_level(rows).items()}
 
 
-def nearest(levels: Mapping[int, float], density: float) -> int:
-    """The level whose density is nearest by ratio; of equally near ones the first.
-
-    A network without weights is as far as can be from all others.
-    """
-
-    def far(other: float) -> float:
-        if not (other and density):
-            return 0.0 if other == density else math.inf
-        return abs(math.log(other / density))
-
-    return min(levels, key=lambda level: far(levels[level]))
+def by_level(rows: Iterable[Row]) -> dict[int, list[Row]]:
+    """Level -> its rows, by level."""
+    found = tables.grouped((row.level, row) for row in rows)
+    return dict(sorted(found.items()))
 
 
 def worth_seeing(
     densities: Mapping[int, float], near: Sequence[float] = NEAR, last: bool = True
 ) -> list[int]:
-    """The levels that are looked at where none are named: those nearest to some densities, and the last.
-
-    Args:
-        densities: level -> density; not empty.
-        near: the densities.
-        last: whether the last level is among them, whatever its density.
-    """
+    """The levels nearest to the densities `near`, and the last if `last`; `densities` must not be empty."""
     return sorted({*(nearest(densities, of) for of in near), *([max(densities)] if last else [])})
 
 
@@ -366,24 +331,22 @@ def asked_levels(
     near: Sequence[float] = NEAR,
     last: bool = True,
 ) -> list[int]:
-    """The levels that `--levels` names, or those worth seeing.
+    """The levels that `--levels` names, or those that `worth_seeing` chooses.
 
     Args:
-        levels: as named; None or empty where they are not.
-        densities: level -> density of those that there are; not empty.
-        what: that a level which is not there lacks, in words: "trained ticket in rewind-0".
-        near: as for `worth_seeing`.
-        last: as for `worth_seeing`.
+        levels: the named ones; None or empty for the default.
+        densities: level -> density of all allowed levels; not empty.
+        what: for the error, what other levels lack: "trained ticket in rewind-0".
+        near, last: as for `worth_seeing`.
 
     Raises:
-        UserError: one is not there.
+        UserError: a named level is not allowed.
     """
     named = sorted({*(levels or ())})
     for level in named:
         if level not in densities:
-            raise UserError(
-                f"--levels: {level} has no {what}; it may be {', '.join(map(str, sorted(densities)))}."
-            )
+            allowed = ", ".join(map(str, sorted(densities)))
+            raise UserError(f"--levels: {level} has no {what}; it may be {allowed}.")
     return named or worth_seeing(densities, near, last)
 
 
@@ -402,14 +365,12 @@ def select(
 
 def grouped(rows: Iterable[_Of], *columns: str) -> dict[Any, list[_Of]]:
     """The value of a column, or the values of several -> the rows that have it, in order of appearance."""
-    found: dict[Any, list[_Of]] = {}
-    for row in rows:
-        found.setdefault(attrgetter(*columns)(row), []).append(row)
-    return found
+    key = attrgetter(*columns)
+    return tables.grouped((key(row), row) for row in rows)
 
 
 def chains(rows: Sequence[Row]) -> list[str]:
-    """The chains of a table by rewind step, those of other leaders last, without the dense network's."""
+    """The chains of a table by rewind step, those led by other arms than the ticket last; without "dense"."""
     return sorted({row.chain for row in rows} - {DENSE}, key=_by_number)
 
 
@@ -425,5 +386,5 @@ def _place(cell: Cell) -> tuple[int, tuple[bool, int, str], int, str, int]:
 
 
 def _by_number(chain: str) -> tuple[bool, int, str]:
-    """Chains in the order of their rewind steps, the dense network before all."""
+    """The key that sorts chains by rewind step, the dense network first."""
     return (imp.leader(chain) not in (TICKET, DENSE), imp.rewind_of(chain) if chain != DENSE else -1, chain)

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -12,9 +11,9 @@ from lthjax import files, manifest
 from lthjax.errors import UserError
 
 _Row = TypeVar("_Row")
-# Of the files that an analysis has written to a folder, in that folder.
-SUMS = "checksums.json"
-# What reading a table raises that is not as it was written.
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+# The exceptions of reading a table that is not as it was written.
 DAMAGED = (OSError, ValueError, KeyError, TypeError)
 
 
@@ -25,6 +24,14 @@ def to_csv(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def grouped(pairs: Iterable[tuple[_Key, _Value]]) -> dict[_Key, list[_Value]]:
+    """Key -> its values, in the order given."""
+    found: dict[_Key, list[_Value]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def of_rows(kind: type, rows: Iterable[Sequence[Any]]) -> str:
@@ -66,39 +73,29 @@ def read_rows(path: Path, kind: type[_Row], count: int | None = None) -> list[_R
 
 
 def write_tables(folder: Path, contents: Mapping[str, str]) -> None:
-    """Writes files of which the last says that the rest is there, and their checksums in one beside them.
+    """Writes tables, their checksums, and last the marker, which says that all others are there.
 
     Args:
-        folder: where; made if it is not there.
-        contents: file name -> its text.
+        folder: made if it is not there.
+        contents: file name -> its text; the last file is the marker.
 
     Raises:
-        OSError: one cannot be written.
+        OSError: a file cannot be written.
     """
     *tables, marker = contents
     folder.mkdir(parents=True, exist_ok=True)
     sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
     for name in tables:
         files.write_whole(folder / name, contents[name].encode())
-    files.write_whole(folder / SUMS, manifest.sealed(sums).encode())
+    files.write_whole(folder / manifest.SUMS, manifest.sealed(sums).encode())
     files.write_whole(folder / marker, contents[marker].encode())
 
 
 def read_text(path: Path) -> str:
-    """What `write_tables` wrote; a file that has no checksum, as older ones have none, is not checked.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it is not as it was written.
-    """
-    content, sums = path.read_bytes(), path.with_name(SUMS)
-    if sums.is_file():
-        known = manifest.opened(json.loads(sums.read_bytes()))
-        if known.get(path.name, "") not in ("", hashlib.sha256(content).hexdigest()):
-            raise ValueError(f"the checksum of {path.name} is not the one that it was written with")
-    return content.decode("utf-8")
+    """The text of a file of `write_tables`; an OSError, or a ValueError where its checksum is wrong."""
+    return manifest.read_listed(path).decode("utf-8")
 
 
 def unreadable(where: Path, error: Exception, command: str) -> UserError:
-    """The error for tables that are not as they were written: the folder, why, the command to make them."""
+    """The error for damaged tables: the folder, the reason, the command that makes them anew."""
     return UserError(f"{where}: it cannot be read ({error}); run {command} again.")

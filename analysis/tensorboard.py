@@ -15,20 +15,17 @@ from lthjax import cli
 from lthjax.errors import UserError
 from lthjax.store import folder
 
-# Tells event files of this module from those of other programs.
+# Marks the event files of this module.
 _SUFFIX = ".lthjax"
 
 
 def write(run: str | Path, to: str | Path | None = None) -> Path:
-    """Writes one event file a cell: every curve of its result.json as a scalar by step.
+    """Writes every curve of a cell as a scalar by step, to one event file a cell; returns their folder.
 
     Args:
         run: the run folder.
-        to: where; RUN/tensorboard by default. What an earlier call wrote of the same cells is replaced, and
-            no event file of another program.
-
-    Returns:
-        The folder, for `tensorboard --logdir`.
+        to: the folder, by default RUN/tensorboard. Event files of earlier calls are replaced, those of other
+            programs are kept.
 
     Raises:
         UserError: it is not a run folder, tensorboardX is not installed, or it cannot be written.
@@ -44,10 +41,9 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
             f"--to: {str(to)!r} is a run folder, which holds its cells alone; choose another folder."
         )
     opened = open_run(run)
-    if not opened.rows:
-        raise UserError(f"{run}: there is no finished cell in it yet; run the study first.")
+    rows = opened.finished()
     try:
-        for row in opened.rows:
+        for row in rows:
             cell = folder(Path(), row.cell)
             for earlier in (to / cell).glob(f"events.out.tfevents.*{'' if own else _SUFFIX}"):
                 earlier.unlink()
@@ -56,7 +52,7 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
                 for name, values in curves.items():
                     for step, value in zip(curves["step"], values, strict=True):
                         if name != "step" and value is not None:
-                            # Seconds since the training began, as far as its mean speed says.
+                            # Seconds since the training began, by its mean speed.
                             passed = row.seconds * step / max(row.steps, 1)
                             writer.add_scalar(name, value, step, walltime=passed)
     except OSError as error:

@@ -13,7 +13,7 @@ _DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST",
 
 
 def title(about: Mapping[str, Any]) -> str:
-    """What a study trains, for a heading: `LeNet-5 on MNIST`; from its study.json."""
+    """A study's network and data, for a heading: `LeNet-5 on MNIST`; from its study.json."""
     model, data = about["config"]["model"], about["config"]["data"]["name"]
     return f"{_NETWORKS.get(model, model)} on {_DATA.get(data, data)}"
 
@@ -24,17 +24,20 @@ def command(name: str, *arguments: object) -> str:
 
 
 def interval(of: Interval, form: str, between: str = " ") -> str:
-    """A mean with its interval, `0.83 [0.80, 0.86]`; the mean alone of one seed, "–" of none.
+    """A mean with its interval, `0.83 [0.80, 0.86]`; for one seed the mean alone, for none "–".
 
-    Args:
-        of: them.
-        form: of every number, for example `+.2f`.
-        between: mean and bracket.
+    `form` is the format of every number, for example `+.2f`; `between` separates mean and bracket.
     """
     if not of.n:
         return "–"
     mean = f"{of.mean:{form}}"
     return mean if of.n == 1 else f"{mean}{between}[{of.low:{form}}, {of.high:{form}}]"
+
+
+def times(of: Interval, form: str = ".2f") -> str:
+    """A ratio: `2.51× [2.10, 3.00]`."""
+    mean, bounds = f"{of.mean:{form}}×", f"[{of.low:{form}}, {of.high:{form}}]"
+    return mean if of.n < 2 else f"{mean} {bounds}"
 
 
 def percent(of: Interval) -> str:
@@ -53,5 +56,5 @@ def share(density: float) -> str:
 
 
 def seeds(n: int) -> str:
-    """How many: `1 seed`, `3 seeds`."""
+    """A number of seeds: `1 seed`, `3 seeds`."""
     return f"{n} seed{'' if n == 1 else 's'}"

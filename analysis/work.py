@@ -1,10 +1,11 @@
-"""What trains more from a finished run: it says what that costs, trains in chunks, keeps what it trained."""
+"""Further trainings from a finished run: their cost, training in chunks, and the store of their cells."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
+from analysis import tables
 from analysis.run import Run
 from lthjax import fields, progress, record, study, train
 from lthjax.errors import shell
@@ -17,15 +18,12 @@ Jobs = Sequence[tuple[Cell, Job]]
 
 
 def kept(run: Run, *folders: str, **told: Any) -> Store:
-    """The store in a run folder that an analysis writes cells of its own to.
+    """The store of an analysis's own cells, at `folders` in the run folder.
 
-    Args:
-        run: the run.
-        folders: from the run's, one in the other.
-        told: what its study.json says besides.
+    `told` is added to its study.json.
 
     Raises:
-        UserError: it cannot be written, or another process is at it.
+        UserError: it cannot be written, or another process writes to it.
     """
     about = {**run.about, "commands": [shell(*sys.argv)], **told}
     return Store(run.path.joinpath(*folders), cast(fields.About, about))
@@ -37,8 +35,8 @@ class Work:
     Args:
         run: the run.
         prepared: its study, with the seeds that are trained.
-        watch: is told how it is getting on.
-        chunk: replicates trained in one program, or None.
+        watch: is told of the progress.
+        chunk: replicates trained in one program; None for the default.
     """
 
     def __init__(self, run: Run, prepared: study.Prepared, watch: Watch, chunk: int | None) -> None:
@@ -51,25 +49,23 @@ class Work:
         return study.make_trainer([self.prepared], self._chunk, self.prepared.study.seeds)
 
     def seconds(self, cells: Sequence[Cell], steps: int) -> float:
-        """What so many trainings, of so many steps in all, will take, by training a few steps."""
+        """The expected time of these trainings, of `steps` steps in all; measured by training a few steps."""
         if not steps:
             return 0.0
         return study.estimate([self.prepared], [_plan(cells, steps)], self._chunk).seconds
 
     def time(self, cells: Sequence[Cell], steps: int) -> str:
-        """The same in words, ` (about 12 s)`; "" where nothing is trained, or nobody watches."""
+        """The same in words, ` (about 12 s)`; "" without training or without progress."""
         if not steps or isinstance(self.watch, progress.Silent):
             return ""
         return f" (about {progress.duration(self.seconds(cells, steps))})"
 
     def train(self, jobs: Jobs) -> Iterator[tuple[Cell, Job, Trained]]:
-        """Trains in chunks of the same first and last step, and yields what is finished."""
+        """Trains in chunks of the same first and last step, and yields every finished job."""
         if not jobs:
             return
         todo = _plan([cell for cell, _ in jobs], sum(job.stop - job.start for _, job in jobs))
-        spans: dict[tuple[int, int], list[tuple[Cell, Job]]] = {}
-        for cell, job in jobs:
-            spans.setdefault((job.start, job.stop), []).append((cell, job))
+        spans = tables.grouped(((job.start, job.stop), (cell, job)) for cell, job in jobs)
         width = self.trainer.width
         chunks = [of[i : i + width] for of in spans.values() for i in range(0, len(of), width)]
         self.watch.begin(self.run.name, todo)
@@ -91,7 +87,7 @@ class Work:
         made_from: Mapping[str, Any],
         weights: bool = False,
     ) -> None:
-        """Writes what was trained; its final weights where they are asked for and it did not diverge."""
+        """Writes a finished job; with `weights` its final weights too, unless it diverged."""
         result = record.result(cell, job, trained, dict(made_from))
         kept = trained.variables if weights and trained.status == "done" else None
         store.write(cell, result, job.mask, kept)

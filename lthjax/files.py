@@ -8,12 +8,13 @@ import errno
 import glob
 import hashlib
 import itertools
+import json
 import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from lthjax.errors import UserError
@@ -156,6 +157,106 @@ def move(source: Path, target: Path, last: str = "") -> None:
         shutil.copyfile(file, copy)
         sync(copy)
     shutil.rmtree(source)
+
+
+def listed(folder: Path, mark: str) -> list[str] | None:
+    """The names of the files that `replace_folder` wrote, the mark last; None where the mark is not sound."""
+    try:
+        names = json.loads((folder / mark).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # A name that leads out of the folder was not written by `replace_folder`.
+    inside = isinstance(names, list) and all(
+        isinstance(name, str) and name and PurePosixPath(name).parts[0] != "/" and ".." not in name.split("/")
+        for name in names
+    )
+    return [*names, mark] if inside else None
+
+
+def foreign(folder: Path, mark: str) -> str | None:
+    """The first name in a folder that `replace_folder` did not write there; None where it wrote all."""
+    ours = listed(folder, mark) or []
+    parents = {parent.as_posix() for name in ours for parent in PurePosixPath(name).parents}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or name not in (parents if path.is_dir() else ours):
+            return name
+    return None
+
+
+def replace_folder(target: Path, contents: Mapping[str, Path | bytes], mark: str) -> None:
+    """Writes a folder beside the target, and then puts it in the target's place.
+
+    A kill leaves the old folder or the new one; `recover_folder` removes the rest before the next call.
+
+    Args:
+        target: the folder; one that is there is replaced, and must be from an earlier call.
+        contents: path in the folder -> its bytes, or the file to copy.
+        mark: name of the file in it that lists all others.
+
+    Raises:
+        OSError: it cannot be written; a folder that was there still is.
+    """
+    new, old = _beside(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new.mkdir()
+    # The mark comes first, so that the next call may remove what a killed one leaves.
+    write_whole(new / mark, (json.dumps({"files": sorted(contents)}, indent=1) + "\n").encode())
+    try:
+        for name, content in contents.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                (new / name).write_bytes(content)
+            else:
+                shutil.copyfile(content, new / name)
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(new, target)
+        except BaseException:
+            if old.exists():
+                os.replace(old, target)
+            raise
+    finally:
+        _remove_listed(new, mark)
+    _remove_listed(old, mark)
+
+
+def recover_folder(target: Path, mark: str) -> None:
+    """Puts the old folder back where a killed `replace_folder` has left no new one, and removes the rest.
+
+    Raises:
+        UserError: a folder that was left holds something that `replace_folder` did not write.
+        OSError: it cannot be moved or removed.
+    """
+    new, old = _beside(target)
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    for left in (new, old):
+        if (name := foreign(left, mark)) is not None:
+            raise UserError(f"{left}: a call that was stopped left it, with {name} in it; delete it.")
+        _remove_listed(left, mark)
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    """Where the new folder is made, and where the old one waits while the new one takes its place."""
+    return target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+
+
+def _remove_listed(folder: Path, mark: str) -> None:
+    """Removes the files that a folder's mark lists, and the folder, which must hold nothing else."""
+    if not folder.exists():
+        return
+    names = [name for name in listed(folder, mark) or [] if name != mark]
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    parents = {parent for name in names for parent in PurePosixPath(name).parents} - {PurePosixPath(".")}
+    for parent in sorted(parents, key=lambda path: -len(path.parts)):
+        if (folder / parent).is_dir():
+            (folder / parent).rmdir()
+    # The mark goes last, so that a call that is killed before can be mended.
+    (folder / mark).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def sync(path: Path) -> None:

@@ -26,6 +26,8 @@ from lthjax.prune import paths
 
 PyTree = Any
 FILE = "manifest.json"
+# In a folder of tables: name -> SHA-256 of the files beside it.
+SUMS = "checksums.json"
 
 
 class Damaged(ValueError):
@@ -122,6 +124,21 @@ def check(folder: Path, made: Manifest, names: Iterable[str] | None = None) -> N
             raise Damaged(f"{folder / name}: {error.strerror}") from error
         if found != digest:
             raise Damaged(f"{folder / name}: its checksum is not the one that it was written with")
+
+
+def read_listed(path: Path) -> bytes:
+    """The content of a file, compared with the `SUMS` beside it; one that is not listed there is not checked.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: its checksum is wrong.
+    """
+    content, sums = path.read_bytes(), path.with_name(SUMS)
+    if sums.is_file():
+        known = opened(json.loads(sums.read_bytes()))
+        if known.get(path.name, "") not in ("", hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"the checksum of {path.name} is not the one that it was written with")
+    return content
 
 
 def sealed(value: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import pytest
 from conftest import about
 
 from analysis import compare, export, page, publish, report, tensorboard
+from analysis.run import Run
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 
@@ -256,10 +257,7 @@ def test_a_comparison_that_is_not_whole_is_mended(tmp_path: Path, monkeypatch: p
     """Like a report: `compare.build` calls `page.is_whole` for everything it shows."""
     asked: list[Path] = []
     monkeypatch.setattr(page, "is_whole", lambda folder, shows: not asked.append(folder))
-    monkeypatch.setattr(compare, "read_study", lambda run: {"config": {"name": run.name}, "identity": {}})
-    monkeypatch.setattr(compare, "load", lambda run: [None])
-    monkeypatch.setattr(compare, "entries", lambda *_: [])
-    monkeypatch.setattr(compare, "title", lambda _: "x")
     monkeypatch.setattr(compare, "_csv", lambda *_: "")
-    found = compare.build([tmp_path / "a", tmp_path / "b"], only_if_changed=True)
+    monkeypatch.setattr(Run, "rows", [None])
+    found = compare.build([run_folder(tmp_path / name) for name in "ab"], only_if_changed=True)
     assert asked == [found.parent]

@@ -230,7 +230,7 @@ def test_the_comparison_page(tiny: Callable, tmp_path: Path) -> None:
         r"At 50\.0 % of the weights or fewer: best is ([^(]+) \(([\d.]+) %, 2 trainings\)", text
     )
     assert first is not None
-    accuracy = {one.name: compare._mean(at_most(one.arms["ticket"], 0.5)) for one in found}  # type: ignore[arg-type]
+    accuracy = {one.name: at_most(one.tickets, 0.5).accuracy.mean for one in found}  # type: ignore[union-attr]
     assert float(first[2]) == pytest.approx(max(accuracy.values()), abs=0.006)
     assert accuracy[first[1]] == max(accuracy.values())
     before = page.read_bytes()

@@ -14,20 +14,17 @@ from lthjax.errors import UserError
 from lthjax.fields import About
 from lthjax.measures.stats import Interval
 
-# What the cheapest schedule may lose to the best one, in percentage points of mean accuracy.
+# The percentage points of mean accuracy that the cheapest schedule may lose to the best one.
 MARGIN = 0.2
 _DENSITIES = (0.5, 0.2, 0.1, 0.05)
 
 
 def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) -> Path:
-    """Writes the comparison of run folders beside the first of them, as `comparisons/NAME-HASH/`.
+    """Writes `comparisons/NAME-HASH/` beside the first run folder; returns the path of its `index.html`.
 
     Args:
         runs: two run folders or more.
-        only_if_changed: whether to leave a comparison as it is that shows all this and is whole.
-
-    Returns:
-        The path of its `index.html`.
+        only_if_changed: whether to keep a comparison that is whole and up to date.
 
     Raises:
         UserError: one is no run folder, or has no cell, or the page cannot be written.
@@ -36,38 +33,24 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
     twice = [str(path) for i, path in enumerate(paths) if path.absolute() in map(Path.absolute, paths[:i])]
     if twice:
         raise UserError(f"run: {twice[0]!r} is named twice; name every run folder once.")
-    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
-    empty = [run.path for run in opened if not run.rows]
-    if empty:
-        raise UserError(f"{empty[0]}: there is no finished cell in it yet; run the study first.")
-    about = [run.about for run in opened]
-    found = entries(about, [run.rows for run in opened])
-    digest = hashlib.sha256(" ".join(sorted(path.name for path in paths)).encode()).hexdigest()[:8]
-    names = dict.fromkeys(study["config"]["name"] for study in about)
-    heading = "; ".join(dict.fromkeys(map(words.title, about)))
-    folder = paths[0].parent / "comparisons" / f"{'-'.join(list(names)[:3])}-{digest}"
+    opened = [open_run(run) for run in runs]
+    rows, about = [run.finished() for run in opened], [run.about for run in opened]
+    names = [*dict.fromkeys(study["config"]["name"] for study in about)]
+    digest = _digest(" ".join(sorted(path.name for path in paths)))[:8]
+    folder = paths[0].parent / "comparisons" / f"{'-'.join(names[:3])}-{digest}"
     table = _csv(opened)
-    shows = hashlib.sha256(json.dumps([table, about]).encode()).hexdigest()
+    shows = _digest(json.dumps([table, about]))
     if only_if_changed and page.is_whole(folder, shows):
         return folder / "index.html"
-    without = [run.path.name for run in opened if all(row.arm != TICKET for row in run.rows)]
-    overview = _overview(found, heading)
-    notes = [f"Not shown, as no ticket is trained yet: {', '.join(without)}."] if without else []
-    emptied = sorted(
-        {entry.name for entry in found for points in entry.arms.values() for p in points if not p.density}
-    )
-    if emptied:
-        notes.append(
-            "Networks without a single weight left have no place on the log scale of densities: some of "
-            f"{'; '.join(emptied)}."
-        )
-    sections = [overview._replace(notes=notes)]
+    found = entries(about, rows)
+    heading = "; ".join(dict.fromkeys(map(words.title, about)))
+    sections = [_overview(found, heading)._replace(notes=_notes(opened, found))]
     if _one_training(about) and len({entry.how for entry in found}) > 1:
         sections.append(_schedules(found, heading))
     return page.write(
         folder,
         title=f"{heading}: {len(runs)} studies compared",
-        subtitle=f"{sum(len(run.rows) for run in opened)} cells of {len(runs)} studies.",
+        subtitle=f"{sum(map(len, rows))} cells of {len(runs)} studies.",
         sections=sections,
         facts=_facts(opened),
         config=json.dumps([study["config"] for study in about], indent=1),
@@ -76,12 +59,28 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
     )
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _notes(runs: Sequence[Run], found: Sequence[Entry]) -> list[str]:
+    """The runs and networks that are not shown."""
+    without = [run.path.name for run in runs if all(row.arm != TICKET for row in run.rows)]
+    points = [(entry.name, point) for entry in found for of_arm in entry.arms.values() for point in of_arm]
+    emptied = sorted({name for name, point in points if not point.density})
+    notes = [f"Not shown, as no ticket is trained yet: {', '.join(without)}."] if without else []
+    if emptied:
+        notes.append(
+            "Networks without a single weight left have no place on the log scale of densities: some of "
+            f"{'; '.join(emptied)}."
+        )
+    return notes
+
+
 def _one_training(about: Sequence[About]) -> bool:
     """Whether the runs differ in pruning alone."""
-    rest = [
-        {k: v for k, v in study["identity"].items() if k != "levels" and not k.startswith("prune.")}
-        for study in about
-    ]
+    every = [study["identity"].items() for study in about]
+    rest = [{k: v for k, v in of if k != "levels" and not k.startswith("prune.")} for of in every]
     return all(other == rest[0] for other in rest)
 
 
@@ -89,22 +88,15 @@ def tickets(found: Sequence[Entry]) -> Table:
     """A line for every entry: its dense network, its sparsest ticket that matches, its best gain."""
     lines = []
     for entry in found:
-        points = entry.arms.get("ticket", [])
-        matching = [point for point in points if _gain(entry, point).mean >= 0]
+        gains = [(point, difference(point.accuracies, entry.dense)) for point in entry.tickets]
+        matching = [point for point, gain in gains if gain.mean >= 0]
         sparsest = min(matching, key=lambda point: point.density, default=None)
-        best = max(points, key=lambda point: _gain(entry, point).mean, default=None)
-        lines.append(
-            [
-                entry.name,
-                words.percent(mean_accuracy(entry.dense)),
-                # The last one that was trained is a bound: sparser ones may match, too.
-                f"{'≤ ' if sparsest is points[-1] else ''}{100 * sparsest.density:.1f}"
-                if sparsest
-                else "none",
-                words.points(_gain(entry, best)) if best else "–",
-                f"{100 * best.density:.1f}" if best else "–",
-            ]
-        )
+        best, gain = max(gains, key=lambda one: one[1].mean, default=(None, None))
+        # Where the last trained ticket matches, its density is a bound: sparser ones may match, too.
+        bound = "≤ " if sparsest and sparsest is entry.tickets[-1] else ""
+        matches = f"{bound}{100 * sparsest.density:.1f}" if sparsest else "none"
+        most = [words.points(gain), f"{100 * best.density:.1f}"] if best and gain else ["–", "–"]
+        lines.append([entry.name, words.percent(mean_accuracy(entry.dense)), matches, *most])
     header = ["study", "dense (%)", "sparsest that matches (%)", "best gain (pp)", "at (%)"]
     return Table("Tickets", header, lines)
 
@@ -135,14 +127,10 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
     )
 
 
-def _gain(entry: Entry, point: Point) -> Interval:
-    return difference(point.accuracies, entry.dense)
-
-
 def targets(found: Sequence[Entry]) -> list[float]:
-    """The densities at which schedules are compared: those of one-shot pruning, or usual ones."""
-    shot = {round(p.density, 4) for e in found if e.how == "one-shot" for p in e.arms.get("ticket", [])}
-    lowest = max(min((p.density for p in e.arms.get("ticket", [])), default=1.0) for e in found)
+    """The densities at which schedules are compared: those of one-shot pruning, or the default ones."""
+    shot = {round(point.density, 4) for e in found if e.how == "one-shot" for point in e.tickets}
+    lowest = max(min((point.density for point in entry.tickets), default=1.0) for entry in found)
     return sorted(shot, reverse=True) or [density for density in _DENSITIES if density >= lowest]
 
 
@@ -151,61 +139,57 @@ def cheapest(
 ) -> list[tuple[Entry, Point, Interval, bool]]:
     """The schedules that reach a density, cheapest first: (entry, its point, difference to the best, near).
 
-    Args:
-        found: the entries.
-        density: each is taken at its first level of no more than that.
-        margin: `near` says that the mean over seeds is within so many points of the best mean.
+    The point is the first of no more than the density; `near` says that its mean is within `margin`
+    percentage points of the best mean.
     """
-    there = [(entry, at_most(entry.arms.get("ticket", []), density)) for entry in found]
-    reached = [(entry, point) for entry, point in there if point is not None]
+    there = [(entry, at_most(entry.tickets, density)) for entry in found]
+    reached = [(entry, point, point.accuracy.mean) for entry, point in there if point is not None]
     if not reached:
         return []
-    best = max((point for _, point in reached), key=_mean)
-    rows = [
-        (entry, point, difference(point.accuracies, best.accuracies), _mean(point) >= _mean(best) - margin)
-        for entry, point in reached
+    _, best, highest = max(reached, key=lambda one: one[2])
+    ranked = sorted(reached, key=lambda one: (one[1].trainings, -one[2]))
+    return [
+        (entry, point, difference(point.accuracies, best.accuracies), mean >= highest - margin)
+        for entry, point, mean in ranked
     ]
-    return sorted(rows, key=lambda row: (row[1].trainings, -_mean(row[1])))
-
-
-def _mean(point: Point) -> float:
-    return mean_accuracy(point.accuracies).mean
 
 
 def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
-    """At every density the best schedule and the cheapest near it in a sentence, and all that reach it."""
+    """A sentence on the best and the cheapest schedule at every density, and a table of all schedules."""
     notes, lines = [], []
     for density in targets(found):
         ranked = cheapest(found, density)
         near = [row for row in ranked if row[3]]
         if not near:
             continue
-        best = max(ranked, key=lambda row: _mean(row[1]))
-        entry, point, lost, _ = near[0]
-        best_is = f"best is {best[0].name} ({_mean(best[1]):.2f} %, {best[1].trainings:.3g} trainings)"
-        if entry is best[0]:
+        best = max(ranked, key=lambda row: row[1].accuracy.mean)
+        if near[0][0] is best[0]:
             cheap = f"nothing cheaper is within {MARGIN:g} points"
         else:
-            cheap = (
-                f"the cheapest within {MARGIN:g} points is {entry.name} ({_mean(point):.2f} %, "
-                f"{point.trainings:.3g} trainings, difference {words.points(lost)} pp)"
-            )
-        notes.append(f"At {100 * density:.1f} % of the weights or fewer: {best_is}; {cheap}.")
-        for entry, point, lost, close in ranked:
-            lines.append(
-                [
-                    f"≤ {100 * density:.1f}",
-                    entry.name,
-                    f"{100 * point.density:.1f}",
-                    f"{point.trainings:.3g}",
-                    words.percent(mean_accuracy(point.accuracies)),
-                    "best" if point is best[1] else words.points(lost),
-                    "yes" if close else "no",
-                ]
-            )
+            told = _told(*near[0][:2], f", difference {words.points(near[0][2])} pp")
+            cheap = f"the cheapest within {MARGIN:g} points is {told}"
+        notes.append(
+            f"At {100 * density:.1f} % of the weights or fewer: best is {_told(*best[:2])}; {cheap}."
+        )
+        lines += [
+            [
+                f"≤ {100 * density:.1f}",
+                entry.name,
+                f"{100 * point.density:.1f}",
+                f"{point.trainings:.3g}",
+                words.percent(point.accuracy),
+                "best" if point is best[1] else words.points(lost),
+                "yes" if close else "no",
+            ]
+            for entry, point, lost, close in ranked
+        ]
     header = ["weights (%)", "schedule", "reached (%)", "trainings", "accuracy (%)", "− best (pp)",
               f"within {MARGIN:g} pp"]  # fmt: skip
     return notes, Table("By density, cheapest first", header, lines, 2)
+
+
+def _told(entry: Entry, point: Point, more: str = "") -> str:
+    return f"{entry.name} ({point.accuracy.mean:.2f} %, {point.trainings:.3g} trainings{more})"
 
 
 def _schedules(found: Sequence[Entry], heading: str) -> Section:
@@ -238,7 +222,7 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
 
 
 def _csv(runs: Sequence[Run]) -> str:
-    """The rows of all runs, with the run's folder before each."""
+    """The rows of all runs; the first column names the run folder."""
     return tables.to_csv(["run", *COLUMNS], [[run.path.name, *row] for run in runs for row in run.rows])
 
 

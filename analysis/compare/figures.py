@@ -4,103 +4,86 @@ from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis import draw
 from analysis.compare.entries import Entry, at_most
-from analysis.run import mean_accuracy
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
-from lthjax.measures.stats import mean_interval
+from lthjax.measures.stats import mean_interval, paired
 
 
+@matplotlib.rc_context(draw.STYLE)
 def compared(entries: Sequence[Entry], heading: str) -> Figure:
     """Every entry's difference to its dense network against weights left; one panel an arm."""
     there = dict.fromkeys(arm for entry in entries for arm in entry.arms)
     names = sorted(there, key=lambda arm: list(ARMS).index(arm) if arm in ARMS else len(ARMS))
-    with matplotlib.rc_context(draw.STYLE):
-        figure = Figure(figsize=(max(7.2, 4.2 * len(names)), 4.8), layout="constrained")
-        panels = figure.subplots(1, max(len(names), 1), sharex=True, sharey=True, squeeze=False)[0]
-        densities: set[float] = set()
-        for axes, arm in zip(panels, names, strict=False):
-            axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
-            axes.set_title(arm, loc="left", fontsize=10)
-            axes.set_xlabel(draw.WEIGHTS_LEFT)
-            for entry, (colour, marker, line) in zip(entries, _looks(entries), strict=True):
-                points = [point for point in entry.arms.get(arm, []) if point.density]
-                x = [100 * point.density for point in points]
-                densities.update(x)
-                gains = [
-                    [value - entry.dense[seed] for seed, value in p.accuracies.items() if seed in entry.dense]
-                    for p in points
-                ]
-                intervals = [mean_interval(gain) for gain in gains]
-                axes.plot(
-                    x, [i.mean for i in intervals], line, color=colour, marker=marker, ms=4, label=entry.name
-                )
-                for left, gain, interval in zip(x, gains, intervals, strict=True):
-                    axes.plot([left] * len(gain), gain, ".", color=colour, ms=2.5, alpha=0.6)
-                    if interval.n >= draw.BAND_FROM:
-                        axes.vlines(left, interval.low, interval.high, color=colour, alpha=0.35, lw=1)
-        draw.weights_axis(panels[0], densities)
-        panels[0].set_ylabel("test accuracy − dense (pp)")
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
-        draw.legend_below(figure, panels[0])
-        return figure
+    size = (max(7.2, 4.2 * len(names)), 4.8)
+    figure, panels = draw.panels(heading, (1, max(len(names), 1)), size, sharex=True, sharey=True)
+    densities: set[float] = set()
+    for axes, arm in zip(panels[0], names, strict=False):
+        axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
+        axes.set_title(arm, loc="left", fontsize=10)
+        axes.set_xlabel(draw.WEIGHTS_LEFT)
+        for entry, (colour, marker, line) in zip(entries, _looks(entries), strict=True):
+            points = [point for point in entry.arms.get(arm, []) if point.density]
+            x = [100 * point.density for point in points]
+            densities.update(x)
+            gains = [paired(point.accuracies, entry.dense) for point in points]
+            intervals = [mean_interval(gain) for gain in gains]
+            means = [interval.mean for interval in intervals]
+            axes.plot(x, means, line, color=colour, marker=marker, ms=4, label=entry.name)
+            for left, gain, interval in zip(x, gains, intervals, strict=True):
+                axes.plot([left] * len(gain), gain, ".", color=colour, ms=2.5, alpha=0.6)
+                if interval.n >= draw.BAND_FROM:
+                    axes.vlines(left, interval.low, interval.high, color=colour, alpha=0.35, lw=1)
+    draw.weights_axis(panels[0, 0], densities)
+    panels[0, 0].set_ylabel("test accuracy − dense (pp)")
+    draw.legend_below(figure, panels[0, 0])
+    return figure
 
 
+@matplotlib.rc_context(draw.STYLE)
 def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> Figure:
     """Accuracy against trainings; one panel a density, on one axis of costs."""
     columns = min(max(len(densities), 1), 3)
     rows = -(-max(len(densities), 1) // columns)
-    with matplotlib.rc_context(draw.STYLE):
-        figure = Figure(figsize=(3.6 * columns, 3.3 * rows + 1.0), layout="constrained")
-        panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
-        for axes in panels[len(densities) :]:
-            axes.set_visible(False)
-        for axes, density in zip(panels, densities, strict=False):
-            axes.set_title(f"≤ {100 * density:.1f} % of the weights", loc="left", fontsize=10)
-            for entry, (colour, marker, _) in zip(entries, _looks(entries), strict=True):
-                point = at_most(entry.arms.get("ticket", []), density)
-                if point is None:
-                    continue
-                values = list(point.accuracies.values())
-                interval = mean_accuracy(point.accuracies)
-                axes.plot([point.trainings] * len(values), values, ".", color=colour, ms=3, alpha=0.6)
-                if interval.n >= draw.BAND_FROM:
-                    axes.vlines(point.trainings, interval.low, interval.high, color=colour, alpha=0.4, lw=1)
-                axes.plot(
-                    point.trainings,
-                    interval.mean,
-                    marker,
-                    color=colour,
-                    ms=7,
-                    mfc="none" if entry.variant.startswith("global") else colour,
-                    label=entry.name,
-                )
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(FixedLocator([1, 2, 3, 5, 10, 20, 30, 50, 100]))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-            axes.tick_params(labelbottom=True)
-            axes.set_xlabel("cost (trainings, log scale)")
-        figure.supylabel("test accuracy at the end (%)", fontsize=10)
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
-        draw.legend_below(figure, panels[0])
-        return figure
+    size = (3.6 * columns, 3.3 * rows + 1.0)
+    figure, grid = draw.panels(heading, (rows, columns), size, sharex=True)
+    panels = grid.ravel()
+    for axes in panels[len(densities) :]:
+        axes.set_visible(False)
+    for axes, density in zip(panels, densities, strict=False):
+        axes.set_title(f"≤ {100 * density:.1f} % of the weights", loc="left", fontsize=10)
+        for entry, (colour, marker, _) in zip(entries, _looks(entries), strict=True):
+            point = at_most(entry.tickets, density)
+            if point is None:
+                continue
+            values, interval, x = list(point.accuracies.values()), point.accuracy, point.trainings
+            filling = "none" if entry.variant.startswith("global") else colour
+            axes.plot([x] * len(values), values, ".", color=colour, ms=3, alpha=0.6)
+            if interval.n >= draw.BAND_FROM:
+                axes.vlines(x, interval.low, interval.high, color=colour, alpha=0.4, lw=1)
+            axes.plot(x, interval.mean, marker, color=colour, ms=7, mfc=filling, label=entry.name)
+        axes.set_xscale("log")
+        draw.plain_ticks(axes.xaxis, [1, 2, 3, 5, 10, 20, 30, 50, 100])
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("cost (trainings, log scale)")
+    figure.supylabel("test accuracy at the end (%)", fontsize=10)
+    draw.legend_below(figure, panels[0])
+    return figure
 
 
 def _looks(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
-    """(colour, marker, line) of every entry: colour and marker by `how`, line by `variant`."""
+    """(colour, marker, line) of every entry: colour and marker by `how`, line by `variant`.
+
+    Where all have the same `how`, colour and marker are by `variant`.
+    """
     if not entries:
         return []
-    hows, variants = ([*dict.fromkeys(values)] for values in zip(*(e[:2] for e in entries), strict=True))
-    if len(hows) == 1:
-        hows, of_entry = variants, [(e.variant, e.how) for e in entries]
-        variants = [entries[0].how]
-    else:
-        of_entry = [(e.how, e.variant) for e in entries]
+    alike = len({entry.how for entry in entries}) == 1
+    looks = [(e.variant, e.how) if alike else (e.how, e.variant) for e in entries]
+    colours, lines = ([*dict.fromkeys(of)] for of in zip(*looks, strict=True))
     return [
-        (*draw.series(hows.index(how)), draw.LINES[variants.index(variant) % len(draw.LINES)])
-        for how, variant in of_entry
+        (*draw.series(colours.index(colour)), draw.LINES[lines.index(line) % len(draw.LINES)])
+        for colour, line in looks
     ]

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from analysis import compare, page, record, tables, words
 from analysis.analyses import ANALYSES
@@ -20,71 +19,58 @@ from lthjax.errors import UserError
 
 
 def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
-    """Writes `report/` into a run folder.
+    """Writes `report/` into a run folder, and returns the path of its `index.html`.
 
     Args:
-        run: the run or its folder; what is not trained yet is simply not shown.
-        only_if_changed: whether to leave a report as it is that shows all this and is whole.
-
-    Returns:
-        The path of `report/index.html`.
+        run: the run or its folder; it may be unfinished.
+        only_if_changed: whether to keep a report that is whole and up to date.
 
     Raises:
         UserError: it is not a run folder, there is no cell in it, or it cannot be written.
     """
-    run = run if isinstance(run, Run) else open_run(run)
-    rows, folder = run.rows, run.path / "report"
-    if not rows:
-        raise UserError(f"{run.path}: there is no finished cell in it yet; run the study first.")
+    run = open_run(run)
+    rows, folder = run.finished(), run.path / "report"
     table = to_csv(rows)
     shows = _digest(run, table)
     if only_if_changed and page.is_whole(folder, shows):
         return folder / "index.html"
-    seeds = len({row.seed for row in rows})
+    seeds = words.seeds(len({row.seed for row in rows}))
     parts = [_part(analysis, run) for analysis in ANALYSES.values()]
-    found = [*verdicts.findings(run.about, rows), *(one for part in parts for one in part.findings)]
+    found = [*verdicts.findings(run.about, rows), *(one for claims, _, _ in parts for one in claims)]
     said = [[f.claim, f.outcome, f.estimate, f.n, str(f.where)] for f in found]
-    sections = [*_sections(run, found), *(part.section for part in parts if part.section is not None)]
-    whole = all(part.whole for part in parts)
+    sections = [*_sections(run, found), *(one for _, shown, _ in parts for one in shown)]
+    whole = all(readable for _, _, readable in parts)
     return page.write(
         folder,
         title=words.title(run.about),
-        subtitle=f"Lottery-ticket study {run.study.name!r}: {len(rows)} cells, {words.seeds(seeds)}.",
+        subtitle=f"Lottery-ticket study {run.study.name!r}: {len(rows)} cells, {seeds}.",
         sections=sections,
         facts=facts.of_run(run),
         config=json.dumps(run.about["config"], indent=1),
         table=("cells.csv", table),
         beside={"verdicts.csv": tables.to_csv(Finding._fields, said)},
-        # One that lacks a part is made anew the next time.
+        # A report that lacks a part is made anew the next time.
         shows=shows if whole else "",
     )
 
 
-class _Part(NamedTuple):
-    """What an analysis adds to the report; not `whole` where its files cannot be read."""
-
-    findings: list[Finding]
-    section: Section | None
-    whole: bool = True
-
-
-def _part(analysis: Analysis, run: Run) -> _Part:
-    """What an analysis has found; where files cannot be read, the reason in its place."""
+def _part(analysis: Analysis, run: Run) -> tuple[list[Finding], list[Section], bool]:
+    """The findings and section of an analysis, and whether its files could be read; the section says why."""
     name, title = analysis.name, analysis.title
     try:
         found = record.found(analysis, run)
-        section = None if found is None else analysis.section(run, found)
-        return _Part(analysis.findings(run, found), section)
+        section = [] if found is None else [analysis.section(run, found)]
+        return analysis.findings(run, found), section, True
     except UserError as error:
         claim = f"{title}: its claims"
         lacking = Finding(claim, "not tested", "cannot be read", 0, Link(title.lower(), f"#{name}"))
-        # What the report works out itself makes no claims.
+        # An analysis that the report does itself makes no claims.
         claims = [] if analysis.work is None and not analysis.marker else [lacking]
-        return _Part(claims, Section(name, title, [f"Not shown: {error}"]), whole=False)
+        return claims, [Section(name, title, [f"Not shown: {error}"])], False
 
 
 def _digest(run: Run, table: str) -> str:
-    """Names all that a run's report is made of, by its contents."""
+    """A digest of all files that the report of a run is made of."""
     markers = [path for analysis in ANALYSES.values() for path in record.written(analysis, run)]
     contents = [table.encode(), *(path.read_bytes() for path in (run.path / "study.json", *markers))]
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
@@ -94,33 +80,21 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
     """Verdicts, accuracy, differences, levels."""
     said = [[f.claim, f.outcome, f.estimate, str(f.n or "–"), f.where] for f in found]
     header = ["claim", "verdict", "estimate", "n", "where, or the command that tests it"]
-    rows = run.rows
-    own = chains(rows)
+    rows, own = run.rows, chains(run.rows)
     tickets = [chain for chain in own if imp.leader(chain) == TICKET]
+    gaps = [of(rows, chain) for chain in tickets for of in (verdicts.summaries, verdicts.gaps)]
     collapsed = verdicts.collapsed(rows, run.about["data"]["classes"])
+    levels = [*(facts.levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])]
     return [
         Section("verdicts", "Verdicts", facts.notes(run), (), [Table("", header, said, 5)], _RULES),
         accuracy.section(run, words.title(run.about)),
-        Section(
-            "gaps",
-            "Differences",
-            tables=[of(rows, chain) for chain in tickets for of in (verdicts.summaries, verdicts.gaps)],
-            remark=_TESTS,
-        ),
-        Section(
-            "levels",
-            "Levels",
-            tables=[*(facts.levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])],
-            remark=facts.remark(run),
-        ),
+        Section("gaps", "Differences", tables=gaps, remark=_TESTS),
+        Section("levels", "Levels", tables=levels, remark=facts.remark(run)),
     ]
 
 
 def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
-    """Writes the reports of run folders and, of several, the page that compares them.
-
-    Returns:
-        The path of the only report, or of the comparison.
+    """Writes the report of every run folder and, for several, the comparison; returns the path of the last.
 
     Raises:
         UserError: as `build`.

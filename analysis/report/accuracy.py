@@ -6,16 +6,15 @@ import numpy as np
 
 from analysis.page import Drawn, Section
 from analysis.report import figures, verdicts
+from analysis.report.figures import Curves
 from analysis.run import COLUMNS, TICKET, Row, Run, arms, chains, densities, select, worth_seeing
 from lthjax import imp
 from lthjax.imp import DENSE
 
-# Learning curves are shown at the levels nearest to these densities, and at the last.
+# Learning curves are shown at the levels nearest to these densities, and at the last, for these arms.
 _SHOWN = (0.2, 0.1)
 _AT_MOST = ("ticket", "reinit", "random")
-
-
-# What `drawn` may draw, in words.
+# The figures of `drawn`, in words.
 _FIGURES = {
     "accuracy": "accuracies",
     "gaps": "differences to controls",
@@ -25,7 +24,7 @@ _FIGURES = {
 
 
 def section(run: Run, heading: str) -> Section:
-    """The report's section: the figures, and what they do not show."""
+    """The report's section: the figures, and notes on what they lack."""
     rows, found = run.rows, drawn(run, heading)
     there = {one.name for one in found}
     absent = [words for name, words in _FIGURES.items() if name not in there]
@@ -43,25 +42,20 @@ def section(run: Run, heading: str) -> Section:
 
 
 def drawn(run: Run, heading: str) -> list[Drawn]:
-    """The figures of a run, as far as it has data for them."""
+    """The figures for which a run has data."""
     rows = run.rows
     if all(row.test_accuracy is None for row in rows):
         return []
-    chain = next((chain for chain in chains(rows) if imp.leader(chain) == TICKET), None)
-    controls = [arm for arm in arms(select(rows, chain=chain)) if arm != TICKET] if chain else []
-    gaps = {arm: verdicts.differences(rows, chain, TICKET, arm) for arm in controls} if chain else {}
-    learning = _learning(run, rows, chain) if chain else {}
+    # "" where no ticket is trained yet; it has no rows.
+    chain = next((chain for chain in chains(rows) if imp.leader(chain) == TICKET), "")
+    controls = [arm for arm in arms(select(rows, chain=chain)) if arm != TICKET]
+    gaps = {arm: verdicts.differences(rows, chain, TICKET, arm) for arm in controls}
+    learning = _learning(run, rows, chain)
     found = [_accuracy(rows, heading)]
     if any(gaps.values()):
         found.append(_gaps(gaps, heading))
     if any(row.early_stop_step for row in rows):
-        caption = (
-            "The step of the lowest validation loss, found after training, among the steps at which it was "
-            "evaluated; a lower one means faster learning. Points, lines and bands as in the first figure."
-        )
-        figure = figures.early_stop(rows, f"{heading}: early stopping")
-        title = "Early-stop step against weights left"
-        found.append(Drawn("early_stop", title, figure, caption, (COLUMNS, rows)))
+        found.append(_early_stop(rows, heading))
     if learning:
         found.append(_curves(learning, heading))
     return found
@@ -74,8 +68,17 @@ def _accuracy(rows: Sequence[Row], heading: str) -> Drawn:
         "Student's t on the logit scale, cut off at the figure's edge. The dense network is the horizontal "
         "line. Look for how far to the right the ticket stays at it, and where the controls leave it."
     )
-    figure = figures.accuracy(rows, f"{heading}: accuracy")
-    return Drawn("accuracy", "Test accuracy against weights left", figure, caption, (COLUMNS, rows))
+    title, figure = "Test accuracy against weights left", figures.accuracy(rows, f"{heading}: accuracy")
+    return Drawn("accuracy", title, figure, caption, (COLUMNS, rows))
+
+
+def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:
+    caption = (
+        "The step of the lowest validation loss, found after training, among the steps at which it was "
+        "evaluated; a lower one means faster learning. Points, lines and bands as in the first figure."
+    )
+    figure = figures.early_stop(rows, f"{heading}: early stopping")
+    return Drawn("early_stop", "Early-stop step against weights left", figure, caption, (COLUMNS, rows))
 
 
 def _gaps(gaps: Mapping[str, Sequence[verdicts.Level]], heading: str) -> Drawn:
@@ -97,7 +100,7 @@ def _gaps(gaps: Mapping[str, Sequence[verdicts.Level]], heading: str) -> Drawn:
     return Drawn("gaps", title, figure, caption, (header, lines))
 
 
-def _curves(learning: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], heading: str) -> Drawn:
+def _curves(learning: Mapping[str, Curves], heading: str) -> Drawn:
     caption = (
         "Test accuracy over training, mean over seeds, with the band of the 95 % interval from three seeds "
         "on; one panel a level, on shared axes. The dense network is in every panel. Look for which arm "
@@ -115,15 +118,11 @@ def _curves(learning: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
     return Drawn("learning", "Learning curves", figure, caption, (header, lines))
 
 
-def _learning(
-    run: Run, rows: Sequence[Row], chain: str
-) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Panel -> arm -> (steps [S], test accuracies in percent [cells, S])."""
+def _learning(run: Run, rows: Sequence[Row], chain: str) -> dict[str, Curves]:
+    """Panel -> its curves."""
     tickets = [row for row in select(rows, chain=chain, arm="ticket") if row.status == "done"]
-    levels = worth_seeing(densities(tickets), _SHOWN) if tickets else []
-    panels = {}
-    dense = _of_cells(run, select(rows, chain=DENSE))
-    for level in levels:
+    dense, panels = _of_cells(run, select(rows, chain=DENSE)), {}
+    for level in worth_seeing(densities(tickets), _SHOWN) if tickets else []:
         of_level = select(rows, chain=chain, level=level)
         name = f"{100 * of_level[0].density:.1f} % of the weights"
         if name in panels:

@@ -1,10 +1,10 @@
-"""What the report says in words and tables: notes, levels, what was run."""
+"""The words and tables of the report: notes, levels, facts about the run."""
 
 from collections.abc import Sequence
 
 from analysis import words
 from analysis.page import Table
-from analysis.run import Row, Run, accuracies, arms, chains, difference, mean_accuracy, select
+from analysis.run import Row, Run, accuracies, arms, by_level, chains, difference, mean_accuracy, select
 from lthjax import imp
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
@@ -13,7 +13,7 @@ from lthjax.measures.stats import Interval
 
 
 def remark(run: Run) -> str:
-    """How the tables of accuracies are to be read."""
+    """How to read the tables of accuracies."""
     images = run.about["data"]["test"]
     typical = max((row.test_accuracy for row in run.rows if row.test_accuracy is not None), default=0.5)
     error = 100 * stats.sampling_error(typical, images)
@@ -28,7 +28,7 @@ def remark(run: Run) -> str:
 
 
 def notes(run: Run) -> list[str]:
-    """What a reader must know before the figures."""
+    """The notes before the figures."""
     rows, notes = run.rows, []
     dense, best = select(rows, chain=DENSE), _sparsest_match(rows)
     if dense:
@@ -57,16 +57,13 @@ def notes(run: Run) -> list[str]:
             f"{len(diverged)} of {len(rows)} cells diverged (their loss was not finite) and are left out of "
             "figures and means; a chain ends where its ticket diverges."
         )
-    asked = run.study
-    # What an arm from outside the package adds is not known where it is not loaded.
-    known = all(arm in ARMS for arm in asked.arms)
-    planned = imp.cells(asked, run.lengths) if known else []
+    # The cells of an arm from outside the package are not known where it is not loaded.
+    known = all(arm in ARMS for arm in run.study.arms)
+    planned = imp.cells(run.study, run.lengths) if known else []
     missing = len(set(planned) - {*run.results})
     if missing:
-        reason = (
-            "lie behind a diverged training or are not trained yet" if diverged else "are not trained yet"
-        )
-        notes.append(f"{missing} of the {len(planned)} cells last asked for {reason}.")
+        behind = "lie behind a diverged training or " if diverged else ""
+        notes.append(f"{missing} of the {len(planned)} cells last asked for {behind}are not trained yet.")
     return notes
 
 
@@ -75,47 +72,37 @@ def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
     dense = accuracies(select(rows, chain=DENSE))
     matching = []
     for chain in chains(rows):
-        tickets = select(rows, chain=chain, arm="ticket")
-        # Without weights it is no ticket, whatever it reaches.
-        for level in {row.level for row in tickets if row.density}:
-            of_level = select(tickets, level=level)
+        for of_level in by_level(select(rows, chain=chain, arm="ticket")).values():
             gain = difference(accuracies(of_level), dense)
-            if gain.n and gain.mean >= 0:
+            # A network without weights is no ticket.
+            if gain.n and gain.mean >= 0 and any(row.density for row in of_level):
                 matching.append((chain, of_level[0], gain))
     return min(matching, key=lambda found: found[1].density, default=None)
 
 
 def levels(rows: Sequence[Row], chain: str) -> Table:
     """A chain's levels: accuracy of every arm, and its leader's paired differences."""
-    leader = imp.leader(chain)
-    controls = [arm for arm in arms(select(rows, chain=chain)) if arm != leader]
-    names = [leader, *controls]
-    header = ["level", "weights left", "%", *names, f"{leader} − dense (pp)"]
-    header += [f"{leader} − {arm} (pp)" for arm in controls]
+    leader, own = imp.leader(chain), select(rows, chain=chain)
+    controls = [arm for arm in arms(own) if arm != leader]
+    differences = [f"{leader} − {arm} (pp)" for arm in (DENSE, *controls)]
+    header = ["level", "weights left", "%", leader, *controls, *differences]
     dense_rows = select(rows, chain=DENSE)
-    dense = accuracies(dense_rows)
-    lines = []
+    dense, lines = accuracies(dense_rows), []
     if dense_rows:
-        first = dense_rows[0]
-        accuracy = words.percent(mean_accuracy(dense))
-        blank = [""] * (len(header) - 4)
-        lines.append(["0 (dense)", f"{first.weights_left:,}", "100.0", accuracy, *blank])
-    for level in sorted({row.level for row in select(rows, chain=chain)}):
-        of_level = select(rows, chain=chain, level=level)
-        of_arm = {arm: accuracies(select(of_level, arm=arm)) for arm in names}
+        accuracy, blank = words.percent(mean_accuracy(dense)), [""] * (len(header) - 4)
+        lines.append(["0 (dense)", f"{dense_rows[0].weights_left:,}", "100.0", accuracy, *blank])
+    for level, of_level in by_level(own).items():
+        ours, *theirs = (accuracies(select(of_level, arm=arm)) for arm in (leader, *controls))
         line = [str(level), f"{of_level[0].weights_left:,}", f"{100 * of_level[0].density:.1f}"]
-        line += [words.percent(mean_accuracy(values)) for values in of_arm.values()]
-        line += [
-            words.points(difference(of_arm[leader], other))
-            for other in (dense, *(of_arm[arm] for arm in controls))
-        ]
+        line += [words.percent(mean_accuracy(values)) for values in (ours, *theirs)]
+        line += [words.points(difference(ours, other)) for other in (dense, *theirs)]
         lines.append(line)
     led = "" if leader == "ticket" else f"{leader}: "
     return Table(f"{led}Rewound to step {imp.rewind_of(chain)}", header, lines)
 
 
 def of_run(run: Run) -> list[tuple[str, str]]:
-    """What was run, on what, how long."""
+    """(name, fact): the commands, data, training, time, devices, versions and commit."""
     study, rows = run.about, run.rows
     data, lengths = study["data"], study["lengths"]
     seconds, steps = sum(row.seconds for row in rows), sum(row.steps for row in rows)

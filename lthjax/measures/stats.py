@@ -539,6 +539,44 @@ def smallest_match(
     return min((density for density, accuracy in points if accuracy >= target), default=None)
 
 
+def sparsest_matches(
+    curves: Mapping[int, Curve], dense: Mapping[int, float], tolerance: float = 0.0
+) -> dict[int, tuple[float | None, bool]]:
+    """The unbroken `smallest_match` of every seed, and whether it is the last point of the curve.
+
+    If it is, sparser networks may match, too, and the density is but a bound.
+
+    Args:
+        curves: seed -> (density, accuracy).
+        dense: seed -> the dense network's accuracy, in the curves' unit; seeds without one are left out.
+        tolerance: in that unit, 0 or more.
+
+    Raises:
+        UserError: a curve is not one, or the tolerance is negative.
+    """
+    found = {}
+    for seed, curve in curves.items():
+        if seed in dense:
+            points = [*curve]
+            smallest = smallest_match(points, dense[seed], tolerance, unbroken=True)
+            found[seed] = (smallest, smallest == min(density for density, _ in points))
+    return found
+
+
+def nearest(levels: Mapping[int, float], density: float) -> int:
+    """The level whose density is nearest by ratio; the first of equally near ones.
+
+    A density of 0 is infinitely far from all others.
+    """
+
+    def far(other: float) -> float:
+        if not (other and density):
+            return 0.0 if other == density else math.inf
+        return abs(math.log(other / density))
+
+    return min(levels, key=lambda level: far(levels[level]))
+
+
 def crossing(curve: Curve, target: float) -> float | None:
     """The density at which accuracy first falls below a target, going down from the largest density.
 

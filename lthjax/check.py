@@ -1,0 +1,87 @@
+"""Compares a run folder with the checksums in it, and sets aside what is damaged.
+
+`python -m analysis.check` is the command.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from lthjax import files, manifest
+from lthjax.errors import UserError
+from lthjax.store import checked, read_result, read_study, set_aside
+
+
+class Checked(NamedTuple):
+    """The cells, rewind states and tables of a run folder.
+
+    Attributes:
+        whole: their paths, where the checksum is right.
+        unchecked: those without a checksum.
+        damaged: the others -> the reason, in a sentence.
+    """
+
+    whole: list[Path]
+    unchecked: list[Path]
+    damaged: dict[Path, str]
+
+
+def check(run: str | Path) -> Checked:
+    """Compares the contents of a run folder, those of analyses included, with their checksums.
+
+    Raises:
+        UserError: it is not a run folder.
+    """
+    run = Path(run)
+    if not (run / "study.json").is_file():
+        raise UserError(f"{run}: it is not a run folder (no study.json in it).")
+    found = Checked([], [], {})
+    for path in _everything(run):
+        try:
+            (found.whole if _is_checked(path) else found.unchecked).append(path)
+        except (UserError, OSError, ValueError) as error:
+            found.damaged[path] = str(error)
+    return found
+
+
+def _everything(run: Path) -> Iterator[Path]:
+    """The studies, cells, rewind states and tables of a run folder."""
+
+    def there(name: str) -> list[Path]:
+        # Without the files that were set aside, or left half written by a killed process.
+        inner = ((path, path.relative_to(run).parts) for path in run.rglob(name))
+        return sorted(p for p, of in inner if not any(x == "damaged" or x.startswith(".") for x in of))
+
+    cells = {path.parent for name in ("result.json", manifest.FILE) for path in there(name)}
+    yield from [*there("study.json"), *sorted(cells), *there(manifest.SUMS)]
+
+
+def _is_checked(path: Path) -> bool:
+    """Whether it has checksums; raises a UserError, OSError or ValueError where they are wrong."""
+    if path.name == "study.json":
+        read_study(path.parent)
+        return "sha256" in json.loads(path.read_bytes())
+    if path.name == manifest.SUMS:
+        for name in manifest.opened(json.loads(path.read_bytes())):
+            manifest.read_listed(path.with_name(name))
+        return True
+    made = checked(path)
+    if made is None and not path.name.startswith("state="):
+        read_result(path)
+    return made is not None
+
+
+def repair(run: str | Path, found: Checked) -> dict[Path, Path]:
+    """Sets the damaged paths aside; returns path -> where it is now.
+
+    Raises:
+        UserError: another process writes to the run, or the folder cannot be written.
+    """
+    run = Path(run)
+    try:
+        with contextlib.closing(files.locked(run / ".lock")):
+            return {path: set_aside(run, path) for path in found.damaged}
+    except OSError as error:
+        raise files.unwritable(run, error) from error
