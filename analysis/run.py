@@ -39,19 +39,13 @@ class Row(NamedTuple):
     """A cell in numbers, as in cells.csv.
 
     Attributes:
-        seed: the seed.
+        seed, repeat: its numbers; repeats count from 1.
         chain, arm: names; "dense" for the dense network.
         level: pruning rounds before it; the dense network is level 0.
-        repeat: from 1.
-        density: weights left / prunable weights.
-        weights_left: prunable weights left.
-        test_accuracy, train_accuracy, validation_accuracy: fractions, at the end of training; the second is
-            of the whole train split.
-        test_loss, validation_loss: nats, at the end of training.
-        early_stop_step: the first step of the lowest validation loss.
-        early_stop_test_accuracy: the test accuracy there.
-        steps: steps trained.
-        seconds: wall time of its chunk, divided by the replicates in it.
+        density, weights_left: weights left / prunable weights, and prunable weights left.
+        test_accuracy, ...: fractions, and losses in nats, at the end of training, on all images of a part.
+        early_stop_step, early_stop_test_accuracy: the first step of the lowest validation loss, and there.
+        steps, seconds: steps trained, and the wall time of its chunk / the replicates in it.
         status: "done" or "diverged"; the measurements of a diverged cell are None.
     """
 
@@ -313,8 +307,7 @@ def densities(rows: Iterable[Row]) -> dict[int, float]:
 
 def by_level(rows: Iterable[Row]) -> dict[int, list[Row]]:
     """Level -> its rows, by level."""
-    found = tables.grouped((row.level, row) for row in rows)
-    return dict(sorted(found.items()))
+    return dict(sorted(grouped(rows, "level").items()))
 
 
 def worth_seeing(
@@ -354,13 +347,9 @@ def select(
     rows: Iterable[Row], chain: str | None = None, level: int | None = None, arm: str | None = None
 ) -> list[Row]:
     """The rows of a chain, a level, an arm."""
-    return [
-        row
-        for row in rows
-        if (chain is None or row.chain == chain)
-        and (level is None or row.level == level)
-        and (arm is None or row.arm == arm)
-    ]
+    wanted = {"chain": chain, "level": level, "arm": arm}
+    asked = {name: value for name, value in wanted.items() if value is not None}
+    return [row for row in rows if all(getattr(row, name) == value for name, value in asked.items())]
 
 
 def grouped(rows: Iterable[_Of], *columns: str) -> dict[Any, list[_Of]]:

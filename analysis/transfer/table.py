@@ -30,17 +30,14 @@ class TransferRow(NamedTuple):
 
     Attributes:
         source, target: names of the run folders.
-        source_seed: the seed that the mask was found with.
+        source_seed, level: of the ticket in its source.
         seed: the seed of the training: split, order of the data, initial weights.
-        level: of the ticket in its source.
         arm: a key of `ARMS`; "ticket", the target's own, or "dense".
         density: weights left / prunable weights, of this arm's mask.
         own_level: level of the target's own ticket of the nearest density; all arms take its data order.
         shared_init: whether the mask was found on the target's initial weights, up to an output layer of
             other classes.
-        test_accuracy: a fraction, at the end of training; None where it diverged.
-        early_stop_step: the step of the lowest validation loss; None where it diverged.
-        status: "done" or "diverged".
+        test_accuracy, early_stop_step, status: as in `analysis.run.Row`.
     """
 
     source: str
