@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,13 +179,15 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.Complet
         words, said, told = list(map(str, arguments)), io.StringIO(), io.StringIO()
         name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
         status = 0
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, warnings.catch_warnings():
             patch.chdir(ROOT)
             patch.setattr(sys, "argv", [name, *rest])
             patch.setattr(replicate, "keep_programs", lambda: None)
             try:
                 with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
                     if words[0] == "-m":
+                        # That a test has imported it before is no fault.
+                        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
                         runpy.run_module(name, run_name="__main__", alter_sys=True)
                     else:
                         runpy.run_path(str(ROOT / name), run_name="__main__")
