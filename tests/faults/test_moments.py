@@ -14,7 +14,7 @@ from faulty import FAULTS, attempt, contents, prepared, small_data, untrained
 from analysis import check, report
 from lthjax import files, study
 
-QUICK = 6
+QUICK = 4
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_killed_at_any_call_it_goes_on_to_the_same_numbers(
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-@pytest.mark.parametrize("count", [QUICK // 3, pytest.param(30, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("count", [QUICK // 2, pytest.param(30, marks=pytest.mark.faults)])
 def test_a_disk_that_fails_at_any_call_is_one_sentence(
     folder: Path, undisturbed: tuple[dict, int], tmp_path: Path, kind: str, count: int
 ) -> None:
@@ -88,13 +88,13 @@ def test_a_call_that_fails_once_loses_nothing(
     folder: Path, undisturbed: tuple[dict, int], tmp_path: Path, kind: str
 ) -> None:
     right, calls = undisturbed
-    for at in moments(calls, QUICK // 3):
+    for at in moments(calls, QUICK // 2):
         assert "\n" not in attempt(run, (folder, tmp_path / "runs"), kind, at, False)
         assert contents(run(folder, tmp_path / "runs")) == right, at
         shutil.rmtree(tmp_path / "runs")
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(40, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("count", [2, pytest.param(40, marks=pytest.mark.faults)])
 def test_a_report_cut_short_anywhere_is_whole_after_the_next(
     folder: Path, tmp_path: Path, count: int
 ) -> None:
