@@ -63,15 +63,15 @@ SLOW = {
     ),
     "test_extending": ("test_the_page_on_own_models_runs",),
     "test_hessian": (
-        "test_as_many_steps_as_dimensions", "test_golden_top_eigenvalues", "test_mask_may_be_traced",
+        "test_as_many_steps_as_dimensions", "test_golden", "test_mask_may_be_traced",
         "test_products_are_those_of_the_explicit",
     ),
     "test_interop": ("test_a_ticket_in_a_few_lines[of_equinox", "test_a_ticket_in_a_few_lines[of_haiku"),
-    "test_landscape": ("test_directions_stay_inside", "test_only_adaptive_sharpness_is_the_same"),
+    "test_landscape": ("test_a_direction_is_the_formula", "test_directions_stay_inside", "test_only_adaptive_sharpness_is_the_same"),
     "test_landscape_command": ("test_a_path_between_residual_networks", "test_without_training"),
     "test_models": ("test_statistics_are_the_mean_of_every_batch_s_own",),
     "test_moments": (
-        "test_a_call_that_fails_once", "test_a_disk_that_fails_at_any_call_is_one_sentence[2-read-only",
+        "test_a_call_that_fails_once", "test_a_report_cut_short", "test_a_disk_that_fails_at_any_call_is_one_sentence[2-read-only",
         "test_a_disk_that_fails_at_any_call_is_one_sentence[2-vanished",
     ),
     "test_notebooks": ("test_",),
@@ -84,17 +84,18 @@ SLOW = {
         "test_a_report_that_is_not_whole", "test_an_unchanged_report", "test_the_page_in_a_browser",
         "test_what_is_published",
     ),
-    "test_rules": ("test_table_counts_multiplications[small_cnn", "test_grasp_goes_through_the_convolution"),
+    "test_rules": ("test_overlap_of_random_masks", "test_table_counts_multiplications", "test_grasp_goes_through_the_convolution"),
     "test_savings": (
         "test_the_command_and_its_errors", "test_compacted_logits_are_the_tickets[conv",
     ),
     "test_settings": ("test_neither_chunk_nor_devices",),
+    "test_structure": ("test_a_convolution_at_the_input",),
     "test_study": (
         "test_a_killed_process_leaves_whole_cells", "test_widening_keeps_every_old_cell",
         "test_the_same_study_twice",
     ),
     "test_sweep": (
-        "test_the_comparison_page", "test_overrides_go_to_every_study", "test_networks_and_rewind_points",
+        "test_a_sweep_is_its_studies", "test_the_comparison_page", "test_overrides_go_to_every_study", "test_networks_and_rewind_points",
     ),
     "test_train": (
         "test_two_hundred_steps_as_with_the_builtin", "test_one_training_program",
