@@ -57,52 +57,77 @@ SLOW = {
         for name in ("conv2", "conv4", "conv6", "resnet20", "quickstart_wide", "cifar_cnn")
     ),
     "test_conv": (
-        "test_a_weight_gradient_in_blocks", "test_fewer_products", "test_gradients_of_gradients",
-        "test_under_vmap", "test_values_and_gradients_are_those_of_the_builtin[False-images11",
+        "test_a_weight_gradient_in_blocks",
+        "test_fewer_products",
+        "test_gradients_of_gradients",
+        "test_under_vmap",
+        "test_values_and_gradients_are_those_of_the_builtin[False-images11",
         "test_values_and_gradients_are_those_of_the_builtin[True-images11",
     ),
     "test_extending": ("test_the_page_on_own_models_runs",),
     "test_hessian": (
-        "test_as_many_steps_as_dimensions", "test_golden", "test_mask_may_be_traced",
+        "test_as_many_steps_as_dimensions",
+        "test_golden",
+        "test_mask_may_be_traced",
         "test_products_are_those_of_the_explicit",
     ),
     "test_interop": ("test_a_ticket_in_a_few_lines[of_equinox", "test_a_ticket_in_a_few_lines[of_haiku"),
-    "test_landscape": ("test_a_direction_is_the_formula", "test_directions_stay_inside", "test_only_adaptive_sharpness_is_the_same"),
+    "test_landscape": (
+        "test_a_direction_is_the_formula",
+        "test_directions_stay_inside",
+        "test_only_adaptive_sharpness_is_the_same",
+    ),
     "test_landscape_command": ("test_a_path_between_residual_networks", "test_without_training"),
     "test_models": ("test_statistics_are_the_mean_of_every_batch_s_own",),
     "test_moments": (
-        "test_a_call_that_fails_once", "test_a_report_cut_short", "test_a_disk_that_fails_at_any_call_is_one_sentence[2-read-only",
+        "test_a_call_that_fails_once",
+        "test_a_report_cut_short",
+        "test_a_disk_that_fails_at_any_call_is_one_sentence[2-read-only",
         "test_a_disk_that_fails_at_any_call_is_one_sentence[2-vanished",
     ),
     "test_notebooks": ("test_",),
     "test_precision": (
-        "test_convolutions_as_of_bfloat16_arrays[images", "test_every_product_of_a_network_is_of_rounded",
+        "test_convolutions_as_of_bfloat16_arrays[images",
+        "test_every_product_of_a_network_is_of_rounded",
     ),
     "test_predict": ("test_the_command_says_first", "test_grasp_of_a_network_with_convolutions"),
     "test_processes": ("test_two_processes_share_no_folder",),
     "test_report": (
-        "test_a_report_that_is_not_whole", "test_an_unchanged_report", "test_the_page_in_a_browser",
+        "test_a_report_that_is_not_whole",
+        "test_an_unchanged_report",
+        "test_the_page_in_a_browser",
         "test_what_is_published",
     ),
-    "test_rules": ("test_overlap_of_random_masks", "test_table_counts_multiplications", "test_grasp_goes_through_the_convolution"),
+    "test_rules": (
+        "test_overlap_of_random_masks",
+        "test_table_counts_multiplications",
+        "test_grasp_goes_through_the_convolution",
+    ),
     "test_savings": (
-        "test_the_command_and_its_errors", "test_compacted_logits_are_the_tickets[conv",
+        "test_the_command_and_its_errors",
+        "test_compacted_logits_are_the_tickets[conv",
     ),
     "test_settings": ("test_neither_chunk_nor_devices",),
     "test_structure": ("test_a_convolution_at_the_input",),
     "test_study": (
-        "test_a_killed_process_leaves_whole_cells", "test_widening_keeps_every_old_cell",
+        "test_a_killed_process_leaves_whole_cells",
+        "test_widening_keeps_every_old_cell",
         "test_the_same_study_twice",
     ),
     "test_sweep": (
-        "test_a_sweep_is_its_studies", "test_the_comparison_page", "test_overrides_go_to_every_study", "test_networks_and_rewind_points",
+        "test_a_sweep_is_its_studies",
+        "test_the_comparison_page",
+        "test_overrides_go_to_every_study",
+        "test_networks_and_rewind_points",
     ),
     "test_train": (
-        "test_two_hundred_steps_as_with_the_builtin", "test_one_training_program",
-        "test_against_a_plain_loop", "test_neighbours_and_twice",
+        "test_two_hundred_steps_as_with_the_builtin",
+        "test_one_training_program",
+        "test_against_a_plain_loop",
+        "test_neighbours_and_twice",
     ),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
-}  # fmt: skip
+}
 ROOT = Path(__file__).parent.parent
 FULL = Path(os.environ.get("LTHJAX_DATA", ROOT / "data"))
 
