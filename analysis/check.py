@@ -24,7 +24,7 @@ from lthjax.errors import UserError
 class Options:
     """Compares everything in run folders with the checksums that it was written with."""
 
-    run: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    run: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Run folders, for example runs/quickstart-0123abcd."""
     repair: bool = False
     """Set aside what is damaged."""

@@ -80,7 +80,7 @@ def _row(rows: list[Row], cell: Cell) -> Row:
 class Options:
     """Writes a cell of a run folder as one safetensors file, which any framework reads."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     file: Annotated[Path, tyro.conf.Positional]
     """The safetensors file to write."""

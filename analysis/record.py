@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 class Options:
     """The options of every analysis."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder, for example runs/quickstart-0123abcd."""
     quiet: bool = False
     """Show no progress."""

@@ -66,7 +66,7 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
 class Options:
     """Writes the curves of a run folder's cells as TensorBoard event files."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder, for example runs/quickstart-0123abcd."""
     to: Path | None = None
     """Folder of the event files; by default RUN/tensorboard."""

@@ -15,7 +15,7 @@ from lthjax.errors import UserError
 class Options:
     """Writes the reports of run folders and, of several, the page that compares them; prints the last one."""
 
-    run: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    run: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Run folders, for example runs/quickstart-0123abcd."""
 
 
