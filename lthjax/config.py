@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from lthjax.errors import UserError, unknown
-from lthjax.rows import Listed
+from lthjax.rows import Listed, names
 
 Duration = int | str
 """A number of steps (`500` or "500 steps") or epochs ("2 epochs")."""
@@ -350,8 +350,8 @@ def _config_failure(error: BaseException, path: Path) -> str:
     typo = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     classes = {c.__name__: c for c in (Study, Data, Optim, Train, Prune)}
     if typo and typo[1] in classes:
-        names = [f.name for f in dataclasses.fields(classes[typo[1]])]
-        return str(unknown(f"field of {typo[1]}", typo[2], names))
+        known = [f.name for f in dataclasses.fields(classes[typo[1]])]
+        return str(unknown(f"field of {typo[1]}", typo[2], known))
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
     return f"line {line}: {type(error).__name__}: {error}; mend the config file."
@@ -418,9 +418,7 @@ def validate(study: Study) -> None:
 
 
 def _validate_optim(optim: Optim) -> None:
-    from lthjax.optim import OPTIMISERS
-
-    _among("optim.name", optim.name, OPTIMISERS)
+    _among("optim.name", optim.name, names("optim", "OPTIMISERS"))
     _among("optim.schedule", optim.schedule, ("constant", "cosine", "steps"))
     _need(_SMALLEST <= optim.lr <= _LARGEST, "optim.lr", optim.lr, "above 0 and finite, in float32")
     _need(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "in [0, 1)")
@@ -469,9 +467,9 @@ def _need(ok: bool, name: str, value: object, allowed: str) -> None:
 
 
 def _among(name: str, value: str, allowed: Iterable[str]) -> None:
-    names = tuple(allowed)
-    if value not in names:
-        raise unknown(name, value, names)
+    known = tuple(allowed)
+    if value not in known:
+        raise unknown(name, value, known)
 
 
 def _whole(value: object, least: int) -> bool:
