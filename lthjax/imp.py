@@ -77,8 +77,8 @@ class Task(NamedTuple):
     mask: PyTree
 
 
-class Ticket(NamedTuple):
-    """A trained ticket: its mask and final weights."""
+class Leader(NamedTuple):
+    """The trained leader of a level: its mask and final weights."""
 
     mask: PyTree
     final: PyTree
@@ -168,10 +168,10 @@ def rounds(
     model: Model,
     initial: Variables,
     origin: Variables,
-    parent: Ticket,
+    parent: Leader,
     batch: tuple[Any, Any],
     first: int = 1,
-) -> Generator[list[Task], Ticket, None]:
+) -> Generator[list[Task], Leader, None]:
     """The rounds of one seed's chain, from level `first` on.
 
     Args:
@@ -291,7 +291,7 @@ def next_mask(
     model: Model,
     key: jax.Array,
     origin: Variables,
-    parent: Ticket,
+    parent: Leader,
     batch: tuple[jax.Array, jax.Array],
     going: jax.Array,
 ) -> tuple[PyTree, PyTree]:

@@ -10,7 +10,7 @@ import optax
 from lthjax.config import Lengths, Optim
 
 
-class Row(NamedTuple):
+class Method(NamedTuple):
     """A row of `OPTIMISERS`.
 
     Attributes:
@@ -36,9 +36,9 @@ def _sgd(optim: Optim) -> optax.GradientTransformation:
     return optax.chain(_decay(optim), momentum)
 
 
-OPTIMISERS: dict[str, Row] = {
-    "adam": Row(_adam, "Adam with the constants 0.9, 0.999, 1e-8; weight decay is decoupled (AdamW)"),
-    "sgd": Row(_sgd, "gradient descent with momentum; weight decay is added to the gradient"),
+OPTIMISERS: dict[str, Method] = {
+    "adam": Method(_adam, "Adam with the constants 0.9, 0.999, 1e-8; weight decay is decoupled (AdamW)"),
+    "sgd": Method(_sgd, "gradient descent with momentum; weight decay is added to the gradient"),
 }
 """The optimisers by name; add a row to add one."""
 

@@ -23,7 +23,7 @@ from lthjax import config, data, fields, imp, models, optim, prune, record, rng,
 from lthjax.arms import ARMS, Context
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder, shell
-from lthjax.imp import DENSE, Cell, Chain, Task, Ticket
+from lthjax.imp import DENSE, Cell, Chain, Leader, Task
 from lthjax.models import Model, Variables
 from lthjax.store import Reader, Store, check_identity, folder, read_result, state_folder
 
@@ -545,7 +545,7 @@ class _Run:
         self._number, self._store, self._queue, self._watch = number, store, queue, watch
         self._study, self._lengths = prepared.study, prepared.lengths
         self._chains = imp.chains(self._study, self._lengths)
-        self._rounds: dict[tuple[int, str], Generator[list[Task], Ticket, None]] = {}
+        self._rounds: dict[tuple[int, str], Generator[list[Task], Leader, None]] = {}
         self._initial: dict[int, Variables] = {}
         self._borrowers: list[_Run] = []
 
@@ -620,11 +620,11 @@ class _Run:
                 self._next_level(seed, chain, None)
                 break
 
-    def _ticket(self, cell: Cell) -> Ticket:
+    def _ticket(self, cell: Cell) -> Leader:
         """A trained ticket, or the dense network, from the store."""
-        return Ticket(self._store.mask(cell), self._store.variables(cell).params)
+        return Leader(self._store.mask(cell), self._store.variables(cell).params)
 
-    def _next_level(self, seed: int, chain: Chain, ticket: Ticket | None) -> None:
+    def _next_level(self, seed: int, chain: Chain, ticket: Leader | None) -> None:
         """Queues a chain's next level; skips levels whose tickets are in the store."""
         rounds = self._rounds[seed, chain.name]
         while True:
@@ -668,7 +668,7 @@ class _Run:
             return
         chain = next(c for c in self._chains if c.name == cell.chain)
         if cell.arm == chain.leader and trained.status == "done":
-            self._next_level(seed, chain, Ticket(item.job.mask, trained.variables.params))
+            self._next_level(seed, chain, Leader(item.job.mask, trained.variables.params))
 
     def _made_from(self, cell: Cell, job: train.Job) -> dict[str, Any] | None:
         """The sources of a cell's mask and weights; None for the dense network."""

@@ -405,7 +405,7 @@ def _orders(trainer: Trainer, jobs: Sequence[Job], at: int, count: int) -> list[
     return list(orders)
 
 
-class Measured(NamedTuple):
+class Evaluation(NamedTuple):
     """Mean loss in nats and accuracy over a set of images."""
 
     loss: float
@@ -427,7 +427,7 @@ class _Record:
         if bad.size and not self.reason:
             self.reason = f"the training loss was not finite at step {at + int(bad[0])}"
 
-    def add_evaluation(self, at: int, validation: Measured, test: Measured) -> bool:
+    def add_evaluation(self, at: int, validation: Evaluation, test: Evaluation) -> bool:
         """Adds an evaluation; True if its validation loss is the lowest so far."""
         if not math.isfinite(validation.loss) and not self.reason:
             self.reason = f"the validation loss was not finite at step {at}"
@@ -505,7 +505,7 @@ def _rows(trainer: Trainer, jobs: Sequence[Job], *names: str) -> _Rows:
 
 def _evaluate(
     trainer: Trainer, variables: Variables, feed: Feed, rows: _Rows, count: int
-) -> list[list[Measured]]:
+) -> list[list[Evaluation]]:
     """Mean loss and accuracy of the first `count` replicates, for every part."""
     losses, hits = trainer.evaluate((trainer.images,), variables, (feed, rows.images))
     images = (np.asarray(rows.images) >= 0).sum(2)
@@ -515,7 +515,7 @@ def _evaluate(
         n = images[part].sum(1)
         mean = np.asarray(losses, np.float64)[part].sum(1) / n
         share = np.asarray(hits, np.int64)[part].sum(1) / n
-        measured.append([Measured(float(m), float(s)) for m, s in zip(mean, share, strict=True)])
+        measured.append([Evaluation(float(m), float(s)) for m, s in zip(mean, share, strict=True)])
     return measured
 
 

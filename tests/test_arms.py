@@ -49,7 +49,7 @@ BATCH = (
 
 def scores_of(criterion: str) -> dict[str, np.ndarray]:
     full = jax.tree.map(np.asarray, prune.ones(FINAL))
-    parent = imp.Ticket(full, FINAL)
+    parent = imp.Leader(full, FINAL)
     going = np.array([5, 3], np.int32)
     scores, mask = imp.next_mask(
         (criterion, "layer"), model(), jax.random.key(2), INITIAL, parent, BATCH, going
@@ -114,7 +114,7 @@ def test_scores_that_are_not_finite_end_a_study_with_a_sentence(monkeypatch: pyt
     asked = config.Study(levels=1, prune=config.Prune(criterion="mine"))
     lengths = config.lengths(asked, 1000)
     (chain,) = imp.chains(asked, lengths)
-    parent = imp.Ticket(prune.ones(FINAL), FINAL)
+    parent = imp.Leader(prune.ones(FINAL), FINAL)
     rounds = imp.rounds(asked, lengths, chain, 7, model(), INITIAL, INITIAL, parent, BATCH)
     said = r"^prune\.criterion: mine gives 2 of the 24 weights left in a .*\(seed 7, rewind-0, level 1\)"
     with pytest.raises(UserError, match=said):

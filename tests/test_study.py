@@ -108,7 +108,7 @@ def test_masks_and_start_weights_are_what_they_claim(
                     prepared.model,
                     initial,
                     origin,
-                    imp.Ticket(old, final),
+                    imp.Leader(old, final),
                     (np.zeros((2, 28, 28, 1), np.float32), np.zeros(2, np.int32)),
                     level,
                 )

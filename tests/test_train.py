@@ -180,7 +180,7 @@ def test_early_stop_is_the_first_lowest_validation_loss() -> None:
     record = train._Record()
     for at, loss in ((10, 3.0), (20, 1.0), (30, 1.0), (40, 2.0)):
         record.add_losses(at - 10, np.ones(10))
-        record.add_evaluation(at, train.Measured(loss, 0.5), train.Measured(1.0, at / 100))
+        record.add_evaluation(at, train.Evaluation(loss, 0.5), train.Evaluation(1.0, at / 100))
     got = record.result(Variables({}, {}), 0.9, 0.8, 1.0)
     assert got.scalars["early_stop_step"] == 20
     assert got.scalars["early_stop_test_accuracy"] == 0.2

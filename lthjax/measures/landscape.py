@@ -45,7 +45,7 @@ class Chunk(NamedTuple):
     weights: jax.Array
 
 
-class Measured(NamedTuple):
+class Losses(NamedTuple):
     """Mean loss in nats and accuracy; or a chunk's contribution to them."""
 
     loss: jax.Array
@@ -112,13 +112,13 @@ def cross_entropy(apply: Apply) -> Loss:
 
 
 def measured(apply: Apply) -> Measure:
-    """(params, chunk) -> the chunk's contribution to mean loss and accuracy, a `Measured`."""
+    """(params, chunk) -> the chunk's contribution to mean loss and accuracy, a `Losses`."""
 
-    def measure(params: PyTree, chunk: Chunk) -> Measured:
+    def measure(params: PyTree, chunk: Chunk) -> Losses:
         logits = apply(params, chunk.images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, chunk.labels)
         hits = logits.argmax(-1) == chunk.labels
-        return Measured(chunk.weights @ losses, jnp.where(hits, chunk.weights, 0).sum())
+        return Losses(chunk.weights @ losses, jnp.where(hits, chunk.weights, 0).sum())
 
     return measure
 

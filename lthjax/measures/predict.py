@@ -34,7 +34,7 @@ LOGISTIC = "logistic"
 _FIT_AT_MOST = 200_000
 
 
-class Measured(NamedTuple):
+class MaskMatch(NamedTuple):
     """How well a score finds the survivors of one layer, or the mean over layers.
 
     Attributes:
@@ -59,7 +59,7 @@ class Measured(NamedTuple):
     iou_chance: float
 
 
-def measure(score: np.ndarray, kept: np.ndarray) -> Measured | None:
+def measure(score: np.ndarray, kept: np.ndarray) -> MaskMatch | None:
     """How well a score finds the survivors of a layer.
 
     Args:
@@ -77,7 +77,7 @@ def measure(score: np.ndarray, kept: np.ndarray) -> Measured | None:
     above, level = score > lowest, score == lowest
     hits = kept[above].sum() + (left - above.sum()) * kept[level].mean()
     precision = float(hits / left)
-    return Measured(
+    return MaskMatch(
         density,
         float(roc_auc_score(kept, score)),
         float(average_precision_score(kept, score)),
@@ -88,9 +88,9 @@ def measure(score: np.ndarray, kept: np.ndarray) -> Measured | None:
     )
 
 
-def over_layers(measured: Sequence[Measured]) -> Measured:
+def over_layers(measured: Sequence[MaskMatch]) -> MaskMatch:
     """The mean over layers, with equal weight for every layer."""
-    return Measured(*np.mean(np.array(measured, np.float64), axis=0).tolist())
+    return MaskMatch(*np.mean(np.array(measured, np.float64), axis=0).tolist())
 
 
 def pooled_auroc(score: Layers, kept: Layers) -> float | None:
@@ -251,13 +251,13 @@ def against(score: Layers, kept: Layers) -> list[tuple[str, tuple[float | None, 
         kept: bool, the mask.
 
     Returns:
-        (layer, the fields of `Measured`) for every layer where they are defined; for "mean", the mean of
+        (layer, the fields of `MaskMatch`) for every layer where they are defined; for "mean", the mean of
         these; and for "pooled", where all but the AUROC is None.
     """
     if not score:
         return []
     measured = {path: measure(values, kept[path]) for path, values in score.items()}
-    told: dict[str, Measured] = {path: found for path, found in measured.items() if found is not None}
+    told: dict[str, MaskMatch] = {path: found for path, found in measured.items() if found is not None}
     made: list[tuple[str, tuple[float | None, ...]]] = [*told.items()]
     if told:
         made.append((MEAN, over_layers([*told.values()])))
@@ -275,7 +275,7 @@ class Judged(NamedTuple):
         score: name of the score; "logistic" is the predictor fitted to all other seeds.
         mask: the kind of mask.
         layer: as in `against`.
-        values: the fields of `Measured`, as in `against`.
+        values: the fields of `MaskMatch`, as in `against`.
     """
 
     seed: int

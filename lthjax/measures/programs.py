@@ -166,7 +166,7 @@ def _path(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Ar
         # From whole chunks only: the last chunk may contain padding.
         return Variables(params, models.statistics(model, params, stats, train.images, train.weights.all(1)))
 
-    def measure(at: Variables, chunk: landscape.Chunk) -> landscape.Measured:
+    def measure(at: Variables, chunk: landscape.Chunk) -> landscape.Losses:
         return landscape.measured(_logits(model, at.stats))(at.params, chunk)
 
     def differing(chunk: landscape.Chunk) -> jax.Array:
@@ -176,7 +176,7 @@ def _path(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Ar
         )
         return jnp.where(ours != theirs, chunk.weights, 0).sum()
 
-    def walked(chunks: landscape.Chunk) -> landscape.Measured:
+    def walked(chunks: landscape.Chunk) -> landscape.Losses:
         return landscape.path(measure, first, second, alphas, chunks, prepare=point)
 
     return {
@@ -363,7 +363,7 @@ def _key(key_data: jax.Array) -> jax.Array:
 
 
 def _parts(
-    measure: Callable[[landscape.Chunk], landscape.Measured], each: dict[str, Any]
+    measure: Callable[[landscape.Chunk], landscape.Losses], each: dict[str, Any]
 ) -> dict[str, jax.Array]:
     """Losses and accuracies on train and test images, by name."""
     found = {part: measure(each[part]) for part in ("train", "test")}
