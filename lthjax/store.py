@@ -34,6 +34,7 @@ from lthjax import config, fields, files, manifest, models, prune
 from lthjax.errors import DAMAGED, UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
+from lthjax.prune._files import nested
 
 PyTree = Any
 _log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Reader:
         shapes = self._shapes(path.parent, ("mask",), "mask.npz")["mask"]
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
-                return _nested({p: _unpacked(packed[p], p, shape) for p, (shape, _) in shapes.items()})
+                return nested({p: _unpacked(packed[p], p, shape) for p, (shape, _) in shapes.items()})
         except DAMAGED as error:
             raise _damaged(path, error) from error
 
@@ -90,7 +91,7 @@ class Reader:
         shapes = self._shapes(of, Variables._fields, *names)
         host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         template = {
-            name: _nested(
+            name: nested(
                 {p: jax.ShapeDtypeStruct(tuple(s), d, sharding=host) for p, (s, d) in of_part.items()}
             )
             for name, of_part in shapes.items()
@@ -413,18 +414,6 @@ def _sound(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     return value
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of dictionaries from its leaves by path, keys joined by "/"."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        within = tree
-        for parent in parents:
-            within = within.setdefault(parent, {})
-        within[name] = leaf
-    return tree
 
 
 @cache

@@ -36,9 +36,10 @@ for name, value in {
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 
-from lthjax import config, study  # noqa: E402
+from lthjax import config, prune, study  # noqa: E402
 from lthjax.devices import replicate  # noqa: E402
 from lthjax.imp import Cell  # noqa: E402
+from lthjax.models import Model  # noqa: E402
 
 # Test files of single functions, which `make quick` runs; all others train or compile networks.
 PLAIN = (
@@ -231,6 +232,17 @@ def unsealed(run: Path) -> None:
     for path in run.rglob("study.json"):
         about = json.loads(path.read_text())
         path.write_text(json.dumps({k: v for k, v in about.items() if k not in ("manifests", "sha256")}))
+
+
+def shapes(model: Model) -> Any:
+    return jax.eval_shape(model.init, jax.random.key(0)).params
+
+
+def random_mask(model: Model, density: float, seed: int = 0) -> Any:
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda m: generator.random(m.shape) < density if m.ndim else np.asarray(m), prune.ones(shapes(model))
+    )
 
 
 def spoil(path: Path) -> None:

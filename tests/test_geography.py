@@ -5,12 +5,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from conftest import about, check_section
+from conftest import about, check_section, random_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,17 +34,6 @@ def dense(*widths: int) -> Model:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "own", models.Entry(layers, 1, "for a test"))
         return models.build("own", (8, 8, 1), 10)
-
-
-def shapes(model: Model) -> Any:
-    return jax.eval_shape(model.init, jax.random.key(0)).params
-
-
-def random_mask(model: Model, density: float, seed: int = 0) -> Any:
-    generator = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda m: generator.random(m.shape) < density if m.ndim else np.asarray(m), prune.ones(shapes(model))
-    )
 
 
 def tickets(

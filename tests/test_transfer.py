@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import check_section, make_tiny, unsealed, write_npz
+from conftest import check_section, make_tiny, random_mask, shapes, unsealed, write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,17 +39,6 @@ def network(
 
 def dense(*widths: int, **how: Any) -> Model:
     return network(tuple(Layer(f"fc{i}", width) for i, width in enumerate(widths, 1)), **how)
-
-
-def shapes(model: Model) -> Any:
-    return jax.eval_shape(model.init, jax.random.key(0)).params
-
-
-def random_mask(model: Model, density: float, seed: int = 0) -> Any:
-    generator = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda m: generator.random(m.shape) < density if m.ndim else np.asarray(m), prune.ones(shapes(model))
-    )
 
 
 def moved(source: Model, target: Model, mask: Any, seed: int = 0) -> Any:

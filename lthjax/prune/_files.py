@@ -1,7 +1,7 @@
 """Reads and writes a ticket as one safetensors file, which any framework can read."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,9 +194,9 @@ def load(path: str | Path) -> Ticket:
             raise ValueError("its types, masks or origin have other leaves than its params")
         _check_paths(masks)
         return Ticket(
-            _nested(trees["params"]),
-            _nested(masks),
-            _nested(trees["origin"]) if trees["origin"] else None,
+            nested(trees["params"]),
+            nested(masks),
+            nested(trees["origin"]) if trees["origin"] else None,
             metadata,
         )
     except (
@@ -238,7 +238,8 @@ def _unpacked(bits: np.ndarray | None, leaf: np.ndarray) -> np.ndarray:
     return np.unpackbits(bits, count=leaf.size).astype(bool).reshape(leaf.shape)
 
 
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of dictionaries from its leaves by path, keys joined by "/"; the opposite of `paths`."""
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
