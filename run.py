@@ -38,6 +38,8 @@ class Options:
     """Keep compiled programs in the user's cache folder, for the next run."""
     chunk: int | None = None
     """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
+    checkpoint_every: str = "5 min"
+    """Time between two saves of a training run under way, for example `30 s` or `1 h`; `0` saves none."""
 
 
 def main(arguments: list[str]) -> None:
@@ -53,6 +55,7 @@ def main(arguments: list[str]) -> None:
 
     if options.chunk is not None and options.chunk < 1:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
+    every = cli.seconds("--checkpoint-every", options.checkpoint_every)
     if options.cache:
         replicate.keep_programs()
     prepared = study.prepare_all([one.study for one in sweep], options.data_dir)
@@ -61,7 +64,8 @@ def main(arguments: list[str]) -> None:
         cost = study.estimate(prepared, plans, options.chunk)
         print(progress.plan_text(prepared, plans, cost, options.out))
         return
-    runs = study.run_all(prepared, options.out, watch=progress.watch(options.quiet), chunk=options.chunk)
+    watch = progress.watch(options.quiet)
+    runs = study.run_all(prepared, options.out, watch=watch, chunk=options.chunk, checkpoint_seconds=every)
     print(report.build_all(runs, only_if_changed=True))
 
 

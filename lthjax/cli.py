@@ -1,4 +1,4 @@
-"""The start and end of every command: argument checks, one sentence for an error, signals."""
+"""The start and end of every command: argument checks, one sentence for an error or a signal."""
 
 import contextlib
 import io
@@ -6,20 +6,13 @@ import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from lthjax import signals
 from lthjax.errors import UserError
 
 _Options = TypeVar("_Options")
-# Seconds that a command may take to end by itself after a signal.
-_GRACE = 3.0
-
-
-class Stopped(BaseException):
-    """A signal has asked the process to end; its argument is the signal's number."""
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -29,7 +22,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     seconds, with status 128 plus the signal's number. Files written until then are complete.
     """
     try:
-        with _stoppable():
+        with signals.stoppable():
             check_arguments(sys.argv[1:])
             main(sys.argv[1:])
     except UserError as error:
@@ -46,10 +39,10 @@ def run(main: Callable[[list[str]], None]) -> None:
             raise
         _fail(why)
     except KeyboardInterrupt:
-        print(_goes_on(signal.SIGINT), file=sys.stderr)
+        print(signals.goes_on(signal.SIGINT), file=sys.stderr)
         sys.exit(130)
-    except Stopped as stop:
-        _end(stop.args[0])
+    except signals.Stopped as stop:
+        signals.end(stop.args[0])
 
 
 def _fail(why: str) -> NoReturn:
@@ -131,6 +124,25 @@ def one_sentence(box: str) -> str:
     return f"{heading.strip().rstrip('.')}; {hint}--help lists every option and its values."
 
 
+def seconds(option: str, text: str) -> float:
+    """A time that was given as text, such as `5 min`, in seconds.
+
+    Args:
+        option: the option's name, for the message.
+        text: a number, 0 or more, with the unit s, min or h; a bare 0 needs no unit.
+
+    Raises:
+        UserError: it is something else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text.strip())
+    if found is None and text.strip() != "0":
+        raise UserError(
+            f"{option}: {text!r} is not allowed; give a number and a unit, for example '30 s', '5 min' or "
+            "'1 h', or 0 for never."
+        )
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
+
+
 def load_jax() -> None:
     """Imports JAX, which reads its environment variables.
 
@@ -169,56 +181,3 @@ def _no_device() -> str:
             "this machine and this JAX have, for example JAX_PLATFORMS=cpu."
         )
     return ""
-
-
-def _goes_on(number: int) -> str:
-    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-    return f"stopped{by}; the same command goes on from here"
-
-
-def _end(number: int) -> NoReturn:
-    """Ends the process at once; library threads would delay a normal exit."""
-    with contextlib.suppress(OSError):
-        print(_goes_on(number), file=sys.stderr, flush=True)
-    os._exit(128 + number)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turns signals into an exception, and ends the process if that takes too long.
-
-    Python handles signals only between its own instructions, and a compiled program may run for longer. So a
-    thread waits for signals, too.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    ending = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    ending = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
-    seen, told = os.pipe()
-    os.set_blocking(told, False)
-    over = threading.Event()
-
-    def stop(number: int, _: FrameType | None) -> NoReturn:
-        raise Stopped(number)
-
-    def watch() -> None:
-        while heard := os.read(seen, 1):
-            if heard[0] in ending and not over.wait(_GRACE):
-                _end(heard[0])
-        os.close(seen)
-
-    before = {number: signal.getsignal(number) for number in ending}
-    for number in ending:
-        if number != signal.SIGINT:
-            signal.signal(number, stop)
-    earlier = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=watch, name="signals", daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(earlier)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        over.set()
-        os.close(told)

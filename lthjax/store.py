@@ -12,6 +12,7 @@ The only file that imports orbax.
       mask.npz                            bit-packed
       variables/                          final weights and statistics (orbax)
       manifest.json                       `lthjax.manifest`: identity, and a checksum of every file
+  seed=3/under-way/CELL/step=500/         a training run that is not finished: its position
   damaged/                                files that `analysis.check --repair` has set aside
 
 A folder of an older version has no manifests; it can be read, with one warning that it is unchecked.
@@ -30,7 +31,7 @@ from typing import IO, Any, cast
 import jax
 import numpy as np
 
-from lthjax import config, fields, files, manifest, models, prune
+from lthjax import config, fields, files, manifest, models, prune, train
 from lthjax.errors import DAMAGED, UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -85,10 +86,36 @@ class Reader:
         """The dense network's weights and batch statistics at a rewind step."""
         return self._variables(state_folder(self.path, seed, step))
 
+    def position(self, cell: Cell) -> train.Position | None:
+        """Where the interrupted training run of a cell goes on; None if it was not saved.
+
+        Raises:
+            UserError: what was saved is damaged.
+        """
+        of = _positions(self.path, cell) / f"step={saved_step(self.path, cell)}"
+        if not of.is_dir():
+            return None
+        made = checked(of)
+        if made is None:
+            raise _damaged(of / manifest.FILE, FileNotFoundError())
+        arrays = self._arrays(of, made.arrays)
+        states = {
+            int(step): Variables(state["params"], state.get("stats", {}))
+            for step, state in arrays.pop("states").items()
+        }
+        try:
+            known = json.loads((of / "progress.json").read_bytes())
+            return train.Position(made.what["at"], arrays, states=states, **known)
+        except (TypeError, *DAMAGED) as error:
+            raise _damaged(of / "progress.json", error) from error
+
     def _variables(self, of: Path, *names: str) -> Variables:
+        return Variables(**self._arrays(of, self._shapes(of, Variables._fields, *names)))
+
+    def _arrays(self, of: Path, shapes: Mapping[str, Mapping[str, Any]]) -> dict[str, PyTree]:
+        """Arrays of these shapes, whose checksums have been verified."""
         from orbax.checkpoint import v1 as ocp
 
-        shapes = self._shapes(of, Variables._fields, *names)
         host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         template = {
             name: nested(
@@ -98,7 +125,7 @@ class Reader:
         }
         try:
             with _quiet():
-                return Variables(**jax.device_get(ocp.load(of / "variables", template)))
+                return cast(dict[str, PyTree], jax.device_get(ocp.load(of / "variables", template)))
         except Exception as error:  # Orbax and tensorstore raise many kinds
             raise _damaged(of / "variables", error) from error
 
@@ -191,7 +218,7 @@ class Store(Reader):
         trees: dict[str, PyTree] = {"mask": mask}
         with self._whole(folder(self.path, cell)) as part:
             if variables is not None:
-                _save(part / "variables", variables)
+                _save(part / "variables", variables._asdict())
                 trees |= variables._asdict()
             packed = {p: np.asarray(m) for p, m in zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)}
             np.savez(part / "mask.npz", **{p: np.packbits(m) for p, m in packed.items()})  # type: ignore[arg-type]
@@ -206,9 +233,45 @@ class Store(Reader):
         """
         what = {"seed": seed, "step": step}
         with self._whole(state_folder(self.path, seed, step)) as part:
-            _save(part / "variables", variables)
+            _save(part / "variables", variables._asdict())
             _write_json(part / "result.json", what)
             self._seal(part, what, (), variables._asdict())
+
+    def write_position(self, cell: Cell, position: train.Position, parents: Iterable[Path]) -> None:
+        """Writes the position of a cell's training run under way, in place of an earlier one.
+
+        Args:
+            cell: the cell.
+            position: the position.
+            parents: the folders in the run that the cell is made from.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        target = _positions(self.path, cell) / f"step={position.at}"
+        if target.exists():
+            return
+        # Orbax does not give back an empty part inside another one.
+        states = {
+            str(step): {name: tree for name, tree in state._asdict().items() if tree}
+            for step, state in position.states.items()
+        }
+        trees = {**position.arrays, "states": states}
+        with self._whole(target, "progress.json") as part:
+            _save(part / "variables", jax.tree.map(np.asarray, trees))
+            known = {"curves": position.curves, "losses": position.losses, "seconds": position.seconds}
+            _write_json(part / "progress.json", known)
+            self._seal(part, {**cell._asdict(), "at": position.at}, parents, trees)
+        for earlier in target.parent.glob("step=*"):
+            if earlier != target:
+                shutil.rmtree(earlier, ignore_errors=True)
+
+    def drop_position(self, cell: Cell) -> None:
+        """Removes the position of a training run that is finished."""
+        place = _positions(self.path, cell)
+        shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            place.parent.rmdir()
 
     def _seal(
         self, part: Path, what: Mapping[str, Any], parents: Iterable[Path], trees: Mapping[str, PyTree]
@@ -240,13 +303,13 @@ class Store(Reader):
                         (part / manifest.FILE).write_text(text, encoding="utf-8")
 
     @contextlib.contextmanager
-    def _whole(self, target: Path) -> Iterator[Path]:
+    def _whole(self, target: Path, last: str = "result.json") -> Iterator[Path]:
         """A temporary folder that is renamed to `target` if the block succeeds."""
         try:
             if target.exists():
                 # A folder without its result.json: something else changed it.
                 set_aside(self.path, target)
-            with files.whole_folder(target, "result.json", self.path) as part:
+            with files.whole_folder(target, last, self.path) as part:
                 yield part
         except OSError as error:
             raise files.unwritable(target, error) from error
@@ -272,6 +335,11 @@ def folder(run: Path, cell: Cell) -> Path:
         return seed / "dense"
     repeat = f".r{cell.repeat}" if cell.repeat > 1 else ""
     return seed / f"chain={cell.chain}" / f"level={cell.level:02d}" / f"{cell.arm}{repeat}"
+
+
+def saved_step(run: Path, cell: Cell) -> int:
+    """The step at which a cell's interrupted training run was saved; 0 if it was not."""
+    return max((_step(of) for of in _positions(run, cell).glob("step=*")), default=0)
 
 
 def state_folder(run: Path, seed: int, step: int) -> Path:
@@ -327,7 +395,20 @@ def checked(of: Path, *names: str) -> manifest.Manifest | None:
     return made
 
 
+def _positions(run: Path, cell: Cell) -> Path:
+    """The folder of a cell's position while it is trained."""
+    name = folder(Path(), cell).relative_to(f"seed={cell.seed}")
+    return run / f"seed={cell.seed}" / "under-way" / ",".join(name.parts)
+
+
+def _step(position: Path) -> int:
+    return int(position.name.removeprefix("step="))
+
+
 def _place(what: Mapping[str, Any]) -> str:
+    if "at" in what:
+        cell = Cell(**{name: value for name, value in what.items() if name != "at"})
+        return (_positions(Path(), cell) / f"step={what['at']}").as_posix()
     if "step" in what:
         return state_folder(Path(), what["seed"], what["step"]).as_posix()
     return folder(Path(), Cell(**what)).as_posix()
@@ -376,12 +457,12 @@ def check_identity(run: Path, identity: dict[str, Any]) -> None:
             )
 
 
-def _save(path: Path, variables: Variables) -> None:
+def _save(path: Path, trees: Mapping[str, PyTree]) -> None:
     from orbax.checkpoint import v1 as ocp
 
     try:
         with _quiet():
-            ocp.save(path, variables._asdict())
+            ocp.save(path, {**trees})
     except Exception as error:  # Orbax and tensorstore raise many kinds, for a full disk too
         raise OSError(str(error)) from error
 

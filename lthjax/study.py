@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,13 +22,17 @@ import numpy as np
 
 from lthjax import config, data, fields, imp, models, optim, prune, record, rng, settings, sweep, train
 from lthjax.arms import ARMS, Context
+from lthjax.background import Background
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder, shell
 from lthjax.imp import DENSE, Cell, Chain, Leader, Task
 from lthjax.models import Model, Variables
-from lthjax.store import Reader, Store, check_identity, folder, read_result, state_folder
+from lthjax.store import Reader, Store, check_identity, folder, read_result, saved_step, state_folder
 
 _log = logging.getLogger(__name__)
+# Chunks of results and saved positions that may wait for the disk.
+_CHUNKS_WAITING = 4
+CHECKPOINT_SECONDS = 300.0
 
 
 class Prepared(NamedTuple):
@@ -208,7 +213,8 @@ def plan(
         needed = [k for k in lengths.rewind if k not in coming and not _there(state_folder(run, seed, k))]
         if not _there(folder(run, dense)):
             missing.append(dense)
-            steps += max(needed, default=0) if seed in lent else lengths.total
+            whole = max(needed, default=0) if seed in lent else lengths.total
+            steps += max(whole - saved_step(run, dense), 0)
         elif _diverged(run, dense):
             continue
         else:
@@ -219,8 +225,9 @@ def plan(
                     cell for cell in imp.cells_at(study, seed, chain, level) if not _there(folder(run, cell))
                 ]
                 missing += absent
-                spans = [imp.span_of(cell, chain, lengths.total) for cell in absent]
-                steps += sum(stop - start for start, stop in spans)
+                for cell in absent:
+                    start, stop = imp.span_of(cell, chain, lengths.total)
+                    steps += stop - max(start, saved_step(run, cell))
                 leader = Cell(seed, chain.name, level, chain.leader)
                 if leader not in absent and _diverged(run, leader):
                     break
@@ -260,6 +267,7 @@ def run(
     *,
     watch: Watch | None = None,
     chunk: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Path:
     """Trains the cells that are missing from the study's run folder.
 
@@ -270,6 +278,8 @@ def run(
         out: the folder of run folders.
         watch: receives the progress.
         chunk: replicates trained in one program; on CPU by default the number of cores.
+        checkpoint_seconds: time between two saves of a training run under way, from which the same call goes
+            on after a stop; 0 for none.
 
     Returns:
         The run folder.
@@ -277,7 +287,8 @@ def run(
     Raises:
         UserError: the run folder cannot be written, belongs to another config, or is in use.
     """
-    return run_all([prepared], out, watch=watch, chunk=chunk)[0]
+    every = checkpoint_seconds
+    return run_all([prepared], out, watch=watch, chunk=chunk, checkpoint_seconds=every)[0]
 
 
 @settings.pinned()
@@ -287,6 +298,7 @@ def run_all(
     *,
     watch: Watch | None = None,
     chunk: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> list[Path]:
     """Trains the missing cells of a sweep, as `run` does for one study.
 
@@ -298,6 +310,7 @@ def run_all(
         out: as for `run`.
         watch: as for `run`.
         chunk: as for `run`.
+        checkpoint_seconds: as for `run`.
 
     Returns:
         The run folders, in the order of the studies.
@@ -330,7 +343,7 @@ def run_all(
             several = f"{studies[0].study.name}: {len(studies)} studies"
             watch.begin(studies[0].folder if len(studies) == 1 else several, todo)
         try:
-            _drive(studies, stores, watch, chunk)
+            _drive(studies, stores, watch, chunk, checkpoint_seconds)
         finally:
             if watch is not None:
                 watch.end()
@@ -481,48 +494,125 @@ class _Item(NamedTuple):
     job: train.Job
 
     @property
-    def alike(self) -> tuple[int, int, int]:
+    def alike(self) -> tuple[int, int, int, int]:
         """The key of items that can share a program."""
-        return id(self.run.trainer), self.job.start, self.job.stop
+        return id(self.run.trainer), self.job.start, self.job.stop, self.job.at
+
+    @property
+    def named(self) -> Cell:
+        """The cell whose training run this is, or the first part of it."""
+        return self.cell or Cell(self.job.seed, DENSE, 0, DENSE)
+
+
+class _Queue:
+    """Training runs that wait, and results whose consequences are worked out while the devices go on.
+
+    The order is that of studies and levels, in chunks with the same program and step. So the devices stay
+    busy whatever the number of seeds and arms. Which runs are trained together does not change any number.
+    """
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+        self._items: list[_Item] = []
+        # Results that may still lead to further items.
+        self._open = 0
+
+    def add(self, item: _Item) -> None:
+        """Adds a training run."""
+        with self._background.changed:
+            self._items.append(item)
+
+    def take(self) -> list[_Item]:
+        """The next chunk; empty if nothing is left. A chunk is full if there is any prospect of it."""
+        with self._background.changed:
+            self._background.wait(lambda: not self._open or self._is_full(self._next()))
+            taken = self._next()
+            self._items = [item for item in self._items if not any(item is other for other in taken)]
+        return taken
+
+    def _next(self) -> list[_Item]:
+        if not self._items:
+            return []
+        self._items.sort(key=lambda item: item.priority)
+        first = self._items[0]
+        return [item for item in self._items if item.alike == first.alike][: first.run.trainer.width]
+
+    @staticmethod
+    def _is_full(chunk: list[_Item]) -> bool:
+        return bool(chunk) and len(chunk) == chunk[0].run.trainer.width
+
+    def finish(self, chunk: list[_Item], results: list[train.Trained]) -> None:
+        """Queues what depends on results, and writes them, in the background."""
+        pairs = list(zip(chunk, results, strict=True))
+        # A study that borrows a dense network copies it from disk.
+        waits = any(item.run.lends(item) for item in chunk)
+
+        def book() -> None:
+            try:
+                for item, trained in pairs:
+                    item.run.book(item, trained)
+            finally:
+                self._close(not waits)
+
+        def write() -> None:
+            try:
+                for item, trained in pairs:
+                    item.run.write(item, trained)
+            finally:
+                self._close(waits)
+
+        self._close(-1)
+        self._background.add(book, urgent=True)
+        self._background.add(write)
+
+    def _close(self, number: int) -> None:
+        with self._background.changed:
+            self._open -= number
 
 
 def _drive(
-    studies: Sequence[Prepared], stores: Sequence[Store], watch: Watch | None, chunk: int | None
+    studies: Sequence[Prepared],
+    stores: Sequence[Store],
+    watch: Watch | None,
+    chunk: int | None,
+    checkpoint_seconds: float,
 ) -> None:
-    """Trains one queue that all studies fill.
-
-    The order is that of studies and levels, in chunks with the same program and first step. So the devices
-    stay busy whatever the number of seeds and arms. Which runs are trained together does not change any
-    number.
-    """
+    """Trains one queue that all studies fill."""
     _log.info("lthjax on %s, %s", record.devices(), shell(*sys.argv))
-    queue: list[_Item] = []
     trainers: dict[str, train.Trainer] = {}
     for one in studies:
         if one.training not in trainers:
             alike = [other for other in studies if other.training == one.training]
             seeds = dict.fromkeys(seed for other in alike for seed in other.study.seeds)
             trainers[one.training] = make_trainer(alike, chunk, seeds)
-    runs = [
-        _Run(number, one, store, trainers[one.training], queue, watch)
-        for number, (one, store) in enumerate(zip(studies, stores, strict=True))
-    ]
-    for lender, run in zip(_lenders(studies), runs, strict=True):
-        run.begin(next(other for other in runs if other.prepared is lender))
-    while queue:
-        queue.sort(key=lambda item: item.priority)
-        first = queue[0]
-        taken = [item for item in queue if item.alike == first.alike][: first.run.trainer.width]
-        queue[:] = [item for item in queue if not any(item is other for other in taken)]
-        named = [item.cell or Cell(item.job.seed, DENSE, 0, DENSE) for item in taken]
-        if watch is not None:
-            watch.chunk(named, first.run.prepared.label)
-        for item, cell in zip(taken, named, strict=True):
-            item.run.log("training %s", record.describe(cell))
-        advance = (lambda *_: None) if watch is None else watch.advance
-        results = train.train(first.run.trainer, [item.job for item in taken], advance)
-        for item, trained in zip(taken, results, strict=True):
-            item.run.finish(item, trained)
+    with Background(waiting=_CHUNKS_WAITING) as background:
+        queue = _Queue(background)
+
+        def advance(steps: int, accuracy: float | None) -> None:
+            background.check()
+            if watch is not None:
+                watch.advance(steps, accuracy)
+
+        runs = [
+            _Run(number, one, store, trainers[one.training], queue, watch)
+            for number, (one, store) in enumerate(zip(studies, stores, strict=True))
+        ]
+        for lender, run in zip(_lenders(studies), runs, strict=True):
+            run.begin(next(other for other in runs if other.prepared is lender))
+        while taken := queue.take():
+            if watch is not None:
+                watch.chunk([item.named for item in taken], taken[0].run.prepared.label)
+            for item in taken:
+                item.run.log("training %s", record.describe(item.named))
+            keep = train.Checkpoints(checkpoint_seconds, partial(_save, background, taken))
+            jobs = [item.job for item in taken]
+            trained = train.train(taken[0].run.trainer, jobs, advance, keep if checkpoint_seconds else None)
+            queue.finish(taken, trained)
+
+
+def _save(background: Background, chunk: list[_Item], i: int, position: train.Position) -> None:
+    item = chunk[i]
+    background.add(partial(item.run.save, item, position))
 
 
 class _Run:
@@ -538,7 +628,7 @@ class _Run:
         prepared: Prepared,
         store: Store,
         trainer: train.Trainer,
-        queue: list[_Item],
+        queue: _Queue,
         watch: Watch | None,
     ) -> None:
         self.prepared, self.trainer = prepared, trainer
@@ -566,9 +656,22 @@ class _Run:
             self._told(Cell(seed, DENSE, 0, DENSE), self._store.result(Cell(seed, DENSE, 0, DENSE)))
         self._begin_seed(seed)
 
+    def lends(self, item: _Item) -> bool:
+        """Whether other studies copy the cell of this item."""
+        return (
+            item.cell is not None
+            and item.cell.arm == DENSE
+            and any(item.job.seed in borrower._study.seeds for borrower in self._borrowers)
+        )
+
     def log(self, words: str, *values: object) -> None:
         """Writes to this study's log."""
         _log.info(words, *values, extra={"folder": self.prepared.folder})
+
+    def _say(self, text: str) -> None:
+        self.log("%s", text)
+        if self._watch is not None:
+            self._watch.say(text)
 
     def _told(self, cell: Cell, result: fields.Result) -> None:
         self.log("%s: %s", record.describe(cell), record.outcome(result))
@@ -583,37 +686,61 @@ class _Run:
         dense = Cell(seed, DENSE, 0, DENSE)
         states = tuple(k for k in self._lengths.rewind if not self._store.has_state(seed, k))
         present = self._store.has(dense)
-        if present and (not states or self._store.result(dense)["status"] == "diverged"):
-            self._begin_chains(seed)
-            return
+        if present:
+            result = self._store.result(dense)
+            if not states or result["status"] == "diverged":
+                self._begin_chains(seed, result["status"], None, {})
+                return
         # A missing rewind state is made by replaying the first steps of the dense training.
         stop = max(states) if present else self._lengths.total
         mask = jax.device_get(prune.ones(initial.params))
-        job = train.Job(seed, 0, 0, stop, initial, mask, states)
-        self._queue.append(_Item((self._number, 0, 0, 0, seed), self, None if present else dense, job))
+        job = self._resumed(dense, train.Job(seed, 0, 0, stop, initial, mask, states))
+        self._queue.add(_Item((self._number, 0, 0, 0, seed), self, None if present else dense, job))
 
-    def _begin_chains(self, seed: int) -> None:
-        """Starts every chain of a seed at the first level that is not complete."""
+    def _resumed(self, cell: Cell, job: train.Job) -> train.Job:
+        """The job, from the position that was saved when it was interrupted."""
+        try:
+            position = self._store.position(cell)
+        except UserError as error:
+            self._say(f"{error} The training of {record.describe(cell)} begins anew.")
+            return job
+        if position is None or not job.start <= position.at <= job.stop:
+            return job
+        if any(k <= position.at and k not in position.states for k in job.captures):
+            return job  # it was saved before this rewind state was asked for
+        self.log("%s goes on from step %d", record.describe(cell), position.at)
+        return job._replace(position=position)
+
+    def _begin_chains(
+        self, seed: int, status: str, dense: Leader | None, states: Mapping[int, Variables]
+    ) -> None:
+        """Starts every chain of a seed at the first level that is not complete.
+
+        Args:
+            seed: the seed.
+            status: of its dense network.
+            dense: its dense network, if it has just been trained.
+            states: its rewind states that have just been captured.
+        """
         for chain in self._chains:
-            parent = Cell(seed, DENSE, 0, DENSE)
+            parent, leader, state = Cell(seed, DENSE, 0, DENSE), dense, status
             for level in range(1, self._study.levels + 1):
-                if self._store.result(parent)["status"] == "diverged":
+                if state == "diverged":
                     break
                 cells = imp.cells_at(self._study, seed, chain, level)
                 if all(self._store.has(cell) for cell in cells):
-                    parent = cells[0]
+                    parent, leader, state = cells[0], None, self._store.result(cells[0])["status"]
                     continue
-                initial = self._initial[seed]
-                origin = self._store.state(seed, chain.rewind)
+                origin = states.get(chain.rewind)
                 self._rounds[seed, chain.name] = imp.rounds(
                     self._study,
                     self._lengths,
                     chain,
                     seed,
                     self.prepared.model,
-                    initial,
-                    origin,
-                    self._ticket(parent),
+                    self._initial[seed],
+                    self._store.state(seed, chain.rewind) if origin is None else origin,
+                    self._ticket(parent) if leader is None else leader,
                     first_batch(self.prepared, self.trainer.splits[seed], seed),
                     level,
                 )
@@ -634,7 +761,7 @@ class _Run:
                 return
             for place, task in enumerate(tasks):
                 if not self._store.has(task.cell):
-                    self._queue.append(self._item(chain, task, place))
+                    self._queue.add(self._item(chain, task, place))
             first = tasks[0].cell
             if not self._store.has(first) or self._store.result(first)["status"] == "diverged":
                 return
@@ -644,15 +771,27 @@ class _Run:
         cell = task.cell
         job = train.Job(cell.seed, cell.level, task.start, task.stop, task.variables, task.mask)
         order = (self._number, cell.level, int(place > 0), self._chains.index(chain), cell.seed, place)
-        return _Item(order, self, cell, job)
+        return _Item(order, self, cell, self._resumed(cell, job))
 
-    def finish(self, item: _Item, trained: train.Trained) -> None:
-        """Writes a training result, and queues the tasks that depend on it."""
-        seed = item.job.seed
+    def book(self, item: _Item, trained: train.Trained) -> None:
+        """Queues the tasks that depend on a training result."""
+        cell, leader = item.cell, Leader(item.job.mask, trained.variables.params)
+        if cell is None:
+            # Only the rewind states are new.
+            self._begin_chains(item.job.seed, "done", None, trained.states)
+        elif cell.arm == DENSE:
+            self._begin_chains(item.job.seed, trained.status, leader, trained.states)
+        else:
+            chain = next(c for c in self._chains if c.name == cell.chain)
+            if cell.arm == chain.leader and trained.status == "done":
+                self._next_level(item.job.seed, chain, leader)
+
+    def write(self, item: _Item, trained: train.Trained) -> None:
+        """Writes a training result, and lends it to the studies that wait for it."""
+        seed, cell = item.job.seed, item.cell
         for step, variables in trained.states.items():
             if not self._store.has_state(seed, step):
                 self._store.write_state(seed, step, variables)
-        cell = item.cell
         if cell is not None:
             made_from = self._made_from(cell, item.job)
             result = record.result(cell, item.job, trained, made_from)
@@ -660,15 +799,17 @@ class _Run:
             parents = _parents(seed, made_from)
             self._store.write(cell, result, item.job.mask, trained.variables if done else None, parents)
             self._told(cell, result)
-        if cell is None or cell.arm == DENSE:
-            self._begin_chains(seed)
-            for borrower in self._borrowers if cell is not None else []:
+        self._store.drop_position(item.named)
+        if self.lends(item):
+            for borrower in self._borrowers:
                 if seed in borrower._study.seeds:
                     borrower._borrow(self, seed)
-            return
-        chain = next(c for c in self._chains if c.name == cell.chain)
-        if cell.arm == chain.leader and trained.status == "done":
-            self._next_level(seed, chain, Leader(item.job.mask, trained.variables.params))
+
+    def save(self, item: _Item, position: train.Position) -> None:
+        """Writes the position of a training run that is under way."""
+        parents = _parents(item.job.seed, self._made_from(item.named, item.job))
+        self._store.write_position(item.named, position, parents)
+        self.log("%s saved at step %d", record.describe(item.named), position.at)
 
     def _made_from(self, cell: Cell, job: train.Job) -> dict[str, Any] | None:
         """The sources of a cell's mask and weights; None for the dense network."""

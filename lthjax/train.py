@@ -7,7 +7,7 @@ gives the same bits however it is cut into segments.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lthjax import data, prune, rng, settings
+from lthjax import data, prune, rng, settings, signals
 from lthjax.config import Lengths
 from lthjax.devices import replicate
 from lthjax.models import Model, Variables
@@ -27,6 +27,12 @@ PyTree = Any
 # Images per evaluation batch. On CPU batches that fit the cache are fastest; an accelerator needs large ones.
 _EVALUATION_BATCH = {"cpu": 50}
 _EVALUATION_BATCH_ELSEWHERE = 1000
+# Length of a segment: a training run that is asked to stop is saved at the end of one.
+_SEGMENT_SECONDS = 1.5
+# The length of a training run's first segment, when its speed is not known.
+_FIRST_STEPS = 16
+# Evaluation sets kept on the devices.
+_ROWS_KEPT = 8
 _CURVES = (
     "step",
     "train_loss",
@@ -77,6 +83,7 @@ class Job(NamedTuple):
         mask: the mask.
         captures: steps, start <= step <= stop, whose state is returned.
         noise: noise seed: which of the orders and augmentations of this seed and level; 0 is the study's own.
+        position: where an interrupted run of the same job goes on; None starts it anew.
     """
 
     seed: int
@@ -87,6 +94,45 @@ class Job(NamedTuple):
     mask: PyTree
     captures: tuple[int, ...] = ()
     noise: int = 0
+    position: "Position | None" = None
+
+    @property
+    def at(self) -> int:
+        """The next step to train."""
+        return self.start if self.position is None else self.position.at
+
+
+class Position(NamedTuple):
+    """A training run under way: all that the rest of it depends on. Going on from it changes no bit.
+
+    Attributes:
+        at: the next step.
+        arrays: "params", "stats", "opt" ({number of the leaf: leaf} of the optimiser's state), and those of
+            the lowest validation loss so far, "best_params" and "best_stats"; numpy.
+        curves: as in `Trained`, so far.
+        losses: training losses since the last evaluation, nats.
+        states: captured states so far, as in `Trained`.
+        seconds: spent so far.
+    """
+
+    at: int
+    arrays: dict[str, PyTree]
+    curves: dict[str, list[Any]]
+    losses: list[float]
+    states: dict[int, Variables]
+    seconds: float
+
+
+class Checkpoints(NamedTuple):
+    """When and how the positions of training runs are saved.
+
+    Attributes:
+        seconds: time between two saves. A signal that asks to stop leads to another one.
+        save: called with the index of a job and its position.
+    """
+
+    seconds: float
+    save: Callable[[int, Position], None]
 
 
 class Trained(NamedTuple):
@@ -130,6 +176,7 @@ class Trainer(NamedTuple):
         segment: compiled; see `make`.
         evaluate: compiled; see `make`.
         keep: compiled; (best, params and stats, better [R]) -> best.
+        rows: the images of the last evaluations, on the devices.
     """
 
     mesh: Mesh
@@ -143,6 +190,7 @@ class Trainer(NamedTuple):
     segment: Callable[..., tuple[State, jax.Array]]
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     keep: Callable[..., PyTree]
+    rows: dict[tuple[tuple[str, ...], tuple[int, ...]], "_Rows"]
 
 
 Progress = Callable[[int, float | None], None]
@@ -236,6 +284,7 @@ def make(
         segment=replicate.spread(segment, mesh, donate=True),
         evaluate=replicate.spread(_evaluation(model, precision), mesh),
         keep=_keep,
+        rows={},
     )
 
 
@@ -325,73 +374,159 @@ def _stream(name: str, noise: int) -> str:
 
 
 @settings.pinned()
-def train(trainer: Trainer, jobs: Sequence[Job], progress: Progress) -> list[Trained]:
-    """Trains up to `trainer.width` jobs with equal start and stop together.
+def train(
+    trainer: Trainer, jobs: Sequence[Job], progress: Progress, checkpoints: Checkpoints | None = None
+) -> list[Trained]:
+    """Trains up to `trainer.width` jobs with equal start, stop and position together.
 
     Args:
         trainer: the programs.
         jobs: the training runs to do.
         progress: called after every segment.
+        checkpoints: saves the positions of the jobs; without it an interruption loses their steps.
 
     Returns:
         One result per job, in the order of the jobs.
     """
-    began = time.perf_counter()
-    (start, stop), *others = {(job.start, job.stop) for job in jobs}
-    assert not others, "jobs of one chunk start and stop together"
-    every, mesh = trainer.lengths.evaluate, trainer.mesh
-    padded = [*jobs, *[jobs[0]] * (trainer.width - len(jobs))]
-    mask = replicate.stack(mesh, [job.mask for job in padded])
-    feed = replicate.stack(mesh, [_feed(trainer, job) for job in padded])
-    state = replicate.stack(mesh, [trainer.init(job.variables, job.mask) for job in padded])
-    # A copy, because every segment donates the buffers of its state to the next.
-    best = jax.tree.map(jnp.copy, Variables(state.params, state.stats))
-    held_out, seen = _rows(trainer, padded, "validation", "test"), _rows(trainer, padded, "train")
-    progresses = [_Record() for _ in jobs]
-    marks = {*range(start - start % every, stop, every), stop}
-    marks |= {step for job in jobs for step in job.captures}
-    marks = {mark for mark in marks if mark >= start}
+    chunk = _Chunk(trainer, jobs)
+    if checkpoints is None:
+        for _ in chunk.train(progress):
+            pass
+        return chunk.results()
+    saved = time.monotonic()
+    with signals.delayed() as delay:
+        for _ in chunk.train(progress):
+            if delay.asked or time.monotonic() - saved >= checkpoints.seconds:
+                chunk.save(checkpoints.save)
+                saved = time.monotonic()
+                delay.deliver()
+    return chunk.results()
 
-    at = start
-    for mark in sorted(marks):
-        if mark > at:
-            each = (mask, feed, replicate.stack(mesh, _orders(trainer, padded, at, mark - at)))
-            shared = (trainer.images, np.int32(at), np.int32(mark - at))
-            state, losses = trainer.segment(shared, state, each)
-            for record, values in zip(progresses, np.asarray(losses), strict=False):
-                record.add_losses(at, values[: mark - at])
-        done, at, accuracy = mark - at, mark, None
-        now = Variables(state.params, state.stats)
-        wanted = [i for i, job in enumerate(jobs) if at in job.captures]
-        if wanted:
+
+class _Chunk:
+    """Jobs that are trained together: their states on the devices, and their records."""
+
+    def __init__(self, trainer: Trainer, jobs: Sequence[Job]) -> None:
+        spans = {(job.start, job.stop, job.at) for job in jobs}
+        assert len(spans) == 1, "jobs of one chunk start, stop and go on together"
+        ((self.start, self.stop, self.at),) = spans
+        self._began = time.perf_counter()
+        self._trainer, self._jobs = trainer, jobs
+        self._padded = [*jobs, *[jobs[0]] * (trainer.width - len(jobs))]
+        self._mask = self._stack(job.mask for job in self._padded)
+        self._feed = self._stack(_feed(trainer, job) for job in self._padded)
+        begun = [_begun(trainer, job) for job in self._padded]
+        self._state = self._stack(state for state, _ in begun)
+        # In buffers of their own, because every segment donates those of its state to the next.
+        self._best = self._stack(best for _, best in begun)
+        self._held_out = _rows(trainer, self._padded, "validation", "test")
+        self._records = [_Record(job.position) for job in jobs]
+        self._steps = _FIRST_STEPS
+
+    def _stack(self, trees: Iterable[PyTree]) -> PyTree:
+        return replicate.stack(self._trainer.mesh, list(trees))
+
+    def train(self, progress: Progress) -> Iterator[None]:
+        """Trains to the last step; yields wherever a training run could go on from."""
+        every = self._trainer.lengths.evaluate
+        marks = {*range(self.start - self.start % every, self.stop, every), self.stop}
+        marks |= {step for job in self._jobs for step in job.captures}
+        # What belongs to the step of a position was done before it was saved.
+        first = self.start if self._jobs[0].position is None else self.at + 1
+        for mark in sorted(mark for mark in marks if mark >= first):
+            while True:
+                done = self._segment(mark)
+                accuracy = self._arrive() if self.at == mark else None
+                progress(done * len(self._jobs), accuracy)
+                yield
+                if self.at == mark:
+                    break
+            if all(record.reason for record in self._records):
+                progress((self.stop - self.at) * len(self._jobs), None)
+                return
+
+    def _segment(self, mark: int) -> int:
+        """Trains towards a step, for about `_SEGMENT_SECONDS`; returns the number of steps."""
+        trainer, count = self._trainer, min(mark - self.at, self._steps)
+        if not count:
+            return 0
+        began = time.perf_counter()
+        orders = _orders(trainer, self._padded, self.at, count)
+        shared = (trainer.images, np.int32(self.at), np.int32(count))
+        self._state, losses = trainer.segment(
+            shared, self._state, (self._mask, self._feed, self._stack(orders))
+        )
+        for record, values in zip(self._records, np.asarray(losses), strict=False):
+            record.add_losses(self.at, values[:count])
+        self.at += count
+        wanted = count * _SEGMENT_SECONDS / (time.perf_counter() - began)
+        self._steps = max(1, min(int(wanted), 4 * self._steps))
+        return count
+
+    def _arrive(self) -> float | None:
+        """Captures and evaluates what is due at this step; the mean test accuracy if it was evaluated."""
+        jobs, now = self._jobs, self._now
+        if any(self.at in job.captures for job in jobs):
             copies = replicate.unstack(now, len(jobs))
-            for i in wanted:
-                progresses[i].states[at] = copies[i]
-        if at == stop or (at > start and at % every == 0):
-            measured = _evaluate(trainer, now, feed, held_out, len(jobs))
-            better = [
-                record.add_evaluation(at, *values)
-                for record, *values in zip(progresses, *measured, strict=True)
-            ]
-            better += [False] * (len(padded) - len(jobs))
-            best = trainer.keep(best, now, np.array(better))
-            accuracy = float(np.mean([test.accuracy for test in measured[1]]))
-        progress(done * len(jobs), accuracy)
-        if all(record.reason for record in progresses):
-            progress((stop - at) * len(jobs), None)
-            break
+            for job, record, copy in zip(jobs, self._records, copies, strict=True):
+                if self.at in job.captures:
+                    record.states[self.at] = copy
+        every = self._trainer.lengths.evaluate
+        if self.at != self.stop and (self.at == self.start or self.at % every):
+            return None
+        measured = _evaluate(self._trainer, now, self._feed, self._held_out, len(jobs))
+        better = [
+            record.add_evaluation(self.at, *values)
+            for record, *values in zip(self._records, *measured, strict=True)
+        ]
+        better += [False] * (len(self._padded) - len(jobs))
+        self._best = self._trainer.keep(self._best, now, np.array(better))
+        return float(np.mean([test.accuracy for test in measured[1]]))
 
-    now = Variables(state.params, state.stats)
-    finals = replicate.unstack(now, len(jobs))
-    ends = [m.accuracy for m in _evaluate(trainer, now, feed, seen, len(jobs))[0]]
-    earlies = ends
-    if not all(record.ended_best() for record in progresses):
-        earlies = [m.accuracy for m in _evaluate(trainer, best, feed, seen, len(jobs))[0]]
-    seconds = (time.perf_counter() - began) / len(jobs)
-    return [
-        record.result(final, end, early, seconds)
-        for record, final, end, early in zip(progresses, finals, ends, earlies, strict=True)
-    ]
+    @property
+    def _now(self) -> Variables:
+        return Variables(self._state.params, self._state.stats)
+
+    def _seconds(self) -> float:
+        return (time.perf_counter() - self._began) / len(self._jobs)
+
+    def save(self, save: Callable[[int, Position], None]) -> None:
+        """Saves the positions of the jobs, except those that have diverged."""
+        optimiser = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(self._state.opt))}
+        best = {"best_params": self._best.params, "best_stats": self._best.stats}
+        trees = {**self._now._asdict(), "opt": optimiser, **best}
+        for i, (arrays, record) in enumerate(
+            zip(replicate.unstack(trees, len(self._jobs)), self._records, strict=True)
+        ):
+            if not record.reason:
+                save(i, record.position(self.at, arrays, self._seconds()))
+
+    def results(self) -> list[Trained]:
+        """The results of the jobs, after a last evaluation on the train split."""
+        count, feed = len(self._jobs), self._feed
+        seen = _rows(self._trainer, self._padded, "train")
+        finals = replicate.unstack(self._now, count)
+        ends = [m.accuracy for m in _evaluate(self._trainer, self._now, feed, seen, count)[0]]
+        earlies = ends
+        if not all(record.ended_best() for record in self._records):
+            earlies = [m.accuracy for m in _evaluate(self._trainer, self._best, feed, seen, count)[0]]
+        return [
+            record.result(final, end, early, self._seconds())
+            for record, final, end, early in zip(self._records, finals, ends, earlies, strict=True)
+        ]
+
+
+def _begun(trainer: Trainer, job: Job) -> tuple[State, Variables]:
+    """The state that a job goes on from, and its best one so far."""
+    if job.position is None:
+        state = trainer.init(job.variables, job.mask)
+        return state, Variables(state.params, state.stats)
+    arrays = job.position.arrays
+    like = jax.eval_shape(trainer.init, job.variables, job.mask).opt
+    leaves = [arrays["opt"][str(i)] for i in range(len(jax.tree.leaves(like)))]
+    opt = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    best = Variables(arrays["best_params"], arrays["best_stats"])
+    return State(arrays["params"], arrays["stats"], opt), best
 
 
 def _orders(trainer: Trainer, jobs: Sequence[Job], at: int, count: int) -> list[np.ndarray]:
@@ -415,11 +550,22 @@ class Evaluation(NamedTuple):
 class _Record:
     """Losses and evaluations of one training run, collected while it runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, position: Position | None = None) -> None:
         self.states: dict[int, Variables] = {}
         self.curves: dict[str, list[Any]] = {name: [] for name in _CURVES}
         self.reason = ""
         self.losses: list[np.ndarray] = []
+        self._seconds = 0.0
+        if position is not None:
+            self.states |= position.states
+            self.curves = {name: [*values] for name, values in position.curves.items()}
+            self.losses.append(np.array(position.losses, np.float32))
+            self._seconds = position.seconds
+
+    def position(self, at: int, arrays: dict[str, PyTree], seconds: float) -> Position:
+        curves = {name: [*values] for name, values in self.curves.items()}
+        losses = [float(loss) for part in self.losses for loss in part]
+        return Position(at, arrays, curves, losses, {**self.states}, self._seconds + seconds)
 
     def add_losses(self, at: int, losses: np.ndarray) -> None:
         self.losses.append(losses)
@@ -434,8 +580,8 @@ class _Record:
         if self.reason:
             return False
         lowest = min(self.curves["validation_loss"], default=math.inf)
-        steps = np.concatenate(self.losses) if self.losses else None
-        train_loss = None if steps is None else float(steps.mean(dtype=np.float64))
+        steps = np.concatenate([*self.losses, np.empty(0, np.float32)])
+        train_loss = float(steps.mean(dtype=np.float64)) if steps.size else None
         self.losses = []
         for name, value in zip(_CURVES, (at, train_loss, *validation, *test), strict=True):
             self.curves[name].append(value)
@@ -449,6 +595,7 @@ class _Record:
     def result(
         self, final: Variables, train_accuracy: float, early_train_accuracy: float, seconds: float
     ) -> Trained:
+        seconds += self._seconds
         if self.reason:
             return Trained(final, self.states, self.curves, {}, "diverged", self.reason, seconds)
         early = int(np.argmin(self.curves["validation_loss"]))
@@ -473,14 +620,19 @@ class _Rows(NamedTuple):
     Attributes:
         images: indices, one part after another, int32 [R, rows, batch], padded with -1.
         parts: number of rows of every part.
+        counts: number of images in every row, [R, rows].
     """
 
     images: jax.Array
     parts: tuple[int, ...]
+    counts: np.ndarray
 
 
 def _rows(trainer: Trainer, jobs: Sequence[Job], *names: str) -> _Rows:
-    """The images of these parts of the data, in evaluation batches."""
+    """The images of these parts of the data, in evaluation batches; kept for the next chunk."""
+    key = (names, tuple(job.seed for job in jobs))
+    if key in trainer.rows:
+        return trainer.rows[key]
     platform = trainer.mesh.devices.flat[0].platform
     batch = _EVALUATION_BATCH.get(platform, _EVALUATION_BATCH_ELSEWHERE)
 
@@ -500,7 +652,12 @@ def _rows(trainer: Trainer, jobs: Sequence[Job], *names: str) -> _Rows:
             rows[first : first + count].ravel()[: len(index)] = index
         return rows
 
-    return _Rows(replicate.stack(trainer.mesh, [filled(job) for job in jobs]), parts)
+    rows = [filled(job) for job in jobs]
+    while len(trainer.rows) >= _ROWS_KEPT:
+        trainer.rows.pop(next(iter(trainer.rows)))
+    counts = np.stack([(row >= 0).sum(1) for row in rows])
+    trainer.rows[key] = _Rows(replicate.stack(trainer.mesh, rows), parts, counts)
+    return trainer.rows[key]
 
 
 def _evaluate(
@@ -508,11 +665,10 @@ def _evaluate(
 ) -> list[list[Evaluation]]:
     """Mean loss and accuracy of the first `count` replicates, for every part."""
     losses, hits = trainer.evaluate((trainer.images,), variables, (feed, rows.images))
-    images = (np.asarray(rows.images) >= 0).sum(2)
     measured = []
     for last, rows_in_part in zip(np.cumsum(rows.parts), rows.parts, strict=True):
         part = (slice(count), slice(last - rows_in_part, last))
-        n = images[part].sum(1)
+        n = rows.counts[part].sum(1)
         mean = np.asarray(losses, np.float64)[part].sum(1) / n
         share = np.asarray(hits, np.int64)[part].sum(1) / n
         measured.append([Evaluation(float(m), float(s)) for m, s in zip(mean, share, strict=True)])
@@ -584,7 +740,8 @@ def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
     costs = []
     for rows in (_rows(trainer, [job] * width, "validation", "test"), _rows(trainer, [job] * width, "train")):
         # Only the first rows: a whole pass would take too long.
-        few = _Rows(rows.images[:, : 1 + rows.images.shape[1] // 10], (1 + rows.images.shape[1] // 10,))
+        count = 1 + rows.images.shape[1] // 10
+        few = _Rows(rows.images[:, :count], (count,), rows.counts[:, :count])
         _evaluate(trainer, now, feed, few, width)
         began = time.perf_counter()
         _evaluate(trainer, now, feed, few, width)

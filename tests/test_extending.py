@@ -63,9 +63,9 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     jobs: list[train.Job] = []
     genuine = train.train
 
-    def noted(trainer: train.Trainer, some: list[train.Job], progress: Any) -> list[train.Trained]:
+    def noted(trainer: train.Trainer, some: list[train.Job], *others: Any) -> list[train.Trained]:
         jobs.extend(some)
-        return genuine(trainer, some, progress)
+        return genuine(trainer, some, *others)
 
     monkeypatch.setattr(train, "train", noted)
     run.main(ARGUMENTS)

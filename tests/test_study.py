@@ -259,8 +259,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, seed: int, level: int) -> None:
     """Makes every training run of this seed and level diverge."""
     genuine = train.train
 
-    def spoilt(trainer: train.Trainer, jobs: list[train.Job], progress: object) -> list[train.Trained]:
-        results = genuine(trainer, jobs, progress)  # type: ignore[arg-type]
+    def spoilt(trainer: train.Trainer, jobs: list[train.Job], *others: object) -> list[train.Trained]:
+        results = genuine(trainer, jobs, *others)  # type: ignore[arg-type]
         bad = {"status": "diverged", "reason": "spoilt", "scalars": {}}
         return [
             result._replace(**bad) if (job.seed, job.level) == (seed, level) else result  # type: ignore[arg-type]

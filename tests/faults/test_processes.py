@@ -17,6 +17,8 @@ from conftest import ROOT
 from faulty import contents, small_data
 
 from analysis import check
+from lthjax.imp import Cell
+from lthjax.store import saved_step
 
 CONFIG = """
 from lthjax.config import Data, Study, Train
@@ -176,6 +178,10 @@ def test_signals_say_how_to_go_on(tmp_path: Path, number: int) -> None:
     name = signal.Signals(number).name
     assert said.splitlines()[-1] == f"stopped by {name}; the same command goes on from here"
     assert "Traceback" not in said
+    (run,) = made.root.glob("runs/*/")
+    for seed in (0, 1):
+        assert saved_step(run, Cell(seed, "dense", 0, "dense")) > 0
+    assert not check.check(run).damaged
 
 
 def test_two_processes_share_no_folder(tmp_path: Path) -> None:

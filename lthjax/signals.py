@@ -1,0 +1,119 @@
+"""Signals that end a command: as an exception, within seconds, and delayed while a training run is saved."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+# Seconds that a command may take to end by itself after a signal.
+_GRACE = 4.0
+
+
+class Stopped(BaseException):
+    """A signal has asked the process to end; its argument is the signal's number."""
+
+
+def goes_on(number: int) -> str:
+    """The sentence for a command that this signal has stopped."""
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    return f"stopped{by}; the same command goes on from here"
+
+
+def end(number: int) -> NoReturn:
+    """Ends the process at once; library threads would delay a normal exit."""
+    with contextlib.suppress(OSError):
+        print(goes_on(number), file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Turns signals into an exception, and ends the process if that takes too long.
+
+    Python handles signals only between its own instructions, and a compiled program may run for longer. So a
+    thread waits for signals, too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    ending = [number for number in _ending() if signal.getsignal(number) is not signal.SIG_IGN]
+    seen, told = os.pipe()
+    os.set_blocking(told, False)
+    over = threading.Event()
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        raise Stopped(number)
+
+    def watch() -> None:
+        while heard := os.read(seen, 1):
+            if heard[0] in ending and not over.wait(_GRACE):
+                end(heard[0])
+        os.close(seen)
+
+    before = {number: signal.getsignal(number) for number in ending}
+    for number in ending:
+        if number != signal.SIGINT:
+            signal.signal(number, stop)
+    earlier = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        over.set()
+        os.close(told)
+
+
+class Delay:
+    """Whether a signal has come while signals are delayed."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._came: tuple[int, FrameType | None] | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether one has come."""
+        return self._came is not None
+
+    def deliver(self) -> None:
+        """Handles the signal that has come, which raises; does nothing if none has."""
+        if self._came is not None:
+            (number, frame), self._came = self._came, None
+            self._handlers[number](number, frame)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        # Who sends a second signal does not want to wait.
+        self.deliver()
+        self._came = number, frame
+
+
+@contextlib.contextmanager
+def delayed() -> Iterator[Delay]:
+    """Delays the signals that end a command until `Delay.deliver` or the end of the block.
+
+    Signals without a Python handler act at once, as do all of them outside the main thread.
+    """
+    delay = Delay()
+    if threading.current_thread() is threading.main_thread():
+        for number in _ending():
+            handler = signal.getsignal(number)
+            if callable(handler):
+                delay._handlers[number] = handler
+                signal.signal(number, delay._take)
+    try:
+        yield delay
+    finally:
+        for number, handler in delay._handlers.items():
+            signal.signal(number, handler)
+    delay.deliver()
+
+
+def _ending() -> list[int]:
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]

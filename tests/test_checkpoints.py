@@ -1,0 +1,290 @@
+"""Training runs that are stopped in the middle: they go on to the same bits. And work in the background."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from analysis import check, load
+from lthjax import cli, config, imp, prune, rng, signals, store, study, train
+from lthjax.background import Background
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+
+Make = Callable[..., study.Prepared]
+CELL = Cell(0, DENSE, 0, DENSE)
+
+
+def same(a: object, b: object) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def jobs_of(prepared: study.Prepared, stop: int) -> list[train.Job]:
+    made = []
+    for seed in prepared.study.seeds:
+        variables = prepared.model.init(rng.stream(seed, "init"))
+        mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.5)
+        made.append(train.Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed]))
+    return made
+
+
+@pytest.mark.parametrize(
+    "model", ["lenet300", pytest.param("resnet8", marks=pytest.mark.slow)], ids=["adam", "statistics"]
+)
+def test_from_every_position_a_job_goes_on_to_the_same_bits(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setattr(train, "_FIRST_STEPS", 2)
+    monkeypatch.setattr(train, "_SEGMENT_SECONDS", 1e-9)  # one step each
+    data = config.Data(name="few", validation=40, augment=True)
+    prepared = tiny(model=model, data=data)
+    jobs = jobs_of(prepared, 7)
+    trainer = study.make_trainer([prepared], 2, prepared.study.seeds)
+    whole = train.train(trainer, jobs, lambda *_: None)
+    saved: list[tuple[int, train.Position]] = []
+    keep = train.Checkpoints(0.0, lambda i, position: saved.append((i, position)))
+    again = train.train(trainer, jobs, lambda *_: None, keep)
+    # At the start, where states are captured, and after each of the segments: 2 steps, then 1 at a time.
+    assert [position.at for i, position in saved if i == 0] == [0, 2, 3, 4, 5, 6, 7]
+    assert len(saved) == 14
+    folder = store.Store(tmp_path / "run", study_about(prepared))
+    with folder:
+        for results in (again, *resumed(trainer, jobs, saved, folder)):
+            for one, other in zip(results, whole, strict=True):
+                same(one.variables, other.variables)
+                same(one.states, other.states)
+                assert (one.curves, one.scalars, one.status) == (other.curves, other.scalars, other.status)
+
+
+def resumed(
+    trainer: train.Trainer,
+    jobs: list[train.Job],
+    saved: list[tuple[int, train.Position]],
+    folder: store.Store,
+) -> Any:
+    """The results from every position, after a way through the disk."""
+    for at in sorted({position.at for _, position in saved}):
+        going = []
+        for i, job in enumerate(jobs):
+            (position,) = [position for j, position in saved if (j, position.at) == (i, at)]
+            cell = CELL._replace(seed=job.seed)
+            folder.write_position(cell, position, ())
+            read = folder.position(cell)
+            assert read is not None
+            same(read.arrays, position.arrays)
+            assert read.seconds == position.seconds > 0
+            going.append(job._replace(position=read))
+        done: list[int] = []
+        yield train.train(trainer, going, lambda steps, _, done=done: done.append(steps))
+        assert sum(done) == len(jobs) * (jobs[0].stop - at), "what was trained is not trained again"
+
+
+def study_about(prepared: study.Prepared) -> Any:
+    from lthjax import record
+
+    return record.about(prepared.study, prepared.identity, prepared.lengths, prepared.dataset)
+
+
+class Stop:
+    """Sends a signal after some segments, and counts the steps."""
+
+    def __init__(self, after: int | None) -> None:
+        self.left, self.steps = after, 0
+        self.said: list[str] = []
+
+    def begin(self, *_: object) -> None: ...
+    def chunk(self, *_: object) -> None: ...
+    def finished(self, *_: object) -> None: ...
+    def end(self) -> None: ...
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def advance(self, steps: int, _: float | None) -> None:
+        self.steps += steps
+        if self.left is not None:
+            self.left -= 1
+            if not self.left:
+                signal.raise_signal(signal.SIGINT)
+
+
+def numbers(run: Path) -> list[Any]:
+    return [row._replace(seconds=0.0) for row in load(run)]
+
+
+def test_a_study_stopped_inside_its_cells_goes_on_inside_them(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_FIRST_STEPS", 4)
+    prepared = tiny(rewind=(0, 3), levels=1, arms=("ticket", "random"))
+    whole = study.run(prepared, tmp_path / "whole")
+    out, steps = tmp_path / "cut", 0
+    planned = study.plan(prepared, out).steps
+    for _ in range(40):
+        before = study.plan(prepared, out)
+        watch = Stop(5)
+        try:
+            run = study.run(prepared, out, watch=watch)
+            steps += watch.steps
+            break
+        except KeyboardInterrupt:
+            steps += watch.steps
+            assert study.plan(prepared, out).steps == before.steps - watch.steps, "nothing is lost"
+    assert steps == planned, "every step was trained once"
+    assert numbers(run) == numbers(whole)
+    for cell in imp.cells(prepared.study, prepared.lengths):
+        one, other = store.Reader(run), store.Reader(whole)
+        same(one.variables(cell), other.variables(cell))
+    assert not list(run.glob("seed=*/under-way")), "positions go when their cells are there"
+    assert not check.check(run).damaged
+
+
+def stopped(prepared: study.Prepared, out: Path, **options: Any) -> Path:
+    with pytest.raises(KeyboardInterrupt):
+        study.run(prepared, out, watch=Stop(3), **options)
+    return out / prepared.folder
+
+
+def test_a_damaged_position_is_named_and_not_used(tiny: Make, tmp_path: Path) -> None:
+    prepared = tiny(seeds=(0,), levels=0, train=config.Train(steps=40, batch=20, eval_every=5))
+    whole = study.run(prepared, tmp_path / "whole")
+    run = stopped(prepared, tmp_path / "runs")
+    at = store.saved_step(run, CELL)
+    assert 0 < at < 40
+    files = [p for p in (run / "seed=0" / "under-way").rglob("*") if p.is_file() and "variables" in p.parts]
+    biggest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(biggest.read_bytes())
+    content[len(content) // 2] ^= 1
+    biggest.write_bytes(content)
+    (found,) = check.check(run).damaged
+    assert "under-way" in str(found)
+    watch = Stop(None)
+    study.run(prepared, tmp_path / "runs", watch=watch)
+    assert watch.steps == 40
+    (said,) = watch.said
+    assert str(biggest.relative_to(run)) in said
+    assert said.endswith("The training of seed 0, dense begins anew.")
+    assert said in (run / "log.txt").read_text()
+    assert numbers(run) == numbers(whole)
+
+
+def test_a_position_that_lacks_a_rewind_state_is_not_used(tiny: Make, tmp_path: Path) -> None:
+    changes = {"seeds": (0,), "levels": 1, "train": config.Train(steps=40, batch=20, eval_every=5)}
+    run = stopped(tiny(**changes), tmp_path / "runs")
+    at = store.saved_step(run, CELL)
+    wide = tiny(**changes, rewind=(0, at - 1))
+    study.run(wide, tmp_path / "runs")
+    whole = study.run(wide, tmp_path / "whole")
+    assert numbers(run) == numbers(whole)
+
+
+def test_without_checkpoints_nothing_is_saved(tiny: Make, tmp_path: Path) -> None:
+    prepared = tiny(seeds=(0,), levels=0)
+    run = stopped(prepared, tmp_path / "runs", checkpoint_seconds=0)
+    assert not (run / "seed=0" / "under-way").exists()
+
+
+def raised(block: Callable[[], None]) -> type[BaseException] | None:
+    try:
+        block()
+    except (KeyboardInterrupt, UserError) as error:
+        return type(error)
+    return None
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    came = []
+
+    def block() -> None:
+        with signals.delayed() as delay:
+            signal.raise_signal(signal.SIGINT)
+            came.append(delay.asked)
+            signal.raise_signal(signal.SIGINT)
+            came.append("not reached")
+
+    assert raised(block) is KeyboardInterrupt
+    assert came == [True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_delayed_signal_acts_at_the_end() -> None:
+    came = []
+
+    def block() -> None:
+        with signals.delayed() as delay:
+            delay.deliver()
+            signal.raise_signal(signal.SIGINT)
+            came.append(delay.asked)
+
+    assert raised(block) is KeyboardInterrupt
+    assert came == [True]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("30 s", 30), ("5 min", 300), ("1.5h", 5400), ("0 s", 0)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert cli.seconds("--checkpoint-every", text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "min", "-5 min", "5 days", "nan s", "1e9 h"])
+def test_times_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match=r"^--checkpoint-every: .* is not allowed; .*'5 min'.*\.$"):
+        cli.seconds("--checkpoint-every", text)
+
+
+# The background
+
+
+def test_urgent_tasks_come_first_and_each_kind_in_order() -> None:
+    done: list[str] = []
+    with Background(waiting=10) as background:
+        background.add(lambda: time.sleep(0.2))
+        for name in "abc":
+            background.add(lambda name=name: done.append(name))
+        for name in "xyz":
+            background.add(lambda name=name: done.append(name), urgent=True)
+        background.wait(lambda: len(done) == 6)
+    assert "".join(done) == "xyzabc"
+
+
+def test_the_queue_is_bounded() -> None:
+    waiting: list[int] = []
+    with Background(waiting=2) as background:
+        started = time.monotonic()
+        for _ in range(6):
+            background.add(lambda: time.sleep(0.1))
+            waiting.append(len(background._others))
+        assert time.monotonic() - started > 0.25
+    assert max(waiting) <= 2
+
+
+def test_a_failure_is_raised_and_the_rest_is_done() -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise UserError("the disk is full")
+
+    def adds() -> None:
+        with Background(waiting=5) as background:
+            background.add(fail)
+            background.add(lambda: done.append("after"))
+
+    def waits() -> None:
+        with Background(waiting=5) as background:
+            background.add(fail)
+            background.wait(lambda: False)
+
+    def is_stopped() -> None:
+        with Background(waiting=5) as background:
+            background.add(lambda: done.append("written"))
+            raise KeyboardInterrupt
+
+    assert raised(adds) is UserError
+    assert raised(waits) is UserError
+    assert raised(is_stopped) is KeyboardInterrupt
+    assert done == ["after", "written"]
