@@ -69,7 +69,13 @@ class Background:
                 task = tasks.popleft()
             try:
                 task()
-            except BaseException as error:  # raised again where it is waited for
+            except Exception as error:  # raised again where it is waited for
                 self._failure = self._failure or error
+            except BaseException as error:
+                # Not a fault of the task: an end of the process.
+                with self.changed:
+                    self._failure = error
+                    self._urgent.clear()
+                    self._others.clear()
             with self.changed:
                 self.changed.notify_all()
