@@ -197,9 +197,10 @@ class Store(Reader):
             for key in ("commands", "environment"):
                 now = about.get(key, [])
                 about[key] = [*(value for value in earlier.get(key, []) if value not in now), *now]
-            about[_MANIFESTS] = earlier.get(_MANIFESTS, "some")
+            known = earlier.get(_MANIFESTS, "some")
         else:
-            about[_MANIFESTS] = "some" if any(self.path.glob("seed=*")) else "all"
+            known = "some" if any(self.path.glob("seed=*")) else "all"
+        about[_MANIFESTS] = about.get(_MANIFESTS, known)
         files.write_whole(self.path / "study.json", manifest.sealed(about).encode())
 
     def _is_left(self, part: Path) -> bool:
@@ -477,6 +478,11 @@ def read_study(run: Path) -> fields.About:
     """
     about = {name: value for name, value in _about(run).items() if name != _MANIFESTS}
     return cast(fields.About, about)
+
+
+def has_manifests(run: Path) -> bool:
+    """Whether every cell of a run folder has a manifest, as in all folders that are not older than these."""
+    return _about(run).get(_MANIFESTS) == "all"
 
 
 def _about(run: Path) -> dict[str, Any]:
