@@ -315,12 +315,8 @@ def test_other_mistakes_are_one_sentence(
     (damaged / "seed=2" / "dense" / "mask.npz").write_bytes(b"")
     new = tmp_path / "new"
     for runs, into, why in (
-        (
-            [whole, strange],
-            new,
-            "of another study than .*: train.eval_every is|train.steps is 6 there and 12 here",
-        ),
-        ([tmp_path], new, "is not a run folder"),
+        ([whole, strange], new, "of another study than .*: train.eval_every is .* there and .* here"),
+        ([tmp_path / "full"], new, "is not a run folder"),
         ([], new, "RUN: it is missing"),
         ([whole], whole, "RUN: it is missing"),
         ([whole], whole / "inner", "lies in the run folder"),
