@@ -59,12 +59,14 @@ def main(arguments: list[str]) -> None:
 
     if options.chunk is not None and options.chunk < 1:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
+    part = None if options.shard is None else _numbers(options.shard)
     if options.cache:
         replicate.keep_programs()
     prepared = study.prepare_all([one.study for one in sweep], options.data_dir)
-    seeds = None if options.shard is None else study.shard(prepared, *_numbers(options.shard))
+    seeds = None if part is None else study.shard(prepared, *part)
     if options.dry_run:
-        plans = study.plan_all(prepared, options.out, seeds)
+        prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
+        plans = study.plan_all(prepared, options.out)
         cost = study.estimate(prepared, plans, options.chunk)
         print(progress.plan_text(prepared, plans, cost, options.out))
         return

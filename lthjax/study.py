@@ -202,7 +202,6 @@ def plan(
     prepared: Prepared,
     out: str | Path = "runs",
     lent: Mapping[int, Iterable[int]] | None = None,
-    seeds: Collection[int] | None = None,
 ) -> Plan:
     """The cells of a study, and those missing from its run folder.
 
@@ -211,7 +210,6 @@ def plan(
         out: the folder of run folders.
         lent: seeds whose dense network is copied from another study of the sweep, with the rewind
             states that are copied with it.
-        seeds: the seeds to look at, by default all of the study.
 
     Raises:
         UserError: the folder belongs to another config.
@@ -220,9 +218,8 @@ def plan(
     check_folder(out, "--out")
     run = Path(out) / prepared.folder
     check_identity(run, prepared.identity)
-    own = [seed for seed in prepared.study.seeds if seeds is None or seed in seeds]
-    todo = {seed: _missing(prepared, run, seed, lent.get(seed)) for seed in own}
-    cells = [cell for cell in imp.cells(prepared.study, prepared.lengths) if cell.seed in todo]
+    todo = {seed: _missing(prepared, run, seed, lent.get(seed)) for seed in prepared.study.seeds}
+    cells = imp.cells(prepared.study, prepared.lengths)
     return Plan(
         cells,
         [cell for cell in cells if _there(folder(run, cell))],
@@ -263,14 +260,12 @@ def _missing(prepared: Prepared, run: Path, seed: int, lent: Iterable[int] | Non
     return missing, steps
 
 
-def plan_all(
-    studies: Sequence[Prepared], out: str | Path = "runs", seeds: Collection[int] | None = None
-) -> list[Plan]:
+def plan_all(studies: Sequence[Prepared], out: str | Path = "runs") -> list[Plan]:
     """The plans of a sweep's studies. A dense network that several studies share is trained once."""
     plans = []
     for lender, one in zip(_lenders(studies), studies, strict=True):
         lent = {} if lender is one else dict.fromkeys(lender.study.seeds, lender.lengths.rewind)
-        plans.append(plan(one, out, lent, seeds))
+        plans.append(plan(one, out, lent))
     return plans
 
 
@@ -303,6 +298,16 @@ def shard(studies: Sequence[Prepared], number: int, of: int) -> list[int]:
         count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
         raise UserError(f"--shard: {number}/{of} is not allowed; {count} make at most as many shards.")
     return seeds[number - 1 :: of]
+
+
+def narrowed(studies: Sequence[Prepared], seeds: Collection[int]) -> list[Prepared]:
+    """The studies with those of their seeds that are among `seeds`, without those that have none."""
+    own = [tuple(seed for seed in one.study.seeds if seed in seeds) for one in studies]
+    return [
+        one._replace(study=dataclasses.replace(one.study, seeds=of))
+        for one, of in zip(studies, own, strict=True)
+        if of
+    ]
 
 
 def _lenders(studies: Sequence[Prepared]) -> list[Prepared]:
@@ -388,7 +393,7 @@ def fill(
         UserError: as for `run`; other processes train all these seeds.
     """
     paths = [Path(out) / one.folder for one in studies]
-    todo = together(plan_all(studies, out, seeds))
+    todo = together(plan_all(studies if seeds is None else narrowed(studies, seeds), out))
     if not todo.seeds:
         return Filled(paths, [])
     for path in paths:
@@ -437,15 +442,12 @@ def _opened(
             except Held as error:
                 why = error
             left -= {*wanted} - free
-    own = []
-    for one, store in opened:
+    for _, store in opened:
         store.keep(left)
-        if store.seeds:
-            mine = tuple(seed for seed in one.study.seeds if seed in left)
-            own.append((one._replace(study=dataclasses.replace(one.study, seeds=mine)), store))
+    own = narrowed([one for one, _ in opened], left)
     if why is not None and not own:
         raise why
-    return [one for one, _ in own], [store for _, store in own]
+    return own, [store for _, store in opened if store.seeds]
 
 
 def seeds_in_words(seeds: Iterable[int]) -> str:
