@@ -3,6 +3,7 @@
 python run.py --config configs/quickstart.py
 python run.py --config configs/lenet5_mnist.py --seeds 0 1 --levels 8 --train.steps 2000
 python run.py --config configs/cifar_cnn.py --dry-run
+python run.py --config configs/cifar_cnn.py --shard 2/5
 """
 
 import argparse
@@ -16,7 +17,10 @@ from typing import Annotated
 import tyro
 
 from lthjax import cli, config
-from lthjax.errors import UserError
+from lthjax.errors import UserError, shell
+
+# How long a process waits for another one that writes the same report.
+_REPORT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Options:
     """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
     checkpoint_every: str = "5 min"
     """Time between two saves of a training run under way, for example `30 s` or `1 h`; `0` saves none."""
+    shard: str | None = None
+    """i/n: train every n-th seed from the i-th on, beside other processes. The last one writes the report."""
 
 
 def main(arguments: list[str]) -> None:
@@ -50,23 +56,51 @@ def main(arguments: list[str]) -> None:
     # What follows loads JAX; `--help` above does not wait for it.
     cli.load_jax()
     from analysis import report
-    from lthjax import progress, study
+    from lthjax import locks, progress, store, study
     from lthjax.devices import replicate
 
     if options.chunk is not None and options.chunk < 1:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
     every = cli.seconds("--checkpoint-every", options.checkpoint_every)
+    part = None if options.shard is None else _numbers(options.shard)
     if options.cache:
         replicate.keep_programs()
     prepared = study.prepare_all([one.study for one in sweep], options.data_dir)
+    seeds = None if part is None else study.shard(prepared, *part)
     if options.dry_run:
+        prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
         plans = study.plan_all(prepared, options.out)
         cost = study.estimate(prepared, plans, options.chunk)
         print(progress.plan_text(prepared, plans, cost, options.out))
         return
     watch = progress.watch(options.quiet)
-    runs = study.run_all(prepared, options.out, watch=watch, chunk=options.chunk, checkpoint_seconds=every)
-    print(report.build_all(runs, only_if_changed=True))
+    runs, others = study.fill(
+        prepared,
+        options.out,
+        seeds=seeds,
+        watch=watch,
+        chunk=options.chunk,
+        checkpoint_seconds=every,
+    )
+    if others:
+        command = shell("python", "-m", "analysis.report", *runs)
+        left = f"the report is left to the last of them; {command} writes one of the cells so far"
+        print(f"other processes train {study.seeds_in_words(others)}; {left}", file=sys.stderr)
+        return
+    with locks.alone(runs[0] / store.LOCKS / "report", _REPORT_SECONDS):
+        print(report.build_all(runs, only_if_changed=True))
+
+
+def _numbers(shard: str) -> tuple[int, int]:
+    """The two numbers of `--shard i/n`.
+
+    Raises:
+        UserError: there are no such numbers.
+    """
+    found = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", shard)
+    if found is None:
+        raise UserError(f"--shard: {shard!r} is not allowed; it must be i/n, the i-th of n parts, as in 2/3.")
+    return int(found[1]), int(found[2])
 
 
 def parse(arguments: list[str]) -> list[Options]:

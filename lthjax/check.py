@@ -3,15 +3,15 @@
 `python -m analysis.check` is the command.
 """
 
-import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from lthjax import files, manifest
 from lthjax.errors import UserError
-from lthjax.store import checked, read_result, read_study, set_aside
+from lthjax.store import checked, locked, read_result, read_study, set_aside
 
 
 class Checked(NamedTuple):
@@ -80,8 +80,10 @@ def repair(run: str | Path, found: Checked) -> dict[Path, Path]:
         UserError: another process writes to the run, or the folder cannot be written.
     """
     run = Path(run)
+    parts = (path.relative_to(run).parts[0] for path in found.damaged)
+    seeds = {int(part.removeprefix("seed=")) for part in parts if re.fullmatch("seed=[0-9]+", part)}
     try:
-        with contextlib.closing(files.locked(run / ".lock")):
+        with locked(run, seeds):
             return {path: set_aside(run, path) for path in found.damaged}
     except OSError as error:
         raise files.unwritable(run, error) from error

@@ -1,6 +1,6 @@
 """Atomic writing to disk, also on file systems that lack locks, renames or syncs.
 
-Only this module writes files, moves folders or takes locks. It imports only the standard library.
+Only this module writes files and moves folders. It imports only the standard library.
 """
 
 import contextlib
@@ -13,15 +13,14 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from lthjax.errors import UserError
 
 _log = logging.getLogger(__name__)
 # Errors of file systems that do not support a call: Lustre, FUSE, CIFS, Google Drive.
-_UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF}
+UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF}
 _PART = ".tmp-"
 _numbers = itertools.count()
 _said: set[str] = set()
@@ -70,15 +69,16 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path, last: str, within: Path) -> Iterator[Path]:
+def whole_folder(target: Path, last: str, within: Path, label: str = "") -> Iterator[Path]:
     """A new folder to fill; it becomes `target` if the block succeeds and is removed otherwise.
 
     Args:
         target: the final path; must not exist.
         last: the file in it that marks it as complete; where folders cannot be renamed it is copied last.
         within: the folder in which it is filled, on the same file system.
+        label: begins its name there, for `label_of`.
     """
-    part = _part(within, "")
+    part = _part(within, "", label)
     part.mkdir()
     try:
         yield part
@@ -93,16 +93,24 @@ def whole_folder(target: Path, last: str, within: Path) -> Iterator[Path]:
     sync(target.parent)
 
 
-def clear(folder: Path) -> None:
-    """Removes the incomplete files that killed processes have left directly in a folder.
+def clear(folder: Path, meant: Callable[[Path], bool] = lambda _: True) -> None:
+    """Removes incomplete files and folders that killed processes have left directly in a folder.
 
-    Only the holder of the folder's lock may call this.
+    Args:
+        folder: the folder.
+        meant: which to remove; the caller must hold the lock under which these are written.
     """
-    for left in folder.glob(f"{_PART}*"):
+    for left in filter(meant, folder.glob(f"{_PART}*")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def label_of(part: Path) -> str:
+    """The label of an incomplete folder of `whole_folder`; "" if it has none."""
+    label, dot, _ = part.name.removeprefix(_PART).partition(",")
+    return label if dot else ""
 
 
 def _clear_dead(path: Path) -> None:
@@ -110,11 +118,11 @@ def _clear_dead(path: Path) -> None:
     ours = f"{_PART}{socket.gethostname()}-"
     for left in path.parent.glob(f"{glob.escape(ours)}*-{glob.escape(path.name)}"):
         number = left.name.removeprefix(ours).partition("-")[0]
-        if number.isdigit() and int(number) != os.getpid() and not _runs(int(number)):
+        if number.isdigit() and int(number) != os.getpid() and not runs(int(number)):
             left.unlink(missing_ok=True)
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
     """Whether a process is running; True where the system cannot say."""
     if os.name != "posix":
         return True
@@ -142,9 +150,9 @@ def move(source: Path, target: Path, last: str = "") -> None:
         os.replace(source, target)
         return
     except OSError as error:
-        if error.errno not in _UNKNOWN:
+        if error.errno not in UNKNOWN:
             raise
-        _warn(target.parent, "files cannot be renamed there and are copied; a kill may leave a part.")
+        warn(target.parent, "files cannot be renamed there and are copied; a kill may leave a part.")
     if source.is_file():
         shutil.copyfile(source, target)
         source.unlink()
@@ -274,39 +282,11 @@ def sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in _UNKNOWN:
+        if error.errno not in UNKNOWN:
             raise
-        _warn(path.parent, "files cannot be synced there; a power failure may lose the last ones.")
+        warn(path.parent, "files cannot be synced there; a power failure may lose the last ones.")
     finally:
         os.close(handle)
-
-
-def locked(path: Path) -> IO[str]:
-    """Opens and locks the lock file; the lock ends with its process.
-
-    Raises:
-        UserError: another process holds it.
-        OSError: it cannot be made.
-    """
-    file = path.open("a+")
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        _warn(path.parent, "there are no locks here; do not run one study twice at a time.")
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _UNKNOWN:
-            _warn(path.parent, "files cannot be locked there; do not run one study twice at a time.")
-            return file
-        file.close()
-        if isinstance(error, BlockingIOError | PermissionError):
-            raise UserError(
-                f"{path.parent}: another process is running this study; wait for it or stop it."
-            ) from None
-        raise
-    return file
 
 
 def sha256(path: Path) -> str:
@@ -319,13 +299,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _part(folder: Path, name: str) -> Path:
+def _part(folder: Path, name: str, label: str = "") -> Path:
     """A name for an incomplete file, unique to this process and call."""
-    return folder / f"{_PART}{socket.gethostname()}-{os.getpid()}-{next(_numbers)}{name and '-'}{name}"
+    whose = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+    return folder / f"{_PART}{label and label + ','}{whose}{name and '-'}{name}"
 
 
-def _warn(where: Path, text: str) -> None:
-    """Warns about a file system once per process, not for every file."""
+def warn(where: Path, text: str) -> None:
+    """Warns about a file system; once per process, not for every file."""
     if text not in _said:
         _said.add(text)
         _log.warning("%s: %s", where, text)

@@ -1,10 +1,11 @@
 """The run folder: every cell is written once and atomically, and checked whenever it is read.
 
-The only file that imports orbax.
+The only file that imports orbax. Several processes may write to one folder, each to other seeds.
 
 <out>/<name>-<fingerprint>/
   study.json                              config, versions, devices; with a checksum
   log.txt
+  .lock, .locks/seed=3                    `lthjax.locks`: of study.json, and of each seed
   seed=3/state=500/                       weights and statistics at a rewind step (and at 0)
   seed=3/dense/                           level 0
   seed=3/chain=rewind-0/level=07/ARM[.rN]/
@@ -23,15 +24,15 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
 
-from lthjax import config, fields, files, manifest, models, prune, train
+from lthjax import config, fields, files, locks, manifest, models, prune, train
 from lthjax.errors import DAMAGED, UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
@@ -41,6 +42,10 @@ PyTree = Any
 _log = logging.getLogger(__name__)
 # Key in study.json: whether every cell has a manifest, or only those written since manifests exist.
 _MANIFESTS = "manifests"
+LOCKS = ".locks"
+# Held while study.json is read and written; by earlier versions as long as they ran.
+_LOCK = ".lock"
+_PATIENCE = 30.0
 
 
 class Reader:
@@ -151,34 +156,37 @@ class Store(Reader):
         about: its study.json: the settings its numbers depend on (`config.identity`), config, versions,
             devices.
         option: the command line option that names the folder, for messages; "" if there is none.
+        seeds: the seeds to write, each under a lock of its own, so that other processes may write others; by
+            default all, and no other process may write to the folder.
+
+    Attributes:
+        seeds: inside the `with` block, those that no other process writes; empty where all may be written.
 
     Raises:
-        UserError: the folder cannot be written, belongs to another study, or is in use.
+        UserError: the folder cannot be written, belongs to another study, or all of it that is asked for is
+            in use.
     """
 
-    def __init__(self, path: Path, about: fields.About, *, option: str = "") -> None:
+    def __init__(
+        self, path: Path, about: fields.About, *, option: str = "", seeds: Collection[int] | None = None
+    ) -> None:
         super().__init__(path)
-        self._option = option
+        self._option, self._asked = option, seeds
         self._identity, self._about = about["identity"], about
-        self._lock: IO[str] | None = None
+        # Of the whole folder under "", of a seed under "seed=N".
+        self._locks: dict[str, locks.Lock] = {}
         check_identity(self.path, self._identity)
 
     def __enter__(self) -> "Store":
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = files.locked(self.path / ".lock")
-            files.clear(self.path)
-            about: dict[str, Any] = {**self._about}
-            if (self.path / "study.json").exists():
-                # Several commands may fill one folder, each for some of its cells.
-                earlier = _about(self.path)
-                for key in ("commands", "environment"):
-                    now = about.get(key, [])
-                    about[key] = [*(value for value in earlier.get(key, []) if value not in now), *now]
-                about[_MANIFESTS] = earlier.get(_MANIFESTS, "some")
+            if self._asked is None:
+                self._locks = {"": locks.take(self.path / _LOCK)}
+                self._begin()
             else:
-                about[_MANIFESTS] = "some" if any(self.path.glob("seed=*")) else "all"
-            files.write_whole(self.path / "study.json", manifest.sealed(about).encode())
+                self._locks = lock_seeds(self.path, self._asked)
+                with contextlib.closing(locks.take(self.path / _LOCK, _PATIENCE)):
+                    self._begin()
         except OSError as error:
             self.__exit__()
             where, advice = str(self.path), "it must be a folder that you may write to, or not be there yet"
@@ -192,8 +200,44 @@ class Store(Reader):
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        for lock in self._locks.values():
+            lock.close()
+        self._locks = {}
+
+    @property
+    def seeds(self) -> list[int]:
+        """See the class."""
+        return [_seed_of(name) for name in self._locks if name]
+
+    def keep(self, seeds: Collection[int]) -> None:
+        """Gives back the locks of all other seeds."""
+        for name in [name for name in self._locks if _seed_of(name) not in seeds]:
+            self._locks.pop(name).close()
+
+    def _begin(self) -> None:
+        """Removes what killed processes have left, and writes study.json."""
+        files.clear(self.path, self._is_left)
+        about: dict[str, Any] = {**self._about}
+        if (self.path / "study.json").exists():
+            # Several commands may fill one folder, each for some of its cells.
+            earlier = _about(self.path)
+            for key in ("commands", "environment"):
+                now = about.get(key, [])
+                about[key] = [*(value for value in earlier.get(key, []) if value not in now), *now]
+            known = earlier.get(_MANIFESTS, "some")
+        else:
+            known = "some" if any(self.path.glob("seed=*")) else "all"
+        about[_MANIFESTS] = about.get(_MANIFESTS, known)
+        files.write_whole(self.path / "study.json", manifest.sealed(about).encode())
+
+    def _is_left(self, part: Path) -> bool:
+        """Whether an incomplete file or folder is written under a lock that we hold, and so is left over."""
+        label = files.label_of(part)
+        return (
+            "" in self._locks
+            or label in self._locks
+            or (not label and (part.is_dir() or part.name.endswith("-study.json")))
+        )
 
     def write(
         self,
@@ -280,7 +324,7 @@ class Store(Reader):
         contents = {parent.as_posix(): of.content for parent, of in made.items() if of is not None}
         manifest.write(part, what, config.fingerprint(self._identity), contents, trees)
 
-    def copy_seed(self, other: "Store", seed: int) -> None:
+    def copy_seed(self, other: Reader, seed: int) -> None:
         """Copies the missing dense network and rewind states of a seed from another folder.
 
         Raises:
@@ -291,28 +335,101 @@ class Store(Reader):
             folder(other.path, Cell(seed, DENSE, 0, DENSE)),
         ]
         for source in sources:
-            target = self.path / source.relative_to(other.path)
-            if not (target / "result.json").is_file():
-                checked(source)
-                with self._whole(target) as part:
-                    shutil.copytree(source, part, dirs_exist_ok=True)
-                    if (made := manifest.read(part)) is not None:
-                        # The same numbers, now as part of this study.
-                        adopted = made._replace(study=config.fingerprint(self._identity))
-                        text = manifest.sealed(adopted._asdict())
-                        (part / manifest.FILE).write_text(text, encoding="utf-8")
+            place = source.relative_to(other.path)
+            if not (self.path / place / "result.json").is_file():
+                self.copy(other, place)
+
+    def copy(self, other: Reader, place: Path) -> None:
+        """Copies a cell or rewind state that is missing here from another folder.
+
+        Args:
+            other: the other folder.
+            place: the path of the cell or state in both.
+
+        Raises:
+            UserError: the source is damaged, or it cannot be written.
+        """
+        made = checked(other.path / place)
+        with self._whole(self.path / place) as part:
+            shutil.copytree(other.path / place, part, dirs_exist_ok=True)
+            if made is None:
+                return
+            # The same numbers, now as part of this study.
+            adopted = made._replace(study=config.fingerprint(self._identity))
+            if adopted != made:
+                text = manifest.sealed(adopted._asdict())
+                (part / manifest.FILE).write_text(text, encoding="utf-8")
 
     @contextlib.contextmanager
     def _whole(self, target: Path, last: str = "result.json") -> Iterator[Path]:
-        """A temporary folder that is renamed to `target` if the block succeeds."""
+        """A temporary folder that is renamed to `target` if the block succeeds.
+
+        Raises:
+            UserError: it cannot be written, or another process has taken over its seed.
+        """
+        label = target.relative_to(self.path).parts[0]
+        lock = self._locks["" if "" in self._locks else label]
         try:
+            lock.check()
             if target.exists():
                 # A folder without its result.json: something else changed it.
                 set_aside(self.path, target)
-            with files.whole_folder(target, last, self.path) as part:
+            with files.whole_folder(target, last, self.path, label) as part:
                 yield part
+                lock.check()
         except OSError as error:
+            lock.check()
             raise files.unwritable(target, error) from error
+
+
+def lock_seeds(run: Path, seeds: Collection[int]) -> dict[str, locks.Lock]:
+    """Takes the locks of those seeds of a run folder that no other process writes.
+
+    Returns:
+        "seed=N" -> its lock.
+
+    Raises:
+        Held: there are none, though some were asked for.
+        OSError: a lock cannot be made.
+    """
+    if not seeds:
+        return {}
+    (run / LOCKS).mkdir(exist_ok=True)
+    taken = locks.take_all([run / LOCKS / f"seed={seed}" for seed in seeds])
+    if not taken:
+        raise locks.Held(f"{run}: another process is running this study; wait for it or stop it.")
+    return {path.name: lock for path, lock in taken.items()}
+
+
+def busy_seeds(run: Path) -> list[int]:
+    """The seeds of a run folder that processes write, this one included.
+
+    Raises:
+        OSError: a lock cannot be read.
+    """
+    return sorted(map(_seed_of, locks.held(run / LOCKS, "seed=*")))
+
+
+def _seed_of(name: str) -> int:
+    return int(name.removeprefix("seed=") or -1)
+
+
+@contextlib.contextmanager
+def locked(run: Path, seeds: Collection[int]) -> Iterator[None]:
+    """Holds the locks of study.json and of all these seeds, of which no other process may hold any.
+
+    Raises:
+        Held: another process holds one.
+        OSError: a lock cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        taken = lock_seeds(run, seeds)
+        for lock in taken.values():
+            stack.enter_context(contextlib.closing(lock))
+        if len(taken) < len(seeds):
+            raise locks.Held(f"{run}: another process is running this study; wait for it or stop it.")
+        stack.enter_context(contextlib.closing(locks.take(run / _LOCK, _PATIENCE)))
+        yield
 
 
 def set_aside(run: Path, path: Path) -> Path:
@@ -321,11 +438,25 @@ def set_aside(run: Path, path: Path) -> Path:
     Raises:
         OSError: it cannot be moved.
     """
-    number = 1 + max((int(p.name) for p in (run / "damaged").glob("*") if p.name.isdigit()), default=0)
-    target = run / "damaged" / str(number) / path.relative_to(run)
-    target.parent.mkdir(parents=True)
+    there = run / "damaged"
+    there.mkdir(exist_ok=True)
+    number = 1 + max((int(p.name) for p in there.glob("*") if p.name.isdigit()), default=0)
+    # Another process may just have taken this number.
+    while not _is_new(there / str(number)):
+        number += 1
+    target = there / str(number) / path.relative_to(run)
+    target.parent.mkdir(parents=True, exist_ok=True)
     files.move(path, target)
     return target
+
+
+def _is_new(folder: Path) -> bool:
+    """Makes a folder; whether it was not there."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def folder(run: Path, cell: Cell) -> Path:
@@ -430,6 +561,11 @@ def read_study(run: Path) -> fields.About:
     return cast(fields.About, about)
 
 
+def has_manifests(run: Path) -> bool:
+    """Whether every cell of a run folder has a manifest, as in all folders that are not older than these."""
+    return _about(run).get(_MANIFESTS) == "all"
+
+
 def _about(run: Path) -> dict[str, Any]:
     """study.json, with the fields that only this module reads."""
     path = run / "study.json"
@@ -446,15 +582,21 @@ def check_identity(run: Path, identity: dict[str, Any]) -> None:
     """
     if not (run / "study.json").exists():
         return
+    if (differs := difference(read_study(run)["identity"], identity)) is not None:
+        name, there, here = differs
+        raise UserError(
+            f"{run}: it was made by another config: {name} is {there!r} there and {here!r} here; choose "
+            "another folder with --out, or another name."
+        )
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting that differs between two identities, and its two values; None if there is none."""
     # A folder older than a field was made with the meaning of the field's default.
     usual = config.defaults()
-    there, here = ({**usual, **fields} for fields in (read_study(run)["identity"], identity))
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            raise UserError(
-                f"{run}: it was made by another config: {name} is {there.get(name)!r} there and "
-                f"{here.get(name)!r} here; choose another folder with --out, or another name."
-            )
+    there, here = {**usual, **there}, {**usual, **here}
+    names = (name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name))
+    return next(((name, there.get(name), here.get(name)) for name in names), None)
 
 
 def _save(path: Path, trees: Mapping[str, PyTree]) -> None:

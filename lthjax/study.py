@@ -7,11 +7,12 @@ run_folder = study.run(prepared, "runs")
 """
 
 import contextlib
+import dataclasses
 import logging
 import re
 import sys
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -26,8 +27,18 @@ from lthjax.background import Background
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder, shell
 from lthjax.imp import DENSE, Cell, Chain, Leader, Task
+from lthjax.locks import Held
 from lthjax.models import Model, Variables
-from lthjax.store import Reader, Store, check_identity, folder, read_result, saved_step, state_folder
+from lthjax.store import (
+    Reader,
+    Store,
+    busy_seeds,
+    check_identity,
+    folder,
+    read_result,
+    saved_step,
+    state_folder,
+)
 
 _log = logging.getLogger(__name__)
 # Chunks of results and saved positions that may wait for the disk.
@@ -74,12 +85,27 @@ class Plan(NamedTuple):
         done: cells in the run folder.
         missing: cells not in the run folder, except those after a diverged training run.
         steps: replicate steps that the missing cells take.
+        seeds: the seeds that have something to train.
     """
 
     cells: list[Cell]
     done: list[Cell]
     missing: list[Cell]
     steps: int
+    seeds: tuple[int, ...] = ()
+
+
+class Filled(NamedTuple):
+    """What one process has done for its studies.
+
+    Attributes:
+        runs: the run folders, in the order of the studies.
+        others: seeds of these folders that other processes still train, where this one has trained some, too.
+            The last process to end finds none here.
+    """
+
+    runs: list[Path]
+    others: list[int]
 
 
 class Estimate(NamedTuple):
@@ -187,7 +213,9 @@ def _check_rates(study: config.Study, model: Model) -> None:
 
 
 def plan(
-    prepared: Prepared, out: str | Path = "runs", lent: Mapping[int, Iterable[int]] | None = None
+    prepared: Prepared,
+    out: str | Path = "runs",
+    lent: Mapping[int, Iterable[int]] | None = None,
 ) -> Plan:
     """The cells of a study, and those missing from its run folder.
 
@@ -204,36 +232,48 @@ def plan(
     check_folder(out, "--out")
     run = Path(out) / prepared.folder
     check_identity(run, prepared.identity)
+    todo = {seed: _missing(prepared, run, seed, lent.get(seed)) for seed in prepared.study.seeds}
+    cells = imp.cells(prepared.study, prepared.lengths)
+    return Plan(
+        cells,
+        [cell for cell in cells if _there(folder(run, cell))],
+        [cell for missing, _ in todo.values() for cell in missing],
+        sum(steps for _, steps in todo.values()),
+        tuple(seed for seed, (missing, steps) in todo.items() if missing or steps),
+    )
+
+
+def _missing(prepared: Prepared, run: Path, seed: int, lent: Iterable[int] | None) -> tuple[list[Cell], int]:
+    """The missing cells of a seed, and the steps that they take.
+
+    `lent` has the rewind states that are copied with a dense network from another study, or is None.
+    """
     study, lengths = prepared.study, prepared.lengths
-    steps = 0
+    dense = Cell(seed, DENSE, 0, DENSE)
+    coming = () if lent is None else tuple(lent)
+    needed = [k for k in lengths.rewind if k not in coming and not _there(state_folder(run, seed, k))]
     missing: list[Cell] = []
-    for seed in study.seeds:
-        dense = Cell(seed, DENSE, 0, DENSE)
-        coming = lent.get(seed, ())
-        needed = [k for k in lengths.rewind if k not in coming and not _there(state_folder(run, seed, k))]
-        if not _there(folder(run, dense)):
-            missing.append(dense)
-            whole = max(needed, default=0) if seed in lent else lengths.total
-            steps += max(whole - saved_step(run, dense), 0)
-        elif _diverged(run, dense):
-            continue
-        else:
-            steps += max(needed, default=0)
-        for chain in imp.chains(study, lengths):
-            for level in range(1, study.levels + 1):
-                absent = [
-                    cell for cell in imp.cells_at(study, seed, chain, level) if not _there(folder(run, cell))
-                ]
-                missing += absent
-                for cell in absent:
-                    start, stop = imp.span_of(cell, chain, lengths.total)
-                    steps += stop - max(start, saved_step(run, cell))
-                leader = Cell(seed, chain.name, level, chain.leader)
-                if leader not in absent and _diverged(run, leader):
-                    break
-    cells = imp.cells(study, lengths)
-    done = [cell for cell in cells if _there(folder(run, cell))]
-    return Plan(cells, done, missing, steps)
+    if not _there(folder(run, dense)):
+        missing.append(dense)
+        whole = lengths.total if lent is None else max(needed, default=0)
+        steps = max(whole - saved_step(run, dense), 0)
+    elif _diverged(run, dense):
+        return [], 0
+    else:
+        steps = max(needed, default=0)
+    for chain in imp.chains(study, lengths):
+        for level in range(1, study.levels + 1):
+            absent = [
+                cell for cell in imp.cells_at(study, seed, chain, level) if not _there(folder(run, cell))
+            ]
+            missing += absent
+            for cell in absent:
+                start, stop = imp.span_of(cell, chain, lengths.total)
+                steps += stop - max(start, saved_step(run, cell))
+            leader = Cell(seed, chain.name, level, chain.leader)
+            if leader not in absent and _diverged(run, leader):
+                break
+    return missing, steps
 
 
 def plan_all(studies: Sequence[Prepared], out: str | Path = "runs") -> list[Plan]:
@@ -252,7 +292,38 @@ def together(plans: Sequence[Plan]) -> Plan:
         [cell for one in plans for cell in one.done],
         [cell for one in plans for cell in one.missing],
         sum(one.steps for one in plans),
+        tuple(dict.fromkeys(seed for one in plans for seed in one.seeds)),
     )
+
+
+def shard(studies: Sequence[Prepared], number: int, of: int) -> list[int]:
+    """The seeds of one shard: every `of`-th seed of the studies, from the `number`-th on.
+
+    Args:
+        studies: the studies of a sweep, or a single one.
+        number: the shard, from 1.
+        of: the number of shards.
+
+    Raises:
+        UserError: there is no such shard, or there are more shards than seeds.
+    """
+    seeds = list(dict.fromkeys(seed for one in studies for seed in one.study.seeds))
+    if not 1 <= number <= of:
+        raise UserError(f"--shard: {number}/{of} is not allowed; it must be i/n with i from 1 to n.")
+    if of > len(seeds):
+        count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+        raise UserError(f"--shard: {number}/{of} is not allowed; {count} make at most as many shards.")
+    return seeds[number - 1 :: of]
+
+
+def narrowed(studies: Sequence[Prepared], seeds: Collection[int]) -> list[Prepared]:
+    """The studies with those of their seeds that are among `seeds`, without those that have none."""
+    own = [tuple(seed for seed in one.study.seeds if seed in seeds) for one in studies]
+    return [
+        one._replace(study=dataclasses.replace(one.study, seeds=of))
+        for one, of in zip(studies, own, strict=True)
+        if of
+    ]
 
 
 def _lenders(studies: Sequence[Prepared]) -> list[Prepared]:
@@ -291,7 +362,6 @@ def run(
     return run_all([prepared], out, watch=watch, chunk=chunk, checkpoint_seconds=every)[0]
 
 
-@settings.pinned()
 def run_all(
     studies: Sequence[Prepared],
     out: str | Path = "runs",
@@ -318,36 +388,96 @@ def run_all(
     Raises:
         UserError: as for `run`.
     """
+    return fill(studies, out, watch=watch, chunk=chunk, checkpoint_seconds=checkpoint_seconds).runs
+
+
+@settings.pinned()
+def fill(
+    studies: Sequence[Prepared],
+    out: str | Path = "runs",
+    *,
+    seeds: Collection[int] | None = None,
+    watch: Watch | None = None,
+    chunk: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Filled:
+    """Trains what is missing of some seeds of a sweep, beside other processes that train others.
+
+    Seeds that another process trains are left to it; a seed is trained in all studies by one process.
+
+    Args:
+        studies: the result of one `prepare_all`.
+        out: as for `run`.
+        seeds: the seeds to train, by default all.
+        watch: as for `run`.
+        chunk: as for `run`.
+        checkpoint_seconds: as for `run`.
+
+    Raises:
+        UserError: as for `run`; other processes train all these seeds.
+    """
     paths = [Path(out) / one.folder for one in studies]
-    todo = together(plan_all(studies, out))
-    if not todo.missing and not todo.steps:
-        return paths
+    todo = together(plan_all(studies if seeds is None else narrowed(studies, seeds), out))
+    if not todo.seeds:
+        return Filled(paths, [])
     for path in paths:
         record.warn_of_environment(path)
     with contextlib.ExitStack() as stack:
-        stores = [
-            stack.enter_context(
-                Store(
-                    path,
-                    record.about(one.study, one.identity, one.lengths, one.dataset),
-                    option="--out",
-                )
-            )
-            for path, one in zip(paths, studies, strict=True)
-        ]
-        for path in paths:
-            stack.enter_context(record.logged(path))
-        # Planned again under the lock: another process may just have finished.
-        todo = together(plan_all(studies, out))
+        own, stores = _opened(studies, out, todo.seeds, stack)
+        for store in stores:
+            stack.enter_context(record.logged(store.path))
+        free = {seed for one in own for seed in one.study.seeds}
+        # Planned again under the locks: another process may just have finished.
+        now = together(plan_all(own, out))
+        todo = todo._replace(missing=now.missing, steps=now.steps)
+        title = f"{studies[0].study.name}: {len(studies)} studies" if len(studies) > 1 else studies[0].folder
+        if taken := [seed for seed in todo.seeds if seed not in free]:
+            said = f"other processes train {seeds_in_words(taken)}; this one trains {seeds_in_words(free)}"
+            _log.info(said)
+            if watch is not None:
+                watch.say(f"{title}: {said}")
         if watch is not None:
-            several = f"{studies[0].study.name}: {len(studies)} studies"
-            watch.begin(studies[0].folder if len(studies) == 1 else several, todo)
+            watch.begin(title, todo)
         try:
-            _drive(studies, stores, watch, chunk, checkpoint_seconds)
+            _drive(own, stores, watch, chunk, checkpoint_seconds)
         finally:
             if watch is not None:
                 watch.end()
-    return paths
+    # Looked at without a lock of ours, so that of two processes that end at a time one sees the other gone.
+    return Filled(paths, sorted({seed for path in paths for seed in busy_seeds(path)}))
+
+
+def _opened(
+    studies: Sequence[Prepared], out: str | Path, seeds: Collection[int], stack: contextlib.ExitStack
+) -> tuple[list[Prepared], list[Store]]:
+    """The studies, each with those of its seeds that no other process trains in any study, and their stores.
+
+    Studies that have none are left out.
+    """
+    left, opened, why = set(seeds), [], None
+    for one in studies:
+        if wanted := [seed for seed in one.study.seeds if seed in left]:
+            about = record.about(one.study, one.identity, one.lengths, one.dataset)
+            path, free = Path(out) / one.folder, set()
+            try:
+                store = stack.enter_context(Store(path, about, option="--out", seeds=wanted))
+                free = {*store.seeds}
+                opened.append((one, store))
+            except Held as error:
+                why = error
+            left -= {*wanted} - free
+    for _, store in opened:
+        store.keep(left)
+    own = narrowed([one for one, _ in opened], left)
+    if why is not None and not own:
+        raise why
+    return own, [store for _, store in opened if store.seeds]
+
+
+def seeds_in_words(seeds: Iterable[int]) -> str:
+    """`seed 3`, or `seeds 0, 1, 2`."""
+    listed = sorted(seeds)
+    return f"seed{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed))}"
 
 
 @settings.pinned()

@@ -43,8 +43,8 @@ from lthjax.models import Model  # noqa: E402
 
 # Test files of single functions, which `make quick` runs; all others train or compile networks.
 PLAIN = (
-    "test_any_rows", "test_config", "test_data", "test_examples", "test_files", "test_optim", "test_prune",
-    "test_publish", "test_readme", "test_results", "test_rows", "test_rules", "test_stats",
+    "test_any_rows", "test_config", "test_data", "test_examples", "test_files", "test_locks", "test_optim",
+    "test_prune", "test_publish", "test_readme", "test_results", "test_rows", "test_rules", "test_stats",
     "test_ticket_files", "test_verdicts",
 )  # fmt: skip
 # By file the tests that take more than some eight seconds of two cores, or say what a quick one says again;
@@ -92,7 +92,12 @@ SLOW = {
         "test_every_product_of_a_network_is_of_rounded",
     ),
     "test_predict": ("test_the_command_says_first", "test_grasp_of_a_network_with_convolutions"),
-    "test_processes": ("test_two_processes_share_no_folder",),
+    "test_processes": (
+        "test_an_array_of_single_seeds",
+        "test_one_of_three_processes",
+        "test_three_processes",
+        "test_two_processes_train_no_cell_twice",
+    ),
     "test_report": (
         "test_a_report_that_is_not_whole",
         "test_an_unchanged_report",

@@ -114,6 +114,10 @@ BAD = {
     "idle rate": (["--prune.rate", "cnv", "0.1"], "'cnv' matches no weight of lenet5"),
     "validation": (["--data.validation", "10000"], "must be less than the 10000 train images"),
     "chunk": (["--chunk", "0"], "--chunk: 0 is not allowed; it must be 1 or more"),
+    "shard 0": (["--shard", "0/2"], "--shard: 0/2 is not allowed; it must be i/n with i from 1 to n"),
+    "shard 4": (["--shard", "4/3"], "--shard: 4/3 is not allowed; it must be i/n with i from 1 to n"),
+    "shards": (["--shard", "1/3"], "--shard: 1/3 is not allowed; 2 seeds make at most as many shards"),
+    "no shard": (["--shard", "-1/3"], "--shard: '-1/3' is not allowed; it must be i/n, the i-th of n parts"),
     "shape": (["--model", "conv6"], "divisible by 8, not 28x28x1"),
     "out": (["--out", "/proc/nowhere"], "--out: '/proc/nowhere/"),
 }

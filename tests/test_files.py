@@ -1,19 +1,16 @@
 """Writing is atomic, follows the umask, and works on file systems that lack calls."""
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lthjax import files
-from lthjax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -64,10 +61,9 @@ def test_what_fails_leaves_what_was_there(
 def test_file_systems_without_a_call_are_written_to_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
-    for owner, name in ((os, "replace"), (os, "fsync"), (fcntl, "flock")):
-        monkeypatch.setattr(owner, name, refuse(number))
+    for name in ("replace", "fsync"):
+        monkeypatch.setattr(os, name, refuse(number))
     with caplog.at_level(logging.WARNING):
-        files.locked(tmp_path / ".lock").close()
         for text in (b"one", b"two"):
             files.write_whole(tmp_path / "file", text)
             with files.whole_folder(tmp_path / text.decode(), "last", tmp_path) as part:
@@ -76,10 +72,10 @@ def test_file_systems_without_a_call_are_written_to_with_one_warning(
                 (part / "last").write_bytes(text)
     assert (tmp_path / "file").read_bytes() == b"two"
     assert (tmp_path / "one" / "in" / "file").read_bytes() == b"one"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "file", "one", "two"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "one", "two"]
     said = [record.message for record in caplog.records]
     assert len(said) == len(set(said))
-    assert all(sum(word in text for text in said) == 1 for word in ("locked", "renamed", "synced"))
+    assert all(sum(word in text for text in said) == 1 for word in ("renamed", "synced"))
 
 
 def test_a_folder_that_is_copied_has_its_last_file_last(
@@ -105,16 +101,6 @@ def test_faults_of_the_disk_are_not_taken_for_a_lack(tmp_path: Path, monkeypatch
                     files.write_whole(tmp_path / "file", b"x")
 
 
-def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path: Path) -> None:
-    lock = tmp_path / ".lock"
-    code = f"from lthjax import files; from pathlib import Path; files.locked(Path({str(lock)!r})); print(1)"
-    with files.locked(lock), pytest.raises(UserError, match="another process is running this study"):
-        files.locked(lock)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "1\n", done.stderr
-    files.locked(lock).close()
-
-
 def test_the_sentence_says_what_to_do() -> None:
     full = files.unwritable("runs/a", OSError(errno.ENOSPC, "No space left on device"))
     assert str(full) == (
@@ -124,6 +110,21 @@ def test_the_sentence_says_what_to_do() -> None:
     told = files.unwritable("runs/a", ValueError("INTERNAL: write failed [No space left on device]\n at ..."))
     assert str(told) == str(full)
     assert "\n" not in str(files.unwritable("runs/a", ValueError("one\ntwo")))
+
+
+def test_what_is_meant_is_cleared(tmp_path: Path) -> None:
+    with files.whole_folder(tmp_path / "done", "last", tmp_path, "seed=1") as part:
+        assert files.label_of(part) == "seed=1"
+        (part / "last").write_text("x")
+        other = part.with_name(part.name.replace("seed=1,", "seed=10,"))
+        other.mkdir()
+        files.clear(tmp_path, lambda left: files.label_of(left) == "seed=10")
+        assert not other.exists()
+    assert (tmp_path / "done" / "last").is_file()
+    (tmp_path / ".tmp-host-1-0").mkdir()
+    assert files.label_of(tmp_path / ".tmp-host-1-0") == ""
+    files.clear(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["done"]
 
 
 def test_what_a_killed_process_left_of_a_file_is_cleared_with_the_next_one(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, result
 
 from analysis import load, report
-from lthjax import config, imp, prune, record, rng, study, train
+from lthjax import config, imp, prune, record, rng, store, study, train
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.store import Store, folder, read_study, state_folder
@@ -309,8 +309,12 @@ def test_a_learning_rate_that_diverges_is_recorded(tiny: Make, tmp_path: Path) -
 # The store
 
 
-def test_the_lock(tiny: Make, tmp_path: Path) -> None:
-    prepared = tiny()
+def test_a_folder_that_an_earlier_version_fills_is_in_use(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It held one lock for the whole folder, as an analysis does for its own cells."""
+    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+    prepared = tiny(levels=0)
     with (
         opened(prepared, tmp_path / "runs"),
         pytest.raises(UserError, match="another process is running this study"),

@@ -246,3 +246,15 @@ def test_collapsed_runs_are_counted() -> None:
 def test_ten_points_are_tested_as_ten(gap: float) -> None:
     found = said(run({"ticket": {0.15: 0.0}, "reinit": {0.15: -gap}}))
     assert found[TEN].outcome == ("supported" if gap > 10 else "refuted")
+
+
+def test_the_command_of_a_part_of_the_seeds_is_told_for_all() -> None:
+    for command, told in (
+        ("run.py --config c.py --seeds 3 --levels 2", "run.py --config c.py --seeds 0 3 --levels 2"),
+        ("run.py --config c.py --seeds 3 0", "run.py --config c.py --seeds 3 0"),
+        ("run.py --config c.py --shard 2/3 --quiet", "run.py --config c.py --quiet"),
+        ("run.py --shard=2/3 --seeds=1", "run.py --seeds 0 3"),
+        ("run.py --config c.py", "run.py --config c.py"),
+    ):
+        assert verdicts._of_all({"commands": [command]}, {3, 0}) == f"python {told}"
+    assert verdicts._of_all({}, {0}) == "python run.py --config CONFIG"

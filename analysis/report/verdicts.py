@@ -6,8 +6,9 @@ names the command that tests it.
 """
 
 import math
+import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     """The claims about the accuracies of a run, from its study.json and its cells."""
     tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
     # The command of the run, quoted as for a shell; with further options it adds cells.
-    again = f"python {(study.get('commands') or ['run.py --config CONFIG'])[0]}"
+    again = _of_all(study, {row.seed for row in rows})
     if not tickets:
         return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
     chain, deeper = tickets[0], f"{again} --levels 11"
@@ -94,6 +95,18 @@ def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     schedules = "Which pruning rate and schedule is best"
     command = "python run.py --config configs/rates_lenet5.py"
     return [*found, Finding(schedules, "not tested", "a run has one schedule", 0, command)]
+
+
+def _of_all(study: Mapping[str, Any], seeds: Collection[int]) -> str:
+    """The first command of a run, for all its seeds; a process may have trained a part of them."""
+    commands = study.get("commands")
+    if not commands:
+        return "python run.py --config CONFIG"
+    command = re.sub(r" --shard[ =]\S+", "", commands[0])
+    named = re.search(r" --seeds((?:[ =][0-9]+)+)", command)
+    if named and {*map(int, re.findall("[0-9]+", named[1]))} != {*seeds}:
+        command = command.replace(named[0], f" --seeds {' '.join(map(str, sorted(seeds)))}", 1)
+    return f"python {command}"
 
 
 def _everywhere(

@@ -147,7 +147,7 @@ WORDS = [
     "x" * 5000, "mnist", "few", "é", "🦊", "$\\frac$", "gs://bucket/x", "--", "rewind-0", "rewind-²", "\n",
 ]  # fmt: skip
 FIELDS = [f"--{name.replace('_', '-')}" for name in config.flat(Study())]
-OTHERS = ["--out", "--data-dir", "--chunk", "--quiet", "--no-cache", "--config", "--seed", "-x"]
+OTHERS = ["--out", "--data-dir", "--chunk", "--quiet", "--no-cache", "--config", "--seed", "--shard", "-x"]
 
 
 # Valid values of options, each for itself.

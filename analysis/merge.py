@@ -1,0 +1,58 @@
+"""Joins run folders of one study, for example of several machines, into one.
+
+python -m analysis.merge there/quickstart-0123abcd runs/quickstart-0123abcd --into all/quickstart-0123abcd
+
+Checks every file first (`lthjax.merge`), and writes nothing where a folder is of another fingerprint, a file
+is damaged, or two folders have the same cell with other numbers. Then copies what is missing. Tables of
+analyses and log.txt stay where they are.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from analysis.analyses import ANALYSES
+from lthjax import cli
+from lthjax.errors import shell
+from lthjax.merge import merge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Copies the cells of run folders into one; prints that folder."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Run folders of one fingerprint."""
+    into: Path
+    """The folder that gets all cells: new, or a run folder of the same fingerprint."""
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    options = cli.parsed(Options, arguments, "python -m analysis.merge")
+    done = merge(options.runs, options.into)
+    for run, count in done.copied.items():
+        _say(f"{run}: {count} cells and rewind states copied")
+    _say(f"{done.into}: {done.there} cells and rewind states in all")
+    if alone := [path for run in done.copied for path in _analyses(run)]:
+        _say(f"not merged, as analyses look at whole runs: {', '.join(map(str, alone))}")
+    if done.into.absolute().name != done.name:
+        _say(f"run.py goes on with the study where the folder is called {done.name}")
+    _say(f"{shell('python', '-m', 'analysis.report', done.into)} writes the report")
+    print(done.into)
+
+
+def _analyses(run: Path) -> list[Path]:
+    """The results of analyses in a run folder."""
+    return [path for name in ANALYSES for path in (run / name, run / f"{name}.json") if path.exists()]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,203 @@
+"""Joins run folders of one study; everything is checked before anything is written.
+
+`python -m analysis.merge` is the command.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from lthjax import config, fields, manifest
+from lthjax.errors import UserError, shell
+from lthjax.imp import Cell
+from lthjax.locks import Held
+from lthjax.store import Reader, Store, checked, difference, folder, has_manifests, read_study, state_folder
+
+# In the order in which they are made.
+_PLACES = ("seed=*/state=*", "seed=*/dense", "seed=*/chain=*/level=*/*")
+# What two trainings with the same numbers may differ in: the time, and the description of the devices.
+_BESIDE = ("seconds", "platform")
+_NAMED = 5
+
+
+class Merged(NamedTuple):
+    """What was done.
+
+    Attributes:
+        into: the folder.
+        name: the name that `run.py` gives to the folder of this study.
+        copied: run -> how many cells and rewind states were copied from it.
+        there: how many are in the folder now.
+    """
+
+    into: Path
+    name: str
+    copied: dict[Path, int]
+    there: int
+
+
+class _Version(NamedTuple):
+    """A cell or rewind state in one of the folders: its result without times, arrays and parents."""
+
+    run: Path
+    result: dict[str, Any]
+    content: str
+    parents: dict[str, str]
+
+    def equals(self, other: "_Version") -> bool:
+        return (self.result, self.content) == (other.result, other.content)
+
+
+def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
+    """Copies what is missing in a folder from run folders of the same study.
+
+    Args:
+        runs: the run folders.
+        into: a run folder of the same study, or one that is new or empty.
+
+    Raises:
+        UserError: a folder is of another study, a file is damaged, two cells differ, or another process
+            writes to `into`; nothing has been written then. Or `into` cannot be written.
+    """
+    into = Path(into)
+    sources = _sources([Path(run) for run in runs], into)
+    abouts = {run: read_study(run) for run in ([into] if _is_run(into) else []) + sources}
+    first, *others = abouts
+    for run in others:
+        if (differs := difference(abouts[first]["identity"], abouts[run]["identity"])) is not None:
+            name, here, there = differs
+            raise UserError(
+                f"{run}: it is of another study than {first}: {name} is {there!r} there and {here!r} here; "
+                "only folders of one fingerprint can be merged."
+            )
+    versions = _versions([*abouts])
+    name = f"{abouts[first]['config']['name']}-{config.fingerprint(abouts[first]['identity'])}"
+    copied = dict.fromkeys(sources, 0)
+    seeds = {int(place.parts[0].removeprefix("seed=")) for place, of in versions.items() if of.run != into}
+    if seeds:
+        with Store(into, _about(abouts), option="--into", seeds=seeds) as store:
+            if {*store.seeds} != seeds:
+                raise Held(f"{into}: another process is running this study; wait for it or stop it.")
+            for place, version in versions.items():
+                if version.run == into:
+                    continue
+                if not (into / place / "result.json").is_file():
+                    store.copy(Reader(version.run), place)
+                    copied[version.run] += 1
+                elif not _version(into, place).equals(version):  # written since it was looked for
+                    raise _unlike([f"{place} of {version.run} and {into}"])
+    return Merged(into, name, copied, len(versions))
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "study.json").is_file()
+
+
+def _sources(runs: Sequence[Path], into: Path) -> list[Path]:
+    """The runs without `into`; raises where there are none, or `into` is no folder to write to."""
+    within = [one.resolve() for one in (into, *into.absolute().parents)]
+    for run in runs:
+        if run.resolve() in within[1:]:
+            raise UserError(f"--into: {str(into)!r} lies in the run folder {run}; name another folder.")
+    sources = [run for run in dict.fromkeys(runs) if run.resolve() != within[0]]
+    if not sources:
+        raise UserError("RUN: it is missing; name the run folders to merge, and with --into another one.")
+    try:
+        if into.exists() and not _is_run(into) and any(into.iterdir()):
+            raise UserError(
+                f"--into: {str(into)!r} is neither a run folder nor empty; name one of these, or a new one."
+            )
+    except OSError as error:
+        raise UserError(
+            f"--into: {str(into)!r} cannot be read ({error.strerror}); name another folder."
+        ) from error
+    return sources
+
+
+def _about(abouts: Mapping[Path, fields.About]) -> fields.About:
+    """The study.json of the joined folder: that of the first, with the seeds and commands of all."""
+    every = [cast(dict[str, Any], about) for about in abouts.values()]
+    seeds = sorted({seed for about in every for seed in about["config"]["seeds"]})
+
+    def all_of(key: str) -> list[str]:
+        return list(dict.fromkeys(value for about in every for value in about.get(key, [])))
+
+    joined = {
+        **every[0],
+        "config": {**every[0]["config"], "seeds": seeds},
+        "commands": [*all_of("commands"), shell(*sys.argv)],
+        "environment": all_of("environment"),
+    }
+    if not all(map(has_manifests, abouts)):
+        joined["manifests"] = "some"
+    return cast(fields.About, joined)
+
+
+def _versions(runs: Sequence[Path]) -> dict[Path, _Version]:
+    """The cells and rewind states by their place, in the first of the folders that has each.
+
+    Raises:
+        UserError: a file is damaged, or two folders differ.
+    """
+    found: dict[Path, _Version] = {}
+    wrong = []
+    for pattern in _PLACES:
+        for run in runs:
+            for path in sorted(run.glob(pattern)):
+                if not any((path / name).is_file() for name in ("result.json", manifest.FILE)):
+                    continue
+                place = path.relative_to(run)
+                version = _version(run, place)
+                other = found.setdefault(place, version)
+                if not other.equals(version):
+                    wrong.append(f"{place} of {other.run} and {run}")
+    for place, version in found.items():
+        for parent, content in version.parents.items():
+            there = found.get(Path(parent))
+            if there is not None and there.content != content:
+                wrong.append(f"{place} of {version.run}, which was not made from {parent} of {there.run}")
+    if wrong:
+        raise _unlike(wrong)
+    return found
+
+
+def _unlike(wrong: Sequence[str]) -> UserError:
+    more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    return UserError(
+        f"two folders have other numbers for the same cell: {'; '.join(wrong[:_NAMED])}{more}; nothing is "
+        "written over, so leave out one of the folders."
+    )
+
+
+def _version(run: Path, place: Path) -> _Version:
+    made = checked(run / place)
+    try:
+        result = json.loads((run / place / "result.json").read_text(encoding="utf-8"))
+        kept = {name: value for name, value in result.items() if name not in _BESIDE}
+        if made is None:
+            return _Version(run, kept, _older_content(run, place, result), {})
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{run / place / 'result.json'}: it cannot be read ({error}).") from error
+    return _Version(run, kept, made.content, made.parents)
+
+
+def _older_content(run: Path, place: Path, result: Mapping[str, Any]) -> str:
+    """What a manifest would call the content of a cell or state that is older than manifests."""
+    reader = Reader(run)
+    if place.name.startswith("state="):
+        made, step = state_folder(Path(), result["seed"], result["step"]), result["step"]
+    else:
+        cell = Cell(*(result[name] for name in Cell._fields))
+        made, step = folder(Path(), cell), None
+    if made != place:
+        raise ValueError(f"it is of {made}")
+    if step is not None:
+        return manifest.described(reader.state(result["seed"], step)._asdict())[1]
+    trees = {"mask": reader.mask(cell)}
+    if (run / place / "variables").exists():
+        trees |= reader.variables(cell)._asdict()
+    return manifest.described(trees)[1]
