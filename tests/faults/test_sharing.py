@@ -217,15 +217,15 @@ def test_a_study_with_leases_is_one_with_locks(
 def test_a_process_whose_lease_was_taken_writes_nothing_more(
     one: study.Prepared, tmp_path: Path, leases: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = study._Run.finish
+    genuine = study._Run.write
 
-    def finish(self: Any, item: Any, trained: Any) -> None:
+    def write(self: Any, item: Any, trained: Any) -> None:
         if item.cell and item.cell.arm == DENSE and item.cell.seed == 1:
             path = self._store.path / ".locks" / "seed=1.lease"
             path.write_text(json.dumps({"owner": "other", "machine": "elsewhere", "process": 1}))
         genuine(self, item, trained)
 
-    monkeypatch.setattr(study._Run, "finish", finish)
+    monkeypatch.setattr(study._Run, "write", write)
     with pytest.raises(UserError, match="another process has taken over seed=1, as this one's lease was not"):
         study.fill([one], tmp_path)
     run = tmp_path / one.folder
