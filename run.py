@@ -124,4 +124,4 @@ def parse(arguments: list[str]) -> list[Options]:
 
 if __name__ == "__main__":
     logging.getLogger("absl").setLevel(logging.ERROR)
-    cli.run(main, addresses=["--out"])
+    cli.run(main, addresses={"--out": "gs"})

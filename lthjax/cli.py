@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -16,18 +16,19 @@ from lthjax.errors import UserError
 _Options = TypeVar("_Options")
 # Seconds that a command may take to end by itself after a signal.
 _GRACE = 3.0
+_NONE: Mapping[str, str] = {}
 
 
 class Stopped(BaseException):
     """A signal has asked the process to end; its argument is the signal's number."""
 
 
-def run(main: Callable[[list[str]], None], addresses: Sequence[str] = ()) -> None:
+def run(main: Callable[[list[str]], None], addresses: Mapping[str, str] = _NONE) -> None:
     """Runs a command, and reports an early end in one sentence.
 
     Args:
         main: the command.
-        addresses: the options that may be addresses.
+        addresses: option -> the scheme of the addresses that it takes.
 
     A user's mistake or a disk error ends it with status 2. Ctrl-C, SIGTERM and SIGHUP end it within a few
     seconds, with status 128 plus the signal's number. Files written until then are complete.
@@ -61,7 +62,7 @@ def _fail(why: str) -> NoReturn:
     sys.exit(2)
 
 
-def check_arguments(arguments: Sequence[str], addresses: Sequence[str] = ()) -> None:
+def check_arguments(arguments: Sequence[str], addresses: Mapping[str, str] = _NONE) -> None:
     """Rejects arguments that are surely mistakes: a repeated option, an empty value, a URL.
 
     Of a repeated option only the last value would count. An empty value, for example from an unset shell
@@ -85,7 +86,7 @@ def check_arguments(arguments: Sequence[str], addresses: Sequence[str] = ()) -> 
             value = argument
         if not value.strip():
             raise UserError(f"{option}: {value!r} is empty; give a value, or leave the option out.")
-        if re.match(r"[A-Za-z][\w+.-]+://", value) and option not in addresses:
+        if re.match(r"[A-Za-z][\w+.-]+://", value) and not value.startswith(f"{addresses.get(option)}://"):
             raise UserError(
                 f"{option}: {value!r} is an address, and only folders and files of this machine are read and "
                 "written; mount it, or copy it from and to a local folder."

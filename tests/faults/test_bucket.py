@@ -210,7 +210,7 @@ def test_the_command_takes_an_address(
     monkeypatch.setattr(replicate, "keep_programs", lambda: None)
     config = ("--config", str(ROOT / "configs" / "quickstart.py"), "--levels", "1", "--control-levels", "1")
     words = [*config, "--seeds", "3", "--train.steps", "6", "--out", OUT, "--quiet"]
-    cli.check_arguments(words, ["--out"])
+    cli.check_arguments(words, {"--out": "gs"})
     run_py.main([*words, "--dry-run"])
     assert "0 cells; 4 to train" in capsys.readouterr().out
     assert not names()
@@ -239,5 +239,6 @@ def test_what_is_missing_or_out_of_reach_is_one_sentence(
     monkeypatch.setattr(Stand, "exists", broken(RuntimeError("401 anonymous\nmore")))
     with pytest.raises(OSError, match=rf"^{OUT}/: 401 anonymous$"):
         machine(tmp_path, "here")
-    with pytest.raises(UserError, match="'ftp://x/y' is an address"):
-        cli.check_arguments(["--data-dir", "ftp://x/y"], ["--out"])
+    for words in (["--data-dir", "gs://x/y"], ["--out", "ftp://x/y"], ["--out=ftp://x/y"], ["gs://x/y"]):
+        with pytest.raises(UserError, match="is an address, and only folders and files of this machine"):
+            cli.check_arguments(words, {"--out": "gs"})
