@@ -31,7 +31,7 @@ class Options:
     """The config file: Python ending in `config = Study(...)`."""
     study: Annotated[config.Study, tyro.conf.arg(name="")]
     out: Path = Path("runs")
-    """Folder of the run folders."""
+    """Folder of the run folders; gs://bucket/folder works in a local copy of that one."""
     data_dir: Path = Path("data")
     """Folder of the data sets."""
     dry_run: bool = False
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     # What follows loads JAX; `--help` above does not wait for it.
     cli.load_jax()
     from analysis import report
-    from lthjax import locks, progress, store, study
+    from lthjax import bucket, locks, progress, store, study
     from lthjax.devices import replicate
 
     if options.chunk is not None and options.chunk < 1:
@@ -66,29 +66,40 @@ def main(arguments: list[str]) -> None:
     if options.cache:
         replicate.keep_programs()
     prepared = study.prepare_all([one.study for one in sweep], options.data_dir)
+    address = bucket.address_of(options.out)
+    shared = None if address is None else bucket.Bucket(address)
+    out = options.out if shared is None else shared.local
+    if shared is not None:
+        shared.pull_all(one.folder for one in prepared)
     seeds = None if part is None else study.shard(prepared, *part)
     if options.dry_run:
         prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
-        plans = study.plan_all(prepared, options.out)
+        plans = study.plan_all(prepared, out)
         cost = study.estimate(prepared, plans, options.chunk)
-        print(progress.plan_text(prepared, plans, cost, options.out))
+        print(progress.plan_text(prepared, plans, cost, out))
         return
     watch = progress.watch(options.quiet)
     runs, others = study.fill(
         prepared,
-        options.out,
+        out,
         seeds=seeds,
         watch=watch,
         chunk=options.chunk,
         checkpoint_seconds=every,
+        bucket=shared,
     )
     if others:
         command = shell("python", "-m", "analysis.report", *runs)
         left = f"the report is left to the last of them; {command} writes one of the cells so far"
         print(f"other processes train {study.seeds_in_words(others)}; {left}", file=sys.stderr)
         return
+    if shared is not None:
+        shared.pull_all(run.name for run in runs)
     with locks.alone(runs[0] / store.LOCKS / "report", _REPORT_SECONDS):
-        print(report.build_all(runs, only_if_changed=True))
+        page = report.build_all(runs, only_if_changed=True)
+    if shared is not None:
+        shared.push_pages([*(run / "report" / page.name for run in runs), page])
+    print(page)
 
 
 def _numbers(shard: str) -> tuple[int, int]:
@@ -124,4 +135,4 @@ def parse(arguments: list[str]) -> list[Options]:
 
 if __name__ == "__main__":
     logging.getLogger("absl").setLevel(logging.ERROR)
-    cli.run(main)
+    cli.run(main, addresses={"--out": "gs"})

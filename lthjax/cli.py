@@ -6,24 +6,29 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from lthjax import signals
 from lthjax.errors import UserError
 
 _Options = TypeVar("_Options")
+_NONE: Mapping[str, str] = {}
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(main: Callable[[list[str]], None], addresses: Mapping[str, str] = _NONE) -> None:
     """Runs a command, and reports an early end in one sentence.
+
+    Args:
+        main: the command.
+        addresses: option -> the scheme of the addresses that it takes.
 
     A user's mistake or a disk error ends it with status 2. Ctrl-C, SIGTERM and SIGHUP end it within a few
     seconds, with status 128 plus the signal's number. Files written until then are complete.
     """
     try:
         with signals.stoppable():
-            check_arguments(sys.argv[1:])
+            check_arguments(sys.argv[1:], addresses)
             main(sys.argv[1:])
     except UserError as error:
         _fail(str(error))
@@ -50,7 +55,7 @@ def _fail(why: str) -> NoReturn:
     sys.exit(2)
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
+def check_arguments(arguments: Sequence[str], addresses: Mapping[str, str] = _NONE) -> None:
     """Rejects arguments that are surely mistakes: a repeated option, an empty value, a URL.
 
     Of a repeated option only the last value would count. An empty value, for example from an unset shell
@@ -74,7 +79,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
             value = argument
         if not value.strip():
             raise UserError(f"{option}: {value!r} is empty; give a value, or leave the option out.")
-        if re.match(r"[A-Za-z][\w+.-]+://", value):
+        if re.match(r"[A-Za-z][\w+.-]+://", value) and not value.startswith(f"{addresses.get(option)}://"):
             raise UserError(
                 f"{option}: {value!r} is an address, and only folders and files of this machine are read and "
                 "written; mount it, or copy it from and to a local folder."

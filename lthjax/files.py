@@ -305,7 +305,7 @@ def _part(folder: Path, name: str, label: str = "") -> Path:
     return folder / f"{_PART}{label and label + ','}{whose}{name and '-'}{name}"
 
 
-def warn(where: Path, text: str) -> None:
+def warn(where: str | Path, text: str) -> None:
     """Warns about a file system; once per process, not for every file."""
     if text not in _said:
         _said.add(text)

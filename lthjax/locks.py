@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, NamedTuple, Protocol
 
 from lthjax import files
 from lthjax.errors import UserError
@@ -39,6 +39,27 @@ class Lock(Protocol):
 
     def close(self) -> None:
         """Gives it back."""
+
+
+class Place(Protocol):
+    """Where a lease is kept: a file, or an object in a bucket; equal if it is the same."""
+
+    @property
+    def name(self) -> str:
+        """What it is of: `seed=3`."""
+
+    @property
+    def run(self) -> str:
+        """The run folder, for messages."""
+
+    def read(self) -> str | None:
+        """Its text; None where there is none."""
+
+    def write(self, text: str) -> None:
+        """Writes it whole."""
+
+    def remove(self) -> None:
+        """Removes it."""
 
 
 class Held(UserError):
@@ -87,7 +108,8 @@ def take_all(paths: Sequence[Path], wait: float = BRIEF) -> dict[Path, Lock]:
                 break
             time.sleep(0.05)
     except _Lacking:
-        return _take_leases(paths, wait)
+        leases = take_leases([_File(path) for path in paths], wait)
+        return {path: leases[_File(path)] for path in paths if _File(path) in leases}
     except BaseException:
         for had in taken.values():
             had.close()
@@ -109,10 +131,7 @@ def held(folder: Path, pattern: str) -> list[str]:
     try:
         return [name for name in names if _is_locked(folder / name)]
     except _Lacking:
-        watched = [_Watched(folder / name) for name in names]
-        while undecided := [one for one in watched if not one.free and not one.renewed]:
-            _wait(undecided)
-        return [one.path.name for one in watched if one.renewed and not one.free]
+        return [place.name for place in renewed([_File(folder / name) for name in names])]
 
 
 @contextlib.contextmanager
@@ -231,12 +250,41 @@ def _is_local(folder: Path) -> bool:
     return local
 
 
+class _File(NamedTuple):
+    """A lease beside a lock file."""
+
+    lock: Path
+
+    @property
+    def name(self) -> str:
+        return self.lock.name
+
+    @property
+    def run(self) -> str:
+        return str(self.lock.parent.parent if self.lock.parent.name.startswith(".") else self.lock.parent)
+
+    @property
+    def _lease(self) -> Path:
+        return self.lock.with_name(self.lock.name + _LEASE)
+
+    def read(self) -> str | None:
+        try:
+            return self._lease.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+
+    def write(self, text: str) -> None:
+        files.write_whole(self._lease, text.encode())
+
+    def remove(self) -> None:
+        self._lease.unlink()
+
+
 class _Lease:
     """A lease of this process; its owner is a random name, so that no two leases are alike."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.with_name(path.name + _LEASE)
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self._owner = secrets.token_hex(8)
         self._beat = 0
         self._guard = threading.Lock()
@@ -246,10 +294,10 @@ class _Lease:
         """Takes or renews it."""
         self._beat += 1
         about = {"owner": self._owner, "machine": _machine(), "process": os.getpid(), "beat": self._beat}
-        files.write_whole(self._file, (json.dumps(about) + "\n").encode())
+        self.place.write(json.dumps(about) + "\n")
 
     def is_ours(self) -> bool:
-        return _said(_content(self.path)).get("owner") == self._owner
+        return _said(self.place.read()).get("owner") == self._owner
 
     def renew(self) -> None:
         """Renews it unless it is closed, or another process has taken it over."""
@@ -262,7 +310,7 @@ class _Lease:
             if self.is_ours():
                 return
         raise UserError(
-            f"{self.path.parent.parent}: another process has taken over {self.path.name}, as this one's "
+            f"{self.place.run}: another process has taken over {self.place.name}, as this one's "
             f"lease was not renewed for {EXPIRES:.0f} s; run the same command again when that one has ended."
         )
 
@@ -270,7 +318,7 @@ class _Lease:
         with self._guard, contextlib.suppress(OSError):
             self.closed = True
             if self.is_ours():
-                self._file.unlink()
+                self.place.remove()
 
 
 class _Watched:
@@ -280,12 +328,12 @@ class _Watched:
         renewed: whether it has changed while it was watched.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.renewed = path, False
-        self._text, self._since = _content(path), time.monotonic()
+    def __init__(self, place: Place) -> None:
+        self.place, self.renewed = place, False
+        self._text, self._since = place.read(), time.monotonic()
 
     def look(self) -> None:
-        text = _content(self.path)
+        text = self.place.read()
         if text != self._text:
             self._text, self._since, self.renewed = text, time.monotonic(), True
 
@@ -295,15 +343,35 @@ class _Watched:
         return self._text is None or _ended(self._text) or time.monotonic() - self._since >= EXPIRES
 
 
-def _take_leases(paths: Sequence[Path], wait: float) -> dict[Path, Lock]:
-    """Takes those of several leases that are free, or become so while they are watched."""
+def renewed(places: Sequence[Place]) -> list[Place]:
+    """Those of several leases that processes hold, this one included; they are watched until they tell.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    watched = [_Watched(place) for place in places]
+    while undecided := [one for one in watched if not one.free and not one.renewed]:
+        _wait(undecided)
+    return [one.place for one in watched if one.renewed and not one.free]
+
+
+def take_leases(places: Sequence[Place], wait: float = BRIEF) -> dict[Place, Lock]:
+    """Takes those of several leases that are free, or become so while they are watched.
+
+    Args:
+        places: where they are kept.
+        wait: seconds to wait for those that are renewed.
+
+    Raises:
+        OSError: one cannot be read or written.
+    """
     end = time.monotonic() + wait
-    taken: dict[Path, Lock] = {}
-    left = [_Watched(path) for path in paths]
+    taken: dict[Place, Lock] = {}
+    left = [_Watched(place) for place in places]
     try:
         while left:
-            taken |= _claim([one.path for one in left if one.free])
-            left = [one for one in left if one.path not in taken]
+            taken |= _claim([one.place for one in left if one.free])
+            left = [one for one in left if one.place not in taken]
             left = [one for one in left if one.free or not one.renewed or time.monotonic() < end]
             if left:
                 _wait(left)
@@ -314,17 +382,17 @@ def _take_leases(paths: Sequence[Path], wait: float) -> dict[Path, Lock]:
     return taken
 
 
-def _claim(paths: Sequence[Path]) -> dict[Path, _Lease]:
+def _claim(places: Sequence[Place]) -> dict[Place, _Lease]:
     """Writes leases, and returns those that no other process has written after us."""
-    if not paths:
+    if not places:
         return {}
-    leases = [_Lease(path) for path in paths]
+    leases = [_Lease(place) for place in places]
     for lease in leases:
         lease.write()
     time.sleep(SETTLE)
     won = [lease for lease in leases if lease.is_ours()]
     threading.Thread(target=_keep, args=(won,), name="leases", daemon=True).start()
-    return {lease.path: lease for lease in won}
+    return {lease.place: lease for lease in won}
 
 
 def _keep(leases: Sequence[_Lease]) -> None:
@@ -339,19 +407,11 @@ def _keep(leases: Sequence[_Lease]) -> None:
 
 def _wait(watched: Sequence[_Watched]) -> None:
     """Looks at leases again a little later."""
-    where = watched[0].path.parent
+    where = watched[0].place.run
     files.warn(where, f"a lease is there; it takes up to {EXPIRES:.0f} s to see whether it is renewed.")
     time.sleep(min(1.0, RENEW / 4))
     for one in watched:
         one.look()
-
-
-def _content(path: Path) -> str | None:
-    """The text of a lease; None where there is none."""
-    try:
-        return path.with_name(path.name + _LEASE).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
 
 
 def _said(text: str | None) -> dict[str, object]:

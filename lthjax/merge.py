@@ -13,10 +13,18 @@ from lthjax import config, fields, manifest
 from lthjax.errors import UserError, shell
 from lthjax.imp import Cell
 from lthjax.locks import Held
-from lthjax.store import Reader, Store, checked, difference, folder, has_manifests, read_study, state_folder
+from lthjax.store import (
+    PLACES,
+    Reader,
+    Store,
+    checked,
+    difference,
+    folder,
+    has_manifests,
+    read_study,
+    state_folder,
+)
 
-# In the order in which they are made.
-_PLACES = ("seed=*/state=*", "seed=*/dense", "seed=*/chain=*/level=*/*")
 # What two trainings with the same numbers may differ in: the time, and the description of the devices.
 _BESIDE = ("seconds", "platform")
 _NAMED = 5
@@ -143,7 +151,7 @@ def _versions(runs: Sequence[Path]) -> dict[Path, _Version]:
     """
     found: dict[Path, _Version] = {}
     wrong = []
-    for pattern in _PLACES:
+    for pattern in PLACES:
         for run in runs:
             for path in sorted(run.glob(pattern)):
                 if not any((path / name).is_file() for name in ("result.json", manifest.FILE)):

@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 # Key in study.json: whether every cell has a manifest, or only those written since manifests exist.
 _MANIFESTS = "manifests"
 LOCKS = ".locks"
+# Patterns of the places of states and cells, in the order in which they are made.
+PLACES = ("seed=*/state=*", "seed=*/dense", "seed=*/chain=*/level=*/*")
 # Held while study.json is read and written; by earlier versions as long as they ran.
 _LOCK = ".lock"
 _PATIENCE = 30.0
@@ -184,7 +186,7 @@ class Store(Reader):
                 self._locks = {"": locks.take(self.path / _LOCK)}
                 self._begin()
             else:
-                self._locks = lock_seeds(self.path, self._asked)
+                self._locks = self._take(self._asked)
                 with contextlib.closing(locks.take(self.path / _LOCK, _PATIENCE)):
                     self._begin()
         except OSError as error:
@@ -213,6 +215,10 @@ class Store(Reader):
         """Gives back the locks of all other seeds."""
         for name in [name for name in self._locks if _seed_of(name) not in seeds]:
             self._locks.pop(name).close()
+
+    def _take(self, seeds: Collection[int]) -> dict[str, locks.Lock]:
+        """The locks of those of the seeds that no other process writes, as `lock_seeds`."""
+        return lock_seeds(self.path, seeds)
 
     def _begin(self) -> None:
         """Removes what killed processes have left, and writes study.json."""

@@ -24,6 +24,7 @@ import numpy as np
 from lthjax import config, data, fields, imp, models, optim, prune, record, rng, settings, sweep, train
 from lthjax.arms import ARMS, Context
 from lthjax.background import Background
+from lthjax.bucket import Bucket, SharedStore
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder, shell
 from lthjax.imp import DENSE, Cell, Chain, Leader, Task
@@ -400,6 +401,7 @@ def fill(
     watch: Watch | None = None,
     chunk: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    bucket: Bucket | None = None,
 ) -> Filled:
     """Trains what is missing of some seeds of a sweep, beside other processes that train others.
 
@@ -412,18 +414,24 @@ def fill(
         watch: as for `run`.
         chunk: as for `run`.
         checkpoint_seconds: as for `run`.
+        bucket: where the cells are copied to and from; `out` is its local copy then.
 
     Raises:
         UserError: as for `run`; other processes train all these seeds.
     """
     paths = [Path(out) / one.folder for one in studies]
     todo = together(plan_all(studies if seeds is None else narrowed(studies, seeds), out))
+    if bucket is not None:
+        unsent = {place.partition("/")[0] for path in paths for place in bucket.unsent(path.name)}
+        asked = dict.fromkeys(seed for one in studies for seed in one.study.seeds)
+        due = [seed for seed in asked if seed in todo.seeds or f"seed={seed}" in unsent]
+        todo = todo._replace(seeds=tuple(seed for seed in due if seeds is None or seed in seeds))
     if not todo.seeds:
         return Filled(paths, [])
     for path in paths:
         record.warn_of_environment(path)
     with contextlib.ExitStack() as stack:
-        own, stores = _opened(studies, out, todo.seeds, stack)
+        own, stores = _opened(studies, out, todo.seeds, stack, bucket)
         for store in stores:
             stack.enter_context(record.logged(store.path))
         free = {seed for one in own for seed in one.study.seeds}
@@ -444,23 +452,29 @@ def fill(
             if watch is not None:
                 watch.end()
     # Looked at without a lock of ours, so that of two processes that end at a time one sees the other gone.
-    return Filled(paths, sorted({seed for path in paths for seed in busy_seeds(path)}))
+    busy = [busy_seeds(path) if bucket is None else bucket.busy_seeds(path.name) for path in paths]
+    return Filled(paths, sorted({seed for of in busy for seed in of}))
 
 
 def _opened(
-    studies: Sequence[Prepared], out: str | Path, seeds: Collection[int], stack: contextlib.ExitStack
+    studies: Sequence[Prepared],
+    out: str | Path,
+    seeds: Collection[int],
+    stack: contextlib.ExitStack,
+    bucket: Bucket | None,
 ) -> tuple[list[Prepared], list[Store]]:
     """The studies, each with those of its seeds that no other process trains in any study, and their stores.
 
     Studies that have none are left out.
     """
+    make = Store if bucket is None else partial(SharedStore, bucket)
     left, opened, why = set(seeds), [], None
     for one in studies:
         if wanted := [seed for seed in one.study.seeds if seed in left]:
             about = record.about(one.study, one.identity, one.lengths, one.dataset)
             path, free = Path(out) / one.folder, set()
             try:
-                store = stack.enter_context(Store(path, about, option="--out", seeds=wanted))
+                store = stack.enter_context(make(path, about, option="--out", seeds=wanted))
                 free = {*store.seeds}
                 opened.append((one, store))
             except Held as error:

@@ -52,6 +52,7 @@ PLAIN = (
 SLOW = {
     "test_accelerators": ("test_replicates_together_give_what_each_gives_alone[lenet5",),
     "test_arms": ("test_a_study_by_criterion", "test_a_study_of_every_arm_and_criterion"),
+    "test_bucket": ("test_the_command_takes_an_address",),
     "test_cli": ("test_only_the_reports_path", "test_dry_run_prints_the_plan"),
     "test_configs": tuple(
         f"test_builds_and_runs_two_steps[{name}"
@@ -114,6 +115,7 @@ SLOW = {
         "test_compacted_logits_are_the_tickets[conv",
     ),
     "test_settings": ("test_neither_chunk_nor_devices",),
+    "test_sharing": ("test_a_seed_of_a_sweep",),
     "test_structure": ("test_a_convolution_at_the_input",),
     "test_study": (
         "test_a_killed_process_leaves_whole_cells",

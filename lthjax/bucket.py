@@ -1,0 +1,269 @@
+"""Run folders in an object store, such as gs://bucket/runs, which has neither locks nor renames.
+
+A study works in a local folder as ever. A cell or rewind state that is written there is then copied to the
+bucket, its result.json last, so that it is there whole or not at all. What is missing here is copied from
+there first, and compared with its checksums. Leases in the bucket (`lthjax.locks`) keep two processes from
+one seed. log.txt stays here, and so do analyses.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from lthjax import fields, files, locks, manifest
+from lthjax.errors import UserError
+from lthjax.store import LOCKS, PLACES, Store, check_identity, set_aside
+
+# Addresses begin with it; etils' epath reaches them by TensorFlow where it is installed, else by gcsfs.
+SCHEME = "gs"
+_STUDY = "study.json"
+_RESULT = "result.json"
+_PATIENCE = 60.0
+
+
+def address_of(out: str | Path) -> str | None:
+    """The address that `--out` names; None for a folder. `Path` merges its two slashes into one."""
+    found = re.match(f"{SCHEME}:/+(?=[^/])", str(out))
+    return None if found is None else f"{SCHEME}://{str(out)[found.end() :].rstrip('/')}"
+
+
+class Bucket:
+    """The folder of run folders in an object store, and its local copy.
+
+    Args:
+        address: gs://bucket/folder.
+        local: the copy, by default in the user's cache folder.
+
+    Raises:
+        UserError: the package that reaches it is not installed.
+    """
+
+    def __init__(self, address: str, local: Path | None = None) -> None:
+        from etils import epath
+
+        self.address = address
+        home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+        self.local = local or Path(home) / "lthjax" / "out" / SCHEME / address.partition("://")[2]
+        self._root = epath.Path(address)
+        with self._told(""):
+            self._root.exists()
+
+    def read(self, name: str) -> bytes | None:
+        """An object's content; None where there is none. Raises an OSError where it cannot be read."""
+        with self._told(name):
+            try:
+                return (self._root / name).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes an object, whole or not at all; raises an OSError where it cannot be written."""
+        with self._told(name):
+            (self._root / name).write_bytes(content)
+
+    def remove(self, name: str) -> None:
+        """Removes an object; raises an OSError where it cannot be removed."""
+        with self._told(name):
+            (self._root / name).unlink(missing_ok=True)
+
+    def names(self, pattern: str) -> list[str]:
+        """The objects whose name fits a pattern, sorted."""
+        with self._told(pattern):
+            prefix = str(self._root) + "/"
+            return sorted(str(path).removeprefix(prefix) for path in self._root.glob(pattern))
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Turns the many exceptions of the libraries below into an OSError that names the object."""
+        try:
+            yield
+        except ImportError as error:
+            raise UserError(
+                f"--out: {self.address!r} needs the package gcsfs; pip install gcsfs, or name a folder."
+            ) from error
+        except Exception as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise OSError(f"{self.address}/{name}: {why}") from error
+
+    def leases(self, run: str, names: Iterable[str]) -> list["Lease"]:
+        """The places of the leases of a run."""
+        return [Lease(self, run, name) for name in names]
+
+    def busy_seeds(self, run: str) -> list[int]:
+        """The seeds of a run that processes of any machine train; as `lthjax.store.busy_seeds`."""
+        there = self.names(f"{run}/{LOCKS}/seed=*.lease")
+        names = [PurePosixPath(name).name.removesuffix(".lease") for name in there]
+        return sorted(int(one.name.removeprefix("seed=")) for one in locks.renewed(self.leases(run, names)))
+
+    def places(self, run: str) -> list[str]:
+        """The cells and rewind states that are whole in the bucket."""
+        found = [name for pattern in PLACES for name in self.names(f"{run}/{pattern}/{_RESULT}")]
+        return [name.removeprefix(f"{run}/").removesuffix(f"/{_RESULT}") for name in found]
+
+    def unsent(self, run: str) -> list[str]:
+        """The cells and rewind states of the local copy that are not in the bucket: their upload failed."""
+        here, there = self.local / run, {*self.places(run)}
+        found = [path for pattern in PLACES for path in sorted(here.glob(f"{pattern}/{_RESULT}"))]
+        places = [path.parent.relative_to(here).as_posix() for path in found]
+        return [place for place in places if place not in there]
+
+    def pull_all(self, runs: Iterable[str]) -> None:
+        """As `pull`, of several runs."""
+        for run in runs:
+            self.pull(run)
+
+    def pull(self, run: str) -> None:
+        """Copies study.json, and the cells and rewind states of a run that are missing here.
+
+        Raises:
+            UserError: one is damaged in the bucket.
+            OSError: one cannot be read, or written here.
+        """
+        about = self.read(f"{run}/{_STUDY}")
+        if about is None:
+            return
+        (self.local / run).mkdir(parents=True, exist_ok=True)
+        files.write_whole(self.local / run / _STUDY, about)
+        for place in self.places(run):
+            if not (self.local / run / place / _RESULT).is_file():
+                self._pull_place(run, place)
+
+    def _pull_place(self, run: str, place: str) -> None:
+        target = self.local / run / place
+        if target.exists():
+            set_aside(self.local / run, target)
+        label = target.relative_to(self.local / run).parts[0]
+        try:
+            with files.whole_folder(target, _RESULT, self.local / run, label) as part:
+                self._copy(f"{run}/{place}", part, manifest.FILE)
+                made = manifest.read(part)
+                for name in made.files if made else ():
+                    self._copy(f"{run}/{place}", part, name)
+                if made is None or _RESULT not in made.files:
+                    raise manifest.Damaged("it has no manifest")
+                manifest.check(part, made)
+        except manifest.Damaged as error:
+            raise UserError(
+                f"{self.address}/{run}/{place}: it is damaged ({error}); remove it, and it is made anew."
+            ) from error
+        except OSError:
+            # Another process of this machine may have been faster.
+            if not (target / _RESULT).is_file():
+                raise
+
+    def _copy(self, place: str, part: Path, name: str) -> None:
+        content = self.read(f"{place}/{name}")
+        if content is None:
+            raise manifest.Damaged(f"{name} is not there")
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        (part / name).write_bytes(content)
+
+    def push(self, run: str, place: str) -> None:
+        """Copies a cell or rewind state to the bucket, its result.json last; raises an OSError."""
+        of = self.local / run / place
+        names = sorted(path.relative_to(of).as_posix() for path in of.rglob("*") if path.is_file())
+        for name in sorted(names, key=lambda name: name == _RESULT):
+            self.write(f"{run}/{place}/{name}", (of / name).read_bytes())
+
+    def push_pages(self, pages: Iterable[Path]) -> None:
+        """Copies pages of the local copy to the bucket, each after the files beside it; raises an OSError."""
+        for page in dict.fromkeys(pages):
+            beside = (one for one in page.parent.iterdir() if one.is_file() and not one.name.startswith("."))
+            for path in sorted(beside, key=lambda path: (path == page, path.name)):
+                self.write(path.relative_to(self.local).as_posix(), path.read_bytes())
+
+
+class Lease(NamedTuple):
+    """The place of a lease in a bucket; a `lthjax.locks.Place`."""
+
+    bucket: Bucket
+    folder: str
+    name: str
+
+    @property
+    def run(self) -> str:
+        return f"{self.bucket.address}/{self.folder}"
+
+    @property
+    def _object(self) -> str:
+        return f"{self.folder}/{LOCKS}/{self.name}.lease"
+
+    def read(self) -> str | None:
+        content = self.bucket.read(self._object)
+        return None if content is None else content.decode("utf-8", errors="replace")
+
+    def write(self, text: str) -> None:
+        self.bucket.write(self._object, text.encode())
+
+    def remove(self) -> None:
+        self.bucket.remove(self._object)
+
+
+class _Both(NamedTuple):
+    """The lock of the local folder, and the lease in the bucket."""
+
+    here: locks.Lock
+    there: locks.Lock
+
+    def check(self) -> None:
+        self.here.check()
+        self.there.check()
+
+    def close(self) -> None:
+        self.there.close()
+        self.here.close()
+
+
+class SharedStore(Store):
+    """A store of a study whose cells are in a bucket, too; arguments and errors as of `Store`."""
+
+    def __init__(self, bucket: Bucket, path: Path, about: fields.About, **named: Any) -> None:
+        super().__init__(path, about, **named)
+        self._bucket, self._run = bucket, path.name
+
+    def _take(self, seeds: Collection[int]) -> dict[str, locks.Lock]:
+        taken = super()._take(seeds)
+        try:
+            had = locks.take_leases(self._bucket.leases(self._run, taken))
+        except BaseException:
+            for lock in taken.values():
+                lock.close()
+            raise
+        there = {place.name: lease for place, lease in had.items()}
+        for name in taken.keys() - there.keys():
+            taken[name].close()
+        if seeds and not there:
+            raise locks.Held(
+                f"{self._bucket.address}/{self._run}: another process is running this study; wait for it or "
+                "stop it."
+            )
+        return {name: _Both(taken[name], lease) for name, lease in there.items()}
+
+    def _begin(self) -> None:
+        (place,) = self._bucket.leases(self._run, ["study"])
+        lease = locks.take_leases([place], _PATIENCE).get(place)
+        if lease is None:
+            raise locks.Held(f"{place.run}: another process writes its study.json; try again.")
+        with contextlib.closing(lease):
+            # Under the locks: another process may just have finished a seed.
+            self._bucket.pull(self._run)
+            check_identity(self.path, self._identity)
+            super()._begin()
+            self._bucket.write(f"{self._run}/{_STUDY}", (self.path / _STUDY).read_bytes())
+        for name in self._bucket.unsent(self._run):
+            if name.split("/")[0] in self._locks:
+                self._bucket.push(self._run, name)
+
+    @contextlib.contextmanager
+    def _whole(self, target: Path) -> Iterator[Path]:
+        with super()._whole(target) as part:
+            yield part
+        name = target.relative_to(self.path).as_posix()
+        self._locks[name.split("/")[0]].check()
+        try:
+            self._bucket.push(self._run, name)
+        except OSError as error:
+            raise files.unwritable(self._bucket.address, error) from error
