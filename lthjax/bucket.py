@@ -258,9 +258,11 @@ class SharedStore(Store):
                 self._bucket.push(self._run, name)
 
     @contextlib.contextmanager
-    def _whole(self, target: Path) -> Iterator[Path]:
-        with super()._whole(target) as part:
+    def _whole(self, target: Path, last: str = _RESULT) -> Iterator[Path]:
+        with super()._whole(target, last) as part:
             yield part
+        if last != _RESULT:
+            return  # the position of a training run under way stays here
         name = target.relative_to(self.path).as_posix()
         self._locks[name.split("/")[0]].check()
         try:

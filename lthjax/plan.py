@@ -1,0 +1,262 @@
+"""What a study needs: its data, its lengths, its network; its cells, and which of them are missing."""
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from lthjax import config, data, imp, models, prune, settings, sweep
+from lthjax.devices import replicate
+from lthjax.errors import UserError, check_folder
+from lthjax.imp import DENSE, Cell
+from lthjax.models import Model
+from lthjax.store import check_identity, folder, read_result, saved_step, state_folder
+
+
+class Prepared(NamedTuple):
+    """A study that has been checked against its data.
+
+    Attributes:
+        study: the config.
+        dataset: its images.
+        lengths: its durations in steps.
+        model: its network.
+        identity: the settings that its numbers depend on, by name.
+        label: distinguishes it from the other studies of a sweep; "" for a single study.
+    """
+
+    study: config.Study
+    dataset: data.Dataset
+    lengths: config.Lengths
+    model: Model
+    identity: dict[str, Any]
+    label: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The name of the run folder."""
+        return f"{self.study.name}-{config.fingerprint(self.identity)}"
+
+    @property
+    def training(self) -> str:
+        """The fingerprint of all settings but pruning: equal fingerprints mean equal dense networks."""
+        pruning = ("levels", "prune.")
+        return config.fingerprint({k: v for k, v in self.identity.items() if not k.startswith(pruning)})
+
+
+class Plan(NamedTuple):
+    """The cells of a study, and those still to train.
+
+    Attributes:
+        cells: all cells of the study.
+        done: cells in the run folder.
+        missing: cells not in the run folder, except those after a diverged training run.
+        steps: replicate steps that the missing cells take.
+        seeds: the seeds that have something to train.
+    """
+
+    cells: list[Cell]
+    done: list[Cell]
+    missing: list[Cell]
+    steps: int
+    seeds: tuple[int, ...] = ()
+
+
+def prepare(study: config.Study, data_dir: str | Path = "data") -> Prepared:
+    """Validates a study, loads its data, and resolves the settings that depend on them.
+
+    Args:
+        study: the config.
+        data_dir: the data folder.
+
+    Raises:
+        UserError: something in the config is not allowed or does not fit the data.
+    """
+    return prepare_all([study], data_dir)[0]
+
+
+@settings.pinned()
+def prepare_all(studies: Sequence[config.Study], data_dir: str | Path = "data") -> list[Prepared]:
+    """Prepares the studies of a sweep; each data set is loaded once.
+
+    Args:
+        studies: the configs.
+        data_dir: the data folder.
+
+    Raises:
+        UserError: as for `prepare`; or two of them would fill the same folder.
+    """
+    replicate.use_all_cores()
+    for study in studies:
+        config.validate(study)
+    datasets = {
+        name: data.load(name, data_dir) for name in dict.fromkeys(study.data.name for study in studies)
+    }
+    prepared = [
+        _prepare(study, datasets[study.data.name], label)
+        for study, label in zip(studies, sweep.labels(studies), strict=True)
+    ]
+    first: dict[str, int] = {}
+    for number, one in enumerate(prepared, 1):
+        same = first.setdefault(one.folder, number)
+        if same != number:
+            raise UserError(
+                f"configs: studies {same} and {number} differ in nothing that changes a number, and would "
+                f"share the folder {one.folder}; leave one out, or make them one with more seeds, levels or "
+                "arms."
+            )
+    return prepared
+
+
+def _prepare(study: config.Study, dataset: data.Dataset, label: str) -> Prepared:
+    lengths = config.lengths(study, len(dataset.train_images) - study.data.validation)
+    model = models.build(study.model, dataset.shape, dataset.classes)
+    _check_rates(study, model)
+    identity = config.identity(study, lengths, dataset.digest)
+    return Prepared(study, dataset, lengths, model, identity, label)
+
+
+def _check_rates(study: config.Study, model: Model) -> None:
+    """Raises for a pruning rate whose pattern matches no weight: a typo, or a name of another model."""
+    mask = prune.ones(jax.eval_shape(model.init, jax.random.key(0)).params)
+    leaves = zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
+    weights = [path for path, leaf in leaves if leaf.ndim]
+    if isinstance(study.prune.rate, tuple):
+        for pattern, _ in study.prune.rate:
+            if not any(re.search(pattern, path) for path in weights):
+                raise UserError(
+                    f"prune.rate: {pattern!r} matches no weight of {study.model}; its weights are "
+                    f"{', '.join(weights)}."
+                )
+
+
+def plan(
+    prepared: Prepared,
+    out: str | Path = "runs",
+    lent: Mapping[int, Iterable[int]] | None = None,
+) -> Plan:
+    """The cells of a study, and those missing from its run folder.
+
+    Args:
+        prepared: the study.
+        out: the folder of run folders.
+        lent: seeds whose dense network is copied from another study of the sweep, with the rewind
+            states that are copied with it.
+
+    Raises:
+        UserError: the folder belongs to another config.
+    """
+    lent = lent or {}
+    check_folder(out, "--out")
+    run = Path(out) / prepared.folder
+    check_identity(run, prepared.identity)
+    todo = {seed: _missing(prepared, run, seed, lent.get(seed)) for seed in prepared.study.seeds}
+    cells = imp.cells(prepared.study, prepared.lengths)
+    return Plan(
+        cells,
+        [cell for cell in cells if _there(folder(run, cell))],
+        [cell for missing, _ in todo.values() for cell in missing],
+        sum(steps for _, steps in todo.values()),
+        tuple(seed for seed, (missing, steps) in todo.items() if missing or steps),
+    )
+
+
+def _missing(prepared: Prepared, run: Path, seed: int, lent: Iterable[int] | None) -> tuple[list[Cell], int]:
+    """The missing cells of a seed, and the steps that they take.
+
+    `lent` has the rewind states that are copied with a dense network from another study, or is None.
+    """
+    study, lengths = prepared.study, prepared.lengths
+    dense = Cell(seed, DENSE, 0, DENSE)
+    coming = () if lent is None else tuple(lent)
+    needed = [k for k in lengths.rewind if k not in coming and not _there(state_folder(run, seed, k))]
+    missing: list[Cell] = []
+    if not _there(folder(run, dense)):
+        missing.append(dense)
+        whole = lengths.total if lent is None else max(needed, default=0)
+        steps = max(whole - saved_step(run, dense), 0)
+    elif _diverged(run, dense):
+        return [], 0
+    else:
+        steps = max(needed, default=0)
+    for chain in imp.chains(study, lengths):
+        for level in range(1, study.levels + 1):
+            absent = [
+                cell for cell in imp.cells_at(study, seed, chain, level) if not _there(folder(run, cell))
+            ]
+            missing += absent
+            for cell in absent:
+                start, stop = imp.span_of(cell, chain, lengths.total)
+                steps += stop - max(start, saved_step(run, cell))
+            leader = Cell(seed, chain.name, level, chain.leader)
+            if leader not in absent and _diverged(run, leader):
+                break
+    return missing, steps
+
+
+def plan_all(studies: Sequence[Prepared], out: str | Path = "runs") -> list[Plan]:
+    """The plans of a sweep's studies. A dense network that several studies share is trained once."""
+    plans = []
+    for lender, one in zip(lenders(studies), studies, strict=True):
+        lent = {} if lender is one else dict.fromkeys(lender.study.seeds, lender.lengths.rewind)
+        plans.append(plan(one, out, lent))
+    return plans
+
+
+def together(plans: Sequence[Plan]) -> Plan:
+    """Merges several plans into one."""
+    return Plan(
+        [cell for one in plans for cell in one.cells],
+        [cell for one in plans for cell in one.done],
+        [cell for one in plans for cell in one.missing],
+        sum(one.steps for one in plans),
+        tuple(dict.fromkeys(seed for one in plans for seed in one.seeds)),
+    )
+
+
+def shard(studies: Sequence[Prepared], number: int, of: int) -> list[int]:
+    """The seeds of one shard: every `of`-th seed of the studies, from the `number`-th on.
+
+    Args:
+        studies: the studies of a sweep, or a single one.
+        number: the shard, from 1.
+        of: the number of shards.
+
+    Raises:
+        UserError: there is no such shard, or there are more shards than seeds.
+    """
+    seeds = list(dict.fromkeys(seed for one in studies for seed in one.study.seeds))
+    if not 1 <= number <= of:
+        raise UserError(f"--shard: {number}/{of} is not allowed; it must be i/n with i from 1 to n.")
+    if of > len(seeds):
+        count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+        raise UserError(f"--shard: {number}/{of} is not allowed; {count} make at most as many shards.")
+    return seeds[number - 1 :: of]
+
+
+def narrowed(studies: Sequence[Prepared], seeds: Collection[int]) -> list[Prepared]:
+    """The studies with those of their seeds that are among `seeds`, without those that have none."""
+    own = [tuple(seed for seed in one.study.seeds if seed in seeds) for one in studies]
+    return [
+        one._replace(study=dataclasses.replace(one.study, seeds=of))
+        for one, of in zip(studies, own, strict=True)
+        if of
+    ]
+
+
+def lenders(studies: Sequence[Prepared]) -> list[Prepared]:
+    """For every study, the first study with the same dense networks: itself, or its lender."""
+    first: dict[str, Prepared] = {}
+    return [first.setdefault(one.training, one) for one in studies]
+
+
+def _there(cell_folder: Path) -> bool:
+    return (cell_folder / "result.json").is_file()
+
+
+def _diverged(run: Path, cell: Cell) -> bool:
+    where = folder(run, cell)
+    return _there(where) and read_result(where)["status"] == "diverged"
