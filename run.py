@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     cli.load_jax()
     from analysis import report
     from lthjax import bucket, locks, progress, store, study
-    from lthjax.devices import replicate
+    from lthjax.devices import hardware, replicate
 
     if options.chunk is not None and options.chunk < 1:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
@@ -66,6 +66,10 @@ def main(arguments: list[str]) -> None:
     if options.cache:
         replicate.keep_programs()
     prepared = study.prepare_all([one.study for one in sweep], options.data_dir)
+    watch = progress.watch(options.quiet)
+    watch.say(f"lthjax runs on {hardware.described()}")
+    if unused := hardware.unused():
+        print(f"warning: {unused}", file=sys.stderr)
     address = bucket.address_of(options.out)
     shared = None if address is None else bucket.Bucket(address)
     out = options.out if shared is None else shared.local
@@ -78,7 +82,6 @@ def main(arguments: list[str]) -> None:
         cost = study.estimate(prepared, plans, options.chunk)
         print(progress.plan_text(prepared, plans, cost, out))
         return
-    watch = progress.watch(options.quiet)
     runs, others = study.fill(
         prepared,
         out,

@@ -17,7 +17,7 @@ import numpy as np
 from lthjax import data, fields, imp, optim, prune, record, rng, settings, train
 from lthjax.arms import ARMS, Context
 from lthjax.background import Background
-from lthjax.devices import replicate
+from lthjax.devices import hardware, replicate
 from lthjax.errors import UserError, shell
 from lthjax.imp import DENSE, Cell, Chain, Leader, Task
 from lthjax.models import Variables
@@ -150,7 +150,7 @@ def drive(
     checkpoint_seconds: float,
 ) -> None:
     """Trains one queue that all studies fill."""
-    _log.info("lthjax on %s, %s", record.devices(), shell(*sys.argv))
+    _log.info("lthjax on %s, %s", hardware.described(), shell(*sys.argv))
     trainers: dict[str, train.Trainer] = {}
     for one in studies:
         if one.training not in trainers:

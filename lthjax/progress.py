@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lthjax import fields, imp, prune
+from lthjax.devices import hardware
 from lthjax.imp import DENSE, Cell
-from lthjax.record import describe, devices, outcome
+from lthjax.record import describe, outcome
 from lthjax.study import Estimate, Plan, Prepared, together
 
 _LINE_SECONDS = 10.0
@@ -165,11 +166,15 @@ def plan_text(studies: Sequence[Prepared], plans: Sequence[Plan], cost: Estimate
     unreachable = f"; {behind} lie behind a diverged training" if behind else ""
     if len(studies) == 1:
         rows.append(("cells", f"{len(whole.cells)}: {_cells(studies[0])}"))
+    where = hardware.described()
     rows += [
         ("done", f"{len(whole.done)} cells; {len(whole.missing)} to train{unreachable}"),
         ("steps", f"{whole.steps:,} in all"),
         ("memory", f"about {cost.bytes / 2**20:,.0f} MiB for images and the training program"),
-        ("speed", f"{1000 * cost.step_seconds:.2f} ms a step and replicate, measured on {devices()}"),
+        (
+            "speed",
+            f"{1000 * cost.step_seconds:.2f} ms a step and replicate, measured on {hardware.described()}",
+        ),
         ("time", f"about {duration(cost.seconds)}"),
     ]
     return "\n".join(f"{name:8} {value}" for name, value in rows)

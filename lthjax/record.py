@@ -1,4 +1,4 @@
-"""Records of a study: results, provenance, logs; and descriptions of cells and devices."""
+"""Records of a study: results, provenance, logs; and descriptions of cells."""
 
 import contextlib
 import dataclasses
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from lthjax import config, data, fields, prune, settings, store, train
+from lthjax.devices import hardware
 from lthjax.errors import shell
 from lthjax.imp import DENSE, Cell
 
@@ -41,7 +42,7 @@ def result(
         "curves": trained.curves,
         "layers": layers(job.mask),
         "made_from": made_from,
-        "platform": devices(),
+        "platform": hardware.described(),
     }
     return cast(fields.Result, found)
 
@@ -71,13 +72,6 @@ def outcome(result: fields.Result) -> str:
     return f"{100 * result['density']:.1f} % of weights, test accuracy {accuracy:.2f} %"
 
 
-def devices() -> str:
-    """A description of the devices: `2 x cpu (x86_64)`."""
-    local = jax.local_devices()
-    kind = platform.machine() if local[0].platform == "cpu" else local[0].device_kind
-    return f"{len(local)} x {local[0].platform} ({kind})"
-
-
 def about(
     study: config.Study, identity: dict[str, Any], lengths: config.Lengths, dataset: data.Dataset
 ) -> fields.About:
@@ -104,7 +98,7 @@ def about(
         },
         "commands": [shell(*sys.argv)],
         "versions": {"python": platform.python_version(), **versions},
-        "devices": devices(),
+        "devices": hardware.described(),
         "environment": [settings.environment()],
         "git": _git_commit(),
     }

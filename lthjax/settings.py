@@ -16,8 +16,8 @@ import jax
 
 from lthjax.devices import replicate
 
-# JAX's own defaults, equal from 0.8 to 0.11, except for the precision of products outside training: GPUs and
-# TPUs round the factors of float32 by default. (In training `train.precision` applies.)
+# JAX's own defaults, equal from 0.7.2 to 0.12, except for the precision of products outside training: GPUs
+# and TPUs round the factors of float32 by default. (In training `train.precision` applies.)
 PINNED: dict[str, Any] = {
     # Random numbers and types.
     "jax_default_prng_impl": "threefry2x32",

@@ -65,6 +65,7 @@ def test_only_the_reports_path_is_on_stdout_and_a_finished_study_answers(
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     assert Path(line).is_file()
+    assert done.stderr.startswith("lthjax runs on ")
     assert "[4/4] seed 3, rewind-0, level 1, random: 80.1 % of weights" in done.stderr
     assert "steps" not in done.stdout
     run = Path(line).parent.parent

@@ -20,6 +20,7 @@ from analysis.record import TrainingOptions
 from analysis.run import Run, select
 from analysis.work import Work, kept
 from lthjax import fields, progress, record
+from lthjax.devices import hardware
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.measures import programs, quantities
@@ -150,9 +151,10 @@ class _Landscape(Work):
         seconds = self.seconds([one.stored for one in trained], steps) + self.measurer.seconds(missing)
         counted = {kind: sum(item.kind == kind for item in missing) for kind in programs.PROGRAMS}
         parts = ", ".join(f"{n} of {kind}" for kind, n in counted.items() if n) or "nothing"
+        time = f"about {progress.duration(seconds)} on {hardware.described()}"
         self.watch.say(
             f"{len(siblings)} siblings and at most {len(likely)} replays to be trained, {steps:,} "
-            f"steps in all; to be measured: {parts}; about {progress.duration(seconds)} on {record.devices()}"
+            f"steps in all; to be measured: {parts}; {time}"
         )
 
     def missing(self, replays: Sequence[Network] = (), coming: Sequence[Network] = ()) -> list[Item]:

@@ -16,11 +16,11 @@ from analysis.run import Row, Run, chains, nearest, select
 from analysis.savings.table import FILE, LevelSavings, Timing, to_json
 from benchmarks import measure
 from lthjax import data, imp, prune
+from lthjax.devices import hardware
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import savings
 from lthjax.models import Model
-from lthjax.record import devices
 from lthjax.study import Watch
 
 TIMED_DENSITIES = (0.2, 0.1, 0.05)
@@ -94,7 +94,7 @@ def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> L
         savings.deviation(model, params, small, images),
         steps,
         steps / total,
-        devices(),
+        hardware.described(),
         timings(model, params, ticket.mask, small, images, pairs) if pairs else (),
     )
 

@@ -1,0 +1,84 @@
+"""The oldest and the newest JAX that pyproject.toml admits, each in a fresh environment."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# Colab's packages in August 2026; installing lthjax must leave them alone.
+COLAB = {
+    "jax": "0.7.2",
+    "jaxlib": "0.7.2",
+    "flax": "0.11.2",
+    "optax": "0.2.8",
+    "orbax-checkpoint": "0.12.4",
+}
+NEWEST = ("jax>=0.12,<0.13",)
+PROGRAM = """
+import sys
+from importlib import metadata
+print(*(f"{name}={metadata.version(name)}" for name in sys.argv[1:]))
+"""
+
+
+def interpreter(version: str) -> str:
+    """A Python of this version; skips the test where there is none."""
+    found = [shutil.which(f"python{version}")]
+    home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found += sorted(map(str, (home / "versions").glob(f"{version}.*/bin/python")))
+    for python in filter(None, [sys.executable if sys.version.startswith(f"{version}.") else None, *found]):
+        done = subprocess.run([python, "--version"], capture_output=True, text=True, check=False)
+        if done.returncode == 0 and f" {version}." in done.stdout:
+            return python
+    pytest.skip(f"there is no Python {version} here")
+
+
+def environment(folder: Path, version: str, packages: list[str]) -> str:
+    """The interpreter of a fresh environment with these packages and then lthjax."""
+    subprocess.run([interpreter(version), "-m", "venv", folder], check=True)
+    python = str(folder / "bin" / "python")
+    for wanted in (packages, ["--editable", str(ROOT)]):
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
+            pytest.skip(f"not to be had here: {done.stderr.strip().splitlines()[-1]}")
+        assert done.returncode == 0, done.stderr
+    return python
+
+
+def study(python: str, out: Path) -> list[str]:
+    """The lines of cells.csv of a little study, run twice."""
+    command = [python, "run.py", "--config", "configs/quickstart.py", "--seeds", "0", "--levels", "2",
+               "--control-levels", "2", "--train.steps", "20", "--train.eval-every", "10",
+               "--no-cache", "--out", str(out)]  # fmt: skip
+    environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    pages = {
+        subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    (page,) = pages
+    return Path(page.strip()).with_name("cells.csv").read_text().splitlines()
+
+
+def versions(python: str, names: list[str]) -> dict[str, str]:
+    done = subprocess.run([python, "-c", PROGRAM, *names], capture_output=True, text=True, check=True)
+    return dict(pair.split("=") for pair in done.stdout.split())
+
+
+@pytest.mark.slow
+def test_colabs_packages_stay_and_run_a_study(tmp_path: Path) -> None:
+    python = environment(tmp_path / "colab", "3.11", [f"{name}=={of}" for name, of in COLAB.items()])
+    assert versions(python, list(COLAB)) == COLAB
+    # Dense, two tickets, and at level 2 two controls.
+    assert len(study(python, tmp_path / "runs")) == 1 + 5
+
+
+@pytest.mark.slow
+def test_the_newest_jax_runs_a_study(tmp_path: Path) -> None:
+    python = environment(tmp_path / "newest", "3.13", list(NEWEST))
+    assert versions(python, ["jax"])["jax"].startswith("0.12.")
+    assert len(study(python, tmp_path / "runs")) == 1 + 5
