@@ -171,10 +171,7 @@ def plan_text(studies: Sequence[Prepared], plans: Sequence[Plan], cost: Estimate
         ("done", f"{len(whole.done)} cells; {len(whole.missing)} to train{unreachable}"),
         ("steps", f"{whole.steps:,} in all"),
         ("memory", f"about {cost.bytes / 2**20:,.0f} MiB for images and the training program"),
-        (
-            "speed",
-            f"{1000 * cost.step_seconds:.2f} ms a step and replicate, measured on {hardware.described()}",
-        ),
+        ("speed", f"{1000 * cost.step_seconds:.2f} ms a step and replicate, measured on {where}"),
         ("time", f"about {duration(cost.seconds)}"),
     ]
     return "\n".join(f"{name:8} {value}" for name, value in rows)
