@@ -99,6 +99,7 @@ def main(arguments: list[str]) -> None:
     if shared is not None:
         shared.pull_all(run.name for run in runs)
     with locks.alone(runs[0] / store.LOCKS / "report", _REPORT_SECONDS):
+        watch.say("writing the report")
         page = report.build_all(runs, only_if_changed=True)
     if shared is not None:
         shared.push_pages([*(run / "report" / page.name for run in runs), page])

@@ -214,6 +214,8 @@ def show(folder: Path, drawn: Drawn) -> Shown:
     svg, png = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "lthjax"}):
         drawn.figure.savefig(svg, format="svg", metadata={"Date": None})
+    # Laid out once: a second layout costs as much as drawing.
+    drawn.figure.set_layout_engine("none")
     # Surfaces are large as pixels, too, and have no fine lines.
     dpi = 120 if drawn.raster else 160
     drawn.figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
