@@ -121,6 +121,7 @@ SLOW = {
         "test_overrides_go_to_every_study",
         "test_networks_and_rewind_points",
     ),
+    "test_tpu": ("test_the_compiler_compiles",),
     "test_train": (
         "test_two_hundred_steps_as_with_the_builtin",
         "test_one_training_program",
