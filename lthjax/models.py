@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lthjax import settings
-from lthjax.devices import conv, precision
+from lthjax.devices import conv, precision, rows
 from lthjax.errors import UserError, unknown
 
 PyTree = Any
@@ -269,6 +269,25 @@ MODELS: dict[str, Entry] = {
     ),
 }
 """The networks by name; add a row to add one."""
+
+
+# Convolutions of as many channels fill a TPU's lanes well enough in the built-in form.
+_MANY_CHANNELS = 64
+
+
+def for_tpu(model: Model) -> Model:
+    """The model in its form for TPU: the same function up to rounding, from `lthjax.devices.rows`.
+
+    Only sequential networks whose convolutions have few channels have one; any other is returned as it is.
+    """
+    convolutions = [layer for layer in model.layers if layer.size]
+    if not convolutions or max(layer.features for layer in convolutions) >= _MANY_CHANNELS:
+        return model
+
+    def apply(params: PyTree, stats: PyTree, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
+        return rows.forward(model.layers, params, images, _PRODUCT), stats
+
+    return model._replace(apply=apply)
 
 
 def statistics(model: Model, params: PyTree, stats: PyTree, images: jax.Array, use: Any = None) -> PyTree:

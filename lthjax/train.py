@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lthjax import data, prune, rng, settings
+from lthjax import data, models, prune, rng, settings
 from lthjax.config import Lengths
 from lthjax.devices import replicate
 from lthjax.models import Model, Variables
@@ -239,6 +239,8 @@ def programs(
     Args:
         model, optimiser, augment, precision, mesh: as for `make`.
     """
+    if mesh.devices.flat[0].platform == "tpu":
+        model = models.for_tpu(model)
 
     def init(variables: Variables, mask: PyTree) -> State:
         params = prune.apply(variables.params, mask)
