@@ -34,22 +34,27 @@ _TOP = 10
 
 
 class Chip(NamedTuple):
-    """Numbers of a chip, from `jax.experimental.pallas.tpu.get_tpu_info` and this compiler's estimates.
+    """Numbers of a chip, from JAX's table (`jax.experimental.pallas.tpu.get_tpu_info`).
 
     Attributes:
         bandwidth: bytes a second between memory and chip.
         peak: products of two bfloat16 a second, times two.
-        clock: cycles a second of the compiler's estimates.
+        clock: cycles a second.
+        room: bytes of the chip's own memory.
     """
 
     bandwidth: float
     peak: float
     clock: float
+    room: int
 
 
-# The clock of v5e follows from its peak and four units of 128 by 128; that of v6e from the cycles that the
-# compiler estimates for a long copy and the bandwidth.
-CHIPS = {"v5e": Chip(820e9, 197e12, 1.5e9), "v6e": Chip(1640e9, 920e12, 1.75e9)}
+# The clock is the peak over the operations of a cycle, 2^17 on v5e and 2^19 on v6e. The compiler's estimate
+# of a float32 product of 4096 x 4096 matrices reaches 98 % and 84 % of these numbers.
+CHIPS = {
+    "v5e": Chip(820e9, 197e12, 1.50e9, 128 << 20),
+    "v6e": Chip(1640e9, 920e12, 1.75e9, 128 << 20),
+}
 # A float32 product takes six of bfloat16.
 _PASSES = {"float32": 6, "tensorfloat32": 3, "bfloat16": 1}
 
@@ -232,13 +237,16 @@ def limit(built: Study, batch: int, precision: str, chip: Chip) -> dict[str, flo
     """The fewest cycles that a step of a replicate could take.
 
     Products: those of the matrix products and convolutions, in as many passes as the precision takes. Bytes:
-    parameters and two moments are read and written, mask and batch read; activations may stay on the chip.
+    the batch is read; parameters and two moments are read and written, and the mask is read, unless those of
+    all replicates of a chip fit in its own memory. Activations may stay there.
     """
     gflop = measure.step_gflop(built.model, batch)
     variables = jax.eval_shape(built.model.init, jax.random.key(0))
     weights = sum(leaf.size for leaf in jax.tree.leaves(variables.params))
     height, width, channels = built.model.input_shape
-    moved = weights * (3 * 2 * 4 + 1) + batch * height * width * channels
+    local = built.replicates // built.mesh.devices.size
+    stays = local * weights * (3 * 4 + 1) <= chip.room
+    moved = batch * height * width * channels + (0 if stays else weights * (3 * 2 * 4 + 1))
     products = 1e9 * gflop * _PASSES[precision] / chip.peak * chip.clock
     transfers = moved / chip.bandwidth * chip.clock
     return {"products": products, "bytes": transfers, "limit": max(products, transfers)}

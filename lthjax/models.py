@@ -271,17 +271,12 @@ MODELS: dict[str, Entry] = {
 """The networks by name; add a row to add one."""
 
 
-# Convolutions of as many channels fill a TPU's lanes well enough in the built-in form.
-_MANY_CHANNELS = 64
-
-
 def for_tpu(model: Model) -> Model:
     """The model in its form for TPU: the same function up to rounding, from `lthjax.devices.rows`.
 
-    Only sequential networks whose convolutions have few channels have one; any other is returned as it is.
+    Only sequential networks with convolutions of few channels have one; any other is returned as it is.
     """
-    convolutions = [layer for layer in model.layers if layer.size]
-    if not convolutions or max(layer.features for layer in convolutions) >= _MANY_CHANNELS:
+    if not rows.narrow(model.layers, model.input_shape[1]):
         return model
 
     def apply(params: PyTree, stats: PyTree, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:

@@ -3,12 +3,14 @@
 A TPU works on 128 lanes at a time, and an array [N, H, W, C] of few channels fills few of them. Here images
 are [H, N, W C]: a row of pixels with their channels fills the lanes, and rows of an image are slices along
 the first axis, which cost nothing. A convolution is one product per row of its kernel, with a matrix whose
-bands hold the kernel's weights; only parts of 128 lanes that hold weights are multiplied. Before a pool, the
-even and the odd columns are separate products, so that the pool is a maximum of whole arrays.
+bands hold the kernel's weights. Before a pool, the even and the odd columns are separate products, so that
+the pool is a maximum of whole arrays. The zeros beside the bands are multiplied too, hence only for narrow
+rows.
 docs/performance.md has the estimates of the TPU compiler, also for other forms.
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import jax
@@ -17,10 +19,20 @@ from jax import lax
 
 from lthjax.devices.winograd import Padding
 
-_LANES = 128
-# At most this many products side by side for one convolution: each costs compilation.
-_PARTS = 2
+# Kernel rows that fill no more lanes together are one product.
+_JOINED = 256
+_NARROW = 512
 Product = Callable[..., jax.Array]
+
+
+def narrow(layers: Sequence[Any], width: int) -> bool:
+    """Whether a sequential network for images of this width has convolutions, all with narrow rows."""
+    lanes = [0]
+    for layer in layers:
+        if layer.size:
+            lanes.append(width * layer.features)
+            width = (width - (layer.size - 1 if layer.padding == "VALID" else 0)) // (2 if layer.pool else 1)
+    return 0 < max(lanes) <= _NARROW
 
 
 def forward(layers: Sequence[Any], params: Any, images: jax.Array, product: Product) -> jax.Array:
@@ -74,43 +86,22 @@ def convolution(
     Returns:
         [float [H', N, W' K]], or [even, odd columns], float [H', N, (W' // 2) K].
     """
-    kh, kw, channels, features = kernel.shape
+    kh, kw, channels, _ = kernel.shape
     (top, bottom), (left, right) = padding
     lanes, height = x.shape[2], x.shape[0] + top + bottom - kh + 1
-    step = 2 if halves else 1
-    columns = (lanes // channels + left + right - kw + 1) // step
+    columns, step = lanes // channels + left + right - kw + 1, 2 if halves else 1
     x = jnp.pad(x, ((top, bottom), (0, 0), (0, 0)))
     rows = [x[i : i + height] for i in range(kh)]
-    # Few lanes: the rows that the kernel reads, side by side, make one product.
-    joined = jnp.concatenate(rows, -1) if kh * lanes <= 2 * _LANES else None
-    whole = lanes <= _LANES or joined is not None
-    per = columns if whole else max(_LANES // features, -(-columns // _PARTS), 1)
-    known: dict[tuple[int, int, int], jax.Array] = {}
-
-    def part(first: int) -> jax.Array:
-        """The output columns first, first + step, ..., at most `per` of them."""
-        count = min(per, columns - first // step)
-        low = (first - left) * channels
-        high = low + ((count - 1) * step + kw) * channels
-        start, stop = (0, lanes) if whole else (low // _LANES * _LANES, -(-high // _LANES) * _LANES)
-        # Parts at the same place relative to the lanes share their bands.
-        at = (low - start, stop - start, count)
-        if at not in known:
-            known[at] = _bands(kernel, *at, step)
-        left_end, right_end = max(start, 0), min(stop, lanes)
-        bands = known[at][:, left_end - start : right_end - start]
-        over = (((2,), (0,)), ((), ()))
-        if joined is not None:
-            return product(joined, bands.reshape(-1, bands.shape[2]), over)
-        total = product(rows[0][:, :, left_end:right_end], bands[0], over)
-        for row, band in zip(rows[1:], bands[1:], strict=True):
-            total = total + product(row[:, :, left_end:right_end], band, over)
-        return total
-
+    joined = kh * lanes <= _JOINED
+    if joined:
+        rows = [jnp.concatenate(rows, -1)]
     found = []
-    for offset in range(step):
-        parts = [part(offset + step * q) for q in range(0, columns, per)]
-        found.append(parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1))
+    for first in range(step):
+        bands = _bands(kernel, (first - left) * channels, lanes, columns // step, step)
+        if joined:
+            bands = bands.reshape(1, kh * lanes, -1)
+        products = [product(r, band, (((2,), (0,)), ((), ()))) for r, band in zip(rows, bands, strict=True)]
+        found.append(reduce(jnp.add, products))
     return found
 
 
