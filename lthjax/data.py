@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import io
 import logging
+import math
 import os
 import sys
 import tarfile
@@ -36,6 +37,8 @@ from lthjax.errors import DAMAGED, UserError, check_folder, unknown
 EMBEDDED = "mnist_10k"
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _LOOK_SECONDS = 4.0
+# A TPU stores the last axis in multiples of this number.
+_LANES = 128
 
 _log = logging.getLogger(__name__)
 Arrays = Mapping[str, np.ndarray]
@@ -108,7 +111,7 @@ class Images(NamedTuple):
     """All images of a data set on the device: the train images, then the test images.
 
     Attributes:
-        images: uint8 [N + M, H, W, C].
+        images: uint8 [N + M, H, W, C]; on an accelerator [N + M, pixels], as `stack` says.
         labels: int32 [N + M].
     """
 
@@ -174,10 +177,20 @@ def split(dataset: Dataset, seed: int, validation: int) -> Split:
     return Split(rest, held_out, mean.astype(np.float32), std.astype(np.float32))
 
 
-def stack(dataset: Dataset) -> Images:
-    """All images of a data set as device arrays, train first."""
+def stack(dataset: Dataset, flat: bool = False) -> Images:
+    """All images of a data set as device arrays, train first.
+
+    Args:
+        dataset: the data set.
+        flat: one axis for the pixels of an image, H W C of them and zeros up to a multiple of 128. A TPU
+            would copy all images into another layout before it gathers some of [N, H, W, C].
+    """
+    images = np.concatenate([dataset.train_images, dataset.test_images])
+    if flat:
+        images = images.reshape(len(images), -1)
+        images = np.pad(images, ((0, 0), (0, -images.shape[1] % _LANES)))
     return Images(
-        jnp.asarray(np.concatenate([dataset.train_images, dataset.test_images])),
+        jnp.asarray(images),
         jnp.asarray(np.concatenate([dataset.train_labels, dataset.test_labels])),
     )
 
@@ -188,20 +201,25 @@ def gather(
     mean: jax.Array,
     std: jax.Array,
     key: jax.Array | None = None,
+    shape: tuple[int, int, int] | None = None,
 ) -> jax.Array:
     """A normalised batch; augmented if a key is given.
 
     Args:
-        images: uint8 [N, H, W, C].
+        images: uint8 [N, H, W, C], or flat, as `stack` makes them.
         index: int32 [B].
         mean: float32 [C], of pixels in [0, 1].
         std: float32 [C], likewise.
         key: a PRNG key for `augment`, or None.
+        shape: (H, W, C), for flat images.
 
     Returns:
         float32 [B, H, W, C].
     """
     batch = images[index]
+    if images.ndim == 2:
+        assert shape is not None, "flat images need a shape"
+        batch = batch[:, : math.prod(shape)].reshape(-1, *shape)
     if key is not None:
         batch = augment(key, batch)
     scaled = batch.astype(jnp.float32) / 255

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lthjax import settings
-from lthjax.devices import conv, precision
+from lthjax.devices import conv, precision, rows
 from lthjax.errors import UserError, unknown
 
 PyTree = Any
@@ -269,6 +269,20 @@ MODELS: dict[str, Entry] = {
     ),
 }
 """The networks by name; add a row to add one."""
+
+
+def for_tpu(model: Model) -> Model:
+    """The model in its form for TPU: the same function up to rounding, from `lthjax.devices.rows`.
+
+    Only sequential networks with convolutions of few channels have one; any other is returned as it is.
+    """
+    if not rows.narrow(model.layers, model.input_shape[1]):
+        return model
+
+    def apply(params: PyTree, stats: PyTree, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
+        return rows.forward(model.layers, params, images, _PRODUCT), stats
+
+    return model._replace(apply=apply)
 
 
 def statistics(model: Model, params: PyTree, stats: PyTree, images: jax.Array, use: Any = None) -> PyTree:

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lthjax import data, prune, rng, settings, signals
+from lthjax import data, models, prune, rng, settings, signals
 from lthjax.config import Lengths
 from lthjax.devices import replicate
 from lthjax.models import Model, Variables
@@ -161,6 +161,23 @@ class Trained(NamedTuple):
     seconds: float
 
 
+class Programs(NamedTuple):
+    """The programs of a study; each is compiled at its first call, or lowered for shapes.
+
+    Attributes:
+        init: (variables, mask) -> State, of one replicate.
+        segment: ((images, start, count), state, (mask, feed, order int32 [R, steps, B])) -> (state after
+            `count` steps, losses float32 [R, steps]). All but the first argument have a leading axis of
+            replicates.
+        evaluate: ((images,), variables, (feed, rows int32 [R, rows, B])) -> sums of losses float32 [R, rows],
+            numbers correct int32 [R, rows].
+    """
+
+    init: Callable[[Variables, PyTree], State]
+    segment: Callable[..., tuple[State, jax.Array]]
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+
+
 class Trainer(NamedTuple):
     """The compiled programs of a study, and their data.
 
@@ -172,9 +189,9 @@ class Trainer(NamedTuple):
         images: all images, on every device.
         train_count: number of train images; the rest are test images.
         splits: seed -> split.
-        init: compiled; (variables, mask) -> State, of one replicate.
-        segment: compiled; see `make`.
-        evaluate: compiled; see `make`.
+        init: compiled; see `Programs`.
+        segment: compiled; see `Programs`.
+        evaluate: compiled; see `Programs`.
         keep: compiled; (best, params and stats, better [R]) -> best.
         rows: the images of the last evaluations, on the devices.
     """
@@ -249,6 +266,30 @@ def make(
         mesh: devices.
         width: replicates in a chunk, a multiple of the number of devices.
     """
+    return Trainer(
+        mesh=mesh,
+        width=width,
+        lengths=lengths,
+        batch=batch,
+        images=replicate.share(mesh, data.stack(dataset, flat=not replicate.one_by_one(mesh))),
+        train_count=len(dataset.train_images),
+        splits=splits,
+        **programs(model, optimiser, augment=augment, precision=precision, mesh=mesh)._asdict(),
+        keep=_keep,
+        rows={},
+    )
+
+
+def programs(
+    model: Model, optimiser: Optimiser, *, augment: bool, precision: str = "float32", mesh: Mesh
+) -> Programs:
+    """The programs of a study, without its data.
+
+    Args:
+        model, optimiser, augment, precision, mesh: as for `make`.
+    """
+    if mesh.devices.flat[0].platform == "tpu":
+        model = models.for_tpu(model)
 
     def init(variables: Variables, mask: PyTree) -> State:
         params = prune.apply(variables.params, mask)
@@ -264,7 +305,7 @@ def make(
             state, losses = carry
             index = order[i]
             key = _at_step(feed.key, start + i) if augment else None
-            pixels = data.gather(images.images, index, feed.mean, feed.std, key)
+            pixels = data.gather(images.images, index, feed.mean, feed.std, key, model.input_shape)
             batch = (pixels, images.labels[index])
             state, loss = step(model, optimiser, state, mask, batch, start + i)
             return state, losses.at[i].set(loss)
@@ -272,19 +313,10 @@ def make(
         with jax.default_matmul_precision(precision):
             return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
 
-    return Trainer(
-        mesh=mesh,
-        width=width,
-        lengths=lengths,
-        batch=batch,
-        images=replicate.share(mesh, data.stack(dataset)),
-        train_count=len(dataset.train_images),
-        splits=splits,
+    return Programs(
         init=jax.jit(init),
         segment=replicate.spread(segment, mesh, donate=True),
         evaluate=replicate.spread(_evaluation(model, precision), mesh),
-        keep=_keep,
-        rows={},
     )
 
 
@@ -297,7 +329,7 @@ def _evaluation(model: Model, precision: str) -> Callable[..., tuple[jax.Array, 
 
         def row(index: jax.Array) -> tuple[jax.Array, jax.Array]:
             labels = images.labels[index]
-            pixels = data.gather(images.images, index, feed.mean, feed.std)
+            pixels = data.gather(images.images, index, feed.mean, feed.std, shape=model.input_shape)
             logits, _ = model.apply(variables.params, variables.stats, pixels, False)
             real = index >= 0
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

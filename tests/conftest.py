@@ -128,6 +128,12 @@ SLOW = {
         "test_overrides_go_to_every_study",
         "test_networks_and_rewind_points",
     ),
+    "test_tpu": ("test_the_compiler_compiles",),
+    "test_tpu_forms": (
+        "test_a_network_for_tpu_has_the_numbers_of_the_plain_one[lenet5_wide",
+        "test_a_network_for_tpu_has_the_numbers_of_the_plain_one[small_cnn",
+        "test_gradients_of_gradients_for_tpu",
+    ),
     "test_train": (
         "test_two_hundred_steps_as_with_the_builtin",
         "test_one_training_program",

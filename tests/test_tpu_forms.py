@@ -1,0 +1,120 @@
+"""The forms of sequential networks for TPU, run here: the numbers are those of the plain network."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from test_conv import CASES, builtin, draw
+
+from lthjax import data, models
+from lthjax.devices import rows
+
+
+@pytest.mark.parametrize(("images", "kernel", "padding"), [*CASES[:4], *CASES[6:9], CASES[10]])
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_convolution_on_rows(images: tuple, kernel: tuple, padding: Any, halves: bool) -> None:
+    """Values and gradients; even and odd columns apart, or all together."""
+    pads = padding if not isinstance(padding, str) else None
+    pads = pads or tuple(lax.padtype_to_pads(images[1:3], kernel[:2], (1, 1), padding))
+    with jax.enable_x64(True):
+        x, w = draw(images, 0), draw(kernel, 1)
+
+        def plain(x: jax.Array, w: jax.Array) -> list[jax.Array]:
+            y = builtin(x, w, pads)
+            even = y.shape[2] // 2 * 2
+            return [y[:, :, 0:even:2], y[:, :, 1:even:2]] if halves else [y]
+
+        def ours(x: jax.Array, w: jax.Array) -> list[jax.Array]:
+            lanes = x.transpose(1, 0, 2, 3).reshape(images[1], images[0], -1)
+            parts = rows.convolution(lanes, w, pads, halves, lax.dot_general)
+            return [y.reshape(*y.shape[:2], -1, kernel[3]).transpose(1, 0, 2, 3) for y in parts]
+
+        dy = [draw(y.shape, 2 + i) for i, y in enumerate(jax.eval_shape(plain, x, w))]
+
+        def both(form: Any) -> Any:
+            y, pull = jax.vjp(form, x, w)
+            return (*y, *pull(dy))
+
+        for mine, theirs in zip(
+            jax.jit(both, static_argnums=0)(ours), jax.jit(both, static_argnums=0)(plain), strict=True
+        ):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def network(name: str) -> tuple[models.Model, models.Model, Any, jax.Array]:
+    """(plain, for TPU, float64 parameters with biases, images)."""
+    shape = (28, 28, 1) if name.startswith("lenet") else (32, 32, 3)
+    plain = models.build(name, shape, 10)
+    params = jax.eval_shape(plain.init, jax.random.key(0)).params
+    leaves, tree = jax.tree.flatten(params)
+    drawn = [0.2 * draw(leaf.shape, i) for i, leaf in enumerate(leaves)]
+    return plain, models.for_tpu(plain), jax.tree.unflatten(tree, drawn), draw((3, *shape), 99)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_wide", "small_cnn"])
+def test_a_network_for_tpu_has_the_numbers_of_the_plain_one(name: str) -> None:
+    """Logits and gradients, alone and of two replicates together; in float64, so that no rounding hides."""
+    with jax.enable_x64(True):
+        plain, ours, params, images = network(name)
+
+        def found(model: models.Model) -> Any:
+            def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+                logits = model.apply(params, {}, images, True)[0]
+                return jnp.sin(logits).sum(), logits
+
+            both = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), params)
+            return jax.jit(jax.vmap(jax.value_and_grad(loss, has_aux=True)))(both)
+
+        assert "conv_general_dilated" not in str(
+            jax.make_jaxpr(lambda p: ours.apply(p, {}, images, True)[0])(params)
+        )
+        for mine, expected in zip(jax.tree.leaves(found(ours)), jax.tree.leaves(found(plain)), strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_gradients_of_gradients_for_tpu() -> None:
+    """A Hessian-vector product, reverse over reverse."""
+    with jax.enable_x64(True):
+        plain, ours, params, images = network("lenet5")
+
+        def product(model: models.Model) -> Any:
+            def slope(params: Any) -> jax.Array:
+                logits = lambda p: model.apply(p, {}, images, True)[0]  # noqa: E731
+                gradient = jax.grad(lambda p: jnp.sin(logits(p)).sum())(params)
+                return sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient))  # type: ignore[return-value]
+
+            return jax.jit(jax.grad(slope))(params)
+
+        for mine, expected in zip(
+            jax.tree.leaves(product(ours)), jax.tree.leaves(product(plain)), strict=True
+        ):
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(mine, expected, rtol=1e-7, atol=1e-9 * scale)
+
+
+def test_a_pool_on_rows_shares_the_gradient_among_equals() -> None:
+    gradient = jax.grad(lambda x: rows._pooled(x, x).sum())(jnp.ones((3, 1, 2)))
+    np.testing.assert_array_equal(gradient, jnp.array([0.5, 0.5, 0.0]).reshape(3, 1, 1) * jnp.ones((3, 1, 2)))
+
+
+@pytest.mark.parametrize("name", ["lenet300", "conv6", "resnet8"])
+def test_other_networks_stay_as_they_are(name: str) -> None:
+    """Those without convolutions, with many channels, or with residual blocks."""
+    shape = (28, 28, 1) if name.startswith("lenet") else (32, 32, 3)
+    built = models.build(name, shape, 10)
+    assert models.for_tpu(built) is built
+
+
+def test_flat_images_give_the_same_batch() -> None:
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(0, 256, (9, 4, 5, 3), np.uint8), np.zeros(9, np.int32)
+    dataset = data.Dataset("random", images[:6], labels[:6], images[6:], labels[6:], 2, "", "")
+    stacked, flat = data.stack(dataset).images, data.stack(dataset, flat=True).images
+    assert flat.shape == (9, 128)
+    index, mean, std = jnp.array([3, 0, 8]), jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 2.0, 3.0])
+    for key in (None, jax.random.key(0)):
+        whole = data.gather(stacked, index, mean, std, key)
+        np.testing.assert_array_equal(data.gather(flat, index, mean, std, key, (4, 5, 3)), whole)
