@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from lthjax import cli, config
-from lthjax.errors import UserError, shell
+from lthjax.errors import UserError, check_folder, shell
 
 # How long a process waits for another one that writes the same report.
 _REPORT_SECONDS = 600.0
@@ -66,13 +66,14 @@ def main(arguments: list[str]) -> None:
     if options.cache:
         replicate.keep_programs()
     prepared = study.prepare_all([one.study for one in sweep], options.data_dir)
+    address = bucket.address_of(options.out)
+    shared = None if address is None else bucket.Bucket(address)
+    out = options.out if shared is None else shared.local
+    check_folder(out, "--out")
     watch = progress.watch(options.quiet)
     watch.say(f"lthjax runs on {hardware.described()}")
     if unused := hardware.unused():
         print(f"warning: {unused}", file=sys.stderr)
-    address = bucket.address_of(options.out)
-    shared = None if address is None else bucket.Bucket(address)
-    out = options.out if shared is None else shared.local
     if shared is not None:
         shared.pull_all(one.folder for one in prepared)
     seeds = None if part is None else study.shard(prepared, *part)
