@@ -70,13 +70,13 @@ def main(arguments: list[str]) -> None:
     shared = None if address is None else bucket.Bucket(address)
     out = options.out if shared is None else shared.local
     check_folder(out, "--out")
+    if shared is not None:
+        shared.pull_all(one.folder for one in prepared)
+    seeds = None if part is None else study.shard(prepared, *part)
     watch = progress.watch(options.quiet)
     watch.say(f"lthjax runs on {hardware.described()}")
     if unused := hardware.unused():
         print(f"warning: {unused}", file=sys.stderr)
-    if shared is not None:
-        shared.pull_all(one.folder for one in prepared)
-    seeds = None if part is None else study.shard(prepared, *part)
     if options.dry_run:
         prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
         plans = study.plan_all(prepared, out)
