@@ -302,9 +302,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[train.Job]:
     jobs: list[train.Job] = []
     really = train.train
 
-    def note(trainer: train.Trainer, chunk: Any, progress: Any) -> Any:
+    def note(trainer: train.Trainer, chunk: Any, *others: Any) -> Any:
         jobs.extend(chunk)
-        return really(trainer, chunk, progress)
+        return really(trainer, chunk, *others)
 
     monkeypatch.setattr(train, "train", note)
     return jobs
