@@ -22,7 +22,7 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,22 +159,42 @@ def split(dataset: Dataset, seed: int, validation: int) -> Split:
         seed: the study's seed.
         validation: number of images to hold out, fewer than there are.
     """
-    n = len(dataset.train_images)
-    order = np.asarray(jax.random.permutation(rng.stream(seed, "split"), n), np.int32)
-    held_out, rest = np.sort(order[:validation]), np.sort(order[validation:])
-    # Integer sums, so that the statistics do not depend on the order of summation.
-    channels = dataset.shape[2]
+    return splits(dataset, [seed], validation)[seed]
+
+
+@settings.pinned()
+def splits(dataset: Dataset, seeds: Iterable[int], validation: int) -> dict[int, Split]:
+    """The splits of several seeds, as of `split`; all images are counted only once.
+
+    Args:
+        dataset: the data set.
+        seeds: the seeds.
+        validation: number of images to hold out, fewer than there are.
+    """
+    n, images = len(dataset.train_images), dataset.train_images
+    whole, made = _histogram(images), {}
+    values = np.arange(256) / 255
+    for seed in seeds:
+        order = np.asarray(jax.random.permutation(rng.stream(seed, "split"), n), np.int32)
+        held_out, rest = np.sort(order[:validation]), np.sort(order[validation:])
+        totals = whole - _histogram(images[held_out])
+        mean = totals @ values / totals.sum(1)
+        variance = totals @ values**2 / totals.sum(1) - mean**2
+        # Constant images have no spread to divide by; one grey value is the smallest visible difference.
+        std = np.maximum(np.sqrt(np.maximum(variance, 0)), 1 / 255)
+        made[seed] = Split(rest, held_out, mean.astype(np.float32), std.astype(np.float32))
+    return made
+
+
+def _histogram(images: np.ndarray) -> np.ndarray:
+    """How often every value occurs in a channel: int64 [C, 256]. Sums of integers depend on no order."""
+    channels = images.shape[3]
     totals = np.zeros((channels, 256), np.int64)
-    for part in np.array_split(rest, max(1, len(rest) // 5000)):
-        pixels = dataset.train_images[part].reshape(-1, channels)
+    for part in np.array_split(images, max(1, len(images) // 5000)):
+        pixels = part.reshape(-1, channels)
         for c in range(channels):
             totals[c] += np.bincount(pixels[:, c], minlength=256)
-    values = np.arange(256) / 255
-    mean = totals @ values / totals.sum(1)
-    variance = totals @ values**2 / totals.sum(1) - mean**2
-    # Constant images have no spread to divide by; one grey value is the smallest visible difference.
-    std = np.maximum(np.sqrt(np.maximum(variance, 0)), 1 / 255)
-    return Split(rest, held_out, mean.astype(np.float32), std.astype(np.float32))
+    return totals
 
 
 def stack(dataset: Dataset, flat: bool = False) -> Images:

@@ -73,7 +73,7 @@ def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable
         optim.make(study.optim, prepared.lengths),
         prepared.lengths,
         prepared.dataset,
-        {seed: data.split(prepared.dataset, seed, study.data.validation) for seed in seeds},
+        data.splits(prepared.dataset, seeds, study.data.validation),
         batch=study.train.batch,
         augment=study.data.augment,
         precision=study.train.precision,
