@@ -271,6 +271,7 @@ def run_module(*words: object) -> str:
     return done.stdout
 
 
+@pytest.mark.faults
 def test_an_array_of_single_seeds_and_two_machines_merged(six: World, tmp_path: Path) -> None:
     """`--seeds N` a process, two folders, and `analysis.merge`."""
     here, there = world(tmp_path / "here"), world(tmp_path / "there")
