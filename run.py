@@ -117,6 +117,7 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
     every = cli.seconds("--checkpoint-every", options.checkpoint_every)
     part = None if options.shard is None else _numbers(options.shard)
     prepared = study.prepare_all([one.study for one in sweep], options.data_dir)
+    seeds = None if part is None else study.shard(prepared, *part)
     watch = progress.watch(options.quiet or not writes)
     watch.say(f"lthjax runs on {hardware.described()}")
     if unused := hardware.unused():
@@ -124,7 +125,6 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
     out = options.out if shared is None else shared.local
     if shared is not None:
         shared.pull_all(one.folder for one in prepared)
-    seeds = None if part is None else study.shard(prepared, *part)
     if options.dry_run:
         prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
         plans = study.plan_all(prepared, out)

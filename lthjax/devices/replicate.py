@@ -117,8 +117,13 @@ def mesh(at_most: int) -> Mesh:
 
     In a program over several hosts, of all devices of all hosts: each needs some of the mesh.
     """
-    devices = jax.devices() if hosts.count() > 1 else jax.local_devices()[: max(at_most, 1)]
-    return jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    whole = hosts.count() > 1
+    devices = jax.devices() if whole else jax.local_devices()[: max(at_most, 1)]
+    made = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    if whole:
+        # Connects them while all hosts are here. Gloo waits 30 s for that, and compilations may differ by more.
+        fetch(stack(made, [np.int32(0)] * len(devices)))
+    return made
 
 
 def width(on: Mesh, at_most: int, chunk: int | None = None) -> int:

@@ -1,0 +1,151 @@
+"""One program of two processes, each with two virtual CPU devices, over loopback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import ROOT
+from faulty import contents, small_data
+
+from analysis import check
+
+# Two studies that share their dense networks, and a late rewind point.
+CONFIG = """
+from lthjax import sweep
+from lthjax.config import Data, Prune, Study, Train
+base = Study(
+    name="tiny", seeds=(0, 1, 2), levels=2, rewind=(0, 20), arms=("ticket", "reinit"), control_levels=(2,),
+    model="lenet300", data=Data(name="few", validation=40), prune=Prune(rate=0.2),
+    train=Train(steps={steps}, batch=20, eval_every=20),
+)
+configs = sweep.studies(base, sweep.values("prune.scope", "layer", "global"))
+"""
+# Process 0 is told what process 1 does, and waits for that long before it ends.
+SECONDS = 15.0
+
+
+class Program(NamedTuple):
+    """The folders of a test's studies, and the commands that fill them."""
+
+    root: Path
+
+    @property
+    def runs(self) -> list[Path]:
+        return sorted((self.root / "runs").glob("tiny-*"))
+
+    def start(self, devices: int, *more: str, out: str = "runs") -> "subprocess.Popen[str]":
+        command = [sys.executable, "run.py", "--config", str(self.root / "tiny.py"), "--out", self.root / out]
+        return subprocess.Popen(
+            [*command, "--data-dir", self.root / "data", "--quiet", *more],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # The rounding of one process with four devices: XLA sums by as many threads (`settings.threads`).
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "4"},
+        )
+
+    def pair(self, *more: str, outs: tuple[str, str] = ("runs", "runs")) -> list["subprocess.Popen[str]"]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        told = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process"]
+        return [self.start(2, *told, str(i), *more, out=out) for i, out in enumerate(outs)]
+
+    def numbers(self) -> dict[str, object]:
+        return {run.name: (contents(run), _cells(run)) for run in self.runs}
+
+
+def _cells(run: Path) -> list[list[str]]:
+    lines = [line.split(",") for line in (run / "report" / "cells.csv").read_text().splitlines()]
+    left_out = lines[0].index("seconds")
+    return [[value for i, value in enumerate(line) if i != left_out] for line in lines]
+
+
+def program(root: Path, steps: int = 40) -> Program:
+    small_data(root / "data")
+    (root / "tiny.py").write_text(CONFIG.format(steps=steps))
+    return Program(root)
+
+
+def ended(processes: list["subprocess.Popen[str]"]) -> list[tuple[int, str, str]]:
+    said = [process.communicate(timeout=300) for process in processes]
+    return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The studies by one process with four devices."""
+    made = program(tmp_path_factory.mktemp("whole"))
+    ((code, _, said),) = ended([made.start(4)])
+    assert code == 0, said
+    return made
+
+
+def test_two_processes_give_the_numbers_of_one(whole: Program, tmp_path: Path) -> None:
+    """The second one sees another folder, empty like the first one's: it shows that it writes nothing."""
+    made = program(tmp_path)
+    first, second = ended(made.pair(outs=("runs", "elsewhere")))
+    assert first[0] == second[0] == 0, (first, second)
+    assert Path(first[1].strip()).is_file()
+    assert len(first[1].splitlines()) == 1
+    assert second[1:] == ("", "")
+    assert not (tmp_path / "elsewhere").exists()
+    assert made.numbers() == whole.numbers()
+    assert not any(check.check(run).damaged for run in made.runs)
+
+
+def test_a_process_that_dies_ends_the_other_and_they_go_on(whole: Program, tmp_path: Path) -> None:
+    made = program(tmp_path)
+    for victim in (1, 0):
+        done = len(list(made.root.glob("runs/*/seed=*/**/result.json")))
+        processes = made.pair("--checkpoint-every", "1 s")
+        until = time.monotonic() + 120
+        while (
+            len(list(made.root.glob("runs/*/seed=*/**/result.json"))) < done + 4 and time.monotonic() < until
+        ):
+            time.sleep(0.05)
+        processes[victim].kill()
+        began = time.monotonic()
+        code, path, said = ended([processes[1 - victim]])[0]
+        assert time.monotonic() - began < SECONDS
+        processes[victim].communicate()
+        assert code != 0
+        assert path == ""
+        assert len(said.splitlines()) == 1, said
+        assert "start all of its processes again" in said
+    # A process that does not see what is there would train something else.
+    refused = ended(made.pair(outs=("runs", "elsewhere")))
+    for code, _, said in refused:
+        assert code == 2
+        assert len(said.splitlines()) == 1, said
+        assert "put --out on a disk that all machines share" in said
+    first, second = ended(made.pair())
+    assert first[0] == second[0] == 0, (first, second)
+    assert made.numbers() == whole.numbers()
+    assert not any(check.check(run).damaged for run in made.runs)
+
+
+def test_a_signal_to_one_ends_both_and_saves(tmp_path: Path) -> None:
+    made = program(tmp_path, steps=200_000)
+    processes = made.pair()
+    until = time.monotonic() + 120
+    while not list(made.root.glob("runs/*/seed=2/state=20/result.json")) and time.monotonic() < until:
+        time.sleep(0.1)
+        if list(made.root.glob("runs/*/seed=2/state=0/result.json")) and time.monotonic() < until - 100:
+            break
+    time.sleep(4)
+    began = time.monotonic()
+    processes[1].send_signal(signal.SIGTERM)
+    ends = ended(processes)
+    assert time.monotonic() - began < SECONDS
+    for code, _, said in ends:
+        assert code == 128 + signal.SIGTERM, ends
+        assert said == "stopped by SIGTERM; the same command goes on from here\n"
+    assert len(list(made.root.glob("runs/*/seed=*/under-way/dense/step=*/manifest.json"))) == 3
