@@ -16,15 +16,16 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 from jax._src import distributed
 
 from lthjax import signals
-from lthjax.errors import UserError
+from lthjax.errors import UserError, of_disk
 
 _T = TypeVar("_T")
 # Seconds between two looks at the other processes, and until one that gives no sign of life counts as dead.
@@ -32,13 +33,16 @@ LOOK = 1.0
 DEAD = 30.0
 # Seconds that process 0, which holds the table of keys, waits for the others to read why it ends.
 _FAREWELL = 4.0
+# Seconds that a process may take to save what it does when another one was sent a signal.
+_GRACE = 4.0
 # Seconds to wait for all processes at the start.
 _GATHER = 300
 # Decisions that stay readable; processes are never that far apart.
 _KEPT = 1000
 _BROKEN = re.compile("gloo|nccl|connection|unavailable|coordination|socket", re.IGNORECASE)
+_AGAIN = "start all of its processes again, and they go on from here."
+_ENDED = "lthjax/ended"
 _numbers = itertools.count()
-_left: list[Any] = []
 
 
 def count() -> int:
@@ -62,6 +66,9 @@ def program(
 ) -> Iterator[None]:
     """Joins the other processes of a program for the time of a block. JAX must not have used a device yet.
 
+    All processes end together: an error or a signal inside the block is printed, the others are told, and
+    this process ends, with status 2, or 128 plus the signal's number.
+
     Args:
         coordinator: HOST:PORT of process 0; None finds all three by SLURM, Kubernetes, MPI or the TPU.
         processes: number of processes.
@@ -72,29 +79,17 @@ def program(
     """
     _join(coordinator, processes, process)
     over = threading.Event()
-    threading.Thread(target=_watch, args=(over,), name="hosts", daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(over,), name="hosts", daemon=True)
+    watch.start()
     try:
         with _no_output():
             yield
             barrier("end")
-    except UserError as error:
-        _part(over, str(error))
-        raise
-    except (signals.Stopped, KeyboardInterrupt) as stop:
-        number = stop.args[0] if isinstance(stop, signals.Stopped) else signals.INTERRUPT
-        _part(over, signals.goes_on(number))
-        raise
-    except jax.errors.JaxRuntimeError as error:
-        if not _BROKEN.search(str(error)):
-            _part(over, f"process {index()} failed: {_line(error)}")
-            raise
-        why = f"the connection to another process of this program is lost; {_again()}"
-        _part(over, why)
-        raise UserError(why) from error
     except BaseException as error:
-        _part(over, f"process {index()} failed: {_line(error)}")
-        raise
+        over.set()
+        _end(error)
     over.set()
+    watch.join()
     jax.distributed.shutdown()
 
 
@@ -125,7 +120,7 @@ def _retell() -> None:
     The runtime aborts within a millisecond, which no thread of ours can precede. So another process passes on
     what is written to standard error.
     """
-    why = f"error: process 0 of this program has died; {_again()}"
+    why = f"error: process 0 of this program has died; {_AGAIN}"
     relay = subprocess.Popen(
         [sys.executable, "-I", "-S", str(Path(__file__).with_name("relay.py")), why], stdin=subprocess.PIPE
     )
@@ -223,49 +218,69 @@ def _watch(over: threading.Event) -> None:
     for turn in itertools.count():
         try:
             client.key_value_set(f"lthjax/alive/{me}", str(turn), allow_overwrite=True)
-            why = _read("lthjax/ended")
+            told = _read(_ENDED)
             alive = dict(client.key_value_dir_get("lthjax/alive/")) if me == 0 else {}
         except jax.errors.JaxRuntimeError:
-            why, alive = None, {}  # the runtime itself ends us where process 0 is gone
+            told, alive = None, {}  # the runtime itself ends us where process 0 is gone
         now = time.monotonic()
         for key, sign in alive.items():
             if seen.get(key, ("", 0.0))[0] != sign:
                 seen[key] = sign, now
-        dead = [key for key, (_, since) in seen.items() if now - since > DEAD]
+        dead = [key.rpartition("/")[2] for key, (_, since) in seen.items() if now - since > DEAD]
         if over.is_set():
             return
-        if why is None and dead:
-            number = dead[0].rpartition("/")[2]
-            why = f"process {number} of this program has given no sign of life for {DEAD:.0f} s; {_again()}"
-            _tell(why)
-        if why is not None:
-            print(f"error: {why}", file=sys.stderr, flush=True)
-            os._exit(2)
+        if told is not None:
+            number, why = json.loads(told)
+            # Who was sent a signal has asked all to save what they do.
+            if number and over.wait(_GRACE):
+                return
+            _leave(number, why)
+        if dead:
+            _leave(
+                0, f"process {dead[0]} of this program has given no sign of life for {DEAD:.0f} s; {_AGAIN}"
+            )
         if over.wait(LOOK):
             return
 
 
-def _part(over: threading.Event, why: str) -> None:
-    """Tells the other processes why this one ends, and keeps the runtime until they have read it."""
-    over.set()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _tell(why)
-    # Kept, and out of JAX's sight: at its exit it would wait for the others, which have ended.
-    state = distributed.global_state
-    _left.append((state.client, state.service))
-    state.client = state.service = None
+def _end(error: BaseException) -> NoReturn:
+    """Ends this process because of an error or a signal."""
+    if isinstance(error, signals.Stopped | KeyboardInterrupt):
+        number = signals.INTERRUPT if isinstance(error, KeyboardInterrupt) else int(error.args[0])
+        _leave(number, signals.goes_on(number))
+    if isinstance(error, UserError):
+        _leave(0, str(error))
+    if isinstance(error, OSError):
+        _leave(0, of_disk(error))
+    if isinstance(error, jax.errors.JaxRuntimeError) and _BROKEN.search(str(error)):
+        _leave(0, f"the connection to another process of this program is lost; {_AGAIN}")
+    traceback.print_exception(error)
+    _leave(0, f"process {index()} has failed: {_line(error)}")
 
 
-def _tell(why: str) -> None:
+def _leave(number: int, why: str) -> NoReturn:
+    """Says why this process ends, tells the others, and ends it at once: JAX's exit would wait for them.
+
+    Args:
+        number: the signal that ends it, or 0.
+        why: one sentence.
+    """
+    with contextlib.suppress(OSError):
+        print(why if number else f"error: {why}", file=sys.stderr, flush=True)
     client = _client()
-    if _read("lthjax/ended") is None:
-        client.key_value_set("lthjax/ended", why, allow_overwrite=True)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if _read(_ENDED) is None:
+            client.key_value_set(_ENDED, json.dumps([number, why]), allow_overwrite=True)
+        client.key_value_set(f"lthjax/left/{index()}", "", allow_overwrite=True)
+        # With process 0 the table ends, and the runtime aborts whoever still looks at it.
+        until = time.monotonic() + _FAREWELL
+        while (
+            leads() and len(client.key_value_dir_get("lthjax/left/")) < count() and time.monotonic() < until
+        ):
+            time.sleep(0.1)
     if leads():
-        time.sleep(_FAREWELL)
-
-
-def _again() -> str:
-    return "start all of its processes again, and they go on from here."
+        time.sleep(0.3)
+    os._exit(128 + number if number else 2)
 
 
 def _line(error: BaseException) -> str:

@@ -121,7 +121,7 @@ def mesh(at_most: int) -> Mesh:
     devices = jax.devices() if whole else jax.local_devices()[: max(at_most, 1)]
     made = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     if whole:
-        # Connects them while all hosts are here. Gloo waits 30 s for that, and compilations may differ by more.
+        # Connects them while all are here: Gloo waits 30 s for that, and compilations may differ by more.
         fetch(stack(made, [np.int32(0)] * len(devices)))
     return made
 
