@@ -9,11 +9,16 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import pytest
-from conftest import ROOT
-from faulty import contents, small_data
+from conftest import ROOT, result
+from faulty import contents, prepared, small_data
 
 from analysis import check
+from lthjax import prune
+from lthjax.devices import hosts
+from lthjax.follower import Follower
+from lthjax.imp import DENSE, Cell
 
 # Two studies that share their dense networks, and a late rewind point.
 CONFIG = """
@@ -88,6 +93,46 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Program:
     return made
 
 
+def test_the_relay_puts_one_sentence_for_the_runtimes_report() -> None:
+    relay = Path(hosts.__file__).with_name("relay.py")
+    report = "E1 agent.cc] Polled an error from coordination service.\nF1 client.h] Terminating\n*** Check\n"
+    for words, passed in (("one\n", "one\n"), (f"one\n{report}", "one\nthe sentence\n")):
+        done = subprocess.run(
+            [sys.executable, relay, "the sentence"], input=words, capture_output=True, text=True, check=True
+        )
+        assert done.stderr == passed
+
+
+def test_without_a_program_a_process_decides_alone() -> None:
+    assert (hosts.count(), hosts.index(), hosts.leads()) == (1, 0, True)
+    value = object()
+    assert hosts.decided(value) is value
+    assert hosts.signalled(15) == 15
+    hosts.alike(value, "never")
+    hosts.barrier("never")
+
+
+def test_a_follower_remembers_and_writes_nothing(tmp_path: Path) -> None:
+    made, given = prepared(small_data(tmp_path / "data")), tmp_path / "runs"
+    cell, later = Cell(0, DENSE, 0, DENSE), Cell(0, "rewind-0", 1, "ticket")
+    first = jax.device_get(made.model.init(jax.random.key(0)))
+    mask = jax.device_get(prune.ones(first.params))
+    lender = Follower(given / made.folder, (0,))
+    assert not lender.has(cell)
+    lender.write_state(0, 3, first)
+    for one in (cell, later):
+        lender.write(one, result(one), mask, first)
+    borrower = Follower(given / "other", (0,))
+    borrower.copy_seed(lender, 0)
+    assert borrower.has(cell)
+    assert borrower.has_state(0, 3)
+    assert not borrower.has(later)
+    assert borrower.result(cell) == result(cell)
+    assert borrower.mask(cell) is mask
+    assert borrower.variables(cell) is borrower.state(0, 3) is first
+    assert not given.exists()
+
+
 def test_two_processes_give_the_numbers_of_one(whole: Program, tmp_path: Path) -> None:
     """The second one sees another folder, empty like the first one's: it shows that it writes nothing."""
     made = program(tmp_path)
@@ -147,3 +192,22 @@ def test_a_signal_to_one_ends_both_and_saves(tmp_path: Path) -> None:
         assert code == 128 + signal.SIGTERM, ends
         assert said == "stopped by SIGTERM; the same command goes on from here\n"
     assert len(list(made.root.glob("runs/*/seed=*/under-way/dense/step=*/manifest.json"))) == 3
+
+
+@pytest.mark.faults
+def test_a_process_that_stands_still_is_missed(tmp_path: Path) -> None:
+    made = program(tmp_path, steps=200_000)
+    processes = made.pair()
+    until = time.monotonic() + 120
+    while not list(made.root.glob("runs/*/seed=2/state=0/result.json")) and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(4)
+    began = time.monotonic()
+    processes[1].send_signal(signal.SIGSTOP)
+    code, _, said = ended(processes[:1])[0]
+    assert hosts.DEAD - 5 < time.monotonic() - began < hosts.DEAD + SECONDS
+    assert code == 2
+    assert said.startswith("error: process 1 of this program has given no sign of life for 30 s; start all")
+    assert len(said.splitlines()) == 1, said
+    processes[1].kill()
+    processes[1].communicate()
