@@ -36,7 +36,7 @@ _FAREWELL = 4.0
 # Seconds that a process may take to save what it does when another one was sent a signal.
 _GRACE = 4.0
 # Seconds to wait for all processes at the start.
-_GATHER = 300
+_GATHER = 300.0
 # Decisions that stay readable; processes are never that far apart.
 _KEPT = 1000
 _BROKEN = re.compile("gloo|nccl|connection|unavailable|coordination|socket", re.IGNORECASE)
@@ -102,16 +102,31 @@ def _join(coordinator: str | None, processes: int | None, process: int | None) -
         if name in jax.config.values:
             jax.config.update(name, value)
     how = None if coordinator is None else "deactivate"
+    # The runtime itself aborts when it has waited long enough.
+    vain = threading.Timer(_GATHER, _vain, (coordinator,))
+    vain.daemon = True
+    vain.start()
     try:
-        jax.distributed.initialize(coordinator, processes, process, None, how, _GATHER)
+        jax.distributed.initialize(coordinator, processes, process, None, how, int(2 * _GATHER) + 60)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"--distributed: the processes did not find one another ({_line(error)}); where neither SLURM, "
             "Kubernetes, MPI nor a TPU says who they are, give --coordinator HOST:PORT --processes N "
             "--process I, and start all of them."
         ) from error
+    finally:
+        vain.cancel()
     if not leads():
         _retell()
+
+
+def _vain(coordinator: str | None) -> None:
+    at = "" if coordinator is None else f" at {coordinator}"
+    why = (
+        f"not all processes of this program have come together{at} within {_GATHER:.0f} s; start all of them"
+    )
+    print(f"error: --distributed: {why}, each with its own number.", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def _retell() -> None:

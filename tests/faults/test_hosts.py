@@ -57,14 +57,17 @@ class Program(NamedTuple):
         )
 
     def pair(self, *more: str, outs: tuple[str, str] = ("runs", "runs")) -> list["subprocess.Popen[str]"]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        told = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process"]
+        told = ["--distributed", "--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
         return [self.start(2, *told, str(i), *more, out=out) for i, out in enumerate(outs)]
 
     def numbers(self) -> dict[str, object]:
         return {run.name: (contents(run), _cells(run)) for run in self.runs}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _cells(run: Path) -> list[list[str]]:
@@ -101,6 +104,34 @@ def test_the_relay_puts_one_sentence_for_the_runtimes_report() -> None:
             [sys.executable, relay, "the sentence"], input=words, capture_output=True, text=True, check=True
         )
         assert done.stderr == passed
+
+
+JOIN = """
+import sys
+from lthjax import cli
+from lthjax.devices import hosts
+hosts._GATHER = 2.0
+def main(words):
+    with hosts.program(*words[:1], *map(int, words[1:])):
+        pass
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "the processes did not find one another (coordinator_address should be defined.)"),
+        (("127.0.0.1:{port}", "2", "0"), "have come together at 127.0.0.1:{port} within 2 s; start all of"),
+    ],
+)
+def test_who_finds_nobody_says_so(words: tuple[str, ...], sentence: str) -> None:
+    port = free_port()
+    command = [sys.executable, "-c", JOIN, *(word.format(port=port) for word in words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert sentence.format(port=port) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_without_a_program_a_process_decides_alone() -> None:
