@@ -109,10 +109,14 @@ def _join(coordinator: str | None, processes: int | None, process: int | None) -
     try:
         jax.distributed.initialize(coordinator, processes, process, None, how, int(2 * _GATHER) + 60)
     except (ValueError, RuntimeError) as error:
+        advice = (
+            "where neither SLURM, Kubernetes, MPI nor a TPU says who they are, give --coordinator HOST:PORT "
+            "--processes N --process I, and start all of them"
+            if coordinator is None
+            else f"the port of {coordinator} must be free on the machine of process 0, and reached by all"
+        )
         raise UserError(
-            f"--distributed: the processes did not find one another ({_line(error)}); where neither SLURM, "
-            "Kubernetes, MPI nor a TPU says who they are, give --coordinator HOST:PORT --processes N "
-            "--process I, and start all of them."
+            f"--distributed: the processes did not find one another ({_line(error)}); {advice}."
         ) from error
     finally:
         vain.cancel()
