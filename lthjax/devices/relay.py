@@ -9,19 +9,23 @@ import sys
 
 # Words of the report's first lines.
 _REPORT = (b"Polled an error from coordination service", b"JAX distributed service detected fatal errors")
+# The beginnings of the sentences with which a process ends.
+_SENTENCES = (b"error: ", b"stopped")
 
 
 def main() -> None:
     """Ends with its input: with the process that it belongs to."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    told = False
+    said = reported = False
     for line in sys.stdin.buffer:
-        if not told and any(words in line for words in _REPORT):
-            told = True
-            line = sys.argv[1].encode() + b"\n"
-        elif told:
+        if any(words in line for words in _REPORT):
+            # The process may have noticed it first, and have said why it ends.
+            line = b"" if said or reported else sys.argv[1].encode() + b"\n"
+            reported = True
+        elif reported:
             continue
+        said = said or line.startswith(_SENTENCES)
         sys.stderr.buffer.write(line)
         sys.stderr.buffer.flush()
 

@@ -99,7 +99,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Program:
 def test_the_relay_puts_one_sentence_for_the_runtimes_report() -> None:
     relay = Path(hosts.__file__).with_name("relay.py")
     report = "E1 agent.cc] Polled an error from coordination service.\nF1 client.h] Terminating\n*** Check\n"
-    for words, passed in (("one\n", "one\n"), (f"one\n{report}", "one\nthe sentence\n")):
+    ends = {
+        "one\n": "one\n",
+        f"one\n{report}": "one\nthe sentence\n",
+        f"error: lost\n{report}": "error: lost\n",
+    }
+    for words, passed in ends.items():
         done = subprocess.run(
             [sys.executable, relay, "the sentence"], input=words, capture_output=True, text=True, check=True
         )
