@@ -4,20 +4,26 @@ python run.py --config configs/quickstart.py
 python run.py --config configs/lenet5_mnist.py --seeds 0 1 --levels 8 --train.steps 2000
 python run.py --config configs/cifar_cnn.py --dry-run
 python run.py --config configs/cifar_cnn.py --shard 2/5
+srun python run.py --config configs/cifar_cnn.py --out /shared/runs --distributed
 """
 
 import argparse
+import contextlib
 import logging
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lthjax import cli, config
 from lthjax.errors import UserError, check_folder, shell
+
+if TYPE_CHECKING:
+    from lthjax.bucket import Bucket
+    from lthjax.study import Filled
 
 # How long a process waits for another one that writes the same report.
 _REPORT_SECONDS = 600.0
@@ -46,52 +52,42 @@ class Options:
     """Time between two saves of a training run under way, for example `30 s` or `1 h`; `0` saves none."""
     shard: str | None = None
     """i/n: train every n-th seed from the i-th on, beside other processes. The last one writes the report."""
+    distributed: bool = False
+    """Join the same command on other machines to one program over all their devices. SLURM, Kubernetes, MPI
+    or the TPU say who takes part, or the next three options. The first process writes."""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, a free port there."""
+    processes: int | None = None
+    """Number of processes."""
+    process: int | None = None
+    """Number of this process, from 0."""
 
 
 def main(arguments: list[str]) -> None:
     """Plans, trains, reports."""
     sweep = parse(arguments)
     options = sweep[0]
+    _check_distributed(options)
 
     # What follows loads JAX; `--help` above does not wait for it.
     cli.load_jax()
     from analysis import report
     from lthjax import bucket, locks, progress, store, study
-    from lthjax.devices import hardware, replicate
+    from lthjax.devices import hosts, replicate
 
     if options.chunk is not None and options.chunk < 1:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
-    every = cli.seconds("--checkpoint-every", options.checkpoint_every)
-    part = None if options.shard is None else _numbers(options.shard)
     if options.cache:
         replicate.keep_programs()
-    prepared = study.prepare_all([one.study for one in sweep], options.data_dir)
     address = bucket.address_of(options.out)
     shared = None if address is None else bucket.Bucket(address)
-    out = options.out if shared is None else shared.local
-    check_folder(out, "--out")
-    if shared is not None:
-        shared.pull_all(one.folder for one in prepared)
-    seeds = None if part is None else study.shard(prepared, *part)
-    watch = progress.watch(options.quiet)
-    watch.say(f"lthjax runs on {hardware.described()}")
-    if unused := hardware.unused():
-        print(f"warning: {unused}", file=sys.stderr)
-    if options.dry_run:
-        prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
-        plans = study.plan_all(prepared, out)
-        cost = study.estimate(prepared, plans, options.chunk)
-        print(progress.plan_text(prepared, plans, cost, out))
+    with contextlib.ExitStack() as stack:
+        if options.distributed:
+            stack.enter_context(hosts.program(options.coordinator, options.processes, options.process))
+        writes, filled = hosts.leads(), _filled(sweep, shared, writes=hosts.leads())
+    if filled is None or not writes:
         return
-    runs, others = study.fill(
-        prepared,
-        out,
-        seeds=seeds,
-        watch=watch,
-        chunk=options.chunk,
-        checkpoint_seconds=every,
-        bucket=shared,
-    )
+    runs, others = filled
     if others:
         command = shell("python", "-m", "analysis.report", *runs)
         left = f"the report is left to the last of them; {command} writes one of the cells so far"
@@ -100,11 +96,80 @@ def main(arguments: list[str]) -> None:
     if shared is not None:
         shared.pull_all(run.name for run in runs)
     with locks.alone(runs[0] / store.LOCKS / "report", _REPORT_SECONDS):
-        watch.say("writing the report")
+        progress.watch(options.quiet).say("writing the report")
         page = report.build_all(runs, only_if_changed=True)
     if shared is not None:
         shared.push_pages([*(run / "report" / page.name for run in runs), page])
     print(page)
+
+
+def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Filled | None":
+    """Trains what is missing; with `--dry-run` prints the plan and returns None.
+
+    Args:
+        sweep: the options, once for each study.
+        shared: the bucket, if `--out` names one.
+        writes: whether this process shows its progress.
+    """
+    from lthjax import progress, study
+    from lthjax.devices import hardware
+
+    options = sweep[0]
+    every = cli.seconds("--checkpoint-every", options.checkpoint_every)
+    part = None if options.shard is None else _numbers(options.shard)
+    prepared = study.prepare_all([one.study for one in sweep], options.data_dir)
+    seeds = None if part is None else study.shard(prepared, *part)
+    out = options.out if shared is None else shared.local
+    check_folder(out, "--out")
+    watch = progress.watch(options.quiet or not writes)
+    watch.say(f"lthjax runs on {hardware.described()}")
+    if unused := hardware.unused():
+        print(f"warning: {unused}", file=sys.stderr)
+    if shared is not None:
+        shared.pull_all(one.folder for one in prepared)
+    if options.dry_run:
+        prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
+        plans = study.plan_all(prepared, out)
+        cost = study.estimate(prepared, plans, options.chunk)
+        print(progress.plan_text(prepared, plans, cost, out))
+        return None
+    return study.fill(
+        prepared,
+        out,
+        seeds=seeds,
+        watch=watch,
+        chunk=options.chunk,
+        checkpoint_seconds=every,
+        bucket=shared,
+    )
+
+
+def _check_distributed(options: Options) -> None:
+    """Checks the options of a program over several hosts.
+
+    Raises:
+        UserError: some do not go together.
+    """
+    named = (options.coordinator, options.processes, options.process)
+    if not options.distributed:
+        if any(one is not None for one in named):
+            raise UserError("--coordinator, --processes, --process: they belong to --distributed; add it.")
+        return
+    if any(one is None for one in named) != all(one is None for one in named):
+        raise UserError(
+            "--distributed: give all of --coordinator, --processes and --process, or none of them."
+        )
+    if options.coordinator is not None and not re.fullmatch(r".+:[0-9]{1,5}", options.coordinator):
+        raise UserError(f"--coordinator: {options.coordinator!r} is not allowed; it must be HOST:PORT.")
+    if options.process is not None and not 0 <= options.process < (options.processes or 0):
+        raise UserError(f"--process: {options.process} is not allowed; it must be from 0 to --processes - 1.")
+    if options.dry_run:
+        raise UserError("--dry-run: it measures one machine; leave --distributed out.")
+    if "://" in str(options.out) or re.match(r"[a-z]+:/", str(options.out)):
+        raise UserError(
+            f"--out: {str(options.out)!r} is an address, of which every machine would have its own copy; "
+            "with --distributed name a folder that all of them share."
+        )
 
 
 def _numbers(shard: str) -> tuple[int, int]:

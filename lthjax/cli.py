@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from lthjax import signals
-from lthjax.errors import UserError
+from lthjax.errors import UserError, of_disk
 
 _Options = TypeVar("_Options")
 _NONE: Mapping[str, str] = {}
@@ -36,8 +36,7 @@ def run(main: Callable[[list[str]], None], addresses: Mapping[str, str] = _NONE)
         # The reader of the output has closed it, so nothing can be reported.
         os._exit(128 + 13)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}; mend it, and the same command goes on from here.")
+        _fail(of_disk(error))
     except Exception:
         why = _no_device()
         if not why:

@@ -5,6 +5,7 @@ A finished dense network starts the chains of its seed; a finished ticket queues
 
 import logging
 import sys
+import zlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,9 @@ import numpy as np
 from lthjax import data, fields, imp, optim, prune, record, rng, settings, train
 from lthjax.arms import ARMS, Context
 from lthjax.background import Background
-from lthjax.devices import hardware, replicate
+from lthjax.devices import hardware, hosts, replicate
 from lthjax.errors import UserError, shell
+from lthjax.follower import Follower
 from lthjax.imp import DENSE, Cell, Chain, Leader, Task
 from lthjax.models import Variables
 from lthjax.plan import Plan, Prepared, lenders
@@ -144,7 +146,7 @@ def task(prepared: Prepared, run: Reader, cell: Cell) -> Task:
 
 def drive(
     studies: Sequence[Prepared],
-    stores: Sequence[Store],
+    stores: Sequence[Store | Follower],
     watch: Watch | None,
     chunk: int | None,
     checkpoint_seconds: float,
@@ -172,6 +174,7 @@ def drive(
         for lender, run in zip(lenders(studies), runs, strict=True):
             run.begin(next(other for other in runs if other.prepared is lender))
         while taken := queue.take():
+            _check_alike(taken)
             if watch is not None:
                 watch.chunk([item.named for item in taken], taken[0].run.prepared.label)
             for item in taken:
@@ -180,6 +183,22 @@ def drive(
             jobs = [item.job for item in taken]
             trained = train.train(taken[0].run.trainer, jobs, advance, keep if checkpoint_seconds else None)
             queue.finish(taken, trained)
+
+
+def _check_alike(chunk: Sequence["_Item"]) -> None:
+    """Checks that all hosts of a program train the same chunk, from masks of the same bits.
+
+    Raises:
+        UserError: they do not.
+    """
+    if hosts.count() > 1:
+        jobs = [item.job._replace(variables=None, mask=None, position=None) for item in chunk]  # type: ignore[arg-type]
+        bits = [zlib.crc32(np.asarray(m).tobytes()) for item in chunk for m in jax.tree.leaves(item.job.mask)]
+        hosts.alike(
+            (jobs, bits, [(item.priority, item.job.at) for item in chunk]),
+            f"it would train another mask for {record.describe(chunk[0].named)}; take machines of one kind, "
+            "with the same versions, environment variables and files.",
+        )
 
 
 class _Item(NamedTuple):
@@ -222,7 +241,9 @@ class _Queue:
     def take(self) -> list[_Item]:
         """The next chunk; empty if nothing is left. A chunk is full if there is any prospect of it."""
         with self._background.changed:
-            self._background.wait(lambda: not self._open or self._is_full(self._next()))
+            # Several hosts must all take the same chunk, whose background threads are never equally fast.
+            at_once = hosts.count() == 1
+            self._background.wait(lambda: not self._open or (at_once and self._is_full(self._next())))
             taken = self._next()
             self._items = [item for item in self._items if not any(item is other for other in taken)]
         return taken
@@ -283,7 +304,7 @@ class Run:
         self,
         number: int,
         prepared: Prepared,
-        store: Store,
+        store: Store | Follower,
         trainer: train.Trainer,
         queue: _Queue,
         watch: Watch | None,

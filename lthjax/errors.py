@@ -43,6 +43,12 @@ def unknown(field: str, value: object, allowed: Iterable[str]) -> UserError:
     return UserError(f"{field}: {value!r} is not known; {hint}Known: {', '.join(names)}.")
 
 
+def of_disk(error: OSError) -> str:
+    """The sentence for an error of the disk that nothing else has turned into one."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; mend it, and the same command goes on from here."
+
+
 def shell(*words: object) -> str:
     """A command that can be pasted into a shell: its words, quoted where needed."""
     return shlex.join(map(str, words))

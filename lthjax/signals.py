@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+INTERRUPT = int(signal.SIGINT)
 # Seconds that a command may take to end by itself after a signal.
 _GRACE = 4.0
 
@@ -81,6 +82,11 @@ class Delay:
     def asked(self) -> bool:
         """Whether one has come."""
         return self._came is not None
+
+    @property
+    def number(self) -> int:
+        """The one that has come; 0 if none has."""
+        return 0 if self._came is None else self._came[0]
 
     def deliver(self) -> None:
         """Handles the signal that has come, which raises; does nothing if none has."""

@@ -131,7 +131,7 @@ class Reader:
             for name, of_part in shapes.items()
         }
         try:
-            with _quiet():
+            with _quiet(), _alone():
                 return cast(dict[str, PyTree], jax.device_get(ocp.load(of / "variables", template)))
         except Exception as error:  # Orbax and tensorstore raise many kinds
             raise _damaged(of / "variables", error) from error
@@ -388,6 +388,17 @@ class Store(Reader):
             raise files.unwritable(target, error) from error
 
 
+def contents(run: Path, seeds: Collection[int]) -> dict[str, str]:
+    """Place of every cell, rewind state and saved position of these seeds -> checksum of its manifest."""
+    patterns = [pattern.removeprefix("seed=*/") for pattern in (*PLACES, "seed=*/under-way/*/step=*")]
+    found = {}
+    for place in (of for seed in seeds for p in patterns for of in sorted((run / f"seed={seed}").glob(p))):
+        if any((place / name).is_file() for name in ("result.json", "progress.json")):
+            made = place / manifest.FILE
+            found[place.relative_to(run).as_posix()] = files.sha256(made) if made.is_file() else ""
+    return found
+
+
 def lock_seeds(run: Path, seeds: Collection[int]) -> dict[str, locks.Lock]:
     """Takes the locks of those seeds of a run folder that no other process writes.
 
@@ -610,9 +621,43 @@ def _save(path: Path, trees: Mapping[str, PyTree]) -> None:
 
     try:
         with _quiet():
-            ocp.save(path, {**trees})
+            if jax.process_count() == 1:
+                ocp.save(path, {**trees})
+            else:
+                _save_alone(path, trees)
     except Exception as error:  # Orbax and tensorstore raise many kinds, for a full disk too
         raise OSError(str(error)) from error
+
+
+def _save_alone(path: Path, trees: Mapping[str, PyTree]) -> None:
+    """As `ocp.save`, by one process of a program over several hosts (`lthjax.devices.hosts`).
+
+    Orbax's newer interface waits for the other processes whatever its options say; it reads what the older
+    one writes.
+    """
+    import orbax.checkpoint as ocp
+
+    alone = ocp.options.MultiprocessingOptions(**_alone_options())
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(path, ocp.args.Composite(pytree=ocp.args.PyTreeSave({**trees})))
+
+
+def _alone() -> contextlib.AbstractContextManager[Any]:
+    """Keeps Orbax from waiting for the other processes of a program when it reads."""
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    from orbax.checkpoint import v1 as ocp
+
+    options = ocp.options.MultiprocessingOptions(**_alone_options())
+    return cast(contextlib.AbstractContextManager[Any], ocp.Context(multiprocessing_options=options))
+
+
+def _alone_options() -> dict[str, Any]:
+    own = jax.process_index()
+    return {"primary_host": own, "active_processes": {own}, "barrier_sync_key_prefix": f"lthjax{own}"}
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

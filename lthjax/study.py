@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 from lthjax import prune, record, rng, settings, train
 from lthjax.bucket import Bucket, SharedStore
+from lthjax.devices import hosts
 from lthjax.drive import Watch, drive, first_batch, first_batches, make_trainer, task
+from lthjax.follower import Follower
 from lthjax.locks import Held
 from lthjax.plan import Plan, Prepared, narrowed, plan, plan_all, prepare, prepare_all, shard, together
-from lthjax.store import Store, busy_seeds
+from lthjax.store import Store, busy_seeds, contents
 
 __all__ = [
     "CHECKPOINT_SECONDS",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 CHECKPOINT_SECONDS = 300.0
+_OTHER_STUDY = "start all of them with the same code, config, options and data."
 _log = logging.getLogger(__name__)
 
 
@@ -149,7 +152,8 @@ def fill(
 ) -> Filled:
     """Trains what is missing of some seeds of a sweep, beside other processes that train others.
 
-    Seeds that another process trains are left to it; a seed is trained in all studies by one process.
+    Seeds that another process trains are left to it; a seed is trained in all studies by one process. The
+    processes of one program over several hosts (`lthjax.devices.hosts`) count as one: process 0 writes.
 
     Args:
         studies: the result of one `prepare_all`.
@@ -164,20 +168,19 @@ def fill(
         UserError: as for `run`; other processes train all these seeds.
     """
     paths = [Path(out) / one.folder for one in studies]
+    named = [(one.folder, one.study) for one in studies]
+    hosts.alike((named, seeds, chunk, checkpoint_seconds > 0), _OTHER_STUDY)
     todo = together(plan_all(studies if seeds is None else narrowed(studies, seeds), out))
     if bucket is not None:
         unsent = {place.partition("/")[0] for path in paths for place in bucket.unsent(path.name)}
         asked = dict.fromkeys(seed for one in studies for seed in one.study.seeds)
         due = [seed for seed in asked if seed in todo.seeds or f"seed={seed}" in unsent]
         todo = todo._replace(seeds=tuple(seed for seed in due if seeds is None or seed in seeds))
+    todo = todo._replace(seeds=tuple(hosts.decided(todo.seeds)))
     if not todo.seeds:
         return Filled(paths, [])
-    for path in paths:
-        record.warn_of_environment(path)
     with contextlib.ExitStack() as stack:
-        own, stores = _opened(studies, out, todo.seeds, stack, bucket)
-        for store in stores:
-            stack.enter_context(record.logged(store.path))
+        own, stores = (_opened if hosts.leads() else _followed)(studies, out, todo.seeds, stack, bucket)
         free = {seed for one in own for seed in one.study.seeds}
         # Planned again under the locks: another process may just have finished.
         now = together(plan_all(own, out))
@@ -195,6 +198,8 @@ def fill(
         finally:
             if watch is not None:
                 watch.end()
+    if not hosts.leads():
+        return Filled(paths, [])
     # Looked at without a lock of ours, so that of two processes that end at a time one sees the other gone.
     busy = [busy_seeds(path) if bucket is None else bucket.busy_seeds(path.name) for path in paths]
     return Filled(paths, sorted({seed for of in busy for seed in of}))
@@ -206,11 +211,13 @@ def _opened(
     seeds: Collection[int],
     stack: contextlib.ExitStack,
     bucket: Bucket | None,
-) -> tuple[list[Prepared], list[Store]]:
+) -> tuple[list[Prepared], list[Store] | list[Follower]]:
     """The studies, each with those of its seeds that no other process trains in any study, and their stores.
 
     Studies that have none are left out.
     """
+    for one in studies:
+        record.warn_of_environment(Path(out) / one.folder)
     make = Store if bucket is None else partial(SharedStore, bucket)
     left, opened, why = set(seeds), [], None
     for one in studies:
@@ -229,7 +236,40 @@ def _opened(
     own = narrowed([one for one, _ in opened], left)
     if why is not None and not own:
         raise why
-    return own, [store for _, store in opened if store.seeds]
+    stores = [store for _, store in opened if store.seeds]
+    hosts.decided(sorted({seed for store in stores for seed in store.seeds}))
+    _check_alike(own, out)
+    for store in stores:
+        stack.enter_context(record.logged(store.path))
+    return own, stores
+
+
+def _followed(
+    studies: Sequence[Prepared], out: str | Path, *_: object
+) -> tuple[list[Prepared], list[Store] | list[Follower]]:
+    """As `_opened`, for the processes of a program that leave writing to process 0."""
+    own = narrowed(studies, hosts.decided([]))
+    _check_alike(own, out)
+    return own, [Follower(Path(out) / one.folder, one.study.seeds) for one in own]
+
+
+def _check_alike(studies: Sequence[Prepared], out: str | Path) -> None:
+    """Checks that all hosts of a program see the same files; process 0 has opened the folders.
+
+    Raises:
+        UserError: they do not.
+    """
+    if hosts.count() == 1:
+        return
+    for one in studies:
+        path = Path(out) / one.folder
+        hosts.alike(
+            contents(path, one.study.seeds),
+            f"it sees other cells in {path}; put --out on a disk that all machines share, or copy that "
+            "folder of process 0's machine to the same place on every other one.",
+        )
+    # Process 0 must not write before all have looked.
+    hosts.barrier("opened")
 
 
 def seeds_in_words(seeds: Iterable[int]) -> str:

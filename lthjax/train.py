@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from lthjax import data, models, prune, rng, settings, signals
 from lthjax.config import Lengths
-from lthjax.devices import replicate
+from lthjax.devices import hosts, replicate
 from lthjax.models import Model, Variables
 from lthjax.optim import Optimiser
 
@@ -428,10 +428,13 @@ def train(
     saved = time.monotonic()
     with signals.delayed() as delay:
         for _ in chunk.train(progress):
-            if delay.asked or time.monotonic() - saved >= checkpoints.seconds:
+            asked, number = delay.asked, hosts.signalled(delay.number)
+            if number or hosts.decided(time.monotonic() - saved >= checkpoints.seconds):
                 chunk.save(checkpoints.save)
                 saved = time.monotonic()
                 delay.deliver()
+                if number and not asked:
+                    raise signals.Stopped(number)  # another process of the program was asked
     return chunk.results()
 
 
@@ -488,11 +491,11 @@ class _Chunk:
         self._state, losses = trainer.segment(
             shared, self._state, (self._mask, self._feed, self._stack(orders))
         )
-        for record, values in zip(self._records, np.asarray(losses), strict=False):
+        for record, values in zip(self._records, replicate.fetch(losses), strict=False):
             record.add_losses(self.at, values[:count])
         self.at += count
         wanted = count * _SEGMENT_SECONDS / (time.perf_counter() - began)
-        self._steps = max(1, min(int(wanted), 4 * self._steps))
+        self._steps = hosts.decided(max(1, min(int(wanted), 4 * self._steps)))
         return count
 
     def _arrive(self) -> float | None:
@@ -696,7 +699,7 @@ def _evaluate(
     trainer: Trainer, variables: Variables, feed: Feed, rows: _Rows, count: int
 ) -> list[list[Evaluation]]:
     """Mean loss and accuracy of the first `count` replicates, for every part."""
-    losses, hits = trainer.evaluate((trainer.images,), variables, (feed, rows.images))
+    losses, hits = replicate.fetch(trainer.evaluate((trainer.images,), variables, (feed, rows.images)))
     measured = []
     for last, rows_in_part in zip(np.cumsum(rows.parts), rows.parts, strict=True):
         part = (slice(count), slice(last - rows_in_part, last))

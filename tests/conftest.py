@@ -73,6 +73,7 @@ SLOW = {
         "test_mask_may_be_traced",
         "test_products_are_those_of_the_explicit",
     ),
+    "test_hosts": ("test_two_processes", "test_a_process_that_dies", "test_a_signal_to_one"),
     "test_interop": ("test_a_ticket_in_a_few_lines[of_equinox", "test_a_ticket_in_a_few_lines[of_haiku"),
     "test_landscape": (
         "test_a_direction_is_the_formula",

@@ -119,6 +119,18 @@ BAD = {
     "shard 4": (["--shard", "4/3"], "--shard: 4/3 is not allowed; it must be i/n with i from 1 to n"),
     "shards": (["--shard", "1/3"], "--shard: 1/3 is not allowed; 2 seeds make at most as many shards"),
     "no shard": (["--shard", "-1/3"], "--shard: '-1/3' is not allowed; it must be i/n, the i-th of n parts"),
+    "alone": (["--process", "1"], "--process: they belong to --distributed; add it"),
+    "half named": (["--distributed", "--process", "1"], "give all of --coordinator, --processes and"),
+    "process": (
+        ["--distributed", "--coordinator", "here:1", "--processes", "2", "--process", "2"],
+        "--process: 2 is not allowed; it must be from 0 to --processes - 1",
+    ),
+    "port": (
+        ["--distributed", "--coordinator", "here", "--processes", "2", "--process", "0"],
+        "--coordinator: 'here' is not allowed; it must be HOST:PORT",
+    ),
+    "distributed plan": (["--distributed", "--dry-run"], "--dry-run: it measures one machine"),
+    "distributed bucket": (["--distributed", "--out", "gs://some/runs"], "of which every machine would have"),
     "shape": (["--model", "conv6"], "divisible by 8, not 28x28x1"),
     "out": (["--out", "/proc/nowhere"], "--out: '/proc/nowhere/"),
 }

@@ -7,12 +7,15 @@ from importlib import metadata
 
 import jax
 
+from lthjax.devices import hosts
+
 
 def described() -> str:
-    """The local devices: `2 x cpu (x86_64)`."""
+    """The devices: `2 x cpu (x86_64)`, or `4 hosts of 8 x gpu (H100)`; a host is a process of a program."""
     local = jax.local_devices()
     kind = platform.machine() if local[0].platform == "cpu" else local[0].device_kind
-    return f"{len(local)} x {local[0].platform} ({kind})"
+    of = f"{hosts.count()} hosts of " if hosts.count() > 1 else ""
+    return f"{of}{len(local)} x {local[0].platform} ({kind})"
 
 
 def unused() -> str:

@@ -14,7 +14,7 @@ import os
 import platform
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lthjax.devices import hosts
 
 PyTree = Any
 _AXIS = "replicates"
@@ -111,9 +113,17 @@ def cores() -> int:
 
 
 def mesh(at_most: int) -> Mesh:
-    """A mesh of at most `at_most` local devices, over which replicates are spread."""
-    devices = jax.local_devices()[: max(at_most, 1)]
-    return jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    """A mesh of at most `at_most` local devices, over which replicates are spread.
+
+    In a program over several hosts, of all devices of all hosts: each needs some of the mesh.
+    """
+    whole = hosts.count() > 1
+    devices = jax.devices() if whole else jax.local_devices()[: max(at_most, 1)]
+    made = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    if whole:
+        # Connects them while all are here: Gloo waits 30 s for that, and compilations may differ by more.
+        fetch(stack(made, [np.int32(0)] * len(devices)))
+    return made
 
 
 def width(on: Mesh, at_most: int, chunk: int | None = None) -> int:
@@ -178,17 +188,49 @@ def run(program: Callable[..., PyTree], on: Mesh, each: Sequence[PyTree]) -> lis
 
 
 def share(on: Mesh, tree: PyTree) -> PyTree:
-    """Copies a whole pytree to every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(on, PartitionSpec()))
+    """Copies a whole pytree, which every host has, to every device of the mesh."""
+    return _put(tree, NamedSharding(on, PartitionSpec()))
 
 
 def stack(on: Mesh, trees: Sequence[PyTree]) -> PyTree:
-    """Stacks one pytree per replicate along a new leading axis, spread over the mesh."""
+    """Stacks one pytree per replicate along a new leading axis, spread over the mesh; every host has all."""
     stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees)
-    return jax.device_put(stacked, NamedSharding(on, PartitionSpec(_AXIS)))
+    return _put(stacked, NamedSharding(on, PartitionSpec(_AXIS)))
+
+
+def _put(tree: PyTree, where: NamedSharding) -> PyTree:
+    if hosts.count() == 1:
+        return jax.device_put(tree, where)
+
+    def put(leaf: Any) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
+
+    return jax.tree.map(put, tree)
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """A pytree of device arrays as numpy arrays, whole on every host; all hosts must call it."""
+    if hosts.count() == 1 or not jax.tree.leaves(tree):
+        return jax.device_get(tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), _gather(_mesh_of(tree))(tree))
+
+
+def _mesh_of(tree: PyTree) -> Mesh:
+    return next(leaf.sharding.mesh for leaf in jax.tree.leaves(tree))
+
+
+@lru_cache
+def _gather(on: Mesh) -> Callable[[PyTree], PyTree]:
+    """One program for a whole pytree: a collective operation for each leaf, but one launch."""
+
+    def gather(tree: PyTree) -> PyTree:
+        return tree
+
+    return jax.jit(gather, out_shardings=NamedSharding(on, PartitionSpec()))
 
 
 def unstack(tree: PyTree, count: int) -> list[PyTree]:
     """The first `count` replicates of a stacked pytree, each as a pytree of numpy arrays."""
-    host = jax.device_get(tree)
+    host = fetch(tree)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(count)]
