@@ -73,7 +73,7 @@ SLOW = {
         "test_mask_may_be_traced",
         "test_products_are_those_of_the_explicit",
     ),
-    "test_hosts": ("test_two_processes", "test_a_process_that_dies", "test_a_signal_to_one"),
+    "test_hosts": ("test_two_processes",),
     "test_interop": ("test_a_ticket_in_a_few_lines[of_equinox", "test_a_ticket_in_a_few_lines[of_haiku"),
     "test_landscape": (
         "test_a_direction_is_the_formula",
@@ -95,9 +95,7 @@ SLOW = {
     ),
     "test_predict": ("test_the_command_says_first", "test_grasp_of_a_network_with_convolutions"),
     "test_processes": (
-        "test_an_array_of_single_seeds",
         "test_one_of_three_processes",
-        "test_three_processes",
         "test_two_processes_train_no_cell_twice",
     ),
     "test_report": (

@@ -182,6 +182,7 @@ def test_two_processes_give_the_numbers_of_one(whole: Program, tmp_path: Path) -
     assert not any(check.check(run).damaged for run in made.runs)
 
 
+@pytest.mark.faults
 def test_a_process_that_dies_ends_the_other_and_they_go_on(whole: Program, tmp_path: Path) -> None:
     made = program(tmp_path)
     for victim in (1, 0):
@@ -213,6 +214,7 @@ def test_a_process_that_dies_ends_the_other_and_they_go_on(whole: Program, tmp_p
     assert not any(check.check(run).damaged for run in made.runs)
 
 
+@pytest.mark.faults
 def test_a_signal_to_one_ends_both_and_saves(tmp_path: Path) -> None:
     made = program(tmp_path, steps=200_000)
     processes = made.pair()

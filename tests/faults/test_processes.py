@@ -226,6 +226,7 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> World:
     return made
 
 
+@pytest.mark.faults
 def test_three_processes_fill_one_folder(six: World, tmp_path: Path) -> None:
     made = world(tmp_path)
     processes = [made.start("run", *SIX, "--shard", f"{number}/3") for number in (1, 2, 3)]
