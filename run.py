@@ -122,7 +122,6 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
     out = options.out if shared is None else shared.local
     check_folder(out, "--out")
     watch = progress.watch(options.quiet or not writes)
-    watch.say(f"lthjax runs on {hardware.described()}")
     if unused := hardware.unused():
         print(f"warning: {unused}", file=sys.stderr)
     if shared is not None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from lthjax import prune, record, rng, settings, train
 from lthjax.bucket import Bucket, SharedStore
-from lthjax.devices import hosts
+from lthjax.devices import hardware, hosts
 from lthjax.drive import Watch, drive, first_batch, first_batches, make_trainer, task
 from lthjax.follower import Follower
 from lthjax.locks import Held
@@ -181,6 +181,9 @@ def fill(
         return Filled(paths, [])
     with contextlib.ExitStack() as stack:
         own, stores = (_opened if hosts.leads() else _followed)(studies, out, todo.seeds, stack, bucket)
+        # Said once the folders are open, so that an error before that is the only sentence.
+        if watch is not None:
+            watch.say(f"lthjax runs on {hardware.described()}")
         free = {seed for one in own for seed in one.study.seeds}
         # Planned again under the locks: another process may just have finished.
         now = together(plan_all(own, out))

@@ -94,10 +94,7 @@ SLOW = {
         "test_every_product_of_a_network_is_of_rounded",
     ),
     "test_predict": ("test_the_command_says_first", "test_grasp_of_a_network_with_convolutions"),
-    "test_processes": (
-        "test_one_of_three_processes",
-        "test_two_processes_train_no_cell_twice",
-    ),
+    "test_processes": ("test_two_processes_train_no_cell_twice",),
     "test_report": (
         "test_a_report_that_is_not_whole",
         "test_an_unchanged_report",

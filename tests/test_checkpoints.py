@@ -166,7 +166,8 @@ def test_a_damaged_position_is_named_and_not_used(tiny: Make, tmp_path: Path) ->
     watch = Stop(None)
     study.run(prepared, tmp_path / "runs", watch=watch)
     assert watch.steps == 40
-    (said,) = watch.said
+    runs_on, said = watch.said
+    assert runs_on.startswith("lthjax runs on ")
     assert str(biggest.relative_to(run)) in said
     assert said.endswith("The training of seed 0, dense begins anew.")
     assert said in (run / "log.txt").read_text()

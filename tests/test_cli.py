@@ -145,9 +145,7 @@ def test_bad_input_gets_one_sentence(case: str, command: Call) -> None:
     assert done.stdout == ""
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
-    # A folder that cannot be made is found when the run has said where it runs.
-    *said, _ = done.stderr.splitlines()
-    assert [line.split(" on ")[0] for line in said] == ["lthjax runs"] * (case == "out")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_misspelt_option_suggests_the_right_one(command_line: Call) -> None:

@@ -48,10 +48,6 @@ def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
     trainer = study.make_trainer([prepared], 1, [seed])
     variables = prepared.model.init(rng.stream(seed, "init"))
     job = train.Job(seed, 0, 0, 2, variables, prune.ones(variables.params))
-    if path.stem == "conv4_cifar_paper":
-        # Its layers are among those of Conv-6, whose compilation takes a minute.
-        assert train.prepared_segment(trainer, job)
-        return
     results = train.train(trainer, [job], lambda *_: None)
     assert results[0].status == "done"
     assert prune.magnitude(results[0].variables.params, job.mask, small.prune.rate)

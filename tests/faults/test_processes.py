@@ -246,6 +246,7 @@ def test_three_processes_fill_one_folder(six: World, tmp_path: Path) -> None:
     assert about["config"]["seeds"] == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.faults
 def test_one_of_three_processes_is_killed(six: World, tmp_path: Path) -> None:
     made = world(tmp_path)
     processes = [made.start("run", *SIX, "--shard", f"{number}/3") for number in (1, 2, 3)]

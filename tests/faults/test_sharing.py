@@ -99,8 +99,10 @@ def test_each_takes_the_seeds_that_are_free_and_the_last_one_knows(
         first = study.fill([one], tmp_path, watch=Watch())
         assert first.others == [1, 2]
         assert {row.seed for row in load(other.path)} == {0, 3}
-        assert said == [f"{one.folder}: other processes train seeds 1, 2; this one trains seeds 0, 3"]
-        assert said[0].partition(": ")[2] in (other.path / "log.txt").read_text()
+        runs_on, *others = said
+        assert runs_on.startswith("lthjax runs on ")
+        assert others == [f"{one.folder}: other processes train seeds 1, 2; this one trains seeds 0, 3"]
+        assert others[0].partition(": ")[2] in (other.path / "log.txt").read_text()
         assert study.fill([one], tmp_path, seeds=[0, 3]).others == [], "nothing to train, so it may report"
         with pytest.raises(UserError, match="another process is running this study; wait for it or stop it"):
             study.fill([one], tmp_path)
