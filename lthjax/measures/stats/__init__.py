@@ -1,0 +1,93 @@
+"""Statistics over seeds. The unit is the seed: repeats are averaged within their seed first.
+
+Functions take one number per seed and are pure. scipy supplies distributions and tests. Bounds and p-values
+by Student's t are exact for normal values. All seeds share one test set, so the results hold for that set;
+`sampling_error` says how much a single accuracy would vary with another test set of the same size.
+"""
+
+from lthjax.measures.stats._curves import (
+    Curve,
+    IsoAccuracy,
+    area_between,
+    crossing,
+    iso_accuracy,
+    iso_ratio,
+    nearest,
+    smallest_match,
+    sparsest_matches,
+)
+from lthjax.measures.stats._intervals import (
+    ANY,
+    PERCENT,
+    POSITIVE,
+    SHARE,
+    Interval,
+    Range,
+    Ratio,
+    bounds,
+    geometric_bounds,
+    geometric_interval,
+    mean_interval,
+    paired,
+    sampling_error,
+)
+from lthjax.measures.stats._tests import (
+    Alternative,
+    Effect,
+    Share,
+    collapse_share,
+    hedges_gz,
+    holm,
+    sign_flip_p_value,
+    t_p_value,
+)
+from lthjax.measures.stats._tests import _noncentrality as _noncentrality
+from lthjax.measures.stats._verdicts import (
+    Outcome,
+    Verdict,
+    conjunction,
+    equivalent,
+    geometric_verdict,
+    noninferior,
+    verdict,
+)
+
+__all__ = [
+    "ANY",
+    "PERCENT",
+    "POSITIVE",
+    "SHARE",
+    "Alternative",
+    "Curve",
+    "Effect",
+    "Interval",
+    "IsoAccuracy",
+    "Outcome",
+    "Range",
+    "Ratio",
+    "Share",
+    "Verdict",
+    "area_between",
+    "bounds",
+    "collapse_share",
+    "conjunction",
+    "crossing",
+    "equivalent",
+    "geometric_bounds",
+    "geometric_interval",
+    "geometric_verdict",
+    "hedges_gz",
+    "holm",
+    "iso_accuracy",
+    "iso_ratio",
+    "mean_interval",
+    "nearest",
+    "noninferior",
+    "paired",
+    "sampling_error",
+    "sign_flip_p_value",
+    "smallest_match",
+    "sparsest_matches",
+    "t_p_value",
+    "verdict",
+]
