@@ -2,7 +2,10 @@
 
 Functions take one number per seed and are pure. scipy supplies distributions and tests. Bounds and p-values
 by Student's t are exact for normal values. All seeds share one test set, so the results hold for that set;
-`sampling_error` says how much a single accuracy would vary with another test set of the same size.
+`sampling_error` says how much a single accuracy would vary with another test set of the same size. A few
+seeds may agree by chance to less than that: `difference_error` is the floor below which the spread of a
+difference between two networks is not believed. In a simulation of three to six seeds on one test set,
+intervals with it cover the difference on all images in 97 % of the cases or more, without it in 84 to 93 %.
 """
 
 from lthjax.measures.stats._curves import (
@@ -25,6 +28,7 @@ from lthjax.measures.stats._intervals import (
     Range,
     Ratio,
     bounds,
+    difference_error,
     geometric_bounds,
     geometric_interval,
     mean_interval,
@@ -72,6 +76,7 @@ __all__ = [
     "collapse_share",
     "conjunction",
     "crossing",
+    "difference_error",
     "equivalent",
     "geometric_bounds",
     "geometric_interval",

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from lthjax.errors import UserError
-from lthjax.measures.stats._checks import finite, fraction, identical, inside
+from lthjax.measures.stats._checks import finite, fraction, identical, inside, not_negative
 
 Range = tuple[float, float]
 """The least and the largest possible value of a quantity; infinite where there is no limit."""
@@ -56,7 +56,9 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float
     return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95, within: Range = ANY) -> Interval:
+def mean_interval(
+    values: Sequence[float], confidence: float = 0.95, within: Range = ANY, floor: float = 0.0
+) -> Interval:
     """The mean of independent values with Student's t interval: mean ∓ t(n − 1) s / √n.
 
     For a quantity with a range, the interval stays within the range. It is computed on an unbounded scale,
@@ -73,11 +75,14 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, within: Ran
         values: one per seed; a NaN makes the result NaN.
         confidence: of the two-sided interval, in (0, 1).
         within: the quantity's range, in the unit of the values.
+        floor: the least standard deviation of a value, in the unit of the values: s is at least that; for
+            accuracies by `difference_error`.
 
     Raises:
-        UserError: the confidence or the mean is out of range.
+        UserError: the confidence or the mean is out of range, or the floor is negative.
     """
     inside("confidence", confidence, 0, 1)
+    not_negative("floor", floor)
     n = len(values)
     if n == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
@@ -88,11 +93,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, within: Ran
             f"values: their mean {mean:g} is not in [{within[0]:g}, {within[1]:g}]; give the range of their "
             "unit."
         )
-    if same:
+    if same and not floor:
         return Interval(mean, mean, mean, n)
     if n == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    spread = max(0.0 if same else float(np.std(values, ddof=1)), floor)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * spread / np.sqrt(n))
     return Interval(mean, *_around(mean, half, within), n)
 
 
@@ -115,7 +121,9 @@ def _around(mean: float, half: float, within: Range) -> tuple[float, float]:
     return within[0] + width / (1 + above / below * more), within[1] - width / (1 + below / above * more)
 
 
-def bounds(values: Sequence[float], confidence: float = 0.95, within: Range = ANY) -> Interval:
+def bounds(
+    values: Sequence[float], confidence: float = 0.95, within: Range = ANY, floor: float = 0.0
+) -> Interval:
     """The mean with a lower and an upper bound, each one-sided: mean ∓ t(confidence, n − 1) s / √n.
 
     Each bound alone holds with that confidence; at 95 % the two together are the 90 % interval.
@@ -124,12 +132,13 @@ def bounds(values: Sequence[float], confidence: float = 0.95, within: Range = AN
         values: one per seed.
         confidence: of either bound, in (0.5, 1).
         within: the quantity's range; bounds stay within it, as in `mean_interval`.
+        floor: the least standard deviation of a value, as there.
 
     Raises:
-        UserError: the confidence or the mean is out of range.
+        UserError: the confidence or the mean is out of range, or the floor is negative.
     """
     inside("confidence", confidence, 0.5, 1)
-    return mean_interval(values, 2 * confidence - 1, within)
+    return mean_interval(values, 2 * confidence - 1, within, floor)
 
 
 def geometric_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -205,3 +214,23 @@ def sampling_error(accuracy: float, images: int) -> float:
     if images < 1:
         raise UserError(f"images: {images} is too few; a test set has one or more.")
     return math.sqrt(fraction(accuracy) * (1 - accuracy) / images)
+
+
+def difference_error(accuracy: float, other: float, images: int) -> float:
+    """The standard error of a difference of two accuracies due to the choice of test images, from above.
+
+    √(p (1 − p) / images + q (1 − q) / images): what it would be if the two networks erred independently. On
+    the same images they err on many of the same ones, so the true error is smaller; outcomes of single images
+    are not stored, which their covariance would need. As `floor` of an interval it keeps seeds that happen to
+    agree from claiming more than the test set can tell. It bounds the deviation of one seed, not that of the
+    mean: all seeds share the test set, but most of the error is that of single networks and averages out.
+
+    Args:
+        accuracy: a fraction.
+        other: likewise.
+        images: in the test set.
+
+    Raises:
+        UserError: an accuracy is not in [0, 1], or there are no images.
+    """
+    return math.hypot(sampling_error(accuracy, images), sampling_error(other, images))

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from lthjax.errors import UserError, unknown
-from lthjax.measures.stats._checks import ROUNDING, finite, fraction, identical, inside
+from lthjax.measures.stats._checks import ROUNDING, finite, fraction, identical, inside, not_negative
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -50,7 +50,12 @@ class Share(NamedTuple):
     n: int
 
 
-def t_p_value(values: Sequence[float], null: float = 0.0, alternative: Alternative = "two-sided") -> float:
+def t_p_value(
+    values: Sequence[float],
+    null: float = 0.0,
+    alternative: Alternative = "two-sided",
+    floor: float = 0.0,
+) -> float:
     """The p-value of Student's t test that the mean is `null`; on differences it is the paired test.
 
     NaN for fewer than two values. For identical values t = ±∞, or 0 if they equal `null`.
@@ -59,14 +64,20 @@ def t_p_value(values: Sequence[float], null: float = 0.0, alternative: Alternati
         values: one per seed.
         null: the mean under the null hypothesis.
         alternative: that the mean differs ("two-sided"), is "greater" or is "less".
+        floor: the least standard deviation of a value, as in `mean_interval`.
 
     Raises:
-        UserError: a value is not finite, or the alternative is not known.
+        UserError: a value is not finite, the alternative is not known, or the floor is negative.
     """
     _known(alternative)
+    not_negative("floor", floor)
     numbers = finite("values", values)
     if len(numbers) < 2:
         return float("nan")
+    if floor > np.std(numbers, ddof=1):
+        t, nu = (float(np.mean(numbers)) - null) / (floor / math.sqrt(len(numbers))), len(numbers) - 1
+        tail = {"two-sided": 2 * stats.t.sf(abs(t), nu), "greater": stats.t.sf(t, nu)}
+        return float(tail.get(alternative, stats.t.cdf(t, nu)))
     if identical(numbers):
         # scipy would divide by zero here.
         side = float(np.sign(numbers[0] - null))

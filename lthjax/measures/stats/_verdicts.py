@@ -40,7 +40,11 @@ def geometric_verdict(ratios: Sequence[Ratio], threshold: float, confidence: flo
 
 
 def verdict(
-    values: Sequence[float], threshold: float = 0.0, confidence: float = 0.95, within: Range = ANY
+    values: Sequence[float],
+    threshold: float = 0.0,
+    confidence: float = 0.95,
+    within: Range = ANY,
+    floor: float = 0.0,
 ) -> Verdict:
     """Tests the claim that the mean is above a threshold.
 
@@ -53,29 +57,37 @@ def verdict(
         threshold: in the unit of the values.
         confidence: of either bound, in (0.5, 1).
         within: the quantity's range, as in `mean_interval`.
+        floor: the least standard deviation of a value, as there.
 
     Raises:
-        UserError: a value is not finite, or the confidence or the mean is out of range.
+        UserError: a value is not finite, the confidence or the mean is out of range, or the floor is
+            negative.
     """
-    found = bounds(finite("values", values), confidence, within)
+    found = bounds(finite("values", values), confidence, within, floor)
     return Verdict(_outcome(found.low > threshold, found.high < threshold), found)
 
 
-def noninferior(values: Sequence[float], margin: float, confidence: float = 0.95) -> Verdict:
+def noninferior(
+    values: Sequence[float], margin: float, confidence: float = 0.95, floor: float = 0.0
+) -> Verdict:
     """Tests the claim "within the margin" in one direction: the mean difference is above −margin.
 
     Args:
         values: differences, ours − theirs, one per seed.
         margin: the largest accepted loss, in the unit of the values, 0 or more.
         confidence: of either bound, in (0.5, 1).
+        floor: the least standard deviation of a value, as in `mean_interval`.
 
     Raises:
-        UserError: the margin is negative, a value is not finite, or the confidence is out of range.
+        UserError: the margin or the floor is negative, a value is not finite, or the confidence is out of
+            range.
     """
-    return verdict(values, -not_negative("margin", margin), confidence)
+    return verdict(values, -not_negative("margin", margin), confidence, floor=floor)
 
 
-def equivalent(values: Sequence[float], margin: float, confidence: float = 0.95) -> Verdict:
+def equivalent(
+    values: Sequence[float], margin: float, confidence: float = 0.95, floor: float = 0.0
+) -> Verdict:
     """Tests the claim "within the margin" in both directions, by two one-sided tests (TOST).
 
     Supported if both one-sided bounds (at 95 % the 90 % interval) lie inside ±margin, refuted if both lie
@@ -87,12 +99,14 @@ def equivalent(values: Sequence[float], margin: float, confidence: float = 0.95)
         values: differences, one per seed.
         margin: in the unit of the values, 0 or more.
         confidence: of either bound, in (0.5, 1).
+        floor: the least standard deviation of a value, as in `mean_interval`.
 
     Raises:
-        UserError: the margin is negative, a value is not finite, or the confidence is out of range.
+        UserError: the margin or the floor is negative, a value is not finite, or the confidence is out of
+            range.
     """
     not_negative("margin", margin)
-    found = bounds(finite("values", values), confidence)
+    found = bounds(finite("values", values), confidence, floor=floor)
     inside = found.low > -margin and found.high < margin
     return Verdict(_outcome(inside, found.low > margin or found.high < -margin), found)
 
