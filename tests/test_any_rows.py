@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from analysis import compare, draw, page, report, savings
 from analysis.analyses import ANALYSES
 from analysis.compare.entries import entries
-from analysis.report import facts, figures, verdicts
+from analysis.report import facts, figures, paired, verdicts
 from analysis.run import Row, Run, nearest, open_run
 from analysis.savings.table import LevelSavings
 from analysis.tables import to_csv
@@ -178,7 +178,7 @@ def test_a_network_without_weights_is_far_from_all_others() -> None:
 def test_no_network_without_weights_matches_or_is_drawn() -> None:
     """A network without weights is no ticket, even if its constant output were as accurate as dense."""
     rows = [one._replace(test_accuracy=0.5) for one in EMPTIED]
-    assert [points for _, points in verdicts._curves(rows, "rewind-0", "ticket")[0]] == [50.0, 50.0]
+    assert [points for _, points in paired.curves(rows, "rewind-0", "ticket")[0]] == [50.0, 50.0]
     found = facts._sparsest_match(rows)
     assert found is not None
     assert found[1].density == 0.01

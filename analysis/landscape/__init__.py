@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis import words
+from analysis.claims import NON_INFERIOR, SUPERIOR
 from analysis.landscape import figures, table, work
 from analysis.landscape.table import CONNECTED, END, NAME, SIBLING, ArmDifference, Found, Number, values_of
 from analysis.landscape.work import LandscapeOptions
@@ -88,15 +89,16 @@ def flatter(run: Run, found: Found) -> list[Finding]:
             made.append(_again(run, found, claim, "no reinit cell there"))
             continue
         means, losses = ([np.mean([*of.values()]) for of in both(where, x)] for x in (quantity, "train_loss"))
-        difference, at_end = (words.interval(mean_interval(paired[at]), "+.3g") for at in (where, END))
+        flat = stats.verdict([-value for value in paired[where]])
+        difference = words.decided(flat, "+.3g", below=True)
+        at_end = words.interval(mean_interval(paired[END]), "+.3g")
         beside = "at the end of training, not matched" if where == END else "at matched train loss"
         also = "" if where == END else f"; at the end {at_end}"
         estimate = (
             f"{means[0]:.3g} against {means[1]:.3g}: {difference} {beside} "
             f"({losses[0]:.3g} and {losses[1]:.3g} nats){also}"
         )
-        outcome = stats.verdict([-value for value in paired[where]]).outcome
-        made.append(Finding(claim, outcome, estimate, len(paired[where]), _LINK))
+        made.append(Finding(claim, flat.outcome, estimate, len(paired[where]), _LINK, SUPERIOR))
     return made
 
 
@@ -109,9 +111,9 @@ def connected(run: Run, found: Found) -> Finding:
     values = [100 * value for value in barriers.values()]
     # A path's highest error is no less than its ends' mean, and no error is above 100 %.
     least, most = stats.PERCENT
-    outcome = stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least)).outcome
-    interval = words.interval(mean_interval(values, within=stats.PERCENT), ".3g")
-    return Finding(claim, outcome, f"barrier of the test error {interval} pp", len(values), _LINK)
+    below = stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least))
+    said = f"barrier of the test error {words.decided(below, '.3g', ' pp', below=True)}"
+    return Finding(claim, below.outcome, said, len(values), _LINK, f"{NON_INFERIOR}, margin {CONNECTED:g} pp")
 
 
 def _again(run: Run, found: Found, claim: str, why: str) -> Finding:

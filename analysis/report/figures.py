@@ -34,7 +34,7 @@ def early_stop(rows: Sequence[Row], heading: str) -> Figure:
 
 @matplotlib.rc_context(draw.STYLE)
 def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
-    """Ticket − control against weights left; `levels` are `verdicts.Level`s by arm."""
+    """Ticket − control against weights left; `levels` are `paired.Level`s by arm."""
     figure, axes = draw.single(heading)
     axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
     drawn = {arm: [level for level in of_arm if level.density] for arm, of_arm in levels.items()}
