@@ -1,6 +1,6 @@
 """Claims about every level of a range: the outcome, the level that decides, and what is said of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from analysis import words
@@ -30,7 +30,7 @@ class At(NamedTuple):
     zero: Verdict | None = None
 
 
-class Tested(NamedTuple):
+class Judged(NamedTuple):
     """A claim's test at all levels together.
 
     Attributes:
@@ -51,10 +51,10 @@ class Tested(NamedTuple):
         several = f", the least of {self.levels} levels" if self.levels > 1 else ""
         if equal and several:
             several = f", the most of {self.levels} levels"
-        return f"{words.decided(shown, form, unit, both=equal)} {self.decides.place}{several}"
+        return f"{words.decided(shown, form, unit, both=equal)} {self.decides.place}{several}".rstrip()
 
 
-def everywhere(tests: Sequence[At]) -> Tested:
+def everywhere(tests: Sequence[At]) -> Judged:
     """A claim that it holds at every level (at least one): an intersection–union test.
 
     The least favourable level is the one of the least bound that decides: of the least upper bound where the
@@ -62,11 +62,25 @@ def everywhere(tests: Sequence[At]) -> Tested:
     """
     outcome: Said = stats.conjunction(of.verdict.outcome for of in tests)
     if outcome == "undecided" and all(of.zero and of.zero.outcome == "supported" for of in tests):
-        return Tested("equivalent", max(tests, key=lambda of: _reach(of.zero)), len(tests))
-    return Tested(outcome, min(tests, key=lambda of: _least(of.verdict, outcome)), len(tests))
+        return Judged("equivalent", max(tests, key=lambda of: _reach(of.zero)), len(tests))
+    return Judged(outcome, min(tests, key=lambda of: _least(of.verdict, outcome)), len(tests))
 
 
-def named(tested: Tested, test: str, margin: str = f"{SAME:g} pp") -> str:
+def beside(outcome: Said, controls: Mapping[str, Judged], form: str, unit: str = "") -> str:
+    """What the same test says of controls: a claim that holds for them, too, does not tell tickets apart."""
+    if outcome in ("too few seeds", "not tested"):
+        return ""
+    said, passing = [], [arm for arm, of in controls.items() if of.outcome == "supported"]
+    for arm, of in controls.items():
+        how = "passes the same test" if arm in passing else f"does not ({of.outcome})"
+        bound = words.decided(of.decides.verdict, form, unit, rule="")
+        said.append(f"{arm} {how}: {bound} {of.decides.place}".rstrip())
+    if outcome == "supported" and passing:
+        said.append(f"so the claim does not tell tickets from {' and '.join(passing)}")
+    return "; ".join(said)
+
+
+def named(tested: Judged, test: str, margin: str = f"{SAME:g} pp") -> str:
     """The name of the test that decided: `test`, or the equivalence test with its margin."""
     return f"{EQUIVALENT}, ±{margin}" if tested.outcome == "equivalent" else test
 

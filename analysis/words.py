@@ -62,7 +62,7 @@ def decided(
         both: whether both bounds decide, as in an equivalence test.
         below: whether the claim is that the mean is below a threshold, so that the verdict is of the negated
             values.
-        rule: what kind of bounds they are.
+        rule: what kind of bounds they are; "" to leave it out.
     """
     mean, low, high, n = of.bounds
     if below:
@@ -79,7 +79,8 @@ def decided(
         shown = [("at least", low) if up else ("at most", high)]
     known = [f"{name} {_number(value, form)}" for name, value in shown if math.isfinite(value)]
     if known:
-        said.append(f"{' and '.join(known)} ({'each ' if len(known) > 1 else ''}{rule})")
+        kind = f" ({'each ' if len(known) > 1 else ''}{rule})" if rule else ""
+        said.append(f"{' and '.join(known)}{kind}")
     return ", ".join(said) or "no bound is known"
 
 
@@ -101,6 +102,11 @@ def share(density: float) -> str:
 def seeds(n: int) -> str:
     """A number of seeds: `1 seed`, `3 seeds`."""
     return f"{n} seed{'' if n == 1 else 's'}"
+
+
+def p_value(p: float) -> str:
+    """A p-value: `.032`, `< .001`; "–" where there is none."""
+    return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
 
 
 def _number(value: float, form: str) -> str:

@@ -57,7 +57,7 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
         if gaps:
             claim = f"Predicted masks train to more than the same shuffled, at {words.share(density[level])}"
             tested = everywhere([At("", verdict(gaps), equivalent(gaps, SAME))])
-            said = tested.said("+.2f", " pp").rstrip()
+            said = tested.said("+.2f", " pp")
             made.append(Finding(claim, tested.outcome, said, len(gaps), link, named(tested, SUPERIOR)))
     return made
 

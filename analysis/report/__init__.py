@@ -88,12 +88,13 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
         "where, or the command that tests it",
     ]
     rows, own = run.rows, chains(run.rows)
+    notes = [*facts.notes(run), *facts.of_verdicts(found)]
     tickets = [chain for chain in own if imp.leader(chain) == TICKET]
     apart = [of(rows, chain) for chain in tickets for of in (gaps.summaries, gaps.gaps)]
     collapsed = gaps.collapsed(rows, run.about["data"]["classes"])
     levels = [*(facts.levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])]
     return [
-        Section("verdicts", "Verdicts", facts.notes(run), (), [Table("", header, said, 6)], _RULES),
+        Section("verdicts", "Verdicts", notes, (), [Table("", header, said, 7)], _RULES),
         accuracy.section(run, words.title(run.about)),
         Section("gaps", "Differences", tables=apart, remark=_TESTS),
         Section("levels", "Levels", tables=levels, remark=facts.remark(run)),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from analysis import words
 from analysis.page import Table
+from analysis.record import COUNT, TIMING, Finding
 from analysis.run import Row, Run, accuracies, arms, by_level, chains, difference, mean_accuracy, select
 from lthjax import imp
 from lthjax.arms import ARMS
@@ -65,6 +66,19 @@ def notes(run: Run) -> list[str]:
         behind = "lie behind a diverged training or " if diverged else ""
         notes.append(f"{missing} of the {len(planned)} cells last asked for {behind}are not trained yet.")
     return notes
+
+
+def of_verdicts(found: Sequence[Finding]) -> list[str]:
+    """How many verdicts there are, and how many of them chance alone may have made false."""
+    tested = [one for one in found if one.test not in (COUNT, TIMING) and one.outcome != "not tested"]
+    reached = [one for one in tested if one.outcome in ("supported", "refuted", "equivalent")]
+    if not reached:
+        return []
+    return [
+        f"{len(tested)} claims were tested over seeds; {len(reached)} of them have a verdict. A test errs in "
+        "5 % of the cases at its threshold, less beyond it, and the claims are not corrected for one "
+        f"another: up to {0.05 * len(tested):.1f} false verdicts are to be expected."
+    ]
 
 
 def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:

@@ -27,9 +27,9 @@ def gaps(rows: Sequence[Row], chain: str) -> Table:
                     f"ticket − {other}",
                     words.points(stats.mean_interval(level.values)),
                     str(len(level.values)),
-                    _p(p),
-                    _p(adjusted),
-                    _p(stats.sign_flip_p_value(level.values)) if len(level.values) <= 20 else "–",
+                    words.p_value(p),
+                    words.p_value(adjusted),
+                    words.p_value(stats.sign_flip_p_value(level.values)) if len(level.values) <= 20 else "–",
                     "–" if math.isnan(g) else f"{g:+.1f} [{low:+.1f}, {high:+.1f}]",
                 ]
             )
@@ -75,7 +75,3 @@ def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
             lines.append([*cell, f"{share.collapsed} of {share.n}", bounds, median])
     header = ["chain", "weights (%)", "arm", "collapsed", "95 % interval", "median accuracy (%)"]
     return Table("Collapsed runs", header, lines, 3) if lines else None
-
-
-def _p(value: float) -> str:
-    return "–" if math.isnan(value) else "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from analysis import words
-from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere, named
+from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, Judged, beside, everywhere, named
 from analysis.page import Link
 from analysis.record import Finding, settled
 from analysis.report.paired import TOLERANCE, Level, curves, differences
@@ -23,6 +23,8 @@ from lthjax.measures.stats import Ratio, Verdict
 
 # Densities of 80 to 90 % sparsity.
 RANGE = (0.1, 0.2)
+# The arms that pass for tickets if a claim does not tell them apart.
+CONTROLS = ("reinit", "random")
 _ALPHA = 0.05
 _LEVELS, _GAPS = Link("levels", "#levels"), Link("gaps", "#gaps")
 _FORM, _UNIT = "+.2f", " pp"
@@ -40,7 +42,8 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     if not tickets:
         return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
     chain, deeper = tickets[0], f"{again} --levels 11"
-    found = [_within(differences(rows, chain, TICKET, DENSE), margin, deeper) for margin in (2, 0.5, 0.2)]
+    to_dense = {arm: differences(rows, chain, arm, DENSE) for arm in (TICKET, *CONTROLS)}
+    found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control)
         command = f"{deeper} --arms ticket {control}"
@@ -93,13 +96,21 @@ def _everywhere(
     return Finding(claim, tested.outcome, tested.said(_FORM, _UNIT), n, where, named(tested, test))
 
 
-def _within(levels: Sequence[Level], margin: float, command: str) -> Finding:
+def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str) -> Finding:
+    """The claim that tickets lose less than a margin to the dense network; the same of controls beside it."""
     claim = f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network"
 
     def say(level: Level) -> Verdict:
         return stats.noninferior(level.values, margin, floor=level.floor)
 
-    return _everywhere(claim, levels, say, command, _LEVELS, f"{NON_INFERIOR}, margin {margin:g}{_UNIT}")
+    test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
+    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test)
+    controls = {
+        arm: everywhere([At(_at(level), say(level)) for level in of_arm])
+        for arm in CONTROLS
+        if (of_arm := in_range(to_dense[arm]))
+    }
+    return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT))
 
 
 def _better(claim: str, levels: Sequence[Level], command: str, where: Link) -> Finding:
@@ -171,13 +182,22 @@ def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: s
 
 def _saved(rows: Sequence[Row], chain: str) -> Finding:
     claim = f"5–10× fewer weights within {TOLERANCE:g} points of the dense network"
-    dense = accuracies(select(rows, chain=DENSE))
-    matches = stats.sparsest_matches(curves(rows, chain, TICKET), dense, TOLERANCE)
-    if not matches:
+    found = {arm: _factors(rows, chain, arm) for arm in (TICKET, *CONTROLS)}
+    if not found[TICKET]:
         return Finding(claim, "not tested", "no ticket is trained yet", 0, "")
+    why = "still match at the last level"
+    said = _times(claim, found[TICKET], 5, why, f"{SUPERIOR}, 5× or more")
+    tested = {arm: stats.geometric_verdict(found[arm], 5) for arm in CONTROLS if found[arm]}
+    controls = {arm: Judged(of.outcome, At("", of), 1) for arm, of in tested.items()}
+    return said._replace(beside=beside(settled(said).outcome, controls, ".1f", "×"))
+
+
+def _factors(rows: Sequence[Row], chain: str, arm: str) -> list[Ratio]:
+    """Dense weights over those of the sparsest network of an arm that matches, one a seed."""
+    dense = accuracies(select(rows, chain=DENSE))
+    matches = stats.sparsest_matches(curves(rows, chain, arm), dense, TOLERANCE)
     known = [(1 / (smallest or 1.0), last) for smallest, last in matches.values()]
-    factors = [Ratio(factor, math.inf if last else factor) for factor, last in known]
-    return _times(claim, factors, 5, "still match at the last level", f"{SUPERIOR}, 5× or more")
+    return [Ratio(factor, math.inf if last else factor) for factor, last in known]
 
 
 def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:

@@ -124,6 +124,24 @@ def crossing(curve: Curve, target: float) -> float | None:
     return None
 
 
+def interpolated(curve: Curve, density: float) -> float | None:
+    """The accuracy at a density, linear in log density between the two points around it.
+
+    Returns:
+        In the curve's unit; None outside the curve's range of densities.
+
+    Raises:
+        UserError: the curve is not valid, or the density is not in (0, 1].
+    """
+    if not 0 < density <= 1:
+        raise UserError(f"density: {density:g} is not in (0, 1].")
+    points = _descending(curve)[::-1]
+    if not points or not points[0][0] <= density <= points[-1][0]:
+        return None
+    logs = [math.log(place) for place, _ in points]
+    return float(np.interp(math.log(density), logs, [accuracy for _, accuracy in points]))
+
+
 def iso_ratio(ticket: Curve, control: Curve, dense: float, tolerance: float = 0.0) -> Ratio:
     """A seed's iso-accuracy ratio: the density at which the control's accuracy first falls / the ticket's.
 
