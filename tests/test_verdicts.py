@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from analysis.page import Link
-from analysis.report import gaps, verdicts
+from analysis.report import facts, gaps, verdicts
 from analysis.run import Row
 
 SEEDS = range(6)
@@ -92,6 +92,36 @@ def test_a_precise_zero_is_equivalent_and_no_open_question() -> None:
     assert found.test == "equivalence, ±0.2 pp"
     wide = [r._replace(test_accuracy=0.95 + 0.02 * NOISE[r.seed]) if r.arm == "ticket" else r for r in close]
     assert said(wide)["Tickets beat reinitialised ones at 80–90 % sparsity"].outcome == "undecided"
+
+
+def lucky(images: int) -> tuple[dict[str, verdicts.Finding], list[Row]]:
+    """Three seeds that all have +1.0 points at 70 %, and a test set of so many images."""
+    rows = run({"ticket": {0.15: 1.0}}, dense=70.0, seeds=range(3))
+    alike = [r._replace(test_accuracy=0.71 if r.arm == "ticket" else 0.70) for r in rows]
+    study = {**STUDY, "data": {"test": images}}
+    return {of.claim: of for of in verdicts.findings(study, alike)}, alike
+
+
+def test_seeds_that_agree_do_not_tell_more_than_the_test_set() -> None:
+    """√(.7 · .3 / N + .71 · .29 / N): .645 points of 10,000 images, so the bound is 1 − 2.92 · .645 / √3."""
+    found, rows = lucky(10_000)
+    error = 100 * math.sqrt((0.7 * 0.3 + 0.71 * 0.29) / 10_000)
+    low = 1 - scipy_stats.t.ppf(0.95, 2) * error / math.sqrt(3)
+    within = found[WITHIN.format(0.2)]
+    assert within.estimate == f"+1.00 pp, at least {low:+.2f} (one-sided 95 %) at 15.0 % of the weights"
+    assert within.outcome == "supported"
+    few, _ = lucky(1000)
+    assert [few[WITHIN.format(margin)].outcome for margin in (2, 0.2)] == ["undecided", "undecided"]
+    # Without the number of images there is no floor.
+    plain = {of.claim: of for of in verdicts.findings(STUDY, rows)}
+    assert plain[WITHIN.format(0.2)].estimate.startswith("+1.00 pp, at least +1.00 (")
+    # The tables of the page have the same spread, two-sided.
+    half = scipy_stats.t.ppf(0.975, 2) * error / math.sqrt(3)
+    said = f"+1.00 [{1 - half:+.2f}, {1 + half:+.2f}]"
+    assert gaps.gaps(rows, "rewind-0", 10_000).rows[0][2] == said
+    assert facts.levels(rows, "rewind-0", 10_000).rows[1][-1] == said
+    p = 2 * scipy_stats.t.sf(1 / (error / math.sqrt(3)), 2)
+    assert gaps.gaps(rows, "rewind-0", 10_000).rows[0][4] == f"{p:.3f}".lstrip("0")
 
 
 def test_what_is_not_there_is_not_tested_and_the_command_is_named() -> None:

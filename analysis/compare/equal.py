@@ -8,6 +8,7 @@ from analysis import words
 from analysis.compare.entries import Entry
 from analysis.page import Table
 from analysis.record import LEAST_SEEDS
+from analysis.run import floor
 from lthjax.measures import stats
 from lthjax.measures.stats import mean_interval
 
@@ -76,11 +77,8 @@ def compared(entries: Sequence[Entry], density: float) -> list[Apart]:
 
 def _apart(entry: Entry, theirs: dict[int, float], ours: dict[int, float]) -> Apart:
     """A schedule against the best one, with its own p-value."""
-    values, floor = stats.paired(theirs, ours), 0.0
-    if entry.images:
-        mine, other = (sum(of.values()) / len(of) / 100 for of in (theirs, ours))
-        floor = 100 * stats.difference_error(mine, other, entry.images)
-    return Apart(entry, values, floor, stats.t_p_value(values, floor=floor))
+    values, least = stats.paired(theirs, ours), floor(theirs, ours, entry.images)
+    return Apart(entry, values, least, stats.t_p_value(values, floor=least))
 
 
 def table(entries: Sequence[Entry], densities: Sequence[float]) -> Table:

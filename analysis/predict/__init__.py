@@ -23,7 +23,7 @@ from analysis.predict import table, work
 from analysis.predict.figures import drawn
 from analysis.predict.table import PREDICTED, TWIN, Loaded, Scored, Trial
 from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run, accuracies, nearest
+from analysis.run import TICKET, Run, accuracies, floor, nearest
 from lthjax.measures.predict import LOGISTIC, MEAN
 from lthjax.measures.stats import SHARE, equivalent, paired, verdict
 
@@ -49,14 +49,15 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
     link = Link("predictability", "#predict")
     made = [Finding(claim, found_above.outcome, estimate, len(values), link, f"{SUPERIOR} to 0.5")]
     for level in sorted({trial.level for trial in found.trials}):
-        by_mask = (
+        by_mask = [
             [trial for trial in found.trials if (trial.level, trial.mask) == (level, mask)]
             for mask in (PREDICTED, TWIN)
-        )
-        gaps = paired(*map(accuracies, by_mask))
+        ]
+        ours, theirs = map(accuracies, by_mask)
+        gaps, least = paired(ours, theirs), floor(ours, theirs, run.about["data"]["test"])
         if gaps:
             claim = f"Predicted masks train to more than the same shuffled, at {words.share(density[level])}"
-            tested = everywhere([At("", verdict(gaps), equivalent(gaps, SAME))])
+            tested = everywhere([At("", verdict(gaps, floor=least), equivalent(gaps, SAME, floor=least))])
             said = tested.said("+.2f", " pp")
             made.append(Finding(claim, tested.outcome, said, len(gaps), link, named(tested, SUPERIOR)))
     return made

@@ -90,9 +90,12 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
     rows, own = run.rows, chains(run.rows)
     notes = [*facts.notes(run), *facts.of_verdicts(found)]
     tickets = [chain for chain in own if imp.leader(chain) == TICKET]
-    apart = [of(rows, chain) for chain in tickets for of in (gaps.summaries, gaps.gaps)]
+    images = verdicts.images_of(run.about)
+    apart = [
+        table for chain in tickets for table in (gaps.summaries(rows, chain), gaps.gaps(rows, chain, images))
+    ]
     collapsed = gaps.collapsed(rows, run.about["data"]["classes"])
-    levels = [*(facts.levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])]
+    levels = [*(facts.levels(rows, chain, images) for chain in own), *([collapsed] if collapsed else [])]
     return [
         Section("verdicts", "Verdicts", notes, (), [Table("", header, said, 7)], _RULES),
         accuracy.section(run, words.title(run.about)),
@@ -115,7 +118,8 @@ def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> P
 _RULES = (
     "Rules, fixed before the data: a claim is supported if the lower one-sided 95 % bound of its mean lies "
     "above its threshold, refuted if the upper one lies below, else undecided; the bound that decides is "
-    "shown. Below three seeds there is no verdict. Seeds are the unit, arms of a seed are paired. "
+    "shown. Seeds are the unit, arms of a seed are paired; below three seeds there is no verdict. The spread "
+    "between seeds is taken as no less than the test set's own error. "
     "Superiority is a mean above the threshold (0 where none is named), non-inferiority one above minus the "
     "margin; where superiority is undecided, but both bounds lie within the margin named, the two are "
     "equivalent (two one-sided tests). A claim about 80–90 % sparsity is one about every level of that "
@@ -128,7 +132,9 @@ _TESTS = (
     "An arm matches the dense network of its seed down to a density if it does so at every larger one (≤: "
     "it still does at the last level, and sparser ones may do so, too); the "
     "area between two curves is taken on the densities that both have. Differences in percentage points, "
-    "paired by seed, with the 95 % interval of Student's t. p-values are two-sided: by t, the same "
+    "paired by seed, with the 95 % interval of Student's t; seeds that happen to agree to less than the "
+    "test set's own error of a difference, √(p(1 − p)/N + q(1 − q)/N) of N images, are taken to differ by "
+    "that much. p-values are two-sided: by t, the same "
     "adjusted by Holm within the block of one control, and by exact sign flips, which cannot go below "
     "2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, unbiased, with its 95 % "
     "interval."

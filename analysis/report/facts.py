@@ -22,7 +22,8 @@ def remark(run: Run) -> str:
         "Test accuracy at the end of training in percent, mean over seeds with the 95 % interval of "
         "Student's t on the logit scale in brackets, so that it stays below 100 %; differences in "
         "percentage points (pp), paired by seed, repeats averaged "
-        f"within a seed. One seed has no interval. Another {images:,} test images would move an accuracy of "
+        "within a seed, the spread between seeds taken as no less than the test set's own error of a "
+        f"difference. One seed has no interval. Another {images:,} test images would move an accuracy of "
         f"{100 * typical:.1f} % by {error:.2f} points (standard error). A run has collapsed if it has less "
         "than twice the accuracy of chance."
     )
@@ -94,8 +95,11 @@ def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
     return min(matching, key=lambda found: found[1].density, default=None)
 
 
-def levels(rows: Sequence[Row], chain: str) -> Table:
-    """A chain's levels: accuracy of every arm, and its leader's paired differences."""
+def levels(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
+    """A chain's levels: accuracy of every arm, and its leader's paired differences.
+
+    `images` of the test set give the floor of the differences' spread, 0 none.
+    """
     leader, own = imp.leader(chain), select(rows, chain=chain)
     controls = [arm for arm in arms(own) if arm != leader]
     differences = [f"{leader} − {arm} (pp)" for arm in (DENSE, *controls)]
@@ -109,7 +113,7 @@ def levels(rows: Sequence[Row], chain: str) -> Table:
         ours, *theirs = (accuracies(select(of_level, arm=arm)) for arm in (leader, *controls))
         line = [str(level), f"{of_level[0].weights_left:,}", f"{100 * of_level[0].density:.1f}"]
         line += [words.percent(mean_accuracy(values)) for values in (ours, *theirs)]
-        line += [words.points(difference(ours, other)) for other in (dense, *theirs)]
+        line += [words.points(difference(ours, other, images)) for other in (dense, *theirs)]
         lines.append(line)
     led = "" if leader == "ticket" else f"{leader}: "
     return Table(f"{led}Rewound to step {imp.rewind_of(chain)}", header, lines)

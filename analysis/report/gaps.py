@@ -13,19 +13,24 @@ from lthjax.imp import DENSE
 from lthjax.measures import stats
 
 
-def gaps(rows: Sequence[Row], chain: str) -> Table:
-    """Ticket against the dense network and every control at every level, with p-values and effect sizes."""
+def gaps(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
+    """Ticket against the dense network and every control at every level, with p-values and effect sizes.
+
+    `images` of the test set give the floor of the spread, 0 none.
+    """
     lines = []
     for other in (DENSE, *(arm for arm in arms(select(rows, chain=chain)) if arm != TICKET)):
-        levels = [level for level in differences(rows, chain, TICKET, other) if len(level.values) > 1]
-        by_t = [stats.t_p_value(level.values) for level in levels]
+        levels = [
+            level for level in differences(rows, chain, TICKET, other, images=images) if len(level.values) > 1
+        ]
+        by_t = [stats.t_p_value(level.values, floor=level.floor) for level in levels]
         for level, p, adjusted in zip(levels, by_t, stats.holm(by_t), strict=True):
             g, low, high, _ = stats.hedges_gz(level.values)
             lines.append(
                 [
                     f"{100 * level.density:.1f}",
                     f"ticket − {other}",
-                    words.points(stats.mean_interval(level.values)),
+                    words.points(stats.mean_interval(level.values, floor=level.floor)),
                     str(len(level.values)),
                     words.p_value(p),
                     words.p_value(adjusted),

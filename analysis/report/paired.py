@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis.run import Row, accuracies, by_level, by_seed, densities, select
+from analysis.run import Row, accuracies, by_level, by_seed, densities, floor, select
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 
@@ -33,18 +33,20 @@ class Level(NamedTuple):
 
 
 def differences(
-    rows: Sequence[Row], chain: str, arm: str, other: str, beside: str | None = None
+    rows: Sequence[Row], chain: str, arm: str, other: str, beside: str | None = None, images: int = 0
 ) -> list[Level]:
     """arm − other in percentage points, at every level that has both.
 
-    `other` may be the dense network; `beside` is its chain, by default the same.
+    `other` may be the dense network; `beside` is its chain, by default the same. `images` of the
+    test set give the floor of the spread, 0 none.
     """
     dense, found = accuracies(select(rows, chain=DENSE)), []
     others = by_level(select(rows, chain=beside or chain, arm=other))
     for level, ours in by_level(select(rows, chain=chain, arm=arm)).items():
         theirs = dense if other == DENSE else accuracies(others.get(level, []))
-        if values := stats.paired(accuracies(ours), theirs):
-            found.append(Level(level, densities(ours)[level], values))
+        mine = accuracies(ours)
+        if values := stats.paired(mine, theirs):
+            found.append(Level(level, densities(ours)[level], values, floor(mine, theirs, images)))
     return found
 
 

@@ -35,6 +35,11 @@ def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     return [settled(finding) for finding in _tested(study, rows)]
 
 
+def images_of(study: Mapping[str, Any]) -> int:
+    """The images of a study's test set; 0 where its study.json does not say."""
+    return int(study.get("data", {}).get("test") or 0)
+
+
 def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
     # The command of the run, quoted as for a shell; with further options it adds cells.
@@ -42,10 +47,11 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     if not tickets:
         return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
     chain, deeper = tickets[0], f"{again} --levels 11"
-    to_dense = {arm: differences(rows, chain, arm, DENSE) for arm in (TICKET, *CONTROLS)}
+    images = images_of(study)
+    to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
     found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
-        gaps = differences(rows, chain, TICKET, control)
+        gaps = differences(rows, chain, TICKET, control, images=images)
         command = f"{deeper} --arms ticket {control}"
         if control == "reinit":
             found += [
@@ -54,7 +60,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
             ]
         claim = f"Tickets beat {others} at 80–90 % sparsity"
         found += [_better(claim, gaps, command, _GAPS), _somewhere("… at some density", gaps, 0, command)]
-    found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *_late(rows, tickets, again)]
+    found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *_late(rows, tickets, again, images)]
     schedules = "Which pruning rate and schedule is best"
     command = "python run.py --config configs/rates_lenet5.py"
     return [*found, Finding(schedules, "not tested", "a run has one schedule", 0, command)]
@@ -210,7 +216,7 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     return _times(claim, ratios, 1, "do not fall that low", SUPERIOR)
 
 
-def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Finding]:
+def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, images: int) -> list[Finding]:
     """Each later rewind step against the first."""
     claim = "Late rewinding helps at 80–90 % sparsity"
     first, *later = tickets
@@ -219,7 +225,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Findi
     found, deeper = [], f"{again} --levels 11"
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
-        gaps = differences(rows, chain, TICKET, TICKET, beside=first)
+        gaps = differences(rows, chain, TICKET, TICKET, first, images)
         found.append(_better(f"{claim}: {steps}", gaps, deeper, _LEVELS))
     return found
 

@@ -52,7 +52,8 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     A claim is one about every level that was moved; its estimate is that of the worst.
     """
     # A run's own ticket on its own seed is the ticket again.
-    moved = [one for one in differences(rows or ()) if (one.source, one.pair) != (run.name, "same")]
+    every = differences(rows or (), images=run.about["data"]["test"])
+    moved = [one for one in every if (one.source, one.pair) != (run.name, "same")]
     if not moved:
         command = words.command("transfer", "--from", "RUN", "--to", run.path)
         none = "no ticket was moved here"
@@ -72,8 +73,9 @@ def _finding(claim: str, levels: Sequence[Difference], margin: float | None) -> 
     def tried(one: Difference) -> At:
         place = f"at {words.share(one.density)} of weights"
         if margin is not None:
-            return At(place, stats.noninferior(one.values, margin))
-        return At(place, stats.verdict(one.values), stats.equivalent(one.values, SAME))
+            return At(place, stats.noninferior(one.values, margin, floor=one.floor))
+        better = stats.verdict(one.values, floor=one.floor)
+        return At(place, better, stats.equivalent(one.values, SAME, floor=one.floor))
 
     tested = everywhere([tried(one) for one in levels])
     n = min(len(one.values) for one in levels)
