@@ -152,7 +152,7 @@ class Given(Run):
     """A run of given rows, without a folder."""
 
     def __init__(self, rows: list[Row]) -> None:
-        self.path, self.about, self.rows = Path("any-0"), about(), rows
+        self.path, self.about, self.rows, self.last = Path("any-0"), about(), rows, 1
         self.results = {one.cell: {"curves": curves_of(one)} for one in rows}
 
 
@@ -161,7 +161,7 @@ class Given(Run):
 def test_every_part_of_a_page_comes_out_of_any_rows(rows: list[Row]) -> None:
     study, run = about(), Given(rows)
     sections = report._sections(run, verdicts.findings(study, rows))
-    assert [one.anchor for one in sections] == ["verdicts", "accuracy", "gaps", "levels"]
+    assert [one.anchor for one in sections] == ["verdicts", "accuracy", "training", "gaps", "levels"]
     for table in (table for section in sections for table in section.tables):
         assert all(len(line) == len(table.header) for line in table.rows)
         assert not any("nan" in str(value) for line in table.rows for value in line)

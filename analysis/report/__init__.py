@@ -12,23 +12,25 @@ from analysis import compare, page, record, tables, words
 from analysis.analyses import ANALYSES
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding, settled
-from analysis.report import accuracy, facts, gaps, verdicts
+from analysis.report import accuracy, facts, gaps, training, verdicts
 from analysis.run import TICKET, Run, chains, open_run, to_csv
 from lthjax import imp
 from lthjax.errors import UserError
 
 
-def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
+def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1) -> Path:
     """Writes `report/` into a run folder, and returns the path of its `index.html`.
 
     Args:
         run: the run or its folder; it may be unfinished.
         only_if_changed: whether to keep a report that is whole and up to date.
+        last: evaluations whose mean is the accuracy at the end; of a run's folder.
 
     Raises:
-        UserError: it is not a run folder, there is no cell in it, or it cannot be written.
+        UserError: it is not a run folder, there is no cell in it, or it cannot be written; there are fewer
+            evaluations, or the learning rate changes between them.
     """
-    run = open_run(run)
+    run = open_run(run, last)
     rows, folder = run.finished(), run.path / "report"
     table = to_csv(rows)
     shows = _digest(run, table)
@@ -99,18 +101,19 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
     return [
         Section("verdicts", "Verdicts", notes, (), [Table("", header, said, 7)], _RULES),
         accuracy.section(run, words.title(run.about)),
+        training.section(run),
         Section("gaps", "Differences", tables=apart, remark=_TESTS),
         Section("levels", "Levels", tables=levels, remark=facts.remark(run)),
     ]
 
 
-def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
+def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False, last: int = 1) -> Path:
     """Writes the report of every run folder and, for several, the comparison; returns the path of the last.
 
     Raises:
         UserError: as `build`.
     """
-    opened = [open_run(run) for run in runs]
+    opened = [open_run(run, last) for run in runs]
     pages = [build(run, only_if_changed=only_if_changed) for run in opened]
     return pages[0] if len(pages) == 1 else compare.build(opened, only_if_changed=only_if_changed)
 

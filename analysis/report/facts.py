@@ -47,6 +47,11 @@ def notes(run: Run) -> list[str]:
             f"{row.weights_left:,} weights, {100 * row.density:.1f} % ({chain}, level {row.level}): "
             f"{words.points(gain)} pp{'; sparser ones were not trained' if last else ''}."
         )
+    if run.last > 1:
+        notes.append(
+            f"Accuracies and losses at the end are means of the last {run.last} evaluations, "
+            f"{run.lengths.evaluate:,} steps apart; train accuracy is that of the end."
+        )
     fresh = [arm for arm in arms(rows) if arm in ARMS and ARMS[arm].start == "zero"]
     if any(imp.rewind_of(chain) for chain in chains(rows)) and fresh:
         notes.append(

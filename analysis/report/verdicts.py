@@ -14,6 +14,7 @@ from analysis import words
 from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, Judged, beside, everywhere, named
 from analysis.page import Link
 from analysis.record import Finding, settled
+from analysis.report import training
 from analysis.report.paired import TOLERANCE, Level, curves, differences
 from analysis.run import TICKET, Row, accuracies, chains, select
 from lthjax import imp
@@ -50,8 +51,10 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     images = images_of(study)
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
     found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
+    end = training.total(study, rows)
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
+        own, start = select(rows, chain=chain, arm=control), len(found)
         command = f"{deeper} --arms ticket {control}"
         if control == "reinit":
             found += [
@@ -60,6 +63,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
             ]
         claim = f"Tickets beat {others} at 80–90 % sparsity"
         found += [_better(claim, gaps, command, _GAPS), _somewhere("… at some density", gaps, 0, command)]
+        found[start:] = [_marked(finding, own, control, end) for finding in found[start:]]
     found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *_late(rows, tickets, again, images)]
     schedules = "Which pruning rate and schedule is best"
     command = "python run.py --config configs/rates_lenet5.py"
@@ -129,6 +133,15 @@ def _better(claim: str, levels: Sequence[Level], command: str, where: Link) -> F
         return stats.verdict(level.values, floor=level.floor)
 
     return _everywhere(claim, levels, say, command, where, SUPERIOR, zero)
+
+
+def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int) -> Finding:
+    """A finding about the gap to a control, marked where the control is still learning."""
+    if finding.outcome == "not tested":
+        return finding
+    if not finding.claim.startswith("…"):
+        control = [row for row in control if in_range([Level(row.level, row.density, [])])]
+    return finding._replace(beside=training.mark(control, arm, end))
 
 
 def _by_ten(levels: Sequence[Level], command: str) -> Finding:
