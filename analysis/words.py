@@ -58,7 +58,7 @@ def decided(
     Args:
         of: the verdict.
         form: the format of every number.
-        unit: after the mean, for example " pp" or "×".
+        unit: after the mean, for example " pp", or "×" of a ratio.
         both: whether both bounds decide, as in an equivalence test.
         below: whether the claim is that the mean is below a threshold, so that the verdict is of the negated
             values.
@@ -77,7 +77,11 @@ def decided(
         shown = [("at least", low) if mean > 0 else ("at most", high)]
     else:
         shown = [("at least", low) if up else ("at most", high)]
-    known = [f"{name} {_number(value, form)}" for name, value in shown if math.isfinite(value)]
+    known = [
+        f"{name} {_number(value, form)}"
+        for name, value in shown
+        if math.isfinite(value) and (value or unit != "×")
+    ]
     if known:
         kind = f" ({'each ' if len(known) > 1 else ''}{rule})" if rule else ""
         said.append(f"{' and '.join(known)}{kind}")

@@ -782,3 +782,17 @@ def test_area_turns_and_shifts(
 def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_ratios_of_steps_by_hand() -> None:
+    """Evaluated up to step 500: a lowest loss there is a lower bound of the step."""
+    assert stats.step_ratio([400], [100], 500) == (4, 4)
+    assert stats.step_ratio([200, 400], [100, 50], 500) == pytest.approx((4, 4))
+    assert stats.step_ratio([500], [100], 500) == (5, math.inf)
+    assert stats.step_ratio([100], [500], 500) == (0, 0.2)
+    assert stats.step_ratio([500], [500], 500) == (0, math.inf)
+    # One of two repeats is censored: their mean is a lower bound.
+    assert stats.step_ratio([500, 300], [100], 500) == (4, math.inf)
+    for wrong in ([], [0]):
+        with pytest.raises(UserError, match=r"steps: .* is not allowed"):
+            stats.step_ratio(wrong, [100], 500)

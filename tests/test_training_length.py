@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import about, result
+from scipy import stats as scipy_stats
 from test_verdicts import STUDY, row, run
 
-from analysis.report import facts, training, verdicts
+from analysis.report import facts, figures, speed, training, verdicts
 from analysis.run import Row, Run
 from lthjax.config import Optim
 from lthjax.errors import UserError
@@ -105,3 +107,61 @@ def test_only_where_the_learning_rate_is_constant() -> None:
         _ = steps.rows
     with pytest.raises(UserError, match="--last: 0 is not allowed"):
         Run("anywhere", 0)
+
+
+# Learning speed
+
+
+def paced(steps: dict[str, list[int]], density: float = 0.15) -> list[Row]:
+    """Dense, ticket and reinit of a seed each with these early-stop steps, of 500."""
+    rows = run({arm: {density: 0.0} for arm in steps if arm != "dense"}, seeds=range(len(steps["ticket"])))
+    return [r._replace(early_stop_step=steps[r.arm][r.seed], steps=500) for r in rows]
+
+
+FASTER = "Tickets learn faster than {} at 80–90 % sparsity"
+
+
+def test_tickets_that_learn_faster() -> None:
+    rows = paced({"dense": [200, 300, 400], "ticket": [100, 100, 100], "reinit": [400, 500, 500]})
+    found = {of.claim: of for of in verdicts.findings(STUDY, rows)}
+    dense, reinit = (found[FASTER.format(of)] for of in ("the dense network", "reinitialised ones"))
+    logs = np.log([2, 3, 4])
+    low = np.exp(logs.mean() - scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem(logs))
+    assert dense.outcome == "supported"
+    assert dense.estimate == (
+        f"steps of dense / ticket {np.exp(logs.mean()):.2f}×, at least {low:.2f} (one-sided 95 %) "
+        "at 15.0 % of the weights"
+    )
+    # Two of three are known to be at least 5: no mean, and a bound that counts them as 5.
+    logs = np.log([4, 5, 5])
+    low = np.exp(logs.mean() - scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem(logs))
+    assert (reinit.outcome, reinit.estimate) == (
+        "supported",
+        f"steps of reinit / ticket at least {low:.2f} (one-sided 95 %) at 15.0 % of the weights, "
+        "2 of 3 seeds known by bounds",
+    )
+
+
+def test_nothing_is_known_where_all_end_at_the_last_evaluation() -> None:
+    rows = paced({"dense": [500] * 3, "ticket": [500] * 3})
+    found = {of.claim: of for of in verdicts.findings(STUDY, rows)}[FASTER.format("the dense network")]
+    assert found.outcome == "undecided"
+    assert found.estimate.startswith("steps of dense / ticket no bound is known at 15.0 %")
+
+
+def test_the_figure_of_speed_draws_no_mean_over_bounds() -> None:
+    """Level 1 is known, at level 2 a seed ends at the last evaluation: a line of one point, a triangle."""
+    rows = paced({"dense": [200, 400], "ticket": [100, 100]}, 0.5)
+    deeper = [
+        r._replace(level=2, density=0.2, early_stop_step=500 if r.seed else 50) for r in rows if r.level
+    ]
+    (one, two) = speed.slower([*rows, *deeper], "rewind-0", "dense", 500)
+    assert (one.censored, two.censored) == (0, 1)
+    assert [tuple(r) for r in two.ratios] == [(4, 4), (0, pytest.approx(0.8))]
+    axes = figures.speed({"dense": [one, two]}, "heading").axes[0]
+    (line,) = [of for of in axes.get_lines() if of.get_label().startswith("dense (n")]
+    np.testing.assert_allclose(line.get_xydata(), [[50, np.sqrt(8)]])
+    marks = [(of.get_marker(), *np.round(of.get_xydata()[0], 6)) for of in axes.get_lines()]
+    assert sorted(one for one in marks if one[0] in (".", "^", "v")) == [
+        (".", 20, 4), (".", 50, 2), (".", 50, 4), ("v", 20, 0.8),
+    ]  # fmt: skip

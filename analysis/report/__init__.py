@@ -12,7 +12,7 @@ from analysis import compare, page, record, tables, words
 from analysis.analyses import ANALYSES
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding, settled
-from analysis.report import accuracy, facts, gaps, training, verdicts
+from analysis.report import accuracy, facts, gaps, speed, training, verdicts
 from analysis.run import TICKET, Run, chains, open_run, to_csv
 from lthjax import imp
 from lthjax.errors import UserError
@@ -102,6 +102,7 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
         Section("verdicts", "Verdicts", notes, (), [Table("", header, said, 7)], _RULES),
         accuracy.section(run, words.title(run.about)),
         training.section(run),
+        *speed.section(run, words.title(run.about)),
         Section("gaps", "Differences", tables=apart, remark=_TESTS),
         Section("levels", "Levels", tables=levels, remark=facts.remark(run)),
     ]

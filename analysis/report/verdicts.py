@@ -14,7 +14,7 @@ from analysis import words
 from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, Judged, beside, everywhere, named
 from analysis.page import Link
 from analysis.record import Finding, settled
-from analysis.report import training
+from analysis.report import speed, training
 from analysis.report.paired import TOLERANCE, Level, curves, differences
 from analysis.run import TICKET, Row, accuracies, chains, select
 from lthjax import imp
@@ -64,7 +64,13 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         claim = f"Tickets beat {others} at 80–90 % sparsity"
         found += [_better(claim, gaps, command, _GAPS), _somewhere("… at some density", gaps, 0, command)]
         found[start:] = [_marked(finding, own, control, end) for finding in found[start:]]
-    found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *_late(rows, tickets, again, images)]
+    faster = [_faster(rows, chain, other, end, deeper) for other in (DENSE, "reinit")]
+    found += [
+        _saved(rows, chain),
+        _iso_accuracy(rows, chain, again),
+        *faster,
+        *_late(rows, tickets, again, images),
+    ]
     schedules = "Which pruning rate and schedule is best"
     command = "python run.py --config configs/rates_lenet5.py"
     return [*found, Finding(schedules, "not tested", "a run has one schedule", 0, command)]
@@ -227,6 +233,27 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     if not ratios:
         return Finding(claim, "not tested", "no such cells", 0, f"{again} --arms ticket reinit")
     return _times(claim, ratios, 1, "do not fall that low", SUPERIOR)
+
+
+def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) -> Finding:
+    """The claim that tickets reach their lowest validation loss in fewer steps than another arm."""
+    others = "the dense network" if other == DENSE else "reinitialised ones"
+    claim = f"Tickets learn faster than {others} at 80–90 % sparsity"
+    levels = [
+        of for of in speed.slower(rows, chain, other, end) if in_range([Level(of.level, of.density, [])])
+    ]
+    if not levels:
+        command = deeper if other == DENSE else f"{deeper} --arms ticket {other}"
+        return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
+    tests = []
+    for of in levels:
+        known = f", {of.censored} of {len(of.ratios)} seeds known by bounds" if of.censored else ""
+        place = f"at {100 * of.density:.1f} % of the weights{known}"
+        tests.append(At(place, stats.geometric_verdict(of.ratios, 1)))
+    tested = everywhere(tests)
+    n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
+    said = f"steps of {other} / ticket {tested.said('.2f', '×')}"
+    return Finding(claim, tested.outcome, said, n, where, SUPERIOR)
 
 
 def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, images: int) -> list[Finding]:

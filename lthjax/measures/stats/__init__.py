@@ -35,6 +35,7 @@ from lthjax.measures.stats._intervals import (
     mean_interval,
     paired,
     sampling_error,
+    step_ratio,
 )
 from lthjax.measures.stats._tests import (
     Alternative,
@@ -95,6 +96,7 @@ __all__ = [
     "sign_flip_p_value",
     "smallest_match",
     "sparsest_matches",
+    "step_ratio",
     "t_p_value",
     "verdict",
 ]

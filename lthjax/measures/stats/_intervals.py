@@ -234,3 +234,28 @@ def difference_error(accuracy: float, other: float, images: int) -> float:
         UserError: an accuracy is not in [0, 1], or there are no images.
     """
     return math.hypot(sampling_error(accuracy, images), sampling_error(other, images))
+
+
+def step_ratio(steps: Sequence[float], others: Sequence[float], last: float) -> Ratio:
+    """The ratio of the steps that two arms of a seed take to their lowest validation loss.
+
+    A lowest loss at the last evaluation may not be the lowest there would be: such a step is "censored", at
+    least `last`. Where repeats are averaged, one censored repeat makes the mean a lower bound.
+
+    Args:
+        steps: of the arm in the numerator, one a repeat; positive.
+        others: of the arm in the denominator, likewise.
+        last: the step of the last evaluation.
+
+    Returns:
+        The ratio of the means, or its bounds: (least, ∞) if the numerator is censored, (0, most) if the
+        denominator is, (0, ∞) if both are.
+
+    Raises:
+        UserError: a step is not positive, or there is none.
+    """
+    for name, values in (("steps", steps), ("others", others)):
+        if not values or min(values) <= 0:
+            raise UserError(f"{name}: {list(values)} is not allowed; give one step or more, each above 0.")
+    ratio = float(np.mean(steps) / np.mean(others))
+    return Ratio(0.0 if max(others) >= last else ratio, math.inf if max(steps) >= last else ratio)
