@@ -125,7 +125,8 @@ class Published(_Folder):
     def rewound(self, level: int) -> Interval:
         """Tickets of the latest rewind step − those of the earliest, in percentage points, paired by seed."""
         steps = sorted(self.about["lengths"]["rewind"])
-        return difference(*(self._of_seeds("ticket", level, step) for step in (steps[-1], steps[0])))
+        late, early = (self._of_seeds("ticket", level, step) for step in (steps[-1], steps[0]))
+        return difference(late, early)
 
     def density(self, level: int, rewind: int = 0) -> float:
         """Weights left / prunable weights."""
@@ -294,6 +295,7 @@ def render(folder: Path, template: str) -> str:
         "claimed": claimed,
         "tickets": compare.tickets,
         "schedules": compare.schedules,
+        "at_equal_density": lambda entries: compare.equal.table(entries, compare.targets(entries)),
     }
     environment.tests["match"] = lambda value, pattern: re.match(pattern, value) is not None
     environment.filters |= {
