@@ -138,6 +138,7 @@ SLOW = {
     ),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
 }
+_MEASURED = ("test_landscape_command", "test_stability")
 ROOT = Path(__file__).parent.parent
 FULL = Path(os.environ.get("LTHJAX_DATA", ROOT / "data"))
 
@@ -146,8 +147,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what is slow, and what is no test of single functions."""
     for item in items:
         file = item.path.stem
-        # The landscape of a study takes long to make for the tests that look at it.
-        measured = file == "test_landscape_command" and "made" in getattr(item, "fixturenames", ())
+        # The landscape and the stability of a study take long to make for the tests that look at them.
+        measured = file in _MEASURED and "made" in getattr(item, "fixturenames", ())
         if measured or any(item.name.startswith(name) for name in SLOW.get(file, ())):
             item.add_marker(pytest.mark.slow)
         if file not in PLAIN:
