@@ -2,7 +2,9 @@
 
 An arm is a leaf of its chain: it is trained once on the level's mask, and nothing is pruned from it. The
 final weights of a chain's leader give the next level's mask. `ticket` leads the chains that rewind, and a row
-with `leads` leads its own chain.
+with `leads` leads its own chain. What the arms do after pruning is that of Renda et al. 2020 (arXiv
+2003.02389): rewind weights and learning rate (`ticket`), the learning rate alone (`lr_rewind`), or neither
+(`finetune`).
 """
 
 from collections.abc import Callable
@@ -51,6 +53,10 @@ class Arm(NamedTuple):
             at step 0 and trains all steps, for weights that have no state at the rewind step.
         leads: whether it leads its own chain, that is, gives that chain's next mask.
         criterion: the criterion of its own chain, if it is not the study's.
+        final: whether its weights are the final ones of the last level's leader, whose batch statistics it
+            then takes, too.
+        held: whether every step has the learning rate of the last one.
+        on: the arm that leads the chain that it is a leaf of.
         summary: one line for help and report.
     """
 
@@ -60,6 +66,9 @@ class Arm(NamedTuple):
     start: Literal["rewind", "zero"] = "rewind"
     leads: bool = False
     criterion: str | None = None
+    final: bool = False
+    held: bool = False
+    on: str = "ticket"
     summary: str = ""
 
 
@@ -70,6 +79,11 @@ def _ticket_mask(context: Context) -> PyTree:
 def rewound(context: Context, mask: PyTree) -> PyTree:
     """The saved weights at the rewind step."""
     return context.origin
+
+
+def _trained(context: Context, mask: PyTree) -> PyTree:
+    """The final weights of the last level's leader."""
+    return context.final
 
 
 def _fresh(context: Context, mask: PyTree) -> PyTree:
@@ -234,6 +248,48 @@ ARMS: dict[str, Arm] = {
         leads=True,
         criterion="random",
         summary="iterative pruning of random weights in every round, a chain of its own",
+    ),
+    "finetune": Arm(
+        _ticket_mask,
+        _trained,
+        final=True,
+        held=True,
+        summary="the weights from which the ticket's mask was made, trained on at the last learning rate",
+    ),
+    "lr_rewind": Arm(
+        _ticket_mask,
+        _trained,
+        final=True,
+        summary="the weights from which the ticket's mask was made, at the ticket's learning rates",
+    ),
+    "finetune_chain": Arm(
+        _ticket_mask,
+        _trained,
+        final=True,
+        held=True,
+        leads=True,
+        summary="iterative pruning with finetune in every round, a chain of its own",
+    ),
+    "lr_rewind_chain": Arm(
+        _ticket_mask,
+        _trained,
+        final=True,
+        leads=True,
+        summary="iterative pruning with lr_rewind in every round, a chain of its own",
+    ),
+    "continued": Arm(
+        _ticket_mask,
+        _trained,
+        start="zero",
+        final=True,
+        leads=True,
+        summary="iterative pruning of weights that are never reset, all steps in every round, its own chain",
+    ),
+    "continued_reset": Arm(
+        _ticket_mask,
+        rewound,
+        on="continued",
+        summary="the mask of continued on the weights that a ticket is rewound to",
     ),
 }
 """The arms by name; add a row to add one."""

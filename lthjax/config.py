@@ -398,6 +398,9 @@ def validate(study: Study) -> None:
     _need(_whole(study.levels, 0), "levels", study.levels, "a whole number, 0 or more")
     for arm in study.arms:
         _among("arms", arm, ARMS)
+        leader = ARMS[arm].on
+        _need(leader in ("ticket", *study.arms), "arms", study.arms,
+              f"with {leader!r}, too, whose chain {arm!r} is a leaf of")  # fmt: skip
     _need(_unique(study.arms), "arms", study.arms, "all different; leave out the duplicates")
     for arm, times in study.repeats:
         _among("repeats", arm, [a for a in ARMS if not ARMS[a].leads])

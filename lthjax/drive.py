@@ -132,16 +132,18 @@ def task(prepared: Prepared, run: Reader, cell: Cell) -> Task:
     origin = run.state(cell.seed, chain.rewind)
     ticket = Cell(cell.seed, cell.chain, cell.level, chain.leader)
     parent = imp.parent_of(cell)
+    trained = run.variables(parent)
     context = Context(
         imp.key_of(cell),
         lambda key: prepared.model.init(key).params,
         origin.params,
-        run.variables(parent).params,
+        trained.params,
         run.mask(parent),
         run.mask(ticket),
         scores=None,
     )
-    return imp.task(cell, chain, total, context, run.mask(cell), (initial.stats, origin.stats))
+    stats = imp.Statistics(initial.stats, origin.stats, trained.stats)
+    return imp.task(cell, chain, total, context, run.mask(cell), stats)
 
 
 def drive(
@@ -427,7 +429,7 @@ class Run:
 
     def _ticket(self, cell: Cell) -> Leader:
         """A trained ticket, or the dense network, from the store."""
-        return Leader(self._store.mask(cell), self._store.variables(cell).params)
+        return Leader(self._store.mask(cell), *self._store.variables(cell))
 
     def _next_level(self, seed: int, chain: Chain, ticket: Leader | None) -> None:
         """Queues a chain's next level; skips levels whose tickets are in the store."""
@@ -447,13 +449,15 @@ class Run:
 
     def _item(self, chain: Chain, task: Task, place: int) -> _Item:
         cell = task.cell
-        job = train.Job(cell.seed, cell.level, task.start, task.stop, task.variables, task.mask)
+        job = train.Job(
+            cell.seed, cell.level, task.start, task.stop, task.variables, task.mask, held=task.held
+        )
         order = (self._number, cell.level, int(place > 0), self._chains.index(chain), cell.seed, place)
         return _Item(order, self, cell, self._resumed(cell, job))
 
     def book(self, item: _Item, trained: train.Trained) -> None:
         """Queues the tasks that depend on a training result."""
-        cell, leader = item.cell, Leader(item.job.mask, trained.variables.params)
+        cell, leader = item.cell, Leader(item.job.mask, *trained.variables)
         if cell is None:
             # Only the rewind states are new.
             self._begin_chains(item.job.seed, "done", None, trained.states)
@@ -494,11 +498,11 @@ class Run:
         if cell.arm == DENSE:
             return None
         chain = next(c for c in self._chains if c.name == cell.chain)
-        parent = imp.parent_of(cell)
-        rewound = ARMS[cell.arm].start == "rewind"
+        parent, arm = str(folder(Path(), imp.parent_of(cell))), ARMS[cell.arm]
+        state = str(state_folder(Path(), cell.seed, job.start))
         return {
-            "parent": str(folder(Path(), parent)),
-            "origin": str(state_folder(Path(), cell.seed, job.start)) if rewound else "fresh weights",
+            "parent": parent,
+            "origin": parent if arm.final else state if arm.start == "rewind" else "fresh weights",
             "criterion": chain.criterion,
             "scope": self._study.prune.scope,
             **imp.schedule_at(self._study, cell.level),

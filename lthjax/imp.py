@@ -6,8 +6,10 @@
         final    <- train
 
 Source: Frankle & Carbin 2019 (arXiv 1803.03635), strategy 1 of their appendix B: every round starts from
-reset weights (strategy 2 continues from the trained weights). Rewinding to k > 0 is from Frankle et al. 2019
-(arXiv 1903.01611). Every level has its own order of the data; a ticket rewound to k starts at its batch k.
+reset weights. Their strategy 2, which continues from the trained weights and resets them once, when the mask
+is found, is the arm `continued_reset` on the chain that `continued` leads. Rewinding to k > 0 is from Frankle
+et al. 2019 (arXiv 1903.01611). Every level has its own order of the data; a ticket rewound to k starts at its
+batch k.
 """
 
 from collections.abc import Generator
@@ -68,19 +70,37 @@ class Chain(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A cell to train: its first step, one past its last step, start weights and mask."""
+    """A cell to train.
+
+    Attributes:
+        cell: the cell.
+        start, stop: its first step, and one past its last.
+        variables: start weights and batch statistics.
+        mask: its mask.
+        held: whether every step has the learning rate of the last one.
+    """
 
     cell: Cell
     start: int
     stop: int
     variables: Variables
     mask: PyTree
+    held: bool = False
 
 
 class Leader(NamedTuple):
-    """The trained leader of a level: its mask and final weights."""
+    """The trained leader of a level: its mask, final weights and final batch statistics (or ())."""
 
     mask: PyTree
+    final: PyTree
+    stats: PyTree = ()
+
+
+class Statistics(NamedTuple):
+    """Batch statistics that a cell may start from, or {}: at step 0, at the rewind step, of the leader."""
+
+    zero: PyTree
+    rewind: PyTree
     final: PyTree
 
 
@@ -128,9 +148,10 @@ def parent_of(cell: Cell) -> Cell:
 
 
 def arms_at(study: Study, chain: Chain, level: int) -> list[str]:
-    """A chain's arms at a level: its leader and, on the ticket's chain, the controls of that level."""
-    runs = chain.leader == _TICKET and (not study.control_levels or level in study.control_levels)
-    return [chain.leader, *(arm for arm in study.arms if runs and not ARMS[arm].leads)]
+    """A chain's arms at a level: its leader and, at a level with controls, its leaves."""
+    runs = not study.control_levels or level in study.control_levels
+    leaves = [arm for arm in study.arms if not ARMS[arm].leads and ARMS[arm].on == chain.leader]
+    return [chain.leader, *(leaves if runs else [])]
 
 
 def cells_at(study: Study, seed: int, chain: Chain, level: int) -> list[Cell]:
@@ -195,7 +216,8 @@ def rounds(
     for level in range(first, study.levels + 1):
         key = rng.stream(seed, f"criterion/{chain.name}", level)
         going = removals(study, level, parent.mask)
-        made = next_mask((chain.criterion, study.prune.scope), model, key, origin, parent, batch, going)
+        leader = parent._replace(stats=())  # not needed for scores
+        made = next_mask((chain.criterion, study.prune.scope), model, key, origin, leader, batch, going)
         # On the host, like arrays from the store: two kinds of arrays would compile twice.
         scores, mask = jax.device_get(made)
         for path, bad, left in not_finite(
@@ -206,7 +228,7 @@ def rounds(
                 f"score that is NaN or infinite (seed {seed}, {chain.name}, level {level}), which cannot be "
                 "ranked; take another criterion, or a lower optim.lr if weights or gradients overflow."
             )
-        tasks = []
+        tasks, stats = [], Statistics(initial.stats, origin.stats, parent.stats)
         for cell in cells_at(study, seed, chain, level):
             arm = ARMS[cell.arm]
             context = Context(
@@ -219,13 +241,11 @@ def rounds(
                 scores,
             )
             own = jax.device_get(arm.mask(context))
-            tasks.append(task(cell, chain, lengths.total, context, own, (initial.stats, origin.stats)))
+            tasks.append(task(cell, chain, lengths.total, context, own, stats))
         parent = yield tasks
 
 
-def task(
-    cell: Cell, chain: Chain, total: int, context: Context, mask: PyTree, stats: tuple[PyTree, PyTree]
-) -> Task:
+def task(cell: Cell, chain: Chain, total: int, context: Context, mask: PyTree, stats: Statistics) -> Task:
     """The training inputs of a cell, given its mask.
 
     Args:
@@ -234,12 +254,12 @@ def task(
         total: steps of a full training run.
         context: the inputs of its arm.
         mask: its own mask.
-        stats: batch statistics at step 0, and at the chain's rewind step.
+        stats: the batch statistics that it may start from.
     """
     arm = ARMS[cell.arm]
     params = jax.device_get(_apply(arm.params(context, mask), mask))
-    variables = Variables(params, stats[arm.start == "rewind"])
-    return Task(cell, *span_of(cell, chain, total), variables, mask)
+    variables = Variables(params, stats.final if arm.final else getattr(stats, arm.start))
+    return Task(cell, *span_of(cell, chain, total), variables, mask, arm.held)
 
 
 def key_of(cell: Cell) -> jax.Array:

@@ -64,11 +64,13 @@ class Feed(NamedTuple):
         mean: float32 [C], of the train split.
         std: float32 [C], of the train split.
         key: data of the augmentation's PRNG key, uint32 [2].
+        held: the step whose learning rate every step has; -1: each has its own. int32 of shape ().
     """
 
     mean: jax.Array
     std: jax.Array
     key: jax.Array
+    held: jax.Array
 
 
 class Job(NamedTuple):
@@ -84,6 +86,7 @@ class Job(NamedTuple):
         captures: steps, start <= step <= stop, whose state is returned.
         noise: noise seed: which of the orders and augmentations of this seed and level; 0 is the study's own.
         position: where an interrupted run of the same job goes on; None starts it anew.
+        held: whether every step has the learning rate of the last one.
     """
 
     seed: int
@@ -95,6 +98,7 @@ class Job(NamedTuple):
     captures: tuple[int, ...] = ()
     noise: int = 0
     position: "Position | None" = None
+    held: bool = False
 
     @property
     def at(self) -> int:
@@ -307,7 +311,8 @@ def programs(
             key = _at_step(feed.key, start + i) if augment else None
             pixels = data.gather(images.images, index, feed.mean, feed.std, key, model.input_shape)
             batch = (pixels, images.labels[index])
-            state, loss = step(model, optimiser, state, mask, batch, start + i)
+            at = jnp.where(feed.held < 0, start + i, feed.held)
+            state, loss = step(model, optimiser, state, mask, batch, at)
             return state, losses.at[i].set(loss)
 
         with jax.default_matmul_precision(precision):
@@ -646,7 +651,8 @@ class _Record:
 def _feed(trainer: Trainer, job: Job) -> Feed:
     split = trainer.splits[job.seed]
     key = rng.stream(job.seed, _stream("augment", job.noise), job.level)
-    return Feed(split.mean, split.std, jax.random.key_data(key))  # type: ignore[arg-type]
+    held = np.int32(trainer.lengths.total - 1 if job.held else -1)
+    return Feed(split.mean, split.std, jax.random.key_data(key), held)  # type: ignore[arg-type]
 
 
 class _Rows(NamedTuple):

@@ -172,12 +172,13 @@ def test_arms_by_definition() -> None:
 
 
 def test_a_study_of_every_arm_and_criterion(tiny: Make, tmp_path: Path) -> None:
-    """Runs all of them; two chains rewind, two lead themselves."""
+    """Runs all of them; two chains rewind, five arms lead chains of their own."""
     arms = tuple(ARMS)
     prepared = tiny(arms=arms, seeds=(0,), rewind=(0, 3), levels=2)
     run = study.run(prepared, tmp_path / "runs")
     names = [chain.name for chain in imp.chains(prepared.study, prepared.lengths)]
-    assert names == ["rewind-0", "rewind-3", "reinit_chain-0", "random_chain-0", "random_chain-3"]
+    two = [f"{arm}-{k}" for arm in ("random_chain", "finetune_chain", "lr_rewind_chain") for k in (0, 3)]
+    assert names == ["rewind-0", "rewind-3", "reinit_chain-0", *two, "continued-0"]
     assert not study.plan(prepared, tmp_path / "runs").missing
     store = Reader(run)
     untrained = store.result(Cell(0, "rewind-3", 1, "untrained"))

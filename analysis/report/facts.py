@@ -45,7 +45,7 @@ def notes(run: Run) -> list[str]:
             f"{row.weights_left:,} weights, {100 * row.density:.1f} % ({chain}, level {row.level}): "
             f"{words.points(gain)} pp{'; sparser ones were not trained' if last else ''}."
         )
-    fresh = [arm for arm in arms(rows) if arm in ARMS and ARMS[arm].start == "zero"]
+    fresh = [arm for arm in arms(rows) if arm in ARMS and ARMS[arm].start == "zero" and not ARMS[arm].final]
     if any(imp.rewind_of(chain) for chain in chains(rows)) and fresh:
         notes.append(
             "Rewound tickets start at their rewind step and train the steps that are left. Without a state "
