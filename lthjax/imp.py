@@ -26,7 +26,7 @@ from lthjax.config import Lengths, Study, repeats
 from lthjax.criteria import CRITERIA, Weights
 from lthjax.errors import UserError
 from lthjax.models import Model, Variables
-from lthjax.prune._core import not_finite
+from lthjax.prune._core import going_of, not_finite
 
 PyTree = Any
 Scope = prune.Scope
@@ -69,6 +69,16 @@ class Chain(NamedTuple):
     criterion: str
 
 
+class How(NamedTuple):
+    """How survivors are chosen: as the fields of `config.Prune`, and every leaf's group in scope "group"."""
+
+    criterion: str
+    scope: Scope
+    granularity: str = "weight"
+    groups: tuple[int, ...] = ()
+    rate: Any = 0.0
+
+
 class Task(NamedTuple):
     """A cell to train.
 
@@ -78,6 +88,7 @@ class Task(NamedTuple):
         variables: start weights and batch statistics.
         mask: its mask.
         held: whether every step has the learning rate of the last one.
+        scores: start scores, if a mask is learned and the weights stay as they are; see `supermask`.
     """
 
     cell: Cell
@@ -86,6 +97,7 @@ class Task(NamedTuple):
     variables: Variables
     mask: PyTree
     held: bool = False
+    scores: PyTree = None
 
 
 class Leader(NamedTuple):
@@ -217,12 +229,12 @@ def rounds(
         key = rng.stream(seed, f"criterion/{chain.name}", level)
         going = removals(study, level, parent.mask)
         leader = parent._replace(stats=())  # not needed for scores
-        made = next_mask((chain.criterion, study.prune.scope), model, key, origin, leader, batch, going)
+        how = how_of(study, chain.criterion, parent.mask)
+        made = next_mask(how, model, key, origin, leader, batch, going)
         # On the host, like arrays from the store: two kinds of arrays would compile twice.
         scores, mask = jax.device_get(made)
-        for path, bad, left in not_finite(
-            scores, parent.mask, list(np.resize(going, len(jax.tree.leaves(mask))))
-        ):
+        of_leaf = going_of(list(going), len(jax.tree.leaves(mask)), how.scope, how.groups)
+        for path, bad, left in not_finite(scores, parent.mask, of_leaf):
             raise UserError(
                 f"prune.criterion: {chain.criterion} gives {bad:,} of the {left:,} weights left in {path} a "
                 f"score that is NaN or infinite (seed {seed}, {chain.name}, level {level}), which cannot be "
@@ -239,6 +251,7 @@ def rounds(
                 parent.mask,
                 mask,
                 scores,
+                study.prune.granularity,
             )
             own = jax.device_get(arm.mask(context))
             tasks.append(task(cell, chain, lengths.total, context, own, stats))
@@ -257,9 +270,10 @@ def task(cell: Cell, chain: Chain, total: int, context: Context, mask: PyTree, s
         stats: the batch statistics that it may start from.
     """
     arm = ARMS[cell.arm]
-    params = jax.device_get(_apply(arm.params(context, mask), mask))
+    whole, scores = arm.params(context, mask), arm.scores and jax.device_get(arm.scores(context))
+    params = jax.device_get(whole if scores else _apply(whole, mask))
     variables = Variables(params, stats.final if arm.final else getattr(stats, arm.start))
-    return Task(cell, *span_of(cell, chain, total), variables, mask, arm.held)
+    return Task(cell, *span_of(cell, chain, total), variables, mask, arm.held, scores)
 
 
 def key_of(cell: Cell) -> jax.Array:
@@ -284,8 +298,18 @@ def schedule_at(study: Study, level: int) -> dict[str, Any]:
     return {"density": 1 - gone * (part if config.course == "linear" else 1 - (1 - part) ** 3)}
 
 
+def how_of(study: Study, criterion: str, mask: PyTree) -> How:
+    """How a study chooses survivors by that criterion."""
+    config = study.prune
+    groups = prune.groups_of(config.rate, prune.paths(mask)) if config.scope == "group" else ()
+    return How(criterion, config.scope, config.granularity, tuple(groups), config.rate)
+
+
 def removals(study: Study, level: int, mask: PyTree) -> np.ndarray:
-    """The number of weights that a level removes from every leaf; in scope "global", from all leaves.
+    """The number of weights (units, where units are pruned) that a level removes from every leaf.
+
+    In scope "group" it is from every group, in scope "global" from all leaves. Of N:M patterns it counts the
+    weights.
 
     Args:
         study: for the schedule.
@@ -293,21 +317,23 @@ def removals(study: Study, level: int, mask: PyTree) -> np.ndarray:
         mask: the previous level's mask.
 
     Returns:
-        int32 [leaves], or [1].
+        int32 [leaves], [groups] or [1].
     """
-    sizes = [(int(left), size) for left, size in prune.survivors(mask, study.prune.scope)]
-    how = schedule_at(study, level)
+    chosen, how = how_of(study, "", mask), schedule_at(study, level)
+    whole = "weight" if ":" in chosen.granularity else chosen.granularity
+    sizes = [(int(left), size) for left, size in prune.survivors(mask, chosen.scope, whole, chosen.groups)]
     if "density" in how:
         going = [max(left - int(prune.count(how["density"], size)), 0) for left, size in sizes]
     else:
-        rates = prune.rates_of(how["rate"], prune.paths(mask))
+        grouped = chosen.scope == "group" and isinstance(how["rate"], tuple)
+        rates = [r for _, r in how["rate"]] if grouped else prune.rates_of(how["rate"], prune.paths(mask))
         going = [int(prune.count(r, left)) for r, (left, _) in zip(rates, sizes, strict=False)]
     return np.array(going, np.int32)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def next_mask(
-    how: tuple[str, Scope],
+    how: How | tuple[str, Scope],
     model: Model,
     key: jax.Array,
     origin: Variables,
@@ -318,7 +344,7 @@ def next_mask(
     """The scores and the mask of the next level.
 
     Args:
-        how: criterion and scope.
+        how: criterion and scope, and what else `How` has.
         model: for criteria that use gradients.
         key: for the criterion "random".
         origin: the state that the chain rewinds to.
@@ -345,5 +371,10 @@ def next_mask(
         (1, *model.input_shape),
         parent.mask,
     )
-    scores = CRITERIA[how[0]].score(weights)
-    return scores, prune.remove_counted(scores, parent.mask, list(going), scope=how[1])
+    how = How(*how)
+    scores = CRITERIA[how.criterion].score(weights)
+    if ":" in how.granularity:
+        return scores, prune.by_score(scores, parent.mask, how.rate, granularity=how.granularity)
+    return scores, prune.remove_counted(
+        scores, parent.mask, list(going), scope=how.scope, granularity=how.granularity, groups=how.groups
+    )
