@@ -1,10 +1,30 @@
 """The analyses by name, in the order of the report's sections; a new one is a new row."""
 
-from analysis import examples, geography, landscape, predict, savings, stability, structure, transfer
+from analysis import (
+    examples,
+    geography,
+    landscape,
+    predict,
+    retraining,
+    savings,
+    stability,
+    structure,
+    transfer,
+)
 from analysis.record import Analysis
 
 ANALYSES: dict[str, Analysis] = {
     module.ANALYSIS.name: module.ANALYSIS
-    for module in (structure, savings, landscape, stability, predict, geography, examples, transfer)
+    for module in (
+        structure,
+        retraining,
+        savings,
+        landscape,
+        stability,
+        predict,
+        geography,
+        examples,
+        transfer,
+    )
 }
 """One from outside the package is added here before a report is made."""

@@ -131,6 +131,8 @@ SLOW = {
         "test_a_network_for_tpu_has_the_numbers_of_the_plain_one[small_cnn",
         "test_gradients_of_gradients_for_tpu",
     ),
+    "test_retraining": ("test_arms_from_trained_weights",),
+    "test_supermask": ("test_a_learned_mask_in_a_study",),
     "test_train": (
         "test_two_hundred_steps_as_with_the_builtin",
         "test_one_training_program",

@@ -52,7 +52,7 @@ def notes(run: Run) -> list[str]:
             f"Accuracies and losses at the end are means of the last {run.last} evaluations, "
             f"{run.lengths.evaluate:,} steps apart; train accuracy is that of the end."
         )
-    fresh = [arm for arm in arms(rows) if arm in ARMS and ARMS[arm].start == "zero"]
+    fresh = [arm for arm in arms(rows) if arm in ARMS and ARMS[arm].start == "zero" and not ARMS[arm].final]
     if any(imp.rewind_of(chain) for chain in chains(rows)) and fresh:
         notes.append(
             "Rewound tickets start at their rewind step and train the steps that are left. Without a state "

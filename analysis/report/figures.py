@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import draw
+from analysis.retraining.table import named
 from analysis.run import Row, arms, by_level, by_seed, chains, select
-from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures.stats import PERCENT, Range, Ratio, mean_interval
 
@@ -137,7 +137,7 @@ def _against_weights(
                 x, values = zip(*points, strict=True)
                 left.update(x)
                 shown += [value for of_level in values for value in of_level]
-                name = f"{arm}, rewound to {imp.rewind_of(chain)}" if len(there) > 1 else arm
+                name = named(chain, arm) if len(there) > 1 else arm
                 draw.curve(axes, x, values, (*draw.look(arm), line), name, within=within)
     _finish(axes, left, shown)
     axes.set_ylabel(label)
