@@ -48,6 +48,8 @@ PLAIN = (
     "test_results", "test_rows", "test_rules", "test_stats", "test_ticket_files", "test_training_length",
     "test_verdicts",
 )  # fmt: skip
+# Files that take a worker minutes. They come first and PLAIN ones last, so that both workers end together.
+LONG = ("test_versions", "test_configs", "test_landscape_command", "test_conv", "test_report", "test_hessian")
 # By file the tests that take more than some eight seconds of two cores, or say what a quick one says again;
 # `make test-all` runs them.
 SLOW = {
@@ -147,7 +149,8 @@ FULL = Path(os.environ.get("LTHJAX_DATA", ROOT / "data"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is slow, and what is no test of single functions."""
+    """Marks what is slow, and what is no test of single functions; puts long files first."""
+    items.sort(key=lambda item: (item.path.stem in PLAIN, item.path.stem not in LONG))
     for item in items:
         file = item.path.stem
         # The landscape and the stability of a study take long to make for the tests that look at them.
