@@ -82,7 +82,7 @@ def test_accuracies_and_gaps_by_hand(folder: Path) -> None:
 
 
 def test_late_rewinding_by_hand() -> None:
-    got = results.Published(RESULTS / "cifar_cnn")
+    got = results.Published(RESULTS / "cifar_cnn_short")
     with (got.folder / "cells.csv").open(newline="") as file:
         lines = [x for x in csv.DictReader(file) if (x["arm"], x["level"]) == ("ticket", "6")]
     late, early = (
