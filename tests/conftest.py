@@ -45,7 +45,7 @@ from lthjax.models import Model  # noqa: E402
 PLAIN = (
     "test_any_rows", "test_claims", "test_config", "test_data", "test_examples", "test_files", "test_locks",
     "test_optim", "test_prune", "test_publish", "test_readme", "test_results", "test_rows", "test_rules",
-    "test_stats", "test_ticket_files", "test_training_length", "test_verdicts",
+    "test_short", "test_stats", "test_ticket_files", "test_training_length", "test_verdicts",
 )  # fmt: skip
 # By file the tests that take more than some eight seconds of two cores, or say what a quick one says again;
 # `make test-all` runs them.

@@ -59,20 +59,28 @@ def speed(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     figure, axes = draw.single(heading)
     axes.axhline(1, color=draw.look("ticket")[0], lw=1, label="ticket")
     shown, left = [1.0], set[float]()
-    for arm, of_arm in levels.items():
+    for place, (arm, of_arm) in enumerate(levels.items()):
         colour, marker = draw.look(arm)
         there = [level for level in of_arm if level.density]
         known = [level for level in there if not level.censored]
         x, values = [100 * of.density for of in known], [[r.low for r in of.ratios] for of in known]
         if known:
             draw.curve(axes, x, values, (colour, marker or "D", "-"), arm, points=False, geometric=True)
+        # Beside one another, so that the arms' points do not hide each other.
+        aside = 1.015 ** (place - (len(levels) - 1) / 2)
         for level in there:
             left.add(100 * level.density)
             for ratio in level.ratios:
                 mark, value = _bound(ratio)
                 if value is not None:
-                    axes.plot([100 * level.density], [value], mark, color=colour, ms=4, alpha=0.6)
+                    axes.plot([100 * level.density * aside], [value], mark, color=colour, ms=4, alpha=0.6)
                     shown.append(value)
+        if not known and there:
+            axes.plot(
+                [], [], marker or "D", ls="-", color=colour, label=f"{arm}: no level is known for all seeds"
+            )
+    for mark, said in (("^", "at least this"), ("v", "at most this")):
+        axes.plot([], [], mark, color="#777777", ms=4, ls="", label=said)
     axes.set_yscale("log")
     low, high = min(shown), max(shown)
     axes.set_ylim(low / 1.2, high * 1.2)
