@@ -22,8 +22,10 @@ from lthjax import cli, config
 from lthjax.errors import UserError, check_folder, shell
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lthjax.bucket import Bucket
-    from lthjax.study import Filled
+    from lthjax.study import Filled, Prepared
 
 # How long a process waits for another one that writes the same report.
 _REPORT_SECONDS = 600.0
@@ -127,10 +129,12 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
     if shared is not None:
         shared.pull_all(one.folder for one in prepared)
     if options.dry_run:
+        whole = prepared
         prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
         plans = study.plan_all(prepared, out)
         cost = study.estimate(prepared, plans, options.chunk)
         print(progress.plan_text(prepared, plans, cost, out))
+        _print_detectable(whole, out)
         return None
     return study.fill(
         prepared,
@@ -141,6 +145,18 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
         checkpoint_seconds=every,
         bucket=shared,
     )
+
+
+def _print_detectable(prepared: "Sequence[Prepared]", out: Path) -> None:
+    """Says which differences the seeds of a plan can detect, by the spread of those that are there."""
+    from analysis.report import power
+    from analysis.run import Run
+
+    for one in prepared:
+        there = Run(out / one.folder) if (out / one.folder / "study.json").is_file() else None
+        about, rows = (there.about, there.rows) if there else ({}, [])
+        label = f"{one.label}: " if len(prepared) > 1 else ""
+        print(f"{'detects':8} {label}{power.planned(about, rows, len(one.study.seeds))}")
 
 
 def _check_distributed(options: Options) -> None:

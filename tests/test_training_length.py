@@ -1,4 +1,4 @@
-"""Whether training was long enough, and accuracy as the mean of the last evaluations."""
+"""Whether training was long enough, accuracy as the mean of the last evaluations, speed, and power."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import about, result
 from scipy import stats as scipy_stats
-from test_verdicts import STUDY, row, run
+from test_verdicts import NOISE, STUDY, row, run
 
-from analysis.report import facts, figures, speed, training, verdicts
+from analysis.report import facts, figures, power, speed, training, verdicts
 from analysis.run import Row, Run
 from lthjax.config import Optim
 from lthjax.errors import UserError
@@ -166,3 +166,37 @@ def test_the_figure_of_speed_draws_no_mean_over_bounds() -> None:
     assert sorted(one for one in marks if one[0] in (".", "^", "v")) == [
         (".", 20, 4), (".", 50, 2), (".", 50, 4), ("v", 20, 0.8),
     ]  # fmt: skip
+
+
+# What so many seeds can detect
+
+
+def test_what_seeds_can_detect_by_hand() -> None:
+    """At 17 and 11 % the gaps spread by s and 2 s; the level at 50 % does not count."""
+    rows = run({"ticket": {0.5: 9.0, 0.17: 0.0, 0.11: 0.0}}, dense=70.0)
+    wide = [
+        r._replace(test_accuracy=0.70 + r.seed / 100 + 0.02 * NOISE[r.seed]) if r.density == 0.11 else r
+        for r in rows
+    ]
+    (found,) = power.spreads(STUDY, wide)
+    s = np.std(NOISE, ddof=1)
+    assert (found.other, found.seeds) == ("dense", 6)
+    assert found.points == pytest.approx(s * np.sqrt((1 + 4) / 2))
+    factor = (scipy_stats.t.ppf(0.95, 5) + scipy_stats.t.ppf(0.8, 5)) / np.sqrt(6)
+    table = power.table(STUDY, wide)
+    assert table is not None
+    assert table.rows[0][:4] == ["ticket − dense", f"{found.points:.2f}", "6", f"{factor * found.points:.2f}"]
+    said = power.planned(STUDY, wide, 12)
+    more = (scipy_stats.t.ppf(0.95, 11) + scipy_stats.t.ppf(0.8, 11)) / np.sqrt(12)
+    assert said.startswith(f"with 12 seeds, points: ticket − dense {more * found.points:.2f} (")
+    assert said.endswith("by the spread of the 6 seeds so far)")
+    # A test set of 1,000 images: the spread is no less than its error.
+    floored = power.spreads({**STUDY, "data": {"test": 1000}}, wide)[0]
+    assert floored.points > 0.9
+
+
+def test_without_a_spread_the_plan_says_so() -> None:
+    assert power.planned({}, [], 1).startswith("one seed shows no spread")
+    unit = (scipy_stats.t.ppf(0.95, 3) + scipy_stats.t.ppf(0.8, 3)) / 2
+    assert power.planned({}, [], 4).startswith(f"with 4 seeds a difference of {unit:.2f} times its spread")
+    assert power.table(STUDY, run({"ticket": {0.17: 0.0}}, seeds=range(1))) is None

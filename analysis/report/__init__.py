@@ -12,7 +12,7 @@ from analysis import compare, page, record, tables, words
 from analysis.analyses import ANALYSES
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding, settled
-from analysis.report import accuracy, facts, gaps, short, speed, training, verdicts
+from analysis.report import accuracy, facts, gaps, power, short, speed, training, verdicts
 from analysis.run import TICKET, Run, chains, open_run, to_csv
 from lthjax import imp
 from lthjax.errors import UserError
@@ -87,6 +87,8 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
     apart = [
         table for chain in tickets for table in (gaps.summaries(rows, chain), gaps.gaps(rows, chain, images))
     ]
+    detects = power.table(run.about, rows)
+    apart += [detects] if detects else []
     collapsed = gaps.collapsed(rows, run.about["data"]["classes"])
     levels = [*(facts.levels(rows, chain, images) for chain in own), *([collapsed] if collapsed else [])]
     return [
@@ -150,5 +152,7 @@ _TESTS = (
     "that much. p-values are two-sided: by t, the same "
     "adjusted by Holm within the block of one control, and by exact sign flips, which cannot go below "
     "2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, unbiased, with its 95 % "
-    "interval."
+    "interval. A difference that seeds detect is the one that the one-sided 95 % bound finds with a power of "
+    "80 %: (t(.95, n − 1) + t(.80, n − 1)) s/√n; the spread s is the root mean square over the levels at "
+    "80–90 % sparsity (over all, where there is none)."
 )

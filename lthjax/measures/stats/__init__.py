@@ -37,6 +37,7 @@ from lthjax.measures.stats._intervals import (
     sampling_error,
     step_ratio,
 )
+from lthjax.measures.stats._planning import detectable, seeds_for
 from lthjax.measures.stats._tests import (
     Alternative,
     Effect,
@@ -78,6 +79,7 @@ __all__ = [
     "collapse_share",
     "conjunction",
     "crossing",
+    "detectable",
     "difference_error",
     "equivalent",
     "geometric_bounds",
@@ -93,6 +95,7 @@ __all__ = [
     "noninferior",
     "paired",
     "sampling_error",
+    "seeds_for",
     "sign_flip_p_value",
     "smallest_match",
     "sparsest_matches",
