@@ -52,8 +52,10 @@ def test_a_control_above_dense_but_below_the_ticket() -> None:
 
 def test_where_nothing_matches_or_seeds_are_few() -> None:
     none = sentence(run({"ticket": {0.5: -3.0, 0.17: -2.0}}))
-    assert none.startswith("No level's tickets are found to be as good as the whole network")
+    assert none.startswith("No level's tickets are found to be within 2 points of the whole network")
     assert "nearest with 17 % of its weights, -2.0 points (6 seeds)" in none
+    near = sentence(run({"ticket": {0.5: -0.6, 0.17: -1.0, 0.05: -9.0}}))
+    assert near == "With 17 % of its weights the ticket is within 2 points of the whole network (6 seeds)."
     few = sentence(
         run({"ticket": {0.5: 0.3, 0.17: 0.12}, "reinit": {0.5: -1.0, 0.17: -2.02}}, seeds=range(2))
     )

@@ -129,7 +129,7 @@ def test_tickets_that_learn_faster() -> None:
     low = np.exp(logs.mean() - scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem(logs))
     assert dense.outcome == "supported"
     assert dense.estimate == (
-        f"steps of dense / ticket {np.exp(logs.mean()):.2f}×, at least {low:.2f} (one-sided 95 %) "
+        f"steps of dense / ticket: {np.exp(logs.mean()):.2f}×, at least {low:.2f} (one-sided 95 %) "
         "at 15.0 % of the weights"
     )
     # Two of three are known to be at least 5: no mean, and a bound that counts them as 5.
@@ -137,7 +137,7 @@ def test_tickets_that_learn_faster() -> None:
     low = np.exp(logs.mean() - scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem(logs))
     assert (reinit.outcome, reinit.estimate) == (
         "supported",
-        f"steps of reinit / ticket at least {low:.2f} (one-sided 95 %) at 15.0 % of the weights, "
+        f"steps of reinit / ticket: at least {low:.2f} (one-sided 95 %) at 15.0 % of the weights, "
         "2 of 3 seeds known by bounds",
     )
 
@@ -146,7 +146,7 @@ def test_nothing_is_known_where_all_end_at_the_last_evaluation() -> None:
     rows = paced({"dense": [500] * 3, "ticket": [500] * 3})
     found = {of.claim: of for of in verdicts.findings(STUDY, rows)}[FASTER.format("the dense network")]
     assert found.outcome == "undecided"
-    assert found.estimate.startswith("steps of dense / ticket no bound is known at 15.0 %")
+    assert found.estimate.startswith("steps of dense / ticket: no bound is known at 15.0 %")
 
 
 def test_the_figure_of_speed_draws_no_mean_over_bounds() -> None:

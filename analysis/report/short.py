@@ -52,8 +52,10 @@ def _mark(of: Finding) -> str:
 def sentence(study: Any, rows: Sequence[Row]) -> str:
     """What the run found, in one plain sentence.
 
-    The level is the sparsest down to which every ticket is found to be as good as the dense network, within
-    half a point; of these, one at which the same mask on fresh weights was trained, if there is any.
+    The level is the sparsest down to which the tickets of every level are found to be as good as the dense
+    network, within half a point; if those of the densest level are not, within two. Of these, it is one at
+    which the same mask on fresh weights was trained, if there is any. Levels are tested from the densest on
+    up to the first that fails, so none takes a correction.
     """
     tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
     levels: list[Level] = []
@@ -66,24 +68,25 @@ def sentence(study: Any, rows: Sequence[Row]) -> str:
     n = max(len(level.values) for level in levels)
     if n < LEAST_SEEDS:
         return _of_few(levels, fresh, n)
-    good = _as_good(levels)
+    good, same = _as_good(levels, TOLERANCE), "as good as the whole network (within half a point, {})"
+    if not good:
+        good, same = _as_good(levels, 2.0), "within 2 points of the whole network ({})"
     if not good:
         best = max(levels, key=lambda level: level.mean)
         return (
-            f"No level's tickets are found to be as good as the whole network: they come nearest with "
+            "No level's tickets are found to be within 2 points of the whole network: they come nearest with "
             f"{_share(best)} of its weights, {best.mean:+.1f} points ({words.seeds(n)})."
         )
     last = min([level for level in good if level.level in fresh] or good, key=lambda level: level.density)
-    said = f"With {_share(last)} of its weights the ticket is as good as the whole network"
     control = _control(rows, tickets[0], last, fresh, images_of(study))
-    return f"{said} (within half a point, {words.seeds(n)}){control}."
+    return f"With {_share(last)} of its weights the ticket is {same.format(words.seeds(n))}{control}."
 
 
-def _as_good(levels: Sequence[Level]) -> list[Level]:
-    """The levels from the densest on whose tickets are found to be no more than half a point worse."""
+def _as_good(levels: Sequence[Level], margin: float) -> list[Level]:
+    """The levels from the densest on whose tickets are found to lose less than the margin."""
     good: list[Level] = []
     for level in sorted(levels, key=lambda of: -of.density):
-        if stats.noninferior(level.values, TOLERANCE, floor=level.floor).outcome != "supported":
+        if stats.noninferior(level.values, margin, floor=level.floor).outcome != "supported":
             break
         good.append(level)
     return good

@@ -252,7 +252,7 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
         tests.append(At(place, stats.geometric_verdict(of.ratios, 1)))
     tested = everywhere(tests)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
-    said = f"steps of {other} / ticket {tested.said('.2f', '×')}"
+    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}"
     return Finding(claim, tested.outcome, said, n, where, SUPERIOR)
 
 
