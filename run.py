@@ -9,6 +9,7 @@ srun python run.py --config configs/cifar_cnn.py --out /shared/runs --distribute
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import re
 import sys
@@ -52,6 +53,11 @@ class Options:
     """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
     checkpoint_every: str = "5 min"
     """Time between two saves of a training run under way, for example `30 s` or `1 h`; `0` saves none."""
+    until_decided: str | None = None
+    """Add seeds, at looks fixed beforehand, until this claim is decided: within-2, within-0.5, within-0.2
+    (points of the dense network), beats-reinit, beats-reinit-by-10, beats-random; at 80–90 % sparsity."""
+    budget: str = "0"
+    """With --until-decided: the time after which no seeds are added, for example `2 h`; `0` for no limit."""
     shard: str | None = None
     """i/n: train every n-th seed from the i-th on, beside other processes. The last one writes the report."""
     distributed: bool = False
@@ -70,6 +76,7 @@ def main(arguments: list[str]) -> None:
     sweep = parse(arguments)
     options = sweep[0]
     _check_distributed(options)
+    _check_until(sweep)
 
     # What follows loads JAX; `--help` above does not wait for it.
     cli.load_jax()
@@ -86,7 +93,8 @@ def main(arguments: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         if options.distributed:
             stack.enter_context(hosts.program(options.coordinator, options.processes, options.process))
-        writes, filled = hosts.leads(), _filled(sweep, shared, writes=hosts.leads())
+        writes = hosts.leads()
+        filled = _grown(options) if options.until_decided else _filled(sweep, shared, writes=writes)
     if filled is None or not writes:
         return
     runs, others = filled
@@ -145,6 +153,56 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
         checkpoint_seconds=every,
         bucket=shared,
     )
+
+
+def _grown(options: Options) -> "Filled | None":
+    """As `_filled`, with more and more seeds until the claim is decided or the budget is used up."""
+    from analysis.report import until
+    from analysis.run import Run
+    from lthjax import progress
+
+    assert options.until_decided is not None
+    until.checked(options.until_decided)
+    watch = progress.watch(options.quiet)
+    filled: list[Filled | None] = []
+
+    def train(seeds: list[int]) -> Run:
+        study = dataclasses.replace(options.study, seeds=tuple(seeds))
+        done = _filled([dataclasses.replace(options, study=study)], None, writes=True)
+        assert done is not None
+        if done.others:
+            raise UserError("--until-decided: other processes train seeds of this study; let them end first.")
+        filled[:] = [done]
+        return Run(done.runs[0])
+
+    budget = cli.seconds("--budget", options.budget)
+    until.grow(options.until_decided, options.study.seeds, train, budget, watch.say)
+    return filled[0]
+
+
+def _check_until(sweep: "Sequence[Options]") -> None:
+    """Checks the options of a study that grows.
+
+    Raises:
+        UserError: some do not go together.
+    """
+    options = sweep[0]
+    if options.until_decided is None:
+        if options.budget != "0":
+            raise UserError("--budget: it belongs to --until-decided; add it.")
+        return
+    cli.seconds("--budget", options.budget)
+    address = "://" in str(options.out) or re.match(r"[a-z]+:/", str(options.out)) is not None
+    unlike = {
+        "--shard": options.shard is not None,
+        "--distributed": options.distributed,
+        "--dry-run": options.dry_run,
+        "a config of several studies": len(sweep) > 1,
+        "an address as --out": address,
+    }
+    for name, there in unlike.items():
+        if there:
+            raise UserError(f"--until-decided: it does not go together with {name}; leave one of them out.")
 
 
 def _print_detectable(prepared: "Sequence[Prepared]", out: Path) -> None:

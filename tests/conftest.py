@@ -136,6 +136,7 @@ SLOW = {
         "test_against_a_plain_loop",
         "test_neighbours_and_twice",
     ),
+    "test_until": ("test_the_command_adds_seeds",),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
 }
 ROOT = Path(__file__).parent.parent

@@ -200,3 +200,11 @@ def test_without_a_spread_the_plan_says_so() -> None:
     unit = (scipy_stats.t.ppf(0.95, 3) + scipy_stats.t.ppf(0.8, 3)) / 2
     assert power.planned({}, [], 4).startswith(f"with 4 seeds a difference of {unit:.2f} times its spread")
     assert power.table(STUDY, run({"ticket": {0.17: 0.0}}, seeds=range(1))) is None
+
+
+def test_no_axis_of_accuracies_goes_beyond_100_percent() -> None:
+    rows = run({"ticket": {0.5: 5.2, 0.17: 3.0}}, dense=95.0, seeds=range(1))
+    assert max(of.test_accuracy or 0 for of in rows) < 1
+    assert figures.accuracy(rows, "heading").axes[0].get_ylim()[1] == 100
+    low = run({"ticket": {0.5: 0.0, 0.17: -3.0}}, dense=60.0)
+    assert 65 < figures.accuracy(low, "heading").axes[0].get_ylim()[1] < 70

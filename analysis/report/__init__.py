@@ -12,7 +12,7 @@ from analysis import compare, page, record, tables, words
 from analysis.analyses import ANALYSES
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding, settled
-from analysis.report import accuracy, facts, gaps, power, short, speed, training, verdicts
+from analysis.report import accuracy, facts, gaps, power, short, speed, training, until, verdicts
 from analysis.run import TICKET, Run, chains, open_run, to_csv
 from lthjax import imp
 from lthjax.errors import UserError
@@ -38,7 +38,8 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1
         return folder / "index.html"
     seeds = words.seeds(len({row.seed for row in rows}))
     parts = [_part(analysis, run) for analysis in ANALYSES.values()]
-    found = [*verdicts.findings(run.about, rows), *(one for claims, _, _ in parts for one in claims)]
+    own = until.noted(until.read(run.path), verdicts.findings(run.about, rows), run.about, rows)
+    found = [*own, *(one for claims, _, _ in parts for one in claims)]
     said = [[*finding._replace(where=str(finding.where))] for finding in found]
     sections = [*_sections(run, found), *(one for _, shown, _ in parts for one in shown)]
     whole = all(readable for _, _, readable in parts)
@@ -74,7 +75,9 @@ def _part(analysis: Analysis, run: Run) -> tuple[list[Finding], list[Section], b
 def _digest(run: Run, table: str) -> str:
     """A digest of all files that the report of a run is made of."""
     markers = [path for analysis in ANALYSES.values() for path in record.written(analysis, run)]
-    contents = [table.encode(), *(path.read_bytes() for path in (run.path / "study.json", *markers))]
+    grown = [path for path in [run.path / until.FILE] if path.is_file()]
+    paths = (run.path / "study.json", *markers, *grown)
+    contents = [table.encode(), *(path.read_bytes() for path in paths)]
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 

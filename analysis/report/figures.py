@@ -115,7 +115,7 @@ def learning(panels: Mapping[str, Curves], heading: str) -> Figure:
             style = (draw.look(arm)[0], "", draw.LINES[place % len(draw.LINES)])
             draw.curve(axes, list(steps), values.T.tolist(), style, arm, points=False, within=PERCENT)
             ends += values.mean(0)[len(steps) // 4 :].tolist()
-    _fit(grid[0, 0], ends, 0.1)
+    _fit(grid[0, 0], ends, 0.1, PERCENT[1])
     grid[0, 0].set_ylabel("test accuracy (%)")
     draw.legend_below(figure, grid[0, 0])
     return figure
@@ -147,24 +147,30 @@ def _against_weights(
                 shown += [value for of_level in values for value in of_level]
                 name = f"{arm}, rewound to {imp.rewind_of(chain)}" if len(there) > 1 else arm
                 draw.curve(axes, x, values, (*draw.look(arm), line), name, within=within)
-    _finish(axes, left, shown)
+    # No accuracy is above 100 %; steps at the last evaluation need room for their marks.
+    _finish(axes, left, shown, most=PERCENT[1] if within == PERCENT else math.inf)
     axes.set_ylabel(label)
     return figure
 
 
 def _finish(
-    axes: Axes, left: set[float], shown: Sequence[float], legend: Literal["best", "upper left"] = "best"
+    axes: Axes,
+    left: set[float],
+    shown: Sequence[float],
+    legend: Literal["best", "upper left"] = "best",
+    most: float = math.inf,
 ) -> None:
     """The axes and legend of a figure against weights left, in percent."""
     draw.weights_axis(axes, left)
-    _fit(axes, shown, 0.08)
+    _fit(axes, shown, 0.08, most)
     axes.set_xlabel(draw.WEIGHTS_LEFT)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9, loc=legend)
 
 
-def _fit(axes: Axes, shown: Sequence[float], margin: float) -> None:
-    """Fits the y axis to the points; the interval of two seeds can be far wider."""
+def _fit(axes: Axes, shown: Sequence[float], margin: float, most: float = math.inf) -> None:
+    """Fits the y axis to the points; the interval of two seeds can be far wider. It ends at `most`."""
     if shown:
         low, high = min(shown), max(shown)
-        axes.set_ylim(low - margin * (high - low or 1.0), high + margin * (high - low or 1.0))
+        top = high + margin * (high - low or 1.0)
+        axes.set_ylim(low - margin * (high - low or 1.0), max(high, min(top, most)))

@@ -38,6 +38,7 @@ from lthjax.measures.stats._intervals import (
     step_ratio,
 )
 from lthjax.measures.stats._planning import detectable, seeds_for
+from lthjax.measures.stats._sequential import level_of_looks
 from lthjax.measures.stats._tests import (
     Alternative,
     Effect,
@@ -90,6 +91,7 @@ __all__ = [
     "interpolated",
     "iso_accuracy",
     "iso_ratio",
+    "level_of_looks",
     "mean_interval",
     "nearest",
     "noninferior",
