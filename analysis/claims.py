@@ -44,14 +44,15 @@ class Judged(NamedTuple):
     decides: At
     levels: int
 
-    def said(self, form: str, unit: str = "") -> str:
-        """The mean and bounds of the level that decides, and which level it is."""
+    def said(self, form: str, unit: str = "", rule: str = words.RULE) -> str:
+        """The mean and bounds of the level that decides, what kind they are, and which level it is."""
         equal = self.outcome == "equivalent" and self.decides.zero is not None
         shown = self.decides.zero if equal and self.decides.zero else self.decides.verdict
         several = f", the least of {self.levels} levels" if self.levels > 1 else ""
         if equal and several:
             several = f", the most of {self.levels} levels"
-        return f"{words.decided(shown, form, unit, both=equal)} {self.decides.place}{several}".rstrip()
+        decided = words.decided(shown, form, unit, both=equal, rule=rule)
+        return f"{decided} {self.decides.place}{several}".rstrip()
 
 
 def everywhere(tests: Sequence[At]) -> Judged:

@@ -353,7 +353,8 @@ def floor(ours: Mapping[int, float], theirs: Mapping[int, float], images: int) -
     both = [seed for seed in ours if seed in theirs]
     if not (both and images):
         return 0.0
-    mine, other = (sum(of[seed] for seed in both) / len(both) / 100 for of in (ours, theirs))
+    # Rounding may carry a mean beyond 1.
+    mine, other = (min(1.0, sum(of[seed] for seed in both) / len(both) / 100) for of in (ours, theirs))
     return 100 * difference_error(mine, other, images)
 
 

@@ -12,6 +12,9 @@ _NETWORKS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Sma
 _DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR-10",
          "cifar100": "CIFAR-100", "mnist_10k": "10,000 images of MNIST"}  # fmt: skip
 
+# The kind of bounds that decide, where nothing else is said.
+RULE = "one-sided 95 %"
+
 
 def title(about: Mapping[str, Any]) -> str:
     """A study's network and data, for a heading: `LeNet-5 on MNIST`; from its study.json."""
@@ -48,7 +51,7 @@ def decided(
     *,
     both: bool = False,
     below: bool = False,
-    rule: str = "one-sided 95 %",
+    rule: str = RULE,
 ) -> str:
     """An estimate with the one-sided bound that decides: `+6.95 pp, at least +0.52 (one-sided 95 %)`.
 

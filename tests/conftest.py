@@ -44,9 +44,9 @@ from lthjax.models import Model  # noqa: E402
 # Test files of single functions, which `make quick` runs; all others train or compile networks.
 PLAIN = (
     "test_any_rows", "test_claims", "test_config", "test_conform", "test_data", "test_doctor",
-    "test_examples", "test_files", "test_locks", "test_optim", "test_prune", "test_publish", "test_readme",
-    "test_results", "test_rows", "test_rules", "test_stats", "test_ticket_files", "test_training_length",
-    "test_verdicts",
+    "test_examples", "test_files", "test_locks", "test_optim", "test_prune", "test_publish",
+    "test_readme", "test_results", "test_rows", "test_rules", "test_short", "test_stats",
+    "test_ticket_files", "test_training_length", "test_verdicts",
 )  # fmt: skip
 # Files that take a worker minutes. They come first and PLAIN ones last, so that both workers end together.
 LONG = ("test_versions", "test_configs", "test_landscape_command", "test_conv", "test_report", "test_hessian")
@@ -141,6 +141,7 @@ SLOW = {
         "test_against_a_plain_loop",
         "test_neighbours_and_twice",
     ),
+    "test_until": ("test_the_command_adds_seeds",),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
 }
 _MEASURED = ("test_landscape_command", "test_stability")

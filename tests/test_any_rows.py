@@ -162,7 +162,7 @@ def test_every_part_of_a_page_comes_out_of_any_rows(rows: list[Row]) -> None:
     study, run = about(), Given(rows)
     sections = report._sections(run, verdicts.findings(study, rows))
     anchors = [one.anchor for one in sections if one.anchor != "speed"]
-    assert anchors == ["verdicts", "accuracy", "training", "gaps", "levels"]
+    assert anchors == ["short", "verdicts", "accuracy", "training", "gaps", "levels"]
     for table in (table for section in sections for table in section.tables):
         assert all(len(line) == len(table.header) for line in table.rows)
         assert not any("nan" in str(value) for line in table.rows for value in line)

@@ -221,6 +221,13 @@ def test_no_table_is_torn() -> None:
             assert re.fullmatch(r"[| :-]+", dashes), f"{path.name}: {header[:60]}"
 
 
+def test_every_row_of_a_table_has_the_columns_of_its_header() -> None:
+    for path, text in results.pages(ROOT).items():
+        for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+            counts = {line.count("|") for line in block.splitlines()}
+            assert len(counts) == 1, f"{path.name}: {block[:80]}"
+
+
 def test_markdown() -> None:
     table = Table("", ["arm", "pp"], [["ticket", "+1.00"]])
     assert results.markdown(table) == "| arm | pp |\n| :-- | --: |\n| ticket | +1.00 |"

@@ -796,3 +796,44 @@ def test_ratios_of_steps_by_hand() -> None:
     for wrong in ([], [0]):
         with pytest.raises(UserError, match=r"steps: .* is not allowed"):
             stats.step_ratio(wrong, [100], 500)
+
+
+# Planning
+
+
+@pytest.mark.parametrize("n", [3, 4, 6, 10])
+@pytest.mark.parametrize("power", [0.8, 0.9])
+def test_the_detectable_effect_has_about_its_power(n: int, power: float) -> None:
+    """The exact power, by the noncentral t distribution, of the one-sided test."""
+    effect = stats.detectable(0.7, n, power)
+    limit = scipy.stats.t.ppf(0.95, n - 1)
+    assert scipy.stats.nct.sf(limit, n - 1, effect * math.sqrt(n) / 0.7) == pytest.approx(power, abs=0.01)
+
+
+def test_the_detectable_effect_is_found_that_often() -> None:
+    """The verdict itself, on simulated differences."""
+    effect = stats.detectable(1.0, 5)
+    often = np.mean([stats.verdict(values).outcome == "supported" for values in samples(5, effect)])
+    assert within(often, 0.807)
+
+
+@given(st.floats(0.05, 3), st.floats(0.05, 3))
+@settings(deadline=None)
+def test_seeds_for_is_the_least_number(difference: float, spread: float) -> None:
+    n = stats.seeds_for(difference, spread)
+    assert n is not None
+    assert stats.detectable(spread, n) <= difference
+    assert n == 3 or stats.detectable(spread, n - 1) > difference
+
+
+def test_planning_refuses_what_it_cannot_answer() -> None:
+    assert stats.detectable(0.0, 3) == 0
+    assert stats.seeds_for(1e-4, 1.0) is None
+    for ask, message in (
+        (lambda: stats.detectable(1.0, 1), "n: 1 is too few"),
+        (lambda: stats.detectable(-1.0, 3), "spread: -1 is not allowed"),
+        (lambda: stats.detectable(1.0, 3, 1.5), "power: 1.5 is not between"),
+        (lambda: stats.seeds_for(0, 1.0), "difference: 0 is not between"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ask()

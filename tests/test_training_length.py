@@ -1,4 +1,4 @@
-"""Whether training was long enough, and accuracy as the mean of the last evaluations."""
+"""Whether training was long enough, accuracy as the mean of the last evaluations, speed, and power."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import about, result
 from scipy import stats as scipy_stats
-from test_verdicts import STUDY, row, run
+from test_verdicts import NOISE, STUDY, row, run
 
-from analysis.report import facts, figures, speed, training, verdicts
+from analysis.report import facts, figures, power, speed, training, verdicts
 from analysis.run import Row, Run
 from lthjax.config import Optim
 from lthjax.errors import UserError
@@ -129,7 +129,7 @@ def test_tickets_that_learn_faster() -> None:
     low = np.exp(logs.mean() - scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem(logs))
     assert dense.outcome == "supported"
     assert dense.estimate == (
-        f"steps of dense / ticket {np.exp(logs.mean()):.2f}×, at least {low:.2f} (one-sided 95 %) "
+        f"steps of dense / ticket: {np.exp(logs.mean()):.2f}×, at least {low:.2f} (one-sided 95 %) "
         "at 15.0 % of the weights"
     )
     # Two of three are known to be at least 5: no mean, and a bound that counts them as 5.
@@ -137,7 +137,7 @@ def test_tickets_that_learn_faster() -> None:
     low = np.exp(logs.mean() - scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem(logs))
     assert (reinit.outcome, reinit.estimate) == (
         "supported",
-        f"steps of reinit / ticket at least {low:.2f} (one-sided 95 %) at 15.0 % of the weights, "
+        f"steps of reinit / ticket: at least {low:.2f} (one-sided 95 %) at 15.0 % of the weights, "
         "2 of 3 seeds known by bounds",
     )
 
@@ -146,7 +146,7 @@ def test_nothing_is_known_where_all_end_at_the_last_evaluation() -> None:
     rows = paced({"dense": [500] * 3, "ticket": [500] * 3})
     found = {of.claim: of for of in verdicts.findings(STUDY, rows)}[FASTER.format("the dense network")]
     assert found.outcome == "undecided"
-    assert found.estimate.startswith("steps of dense / ticket no bound is known at 15.0 %")
+    assert found.estimate.startswith("steps of dense / ticket: no bound is known at 15.0 %")
 
 
 def test_the_figure_of_speed_draws_no_mean_over_bounds() -> None:
@@ -161,7 +161,50 @@ def test_the_figure_of_speed_draws_no_mean_over_bounds() -> None:
     axes = figures.speed({"dense": [one, two]}, "heading").axes[0]
     (line,) = [of for of in axes.get_lines() if of.get_label().startswith("dense (n")]
     np.testing.assert_allclose(line.get_xydata(), [[50, np.sqrt(8)]])
-    marks = [(of.get_marker(), *np.round(of.get_xydata()[0], 6)) for of in axes.get_lines()]
+    drawn = [of for of in axes.get_lines() if len(of.get_xydata())]
+    marks = [(of.get_marker(), *np.round(of.get_xydata()[0], 6)) for of in drawn]
     assert sorted(one for one in marks if one[0] in (".", "^", "v")) == [
         (".", 20, 4), (".", 50, 2), (".", 50, 4), ("v", 20, 0.8),
     ]  # fmt: skip
+
+
+# What so many seeds can detect
+
+
+def test_what_seeds_can_detect_by_hand() -> None:
+    """At 17 and 11 % the gaps spread by s and 2 s; the level at 50 % does not count."""
+    rows = run({"ticket": {0.5: 9.0, 0.17: 0.0, 0.11: 0.0}}, dense=70.0)
+    wide = [
+        r._replace(test_accuracy=0.70 + r.seed / 100 + 0.02 * NOISE[r.seed]) if r.density == 0.11 else r
+        for r in rows
+    ]
+    (found,) = power.spreads(STUDY, wide)
+    s = np.std(NOISE, ddof=1)
+    assert (found.other, found.seeds) == ("dense", 6)
+    assert found.points == pytest.approx(s * np.sqrt((1 + 4) / 2))
+    factor = (scipy_stats.t.ppf(0.95, 5) + scipy_stats.t.ppf(0.8, 5)) / np.sqrt(6)
+    table = power.table(STUDY, wide)
+    assert table is not None
+    assert table.rows[0][:4] == ["ticket − dense", f"{found.points:.2f}", "6", f"{factor * found.points:.2f}"]
+    said = power.planned(STUDY, wide, 12)
+    more = (scipy_stats.t.ppf(0.95, 11) + scipy_stats.t.ppf(0.8, 11)) / np.sqrt(12)
+    assert said.startswith(f"with 12 seeds, points: ticket − dense {more * found.points:.2f} (")
+    assert said.endswith("by the spread of the 6 seeds so far)")
+    # A test set of 1,000 images: the spread is no less than its error.
+    floored = power.spreads({**STUDY, "data": {"test": 1000}}, wide)[0]
+    assert floored.points > 0.9
+
+
+def test_without_a_spread_the_plan_says_so() -> None:
+    assert power.planned({}, [], 1).startswith("one seed shows no spread")
+    unit = (scipy_stats.t.ppf(0.95, 3) + scipy_stats.t.ppf(0.8, 3)) / 2
+    assert power.planned({}, [], 4).startswith(f"with 4 seeds a difference of {unit:.2f} times its spread")
+    assert power.table(STUDY, run({"ticket": {0.17: 0.0}}, seeds=range(1))) is None
+
+
+def test_no_axis_of_accuracies_goes_beyond_100_percent() -> None:
+    rows = run({"ticket": {0.5: 5.2, 0.17: 3.0}}, dense=95.0, seeds=range(1))
+    assert max(of.test_accuracy or 0 for of in rows) < 1
+    assert figures.accuracy(rows, "heading").axes[0].get_ylim()[1] == 100
+    low = run({"ticket": {0.5: 0.0, 0.17: -3.0}}, dense=60.0)
+    assert 65 < figures.accuracy(low, "heading").axes[0].get_ylim()[1] < 70

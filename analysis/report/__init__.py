@@ -12,7 +12,7 @@ from analysis import compare, page, record, tables, words
 from analysis.analyses import ANALYSES
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding, settled
-from analysis.report import accuracy, facts, gaps, speed, training, verdicts
+from analysis.report import accuracy, facts, gaps, power, short, speed, training, until, verdicts
 from analysis.run import TICKET, Run, chains, open_run, to_csv
 from lthjax import imp
 from lthjax.errors import UserError
@@ -38,7 +38,8 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1
         return folder / "index.html"
     seeds = words.seeds(len({row.seed for row in rows}))
     parts = [_part(analysis, run) for analysis in ANALYSES.values()]
-    found = [*verdicts.findings(run.about, rows), *(one for claims, _, _ in parts for one in claims)]
+    own = until.noted(until.read(run.path), verdicts.findings(run.about, rows), run.about, rows)
+    found = [*own, *(one for claims, _, _ in parts for one in claims)]
     said = [[*finding._replace(where=str(finding.where))] for finding in found]
     sections = [*_sections(run, found), *(one for _, shown, _ in parts for one in shown)]
     whole = all(readable for _, _, readable in parts)
@@ -74,38 +75,51 @@ def _part(analysis: Analysis, run: Run) -> tuple[list[Finding], list[Section], b
 def _digest(run: Run, table: str) -> str:
     """A digest of all files that the report of a run is made of."""
     markers = [path for analysis in ANALYSES.values() for path in record.written(analysis, run)]
-    contents = [table.encode(), *(path.read_bytes() for path in (run.path / "study.json", *markers))]
+    grown = [path for path in [run.path / until.FILE] if path.is_file()]
+    paths = (run.path / "study.json", *markers, *grown)
+    contents = [table.encode(), *(path.read_bytes() for path in paths)]
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
 def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
-    """Verdicts, accuracy, differences, levels."""
-    said = [[f.claim, f.outcome, f.estimate, f.test, str(f.n or "–"), f.where] for f in found]
-    header = [
-        "claim",
-        "verdict",
-        "estimate and the bound that decides",
-        "test",
-        "n",
-        "where, or the command that tests it",
-    ]
+    """The opening, verdicts, accuracy, length of training, learning speed, differences, levels."""
     rows, own = run.rows, chains(run.rows)
     notes = [*facts.notes(run), *facts.of_verdicts(found)]
     tickets = [chain for chain in own if imp.leader(chain) == TICKET]
-    images = verdicts.images_of(run.about)
+    images, heading = verdicts.images_of(run.about), words.title(run.about)
     apart = [
         table for chain in tickets for table in (gaps.summaries(rows, chain), gaps.gaps(rows, chain, images))
     ]
+    detects = power.table(run.about, rows)
+    apart += [detects] if detects else []
     collapsed = gaps.collapsed(rows, run.about["data"]["classes"])
     levels = [*(facts.levels(rows, chain, images) for chain in own), *([collapsed] if collapsed else [])]
     return [
-        Section("verdicts", "Verdicts", notes, (), [Table("", header, said, 7)], _RULES),
-        accuracy.section(run, words.title(run.about)),
+        short.section(run, heading, found),
+        Section("verdicts", "Verdicts", notes, (), _said(found), _RULES),
+        accuracy.section(run, heading),
         training.section(run),
-        *speed.section(run, words.title(run.about)),
+        *speed.section(run, heading),
         Section("gaps", "Differences", tables=apart, remark=_TESTS),
         Section("levels", "Levels", tables=levels, remark=facts.remark(run)),
     ]
+
+
+def _said(found: Sequence[Finding]) -> list[Table]:
+    """The verdicts; claims that were not tested are folded, with the commands that test them."""
+    tested = [
+        [of.claim, of.outcome, of.estimate, of.beside, of.test, str(of.n or "–"), of.where]
+        for of in found
+        if of.outcome != "not tested"
+    ]
+    others = [[of.claim, of.outcome, of.estimate, of.where] for of in found if of.outcome == "not tested"]
+    header = ["claim", "verdict", "estimate, and the bound that decides", "beside it", "test", "n", "where"]
+    shown = [Table("", header, tested, 7)] if tested else []
+    if others:
+        claims = f"{len(others)} claim{'s were' if len(others) > 1 else ' was'} not tested"
+        untested = ["claim", "verdict", "why", "the command that tests it"]
+        shown.append(Table("", untested, others, 4, folded=f"{claims}; the commands that test them"))
+    return shown
 
 
 def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False, last: int = 1) -> Path:
@@ -141,5 +155,7 @@ _TESTS = (
     "that much. p-values are two-sided: by t, the same "
     "adjusted by Holm within the block of one control, and by exact sign flips, which cannot go below "
     "2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, unbiased, with its 95 % "
-    "interval."
+    "interval. A difference that seeds detect is the one that the one-sided 95 % bound finds with a power of "
+    "80 %: (t(.95, n − 1) + t(.80, n − 1)) s/√n; the spread s is the root mean square over the levels at "
+    "80–90 % sparsity (over all, where there is none)."
 )

@@ -107,7 +107,7 @@ def _everywhere(
     levels = in_range(levels)
     if not levels:
         return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
-    tested = everywhere([At(_at(level), say(level), zero(level) if zero else None) for level in levels])
+    tested = everywhere([At(at(level), say(level), zero(level) if zero else None) for level in levels])
     n = min(len(level.values) for level in levels)
     return Finding(claim, tested.outcome, tested.said(_FORM, _UNIT), n, where, named(tested, test))
 
@@ -122,7 +122,7 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
     test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
     found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test)
     controls = {
-        arm: everywhere([At(_at(level), say(level)) for level in of_arm])
+        arm: everywhere([At(at(level), say(level)) for level in of_arm])
         for arm in CONTROLS
         if (of_arm := in_range(to_dense[arm]))
     }
@@ -187,22 +187,22 @@ def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: s
 
     def shown(place: int, alpha: float) -> tuple[str, Verdict]:
         level = tested[place]
-        return _at(level), stats.verdict(level.values, threshold, 1 - alpha, floor=level.floor)
+        return at(level), stats.verdict(level.values, threshold, 1 - alpha, floor=level.floor)
 
     clear = [place for place in ranked if adjusted[place] < _ALPHA]
     if clear:
         first = max(clear, key=lambda place: tested[place].density)
-        at, verdict = shown(first, _ALPHA / (len(tested) - ranked.index(first)))
+        place, verdict = shown(first, _ALPHA / (len(tested) - ranked.index(first)))
         said = words.decided(verdict._replace(outcome="supported"), _FORM, _UNIT, rule=rule)
-        return Finding(claim, "supported", f"first {at}: {said}", n, _GAPS, test)
+        return Finding(claim, "supported", f"first {place}: {said}", n, _GAPS, test)
     if all(stats.verdict(of.values, threshold, floor=of.floor).outcome == "refuted" for of in tested):
         every = [shown(place, _ALPHA) for place in range(len(tested))]
-        at, verdict = max(every, key=lambda one: one[1].bounds.high)
+        place, verdict = max(every, key=lambda one: one[1].bounds.high)
         said = words.decided(verdict, _FORM, _UNIT)
-        return Finding(claim, "refuted", f"most {at}: {said}", n, _GAPS, test)
-    at, verdict = shown(max(ranked, key=lambda place: tested[place].mean), _ALPHA / len(tested))
+        return Finding(claim, "refuted", f"most {place}: {said}", n, _GAPS, test)
+    place, verdict = shown(max(ranked, key=lambda place: tested[place].mean), _ALPHA / len(tested))
     said = words.decided(verdict._replace(outcome="undecided"), _FORM, _UNIT, rule=rule)
-    return Finding(claim, "undecided", f"most {at}: {said}", n, _GAPS, test)
+    return Finding(claim, "undecided", f"most {place}: {said}", n, _GAPS, test)
 
 
 def _saved(rows: Sequence[Row], chain: str) -> Finding:
@@ -252,7 +252,7 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
         tests.append(At(place, stats.geometric_verdict(of.ratios, 1)))
     tested = everywhere(tests)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
-    said = f"steps of {other} / ticket {tested.said('.2f', '×')}"
+    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}"
     return Finding(claim, tested.outcome, said, n, where, SUPERIOR)
 
 
@@ -270,7 +270,8 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, images: int) 
     return found
 
 
-def _at(level: Level) -> str:
+def at(level: Level) -> str:
+    """Where a level is, in words."""
     return f"at {100 * level.density:.1f} % of the weights"
 
 

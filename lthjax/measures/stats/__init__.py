@@ -37,6 +37,8 @@ from lthjax.measures.stats._intervals import (
     sampling_error,
     step_ratio,
 )
+from lthjax.measures.stats._planning import detectable, seeds_for
+from lthjax.measures.stats._sequential import level_of_looks
 from lthjax.measures.stats._tests import (
     Alternative,
     Effect,
@@ -78,6 +80,7 @@ __all__ = [
     "collapse_share",
     "conjunction",
     "crossing",
+    "detectable",
     "difference_error",
     "equivalent",
     "geometric_bounds",
@@ -88,11 +91,13 @@ __all__ = [
     "interpolated",
     "iso_accuracy",
     "iso_ratio",
+    "level_of_looks",
     "mean_interval",
     "nearest",
     "noninferior",
     "paired",
     "sampling_error",
+    "seeds_for",
     "sign_flip_p_value",
     "smallest_match",
     "sparsest_matches",
