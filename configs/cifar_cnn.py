@@ -1,4 +1,4 @@
-"""A small CNN on CIFAR-10, trained in earnest: six seeds, down to 7 % of its weights, controls at three levels.
+"""A small CNN on CIFAR-10, trained long enough: six seeds, to 7 % of its weights, controls at three levels.
 
 The experiment of Frankle & Carbin 2019 (arXiv 1803.03635), section 3, on a network small enough for a
 laptop: 3x3 convolutions 16-16, pool, 32-32, pool, dense 128; 279,984 weights. Batches of 60 as in the paper;

@@ -82,6 +82,7 @@ SLOW = {
         "test_a_direction_is_the_formula",
         "test_directions_stay_inside",
         "test_only_adaptive_sharpness_is_the_same",
+        "test_only_filter_curvature_is_the_same",
     ),
     "test_landscape_command": ("test_a_path_between_residual_networks", "test_without_training"),
     "test_models": ("test_statistics_are_the_mean_of_every_batch_s_own",),
