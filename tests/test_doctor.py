@@ -144,12 +144,22 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, what: str) -> None:
         b"\x80\x02(X\x03\x00\x00\x00abcQ.",
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
         b"\x80\x02]q\x00.",
+        # A memo of four thousand million places.
+        b"\x80\x02}r\xff\xff\xff\xff.",
         b"no pickle",
     ],
 )
 def test_a_damaged_pickle_is_one_sentence(tmp_path: Path, raw: bytes) -> None:
     with pytest.raises(UserError, match=r"^\S+a\.pt: it .*\w\.$"):
         pickled.read(write_torch(tmp_path / "a.pt", None, raw))
+
+
+def test_a_compressed_file_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("any/data.pkl", b"\x80\x02}.")
+        archive.writestr("any/data/0", bytes(10**6))
+    with pytest.raises(UserError, match="parts of it are compressed"):
+        pickled.read(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
