@@ -322,6 +322,8 @@ def test_a_run_folder_and_a_ledger_of_ones_own(
     assert (done.returncode, done.stderr) == (0, ""), done
     (found,) = [text for text in done.stdout.splitlines() if "ticket at 80.0 %" in text]
     assert "agrees" in found
+    titles = [text.split(",")[0].rstrip() for text in done.stdout.splitlines() if text.startswith("Values")]
+    assert titles == ["Values: mine", "Values: fc2019_lenet300 (with another model"]
     # Of the other ledger nothing can be compared.
     (dense,) = [text for text in done.stdout.splitlines() if "│ dense " in text]
     assert "98.1" in dense

@@ -239,7 +239,9 @@ def section(options: Options) -> Section:
     made = []
     for ledger in found:
         values = value_table(judge(measured, ledger))
-        made += [setting_table(measured, ledger), values._replace(title=f"Values: {ledger.name}")]
+        other = [one.name for one in settings.compared(measured, ledger) if not one.same]
+        beside = f" (with another {', '.join(other)})" if other else ""
+        made += [setting_table(measured, ledger), values._replace(title=f"Values: {ledger.name}{beside}")]
     return Section("conform", "Beside published values", tables=made, remark=REMARK)
 
 
