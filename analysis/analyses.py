@@ -1,6 +1,7 @@
 """The analyses by name, in the order of the report's sections; a new one is a new row."""
 
 from analysis import (
+    earlybird,
     examples,
     geography,
     landscape,
@@ -24,6 +25,7 @@ ANALYSES: dict[str, Analysis] = {
         predict,
         geography,
         examples,
+        earlybird,
         transfer,
     )
 }

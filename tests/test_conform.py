@@ -150,6 +150,14 @@ def test_speedups_are_ratios_on_a_logarithmic_scale() -> None:
 def test_counts_are_compared_exactly() -> None:
     for value, expected in (("1000", "agrees"), ("1001", "differs")):
         assert mark(usual(), line("weights", of="dense", value=value, margin=None)) == expected
+    # LeNet-5: 61,470 weights, 61,706 parameters.
+    for value, expected in (("61706", "agrees"), ("61470", "differs")):
+        (one,) = judged(usual(), line("parameters", value=value, margin=None))
+        assert (one.mark, one.ours, one.quantity) == (expected, "61,706", "parameters")
+    other = usual()
+    other.about["identity"]["model"] = "from elsewhere"
+    (one,) = judged(other, line("parameters", value="61706", margin=None))
+    assert (one.mark, one.why) == ("not comparable", "not measured")
 
 
 def test_late_rewinding() -> None:
@@ -314,6 +322,8 @@ def test_a_run_folder_and_a_ledger_of_ones_own(
     assert (done.returncode, done.stderr) == (0, ""), done
     (found,) = [text for text in done.stdout.splitlines() if "ticket at 80.0 %" in text]
     assert "agrees" in found
+    titles = [text.split(",")[0].rstrip() for text in done.stdout.splitlines() if text.startswith("Values")]
+    assert titles == ["Values: mine", "Values: fc2019_lenet300 (with another model"]
     # Of the other ledger nothing can be compared.
     (dense,) = [text for text in done.stdout.splitlines() if "│ dense " in text]
     assert "98.1" in dense

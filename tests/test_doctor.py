@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import about, result
+from conftest import ROOT, about, result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -144,12 +144,22 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, what: str) -> None:
         b"\x80\x02(X\x03\x00\x00\x00abcQ.",
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
         b"\x80\x02]q\x00.",
+        # A memo of four thousand million places.
+        b"\x80\x02}r\xff\xff\xff\xff.",
         b"no pickle",
     ],
 )
 def test_a_damaged_pickle_is_one_sentence(tmp_path: Path, raw: bytes) -> None:
     with pytest.raises(UserError, match=r"^\S+a\.pt: it .*\w\.$"):
         pickled.read(write_torch(tmp_path / "a.pt", None, raw))
+
+
+def test_a_compressed_file_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("any/data.pkl", b"\x80\x02}.")
+        archive.writestr("any/data/0", bytes(10**6))
+    with pytest.raises(UserError, match="parts of it are compressed"):
+        pickled.read(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
@@ -238,6 +248,8 @@ def test_pruned_weights_are_zero_and_zero_has_no_sign() -> None:
     check_of(doctor.unsigned(signed, mask), Fault("fc.weight", 1, 30))
     check_of(doctor.unsigned({n: w.astype(ml_dtypes.bfloat16) for n, w in signed.items()}, mask),
              Fault("fc.weight", 1, 30))  # fmt: skip
+    imaginary = changed({n: w.astype("c8") for n, w in final.items()}, "fc.weight", (0, 0), 1j)
+    check_of(doctor.zeros(imaginary, mask), Fault("fc.weight", 1, 30))
     # A survivor may be anything that is finite.
     check_of(doctor.zeros(changed(final, "fc.weight", (0, 1), -0.0), mask))
     check_of(doctor.unsigned(changed(final, "fc.weight", (0, 1), -0.0), mask))
@@ -489,6 +501,8 @@ def test_errors_are_one_sentence(tmp_path: Path, command: Command) -> None:
     (tmp_path / "b.safetensors").write_bytes(b"no header")
     (tmp_path / "b.pt").write_bytes(b"no zip")
     np.savez(tmp_path / "none.npz")
+    np.savez(tmp_path / "text.npz", w=np.array(["a"]))
+    np.savez(tmp_path / "bits.npz", w=np.ones(2, ml_dtypes.bfloat16))
     files_ = {"--init": path, "--final": path, "--mask": path}
     for changes, said in [
         ({"--mask": None}, "--mask: it is missing"),
@@ -498,14 +512,30 @@ def test_errors_are_one_sentence(tmp_path: Path, command: Command) -> None:
         ({"--init": tmp_path / "b.safetensors"}, "--init: .* cannot be read"),
         ({"--init": tmp_path / "b.pt"}, "no file of torch.save's zip format"),
         ({"--init": tmp_path / "none.npz"}, "--init: .* holds no array"),
+        ({"--init": tmp_path / "text.npz"}, "--init: 'w' in .* is <U1, no array of numbers"),
+        ({"--init": tmp_path / "bits.npz"}, r"--init: 'w' in .* is \|V2, no array of numbers"),
         ({"--claimed-sparsity": 80}, "--claimed-sparsity: 80 is not allowed; it must be from 0 to 1"),
         ({"--names": "conv"}, "names: .*matches none"),
+        ({"--names": "("}, r"names: '\(' is not a regex"),
+        ({"--tolerance": "nan"}, "--tolerance: nan is not allowed"),
     ]:
         words = [word for n, v in {**files_, **changes}.items() if v is not None for word in (n, v)]
         done = command("-m", "analysis.doctor", *words)
         assert (done.returncode, done.stdout) == (2, "")
         assert re.match(f"error: .*{said}", done.stderr)
         assert done.stderr.count("\n") == 1
+
+
+def test_the_example_of_the_page(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "doctor.md").read_text()
+    (code,) = re.findall(r'```python title="product.py"\n(.*?)```', page, re.DOTALL)
+    (said,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    (asked,) = re.findall(r"python -m analysis.doctor (--init start.*)", page)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "product.py", "exec"), {})
+    words = [str(tmp_path / word) if word.endswith(".npz") else word for word in asked.split()]
+    done = command("-m", "analysis.doctor", *words)
+    assert (done.returncode, done.stdout) == (1, said)
 
 
 # A run folder of ours, written without training.

@@ -83,6 +83,15 @@ def test_kappa_of_independent_judgements_is_zero() -> None:
     assert examples.kappa(a, ~a) < 0  # type: ignore[operator]
 
 
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=2, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_forgetting_is_counted_from_one_network_to_the_next(sequence: list[list[bool]]) -> None:
+    found = examples.forgetting(np.array(sequence))
+    for image in range(3):
+        said = "".join("R" if network[image] else "w" for network in sequence)
+        assert found[image] == said.count("Rw")
+
+
 def test_pairs_of_seeds_are_averaged_before_the_jackknife() -> None:
     kappas = {(0, 0): 0.9, (1, 1): 0.8, (2, 2): 0.7, (0, 1): 0.2, (1, 0): 0.4, (0, 2): 0.3, (2, 0): 0.5,
               (1, 2): 0.6, (2, 1): 0.6}  # fmt: skip
@@ -195,9 +204,18 @@ def test_agreement_and_images_of_a_run(made: Made) -> None:
     for row in agreement:
         judged = []
         for arm, seed in ((row.arm, row.seed), (row.other, row.other_seed)):
-            lost = right[cell_of(DENSE, seed)] if row.of == "losses" else True
+            lost = True if row.of == "errors" else right[cell_of(DENSE, seed)]
             judged.append(~right[cell_of(arm, seed)] & lost)
         assert row.kappa == pytest.approx(cohen_kappa_score(*judged))
+    forgotten = {row.seed: row for row in found["forgetting.csv"]}
+    for seed, row in forgotten.items():
+        dense, ticket = (right[cell_of(arm, seed)] for arm in (DENSE, "ticket"))
+        assert row[2:6] == (2, 0, 1, 60)
+        # One step: what is forgotten is what is lost.
+        lost = int((dense & ~ticket).sum())
+        assert (row.forgotten, row.events) == (lost, lost)
+        assert (row.always, row.never) == (int((dense & ticket).sum()), int((~dense & ~ticket).sum()))
+    assert sorted(forgotten) == [0, 1, 2]
     errors = [(row.arm, row.other) for row in agreement if row.of == "errors"]
     # Three pairs of seeds of each of three arms; three times three of an arm and the dense networks.
     assert len(errors) == 3 * 3 + 2 * 9
@@ -218,7 +236,10 @@ def test_a_network_that_is_not_the_run_s_is_noticed(made: Made, tmp_path: Path) 
     cell, opened = Cell(0, "rewind-0", 1, "ticket"), open_run(run)
     wrong = float(right[cell].mean()) - 0.05
     of: Any = {**opened.results[cell], "test_accuracy": wrong}
+    dense = cell_of(DENSE, 0)
+    results = {dense: opened.results[dense], cell: of}
     with Store(tmp_path / "other", told(prepared)) as store:
-        store.write(cell, of, opened.mask(cell), opened.variables(cell))
+        for one, measured in results.items():
+            store.write(one, measured, opened.mask(one), opened.variables(one))
     with pytest.raises(UserError, match=r"the ticket network of seed 0 at level 1 has .* in its result"):
         record.perform(by_image.ANALYSIS, tmp_path / "other", data_dir=where)

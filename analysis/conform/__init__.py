@@ -23,7 +23,7 @@ import tyro
 from analysis import words
 from analysis.conform import ledger as ledgers
 from analysis.conform import settings
-from analysis.conform.ledger import BEST, EARLY, Ledger, Line
+from analysis.conform.ledger import BEST, COUNTS, EARLY, Ledger, Line
 from analysis.conform.measured import Measured, opened
 from analysis.page import Section, Table
 from lthjax.errors import UserError
@@ -140,6 +140,7 @@ def _quantity(measured: Measured, line: Line, level: int, rewind: int) -> str:
         "early_stop_step": f"step of the lowest validation loss, {line.of}",
         "rewound": f"tickets rewound to step {rewind:,} − those rewound to the earliest",
         "weights": "prunable weights",
+        "parameters": "parameters",
     }[line.quantity]
     return f"{what}{density}{f', {line.note}' if line.note else ''}"
 
@@ -147,9 +148,12 @@ def _quantity(measured: Measured, line: Line, level: int, rewind: int) -> str:
 def _ours(measured: Measured, line: Line, level: int, rewind: int) -> _Ours:
     """What the run has, by the line's quantity; raises a UserError where it has no such cell."""
     early = line.at == EARLY
-    if line.quantity == "weights":
+    if line.quantity in COUNTS:
+        count = measured.weights() if line.quantity == "weights" else settings.parameters(measured)
         # Of every seed the same.
-        return _Ours([measured.weights()] * measured.seeds, f"{measured.weights():,}")
+        return _Ours(
+            [] if count is None else [count] * measured.seeds, "–" if count is None else f"{count:,}"
+        )
     if line.quantity == "accuracy":
         of = measured.of_seeds(line.of, level, rewind, early)
         return _Ours([*of.values()], words.percent(measured.accuracy(line.of, level, rewind, early)))
@@ -170,7 +174,7 @@ def _ours(measured: Measured, line: Line, level: int, rewind: int) -> _Ours:
 
 def _mark(line: Line, values: Sequence[float]) -> Mark:
     published = float(line.value)
-    if line.quantity == "weights":
+    if line.quantity in COUNTS:
         return "agrees" if values[0] == published else "differs"
     if line.quantity == "speedup":
         published, values = math.log(published), [math.log(value) for value in values]
@@ -186,7 +190,7 @@ def _mark(line: Line, values: Sequence[float]) -> Mark:
 def _published(line: Line) -> str:
     if not line.value:
         return "–"
-    value = f"{int(line.value):,}" if line.quantity == "weights" else line.value
+    value = f"{int(line.value):,}" if line.quantity in COUNTS else line.value
     spread = f" ± {line.spread:g}" if line.spread else ""
     return f"{_RELATIONS[line.relation]}{value}{'×' if line.quantity == 'speedup' else ''}{spread}"
 
@@ -235,7 +239,9 @@ def section(options: Options) -> Section:
     made = []
     for ledger in found:
         values = value_table(judge(measured, ledger))
-        made += [setting_table(measured, ledger), values._replace(title=f"Values: {ledger.name}")]
+        other = [one.name for one in settings.compared(measured, ledger) if not one.same]
+        beside = f" (with another {', '.join(other)})" if other else ""
+        made += [setting_table(measured, ledger), values._replace(title=f"Values: {ledger.name}{beside}")]
     return Section("conform", "Beside published values", tables=made, remark=REMARK)
 
 

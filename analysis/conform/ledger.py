@@ -2,7 +2,8 @@
 
 Columns, all text; a field may be empty where nothing is said:
 
-  quantity   "setting", "weights", "accuracy", "gap", "speedup", "rewound" or "early_stop_step"
+  quantity   "setting", "weights" (prunable), "parameters" (all that are trained), "accuracy", "gap",
+             "speedup", "rewound" or "early_stop_step"
   of         the setting's name; or an arm
   other      gap: the arm that is subtracted; speedup: the arm that takes longer
   density    weights left / prunable weights; "best": the level of the largest gap
@@ -27,7 +28,8 @@ from analysis.run import TICKET
 from lthjax.errors import UserError, unknown
 
 FOLDER = Path(__file__).parent.parent / "ledgers"
-QUANTITIES = ("setting", "weights", "accuracy", "gap", "speedup", "rewound", "early_stop_step")
+COUNTS = ("weights", "parameters")
+QUANTITIES = ("setting", *COUNTS, "accuracy", "gap", "speedup", "rewound", "early_stop_step")
 RELATIONS = ("=", ">", ">=", "<", "<=")
 BEST, EARLY, END, ALL = "best", "early stop", "end", "all"
 
@@ -128,7 +130,7 @@ def _check(where: str, line: Line) -> None:
         raise wrong("value", "a number")
     if line.quantity == "speedup" and float(line.value) <= 0:
         raise wrong("value", "a ratio above 0")
-    if line.relation == "=" and line.quantity != "weights":
+    if line.relation == "=" and line.quantity not in COUNTS:
         least = 1 if line.quantity == "speedup" else 0
         if line.margin is None or not line.margin > least:
             raise wrong("margin", f"a number above {least}")

@@ -85,20 +85,32 @@ def same(measured: Measured, name: str, published: Any) -> bool:
 
 def _rates(measured: Measured, rate: Any) -> list[float] | None:
     """The rate of every prunable leaf; None where the network is not known."""
+    sizes = _sizes(measured)
+    if sizes is None:
+        return None
+    return [float(one) for one in prune.rates_of(rate, [path for path, _, prunable in sizes if prunable])]
+
+
+def parameters(measured: Measured) -> int | None:
+    """The number of trained parameters of a run's network; None where the network is not known here."""
+    sizes = _sizes(measured)
+    return None if sizes is None else sum(size for _, size, _ in sizes)
+
+
+def _sizes(measured: Measured) -> list[tuple[str, int, bool]] | None:
+    """(path, size, whether prunable) of every leaf; None where the network is not known here."""
     about = measured.about
     name, data = about["identity"]["model"], about["data"]
-    if name not in models.MODELS:
-        return None
-    paths = _prunable(name, tuple(data["shape"]), data["classes"])
-    return [float(one) for one in prune.rates_of(rate, paths)]
+    return _leaves(name, tuple(data["shape"]), data["classes"]) if name in models.MODELS else None
 
 
 @lru_cache
-def _prunable(name: str, shape: tuple[int, int, int], classes: int) -> list[str]:
+def _leaves(name: str, shape: tuple[int, int, int], classes: int) -> list[tuple[str, int, bool]]:
     model = models.build(name, shape, classes)
-    mask = jax.eval_shape(lambda key: prune.ones(model.init(key).params), jax.random.key(0))
-    leaves = zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
-    return [path for path, leaf in leaves if leaf.ndim]
+    params = jax.eval_shape(model.init, jax.random.key(0)).params
+    mask = jax.eval_shape(prune.ones, params)
+    trees = (prune.paths(params), jax.tree.leaves(params), jax.tree.leaves(mask))
+    return [(path, leaf.size, m.ndim > 0) for path, leaf, m in zip(*trees, strict=True)]
 
 
 def lacking(measured: Measured, line: Line, settings: list[Compared]) -> str:

@@ -164,7 +164,7 @@ def _more(check: Check) -> str:
         left = len(check.faults) - len(named)
         return ": " + "; ".join([*named, *([f"and {left:,} layers more"] if left else [])])
     if not check.layers:
-        return f": {check.lacking or 'there is nothing that it could be seen in'}"
+        return f": {check.lacking or 'there is nothing to look at'}"
     layers = f"{check.layers:,} layer{'' if check.layers == 1 else 's'}"
     return f" ({layers}, {check.weights:,} weights)"
 

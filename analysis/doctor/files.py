@@ -63,6 +63,14 @@ def read(path: Path, option: str) -> Tensors:
     found = readers[path.suffix.lower()](path, option)
     if not found:
         raise UserError(f"{option}: {path} holds no array; name a file that does.")
+    for name, array in found.items():
+        # bfloat16 and the like have kind V, but a name of their own.
+        if array.dtype.kind not in "biufc" and (
+            array.dtype.kind != "V" or array.dtype.name.startswith("void")
+        ):
+            raise UserError(
+                f"{option}: {name!r} in {path} is {array.dtype}, no array of numbers; leave it out."
+            )
     return _split(_plain(found))
 
 

@@ -9,6 +9,7 @@ import collections
 import io
 import math
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -71,6 +72,9 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            # PyTorch stores plainly, so a file cannot ask for more memory than it has bytes.
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise zipfile.BadZipFile("parts of it are compressed")
             found = _Unpickler(archive).load()
     except _Refused as error:
         raise UserError(
@@ -97,7 +101,9 @@ class _Unpickler(pickle.Unpickler):
         pickles = [name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(pickles) != 1:
             raise zipfile.BadZipFile("it has no data.pkl")
-        super().__init__(io.BytesIO(archive.read(pickles[0])))
+        text = archive.read(pickles[0])
+        _check_memo(text)
+        super().__init__(io.BytesIO(text))
         self._archive, self._folder = archive, pickles[0].partition("/")[0]
         order = f"{self._folder}/byteorder"
         big = order in archive.namelist() and archive.read(order).strip() == b"big"
@@ -129,6 +135,16 @@ class _Unpickler(pickle.Unpickler):
         if of != "uint8" and len(storage) != count:
             raise ValueError(f"storage {key} has {len(storage)} values, not {count}")
         return storage
+
+
+def _check_memo(text: bytes) -> None:
+    """Raises a ValueError where a pickle numbers a value higher than it can have values.
+
+    The unpickler would make room for all numbers below.
+    """
+    for opcode, argument, _ in pickletools.genops(text):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(text):
+            raise ValueError(f"it numbers a value {argument}")
 
 
 def _tensor(storage: np.ndarray, offset: int, size: Any, stride: Any, *rest: Any) -> np.ndarray:

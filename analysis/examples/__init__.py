@@ -11,6 +11,7 @@ of different seeds, err on the same images. Trains nothing. Writes RUN/examples:
   pairs.csv       `PairRow`: images won and lost by every network beside another of its seed
   agreement.csv   `AgreementRow`: agreement of errors, and of losses, between networks
   images.csv      `ImageRow`: the test images that tickets lose and win most often
+  forgetting.csv  `ForgettingRow`: what tickets forget from level to level
   examples_pairs, examples_agreement      figures, as PNG, SVG and CSV
 """
 
@@ -19,13 +20,24 @@ from typing import Any
 
 from analysis import words
 from analysis.examples import figures
-from analysis.examples.table import LOSSES, TABLES, AgreementRow, PairRow, arms, between, by_seed, levels
+from analysis.examples.table import (
+    FORGOTTEN,
+    LOSSES,
+    TABLES,
+    AgreementRow,
+    ForgettingRow,
+    PairRow,
+    arms,
+    between,
+    by_seed,
+    levels,
+)
 from analysis.examples.work import Options, work
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding
 from analysis.run import TICKET, Run
 from lthjax.imp import DENSE
-from lthjax.measures.stats import PERCENT, conjunction, mean_interval, verdict
+from lthjax.measures.stats import PERCENT, POSITIVE, conjunction, mean_interval, verdict
 
 _OWN = "A ticket errs on the images of its own dense network, more than of other seeds'"
 _LOST = "Tickets of different seeds lose the same images, more than by chance"
@@ -42,6 +54,8 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
         beside += [(TICKET, arm) for arm in arms(pairs) if arm != TICKET]
         for arm, other in beside:
             own = [row for row in pairs if (row.level, row.arm, row.other) == (level, arm, other)]
+            if not own:
+                continue
             lost, won, gap = (
                 mean_interval([*by_seed(own, level, arm, other, column).values()], within=within)
                 for column, within in (("lost", PERCENT), ("won", PERCENT), ("difference", (-100.0, 100.0)))
@@ -50,7 +64,24 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
             said = [words.percent(lost), words.percent(won), words.points(gap), f"{clear} of {len(own)}"]
             lines.append([str(level), arm, other, *said])
     table = Table("Test images lost and won", header, lines, 3)
-    return Section("examples", "Image by image", figures=figures.drawn(found), tables=[table])
+    shown = [table, _forgetting(found["forgetting.csv"], found["agreement.csv"])]
+    return Section("examples", "Image by image", figures=figures.drawn(found), tables=shown)
+
+
+def _forgetting(rows: Sequence[ForgettingRow], agreement: Sequence[AgreementRow]) -> Table:
+    """What tickets forget from level to level, over the seeds that have most levels."""
+    last, networks = max((row.last, row.networks) for row in rows)
+    own = [row for row in rows if (row.last, row.networks) == (last, networks)]
+    header = ["networks in sequence", "always right (%)", "never", "forgotten", "events an image",
+              "κ of two seeds"]  # fmt: skip
+    shares = [
+        words.percent(mean_interval([100 * getattr(row, name) / row.images for row in own], within=PERCENT))
+        for name in ("always", "never", "forgotten")
+    ]
+    events = words.interval(mean_interval([row.events / row.images for row in own], within=POSITIVE), ".3f")
+    alike = words.interval(mean_interval(between(agreement, last, TICKET, TICKET, FORGOTTEN)), "+.2f")
+    title = f"What tickets forget, from the dense network to level {last}: right, and wrong at the next level"
+    return Table(title, header, [[str(networks), *shares, events, alike]], 0)
 
 
 def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import draw
@@ -36,9 +37,9 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
     )
     agreed = (
         "Cohen's κ of errors, the agreement on which test images are wrong beyond chance: 1 for the "
-        "same images, 0 for independent ones. Intervals are 95 %, over seeds (of pairs of seeds by the "
-        "jackknife). Dotted: κ of losses, the images that a ticket gets wrong and its own dense "
-        "network does not, between seeds."
+        "same images, 0 for independent ones (left). κ of losses, the images that a ticket gets wrong and "
+        "its own dense network does not (right). Bands are 95 % intervals over seeds (of three or more; of "
+        "pairs of seeds by the jackknife); n is the number of seeds."
     )
     won = Drawn("examples_pairs", "Images won and lost", _pairs(pairs), counts, (PairRow._fields, pairs))
     title, data = "Do networks err on the same images?", (AgreementRow._fields, agreement)
@@ -72,23 +73,34 @@ def _pairs(pairs: Sequence[PairRow]) -> Figure:
 
 def _agreement(pairs: Sequence[PairRow], rows: Sequence[AgreementRow]) -> Figure:
     places = _places(pairs)
-    figure, axes = draw.single("")
+    figure, ((left, right),) = draw.panels("", (1, 2), (10.0, 4.4))
     for arm, other, same, name, place, line in _AGREEMENTS:
-        by_level = {n: between(rows, n, arm, other, same=same) for n in places}
-        known = {n: values for n, values in by_level.items() if values}
-        if known:
-            colour, marker = draw.series(place)
-            x = [places[n] for n in known]
-            draw.curve(axes, x, [*known.values()], (colour, marker, line), name, points=same)
+        colour, marker = draw.series(place)
+        values = {n: between(rows, n, arm, other, same=same) for n in places}
+        # Bands of all would hide each other.
+        _line(left, places, values, (colour, marker, line), name, same)
     lost = {n: between(rows, n, TICKET, TICKET, LOSSES) for n in places}
-    known = {n: values for n, values in lost.items() if values}
+    _line(right, places, lost, ("#CC79A7", "D", "-"), "tickets of two seeds", True)
+    right.axhline(0, **draw.CHANCE)
+    right.legend(fontsize=8)
+    for axes, name in ((left, "κ of errors"), (right, "κ of losses")):
+        draw.weights_axis(axes, {*places.values()})
+        axes.set(xlabel="weights left (%, log scale)", ylabel=name)
+    left.set_ylim(min(0.0, left.get_ylim()[0]), None)
+    draw.legend_below(figure, left)
+    return figure
+
+
+def _line(
+    axes: Axes,
+    places: Mapping[int, float],
+    values: Mapping[int, Sequence[float]],
+    style: tuple[str, str, str],
+    name: str,
+    interval: bool,
+) -> None:
+    """A line over the levels that have values, by level -> one value a seed."""
+    known = {n: of for n, of in values.items() if of}
     if known:
         x = [places[n] for n in known]
-        draw.curve(
-            axes, x, [*known.values()], ("#CC79A7", "D", ":"), "losses of tickets of two seeds", points=False
-        )
-    axes.axhline(0, **draw.CHANCE)
-    draw.weights_axis(axes, {*places.values()})
-    axes.set(xlabel=draw.WEIGHTS_LEFT, ylabel="κ of errors")
-    draw.legend_below(figure, axes)
-    return figure
+        draw.curve(axes, x, [*known.values()], style, name, interval=interval, points=False)

@@ -7,7 +7,7 @@ from analysis import tables
 from lthjax.imp import DENSE
 from lthjax.measures.geography import over_pairs
 
-ERRORS, LOSSES = "errors", "losses"
+ERRORS, LOSSES, FORGOTTEN = "errors", "losses", "forgotten"
 
 
 class PairRow(NamedTuple):
@@ -46,7 +46,7 @@ class AgreementRow(NamedTuple):
     Attributes:
         chain, level: which level.
         of: "errors": the images that a network gets wrong; "losses": those that it gets wrong and its own
-            dense network does not.
+            dense network does not; "forgotten", at the last level: those that were forgotten on the way.
         arm, seed: of the one network.
         other, other_seed: of the other.
         kappa: Cohen's; None where both err on all images, or on none.
@@ -81,7 +81,37 @@ class ImageRow(NamedTuple):
     dense_wrong: int
 
 
-TABLES: dict[str, type] = {"images.csv": ImageRow, "agreement.csv": AgreementRow, "pairs.csv": PairRow}
+class ForgettingRow(NamedTuple):
+    """What a seed's tickets forget from level to level, the dense network first, as in forgetting.csv.
+
+    Attributes:
+        chain, seed: which tickets.
+        networks: number of networks in the sequence.
+        first, last: levels at its ends.
+        images: number of test images.
+        always, never: images that all networks get right, and that none does.
+        forgotten: images that go from right to wrong at least once.
+        events: how often that happens, over all images.
+    """
+
+    chain: str
+    seed: int
+    networks: int
+    first: int
+    last: int
+    images: int
+    always: int
+    never: int
+    forgotten: int
+    events: int
+
+
+TABLES: dict[str, type] = {
+    "images.csv": ImageRow,
+    "forgetting.csv": ForgettingRow,
+    "agreement.csv": AgreementRow,
+    "pairs.csv": PairRow,
+}
 
 
 def between(

@@ -10,7 +10,16 @@ import numpy as np
 
 from analysis import page, record, tables
 from analysis.examples import figures
-from analysis.examples.table import ERRORS, LOSSES, TABLES, AgreementRow, ImageRow, PairRow
+from analysis.examples.table import (
+    ERRORS,
+    FORGOTTEN,
+    LOSSES,
+    TABLES,
+    AgreementRow,
+    ForgettingRow,
+    ImageRow,
+    PairRow,
+)
 from analysis.run import TICKET, Row, Run, Tickets, asked_levels, densities, select
 from lthjax import data
 from lthjax.errors import UserError
@@ -52,9 +61,10 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
             accuracy of its result.
     """
     tickets = run.tickets(options.chain)
-    there = densities(tickets.done)
+    dense_seeds = {row.seed for row in run.rows if row.arm == DENSE and row.status == "done"}
+    there = densities(row for row in tickets.done if row.seed in dense_seeds)
     if not there:
-        raise UserError(f"{run.path}: every ticket of {tickets.chain} diverged; there is nothing to compare.")
+        raise UserError(f"{run.path}: no seed has both a dense network and a ticket that did not diverge.")
     levels = asked_levels(options.levels, there, f"trained ticket in {tickets.chain}")
     done = [row for row in run.rows if row.status == "done"]
     chosen = select(done, chain=DENSE) + [
@@ -70,6 +80,12 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
         contents["pairs.csv"] += _pairs(own, dense)
         contents["agreement.csv"] += _agreements(tickets, level, own, dense)
         contents["images.csv"] += _images(tickets, level, own, dense, dataset.test_labels)
+    forgotten = _forgotten(tickets, levels, found, dense)
+    contents["forgetting.csv"] += [row for row, _ in forgotten]
+    for (one, ours), (other, theirs) in itertools.combinations(forgotten, 2):
+        if (one.networks, one.last) == (other.networks, other.last):
+            pair = (TICKET, one.seed, TICKET, other.seed, examples.kappa(ours, theirs))
+            contents["agreement.csv"].append(AgreementRow(tickets.chain, one.last, FORGOTTEN, *pair))
     texts = {name: tables.of_rows(kind, contents[name]) for name, kind in TABLES.items()}
     return page.write_folder(run.path / "examples", figures.drawn(contents), texts)
 
@@ -126,6 +142,24 @@ def _agreements(
             if alone or beside:
                 agreed = examples.kappa(judged[arm, seed], judged[other, theirs])
                 yield AgreementRow(tickets.chain, level, kind, arm, seed, other, theirs, agreed)
+
+
+def _forgotten(
+    tickets: Tickets, levels: list[int], found: list[_Seen], dense: Mapping[int, np.ndarray]
+) -> list[tuple[ForgettingRow, np.ndarray]]:
+    """What the tickets of a seed forget over its levels, and whether an image is forgotten: bool [N]."""
+    right = {(one.row.seed, one.row.level): one.right for one in found if one.row.arm == TICKET}
+    made = []
+    for seed in sorted(dense):
+        own = [level for level in levels if (seed, level) in right]
+        if not own:
+            continue
+        sequence = np.stack([dense[seed], *(right[seed, level] for level in own)])
+        events = examples.forgetting(sequence)
+        counts = [int(of.sum()) for of in (sequence.all(0), ~sequence.any(0), events > 0, events)]
+        place = (tickets.chain, seed, len(sequence), 0, own[-1], len(events))
+        made.append((ForgettingRow(*place, *counts), events > 0))
+    return made
 
 
 def _images(

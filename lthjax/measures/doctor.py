@@ -8,6 +8,7 @@ Arrays are mappings name -> numpy array. A mask has an array for every weight th
 not 0 in it. Every check is pure, compares bits where it says so, and returns a `Check`: nothing is repaired.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -102,6 +103,8 @@ def prunable(arrays: Arrays, names: str = "") -> list[str]:
 def _matching(arrays: Arrays, names: str) -> list[str]:
     try:
         mask = prune.ones(dict(arrays), names)
+    except re.error as error:
+        raise UserError(f"names: {names!r} is not a regex ({error}).") from error
     except ValueError as error:
         raise UserError(f"names: {error}") from error
     return [name for name in arrays if mask[name].ndim]
@@ -177,8 +180,10 @@ def unsigned(final: Arrays, mask: Arrays) -> Check:
 
 
 def _pruned(weight: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pruned weights as floats, also those of types that numpy lacks: [n]."""
+    """Pruned weights as floats, also those of types that numpy lacks: [n]; sizes of complex ones."""
     gone = weight[~mask]
+    if gone.dtype.kind == "c":
+        return np.abs(gone)
     return gone if gone.dtype.kind == "f" else gone.astype(np.float64)
 
 

@@ -117,6 +117,18 @@ def p_value(of: Discordant) -> float:
     return float(stats.binomtest(of.won, of.won + of.lost, 0.5).pvalue)
 
 
+def forgetting(right: np.ndarray) -> np.ndarray:
+    """How often an image is forgotten along a sequence of networks: int [N], steps from right to wrong.
+
+    Source: Toneva et al. 2019 (arXiv 1812.05159), section 3, there along the steps of a training. Along the
+    levels of pruning it is what compressed networks forget (Hooker et al. 2019, arXiv 1911.05248).
+
+    Args:
+        right: bool [T, N], whether network t gets image n right.
+    """
+    return (right[:-1] & ~right[1:]).sum(0)
+
+
 def kappa(a: np.ndarray, b: np.ndarray) -> float | None:
     """Cohen's κ of two yes-or-no judgements: (agreement − chance) / (1 − chance).
 
