@@ -139,6 +139,8 @@ class Study:
     """Steps or epochs to which tickets are rewound; each gives its own chain."""
     model: Annotated[str, Listed("Network: {}.", "models", "MODELS")] = "lenet5"
     """Network: a key of `models.MODELS`."""
+    init: Annotated[str, Listed("Distribution of initial weights: {}.", "models", "INITS")] = "glorot"
+    """Distribution of initial weights: a key of `models.INITS`."""
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     optim: Optim = field(default_factory=Optim)
@@ -389,7 +391,7 @@ def validate(study: Study) -> None:
         UserError: names the field, its value and what is allowed.
     """
     from lthjax.arms import ARMS
-    from lthjax.models import MODELS
+    from lthjax.models import INITS, MODELS
 
     _need(
         re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", study.name) is not None,
@@ -416,6 +418,7 @@ def validate(study: Study) -> None:
         _need(_whole(level, 1), "control_levels", level, "whole numbers, 1 or more")
     check_size(study)
     _among("model", study.model, MODELS)
+    _among("init", study.init, INITS)
     check_data_name(study.data.name)
     _need(_whole(study.data.validation, 1), "data.validation", study.data.validation, "1 or more")
     _need(_whole(study.train.batch, 1), "train.batch", study.train.batch, "1 or more")

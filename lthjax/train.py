@@ -65,12 +65,14 @@ class Feed(NamedTuple):
         std: float32 [C], of the train split.
         key: data of the augmentation's PRNG key, uint32 [2].
         held: the step whose learning rate every step has; -1: each has its own. int32 of shape ().
+        dropout: data of dropout's PRNG key, uint32 [2].
     """
 
     mean: jax.Array
     std: jax.Array
     key: jax.Array
     held: jax.Array
+    dropout: jax.Array
 
 
 class Job(NamedTuple):
@@ -236,6 +238,7 @@ def step(
     batch: tuple,
     at: jax.Array,
     scored: bool = False,
+    key: jax.Array | None = None,
 ) -> tuple[State, jax.Array]:
     """One masked training step.
 
@@ -246,6 +249,7 @@ def step(
         batch: (images float32 [B, H, W, C], labels int32 [B]).
         at: number of the step, for the learning rate schedule.
         scored: whether the mask is learned, and the weights stay as they are.
+        key: for the dropout of this step.
 
     Returns:
         (state after the step, loss before it in nats, shape ()).
@@ -253,7 +257,8 @@ def step(
     images, labels = batch
 
     def loss(params: PyTree) -> tuple[jax.Array, PyTree]:
-        logits, stats = model.apply(params, state.stats, images, True)
+        drawn = (key,) if model.dropout else ()
+        logits, stats = model.apply(params, state.stats, images, True, *drawn)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), stats
 
     tx = (supermask.scored if scored else prune.masked)(optimiser.at(at), mask)
@@ -333,7 +338,8 @@ def programs(
             pixels = data.gather(images.images, index, feed.mean, feed.std, key, model.input_shape)
             batch = (pixels, images.labels[index])
             at = jnp.where(feed.held < 0, start + i, feed.held)
-            state, loss = step(model, optimiser, state, mask, batch, at, scored)
+            drop = _at_step(feed.dropout, start + i) if model.dropout else None
+            state, loss = step(model, optimiser, state, mask, batch, at, scored, drop)
             return state, losses.at[i].set(loss)
 
         with jax.default_matmul_precision(precision):
@@ -680,9 +686,12 @@ class _Record:
 
 def _feed(trainer: Trainer, job: Job) -> Feed:
     split = trainer.splits[job.seed]
-    key = rng.stream(job.seed, _stream("augment", job.noise), job.level)
+    augment, dropout = (
+        jax.random.key_data(rng.stream(job.seed, _stream(name, job.noise), job.level))
+        for name in ("augment", "dropout")
+    )
     held = np.int32(trainer.lengths.total - 1 if job.held else -1)
-    return Feed(split.mean, split.std, jax.random.key_data(key), held)  # type: ignore[arg-type]
+    return Feed(split.mean, split.std, augment, held, dropout)  # type: ignore[arg-type]
 
 
 class _Rows(NamedTuple):

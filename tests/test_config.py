@@ -18,6 +18,7 @@ def test_golden_fingerprint_of_the_defaults() -> None:
     """Freezes the defaults: a changed default would give old runs another meaning under the same name."""
     assert resolved(Study()) == {
         "model": "lenet5",
+        "init": "glorot",
         "data.name": "mnist",
         "data.validation": 5000,
         "data.augment": False,

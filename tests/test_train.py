@@ -52,6 +52,34 @@ def same(a: object, b: object) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_every_step_and_replicate_drops_units_by_a_stream_of_its_own(tiny: Make) -> None:
+    """A network whose logits are its key's own normal numbers, so that a loss says which key it had."""
+
+    def init(key: jax.Array) -> models.Variables:
+        return models.Variables({"output": {"kernel": jnp.zeros((2, 2))}}, {})
+
+    def apply(
+        params: dict, stats: dict, images: jax.Array, train: bool, key: jax.Array | None = None
+    ) -> tuple:
+        drawn = jnp.zeros(10) if key is None else jax.random.normal(key, (10,))
+        return jnp.broadcast_to(drawn, (len(images), 10)) + 0 * params["output"]["kernel"].sum(), stats
+
+    model = models.Model("coin", (28, 28, 1), 10, init, apply, dropout=True)
+    prepared = tiny(train=config.Train(steps=3, batch=20, eval_every=1))._replace(model=model)
+    jobs = [job_of(prepared, seed)._replace(level=level) for seed, level in ((0, 0), (0, 2), (1, 0))]
+    for job, trained in zip(jobs, run(trainer_of(prepared, width=4), *jobs), strict=True):
+        labels = prepared.dataset.train_labels
+        split = data.split(prepared.dataset, job.seed, 40).train
+        batches = train.order(split, prepared.lengths, 20, job.seed, job.level, 0, 3)
+        for step, index in enumerate(batches):
+            key = jax.random.fold_in(rng.stream(job.seed, "dropout", job.level), step)
+            logits = np.asarray(jax.random.normal(key, (10,)), np.float64)
+            expected = np.log(np.exp(logits).sum()) - logits[labels[index]].mean()
+            assert trained.curves["train_loss"][step] == pytest.approx(expected, rel=1e-5)
+        # Evaluation has no key.
+        np.testing.assert_allclose(trained.curves["test_loss"], np.log(10), rtol=1e-6)
+
+
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
 def test_against_a_plain_loop(tiny: Make, optimiser: str) -> None:
     """The same training with jax.grad, plain optax, numpy batches and products with the mask."""
