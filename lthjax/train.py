@@ -152,7 +152,8 @@ class Trained(NamedTuple):
         states: step -> weights and statistics at that step, for every capture.
         curves: "step" and, for the evaluations at these steps, "train_loss" (mean over the steps
             since the previous evaluation, None where there were none), "validation_loss",
-            "validation_accuracy", "test_loss", "test_accuracy"; accuracies are fractions, losses nats.
+            "validation_accuracy", "test_loss", "test_accuracy"; accuracies are fractions, losses nats. With
+            `log_every` also "loss_step" and "loss", the training loss before the update of these steps.
         scalars: "train_accuracy" (whole train split, at the end), "early_stop_step" (first step of
             the lowest validation loss), "early_stop_test_accuracy", "early_stop_train_accuracy",
             and the last value of every curve. Empty if diverged.
@@ -208,6 +209,7 @@ class Trainer(NamedTuple):
         init_scored, segment_scored: compiled; see `Programs`.
         keep: compiled; (best, params and stats, better [R]) -> best.
         rows: the images of the last evaluations, on the devices.
+        log_every: steps between the training losses that are recorded one by one; 0 for none.
     """
 
     mesh: Mesh
@@ -224,6 +226,7 @@ class Trainer(NamedTuple):
     segment_scored: Callable[..., tuple[State, jax.Array]]
     keep: Callable[..., PyTree]
     rows: dict[tuple[tuple[str, ...], tuple[int, ...]], "_Rows"]
+    log_every: int = 0
 
 
 Progress = Callable[[int, float | None], None]
@@ -277,6 +280,7 @@ def make(
     batch: int,
     augment: bool,
     precision: str = "float32",
+    log_every: int = 0,
     mesh: Mesh,
     width: int,
 ) -> Trainer:
@@ -289,6 +293,7 @@ def make(
         batch: images in a batch.
         augment: whether batches are augmented.
         precision: of the factors in matrix products and convolutions, as in `config.Train`.
+        log_every: as in `config.Train`.
         mesh: devices.
         width: replicates in a chunk, a multiple of the number of devices.
     """
@@ -303,6 +308,7 @@ def make(
         **programs(model, optimiser, augment=augment, precision=precision, mesh=mesh)._asdict(),
         keep=_keep,
         rows={},
+        log_every=log_every,
     )
 
 
@@ -493,7 +499,7 @@ class _Chunk:
         # In buffers of their own, because every segment donates those of its state to the next.
         self._best = self._stack(best for _, best in begun)
         self._held_out = _rows(trainer, self._padded, "validation", "test")
-        self._records = [_Record(job.position) for job in jobs]
+        self._records = [_Record(job.position, trainer.log_every) for job in jobs]
         self._steps = _FIRST_STEPS
 
     def _stack(self, trees: Iterable[PyTree]) -> PyTree:
@@ -626,15 +632,17 @@ class Evaluation(NamedTuple):
 class _Record:
     """Losses and evaluations of one training run, collected while it runs."""
 
-    def __init__(self, position: Position | None = None) -> None:
+    def __init__(self, position: Position | None = None, log_every: int = 0) -> None:
         self.states: dict[int, Variables] = {}
-        self.curves: dict[str, list[Any]] = {name: [] for name in _CURVES}
+        self._log_every = log_every
+        logged = ("loss_step", "loss") if log_every else ()
+        self.curves: dict[str, list[Any]] = {name: [] for name in (*_CURVES, *logged)}
         self.reason = ""
         self.losses: list[np.ndarray] = []
         self._seconds = 0.0
         if position is not None:
             self.states |= position.states
-            self.curves = {name: [*values] for name, values in position.curves.items()}
+            self.curves |= {name: [*values] for name, values in position.curves.items()}
             self.losses.append(np.array(position.losses, np.float32))
             self._seconds = position.seconds
 
@@ -645,6 +653,11 @@ class _Record:
 
     def add_losses(self, at: int, losses: np.ndarray) -> None:
         self.losses.append(losses)
+        if self._log_every:
+            for step, loss in enumerate(losses.tolist(), at):
+                if step % self._log_every == 0:
+                    self.curves["loss_step"].append(step)
+                    self.curves["loss"].append(loss if math.isfinite(loss) else None)
         bad = np.flatnonzero(~np.isfinite(losses))
         if bad.size and not self.reason:
             self.reason = f"the training loss was not finite at step {at + int(bad[0])}"
