@@ -224,7 +224,7 @@ class Run:
             outside = "is from outside the package, and is not loaded here"
             raise UserError(f"{self.path}: the network {name!r} {outside}.")
         height, width, channels = made["shape"]
-        return models.build(name, (height, width, channels), made["classes"])
+        return models.build(name, (height, width, channels), made["classes"], self.study.init)
 
     def tickets(self, chain: str | None = None) -> Tickets:
         """The tickets of a chain; by default of the chain with the earliest rewind step.

@@ -138,7 +138,7 @@ def study(
     state = jax.eval_shape(programs.init, variables, mask)
     floats = jax.ShapeDtypeStruct(shape[2:], jnp.float32)
     key, held = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
-    feed = train.Feed(floats, floats, key, held)  # type: ignore[arg-type]
+    feed = train.Feed(floats, floats, key, held, key)  # type: ignore[arg-type]
     each = on((mask, feed, ints(lengths.evaluate, batch)), width)
     rows = -(-asked.data.validation // train._EVALUATION_BATCH_ELSEWHERE)
     rows += -(-test_count // train._EVALUATION_BATCH_ELSEWHERE)

@@ -55,16 +55,24 @@ class Optim:
     lr: float = 1.2e-3
     """Peak learning rate."""
     momentum: float = 0.9
-    """Momentum of sgd; not used by adam."""
+    """Momentum of sgd and nesterov; the others have their own constants."""
     weight_decay: float = 0.0
-    """Weight decay of all parameters: added to the gradient under sgd, decoupled under adam (AdamW)."""
-    schedule: Literal["constant", "cosine", "steps"] = "constant"
-    """Learning rate after the warm-up: constant, a cosine down to 0 at the end, or multiplied by
-    `decay` at every milestone."""
+    """Weight decay of all parameters: added to the gradient under sgd and nesterov, decoupled under the
+    others."""
+    schedule: Annotated[
+        str,
+        Listed(
+            "Learning rate after the warm-up: {}; cosine and linear fall to 0 at the end, steps drops by the "
+            "factor `decay` at every milestone.",
+            "optim",
+            "SCHEDULES",
+        ),
+    ] = "constant"
+    """Learning rate after the warm-up: a key of `optim.SCHEDULES`."""
     warmup: Duration = 0
     """Linear warm-up from 0, in steps or epochs."""
     milestones: tuple[Duration, ...] = ()
-    """Milestones of the schedule "steps", in steps or epochs."""
+    """Milestones of the schedule "steps", or of another that uses them, in steps or epochs."""
     decay: float = 0.1
     """Factor at a milestone."""
 
@@ -82,6 +90,9 @@ class Train:
     precision: Precision = "float32"
     """Precision to which the factors of matrix products and convolutions are rounded, also in gradients;
     sums and weights are float32. Results agree across platforms. It does not speed up a CPU."""
+    log_every: int = 0
+    """Also record the training loss of every so many steps; 0 records its mean between evaluations alone.
+    It changes no other number, and is not recorded for cells that are there already."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,8 @@ class Study:
     """Steps or epochs to which tickets are rewound; each gives its own chain."""
     model: Annotated[str, Listed("Network: {}.", "models", "MODELS")] = "lenet5"
     """Network: a key of `models.MODELS`."""
+    init: Annotated[str, Listed("Distribution of initial weights: {}.", "models", "INITS")] = "glorot"
+    """Distribution of initial weights: a key of `models.INITS`."""
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     optim: Optim = field(default_factory=Optim)
@@ -175,6 +188,8 @@ _SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 # Fields that only add cells to a study. They are outside the fingerprint, so that a study can be extended
 # without training anything again. `levels` is among them because no level's rate depends on it.
 _WIDENING = ("name", "seeds", "levels", "arms", "repeats", "control_levels", "rewind")
+# Fields that only say what is recorded of a training.
+_RECORDING = ("train.log_every",)
 
 
 def load(path: str | Path) -> Study:
@@ -389,7 +404,7 @@ def validate(study: Study) -> None:
         UserError: names the field, its value and what is allowed.
     """
     from lthjax.arms import ARMS
-    from lthjax.models import MODELS
+    from lthjax.models import INITS, MODELS
 
     _need(
         re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", study.name) is not None,
@@ -416,9 +431,11 @@ def validate(study: Study) -> None:
         _need(_whole(level, 1), "control_levels", level, "whole numbers, 1 or more")
     check_size(study)
     _among("model", study.model, MODELS)
+    _among("init", study.init, INITS)
     check_data_name(study.data.name)
     _need(_whole(study.data.validation, 1), "data.validation", study.data.validation, "1 or more")
     _need(_whole(study.train.batch, 1), "train.batch", study.train.batch, "1 or more")
+    _need(_whole(study.train.log_every, 0), "train.log_every", study.train.log_every, "0 or more")
     _among("train.precision", study.train.precision, get_args(Precision))
     _validate_optim(study.optim)
     _validate_prune(study.prune, study.levels)
@@ -427,17 +444,20 @@ def validate(study: Study) -> None:
 
 
 def _validate_optim(optim: Optim) -> None:
+    from lthjax.optim import SCHEDULES
+
     _among("optim.name", optim.name, names("optim", "OPTIMISERS"))
-    _among("optim.schedule", optim.schedule, ("constant", "cosine", "steps"))
+    _among("optim.schedule", optim.schedule, SCHEDULES)
     _need(_SMALLEST <= optim.lr <= _LARGEST, "optim.lr", optim.lr, "above 0 and finite, in float32")
     _need(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "in [0, 1)")
     decay = optim.weight_decay
     _need(decay == 0 or _SMALLEST <= decay <= _LARGEST, "optim.weight_decay", decay,
           "0 or more and finite, in float32")  # fmt: skip
     _need(0 < optim.decay <= 1, "optim.decay", optim.decay, "in (0, 1]")
-    if optim.schedule != "steps":
+    if not SCHEDULES[optim.schedule].milestones:
+        using = " or ".join(repr(name) for name, row in SCHEDULES.items() if row.milestones)
         _need(not optim.milestones, "optim.milestones", optim.milestones,
-              "empty unless optim.schedule is 'steps'")  # fmt: skip
+              f"empty unless optim.schedule is {using}")  # fmt: skip
 
 
 def _validate_prune(prune: Prune, levels: int) -> None:
@@ -585,7 +605,7 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
     from lthjax.criteria import CRITERIA
 
     fields = flat(study)
-    for name in _WIDENING:
+    for name in (*_WIDENING, *_RECORDING):
         del fields[name]
     fields["train.steps"] = in_steps.total
     fields["train.eval_every"] = in_steps.evaluate

@@ -79,6 +79,7 @@ def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable
         batch=study.train.batch,
         augment=study.data.augment,
         precision=study.train.precision,
+        log_every=study.train.log_every,
         mesh=mesh,
         width=replicate.width(mesh, widest, chunk),
     )

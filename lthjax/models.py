@@ -2,10 +2,10 @@
 
 Layers are named `conv1`, `fc1`, ..., `output`, so that a pruning rate can address them by a regex on
 the path (`conv1/kernel`); those of residual blocks as `stage2_block1/conv1/kernel` and
-`stage2_block1/shortcut/kernel`. Initialisation is Glorot normal with zero biases, as in Frankle & Carbin
-2019 (arXiv 1803.03635), table 1.
+`stage2_block1/shortcut/kernel`. Initial weights are drawn as a row of `INITS` says; biases start at 0.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,6 +65,33 @@ class Stages(NamedTuple):
     blocks: int
 
 
+class Init(NamedTuple):
+    """A row of `INITS`.
+
+    Attributes:
+        kernel: (key, shape, dtype) -> the weights of a layer, inputs on all axes but the last.
+        scale: the same for the scales of normalisations.
+        summary: one line for help and errors.
+    """
+
+    kernel: Callable[..., jax.Array]
+    scale: Callable[..., jax.Array]
+    summary: str
+
+
+class Pooled(NamedTuple):
+    """Convolutions 3x3, each with batch normalisation and a ReLU, the mean over pixels, the output layer.
+
+    Source: Simonyan & Zisserman 2015 (arXiv 1409.1556), with the batch normalisation and the single dense
+    layer of Frankle et al. 2020 (arXiv 1912.05671).
+
+    Attributes:
+        widths: channels of the convolutions, stage by stage; a 2x2 max-pool between stages.
+    """
+
+    widths: tuple[tuple[int, ...], ...]
+
+
 class Model(NamedTuple):
     """A network as two pure functions.
 
@@ -74,55 +101,83 @@ class Model(NamedTuple):
         classes: number of classes.
         init: key -> Variables; float32.
         apply: (params, stats, images float [N, H, W, C], train) -> (logits float [N, classes],
-            stats).
+            stats). With dropout a PRNG key may follow: units are dropped if it is given and train is True.
         layers: all its layers if it is sequential; else ().
         stages: its stages if it is residual; else None.
+        dropout: whether units are dropped in training, so that a step needs a key.
     """
 
     name: str
     input_shape: tuple[int, int, int]
     classes: int
     init: Callable[[jax.Array], Variables]
-    apply: Callable[[PyTree, PyTree, jax.Array, bool], tuple[jax.Array, PyTree]]
+    apply: Callable[..., tuple[jax.Array, PyTree]]
     layers: tuple[Layer, ...] = ()
     stages: Stages | None = None
+    dropout: bool = False
 
 
-_INIT = nn.initializers.glorot_normal()
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype)
+
+
+_ONES = nn.initializers.ones
+_KAIMING = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+INITS: dict[str, Init] = {
+    "glorot": Init(
+        nn.initializers.glorot_normal(),
+        _ONES,
+        "Glorot normal, truncated at two standard deviations and rescaled (Frankle & Carbin 2019)",
+    ),
+    "glorot_untruncated": Init(
+        nn.initializers.variance_scaling(1.0, "fan_avg", "normal"), _ONES, "Glorot normal, not truncated"
+    ),
+    "kaiming": Init(_KAIMING, _ONES, "normal of variance 2 / inputs, as the ResNets of He et al. 2016"),
+    "kaiming_uniform_scale": Init(
+        _KAIMING,
+        _uniform,
+        "kaiming, scales of batch normalisation uniform in [0, 1], as the ResNets of Frankle et al. 2020",
+    ),
+}
+"""The distributions of initial weights by name; add a row to add one."""
 _CONVOLUTION = precision.rounded(conv.general_dilated)
 _PRODUCT = precision.rounded(lax.dot_general)
 
 
 class _Sequential(nn.Module):
-    """Layers one after another."""
+    """Layers one after another; dropout after every hidden dense layer."""
 
     layers: tuple[Layer, ...]
+    drawn: Init
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         for layer in self.layers:
-            x = _product(layer)(x if layer.size else x.reshape(x.shape[0], -1))
+            x = _product(layer, self.drawn)(x if layer.size else x.reshape(x.shape[0], -1))
             if layer is not self.layers[-1]:
                 # Pooling first is cheaper; ReLU and maximum are monotone, so the values are the same.
                 x = nn.relu(conv.max_pool(x) if layer.pool else x)
+                if self.dropout and not layer.size:
+                    x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return x
 
 
-def _product(layer: Layer) -> nn.Module:
+def _product(layer: Layer, init: Init) -> nn.Module:
     if not layer.size:
-        return _dense_layer(layer.name, layer.features)
+        return _dense_layer(layer.name, layer.features, init)
     return nn.Conv(
         layer.features,
         (layer.size, layer.size),
         padding=layer.padding,
-        kernel_init=_INIT,
+        kernel_init=init.kernel,
         conv_general_dilated=_CONVOLUTION,
         name=layer.name,
     )
 
 
-def _dense_layer(name: str, features: int) -> nn.Module:
-    return nn.Dense(features, kernel_init=_INIT, dot_general=_PRODUCT, name=name)
+def _dense_layer(name: str, features: int, init: Init) -> nn.Module:
+    return nn.Dense(features, kernel_init=init.kernel, dot_general=_PRODUCT, name=name)
 
 
 class _Block(nn.Module):
@@ -130,13 +185,18 @@ class _Block(nn.Module):
 
     width: int
     stride: int
+    drawn: Init
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        y = nn.relu(_norm("norm1", train)(_convolution("conv1", self.width, 3, self.stride)(x)))
-        y = _norm("norm2", train)(_convolution("conv2", self.width, 3)(y))
+        def normalised(name: str, norm: str, x: jax.Array, size: int, stride: int) -> jax.Array:
+            product = _convolution(name, self.width, size, self.drawn, stride)
+            return _norm(norm, self.drawn, train)(product(x))
+
+        y = nn.relu(normalised("conv1", "norm1", x, 3, self.stride))
+        y = normalised("conv2", "norm2", y, 3, 1)
         if x.shape != y.shape:
-            x = _norm("shortcut_norm", train)(_convolution("shortcut", self.width, 1, self.stride)(x))
+            x = normalised("shortcut", "shortcut_norm", x, 1, self.stride)
         return nn.relu(x + y)
 
 
@@ -145,15 +205,36 @@ class _Residual(nn.Module):
 
     stages: Stages
     classes: int
+    drawn: Init
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = nn.relu(_norm("norm1", train)(_convolution("conv1", self.stages.widths[0], 3)(x)))
+        stem = _convolution("conv1", self.stages.widths[0], 3, self.drawn)
+        x = nn.relu(_norm("norm1", self.drawn, train)(stem(x)))
         for stage, width in enumerate(self.stages.widths, 1):
             for block in range(1, self.stages.blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
-                x = _Block(width, stride, name=block_name(stage, block))(x, train)
-        return _dense_layer("output", self.classes)(x.mean((1, 2)))
+                x = _Block(width, stride, self.drawn, name=block_name(stage, block))(x, train)
+        return _dense_layer("output", self.classes, self.drawn)(x.mean((1, 2)))
+
+
+class _Vgg(nn.Module):
+    """Stages of convolutions with pools between them."""
+
+    pooled: Pooled
+    classes: int
+    drawn: Init
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        number = 0
+        for stage, widths in enumerate(self.pooled.widths):
+            x = conv.max_pool(x) if stage else x
+            for width in widths:
+                number += 1
+                x = _convolution(f"conv{number}", width, 3, self.drawn)(x)
+                x = nn.relu(_norm(f"norm{number}", self.drawn, train)(x))
+        return _dense_layer("output", self.classes, self.drawn)(x.mean((1, 2)))
 
 
 def block_name(stage: int, block: int) -> str:
@@ -161,7 +242,7 @@ def block_name(stage: int, block: int) -> str:
     return f"stage{stage}_block{block}"
 
 
-def _convolution(name: str, features: int, size: int, stride: int = 1) -> nn.Module:
+def _convolution(name: str, features: int, size: int, init: Init, stride: int = 1) -> nn.Module:
     """A convolution without bias, because a normalisation follows."""
     return nn.Conv(
         features,
@@ -169,14 +250,15 @@ def _convolution(name: str, features: int, size: int, stride: int = 1) -> nn.Mod
         strides=stride,
         padding=(size - 1) // 2,
         use_bias=False,
-        kernel_init=_INIT,
+        kernel_init=init.kernel,
         conv_general_dilated=_CONVOLUTION,
         name=name,
     )
 
 
-def _norm(name: str, train: bool) -> nn.Module:
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
+def _norm(name: str, init: Init, train: bool) -> nn.Module:
+    average = {"use_running_average": not train, "momentum": 0.9}
+    return nn.BatchNorm(**average, epsilon=1e-5, scale_init=init.scale, name=name)
 
 
 def _dense(*widths: int) -> tuple[Layer, ...]:
@@ -197,15 +279,17 @@ class Entry(NamedTuple):
 
     Attributes:
         network: all layers but the output layer, which depends on the number of classes; or the stages of a
-            residual network; or, for any other network, number of classes -> Flax module, called as
-            `module(images, train=False)`.
+            residual network or of one with pools; or, for any other network, number of classes -> Flax
+            module, called as `module(images, train=False)`. It may use `nn.Dropout`.
         divisor: the sides of its images must be divisible by this number.
         summary: one line for help and errors.
+        dropout: share of the units of hidden dense layers that is dropped in training; for layers.
     """
 
-    network: tuple[Layer, ...] | Stages | Callable[[int], nn.Module]
+    network: tuple[Layer, ...] | Stages | Pooled | Callable[[int], nn.Module]
     divisor: int
     summary: str
+    dropout: float = 0.0
 
     @property
     def stages(self) -> Stages | None:
@@ -214,9 +298,19 @@ class Entry(NamedTuple):
 
     def layers(self, classes: int) -> tuple[Layer, ...]:
         """The layers of a sequential network, with the output layer; else ()."""
-        if self.stages or not isinstance(self.network, tuple):
+        if isinstance(self.network, Stages | Pooled) or not isinstance(self.network, tuple):
             return ()
         return (*self.network, Layer("output", classes))
+
+    def module(self, classes: int, init: Init) -> nn.Module:
+        """Its Flax module; one from outside the package has initial weights of its own."""
+        if isinstance(self.network, Stages):
+            return _Residual(self.network, classes, init)
+        if isinstance(self.network, Pooled):
+            return _Vgg(self.network, classes, init)
+        if isinstance(self.network, tuple):
+            return _Sequential(self.layers(classes), init, self.dropout)
+        return self.network(classes)
 
 
 MODELS: dict[str, Entry] = {
@@ -267,6 +361,31 @@ MODELS: dict[str, Entry] = {
     "resnet32": Entry(
         Stages((16, 32, 64), 5), 4, "ResNet-32: five blocks each (464,432 weights on CIFAR-10)"
     ),
+    "resnet56": Entry(
+        Stages((16, 32, 64), 9), 4, "ResNet-56: nine blocks each (851,504 weights on CIFAR-10)"
+    ),
+    "vgg11": Entry(
+        Pooled(((64,), (128,), (256, 256), (512, 512), (512, 512))),
+        16,
+        "VGG-11 with batch normalisation: eight convolutions (9,222,848 weights on CIFAR-10)",
+    ),
+    "vgg16": Entry(
+        Pooled(((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)),
+        16,
+        "VGG-16 with batch normalisation: thirteen convolutions (14,715,584 weights on CIFAR-10)",
+    ),
+    "lenet300_dropout": Entry(
+        _dense(300, 100), 1, "LeNet-300-100 with dropout of 0.5 after its hidden layers", 0.5
+    ),
+    "conv2_dropout": Entry(
+        (*_pooled_pairs(64), *_dense(256, 256)), 2, "Conv-2 with dropout of 0.5 after its dense layers", 0.5
+    ),
+    "conv4_dropout": Entry(
+        (*_pooled_pairs(64, 128), *_dense(256, 256)), 4, "Conv-4 with dropout of 0.5 likewise", 0.5
+    ),
+    "conv6_dropout": Entry(
+        (*_pooled_pairs(64, 128, 256), *_dense(256, 256)), 8, "Conv-6 with dropout of 0.5 likewise", 0.5
+    ),
 }
 """The networks by name; add a row to add one."""
 
@@ -276,7 +395,7 @@ def for_tpu(model: Model) -> Model:
 
     Only sequential networks with convolutions of few channels have one; any other is returned as it is.
     """
-    if not rows.narrow(model.layers, model.input_shape[1]):
+    if model.dropout or not rows.narrow(model.layers, model.input_shape[1]):
         return model
 
     def apply(params: PyTree, stats: PyTree, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
@@ -314,16 +433,18 @@ def statistics(model: Model, params: PyTree, stats: PyTree, images: jax.Array, u
     return jax.tree.map(lambda x: jnp.tensordot(weights / weights.sum(), x, 1), found)
 
 
-def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
+def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str = "glorot") -> Model:
     """The model of that name for images of that shape.
 
     Args:
         name: a key of `MODELS`.
         input_shape: (height, width, channels).
         classes: number of classes.
+        init: a key of `INITS`.
 
     Raises:
-        UserError: the name is unknown, or the model does not support images of that shape.
+        UserError: a name is unknown, the model does not support images of that shape, or it is from outside
+            the package and has initial weights of its own.
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
@@ -334,24 +455,47 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Model:
             f"model: {name!r} takes images whose height and width are at least 8 and divisible by "
             f"{entry.divisor}, not {height}x{width}x{channels}; choose another model or data set."
         )
-    layers, stages = entry.layers(classes), entry.stages
-    if layers:
-        module: nn.Module = _Sequential(layers)
-    elif stages:
-        module = _Residual(stages, classes)
-    else:
-        assert callable(entry.network)
-        module = entry.network(classes)
+    if init not in INITS:
+        raise unknown("init", init, INITS)
+    if init != "glorot" and not isinstance(entry.network, tuple):
+        raise UserError(f"init: {init!r} is not for {name!r}, which draws its own weights; leave init out.")
+    module = entry.module(classes, INITS[init])
+    shape = (1, *input_shape)
+    dropout = entry.dropout > 0 if isinstance(entry.network, tuple) else _drops(module, shape)
 
-    def init(key: jax.Array) -> Variables:
-        variables = dict(module.init(key, jnp.zeros((1, *input_shape)), train=False))
+    def start(key: jax.Array) -> Variables:
+        variables = dict(module.init(key, jnp.zeros(shape), train=False))
         return Variables(variables.pop("params"), variables)
 
-    def apply(params: PyTree, stats: PyTree, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
-        variables = {"params": params, **stats}
-        if not train or not stats:
-            return module.apply(variables, images, train=train), stats  # type: ignore[return-value]
-        logits, updated = module.apply(variables, images, train=train, mutable=list(stats))
-        return logits, dict(updated)
+    def apply(
+        params: PyTree, stats: PyTree, images: jax.Array, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        variables, drawn = {"params": params, **stats}, None if key is None else {"dropout": key}
+        whole = nn.intercept_methods(_undropped) if dropout and key is None else contextlib.nullcontext()
+        with whole:
+            if not train or not stats:
+                return module.apply(variables, images, train=train, rngs=drawn), stats  # type: ignore[return-value]
+            logits, updated = module.apply(variables, images, train=train, mutable=list(stats), rngs=drawn)
+            return logits, dict(updated)
 
-    return Model(name, input_shape, classes, settings.pinned()(jax.jit(init)), apply, layers, stages)
+    drawn_by = settings.pinned()(jax.jit(start))
+    layers = entry.layers(classes)
+    return Model(name, input_shape, classes, drawn_by, apply, layers, entry.stages, dropout)
+
+
+def _undropped(call: Callable[..., Any], values: tuple, named: dict, context: Any) -> Any:
+    """Leaves out dropout: a call without a key has all units, in training, too."""
+    return values[0] if isinstance(context.module, nn.Dropout) else call(*values, **named)
+
+
+def _drops(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether a network from outside the package drops units in training."""
+    seen: list[bool] = []
+
+    def watched(call: Callable[..., Any], values: tuple, named: dict, context: Any) -> Any:
+        seen.append(isinstance(context.module, nn.Dropout))
+        return _undropped(call, values, named, context)
+
+    with nn.intercept_methods(watched):
+        jax.eval_shape(lambda key, x: module.init(key, x, train=True), jax.random.key(0), jnp.zeros(shape))
+    return any(seen)

@@ -1,11 +1,12 @@
-"""Builds an optax transformation and its schedule from the config; optimisers are rows of `OPTIMISERS`."""
+"""Builds an optax transformation and its schedule from the config: rows of `OPTIMISERS` and `SCHEDULES`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from lthjax.config import Lengths, Optim
 
@@ -36,11 +37,86 @@ def _sgd(optim: Optim) -> optax.GradientTransformation:
     return optax.chain(_decay(optim), momentum)
 
 
+def _nesterov(optim: Optim) -> optax.GradientTransformation:
+    return optax.chain(_decay(optim), optax.trace(optim.momentum, nesterov=True))
+
+
+def _lion(optim: Optim) -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_lion(), _decay(optim))
+
+
+def _muon(optim: Optim) -> optax.GradientTransformation:
+    # Its learning rate turns the sign; the study's own comes afterwards.
+    return optax.chain(_as_matrices(optax.contrib.muon(1.0)), optax.scale(-1.0), _decay(optim))
+
+
+def _as_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The transformation of kernels as matrices [inputs, outputs], whatever their axes."""
+
+    def flat(tree: Any) -> Any:
+        return jax.tree.map(lambda w: w.reshape(-1, w.shape[-1]) if w.ndim > 2 else w, tree)
+
+    def init(params: Any) -> Any:
+        return inner.init(flat(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        found, state = inner.update(flat(updates), state, flat(params))
+        return jax.tree.map(lambda w, like: w.reshape(like.shape), found, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
 OPTIMISERS: dict[str, Method] = {
     "adam": Method(_adam, "Adam with the constants 0.9, 0.999, 1e-8; weight decay is decoupled (AdamW)"),
     "sgd": Method(_sgd, "gradient descent with momentum; weight decay is added to the gradient"),
+    "nesterov": Method(_nesterov, "sgd with Nesterov's momentum"),
+    "adamw": Method(_adam, "another name of adam, whose weight decay is decoupled"),
+    "lion": Method(
+        _lion, "the sign of the momentum, 0.9 and 0.99 (Chen et al. 2023); decoupled weight decay"
+    ),
+    "muon": Method(
+        _muon, "orthogonalised momentum, 0.95, of kernels as matrices, NAdam for vectors (Jordan et al. 2024)"
+    ),
 }
 """The optimisers by name; add a row to add one."""
+
+
+class Course(NamedTuple):
+    """A row of `SCHEDULES`.
+
+    Attributes:
+        after: (config, lengths) -> the learning rate by step, counted from the end of the warm-up.
+        summary: one line for help and report.
+        milestones: whether it uses the config's milestones.
+    """
+
+    after: Callable[[Optim, Lengths], optax.Schedule]
+    summary: str
+    milestones: bool = False
+
+
+def _left(lengths: Lengths) -> int:
+    return max(lengths.total - lengths.warmup, 1)
+
+
+def _steps(optim: Optim, lengths: Lengths) -> optax.Schedule:
+    drops = {m - lengths.warmup: optim.decay for m in lengths.milestones}
+    return optax.piecewise_constant_schedule(optim.lr, drops)
+
+
+SCHEDULES: dict[str, Course] = {
+    "constant": Course(lambda optim, lengths: optax.constant_schedule(optim.lr), "the same at every step"),
+    "cosine": Course(
+        lambda optim, lengths: optax.cosine_decay_schedule(optim.lr, _left(lengths)),
+        "a cosine down to 0 at the end",
+    ),
+    "steps": Course(_steps, "multiplied by decay at every milestone", milestones=True),
+    "linear": Course(
+        lambda optim, lengths: optax.linear_schedule(optim.lr, 0.0, _left(lengths)),
+        "a line down to 0 at the end",
+    ),
+}
+"""The courses of the learning rate after the warm-up, by name; add a row to add one."""
 
 
 class Optimiser(NamedTuple):
@@ -78,13 +154,7 @@ def make(optim: Optim, lengths: Lengths) -> Optimiser:
 def _schedule(optim: Optim, lengths: Lengths) -> optax.Schedule:
     """Linear warm-up to the peak, then the configured schedule; milestones count from step 0."""
     warmup = lengths.warmup
-    if optim.schedule == "cosine":
-        after = optax.cosine_decay_schedule(optim.lr, max(lengths.total - warmup, 1))
-    elif optim.schedule == "steps":
-        drops = {m - warmup: optim.decay for m in lengths.milestones}
-        after = optax.piecewise_constant_schedule(optim.lr, drops)
-    else:
-        after = optax.constant_schedule(optim.lr)
+    after = SCHEDULES[optim.schedule].after(optim, lengths)
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, warmup), after], [warmup])

@@ -113,7 +113,7 @@ def prepare_all(studies: Sequence[config.Study], data_dir: str | Path = "data") 
 
 def _prepare(study: config.Study, dataset: data.Dataset, label: str) -> Prepared:
     lengths = config.lengths(study, len(dataset.train_images) - study.data.validation)
-    model = models.build(study.model, dataset.shape, dataset.classes)
+    model = models.build(study.model, dataset.shape, dataset.classes, study.init)
     _check_rates(study, model)
     identity = config.identity(study, lengths, dataset.digest)
     return Prepared(study, dataset, lengths, model, identity, label)

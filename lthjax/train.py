@@ -65,12 +65,14 @@ class Feed(NamedTuple):
         std: float32 [C], of the train split.
         key: data of the augmentation's PRNG key, uint32 [2].
         held: the step whose learning rate every step has; -1: each has its own. int32 of shape ().
+        dropout: data of dropout's PRNG key, uint32 [2].
     """
 
     mean: jax.Array
     std: jax.Array
     key: jax.Array
     held: jax.Array
+    dropout: jax.Array
 
 
 class Job(NamedTuple):
@@ -150,7 +152,8 @@ class Trained(NamedTuple):
         states: step -> weights and statistics at that step, for every capture.
         curves: "step" and, for the evaluations at these steps, "train_loss" (mean over the steps
             since the previous evaluation, None where there were none), "validation_loss",
-            "validation_accuracy", "test_loss", "test_accuracy"; accuracies are fractions, losses nats.
+            "validation_accuracy", "test_loss", "test_accuracy"; accuracies are fractions, losses nats. With
+            `log_every` also "loss_step" and "loss", the training loss before the update of these steps.
         scalars: "train_accuracy" (whole train split, at the end), "early_stop_step" (first step of
             the lowest validation loss), "early_stop_test_accuracy", "early_stop_train_accuracy",
             and the last value of every curve. Empty if diverged.
@@ -206,6 +209,7 @@ class Trainer(NamedTuple):
         init_scored, segment_scored: compiled; see `Programs`.
         keep: compiled; (best, params and stats, better [R]) -> best.
         rows: the images of the last evaluations, on the devices.
+        log_every: steps between the training losses that are recorded one by one; 0 for none.
     """
 
     mesh: Mesh
@@ -222,6 +226,7 @@ class Trainer(NamedTuple):
     segment_scored: Callable[..., tuple[State, jax.Array]]
     keep: Callable[..., PyTree]
     rows: dict[tuple[tuple[str, ...], tuple[int, ...]], "_Rows"]
+    log_every: int = 0
 
 
 Progress = Callable[[int, float | None], None]
@@ -236,6 +241,7 @@ def step(
     batch: tuple,
     at: jax.Array,
     scored: bool = False,
+    key: jax.Array | None = None,
 ) -> tuple[State, jax.Array]:
     """One masked training step.
 
@@ -246,6 +252,7 @@ def step(
         batch: (images float32 [B, H, W, C], labels int32 [B]).
         at: number of the step, for the learning rate schedule.
         scored: whether the mask is learned, and the weights stay as they are.
+        key: for the dropout of this step.
 
     Returns:
         (state after the step, loss before it in nats, shape ()).
@@ -253,7 +260,8 @@ def step(
     images, labels = batch
 
     def loss(params: PyTree) -> tuple[jax.Array, PyTree]:
-        logits, stats = model.apply(params, state.stats, images, True)
+        drawn = (key,) if model.dropout else ()
+        logits, stats = model.apply(params, state.stats, images, True, *drawn)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), stats
 
     tx = (supermask.scored if scored else prune.masked)(optimiser.at(at), mask)
@@ -272,6 +280,7 @@ def make(
     batch: int,
     augment: bool,
     precision: str = "float32",
+    log_every: int = 0,
     mesh: Mesh,
     width: int,
 ) -> Trainer:
@@ -284,6 +293,7 @@ def make(
         batch: images in a batch.
         augment: whether batches are augmented.
         precision: of the factors in matrix products and convolutions, as in `config.Train`.
+        log_every: as in `config.Train`.
         mesh: devices.
         width: replicates in a chunk, a multiple of the number of devices.
     """
@@ -298,6 +308,7 @@ def make(
         **programs(model, optimiser, augment=augment, precision=precision, mesh=mesh)._asdict(),
         keep=_keep,
         rows={},
+        log_every=log_every,
     )
 
 
@@ -333,7 +344,8 @@ def programs(
             pixels = data.gather(images.images, index, feed.mean, feed.std, key, model.input_shape)
             batch = (pixels, images.labels[index])
             at = jnp.where(feed.held < 0, start + i, feed.held)
-            state, loss = step(model, optimiser, state, mask, batch, at, scored)
+            drop = _at_step(feed.dropout, start + i) if model.dropout else None
+            state, loss = step(model, optimiser, state, mask, batch, at, scored, drop)
             return state, losses.at[i].set(loss)
 
         with jax.default_matmul_precision(precision):
@@ -487,7 +499,7 @@ class _Chunk:
         # In buffers of their own, because every segment donates those of its state to the next.
         self._best = self._stack(best for _, best in begun)
         self._held_out = _rows(trainer, self._padded, "validation", "test")
-        self._records = [_Record(job.position) for job in jobs]
+        self._records = [_Record(job.position, trainer.log_every) for job in jobs]
         self._steps = _FIRST_STEPS
 
     def _stack(self, trees: Iterable[PyTree]) -> PyTree:
@@ -620,15 +632,17 @@ class Evaluation(NamedTuple):
 class _Record:
     """Losses and evaluations of one training run, collected while it runs."""
 
-    def __init__(self, position: Position | None = None) -> None:
+    def __init__(self, position: Position | None = None, log_every: int = 0) -> None:
         self.states: dict[int, Variables] = {}
-        self.curves: dict[str, list[Any]] = {name: [] for name in _CURVES}
+        self._log_every = log_every
+        logged = ("loss_step", "loss") if log_every else ()
+        self.curves: dict[str, list[Any]] = {name: [] for name in (*_CURVES, *logged)}
         self.reason = ""
         self.losses: list[np.ndarray] = []
         self._seconds = 0.0
         if position is not None:
             self.states |= position.states
-            self.curves = {name: [*values] for name, values in position.curves.items()}
+            self.curves |= {name: [*values] for name, values in position.curves.items()}
             self.losses.append(np.array(position.losses, np.float32))
             self._seconds = position.seconds
 
@@ -639,6 +653,11 @@ class _Record:
 
     def add_losses(self, at: int, losses: np.ndarray) -> None:
         self.losses.append(losses)
+        if self._log_every:
+            for step, loss in enumerate(losses.tolist(), at):
+                if step % self._log_every == 0:
+                    self.curves["loss_step"].append(step)
+                    self.curves["loss"].append(loss if math.isfinite(loss) else None)
         bad = np.flatnonzero(~np.isfinite(losses))
         if bad.size and not self.reason:
             self.reason = f"the training loss was not finite at step {at + int(bad[0])}"
@@ -680,9 +699,12 @@ class _Record:
 
 def _feed(trainer: Trainer, job: Job) -> Feed:
     split = trainer.splits[job.seed]
-    key = rng.stream(job.seed, _stream("augment", job.noise), job.level)
+    augment, dropout = (
+        jax.random.key_data(rng.stream(job.seed, _stream(name, job.noise), job.level))
+        for name in ("augment", "dropout")
+    )
     held = np.int32(trainer.lengths.total - 1 if job.held else -1)
-    return Feed(split.mean, split.std, jax.random.key_data(key), held)  # type: ignore[arg-type]
+    return Feed(split.mean, split.std, augment, held, dropout)  # type: ignore[arg-type]
 
 
 class _Rows(NamedTuple):

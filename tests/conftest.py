@@ -86,7 +86,7 @@ SLOW = {
         "test_only_filter_curvature_is_the_same",
     ),
     "test_landscape_command": ("test_a_path_between_residual_networks", "test_without_training"),
-    "test_models": ("test_statistics_are_the_mean_of_every_batch_s_own",),
+    "test_models": ("test_statistics_are_the_mean_of_every_batch_s_own", "test_vgg_against"),
     "test_moments": (
         "test_a_call_that_fails_once",
         "test_a_report_cut_short",

@@ -18,6 +18,7 @@ def test_golden_fingerprint_of_the_defaults() -> None:
     """Freezes the defaults: a changed default would give old runs another meaning under the same name."""
     assert resolved(Study()) == {
         "model": "lenet5",
+        "init": "glorot",
         "data.name": "mnist",
         "data.validation": 5000,
         "data.augment": False,
@@ -229,3 +230,9 @@ def test_a_criterion_whose_scores_have_changed_has_another_folder() -> None:
     }
     assert CRITERIA["grasp"].version == 2
     assert len({config.fingerprint(of) for of in made.values()}) == len(CRITERIA)
+
+
+def test_what_is_only_recorded_is_outside_the_fingerprint() -> None:
+    assert resolved(Study(train=Train(log_every=1))) == resolved(Study())
+    with pytest.raises(UserError, match=r"train\.log_every: -1 is not allowed"):
+        config.validate(Study(train=Train(log_every=-1)))

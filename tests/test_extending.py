@@ -21,7 +21,7 @@ from lthjax.criteria import CRITERIA
 from lthjax.data import SOURCES
 from lthjax.imp import DENSE, Cell
 from lthjax.models import MODELS
-from lthjax.optim import OPTIMISERS
+from lthjax.optim import OPTIMISERS, SCHEDULES
 from lthjax.store import Reader
 
 ARGUMENTS = ["--config", "mine.py", "--quiet", "--train.steps", "20", "--train.eval-every", "10"]
@@ -37,7 +37,7 @@ def snippets(page: str, title: str = "") -> list[str]:
 @pytest.fixture
 def tables() -> Iterator[tuple[dict[str, Any], ...]]:
     """The tables; they are restored afterwards."""
-    known: tuple[dict[str, Any], ...] = (ARMS, CRITERIA, MODELS, OPTIMISERS, SOURCES)
+    known: tuple[dict[str, Any], ...] = (ARMS, CRITERIA, MODELS, OPTIMISERS, SCHEDULES, SOURCES)
     before = [dict(table) for table in known]
     yield known
     for table, rows in zip(known, before, strict=True):

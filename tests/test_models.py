@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,13 @@ WEIGHTS = {
     "resnet14": ((32, 32, 3), 174_128),
     "resnet20": ((32, 32, 3), 270_896),
     "resnet32": ((32, 32, 3), 464_432),
+    "resnet56": ((32, 32, 3), 851_504),
+    "vgg11": ((32, 32, 3), 9_222_848),
+    "vgg16": ((32, 32, 3), 14_715_584),
+    "lenet300_dropout": ((28, 28, 1), 266_200),
+    "conv2_dropout": ((32, 32, 3), 4_300_992),
+    "conv4_dropout": ((32, 32, 3), 2_425_024),
+    "conv6_dropout": ((32, 32, 3), 2_261_184),
 }
 
 
@@ -47,7 +55,8 @@ def test_weight_counts_and_shapes(name: str) -> None:
     logits, stats = jax.eval_shape(lambda v: model.apply(v.params, v.stats, images, True), variables)
     assert logits.shape == (3, 10)
     assert jax.tree.map(jnp.shape, stats) == jax.tree.map(jnp.shape, variables.stats)
-    assert bool(stats) is name.startswith("resnet")
+    assert bool(stats) is name.startswith(("resnet", "vgg"))
+    assert model.dropout is name.endswith("_dropout")
     assert "output/kernel" in prune.paths(variables.params)
 
 
@@ -64,6 +73,88 @@ def test_initialisation_is_glorot_normal_with_zero_biases() -> None:
     assert kernel.std() == pytest.approx(np.sqrt(2 / (784 + 300)), rel=0.01)
     assert abs(kernel.mean()) < 4 * kernel.std() / np.sqrt(kernel.size)
     assert all((layer["bias"] == 0).all() for layer in params.values())
+
+
+def test_initial_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their variance, whether they end at two standard deviations, and the scales of normalisations."""
+    monkeypatch.setitem(models.MODELS, "flat", models.Entry((), 1, "for a test"))
+    kernels = {}
+    for name, variance in (("glorot", 2 / 884), ("glorot_untruncated", 2 / 884), ("kaiming", 2 / 784)):
+        params = models.build("flat", (28, 28, 1), 100, name).init(jax.random.key(0)).params
+        kernels[name] = np.asarray(params["output"]["kernel"])
+        assert kernels[name].var() == pytest.approx(variance, rel=0.02)
+        assert (params["output"]["bias"] == 0).all()
+    # Truncated at two, then rescaled by the standard deviation of what is left, 0.8796.
+    assert abs(kernels["glorot"]).max() == pytest.approx(2 / 0.87962566 * np.sqrt(2 / 884), rel=1e-3)
+    assert (
+        min(abs(kernels[name]).max() / kernels[name].std() for name in ("glorot_untruncated", "kaiming"))
+        > 3.5
+    )
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Pooled(((128,),)), 1, "for a test"))
+    for name, low, high in (("kaiming", 1, 1), ("kaiming_uniform_scale", 0, 1)):
+        params = jax.device_get(models.build("tiny", (8, 8, 3), 10, name).init(jax.random.key(0)).params)
+        assert params["conv1"]["kernel"].var() == pytest.approx(2 / 27, rel=0.1)
+        scale = params["norm1"]["scale"]
+        assert low <= scale.min() <= low + 0.05
+        assert high - 0.05 <= scale.max() <= high
+
+
+def test_dropout_is_on_with_a_key_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network whose logits are its hidden units, which dropout sets to 0 or doubles."""
+    rate_half = models.Entry((models.Layer("fc1", 64),), 1, "for a test", 0.5)
+    monkeypatch.setitem(models.MODELS, "tiny", rate_half)
+    model = models.build("tiny", (8, 8, 1), 64)
+    layer = {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}
+    params, images = {"fc1": layer, "output": layer}, jnp.linspace(1, 2, 10 * 64).reshape(10, 8, 8, 1)
+    units = np.asarray(images).reshape(10, 64)
+    for train, key in ((False, None), (True, None), (False, jax.random.key(0))):
+        np.testing.assert_array_equal(model.apply(params, {}, images, train, key)[0], units)
+    dropped = [np.asarray(model.apply(params, {}, images, True, jax.random.key(k))[0]) for k in (0, 0, 1)]
+    np.testing.assert_array_equal(dropped[0], dropped[1])
+    assert (dropped[0] != dropped[2]).mean() == pytest.approx(0.5, abs=0.1)
+    for logits in dropped:
+        assert ((logits == 0) | (logits == 2 * units)).all()
+        assert (logits == 0).mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_network_of_one_s_own_may_drop_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(nn.Module):
+        classes: int
+
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+            x = nn.Dropout(0.5, deterministic=not train)(x.reshape(len(x), -1))
+            return nn.Dense(self.classes, name="output")(x)
+
+    monkeypatch.setitem(models.MODELS, "own", models.Entry(Own, 1, "for a test"))
+    model = models.build("own", (8, 8, 1), 3)
+    assert model.dropout
+    params, images = model.init(jax.random.key(0)).params, jnp.ones((2, 8, 8, 1))
+    calm, wild = (model.apply(params, {}, images, True, key)[0] for key in (None, jax.random.key(1)))
+    np.testing.assert_array_equal(calm, model.apply(params, {}, images, False)[0])
+    assert (calm != wild).any()
+    with pytest.raises(UserError, match="init: 'kaiming' is not for 'own', which draws its own weights"):
+        models.build("own", (8, 8, 1), 3, "kaiming")
+    with pytest.raises(UserError, match="init: 'kaimin' is not known"):
+        models.build("lenet300", (8, 8, 1), 3, "kaimin")
+
+
+def test_vgg_against_plain_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Pooled(((3,), (4, 5))), 2, "for a test"))
+    model = models.build("tiny", (8, 8, 2), 4)
+    made = jax.eval_shape(model.init, jax.random.key(0))
+    generator = np.random.default_rng(0)
+    params, stats = jax.tree.map(lambda x: generator.uniform(0.2, 1.5, x.shape).astype("f"), tuple(made))
+    x = y = generator.normal(size=(3, 8, 8, 2)).astype("f")
+    for number in (1, 2, 3):
+        own, seen = params[f"norm{number}"], stats["batch_stats"][f"norm{number}"]
+        y = convolve(y, params[f"conv{number}"]["kernel"], 1)
+        y = (y - seen["mean"]) / np.sqrt(seen["var"] + 1e-5) * own["scale"] + own["bias"]
+        y = np.maximum(y, 0)
+        if number == 1:
+            y = np.max([y[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], axis=0)
+    expected = y.mean((1, 2)) @ params["output"]["kernel"] + params["output"]["bias"]
+    np.testing.assert_allclose(model.apply(params, stats, x, False)[0], expected, rtol=2e-4)
 
 
 def test_lenet5_against_plain_arithmetic() -> None:

@@ -10,14 +10,16 @@ from lthjax import rows
 from lthjax.arms import ARMS
 from lthjax.criteria import CRITERIA
 from lthjax.data import SOURCES
-from lthjax.models import MODELS
-from lthjax.optim import OPTIMISERS
+from lthjax.models import INITS, MODELS
+from lthjax.optim import OPTIMISERS, SCHEDULES
 
 TABLES = {
     ("arms", "ARMS"): ARMS,
     ("criteria", "CRITERIA"): CRITERIA,
     ("models", "MODELS"): MODELS,
     ("optim", "OPTIMISERS"): OPTIMISERS,
+    ("optim", "SCHEDULES"): SCHEDULES,
+    ("models", "INITS"): INITS,
     ("data", "SOURCES"): SOURCES,
 }
 

@@ -52,6 +52,53 @@ def same(a: object, b: object) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_every_step_and_replicate_drops_units_by_a_stream_of_its_own(tiny: Make) -> None:
+    """A network whose logits are its key's own normal numbers, so that a loss says which key it had."""
+
+    def init(key: jax.Array) -> models.Variables:
+        return models.Variables({"output": {"kernel": jnp.zeros((2, 2))}}, {})
+
+    def apply(
+        params: dict, stats: dict, images: jax.Array, train: bool, key: jax.Array | None = None
+    ) -> tuple:
+        drawn = jnp.zeros(10) if key is None else jax.random.normal(key, (10,))
+        return jnp.broadcast_to(drawn, (len(images), 10)) + 0 * params["output"]["kernel"].sum(), stats
+
+    model = models.Model("coin", (28, 28, 1), 10, init, apply, dropout=True)
+    prepared = tiny(train=config.Train(steps=3, batch=20, eval_every=1, log_every=2))._replace(model=model)
+    jobs = [job_of(prepared, seed)._replace(level=level) for seed, level in ((0, 0), (0, 2), (1, 0))]
+    trainer = trainer_of(prepared, width=4)._replace(log_every=prepared.study.train.log_every)
+    for job, trained in zip(jobs, run(trainer, *jobs), strict=True):
+        labels = prepared.dataset.train_labels
+        split = data.split(prepared.dataset, job.seed, 40).train
+        batches = train.order(split, prepared.lengths, 20, job.seed, job.level, 0, 3)
+        for step, index in enumerate(batches):
+            key = jax.random.fold_in(rng.stream(job.seed, "dropout", job.level), step)
+            logits = np.asarray(jax.random.normal(key, (10,)), np.float64)
+            expected = np.log(np.exp(logits).sum()) - logits[labels[index]].mean()
+            assert trained.curves["train_loss"][step] == pytest.approx(expected, rel=1e-5)
+        assert trained.curves["loss_step"] == [0, 2]
+        assert trained.curves["loss"] == [trained.curves["train_loss"][step] for step in (0, 2)]
+        # Evaluation has no key.
+        np.testing.assert_allclose(trained.curves["test_loss"], np.log(10), rtol=1e-6)
+
+
+def test_losses_of_single_steps_survive_an_interruption() -> None:
+    losses = np.array([0.5, 0.25, 0.125, np.nan, 2.0, 4.0], np.float32)
+    whole, first = train._Record(None, 2), train._Record(None, 2)
+    whole.add_losses(10, losses)
+    first.add_losses(10, losses[:1])
+    second = train._Record(first.position(11, {}, 0.0), 2)
+    second.add_losses(11, losses[1:])
+    for record in (whole, second):
+        assert record.curves["loss_step"] == [10, 12, 14]
+        assert record.curves["loss"] == [0.5, 0.125, 2.0]
+    late = train._Record(train._Record().position(11, {}, 0.0), 3)
+    late.add_losses(11, losses[1:])
+    assert (late.curves["loss_step"], late.curves["loss"]) == ([12, 15], [0.125, 4.0])
+    assert "loss" not in train._Record().curves
+
+
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
 def test_against_a_plain_loop(tiny: Make, optimiser: str) -> None:
     """The same training with jax.grad, plain optax, numpy batches and products with the mask."""
