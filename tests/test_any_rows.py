@@ -248,7 +248,7 @@ def test_every_command_of_a_report_is_one_for_a_shell(place: str, tmp_path: Path
             "examples",
             "earlybird",
             "transfer",
-        )  # fmt: skip
+        )
     }
 
 
