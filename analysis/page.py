@@ -140,7 +140,7 @@ def write(
             facts=list(facts),
             config=config,
             config_url=data_url(config.encode(), "json"),
-            outcomes=("supported", "refuted", "undecided", "not tested"),
+            outcomes=("supported", "refuted", "equivalent", "undecided", "too few seeds", "not tested"),
             table=table[0],
             cells=cells,
         )

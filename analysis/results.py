@@ -194,6 +194,7 @@ def render(folder: Path, template: str) -> str:
         "conform": conform.rows,
         "tickets": compare.tickets,
         "schedules": compare.schedules,
+        "at_equal_density": lambda entries: compare.equal.table(entries, compare.targets(entries)),
     }
     environment.tests["match"] = lambda value, pattern: re.match(pattern, value) is not None
     environment.filters |= {

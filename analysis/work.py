@@ -65,7 +65,7 @@ class Work:
         if not jobs:
             return
         todo = _plan([cell for cell, _ in jobs], sum(job.stop - job.start for _, job in jobs))
-        spans = tables.grouped(((job.start, job.stop), (cell, job)) for cell, job in jobs)
+        spans = tables.grouped(((job.start, job.stop, job.scores is None), (cell, job)) for cell, job in jobs)
         width = self.trainer.width
         chunks = [of[i : i + width] for of in spans.values() for i in range(0, len(of), width)]
         self.watch.begin(self.run.name, todo)

@@ -137,7 +137,8 @@ def study(
     mask = jax.eval_shape(prune.ones, variables.params)
     state = jax.eval_shape(programs.init, variables, mask)
     floats = jax.ShapeDtypeStruct(shape[2:], jnp.float32)
-    feed = train.Feed(floats, floats, jax.ShapeDtypeStruct((2,), jnp.uint32))  # type: ignore[arg-type]
+    key, held = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
+    feed = train.Feed(floats, floats, key, held)  # type: ignore[arg-type]
     each = on((mask, feed, ints(lengths.evaluate, batch)), width)
     rows = -(-asked.data.validation // train._EVALUATION_BATCH_ELSEWHERE)
     rows += -(-test_count // train._EVALUATION_BATCH_ELSEWHERE)

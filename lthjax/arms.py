@@ -2,19 +2,22 @@
 
 An arm is a leaf of its chain: it is trained once on the level's mask, and nothing is pruned from it. The
 final weights of a chain's leader give the next level's mask. `ticket` leads the chains that rewind, and a row
-with `leads` leads its own chain.
+with `leads` leads its own chain. What the arms do after pruning is that of Renda et al. 2020 (arXiv
+2003.02389): rewind weights and learning rate (`ticket`), the learning rate alone (`lr_rewind`), or neither
+(`finetune`).
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lthjax import prune
+from lthjax import prune, supermask
 
 PyTree = Any
-_shuffle = jax.jit(prune.shuffle)
+_shuffle = jax.jit(prune.shuffle, static_argnums=2)
 
 
 class Context(NamedTuple):
@@ -29,6 +32,7 @@ class Context(NamedTuple):
         mask: the ticket's mask at this level.
         scores: the criterion's scores that made the mask; None when a finished run is read and only its
             start weights are needed.
+        granularity: what was pruned, as in `config.Prune`.
     """
 
     key: jax.Array
@@ -38,6 +42,7 @@ class Context(NamedTuple):
     parent: PyTree
     mask: PyTree
     scores: PyTree
+    granularity: str = "weight"
 
 
 class Arm(NamedTuple):
@@ -51,6 +56,12 @@ class Arm(NamedTuple):
             at step 0 and trains all steps, for weights that have no state at the rewind step.
         leads: whether it leads its own chain, that is, gives that chain's next mask.
         criterion: the criterion of its own chain, if it is not the study's.
+        final: whether its weights are the final ones of the last level's leader, whose batch statistics it
+            then takes, too.
+        held: whether every step has the learning rate of the last one.
+        scores: context -> start scores of an arm that learns its mask: its weights stay as they are, and of
+            every layer as many weights as in its mask take part, those of the highest scores.
+        on: the arm that leads the chain that it is a leaf of.
         summary: one line for help and report.
     """
 
@@ -60,6 +71,10 @@ class Arm(NamedTuple):
     start: Literal["rewind", "zero"] = "rewind"
     leads: bool = False
     criterion: str | None = None
+    final: bool = False
+    held: bool = False
+    scores: Callable[[Context], PyTree] | None = None
+    on: str = "ticket"
     summary: str = ""
 
 
@@ -70,6 +85,11 @@ def _ticket_mask(context: Context) -> PyTree:
 def rewound(context: Context, mask: PyTree) -> PyTree:
     """The saved weights at the rewind step."""
     return context.origin
+
+
+def _trained(context: Context, mask: PyTree) -> PyTree:
+    """The final weights of the last level's leader."""
+    return context.final
 
 
 def _fresh(context: Context, mask: PyTree) -> PyTree:
@@ -120,6 +140,45 @@ def _sign_constant(context: Context, mask: PyTree) -> PyTree:
     return jax.tree.map(lambda w, m: jnp.sign(w) * jnp.std(w) if jnp.ndim(m) else w, context.origin, mask)
 
 
+def _reshuffled_sizes(context: Context, mask: PyTree) -> PyTree:
+    """The survivors' original magnitudes, permuted within each layer; every weight keeps its sign."""
+    moved = _permute(context.key, jax.tree.map(jnp.abs, context.origin), mask)
+    return jax.tree.map(lambda v, w, m: jnp.copysign(v, w) if jnp.ndim(m) else w, moved, context.origin, mask)
+
+
+def _constant(context: Context, mask: PyTree) -> PyTree:
+    """The standard deviation of the layer's original weights, with the signs of fresh weights."""
+    fresh, constant = context.init(context.key), _sign_constant(context, mask)
+    return jax.tree.map(lambda c, f, m: jnp.copysign(c, f) if jnp.ndim(m) else c, constant, fresh, mask)
+
+
+def _dynamic(start: Callable[[Context, PyTree], PyTree]) -> Callable[[Context, PyTree], PyTree]:
+    """The start weights divided by their layer's density: dynamic weight rescaling of Zhou et al. 2019."""
+
+    def params(context: Context, mask: PyTree) -> PyTree:
+        return jax.tree.map(lambda w, m: w / _share(w, m) if jnp.ndim(m) else w, start(context, mask), mask)
+
+    return params
+
+
+def _share(w: jax.Array, m: jax.Array) -> jax.Array:
+    """The density of a layer; 1 where nothing is left."""
+    share = m.mean(dtype=w.dtype)
+    return jnp.where(share > 0, share, 1)
+
+
+def _frozen(context: Context, mask: PyTree) -> PyTree:
+    """The original signs times Kaiming's standard deviation for the layer's survivors."""
+
+    def leaf(w: jax.Array, m: jax.Array) -> jax.Array:
+        if not jnp.ndim(m):
+            return w
+        inputs = _share(w, m) * (w.size // w.shape[-1])
+        return jnp.copysign(jnp.broadcast_to(jnp.sqrt(2 / inputs), w.shape), w)
+
+    return jax.tree.map(leaf, context.origin, mask)
+
+
 def _sign_only(context: Context, mask: PyTree) -> PyTree:
     """Fresh magnitudes with the original signs."""
     fresh = context.init(context.key)
@@ -129,8 +188,22 @@ def _sign_only(context: Context, mask: PyTree) -> PyTree:
 def _inverted(context: Context) -> PyTree:
     """The mask that keeps the lowest scores: as many weights per layer as the ticket."""
     opposite = jax.tree.map(_opposite, context.scores)
-    alive = zip(prune.survivors(context.parent), prune.survivors(context.mask), strict=True)
-    return prune.remove_counted(opposite, context.parent, [was - left for (was, _), (left, _) in alive])
+    if ":" in context.granularity:
+        return _fewest(opposite, context)
+    of = [prune.survivors(mask, "layer", context.granularity) for mask in (context.parent, context.mask)]
+    going = [was - left for (was, _), (left, _) in zip(*of, strict=True)]
+    return prune.remove_counted(opposite, context.parent, going, granularity=context.granularity)
+
+
+def _fewest(scores: PyTree, context: Context) -> PyTree:
+    """The N:M mask of the layers that the ticket's pattern prunes, by these scores."""
+    kept, group = map(int, context.granularity.split(":"))
+    pruned = {
+        f"^{re.escape(path)}$": 1 - kept / group
+        for path, m in zip(prune.paths(context.mask), jax.tree.leaves(context.mask), strict=True)
+        if not m.all()
+    }
+    return prune.by_score(scores, context.parent, pruned, granularity=context.granularity)
 
 
 def _opposite(scores: jax.Array) -> jax.Array:
@@ -163,7 +236,7 @@ ARMS: dict[str, Arm] = {
         summary="the ticket's mask on fresh weights of the same distribution, trained from step 0",
     ),
     "random": Arm(
-        lambda context: _shuffle(context.key, context.mask),
+        lambda context: _shuffle(context.key, context.mask, context.granularity),
         rewound,
         summary="a random mask of the ticket's layer-wise densities on the weights it is rewound to",
     ),
@@ -234,6 +307,78 @@ ARMS: dict[str, Arm] = {
         leads=True,
         criterion="random",
         summary="iterative pruning of random weights in every round, a chain of its own",
+    ),
+    "finetune": Arm(
+        _ticket_mask,
+        _trained,
+        final=True,
+        held=True,
+        summary="the weights from which the ticket's mask was made, trained on at the last learning rate",
+    ),
+    "lr_rewind": Arm(
+        _ticket_mask,
+        _trained,
+        final=True,
+        summary="the weights from which the ticket's mask was made, at the ticket's learning rates",
+    ),
+    "finetune_chain": Arm(
+        _ticket_mask,
+        _trained,
+        final=True,
+        held=True,
+        leads=True,
+        summary="iterative pruning with finetune in every round, a chain of its own",
+    ),
+    "lr_rewind_chain": Arm(
+        _ticket_mask,
+        _trained,
+        final=True,
+        leads=True,
+        summary="iterative pruning with lr_rewind in every round, a chain of its own",
+    ),
+    "continued": Arm(
+        _ticket_mask,
+        _trained,
+        start="zero",
+        final=True,
+        leads=True,
+        summary="iterative pruning of weights that are never reset, all steps in every round, its own chain",
+    ),
+    "continued_reset": Arm(
+        _ticket_mask,
+        rewound,
+        on="continued",
+        summary="the mask of continued on the weights that a ticket is rewound to",
+    ),
+    "reshuffle_sizes": Arm(
+        _ticket_mask,
+        _reshuffled_sizes,
+        summary="the ticket's mask, the survivors' magnitudes permuted within their layer, their signs kept",
+    ),
+    "constant": Arm(
+        _ticket_mask,
+        _constant,
+        start="zero",
+        summary="sign_constant with random signs, trained from step 0",
+    ),
+    "untrained_rescaled": Arm(
+        _ticket_mask,
+        _dynamic(rewound),
+        train=False,
+        summary="the ticket before training, every layer divided by its density",
+    ),
+    "untrained_sign_constant_rescaled": Arm(
+        _ticket_mask,
+        _dynamic(_sign_constant),
+        train=False,
+        summary="sign_constant before training, every layer divided by its density",
+    ),
+    "edge_popup": Arm(
+        _ticket_mask,
+        _frozen,
+        scores=lambda context: supermask.scores(context.key, context.origin),
+        summary="a mask of the ticket's layer-wise densities, learned by edge-popup on a constant with the "
+        "signs of the ticket's weights",
     ),
 }
 """The arms by name; add a row to add one."""

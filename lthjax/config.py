@@ -7,6 +7,7 @@ module imports neither jax nor flax, so that `--help` answers at once.
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import runpy
 import traceback
@@ -97,8 +98,13 @@ class Prune:
         ),
     ] = "large_final"
     """Score that ranks weights; the lowest are removed: a key of `criteria.CRITERIA`."""
-    scope: Literal["layer", "global"] = "layer"
-    """Rank within every layer, or over all layers together."""
+    scope: Literal["layer", "global", "group"] = "layer"
+    """Rank within every layer, over all layers together, or over the layers of each pattern of `rate`
+    together; layers without a pattern stay whole."""
+    granularity: str = "weight"
+    """What is pruned: single weights ("weight"); output units or filters, ranked by the sum of their weights'
+    scores ("unit-l1") or of their squares ("unit-l2"), so that rates count units; or all but N of every M
+    weights along the input axis ("N:M", in one level, `rate` 1 - N/M)."""
     rate: float | tuple[tuple[str, float], ...] = (("output", 0.1), (".", 0.2))
     """Share of the remaining weights removed per round: one number, or pairs of a regex on the
     weight's path and a number; the first match wins."""
@@ -398,6 +404,9 @@ def validate(study: Study) -> None:
     _need(_whole(study.levels, 0), "levels", study.levels, "a whole number, 0 or more")
     for arm in study.arms:
         _among("arms", arm, ARMS)
+        leader = ARMS[arm].on
+        _need(leader in ("ticket", *study.arms), "arms", study.arms,
+              f"with {leader!r}, too, whose chain {arm!r} is a leaf of")  # fmt: skip
     _need(_unique(study.arms), "arms", study.arms, "all different; leave out the duplicates")
     for arm, times in study.repeats:
         _among("repeats", arm, [a for a in ARMS if not ARMS[a].leads])
@@ -435,14 +444,17 @@ def _validate_prune(prune: Prune, levels: int) -> None:
     from lthjax.criteria import CRITERIA
 
     _among("prune.criterion", prune.criterion, CRITERIA)
-    _among("prune.scope", prune.scope, ("layer", "global"))
+    _among("prune.scope", prune.scope, ("layer", "global", "group"))
     rates = prune.rate
+    _need(prune.scope != "group" or not isinstance(rates, int | float), "prune.rate", rates,
+          "pairs of a regex and a number where prune.scope is 'group', a pair a group")  # fmt: skip
+    _validate_granularity(prune, levels)
     if isinstance(rates, int | float):
         _need(0 < rates < 1, "prune.rate", rates, "in (0, 1), for example 0.2")
     else:
         _need(len(rates) > 0, "prune.rate", rates, "a number, or pairs of a regex and a number")
         used = prune.density is None and not prune.rates
-        _need(not used or prune.scope == "layer", "prune.rate", rates,
+        _need(not used or prune.scope != "global", "prune.rate", rates,
               "one number where prune.scope is 'global'")  # fmt: skip
         for pattern, rate in rates:
             _need(0 < rate < 1, f"prune.rate of {pattern!r}", rate, "in (0, 1), for example 0.2")
@@ -459,6 +471,24 @@ def _validate_prune(prune: Prune, levels: int) -> None:
     _need(prune.density is None or not prune.rates, "prune.density", prune.density,
           "left out where prune.rates is given")  # fmt: skip
     _among("prune.course", prune.course, ("geometric", "linear", "cubic"))
+
+
+def _validate_granularity(prune: Prune, levels: int) -> None:
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", prune.granularity)
+    if match is None:
+        known = ("weight", "unit-l1", "unit-l2")
+        return _need(prune.granularity in known, "prune.granularity", prune.granularity,
+                     f"{', '.join(known)}, or N:M, for example 2:4")  # fmt: skip
+    kept, group = int(match[1]), int(match[2])
+    _need(0 < kept < group, "prune.granularity", prune.granularity, "N:M with 0 < N < M, for example 2:4")
+    _need(prune.scope == "layer", "prune.scope", prune.scope, "'layer' where prune.granularity is N:M")
+    _need(levels <= 1, "levels", levels, "1 where prune.granularity is N:M, as one level makes the pattern")
+    _need(prune.density is None and not prune.rates, "prune.density", prune.density or prune.rates,
+          "left out, as prune.rates, where prune.granularity is N:M")  # fmt: skip
+    rates = [prune.rate] if isinstance(prune.rate, int | float) else [rate for _, rate in prune.rate]
+    share = 1 - kept / group
+    _need(all(math.isclose(rate, share) for rate in rates), "prune.rate", prune.rate,
+          f"{share:g}, alone or in pairs, where prune.granularity is {prune.granularity}")  # fmt: skip
 
 
 def _need(ok: bool, name: str, value: object, allowed: str) -> None:

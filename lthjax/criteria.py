@@ -72,6 +72,20 @@ CRITERIA: dict[str, Criterion] = {
     "large_init_large_final": Criterion(
         _by_leaf(lambda i, f: jnp.minimum(jnp.abs(i), jnp.abs(f))), "the smaller of the two magnitudes"
     ),
+    "small_init_small_final": Criterion(
+        _by_leaf(lambda i, f: -jnp.maximum(jnp.abs(i), jnp.abs(f))), "minus the larger of the two magnitudes"
+    ),
+    "large_final_same_sign": Criterion(
+        _by_leaf(lambda i, f: jnp.sign(i) * f),
+        "magnitude of the trained weight, negative if its sign changed",
+    ),
+    "large_final_diff_sign": Criterion(
+        _by_leaf(lambda i, f: -jnp.sign(i) * f), "the opposite of large_final_same_sign"
+    ),
+    "magnitude_increase_same_sign": Criterion(
+        _by_leaf(lambda i, f: jnp.where(i * f > 0, jnp.abs(f) - jnp.abs(i), -jnp.abs(i) - jnp.abs(f))),
+        "magnitude_increase; weights whose sign changed go first",
+    ),
     "magnitude_increase": Criterion(
         _by_leaf(lambda i, f: jnp.abs(f) - jnp.abs(i)), "by how much training raised the magnitude"
     ),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import data, fields, imp, optim, prune, record, rng, settings, train
+from lthjax import data, fields, imp, optim, prune, record, rng, settings, supermask, train
 from lthjax.arms import ARMS, Context
 from lthjax.background import Background
 from lthjax.devices import hardware, hosts, replicate
@@ -132,16 +132,18 @@ def task(prepared: Prepared, run: Reader, cell: Cell) -> Task:
     origin = run.state(cell.seed, chain.rewind)
     ticket = Cell(cell.seed, cell.chain, cell.level, chain.leader)
     parent = imp.parent_of(cell)
+    trained = run.variables(parent)
     context = Context(
         imp.key_of(cell),
         lambda key: prepared.model.init(key).params,
         origin.params,
-        run.variables(parent).params,
+        trained.params,
         run.mask(parent),
         run.mask(ticket),
         scores=None,
     )
-    return imp.task(cell, chain, total, context, run.mask(cell), (initial.stats, origin.stats))
+    stats = imp.Statistics(initial.stats, origin.stats, trained.stats)
+    return imp.task(cell, chain, total, context, run.mask(cell), stats)
 
 
 def drive(
@@ -192,7 +194,8 @@ def _check_alike(chunk: Sequence["_Item"]) -> None:
         UserError: they do not.
     """
     if hosts.count() > 1:
-        jobs = [item.job._replace(variables=None, mask=None, position=None) for item in chunk]  # type: ignore[arg-type]
+        told = {"variables": None, "mask": None, "position": None, "scores": None}
+        jobs = [item.job._replace(**told) for item in chunk]  # type: ignore[arg-type]
         bits = [zlib.crc32(np.asarray(m).tobytes()) for item in chunk for m in jax.tree.leaves(item.job.mask)]
         hosts.alike(
             (jobs, bits, [(item.priority, item.job.at) for item in chunk]),
@@ -210,9 +213,10 @@ class _Item(NamedTuple):
     job: train.Job
 
     @property
-    def alike(self) -> tuple[int, int, int, int]:
+    def alike(self) -> tuple[int, int, int, int, bool]:
         """The key of items that can share a program."""
-        return id(self.run.trainer), self.job.start, self.job.stop, self.job.at
+        job = self.job
+        return id(self.run.trainer), job.start, job.stop, job.at, job.scores is None
 
     @property
     def named(self) -> Cell:
@@ -427,7 +431,7 @@ class Run:
 
     def _ticket(self, cell: Cell) -> Leader:
         """A trained ticket, or the dense network, from the store."""
-        return Leader(self._store.mask(cell), self._store.variables(cell).params)
+        return Leader(self._store.mask(cell), *self._store.variables(cell))
 
     def _next_level(self, seed: int, chain: Chain, ticket: Leader | None) -> None:
         """Queues a chain's next level; skips levels whose tickets are in the store."""
@@ -447,13 +451,17 @@ class Run:
 
     def _item(self, chain: Chain, task: Task, place: int) -> _Item:
         cell = task.cell
-        job = train.Job(cell.seed, cell.level, task.start, task.stop, task.variables, task.mask)
+        job = train.Job(
+            *(cell.seed, cell.level, task.start, task.stop, task.variables, task.mask),
+            held=task.held,
+            scores=task.scores,
+        )
         order = (self._number, cell.level, int(place > 0), self._chains.index(chain), cell.seed, place)
         return _Item(order, self, cell, self._resumed(cell, job))
 
     def book(self, item: _Item, trained: train.Trained) -> None:
         """Queues the tasks that depend on a training result."""
-        cell, leader = item.cell, Leader(item.job.mask, trained.variables.params)
+        cell, leader = item.cell, Leader(item.job.mask, *trained.variables)
         if cell is None:
             # Only the rewind states are new.
             self._begin_chains(item.job.seed, "done", None, trained.states)
@@ -472,10 +480,12 @@ class Run:
                 self._store.write_state(seed, step, variables)
         if cell is not None:
             made_from = self._made_from(cell, item.job)
-            result = record.result(cell, item.job, trained, made_from)
-            done = trained.status == "done"
+            job, done = item.job, trained.status == "done"
+            if job.scores is not None and done:
+                job = job._replace(mask=jax.device_get(supermask.learned(trained.variables.params, job.mask)))
+            result = record.result(cell, job, trained, made_from)
             parents = _parents(seed, made_from)
-            self._store.write(cell, result, item.job.mask, trained.variables if done else None, parents)
+            self._store.write(cell, result, job.mask, trained.variables if done else None, parents)
             self._told(cell, result)
         self._store.drop_position(item.named)
         if self.lends(item):
@@ -494,13 +504,15 @@ class Run:
         if cell.arm == DENSE:
             return None
         chain = next(c for c in self._chains if c.name == cell.chain)
-        parent = imp.parent_of(cell)
-        rewound = ARMS[cell.arm].start == "rewind"
+        parent, arm = str(folder(Path(), imp.parent_of(cell))), ARMS[cell.arm]
+        state = str(state_folder(Path(), cell.seed, job.start))
+        structured = self._study.prune.granularity != "weight"
         return {
-            "parent": str(folder(Path(), parent)),
-            "origin": str(state_folder(Path(), cell.seed, job.start)) if rewound else "fresh weights",
+            "parent": parent,
+            "origin": parent if arm.final else state if arm.start == "rewind" else "fresh weights",
             "criterion": chain.criterion,
             "scope": self._study.prune.scope,
+            **({"granularity": self._study.prune.granularity} if structured else {}),
             **imp.schedule_at(self._study, cell.level),
         }
 

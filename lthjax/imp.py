@@ -6,8 +6,10 @@
         final    <- train
 
 Source: Frankle & Carbin 2019 (arXiv 1803.03635), strategy 1 of their appendix B: every round starts from
-reset weights (strategy 2 continues from the trained weights). Rewinding to k > 0 is from Frankle et al. 2019
-(arXiv 1903.01611). Every level has its own order of the data; a ticket rewound to k starts at its batch k.
+reset weights. Their strategy 2, which continues from the trained weights and resets them once, when the mask
+is found, is the arm `continued_reset` on the chain that `continued` leads. Rewinding to k > 0 is from Frankle
+et al. 2019 (arXiv 1903.01611). Every level has its own order of the data; a ticket rewound to k starts at its
+batch k.
 """
 
 from collections.abc import Generator
@@ -24,7 +26,7 @@ from lthjax.config import Lengths, Study, repeats
 from lthjax.criteria import CRITERIA, Weights
 from lthjax.errors import UserError
 from lthjax.models import Model, Variables
-from lthjax.prune._core import not_finite
+from lthjax.prune._core import going_of, not_finite
 
 PyTree = Any
 Scope = prune.Scope
@@ -67,20 +69,50 @@ class Chain(NamedTuple):
     criterion: str
 
 
+class How(NamedTuple):
+    """How survivors are chosen: as the fields of `config.Prune`, and every leaf's group in scope "group"."""
+
+    criterion: str
+    scope: Scope
+    granularity: str = "weight"
+    groups: tuple[int, ...] = ()
+    rate: Any = 0.0
+
+
 class Task(NamedTuple):
-    """A cell to train: its first step, one past its last step, start weights and mask."""
+    """A cell to train.
+
+    Attributes:
+        cell: the cell.
+        start, stop: its first step, and one past its last.
+        variables: start weights and batch statistics.
+        mask: its mask.
+        held: whether every step has the learning rate of the last one.
+        scores: start scores, if a mask is learned and the weights stay as they are; see `supermask`.
+    """
 
     cell: Cell
     start: int
     stop: int
     variables: Variables
     mask: PyTree
+    held: bool = False
+    scores: PyTree = None
 
 
 class Leader(NamedTuple):
-    """The trained leader of a level: its mask and final weights."""
+    """The trained leader of a level: its mask, final weights and final batch statistics (or ())."""
 
     mask: PyTree
+    final: PyTree
+    stats: PyTree = ()
+
+
+class Statistics(NamedTuple):
+    """Batch statistics that a cell may start from, or {}: at step 0, at the rewind step, of the leader."""
+
+    zero: PyTree
+    rewind: PyTree
     final: PyTree
 
 
@@ -128,9 +160,10 @@ def parent_of(cell: Cell) -> Cell:
 
 
 def arms_at(study: Study, chain: Chain, level: int) -> list[str]:
-    """A chain's arms at a level: its leader and, on the ticket's chain, the controls of that level."""
-    runs = chain.leader == _TICKET and (not study.control_levels or level in study.control_levels)
-    return [chain.leader, *(arm for arm in study.arms if runs and not ARMS[arm].leads)]
+    """A chain's arms at a level: its leader and, at a level with controls, its leaves."""
+    runs = not study.control_levels or level in study.control_levels
+    leaves = [arm for arm in study.arms if not ARMS[arm].leads and ARMS[arm].on == chain.leader]
+    return [chain.leader, *(leaves if runs else [])]
 
 
 def cells_at(study: Study, seed: int, chain: Chain, level: int) -> list[Cell]:
@@ -195,18 +228,19 @@ def rounds(
     for level in range(first, study.levels + 1):
         key = rng.stream(seed, f"criterion/{chain.name}", level)
         going = removals(study, level, parent.mask)
-        made = next_mask((chain.criterion, study.prune.scope), model, key, origin, parent, batch, going)
+        leader = parent._replace(stats=())  # not needed for scores
+        how = how_of(study, chain.criterion, parent.mask)
+        made = next_mask(how, model, key, origin, leader, batch, going)
         # On the host, like arrays from the store: two kinds of arrays would compile twice.
         scores, mask = jax.device_get(made)
-        for path, bad, left in not_finite(
-            scores, parent.mask, list(np.resize(going, len(jax.tree.leaves(mask))))
-        ):
+        of_leaf = going_of(list(going), len(jax.tree.leaves(mask)), how.scope, how.groups)
+        for path, bad, left in not_finite(scores, parent.mask, of_leaf):
             raise UserError(
                 f"prune.criterion: {chain.criterion} gives {bad:,} of the {left:,} weights left in {path} a "
                 f"score that is NaN or infinite (seed {seed}, {chain.name}, level {level}), which cannot be "
                 "ranked; take another criterion, or a lower optim.lr if weights or gradients overflow."
             )
-        tasks = []
+        tasks, stats = [], Statistics(initial.stats, origin.stats, parent.stats)
         for cell in cells_at(study, seed, chain, level):
             arm = ARMS[cell.arm]
             context = Context(
@@ -217,15 +251,14 @@ def rounds(
                 parent.mask,
                 mask,
                 scores,
+                study.prune.granularity,
             )
             own = jax.device_get(arm.mask(context))
-            tasks.append(task(cell, chain, lengths.total, context, own, (initial.stats, origin.stats)))
+            tasks.append(task(cell, chain, lengths.total, context, own, stats))
         parent = yield tasks
 
 
-def task(
-    cell: Cell, chain: Chain, total: int, context: Context, mask: PyTree, stats: tuple[PyTree, PyTree]
-) -> Task:
+def task(cell: Cell, chain: Chain, total: int, context: Context, mask: PyTree, stats: Statistics) -> Task:
     """The training inputs of a cell, given its mask.
 
     Args:
@@ -234,12 +267,13 @@ def task(
         total: steps of a full training run.
         context: the inputs of its arm.
         mask: its own mask.
-        stats: batch statistics at step 0, and at the chain's rewind step.
+        stats: the batch statistics that it may start from.
     """
     arm = ARMS[cell.arm]
-    params = jax.device_get(_apply(arm.params(context, mask), mask))
-    variables = Variables(params, stats[arm.start == "rewind"])
-    return Task(cell, *span_of(cell, chain, total), variables, mask)
+    whole, scores = arm.params(context, mask), arm.scores and jax.device_get(arm.scores(context))
+    params = jax.device_get(whole if scores else _apply(whole, mask))
+    variables = Variables(params, stats.final if arm.final else getattr(stats, arm.start))
+    return Task(cell, *span_of(cell, chain, total), variables, mask, arm.held, scores)
 
 
 def key_of(cell: Cell) -> jax.Array:
@@ -264,8 +298,18 @@ def schedule_at(study: Study, level: int) -> dict[str, Any]:
     return {"density": 1 - gone * (part if config.course == "linear" else 1 - (1 - part) ** 3)}
 
 
+def how_of(study: Study, criterion: str, mask: PyTree) -> How:
+    """How a study chooses survivors by that criterion."""
+    config = study.prune
+    groups = prune.groups_of(config.rate, prune.paths(mask)) if config.scope == "group" else ()
+    return How(criterion, config.scope, config.granularity, tuple(groups), config.rate)
+
+
 def removals(study: Study, level: int, mask: PyTree) -> np.ndarray:
-    """The number of weights that a level removes from every leaf; in scope "global", from all leaves.
+    """The number of weights (units, where units are pruned) that a level removes from every leaf.
+
+    In scope "group" it is from every group, in scope "global" from all leaves. Of N:M patterns it counts the
+    weights.
 
     Args:
         study: for the schedule.
@@ -273,21 +317,23 @@ def removals(study: Study, level: int, mask: PyTree) -> np.ndarray:
         mask: the previous level's mask.
 
     Returns:
-        int32 [leaves], or [1].
+        int32 [leaves], [groups] or [1].
     """
-    sizes = [(int(left), size) for left, size in prune.survivors(mask, study.prune.scope)]
-    how = schedule_at(study, level)
+    chosen, how = how_of(study, "", mask), schedule_at(study, level)
+    whole = "weight" if ":" in chosen.granularity else chosen.granularity
+    sizes = [(int(left), size) for left, size in prune.survivors(mask, chosen.scope, whole, chosen.groups)]
     if "density" in how:
         going = [max(left - int(prune.count(how["density"], size)), 0) for left, size in sizes]
     else:
-        rates = prune.rates_of(how["rate"], prune.paths(mask))
+        grouped = chosen.scope == "group" and isinstance(how["rate"], tuple)
+        rates = [r for _, r in how["rate"]] if grouped else prune.rates_of(how["rate"], prune.paths(mask))
         going = [int(prune.count(r, left)) for r, (left, _) in zip(rates, sizes, strict=False)]
     return np.array(going, np.int32)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def next_mask(
-    how: tuple[str, Scope],
+    how: How | tuple[str, Scope],
     model: Model,
     key: jax.Array,
     origin: Variables,
@@ -298,7 +344,7 @@ def next_mask(
     """The scores and the mask of the next level.
 
     Args:
-        how: criterion and scope.
+        how: criterion and scope, and what else `How` has.
         model: for criteria that use gradients.
         key: for the criterion "random".
         origin: the state that the chain rewinds to.
@@ -325,5 +371,10 @@ def next_mask(
         (1, *model.input_shape),
         parent.mask,
     )
-    scores = CRITERIA[how[0]].score(weights)
-    return scores, prune.remove_counted(scores, parent.mask, list(going), scope=how[1])
+    how = How(*how)
+    scores = CRITERIA[how.criterion].score(weights)
+    if ":" in how.granularity:
+        return scores, prune.by_score(scores, parent.mask, how.rate, granularity=how.granularity)
+    return scores, prune.remove_counted(
+        scores, parent.mask, list(going), scope=how.scope, granularity=how.granularity, groups=how.groups
+    )

@@ -120,9 +120,9 @@ def _prepare(study: config.Study, dataset: data.Dataset, label: str) -> Prepared
 
 
 def _check_rates(study: config.Study, model: Model) -> None:
-    """Raises for a pruning rate whose pattern matches no weight: a typo, or a name of another model."""
+    """Raises for a rate whose pattern matches no weight, and for a structure that its layers do not have."""
     mask = prune.ones(jax.eval_shape(model.init, jax.random.key(0)).params)
-    leaves = zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
+    leaves = list(zip(prune.paths(mask), jax.tree.leaves(mask), strict=True))
     weights = [path for path, leaf in leaves if leaf.ndim]
     if isinstance(study.prune.rate, tuple):
         for pattern, _ in study.prune.rate:
@@ -131,6 +131,27 @@ def _check_rates(study: config.Study, model: Model) -> None:
                     f"prune.rate: {pattern!r} matches no weight of {study.model}; its weights are "
                     f"{', '.join(weights)}."
                 )
+    if study.prune.granularity != "weight":
+        rates = prune.rates_of(study.prune.rate, prune.paths(mask))
+        for (path, leaf), rate in zip(leaves, rates, strict=True):
+            if leaf.ndim and (rate or study.prune.scope == "global"):
+                _check_structure(study.prune.granularity, path, leaf.shape)
+
+
+def _check_structure(granularity: str, path: str, shape: tuple[int, ...]) -> None:
+    """Raises for a layer that cannot be pruned by units or by a pattern."""
+    if ":" in granularity:
+        group = int(granularity.partition(":")[2])
+        if shape[-2] % group:
+            raise UserError(
+                f"prune.granularity: {granularity} does not fit {path}, whose {shape[-2]} inputs are not a "
+                f"multiple of {group}; name the layers that it fits in prune.rate."
+            )
+    elif path.startswith("output/"):
+        raise UserError(
+            f"prune.granularity: the units of {path} are the classes, which stay; name the other layers in "
+            "prune.rate, with prune.scope layer or group."
+        )
 
 
 def plan(

@@ -79,7 +79,8 @@ def schedule(study: Study) -> str:
         how = f"{', '.join(f'{_percent(rate)} ({pattern})' for pattern, rate in prune.rate)} a round"
     else:
         how = f"{_percent(prune.rate)} a round"
-    return f"{how}, {'global' if prune.scope == 'global' else 'layer-wise'}"
+    where = {"layer": "layer-wise", "global": "global", "group": "grouped"}[prune.scope]
+    return f"{how}, {where}" + (f", {prune.granularity}" if prune.granularity != "weight" else "")
 
 
 def labels(of_studies: Sequence[Study]) -> list[str]:
@@ -89,8 +90,9 @@ def labels(of_studies: Sequence[Study]) -> list[str]:
     """
     flat = [config.flat(study) for study in of_studies]
     differing = [name for name in flat[0] if any(fields[name] != flat[0][name] for fields in flat)]
-    scheduled = any(name in (*_SCHEDULE, "prune.scope") for name in differing)
-    others = [name for name in differing if name not in (*_SCHEDULE, "prune.scope")]
+    told = (*_SCHEDULE, "prune.scope", "prune.granularity")
+    scheduled = any(name in told for name in differing)
+    others = [name for name in differing if name not in told]
     return [
         ", ".join([*([schedule(study)] if scheduled else []), *(f"{n} {fields[n]}" for n in others)])
         for study, fields in zip(of_studies, flat, strict=True)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lthjax import data, models, prune, rng, settings, signals
+from lthjax import data, models, prune, rng, settings, signals, supermask
 from lthjax.config import Lengths
 from lthjax.devices import hosts, replicate
 from lthjax.models import Model, Variables
@@ -64,11 +64,13 @@ class Feed(NamedTuple):
         mean: float32 [C], of the train split.
         std: float32 [C], of the train split.
         key: data of the augmentation's PRNG key, uint32 [2].
+        held: the step whose learning rate every step has; -1: each has its own. int32 of shape ().
     """
 
     mean: jax.Array
     std: jax.Array
     key: jax.Array
+    held: jax.Array
 
 
 class Job(NamedTuple):
@@ -84,6 +86,9 @@ class Job(NamedTuple):
         captures: steps, start <= step <= stop, whose state is returned.
         noise: noise seed: which of the orders and augmentations of this seed and level; 0 is the study's own.
         position: where an interrupted run of the same job goes on; None starts it anew.
+        held: whether every step has the learning rate of the last one.
+        scores: start scores of a mask that is learned, see `supermask`; the weights then stay as they are,
+            and `mask` says how many of every layer take part. None trains weights.
     """
 
     seed: int
@@ -95,6 +100,8 @@ class Job(NamedTuple):
     captures: tuple[int, ...] = ()
     noise: int = 0
     position: "Position | None" = None
+    held: bool = False
+    scores: PyTree = None
 
     @property
     def at(self) -> int:
@@ -171,11 +178,15 @@ class Programs(NamedTuple):
             replicates.
         evaluate: ((images,), variables, (feed, rows int32 [R, rows, B])) -> sums of losses float32 [R, rows],
             numbers correct int32 [R, rows].
+        init_scored: (variables, mask, scores) -> State of a mask that is learned, of one replicate.
+        segment_scored: as `segment`, of masks that are learned.
     """
 
     init: Callable[[Variables, PyTree], State]
     segment: Callable[..., tuple[State, jax.Array]]
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    init_scored: Callable[[Variables, PyTree, PyTree], State]
+    segment_scored: Callable[..., tuple[State, jax.Array]]
 
 
 class Trainer(NamedTuple):
@@ -192,6 +203,7 @@ class Trainer(NamedTuple):
         init: compiled; see `Programs`.
         segment: compiled; see `Programs`.
         evaluate: compiled; see `Programs`.
+        init_scored, segment_scored: compiled; see `Programs`.
         keep: compiled; (best, params and stats, better [R]) -> best.
         rows: the images of the last evaluations, on the devices.
     """
@@ -206,6 +218,8 @@ class Trainer(NamedTuple):
     init: Callable[[Variables, PyTree], State]
     segment: Callable[..., tuple[State, jax.Array]]
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    init_scored: Callable[[Variables, PyTree, PyTree], State]
+    segment_scored: Callable[..., tuple[State, jax.Array]]
     keep: Callable[..., PyTree]
     rows: dict[tuple[tuple[str, ...], tuple[int, ...]], "_Rows"]
 
@@ -215,7 +229,13 @@ Progress = Callable[[int, float | None], None]
 
 
 def step(
-    model: Model, optimiser: Optimiser, state: State, mask: PyTree, batch: tuple, at: jax.Array
+    model: Model,
+    optimiser: Optimiser,
+    state: State,
+    mask: PyTree,
+    batch: tuple,
+    at: jax.Array,
+    scored: bool = False,
 ) -> tuple[State, jax.Array]:
     """One masked training step.
 
@@ -225,6 +245,7 @@ def step(
         mask: the mask.
         batch: (images float32 [B, H, W, C], labels int32 [B]).
         at: number of the step, for the learning rate schedule.
+        scored: whether the mask is learned, and the weights stay as they are.
 
     Returns:
         (state after the step, loss before it in nats, shape ()).
@@ -235,7 +256,7 @@ def step(
         logits, stats = model.apply(params, state.stats, images, True)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), stats
 
-    tx = prune.masked(optimiser.at(at), mask)
+    tx = (supermask.scored if scored else prune.masked)(optimiser.at(at), mask)
     (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt = tx.update(gradients, state.opt, state.params)
     return State(optax.apply_updates(state.params, updates), stats, opt), value
@@ -295,7 +316,11 @@ def programs(
         params = prune.apply(variables.params, mask)
         return State(params, variables.stats, optimiser.at(0).init(params))
 
-    def segment(shared: PyTree, state: State, each: PyTree) -> tuple[State, jax.Array]:
+    def init_scored(variables: Variables, mask: PyTree, scores: PyTree) -> State:
+        params, opt = supermask.begin(optimiser.at(0), variables.params, scores, mask)
+        return State(params, variables.stats, opt)
+
+    def segment(shared: PyTree, state: State, each: PyTree, scored: bool = False) -> tuple[State, jax.Array]:
         # A loop whose length is an argument, not a scan: one program, and so the same bits, for a full
         # segment, for a shorter last one, and up to a rewind point.
         images, start, count = shared
@@ -307,16 +332,22 @@ def programs(
             key = _at_step(feed.key, start + i) if augment else None
             pixels = data.gather(images.images, index, feed.mean, feed.std, key, model.input_shape)
             batch = (pixels, images.labels[index])
-            state, loss = step(model, optimiser, state, mask, batch, start + i)
+            at = jnp.where(feed.held < 0, start + i, feed.held)
+            state, loss = step(model, optimiser, state, mask, batch, at, scored)
             return state, losses.at[i].set(loss)
 
         with jax.default_matmul_precision(precision):
             return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
 
+    def segment_scored(shared: PyTree, state: State, each: PyTree) -> tuple[State, jax.Array]:
+        return segment(shared, state, each, scored=True)
+
     return Programs(
         init=jax.jit(init),
         segment=replicate.spread(segment, mesh, donate=True),
         evaluate=replicate.spread(_evaluation(model, precision), mesh),
+        init_scored=jax.jit(init_scored),
+        segment_scored=replicate.spread(segment_scored, mesh, donate=True),
     )
 
 
@@ -442,9 +473,10 @@ class _Chunk:
     """Jobs that are trained together: their states on the devices, and their records."""
 
     def __init__(self, trainer: Trainer, jobs: Sequence[Job]) -> None:
-        spans = {(job.start, job.stop, job.at) for job in jobs}
-        assert len(spans) == 1, "jobs of one chunk start, stop and go on together"
-        ((self.start, self.stop, self.at),) = spans
+        spans = {(job.start, job.stop, job.at, job.scores is None) for job in jobs}
+        assert len(spans) == 1, "jobs of one chunk start, stop and go on together, in one program"
+        ((self.start, self.stop, self.at, weights),) = spans
+        self._program = trainer.segment if weights else trainer.segment_scored
         self._began = time.perf_counter()
         self._trainer, self._jobs = trainer, jobs
         self._padded = [*jobs, *[jobs[0]] * (trainer.width - len(jobs))]
@@ -488,7 +520,7 @@ class _Chunk:
         began = time.perf_counter()
         orders = _orders(trainer, self._padded, self.at, count)
         shared = (trainer.images, np.int32(self.at), np.int32(count))
-        self._state, losses = trainer.segment(
+        self._state, losses = self._program(
             shared, self._state, (self._mask, self._feed, self._stack(orders))
         )
         for record, values in zip(self._records, replicate.fetch(losses), strict=False):
@@ -553,11 +585,14 @@ class _Chunk:
 
 def _begun(trainer: Trainer, job: Job) -> tuple[State, Variables]:
     """The state that a job goes on from, and its best one so far."""
+    scored = job.scores is not None
+    init: Callable[..., State] = trainer.init_scored if scored else trainer.init
+    given = (job.variables, job.mask, *([job.scores] if scored else []))
     if job.position is None:
-        state = trainer.init(job.variables, job.mask)
+        state = init(*given)
         return state, Variables(state.params, state.stats)
     arrays = job.position.arrays
-    like = jax.eval_shape(trainer.init, job.variables, job.mask).opt
+    like = jax.eval_shape(init, *given).opt
     leaves = [arrays["opt"][str(i)] for i in range(len(jax.tree.leaves(like)))]
     opt = jax.tree.unflatten(jax.tree.structure(like), leaves)
     best = Variables(arrays["best_params"], arrays["best_stats"])
@@ -646,7 +681,8 @@ class _Record:
 def _feed(trainer: Trainer, job: Job) -> Feed:
     split = trainer.splits[job.seed]
     key = rng.stream(job.seed, _stream("augment", job.noise), job.level)
-    return Feed(split.mean, split.std, jax.random.key_data(key))  # type: ignore[arg-type]
+    held = np.int32(trainer.lengths.total - 1 if job.held else -1)
+    return Feed(split.mean, split.std, jax.random.key_data(key), held)  # type: ignore[arg-type]
 
 
 class _Rows(NamedTuple):

@@ -43,9 +43,10 @@ from lthjax.models import Model  # noqa: E402
 
 # Test files of single functions, which `make quick` runs; all others train or compile networks.
 PLAIN = (
-    "test_any_rows", "test_config", "test_conform", "test_data", "test_doctor", "test_examples", "test_files",
-    "test_locks", "test_optim", "test_prune", "test_publish", "test_readme", "test_results", "test_rows",
-    "test_rules", "test_stats", "test_ticket_files", "test_verdicts",
+    "test_any_rows", "test_claims", "test_config", "test_conform", "test_data", "test_doctor",
+    "test_examples", "test_files", "test_locks", "test_optim", "test_prune", "test_publish", "test_readme",
+    "test_results", "test_rows", "test_rules", "test_stats", "test_ticket_files", "test_training_length",
+    "test_verdicts",
 )  # fmt: skip
 # By file the tests that take more than some eight seconds of two cores, or say what a quick one says again;
 # `make test-all` runs them.
@@ -131,6 +132,8 @@ SLOW = {
         "test_a_network_for_tpu_has_the_numbers_of_the_plain_one[small_cnn",
         "test_gradients_of_gradients_for_tpu",
     ),
+    "test_retraining": ("test_arms_from_trained_weights",),
+    "test_supermask": ("test_a_learned_mask_in_a_study",),
     "test_train": (
         "test_two_hundred_steps_as_with_the_builtin",
         "test_one_training_program",
@@ -139,6 +142,7 @@ SLOW = {
     ),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
 }
+_MEASURED = ("test_landscape_command", "test_stability")
 ROOT = Path(__file__).parent.parent
 FULL = Path(os.environ.get("LTHJAX_DATA", ROOT / "data"))
 
@@ -147,8 +151,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what is slow, and what is no test of single functions."""
     for item in items:
         file = item.path.stem
-        # The landscape of a study takes long to make for the tests that look at it.
-        measured = file == "test_landscape_command" and "made" in getattr(item, "fixturenames", ())
+        # The landscape and the stability of a study take long to make for the tests that look at them.
+        measured = file in _MEASURED and "made" in getattr(item, "fixturenames", ())
         if measured or any(item.name.startswith(name) for name in SLOW.get(file, ())):
             item.add_marker(pytest.mark.slow)
         if file not in PLAIN:

@@ -95,6 +95,10 @@ def by_hand(criterion: str) -> tuple[np.ndarray, np.ndarray]:
         "large_init_large_final": lambda i, f: np.minimum(abs(i), abs(f)),
         "magnitude_increase": lambda i, f: abs(f) - abs(i),
         "movement": lambda i, f: abs(f - i),
+        "small_init_small_final": lambda i, f: -np.maximum(abs(i), abs(f)),
+        "large_final_same_sign": lambda i, f: np.where(i * f > 0, abs(f), -abs(f)),
+        "large_final_diff_sign": lambda i, f: np.where(i * f > 0, -abs(f), abs(f)),
+        "magnitude_increase_same_sign": lambda i, f: np.where(i * f > 0, abs(f) - abs(i), -(abs(i) + abs(f))),
     }[criterion]
     return tuple(by_weight(i, f) for i, f in zip(initial, final, strict=True))  # type: ignore[return-value]
 
@@ -159,6 +163,20 @@ def test_arms_by_definition() -> None:
         assert sorted(moved[kept[n]]) == sorted(origin[kept[n]])
         assert not np.array_equal(moved[kept[n]], origin[kept[n]])
         np.testing.assert_allclose(start("sign_constant")[n], np.sign(origin) * origin.std(), rtol=1e-5)
+        sizes = start("reshuffle_sizes")[n]
+        np.testing.assert_array_equal(np.sort(abs(sizes[kept[n]])), np.sort(abs(origin[kept[n]])))
+        np.testing.assert_array_equal(np.sign(sizes[kept[n]]), np.sign(origin[kept[n]]))
+        assert not np.array_equal(sizes[kept[n]], origin[kept[n]])
+        density = kept[n].mean()
+        np.testing.assert_allclose(start("untrained_rescaled")[n], origin / density, rtol=1e-5)
+        constant = np.sign(origin) * origin.std()
+        np.testing.assert_allclose(
+            start("untrained_sign_constant_rescaled")[n], constant / density, rtol=1e-5
+        )
+        drawn = np.asarray(at.init(at.key)[n])
+        np.testing.assert_allclose(start("constant")[n], np.sign(drawn) * origin.std(), rtol=1e-5)
+        popup = np.sign(origin) * np.sqrt(2 / (len(origin) * density))
+        np.testing.assert_allclose(start("edge_popup")[n], popup, rtol=1e-5)
         fresh = start("reinit")[n]
         np.testing.assert_array_equal(start("sign_only")[n], np.abs(fresh) * np.sign(origin))
         share = kept[n].mean(0)
@@ -172,12 +190,13 @@ def test_arms_by_definition() -> None:
 
 
 def test_a_study_of_every_arm_and_criterion(tiny: Make, tmp_path: Path) -> None:
-    """Runs all of them; two chains rewind, two lead themselves."""
+    """Runs all of them; two chains rewind, five arms lead chains of their own."""
     arms = tuple(ARMS)
     prepared = tiny(arms=arms, seeds=(0,), rewind=(0, 3), levels=2)
     run = study.run(prepared, tmp_path / "runs")
     names = [chain.name for chain in imp.chains(prepared.study, prepared.lengths)]
-    assert names == ["rewind-0", "rewind-3", "reinit_chain-0", "random_chain-0", "random_chain-3"]
+    two = [f"{arm}-{k}" for arm in ("random_chain", "finetune_chain", "lr_rewind_chain") for k in (0, 3)]
+    assert names == ["rewind-0", "rewind-3", "reinit_chain-0", *two, "continued-0"]
     assert not study.plan(prepared, tmp_path / "runs").missing
     store = Reader(run)
     untrained = store.result(Cell(0, "rewind-3", 1, "untrained"))

@@ -36,6 +36,7 @@ def test_golden_fingerprint_of_the_defaults() -> None:
         "optim.decay": 0.1,
         "prune.criterion": "large_final",
         "prune.scope": "layer",
+        "prune.granularity": "weight",
         "prune.rate": [["output", 0.1], [".", 0.2]],
         "prune.rates": [],
         "prune.density": None,

@@ -633,10 +633,21 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
         for seed, barrier in enumerate((0.00025, 0.0005, 0.00025))
     ]
     close = command.connected(open_run(run), found._replace(rows=few))
-    half = scipy_stats.t.ppf(0.975, 2) * scipy_stats.sem([0.025, 0.05, 0.025]) / 0.0333333
-    low, high = 0.0333333 * np.exp([-half, half])
-    assert close.estimate == f"barrier of the test error 0.0333 [{low:.3g}, {high:.3g}] pp"
-    assert close.outcome == "supported"
+    half = scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem([0.025, 0.05, 0.025]) / 0.0333333
+    high = 0.0333333 * np.exp(half)
+    assert close.estimate == f"barrier of the test error 0.0333 pp, at most {high:.3g} (one-sided 95 %)"
+    assert (close.outcome, close.beside) == ("supported", "")
+    # A control whose siblings are connected, too: the claim says nothing of tickets.
+    for more, outcome, said in (
+        (0.0, "equivalent", "reinit passes the same test"),
+        (0.05, "supported", "reinit does not"),
+    ):
+        both = [*few, *(row._replace(arm="reinit", value=row.value + more) for row in few)]
+        beside = command.connected(open_run(run), found._replace(rows=both)).beside
+        assert said in beside
+        assert ("does not tell" in beside) is (more < 0.02)
+        assert f"reinit − ticket {100 * more:+.3g} pp" in beside
+        assert beside.endswith(f": {outcome}")
     # Three seeds whose tickets are clearly flatter at matched losses, and less so at the end.
     flat = [
         table.Number(seed, CHAIN, 2, arm, where, "eigenvalue_1", base + 0.01 * seed, None)
@@ -647,7 +658,7 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     losses = [row._replace(quantity="train_loss", value=0.1) for row in flat]
     said = command.flatter(open_run(run), found._replace(rows=flat + losses))[0]
     assert said.outcome == "supported"
-    assert "1.01 against 3.01: -2 [-2, -2] at matched train loss" in said.estimate
+    assert "1.01 against 3.01: -2, at most -2 (one-sided 95 %) at matched train loss" in said.estimate
     turned = [row for row in flat if row.where == "end"]
     losses = [row._replace(quantity="train_loss", value=0.1) for row in turned]
     assert command.flatter(open_run(run), found._replace(rows=turned + losses))[0].outcome == "refuted"

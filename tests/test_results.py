@@ -60,7 +60,7 @@ def test_verdicts_follow_from_the_cells(folder: Path) -> None:
     """Verdicts on accuracies are recomputed; the others come after them."""
     got = results.Published(folder)
     found = verdicts.findings(got.about, got.rows)
-    said = [[f.claim, f.outcome, f.estimate, str(f.n), str(f.where)] for f in found]
+    said = [[f.claim, f.outcome, f.estimate, str(f.n), str(f.where), f.test, f.beside] for f in found]
     assert [list(line.values()) for line in got.verdicts[: len(said)]] == said
 
 

@@ -86,7 +86,8 @@ class Measured(Cells):
     def rewound(self, level: int) -> Interval:
         """Tickets of the latest rewind step − those of the earliest, in percentage points, paired by seed."""
         steps = sorted(self.about["lengths"]["rewind"])
-        return difference(*(self.of_seeds("ticket", level, step) for step in (steps[-1], steps[0])))
+        late, early = (self.of_seeds("ticket", level, step) for step in (steps[-1], steps[0]))
+        return difference(late, early)
 
     def density(self, level: int, rewind: int = 0) -> float:
         """Weights left / prunable weights."""

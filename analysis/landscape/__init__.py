@@ -20,11 +20,12 @@ loss. All files are written to RUN/landscape:
   seed=3/dense/                       arrays of the dense network, the same for all levels
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from analysis import words
+from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere
 from analysis.landscape import figures, table, work
 from analysis.landscape.table import CONNECTED, END, NAME, SIBLING, ArmDifference, Found, Number, values_of
 from analysis.landscape.work import LandscapeOptions
@@ -88,30 +89,54 @@ def flatter(run: Run, found: Found) -> list[Finding]:
             made.append(_again(run, found, claim, "no reinit cell there"))
             continue
         means, losses = ([np.mean([*of.values()]) for of in both(where, x)] for x in (quantity, "train_loss"))
-        difference, at_end = (words.interval(mean_interval(paired[at]), "+.3g") for at in (where, END))
+        flat = stats.verdict([-value for value in paired[where]])
+        difference = words.decided(flat, "+.3g", below=True)
+        at_end = words.interval(mean_interval(paired[END]), "+.3g")
         beside = "at the end of training, not matched" if where == END else "at matched train loss"
         also = "" if where == END else f"; at the end {at_end}"
         estimate = (
             f"{means[0]:.3g} against {means[1]:.3g}: {difference} {beside} "
             f"({losses[0]:.3g} and {losses[1]:.3g} nats){also}"
         )
-        outcome = stats.verdict([-value for value in paired[where]]).outcome
-        made.append(Finding(claim, outcome, estimate, len(paired[where]), _LINK))
+        made.append(Finding(claim, flat.outcome, estimate, len(paired[where]), _LINK, SUPERIOR))
     return made
 
 
 def connected(run: Run, found: Found) -> Finding:
     """Whether the paths between tickets and their siblings are without a barrier."""
     claim = f"{_BASIN}, at {words.share(found.scope.density)}: error barrier below {CONNECTED:g} points"
-    barriers = values_of(found.rows, TICKET, table.PATH_TO.format(SIBLING), "barrier_test_error")
-    if not barriers:
+    barriers = {
+        arm: {seed: 100 * value for seed, value in of_arm.items()}
+        for arm in table.ARMS
+        if (of_arm := values_of(found.rows, arm, table.PATH_TO.format(SIBLING), "barrier_test_error"))
+    }
+    if TICKET not in barriers:
         return _again(run, found, claim, "no siblings trained")
-    values = [100 * value for value in barriers.values()]
+    tested = {arm: _below([*of.values()]) for arm, of in barriers.items()}
+    ticket = tested.pop(TICKET)
+    said = f"barrier of the test error {words.decided(ticket, '.3g', ' pp', below=True)}"
+    also = [_apart(arm, ticket.outcome, of, barriers) for arm, of in tested.items()]
+    n, test = len(barriers[TICKET]), f"{NON_INFERIOR}, margin {CONNECTED:g} pp"
+    return Finding(claim, ticket.outcome, said, n, _LINK, test, "; ".join(also))
+
+
+def _below(values: Sequence[float]) -> stats.Verdict:
+    """The verdict on barriers, in points, below the limit."""
     # A path's highest error is no less than its ends' mean, and no error is above 100 %.
     least, most = stats.PERCENT
-    outcome = stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least)).outcome
-    interval = words.interval(mean_interval(values, within=stats.PERCENT), ".3g")
-    return Finding(claim, outcome, f"barrier of the test error {interval} pp", len(values), _LINK)
+    return stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least))
+
+
+def _apart(
+    arm: str, outcome: stats.Outcome, tested: stats.Verdict, barriers: Mapping[str, Mapping[int, float]]
+) -> str:
+    """What the same test says of a control's siblings, and the verdict on its barrier − the ticket's."""
+    passes = tested.outcome == "supported"
+    told = ", so connection does not tell tickets from it" if passes and outcome == "supported" else ""
+    gaps = stats.paired(barriers[arm], barriers[TICKET])
+    more = everywhere([At("", stats.verdict(gaps), stats.equivalent(gaps, SAME))])
+    gap = f"{arm} − ticket {more.said('+.3g', ' pp')}: {more.outcome}"
+    return f"{arm} {'passes the same test' if passes else f'does not ({tested.outcome})'}{told}; {gap}"
 
 
 def _again(run: Run, found: Found, claim: str, why: str) -> Finding:

@@ -1,7 +1,6 @@
 """The tables of a run's landscape: networks, what is measured of them, the numbers that come out."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,8 +10,6 @@ import numpy as np
 
 from analysis import tables, words
 from analysis.run import TICKET, Run, chains, densities, select
-from lthjax import files
-from lthjax.errors import DAMAGED
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs, quantities, stats
 from lthjax.measures.programs import Settings
@@ -177,22 +174,12 @@ def _file(run: Path, item: Item) -> Path:
 
 def read(run: Path, item: Item, settings: Settings) -> Arrays | None:
     """An item's arrays; None where they are not there, damaged, or of other settings."""
-    try:
-        with _file(run, item).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if json.loads(str(arrays["basis"])) == programs.basis(item.kind, settings):
-                return {name: arrays[name] for name in arrays.files if name != "basis"}
-    except DAMAGED:
-        pass
-    return None
+    return tables.read_arrays(_file(run, item), programs.basis(item.kind, settings))
 
 
 def write_arrays(run: Path, item: Item, settings: Settings, arrays: Arrays) -> None:
     """Writes an item's arrays, whole or not at all."""
-    contents = io.BytesIO()
-    np.savez_compressed(contents, basis=json.dumps(programs.basis(item.kind, settings)), **arrays)  # type: ignore[arg-type]
-    path = _file(run, item)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(path, contents.getvalue())
+    tables.write_arrays(_file(run, item), programs.basis(item.kind, settings), arrays)
 
 
 def numbers(item: Item, arrays: Arrays) -> list[Number]:

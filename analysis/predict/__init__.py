@@ -17,14 +17,15 @@ RUN/predict:
 """
 
 from analysis import words
+from analysis.claims import SAME, SUPERIOR, At, everywhere, named
 from analysis.page import Link, Section
 from analysis.predict import table, work
 from analysis.predict.figures import drawn
 from analysis.predict.table import PREDICTED, TWIN, Loaded, Scored, Trial
 from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run, accuracies, nearest
+from analysis.run import TICKET, Run, accuracies, floor, nearest
 from lthjax.measures.predict import LOGISTIC, MEAN
-from lthjax.measures.stats import SHARE, mean_interval, paired, verdict
+from lthjax.measures.stats import SHARE, equivalent, paired, verdict
 
 
 def _section(run: Run, found: Loaded) -> Section:
@@ -43,20 +44,22 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
         return [Finding(claim, "not tested", "one seed: none is held out", 0, command)]
     level = nearest({row.level: density[row.level] for row in held}, 0.1)
     values = [float(row.auroc or 0) for row in held if row.level == level]
-    interval = words.interval(mean_interval(values, within=SHARE), ".3f")
-    estimate = f"{interval} at {words.share(density[level])} of the weights"
+    found_above = verdict(values, 0.5, within=SHARE)
+    estimate = f"{words.decided(found_above, '.3f')} at {words.share(density[level])} of the weights"
     link = Link("predictability", "#predict")
-    made = [Finding(claim, verdict(values, 0.5, within=SHARE).outcome, estimate, len(values), link)]
+    made = [Finding(claim, found_above.outcome, estimate, len(values), link, f"{SUPERIOR} to 0.5")]
     for level in sorted({trial.level for trial in found.trials}):
-        by_mask = (
+        by_mask = [
             [trial for trial in found.trials if (trial.level, trial.mask) == (level, mask)]
             for mask in (PREDICTED, TWIN)
-        )
-        gaps = paired(*map(accuracies, by_mask))
+        ]
+        ours, theirs = map(accuracies, by_mask)
+        gaps, least = paired(ours, theirs), floor(ours, theirs, run.about["data"]["test"])
         if gaps:
             claim = f"Predicted masks train to more than the same shuffled, at {words.share(density[level])}"
-            estimate = f"{words.points(mean_interval(gaps))} pp"
-            made.append(Finding(claim, verdict(gaps).outcome, estimate, len(gaps), link))
+            tested = everywhere([At("", verdict(gaps, floor=least), equivalent(gaps, SAME, floor=least))])
+            said = tested.said("+.2f", " pp")
+            made.append(Finding(claim, tested.outcome, said, len(gaps), link, named(tested, SUPERIOR)))
     return made
 
 

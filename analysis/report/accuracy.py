@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from analysis.page import Drawn, Section
-from analysis.report import figures, verdicts
+from analysis.report import figures, paired
 from analysis.report.figures import Curves
 from analysis.run import COLUMNS, TICKET, Row, Run, arms, chains, densities, select, worth_seeing
 from lthjax import imp
@@ -49,7 +49,7 @@ def drawn(run: Run, heading: str) -> list[Drawn]:
     # "" where no ticket is trained yet; it has no rows.
     chain = next((chain for chain in chains(rows) if imp.leader(chain) == TICKET), "")
     controls = [arm for arm in arms(select(rows, chain=chain)) if arm != TICKET]
-    gaps = {arm: verdicts.differences(rows, chain, TICKET, arm) for arm in controls}
+    gaps = {arm: paired.differences(rows, chain, TICKET, arm) for arm in controls}
     learning = _learning(run, rows, chain)
     found = [_accuracy(rows, heading)]
     if any(gaps.values()):
@@ -81,7 +81,7 @@ def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:
     return Drawn("early_stop", "Early-stop step against weights left", figure, caption, (COLUMNS, rows))
 
 
-def _gaps(gaps: Mapping[str, Sequence[verdicts.Level]], heading: str) -> Drawn:
+def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str) -> Drawn:
     caption = (
         "Test accuracy of the ticket minus that of a control of the same seed and level, in percentage "
         "points, at the end of training. Points are seeds, lines their mean, bands (bars for two seeds or a "

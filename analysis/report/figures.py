@@ -1,5 +1,6 @@
 """The figures of accuracy, each a function from rows to a matplotlib Figure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import draw
+from analysis.retraining.table import named
 from analysis.run import Row, arms, by_level, by_seed, chains, select
-from lthjax import imp
 from lthjax.imp import DENSE
-from lthjax.measures.stats import PERCENT, Range, mean_interval
+from lthjax.measures.stats import PERCENT, Range, Ratio, mean_interval
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 """Arm -> (steps [S], test accuracies in percent [cells, S])."""
@@ -34,7 +35,7 @@ def early_stop(rows: Sequence[Row], heading: str) -> Figure:
 
 @matplotlib.rc_context(draw.STYLE)
 def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
-    """Ticket − control against weights left; `levels` are `verdicts.Level`s by arm."""
+    """Ticket − control against weights left; `levels` are `paired.Level`s by arm."""
     figure, axes = draw.single(heading)
     axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
     drawn = {arm: [level for level in of_arm if level.density] for arm, of_arm in levels.items()}
@@ -50,6 +51,47 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     _finish(axes, {100 * level.density for level in every}, shown, "upper left")
     axes.set_ylabel("difference in test accuracy (pp)")
     return figure
+
+
+@matplotlib.rc_context(draw.STYLE)
+def speed(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
+    """Steps over the ticket's against weights left; `levels` are `speed.Level`s by arm."""
+    figure, axes = draw.single(heading)
+    axes.axhline(1, color=draw.look("ticket")[0], lw=1, label="ticket")
+    shown, left = [1.0], set[float]()
+    for arm, of_arm in levels.items():
+        colour, marker = draw.look(arm)
+        there = [level for level in of_arm if level.density]
+        known = [level for level in there if not level.censored]
+        x, values = [100 * of.density for of in known], [[r.low for r in of.ratios] for of in known]
+        if known:
+            draw.curve(axes, x, values, (colour, marker or "D", "-"), arm, points=False, geometric=True)
+        for level in there:
+            left.add(100 * level.density)
+            for ratio in level.ratios:
+                mark, value = _bound(ratio)
+                if value is not None:
+                    axes.plot([100 * level.density], [value], mark, color=colour, ms=4, alpha=0.6)
+                    shown.append(value)
+    axes.set_yscale("log")
+    low, high = min(shown), max(shown)
+    axes.set_ylim(low / 1.2, high * 1.2)
+    steps = [m * 10.0**e for e in range(-4, 5) for m in (1, 1.5, 2, 3, 5, 7)]
+    draw.plain_ticks(axes.yaxis, [tick for tick in steps if low / 1.2 <= tick <= high * 1.2])
+    draw.weights_axis(axes, left)
+    axes.set_xlabel(draw.WEIGHTS_LEFT)
+    axes.set_ylabel("early-stop step / the ticket's (log scale)")
+    axes.legend(fontsize=9)
+    return figure
+
+
+def _bound(ratio: Ratio) -> tuple[str, float | None]:
+    """The marker and place of a seed's ratio: a point, or a triangle at its bound; None where it has none."""
+    if ratio.low == ratio.high:
+        return ".", ratio.low
+    if ratio.low > 0:
+        return "^", ratio.low
+    return "v", ratio.high if math.isfinite(ratio.high) else None
 
 
 @matplotlib.rc_context(draw.STYLE)
@@ -95,7 +137,7 @@ def _against_weights(
                 x, values = zip(*points, strict=True)
                 left.update(x)
                 shown += [value for of_level in values for value in of_level]
-                name = f"{arm}, rewound to {imp.rewind_of(chain)}" if len(there) > 1 else arm
+                name = named(chain, arm) if len(there) > 1 else arm
                 draw.curve(axes, x, values, (*draw.look(arm), line), name, within=within)
     _finish(axes, left, shown)
     axes.set_ylabel(label)

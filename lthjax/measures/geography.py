@@ -189,7 +189,7 @@ def align(a: Kernels, b: Kernels) -> Alignment:
     and from matching by outgoing connections from the output backwards.
 
     Args:
-        a, b: kernels of one network, the input first: masks, or magnitudes of weights (not negative).
+        a, b: kernels of one network, the input first: masks, magnitudes of weights, or weights.
 
     Raises:
         ValueError: their shapes differ.
@@ -219,6 +219,51 @@ def permuted(kernels: Kernels, units: Sequence[np.ndarray]) -> list[np.ndarray]:
     inputs = [np.arange(kernels[0].shape[1]), *units]
     outputs = [*units, np.arange(kernels[-1].shape[2])]
     return [k[:, i][:, :, o] for k, i, o in zip(kernels, inputs, outputs, strict=True)]
+
+
+def matching(layers: Sequence[Layer], first: PyTree, second: PyTree) -> list[np.ndarray]:
+    """The permutation of the second network's hidden units that brings its weights nearest to the first's.
+
+    `align` on signed kernels: the largest inner product is the least Euclidean distance. Biases move along
+    with `reordered`, but have no say.
+
+    Args:
+        layers: of a sequential network.
+        first, second: its parameters, pruned weights 0.
+
+    Returns:
+        For every hidden layer int [units]: for each unit of the first network, the second's unit.
+
+    Source: Ainsworth et al. 2023 (arXiv 2209.04836), section 3.2.
+    """
+    return align(*(transfer.kernels(layers, params) for params in (first, second))).units
+
+
+def reordered(layers: Sequence[Layer], tree: PyTree, units: Sequence[np.ndarray]) -> PyTree:
+    """A sequential network's parameters, or their mask, with the hidden units in another order.
+
+    The network computes the same function.
+
+    Args:
+        layers: of the network.
+        tree: numpy arrays; the 0-d leaves of a mask stay as they are.
+        units: for every hidden layer, the old unit at each new place.
+    """
+    outputs = [*units, np.arange(layers[-1].features)]
+    made = {}
+    for layer, kernel, of in zip(
+        layers, permuted(transfer.kernels(layers, tree), units), outputs, strict=True
+    ):
+        # `kernels` flattens places and inputs; the last axis, the units, is that of every leaf.
+        made[layer.name] = {
+            name: kernel.reshape(np.shape(leaf))
+            if name == "kernel"
+            else np.asarray(leaf)[..., of]
+            if np.ndim(leaf)
+            else np.asarray(leaf)
+            for name, leaf in tree[layer.name].items()
+        }
+    return made
 
 
 def iou(a: Kernels, b: Kernels) -> list[LayerOverlap]:
@@ -297,8 +342,8 @@ def _ascent(a: Kernels, b: Kernels, start: Sequence[np.ndarray]) -> Alignment:
         gain = _incoming(a, b, units, layer) + _outgoing(a, b, units, layer)
         better, places = _assigned(gain), np.arange(len(units[layer]))
         before, after = gain[places, units[layer]].sum(), gain[places, better].sum()
-        # Must improve by more than rounding, so that the loop ends.
-        if after > before * (1 + 1e-6):
+        # Must improve by more than rounding, so that the loop ends; of signed kernels a gain may be negative.
+        if after > before + 1e-6 * abs(before):
             units[layer] = better
             stale |= {layer - 1, layer + 1} & set(range(len(units)))
     common = sum(float((x * y).sum(dtype=np.float64)) for x, y in zip(a, permuted(b, units), strict=True))

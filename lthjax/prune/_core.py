@@ -18,7 +18,7 @@ import optax
 from lthjax.prune._names import path_of, prunable_by_default
 
 PyTree = Any
-Scope = Literal["layer", "global"]
+Scope = Literal["layer", "global", "group"]
 Number = float | Fraction | Decimal | np.generic | np.ndarray | jax.Array
 """A real number of any kind; an array must have shape ()."""
 Rate = Number | Mapping[str, Number] | Iterable[tuple[str, Number]]
@@ -96,10 +96,11 @@ def magnitude(
         rate: the share of the survivors to remove, in [0, 1]: one number, or a mapping (or pairs)
             from a regex on the path to a number. The first match wins. A leaf without a match is not
             pruned; a regex that matches nothing prunable gives a warning. With scope "global" it must
-            be one number. A number is a Python number, Fraction or Decimal, a numpy scalar, or an
-            array of shape () that is not traced.
+            be one number, with scope "group" a mapping. A number is a Python number, Fraction or
+            Decimal, a numpy scalar, or an array of shape () that is not traced.
         scope: "layer" removes the share in every leaf; "global" removes it over all leaves together,
-            without any normalisation between layers.
+            without any normalisation between layers; "group" removes it over all leaves together whose
+            first match is the same regex.
         granularity: the unit of removal. "weight"; "unit-l1" or "unit-l2": all weights of an output
             unit or filter (the last axis), ranked by the sum or the Euclidean norm of its survivors;
             the rate then counts units; "N:M", for example "2:4": of every M consecutive weights along
@@ -139,13 +140,16 @@ def by_score(
             the range of their dtype.
 
     Raises:
-        ValueError: a rate outside [0, 1], a mapping of rates with scope "global", an unknown scope
+        ValueError: a rate outside [0, 1], a mapping of rates with scope "global" or none with "group", an
+            unknown scope
             or granularity, scores that do not match the mask, or non-finite scores of survivors in a
             leaf that is to be pruned.
     """
     mask = matched(scores, mask)
     if scope == "global" and not _is_number(rate):
         raise ValueError("rate: with scope 'global' it is one number for all layers.")
+    if scope == "group" and _is_number(rate):
+        raise ValueError("rate: with scope 'group' it is a mapping from regexes to numbers, a group each.")
     if not _is_number(rate):
         rate = _rules(rate)
     rates = rates_of(rate, paths(mask))
@@ -153,9 +157,12 @@ def by_score(
         _warn_of_idle(rate, mask)
     pattern = _pattern(granularity)
     if pattern is None:
-        alive = survivors(mask, scope, granularity)
+        groups = groups_of(rate, paths(mask)) if isinstance(rate, list) and scope == "group" else ()
+        if groups and isinstance(rate, list):
+            rates = [_exact(number, f"rate of {rule!r}") for rule, number in rate]
+        alive = survivors(mask, scope, granularity, groups)
         going = [count(r, left) for r, (left, _) in zip(rates, alive, strict=False)]
-        return remove_counted(scores, mask, going, scope=scope, granularity=granularity)
+        return remove_counted(scores, mask, going, scope=scope, granularity=granularity, groups=groups)
     kept, group = pattern
     if scope != "layer":
         raise ValueError(f"scope: with granularity {granularity!r} it is 'layer', not {scope!r}.")
@@ -181,7 +188,7 @@ def to_density(
         mask: as for `by_score`.
         density: share of all prunable weights (units) to keep, in [0, 1]: floor(density * n + 1/2) of n,
             per layer or over all layers. If no more than that survive, nothing is pruned.
-        scope: as for `by_score`.
+        scope: "layer" or "global".
         granularity: "weight", "unit-l1" or "unit-l2".
 
     Returns:
@@ -191,6 +198,8 @@ def to_density(
         ValueError: as for `by_score`.
     """
     mask = matched(scores, mask)
+    if scope == "group":
+        raise ValueError("scope: 'group' has its groups from a mapping of rates; use by_score.")
     if _pattern(granularity) is not None:
         raise ValueError(f"granularity: {granularity!r} has a density of its own; use by_score.")
     density = check_density(density)
@@ -201,17 +210,18 @@ def to_density(
 
 
 def survivors(
-    mask: PyTree, scope: Scope = "layer", granularity: str = "weight"
+    mask: PyTree, scope: Scope = "layer", granularity: str = "weight", groups: Sequence[int] = ()
 ) -> list[tuple[jax.Array, int]]:
-    """(prunable weights left, prunable weights) per leaf or, with scope "global", over all leaves.
+    """(prunable weights left, prunable weights) per leaf, over all leaves, or per group of leaves.
 
     Args:
         mask: the mask; (0, 0) for a leaf that may not be pruned.
-        scope: "layer" or "global".
+        scope: "layer", "global" or "group".
         granularity: "weight"; or of units: then a unit counts as left if any of its weights is.
+        groups: with scope "group", every leaf's group, from 0, or -1.
     """
-    if scope not in ("layer", "global"):
-        raise ValueError(f"scope: {scope!r} is not known; it is 'layer' or 'global'.")
+    if scope not in ("layer", "global", "group"):
+        raise ValueError(f"scope: {scope!r} is not known; it is 'layer', 'global' or 'group'.")
     leaves = jax.tree.leaves(mask)
     if granularity != "weight":
         leaves = [_alive(m) if jnp.ndim(m) else m for m in leaves]
@@ -220,8 +230,18 @@ def survivors(
     ]
     if scope == "layer":
         return counted
-    left = sum((left for left, _ in counted), start=jnp.zeros((), jnp.int32))
-    return [(left, sum(size for _, size in counted))]
+    whole = [[*range(len(counted))]] if scope == "global" else _members(groups)
+    return [
+        (sum((counted[i][0] for i in of), start=jnp.zeros((), jnp.int32)), sum(counted[i][1] for i in of))
+        for of in whole
+    ]
+
+
+def _members(groups: Sequence[int]) -> list[list[int]]:
+    """The leaves of every group."""
+    return [
+        [i for i, own in enumerate(groups) if own == group] for group in range(max(groups, default=-1) + 1)
+    ]
 
 
 def remove_counted(
@@ -231,16 +251,19 @@ def remove_counted(
     *,
     scope: Scope = "layer",
     granularity: str = "weight",
+    groups: Sequence[int] = (),
 ) -> PyTree:
     """Prunes an exact number of survivors, those with the lowest scores.
 
     Args:
         scores: as for `by_score`.
         mask: as for `by_score`.
-        going: number of weights (units) to remove from every leaf or, with scope "global", one number; at
-            most the number of survivors; may be traced, so that one program serves any counts.
+        going: number of weights (units) to remove from every leaf, with scope "group" from every group or,
+            with scope "global", one number; at most the number of survivors; may be traced, so that one
+            program serves any counts.
         scope: as for `by_score`.
         granularity: as for `by_score`, but not "N:M".
+        groups: as for `survivors`; leaves of group -1 are not pruned.
 
     Returns:
         The new mask.
@@ -249,25 +272,42 @@ def remove_counted(
         ValueError: scores that do not match the mask, or are not finite, as for `by_score`.
     """
     mask = matched(scores, mask)
-    check_finite(scores, mask, going if scope == "layer" else [going[0]] * len(jax.tree.leaves(mask)))
+    check_finite(scores, mask, going_of(going, len(jax.tree.leaves(mask)), scope, groups))
     whole, treedef = jax.tree.flatten(mask)
     prunable = [i for i, m in enumerate(whole) if jnp.ndim(m)]
     values, masks = dict(enumerate(jax.tree.leaves(scores))), {i: whole[i] for i in prunable}
     if granularity != "weight" and prunable:
         values, masks = _units(values, masks, granularity)
-    if scope == "global" and prunable:
-        common = _common([jnp.asarray(values[i]).dtype for i in prunable])
-        keys = jnp.concatenate([_order(jnp.asarray(values[i], common)).ravel() for i in prunable])
-        flat = jnp.concatenate([masks[i].ravel() for i in prunable])
-        kept = _remove_lowest(keys, flat, going[0])
-        ends = np.cumsum([masks[i].size for i in prunable])[:-1].tolist()
-        parts = dict(zip(prunable, jnp.split(kept, ends), strict=True))
-    else:
+    if scope == "layer":
         parts = {i: _remove_lowest(_order(values[i]).ravel(), masks[i].ravel(), going[i]) for i in prunable}
-    for i in prunable:
+    else:
+        parts = {}
+        for of, removed in zip([prunable] if scope == "global" else _members(groups), going, strict=True):
+            together = [i for i in of if i in masks]
+            parts |= _remove_together(together, values, masks, removed) if together else {}
+    for i, kept in parts.items():
         # Broadcasting along the last axis applies a unit's mask to its weights.
-        whole[i] = whole[i] & parts[i].reshape(masks[i].shape)
+        whole[i] = whole[i] & kept.reshape(masks[i].shape)
     return jax.tree.unflatten(treedef, whole)
+
+
+def _remove_together(
+    together: Sequence[int], values: Mapping[int, jax.Array], masks: Mapping[int, jax.Array], removed: Any
+) -> dict[int, jax.Array]:
+    """The flat masks of leaves that are ranked together, without the `removed` lowest of them all."""
+    common = _common([jnp.asarray(values[i]).dtype for i in together])
+    keys = jnp.concatenate([_order(jnp.asarray(values[i], common)).ravel() for i in together])
+    flat = jnp.concatenate([masks[i].ravel() for i in together])
+    kept = _remove_lowest(keys, flat, removed)
+    ends = np.cumsum([masks[i].size for i in together])[:-1].tolist()
+    return dict(zip(together, jnp.split(kept, ends), strict=True))
+
+
+def going_of(going: Sequence[Any], leaves: int, scope: Scope, groups: Sequence[int]) -> list[Any]:
+    """What `remove_counted` removes from the layer, all layers or the group that each leaf belongs to."""
+    if scope == "group":
+        return [going[group] if group >= 0 else 0 for group in groups]
+    return list(going) if scope == "layer" else [going[0]] * leaves
 
 
 def _units(
@@ -365,17 +405,22 @@ def _prune_pattern(path: str, scores: jax.Array, mask: jax.Array, kept: int, gro
             "out by a mapping of rates."
         )
 
-    def groups(array: jax.Array) -> jax.Array:
-        last = jnp.moveaxis(array, -2, -1)
-        return last.reshape(*last.shape[:-1], -1, group)
-
-    survivors = groups(mask)
+    survivors = _grouped(mask, group)
     # Pruned weights rank below all others; ties go by lowest index first.
-    ranked = jnp.lexsort((groups(_order(scores)), survivors), axis=-1)
+    ranked = jnp.lexsort((_grouped(_order(scores), group), survivors), axis=-1)
     place = jnp.argsort(ranked, axis=-1)
-    stays = survivors & (place >= group - kept)
-    back = stays.reshape(*stays.shape[:-2], -1)
-    return jnp.moveaxis(back, -1, -2)
+    return _ungrouped(survivors & (place >= group - kept))
+
+
+def _grouped(array: jax.Array, group: int) -> jax.Array:
+    """[..., inputs, outputs] -> [..., outputs, inputs / group, group]."""
+    last = jnp.moveaxis(array, -2, -1)
+    return last.reshape(*last.shape[:-1], -1, group)
+
+
+def _ungrouped(array: jax.Array) -> jax.Array:
+    """The inverse of `_grouped`."""
+    return jnp.moveaxis(array.reshape(*array.shape[:-2], -1), -1, -2)
 
 
 def random(key: jax.Array, mask: PyTree, rate: Rate, *, scope: Scope = "layer") -> PyTree:
@@ -398,19 +443,28 @@ def random_scores(key: jax.Array, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, drawn)
 
 
-def shuffle(key: jax.Array, mask: PyTree) -> PyTree:
+def shuffle(key: jax.Array, mask: PyTree, granularity: str = "weight") -> PyTree:
     """A random mask with the same number of survivors in every layer as the given mask.
 
     Args:
         key: a PRNG key.
         mask: a mask; each of its leaves is permuted within itself.
+        granularity: as for `by_score`: whole units are permuted, or the weights of each N:M group.
     """
+    pattern = _pattern(granularity)
+
+    def permuted(key: jax.Array, m: jax.Array) -> jax.Array:
+        if granularity == "weight":
+            return jax.random.permutation(key, m.ravel()).reshape(m.shape)
+        if pattern is None:
+            return jax.random.permutation(key, m, axis=m.ndim - 1)
+        if m.shape[-2] % pattern[1]:
+            return m  # not pruned by this pattern
+        return _ungrouped(jax.random.permutation(key, _grouped(m, pattern[1]), axis=-1, independent=True))
+
     leaves, treedef = jax.tree.flatten(mask)
     keys = jax.random.split(key, len(leaves))
-    shuffled = [
-        jax.random.permutation(k, m.ravel()).reshape(m.shape) if jnp.ndim(m) else m
-        for k, m in zip(keys, leaves, strict=True)
-    ]
+    shuffled = [permuted(k, m) if jnp.ndim(m) else m for k, m in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(treedef, shuffled)
 
 
@@ -596,6 +650,12 @@ def rates_of(rate: Rate, names: list[str]) -> list[float | Fraction]:
         except re.error as error:
             raise ValueError(f"rate: {rule!r} is not a regex: {error}.") from error
     return [next((r for rule, r in rules if re.search(rule, name)), 0.0) for name in names]
+
+
+def groups_of(rate: Rate, names: list[str]) -> list[int]:
+    """The number of the first regex of a mapping of rates that matches every path, or -1."""
+    rules = [rule for rule, _ in _rules(rate)]
+    return [next((i for i, rule in enumerate(rules) if re.search(rule, name)), -1) for name in names]
 
 
 def _rules(rate: Rate) -> list[tuple[str, Number]]:

@@ -1,0 +1,72 @@
+"""What to do after pruning: rewind weights, rewind the learning rate alone, or fine-tune, at what cost.
+
+The report works it out for runs with arms that start from trained weights (`finetune`, `lr_rewind`, their
+chains, `continued`), and leaves it out of others. It has no command.
+
+Source: Renda et al. 2020 (arXiv 2003.02389). At equal rewind steps all of them train equally long; studies
+with several rewind steps compare costs.
+"""
+
+from analysis.page import Link, Section
+from analysis.record import Analysis, Finding, Options
+from analysis.retraining import figures, table
+from analysis.retraining.table import Level, Retrained
+from analysis.run import TICKET, Run, nearest
+from analysis.words import points, share
+from lthjax.measures.stats import mean_interval, verdict
+
+_HERE = Link("retraining", "#retraining")
+_REMARK = (
+    "Steps trained count the dense network, the leaders of all levels before, and the arm itself. "
+    "Differences are paired by seed, with the 95 % interval of Student's t. finetune keeps the learning rate "
+    "of the last step; under a cosine that is nearly 0. Moments start fresh in all of them."
+)
+# Percentage points below the ticket that still count as equal.
+_MARGIN = 0.5
+
+
+def section(run: Run, found: Retrained) -> Section:
+    """The tables and the figure."""
+    drawn = figures.drawn(run, found)
+    return Section("retraining", "After pruning", (), [drawn], table.shown(found), _REMARK)
+
+
+def findings(run: Run, found: Retrained | None) -> list[Finding]:
+    """Whether rewinding beats fine-tuning, and whether weights need rewinding; at the level nearest 10 %."""
+    if found is None:
+        return []
+    said = []
+    for arm in ("finetune", "lr_rewind"):
+        for name in (arm, f"{arm}_chain"):
+            levels = [row for row in found.levels if row.arm == name and _pairs(found, row, TICKET)]
+            if levels:
+                near = nearest({row.level: row.density for row in levels}, 0.1)
+                said.append(_finding(found, next(row for row in levels if row.level == near), arm))
+    return said
+
+
+def _pairs(found: Retrained, row: Level, better: str) -> list[float]:
+    """Differences by seed between an arm and the ticket of its level; `better` minus the other."""
+    tickets = found.of(found.ticket(row.chain), TICKET)
+    theirs = tickets[row.level].accuracy if row.level in tickets else {}
+    sign = 1 if better == row.arm else -1
+    return [sign * (row.accuracy[seed] - theirs[seed]) for seed in row.accuracy if seed in theirs]
+
+
+def _finding(found: Retrained, row: Level, kind: str) -> Finding:
+    at = f"at {share(row.density)} of the weights, {row.trainings:.1f} dense trainings"
+    named = table.named(row.chain, row.arm)
+    if kind == "finetune":
+        claim, threshold, values = f"Tickets beat {named} {at}", 0.0, _pairs(found, row, TICKET)
+    else:
+        claim, threshold = (
+            f"Weights need no rewinding: {named} within {_MARGIN} points of tickets {at}",
+            -_MARGIN,
+        )
+        values = _pairs(found, row, row.arm)
+    outcome = verdict(values, threshold).outcome
+    return Finding(claim, outcome, f"{points(mean_interval(values))} pp", len(values), _HERE)
+
+
+ANALYSIS = Analysis("retraining", "After pruning", Options, None, {}, section, findings, load=table.load)
+"""As `analysis.record.Analysis` says."""
