@@ -15,7 +15,7 @@ from lthjax.config import Data, Study, Train
 
 config = Study(
     name="quickstart",
-    seeds=(0, 1),
+    seeds=(0, 1, 2),
     levels=11,
     control_levels=(3, 5, 7, 9, 11),
     model="lenet5",
