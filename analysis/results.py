@@ -23,6 +23,7 @@ import tyro
 
 from analysis import compare, tables, transfer, words
 from analysis.compare.entries import Entry, Point, at_most, entries
+from analysis.compare.equal import Contrast, contrasts
 from analysis.page import Table
 from analysis.report import facts
 from analysis.run import TICKET, Row, by_seed, difference, mean_accuracy, select
@@ -217,9 +218,9 @@ class Compared(_Folder):
         """One entry's tickets − another's, in percentage points, paired by seed."""
         return mean_interval(self._apart(name, other, density))
 
-    def better(self, name: str, other: str, density: float) -> Outcome:
-        """The verdict on the claim that one entry's tickets are better than another's."""
-        return verdict(self._apart(name, other, density)).outcome
+    def contrasts(self, pairs: Sequence[tuple[str, str]], density: float) -> list[Contrast]:
+        """The claims that the first entry of each pair is better at equal density, by Holm over the pairs."""
+        return contrasts([(self.entry(one), self.entry(other)) for one, other in pairs], density)
 
     def alike(self, name: str, other: str, margin: float) -> Outcome:
         """The verdict on the claim that both are within `margin` points of each other, at every density."""
