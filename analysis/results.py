@@ -25,7 +25,7 @@ from analysis import compare, tables, transfer, words
 from analysis.compare.entries import Entry, Point, at_most, entries
 from analysis.compare.equal import Contrast, contrasts
 from analysis.page import Table
-from analysis.report import facts
+from analysis.report import facts, speed, training
 from analysis.run import TICKET, Row, by_seed, difference, mean_accuracy, select
 from lthjax import cli, files, progress
 from lthjax.errors import UserError
@@ -118,10 +118,12 @@ class Published(_Folder):
         """The level at which the mean ticket is furthest above another arm, at the end of training."""
         return max(self.levels(), key=lambda level: self.gap("ticket", other, level).mean)
 
-    def slower(self, arm: str, other: str, level: int) -> Interval:
-        """Early-stop step of an arm over another's at a level, paired by seed: the geometric mean."""
-        ours, theirs = (by_seed(self.cells(of, level), "early_stop_step") for of in (arm, other))
-        return stats.geometric_interval([ours[seed] / theirs[seed] for seed in ours if seed in theirs])
+    def slower(self, arm: str, level: int) -> Interval:
+        """Early-stop step of an arm over the ticket's at a level, paired by seed: the geometric mean."""
+        levels = speed.slower(self.rows, "rewind-0", arm, training.total(self.about, self.rows))
+        known = (of.ratios for of in levels if of.level == level and not of.censored)
+        ratios = self._known(next(known, None), f"not all steps of {arm} at level {level} are known")
+        return stats.geometric_interval([ratio.low for ratio in ratios])
 
     def rewound(self, level: int) -> Interval:
         """Tickets of the latest rewind step − those of the earliest, in percentage points, paired by seed."""
