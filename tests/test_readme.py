@@ -1,4 +1,4 @@
-"""Numbers in README.md, docs/configs.md and docs/data.md are those of configs, networks and published runs."""
+"""Numbers in README.md and in two pages of docs/ are those of configs, networks and published runs."""
 
 import csv
 import json
