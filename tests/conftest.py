@@ -67,6 +67,11 @@ SLOW = {
         "test_values_and_gradients_are_those_of_the_builtin[True-images11",
     ),
     "test_extending": ("test_the_page_on_own_models_runs",),
+    "test_gauss_newton": (
+        "test_products_are_those",
+        "test_of_a_linear_network",
+        "test_hutch_plus_plus_is_exact",
+    ),
     "test_hessian": (
         "test_as_many_steps_as_dimensions",
         "test_golden",
