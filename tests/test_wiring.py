@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lthjax import models
-from lthjax.measures import geography, wiring
+from lthjax.measures import geography, structure, wiring
 from lthjax.models import Layer, Model, Variables
 
 TINY: dict[str, tuple[models.Entry, int]] = {
@@ -138,3 +138,41 @@ def test_a_sequence_has_the_groups_of_its_layers() -> None:
     resnet20 = wiring.layers(models.build("resnet20", (32, 32, 3), 10))
     assert len({own for _, own in wiring.groups(resnet20)}) == 3 + 9 + 1  # streams, blocks, classes
     assert len(resnet20) == 1 + 18 + 2 + 1
+
+
+def test_dead_units_of_a_residual_network_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units of streams are dead where no layer writes to them, or none reads them; how often by chance."""
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Stages((3, 4), 1), 2, "for a test"))
+    model = models.build("tiny", (8, 8, 2), 4)
+    wires = wiring.layers(model)
+    paths = [f"{wire.name}/kernel" for wire in wires]
+    ends = dict(zip(paths, wiring.groups(wires), strict=True))
+    shapes = jax.eval_shape(model.init, jax.random.key(0)).params
+    mask = {path: np.ones(wiring.leaf(shapes, path).shape, bool) for path in paths}
+    first, short = "stage1_block1", "stage2_block1/shortcut/kernel"
+    mask["conv1/kernel"][..., 0] = False
+    assert structure.dead(mask, ends)["conv1/kernel"] == structure.Dead(3, 0, 0, 0)  # the block still writes
+    mask[f"{first}/conv2/kernel"][..., 0] = False
+    for path in (f"{first}/conv1/kernel", short):
+        mask[path][:, :, 2] = False
+    assert structure.dead(mask, ends)["conv1/kernel"] == structure.Dead(3, 1, 0, 1)  # the next one reads
+    mask["stage2_block1/conv1/kernel"][:, :, 2] = False
+    mask[f"{first}/conv2/kernel"][:, :, 1] = False
+    mask["output/kernel"][3] = False
+    found = structure.dead(mask, ends)
+    assert found == {
+        "conv1/kernel": structure.Dead(3, 1, 1, 2),
+        f"{first}/conv1/kernel": structure.Dead(3, 0, 1, 1),
+        "stage2_block1/conv1/kernel": structure.Dead(4, 0, 0, 0),
+        short: structure.Dead(4, 0, 1, 1),
+    }
+    generator = np.random.default_rng(0)
+    few = {path: generator.random(leaf.shape) < 0.12 for path, leaf in mask.items()}
+    counts = []
+    for _ in range(400):
+        drawn = {path: generator.permutation(leaf.ravel()).reshape(leaf.shape) for path, leaf in few.items()}
+        counts.append([dead.either / dead.units for dead in structure.dead(drawn, ends).values()])
+    mean, error = np.mean(counts, 0), np.std(counts, 0) / 20
+    expected = [*structure.dead_by_chance(few, ends).values()]
+    assert (abs(mean - expected) < 4 * error + 1e-9).all()
+    assert max(expected) > 0.1
