@@ -10,7 +10,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile
+PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Lint and documentation side by side.
+MAKEFLAGS += --jobs=2
 
 .PHONY: demo test test-all quick faults lint docs clean
 

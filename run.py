@@ -9,6 +9,7 @@ srun python run.py --config configs/cifar_cnn.py --out /shared/runs --distribute
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import re
 import sys
@@ -22,8 +23,10 @@ from lthjax import cli, config
 from lthjax.errors import UserError, check_folder, shell
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lthjax.bucket import Bucket
-    from lthjax.study import Filled
+    from lthjax.study import Filled, Prepared
 
 # How long a process waits for another one that writes the same report.
 _REPORT_SECONDS = 600.0
@@ -50,6 +53,11 @@ class Options:
     """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
     checkpoint_every: str = "5 min"
     """Time between two saves of a training run under way, for example `30 s` or `1 h`; `0` saves none."""
+    until_decided: str | None = None
+    """Add seeds, at looks fixed beforehand, until this claim is decided: within-2, within-0.5, within-0.2
+    (points of the dense network), beats-reinit, beats-reinit-by-10, beats-random; at 80–90 % sparsity."""
+    budget: str = "0"
+    """With --until-decided: the time after which no seeds are added, for example `2 h`; `0` for no limit."""
     shard: str | None = None
     """i/n: train every n-th seed from the i-th on, beside other processes. The last one writes the report."""
     distributed: bool = False
@@ -68,6 +76,7 @@ def main(arguments: list[str]) -> None:
     sweep = parse(arguments)
     options = sweep[0]
     _check_distributed(options)
+    _check_until(sweep)
 
     # What follows loads JAX; `--help` above does not wait for it.
     cli.load_jax()
@@ -84,7 +93,8 @@ def main(arguments: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         if options.distributed:
             stack.enter_context(hosts.program(options.coordinator, options.processes, options.process))
-        writes, filled = hosts.leads(), _filled(sweep, shared, writes=hosts.leads())
+        writes = hosts.leads()
+        filled = _grown(options) if options.until_decided else _filled(sweep, shared, writes=writes)
     if filled is None or not writes:
         return
     runs, others = filled
@@ -127,10 +137,12 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
     if shared is not None:
         shared.pull_all(one.folder for one in prepared)
     if options.dry_run:
+        whole = prepared
         prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
         plans = study.plan_all(prepared, out)
         cost = study.estimate(prepared, plans, options.chunk)
         print(progress.plan_text(prepared, plans, cost, out))
+        _print_detectable(whole, out)
         return None
     return study.fill(
         prepared,
@@ -141,6 +153,68 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
         checkpoint_seconds=every,
         bucket=shared,
     )
+
+
+def _grown(options: Options) -> "Filled | None":
+    """As `_filled`, with more and more seeds until the claim is decided or the budget is used up."""
+    from analysis.report import until
+    from analysis.run import Run
+    from lthjax import progress
+
+    assert options.until_decided is not None
+    until.checked(options.until_decided)
+    watch = progress.watch(options.quiet)
+    filled: list[Filled | None] = []
+
+    def train(seeds: list[int]) -> Run:
+        study = dataclasses.replace(options.study, seeds=tuple(seeds))
+        done = _filled([dataclasses.replace(options, study=study)], None, writes=True)
+        assert done is not None
+        if done.others:
+            raise UserError("--until-decided: other processes train seeds of this study; let them end first.")
+        filled[:] = [done]
+        return Run(done.runs[0])
+
+    budget = cli.seconds("--budget", options.budget)
+    until.grow(options.until_decided, options.study.seeds, train, budget, watch.say)
+    return filled[0]
+
+
+def _check_until(sweep: "Sequence[Options]") -> None:
+    """Checks the options of a study that grows.
+
+    Raises:
+        UserError: some do not go together.
+    """
+    options = sweep[0]
+    if options.until_decided is None:
+        if options.budget != "0":
+            raise UserError("--budget: it belongs to --until-decided; add it.")
+        return
+    cli.seconds("--budget", options.budget)
+    address = "://" in str(options.out) or re.match(r"[a-z]+:/", str(options.out)) is not None
+    unlike = {
+        "--shard": options.shard is not None,
+        "--distributed": options.distributed,
+        "--dry-run": options.dry_run,
+        "a config of several studies": len(sweep) > 1,
+        "an address as --out": address,
+    }
+    for name, there in unlike.items():
+        if there:
+            raise UserError(f"--until-decided: it does not go together with {name}; leave one of them out.")
+
+
+def _print_detectable(prepared: "Sequence[Prepared]", out: Path) -> None:
+    """Says which differences the seeds of a plan can detect, by the spread of those that are there."""
+    from analysis.report import power
+    from analysis.run import Run
+
+    for one in prepared:
+        there = Run(out / one.folder) if (out / one.folder / "study.json").is_file() else None
+        about, rows = (there.about, there.rows) if there else ({}, [])
+        label = f"{one.label}: " if len(prepared) > 1 else ""
+        print(f"{'detects':8} {label}{power.planned(about, rows, len(one.study.seeds))}")
 
 
 def _check_distributed(options: Options) -> None:

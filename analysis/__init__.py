@@ -1,4 +1,4 @@
-"""Figures and reports of lthjax run folders. Only `landscape`, `predict` and `transfer` train."""
+"""Figures and reports of lthjax run folders. `landscape`, `predict`, `earlybird` and `transfer` train."""
 
 import sys
 

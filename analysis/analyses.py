@@ -1,10 +1,32 @@
 """The analyses by name, in the order of the report's sections; a new one is a new row."""
 
-from analysis import geography, landscape, predict, retraining, savings, structure, transfer
+from analysis import (
+    earlybird,
+    examples,
+    geography,
+    landscape,
+    predict,
+    retraining,
+    savings,
+    stability,
+    structure,
+    transfer,
+)
 from analysis.record import Analysis
 
 ANALYSES: dict[str, Analysis] = {
     module.ANALYSIS.name: module.ANALYSIS
-    for module in (structure, retraining, savings, landscape, predict, geography, transfer)
+    for module in (
+        structure,
+        retraining,
+        savings,
+        landscape,
+        stability,
+        predict,
+        geography,
+        examples,
+        earlybird,
+        transfer,
+    )
 }
 """One from outside the package is added here before a report is made."""

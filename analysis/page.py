@@ -76,16 +76,18 @@ class Table(NamedTuple):
         header: names of the columns.
         rows: their cells.
         words: how many of the first columns hold words, not numbers.
+        folded: the line that unfolds it; "" for a table that is shown.
     """
 
     title: str
     header: list[str]
     rows: Sequence[Sequence[str | Link]]
     words: int = 1
+    folded: str = ""
 
 
 class Section(NamedTuple):
-    """A part of the page: text, figures, tables, a remark on the tables; `#anchor` leads to it."""
+    """A part of the page: a leading sentence, text, figures, tables, a remark; `#anchor` leads to it."""
 
     anchor: str
     title: str
@@ -93,6 +95,7 @@ class Section(NamedTuple):
     figures: Sequence[Drawn] = ()
     tables: Sequence[Table] = ()
     remark: str = ""
+    lead: str = ""
 
 
 def write(
@@ -140,7 +143,7 @@ def write(
             facts=list(facts),
             config=config,
             config_url=data_url(config.encode(), "json"),
-            outcomes=("supported", "refuted", "undecided", "not tested"),
+            outcomes=("supported", "refuted", "equivalent", "undecided", "too few seeds", "not tested"),
             table=table[0],
             cells=cells,
         )

@@ -8,7 +8,7 @@ python -m analysis.publish runs/rates_lenet5-* results/rates_lenet5
     study.json               of the run; of several a list
     cells.csv, verdicts.csv  of the report; of several comparison.csv
     NAME.svg (or .png)       the report's figures
-    landscape/, predict/, geography/, transfer/, savings.json
+    landscape/, stability/, predict/, geography/, examples/, earlybird/, transfer/, savings.json
                              the tables of other analyses, named as in the run folder
 """
 

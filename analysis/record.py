@@ -20,17 +20,22 @@ from lthjax.errors import UserError
 from lthjax.measures.stats import Outcome
 from lthjax.study import Watch
 
-Said = Outcome | Literal["not tested"]
+Said = Outcome | Literal["equivalent", "too few seeds", "not tested"]
+# A verdict takes this many seeds.
+LEAST_SEEDS = 3
 
 
 class Finding(NamedTuple):
     """A claim and its outcome.
 
     Attributes:
-        claim, estimate: in words; the estimate has its interval.
+        claim, estimate: in words; the estimate has the one-sided bound that decides (`words.decided`).
         outcome: of the test.
         n: number of seeds.
         where: where to look, or the command that tests the claim.
+        test: its kind, with the margin or threshold: "superiority", "non-inferiority, margin 2 pp"; one that
+            is not over seeds is a `COUNT` or a `TIMING`.
+        beside: what one must know to read the outcome: that controls pass the same test, too.
     """
 
     claim: str
@@ -38,6 +43,18 @@ class Finding(NamedTuple):
     estimate: str
     n: int
     where: str | Link
+    test: str = ""
+    beside: str = ""
+
+
+COUNT, TIMING = "exact count", "interval of the median ratio of paired timings"
+
+
+def settled(finding: Finding) -> Finding:
+    """The finding as it is shown: below three seeds no claim over seeds has a verdict."""
+    over_seeds = finding.test not in (COUNT, TIMING) and finding.outcome != "not tested"
+    few = over_seeds and finding.n < LEAST_SEEDS
+    return finding._replace(outcome="too few seeds") if few else finding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,50 +11,40 @@ Templates see every folder of `analysis.publish` as `study(NAME)`, a `Published`
 
 import csv
 import functools
-import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import jinja2
 import tyro
 
-from analysis import compare, tables, transfer, words
+from analysis import compare, conform, tables, transfer, words
 from analysis.compare.entries import Entry, Point, at_most, entries
+from analysis.conform.measured import Cells, Measured, published
 from analysis.page import Table
 from analysis.report import facts
-from analysis.run import TICKET, Row, by_seed, difference, mean_accuracy, select
+from analysis.run import TICKET
 from lthjax import cli, files, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Interval, Outcome, mean_interval, paired, verdict
 
-_Of = TypeVar("_Of")
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 
 
-class _Folder:
-    """A folder that `analysis.publish` has written.
-
-    Attributes:
-        folder: its path.
-        about: its study.json.
-        rows: its cells.
-    """
+class _Folder(Cells):
+    """A folder that `analysis.publish` has written: its cells, and the tables beside them."""
 
     _what, _table = "study", "cells.csv"
 
     def __init__(self, folder: Path) -> None:
         """Reads its tables; a UserError where it is no such folder."""
-        self.folder = folder
+        super().__init__(folder, *published(folder, self._table, self._what))
         try:
-            self.about: Any = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-            self.rows: list[Row] = tables.read_rows(folder / self._table, Row)
             self._read()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except tables.DAMAGED as error:
             raise UserError(f"{folder}: it is no published {self._what} ({error}).") from error
 
     def _read(self) -> None:
@@ -66,17 +56,6 @@ class _Folder:
         with (self.folder / table).open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
-    def _known(self, found: _Of | None, what: str) -> _Of:
-        """Something found in the folder; a UserError where it is None."""
-        if found is None:
-            raise UserError(f"{self.folder}: {what}.")
-        return found
-
-    @property
-    def seeds(self) -> int:
-        """Number of seeds."""
-        return len({row.seed for row in self.rows})
-
     @property
     def hours(self) -> str:
         """The time of all trainings, in words; a dense network of several studies was trained once."""
@@ -84,71 +63,11 @@ class _Folder:
         return progress.duration(sum(seconds for _, seconds in trained))
 
 
-class Published(_Folder):
+class Published(_Folder, Measured):
     """A folder that `analysis.publish` has written of one run."""
 
     def _read(self) -> None:
         self.verdicts = self._lines("verdicts.csv")
-
-    def cells(self, arm: str, level: int = 0, rewind: int = 0) -> list[Row]:
-        """The cells of an arm at a level; the dense network has neither level nor rewind step."""
-        chain = DENSE if arm == DENSE else f"rewind-{rewind}"
-        found = select(self.rows, chain=chain, arm=arm, level=0 if arm == DENSE else level)
-        return self._known(found or None, f"it has no cell {chain}, level {level}, {arm}")
-
-    def _of_seeds(self, arm: str, level: int, rewind: int, early: bool = False) -> dict[int, float]:
-        """Seed -> test accuracy in percent, at the end or at the step of the lowest validation loss."""
-        column = "early_stop_test_accuracy" if early else "test_accuracy"
-        return {seed: 100 * value for seed, value in by_seed(self.cells(arm, level, rewind), column).items()}
-
-    def accuracy(self, arm: str, level: int = 0, rewind: int = 0, early: bool = False) -> Interval:
-        """Test accuracy in percent, mean over seeds; at the end of training, or at `early` stop."""
-        return mean_accuracy(self._of_seeds(arm, level, rewind, early))
-
-    def gaps(self, arm: str, other: str, level: int, rewind: int = 0, early: bool = False) -> list[float]:
-        """arm − other at a level in percentage points, one a seed; at the end, or at `early` stop."""
-        return paired(*(self._of_seeds(of, level, rewind, early) for of in (arm, other)))
-
-    def gap(self, arm: str, other: str, level: int, rewind: int = 0, early: bool = False) -> Interval:
-        """The mean of `gaps` with its interval."""
-        return mean_interval(self.gaps(arm, other, level, rewind, early))
-
-    def best(self, other: str = DENSE) -> int:
-        """The level at which the mean ticket is furthest above another arm, at the end of training."""
-        return max(self.levels(), key=lambda level: self.gap("ticket", other, level).mean)
-
-    def slower(self, arm: str, other: str, level: int) -> Interval:
-        """Early-stop step of an arm over another's at a level, paired by seed: the geometric mean."""
-        ours, theirs = (by_seed(self.cells(of, level), "early_stop_step") for of in (arm, other))
-        return stats.geometric_interval([ours[seed] / theirs[seed] for seed in ours if seed in theirs])
-
-    def rewound(self, level: int) -> Interval:
-        """Tickets of the latest rewind step − those of the earliest, in percentage points, paired by seed."""
-        steps = sorted(self.about["lengths"]["rewind"])
-        return difference(*(self._of_seeds("ticket", level, step) for step in (steps[-1], steps[0])))
-
-    def density(self, level: int, rewind: int = 0) -> float:
-        """Weights left / prunable weights."""
-        return self.cells("ticket", level, rewind)[0].density
-
-    def weights(self, level: int = 0) -> int:
-        """Prunable weights left."""
-        return self.cells("ticket" if level else DENSE, level)[0].weights_left
-
-    def levels(self, arm: str = "ticket", rewind: int = 0) -> list[int]:
-        """The levels at which an arm was trained."""
-        return sorted({row.level for row in select(self.rows, chain=f"rewind-{rewind}", arm=arm)})
-
-    @property
-    def last(self) -> int:
-        """The sparsest level."""
-        return self.levels()[-1]
-
-    def first_below(self, other: str) -> int:
-        """The first level from which on all tickets are worse than another arm, by the 95 % interval."""
-        below = [self.gap("ticket", other, level).high < 0 for level in self.levels()]
-        firm = (level for place, level in enumerate(self.levels()) if all(below[place:]))
-        return self._known(next(firm, None), f"its tickets are not below {other} at the end")
 
     def verdict(self, claim: str) -> dict[str, str]:
         """The first row of verdicts.csv whose claim begins so."""
@@ -254,24 +173,6 @@ def markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def against(ours: Interval, published: float, spread: float | None = None) -> str:
-    """Whether a published value lies in our 95 % interval, widened by its own spread: agrees or differs."""
-    apart = max(ours.low - published, published - ours.high, 0.0)
-    return "agrees" if apart <= (spread or 0.0) else "differs"
-
-
-def claimed(values: Sequence[float], above: float | None = None, below: float | None = None) -> str:
-    """Whether a published inequality agrees with our values, one a seed, by the verdict on their mean.
-
-    The published claim is that the mean is `above` a bound or `below` it; give one of the two.
-    """
-    if above is None:
-        assert below is not None
-        return claimed([-value for value in values], -below)
-    marks = {"supported": "agrees", "refuted": "differs", "undecided": "undecided"}
-    return marks[verdict(values, above).outcome]
-
-
 def render(folder: Path, template: str) -> str:
     """The text of a template in the folder.
 
@@ -290,10 +191,10 @@ def render(folder: Path, template: str) -> str:
         "study": functools.cache(lambda name: Published(folder / name)),
         "compared": functools.cache(lambda name: Compared(folder / name)),
         "published": sorted(path.parent.name for path in folder.glob("*/study.json")),
-        "against": against,
-        "claimed": claimed,
+        "conform": conform.rows,
         "tickets": compare.tickets,
         "schedules": compare.schedules,
+        "at_equal_density": lambda entries: compare.equal.table(entries, compare.targets(entries)),
     }
     environment.tests["match"] = lambda value, pattern: re.match(pattern, value) is not None
     environment.filters |= {

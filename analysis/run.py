@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from analysis import tables
-from lthjax import config, data, imp, models, store
+from lthjax import config, data, imp, models, record, store
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.fields import About, Result
 from lthjax.imp import DENSE, Cell
-from lthjax.measures.stats import PERCENT, Interval, mean_interval, nearest
+from lthjax.measures.stats import PERCENT, Interval, difference_error, mean_interval, nearest
 from lthjax.models import Model, Variables
 from lthjax.study import Prepared, prepare, task
 
@@ -107,12 +107,19 @@ class Tickets(NamedTuple):
 class Run:
     """A run folder, open for reading; files are checked against their checksums.
 
+    Args:
+        path: the folder.
+        last: evaluations of whose test and validation curves the rows hold the mean, in place of the values
+            at the end of training.
+
     Raises:
-        UserError: it is not a run folder.
+        UserError: it is not a run folder, or `last` is less than 1.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, last: int = 1) -> None:
+        if last < 1:
+            raise UserError(f"--last: {last} is not allowed; it must be 1 or more evaluations.")
+        self.path, self.last = Path(path), last
         self.about: About = store.read_study(self.path)
         self._reader = store.Reader(self.path)
 
@@ -145,8 +152,24 @@ class Run:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The cells in numbers, in the order of `results`."""
-        return [row_of(result) for result in self.results.values()]
+        """The cells in numbers, in the order of `results`.
+
+        Raises:
+            UserError: `last` is more than there are evaluations at the last learning rate.
+        """
+        if self.last == 1:
+            return [row_of(result) for result in self.results.values()]
+        since = self._constant_from()
+        return [row_of(_smoothed(result, self.last, since)) for result in self.results.values()]
+
+    def _constant_from(self) -> int:
+        """The step from which on the learning rate does not change."""
+        if self.study.optim.schedule == "cosine":
+            raise UserError(
+                f"--last: {self.last} is not allowed, as the learning rate falls to the end (schedule "
+                "cosine); it must be 1."
+            )
+        return max([self.lengths.warmup, *self.lengths.milestones])
 
     def finished(self) -> list[Row]:
         """As `rows`; a UserError where there are none yet."""
@@ -244,9 +267,9 @@ class Run:
             )
 
 
-def open_run(path: "str | Path | Run") -> Run:
-    """A run folder, open for reading; raises as `Run`. A `Run` is returned as it is."""
-    return path if isinstance(path, Run) else Run(path)
+def open_run(path: "str | Path | Run", last: int = 1) -> Run:
+    """A run folder, open for reading; arguments and errors as of `Run`. A `Run` is returned as it is."""
+    return path if isinstance(path, Run) else Run(path, last)
 
 
 def load(path: str | Path) -> list[Row]:
@@ -266,6 +289,21 @@ def frame(path: str | Path) -> "pandas.DataFrame":
 def row_of(result: Mapping[str, Any]) -> Row:
     """A cell in numbers, from its result."""
     return Row(*(result.get(name) for name in COLUMNS))  # type: ignore[arg-type]
+
+
+def _smoothed(result: Mapping[str, Any], last: int, since: int) -> dict[str, Any]:
+    """A result whose test and validation values are the means of the last evaluations of its curves."""
+    curves = result.get("curves") or {}
+    if result["status"] != "done" or not result["steps"]:
+        return dict(result)
+    there = sum(step > since for step in curves["step"])
+    if there < last:
+        raise UserError(
+            f"--last: {last} is not allowed; {record.describe(cell_of(result))} has {there} evaluations at "
+            "its last learning rate."
+        )
+    names = ("test_accuracy", "test_loss", "validation_accuracy", "validation_loss")
+    return {**result, **{name: sum(curves[name][-last:]) / last for name in names}}
 
 
 def cell_of(result: Mapping[str, Any]) -> Cell:
@@ -295,9 +333,29 @@ def mean_accuracy(of: Mapping[int, float]) -> Interval:
     return mean_interval(list(of.values()), within=PERCENT)
 
 
-def difference(ours: dict[int, float], theirs: dict[int, float]) -> Interval:
-    """The mean difference with its interval, paired over the seeds that both have."""
-    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+def difference(ours: dict[int, float], theirs: dict[int, float], images: int = 0) -> Interval:
+    """The mean difference with its interval, paired over the seeds that both have; `images` as `floor`."""
+    least = floor(ours, theirs, images)
+    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs], floor=least)
+
+
+def floor(ours: Mapping[int, float], theirs: Mapping[int, float], images: int) -> float:
+    """The least standard deviation of a seed's difference of two accuracies: the test set's own error.
+
+    Args:
+        ours: seed -> accuracy in percent.
+        theirs: likewise.
+        images: of the test set; 0 for no floor.
+
+    Returns:
+        Percentage points; 0 where no seed has both.
+    """
+    both = [seed for seed in ours if seed in theirs]
+    if not (both and images):
+        return 0.0
+    # Rounding may carry a mean beyond 1.
+    mine, other = (min(1.0, sum(of[seed] for seed in both) / len(both) / 100) for of in (ours, theirs))
+    return 100 * difference_error(mine, other, images)
 
 
 def densities(rows: Iterable[Row]) -> dict[int, float]:

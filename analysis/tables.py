@@ -3,11 +3,14 @@
 import csv
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from lthjax import files, manifest
+import numpy as np
+
+from lthjax import errors, files, manifest
 from lthjax.errors import UserError
 
 _Row = TypeVar("_Row")
@@ -94,6 +97,25 @@ def write_tables(folder: Path, contents: Mapping[str, str]) -> None:
 def read_text(path: Path) -> str:
     """The text of a file of `write_tables`; an OSError, or a ValueError where its checksum is wrong."""
     return manifest.read_listed(path).decode("utf-8")
+
+
+def read_arrays(path: Path, basis: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+    """The arrays of `write_arrays`; None where they are not there, damaged, or of another basis."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if json.loads(str(arrays["basis"])) == basis:
+                return {name: arrays[name] for name in arrays.files if name != "basis"}
+    except errors.DAMAGED:
+        pass
+    return None
+
+
+def write_arrays(path: Path, basis: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays and what they depend on to an npz file, whole or not at all; its folder is made."""
+    contents = io.BytesIO()
+    np.savez_compressed(contents, basis=json.dumps(basis), **arrays)  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_whole(path, contents.getvalue())
 
 
 def unreadable(where: Path, error: Exception, command: str) -> UserError:

@@ -1,15 +1,19 @@
 """Numbers, intervals, networks and commands in words, the same everywhere."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from lthjax.errors import shell
-from lthjax.measures.stats import Interval
+from lthjax.measures.stats import Interval, Verdict
 
 _NETWORKS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Small CNN",
              "lenet5_wide": "LeNet-5 wide"} | {f"conv{n}": f"Conv-{n}" for n in (2, 4, 6)}  # fmt: skip
 _DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR-10",
          "cifar100": "CIFAR-100", "mnist_10k": "10,000 images of MNIST"}  # fmt: skip
+
+# The kind of bounds that decide, where nothing else is said.
+RULE = "one-sided 95 %"
 
 
 def title(about: Mapping[str, Any]) -> str:
@@ -40,6 +44,53 @@ def times(of: Interval, form: str = ".2f") -> str:
     return mean if of.n < 2 else f"{mean} {bounds}"
 
 
+def decided(
+    of: Verdict,
+    form: str,
+    unit: str = "",
+    *,
+    both: bool = False,
+    below: bool = False,
+    rule: str = RULE,
+) -> str:
+    """An estimate with the one-sided bound that decides: `+6.95 pp, at least +0.52 (one-sided 95 %)`.
+
+    A claim is supported by the lower bound and refuted by the upper one; where neither decides, both are
+    shown. A ratio that is known only by bounds has no estimate, and a bound of 0 or infinity is left out.
+
+    Args:
+        of: the verdict.
+        form: the format of every number.
+        unit: after the mean, for example " pp", or "×" of a ratio.
+        both: whether both bounds decide, as in an equivalence test.
+        below: whether the claim is that the mean is below a threshold, so that the verdict is of the negated
+            values.
+        rule: what kind of bounds they are; "" to leave it out.
+    """
+    mean, low, high, n = of.bounds
+    if below:
+        mean, low, high = -mean, -high, -low
+    said = [] if math.isnan(mean) else [f"{_number(mean, form)}{unit}"]
+    if n < 2:
+        return said[0] if said else "–"
+    up = of.outcome == ("refuted" if below else "supported")
+    if of.outcome == "undecided" or (both and of.outcome == "supported"):
+        shown = [("at least", low), ("at most", high)]
+    elif both:
+        shown = [("at least", low) if mean > 0 else ("at most", high)]
+    else:
+        shown = [("at least", low) if up else ("at most", high)]
+    known = [
+        f"{name} {_number(value, form)}"
+        for name, value in shown
+        if math.isfinite(value) and (value or unit != "×")
+    ]
+    if known:
+        kind = f" ({'each ' if len(known) > 1 else ''}{rule})" if rule else ""
+        said.append(f"{' and '.join(known)}{kind}")
+    return ", ".join(said) or "no bound is known"
+
+
 def percent(of: Interval) -> str:
     """An accuracy in a table: `97.12 [96.90, 97.34]`."""
     return interval(of, ".2f")
@@ -58,3 +109,14 @@ def share(density: float) -> str:
 def seeds(n: int) -> str:
     """A number of seeds: `1 seed`, `3 seeds`."""
     return f"{n} seed{'' if n == 1 else 's'}"
+
+
+def p_value(p: float) -> str:
+    """A p-value: `.032`, `< .001`; "–" where there is none."""
+    return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+
+
+def _number(value: float, form: str) -> str:
+    """A formatted number; what rounds to 0 is not −0."""
+    said = f"{value:{form}}"
+    return said.replace("-", "+" if form.startswith("+") else "") if said.strip("+-0.") == "" else said

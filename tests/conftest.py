@@ -43,10 +43,13 @@ from lthjax.models import Model  # noqa: E402
 
 # Test files of single functions, which `make quick` runs; all others train or compile networks.
 PLAIN = (
-    "test_any_rows", "test_config", "test_data", "test_examples", "test_files", "test_locks", "test_optim",
-    "test_prune", "test_publish", "test_readme", "test_results", "test_rows", "test_rules", "test_stats",
-    "test_ticket_files", "test_verdicts",
+    "test_any_rows", "test_claims", "test_config", "test_conform", "test_data", "test_doctor",
+    "test_examples", "test_files", "test_locks", "test_optim", "test_prune", "test_publish",
+    "test_readme", "test_results", "test_rows", "test_rules", "test_short", "test_stats",
+    "test_ticket_files", "test_training_length", "test_verdicts",
 )  # fmt: skip
+# Files that take a worker minutes. They come first and PLAIN ones last, so that both workers end together.
+LONG = ("test_versions", "test_configs", "test_landscape_command", "test_conv", "test_report", "test_hessian")
 # By file the tests that take more than some eight seconds of two cores, or say what a quick one says again;
 # `make test-all` runs them.
 SLOW = {
@@ -66,6 +69,7 @@ SLOW = {
         "test_values_and_gradients_are_those_of_the_builtin[False-images11",
         "test_values_and_gradients_are_those_of_the_builtin[True-images11",
     ),
+    "test_earlybird": ("test_masks_of_a_run",),
     "test_extending": ("test_the_page_on_own_models_runs",),
     "test_hessian": (
         "test_as_many_steps_as_dimensions",
@@ -79,6 +83,7 @@ SLOW = {
         "test_a_direction_is_the_formula",
         "test_directions_stay_inside",
         "test_only_adaptive_sharpness_is_the_same",
+        "test_only_filter_curvature_is_the_same",
     ),
     "test_landscape_command": ("test_a_path_between_residual_networks", "test_without_training"),
     "test_models": ("test_statistics_are_the_mean_of_every_batch_s_own", "test_vgg_against"),
@@ -138,18 +143,21 @@ SLOW = {
         "test_against_a_plain_loop",
         "test_neighbours_and_twice",
     ),
+    "test_until": ("test_the_command_adds_seeds",),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
 }
+_MEASURED = ("test_landscape_command", "test_stability")
 ROOT = Path(__file__).parent.parent
 FULL = Path(os.environ.get("LTHJAX_DATA", ROOT / "data"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is slow, and what is no test of single functions."""
+    """Marks what is slow, and what is no test of single functions; puts long files first."""
+    items.sort(key=lambda item: (item.path.stem in PLAIN, item.path.stem not in LONG))
     for item in items:
         file = item.path.stem
-        # The landscape of a study takes long to make for the tests that look at it.
-        measured = file == "test_landscape_command" and "made" in getattr(item, "fixturenames", ())
+        # The landscape and the stability of a study take long to make for the tests that look at them.
+        measured = file in _MEASURED and "made" in getattr(item, "fixturenames", ())
         if measured or any(item.name.startswith(name) for name in SLOW.get(file, ())):
             item.add_marker(pytest.mark.slow)
         if file not in PLAIN:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from analysis import compare, draw, page, report, savings
 from analysis.analyses import ANALYSES
 from analysis.compare.entries import entries
-from analysis.report import facts, figures, verdicts
+from analysis.report import facts, figures, paired, verdicts
 from analysis.run import Row, Run, nearest, open_run
 from analysis.savings.table import LevelSavings
 from analysis.tables import to_csv
@@ -152,7 +152,7 @@ class Given(Run):
     """A run of given rows, without a folder."""
 
     def __init__(self, rows: list[Row]) -> None:
-        self.path, self.about, self.rows = Path("any-0"), about(), rows
+        self.path, self.about, self.rows, self.last = Path("any-0"), about(), rows, 1
         self.results = {one.cell: {"curves": curves_of(one)} for one in rows}
 
 
@@ -161,7 +161,8 @@ class Given(Run):
 def test_every_part_of_a_page_comes_out_of_any_rows(rows: list[Row]) -> None:
     study, run = about(), Given(rows)
     sections = report._sections(run, verdicts.findings(study, rows))
-    assert [one.anchor for one in sections] == ["verdicts", "accuracy", "gaps", "levels"]
+    anchors = [one.anchor for one in sections if one.anchor != "speed"]
+    assert anchors == ["short", "verdicts", "accuracy", "training", "gaps", "levels"]
     for table in (table for section in sections for table in section.tables):
         assert all(len(line) == len(table.header) for line in table.rows)
         assert not any("nan" in str(value) for line in table.rows for value in line)
@@ -178,7 +179,7 @@ def test_a_network_without_weights_is_far_from_all_others() -> None:
 def test_no_network_without_weights_matches_or_is_drawn() -> None:
     """A network without weights is no ticket, even if its constant output were as accurate as dense."""
     rows = [one._replace(test_accuracy=0.5) for one in EMPTIED]
-    assert [points for _, points in verdicts._curves(rows, "rewind-0", "ticket")[0]] == [50.0, 50.0]
+    assert [points for _, points in paired.curves(rows, "rewind-0", "ticket")[0]] == [50.0, 50.0]
     found = facts._sparsest_match(rows)
     assert found is not None
     assert found[1].density == 0.01
@@ -237,7 +238,17 @@ def test_every_command_of_a_report_is_one_for_a_shell(place: str, tmp_path: Path
         assert words[:2] == ["python", "-m"]
         assert words.count(str(run)) == 1, command
     assert {shlex.split(command)[2] for command in commands} == {
-        f"analysis.{name}" for name in ("savings", "landscape", "predict", "geography", "transfer")
+        f"analysis.{name}"
+        for name in (
+            "savings",
+            "landscape",
+            "stability",
+            "predict",
+            "geography",
+            "examples",
+            "earlybird",
+            "transfer",
+        )
     }
 
 

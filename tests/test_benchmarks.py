@@ -68,6 +68,6 @@ def test_both_forms_of_a_convolution_are_the_networks_own(name: str) -> None:
     assert {layer: kernel for layer, _, kernel, _ in found} == of_network
     _, images, kernel, padding = found[-1]
     x, w = (jax.random.normal(jax.random.key(i), (3, *shape)) for i, shape in enumerate((images, kernel)))
-    grouped, patches = (form(x, w) for form in forms.forms(images, kernel, padding))
+    grouped, ours = (form(x, w) for form in forms.forms(images, kernel, padding))
     assert grouped.shape[-1] == kernel[-1]
-    np.testing.assert_allclose(grouped, patches, atol=2e-3)
+    np.testing.assert_allclose(grouped, ours, atol=2e-3)

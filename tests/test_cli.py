@@ -53,6 +53,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(command_line: Call, tmp_path
         "MiB",
         "ms a step and replicate",
         "time     about",
+        "detects  with 2 seeds a difference of ",
     ):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from jax import export, lax
 
-from lthjax.devices import conv, winograd
+from lthjax.devices import conv, windows, winograd
 
 CASES = [
     # images, kernel, padding: every convolution of the models, and odd ones
@@ -186,3 +186,40 @@ def test_max_pool_is_the_builtin(shape: tuple) -> None:
 def test_max_pool_shares_the_gradient_among_equals() -> None:
     gradient = jax.grad(lambda x: conv.max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient.ravel(), [0.25] * 4)
+
+
+@pytest.mark.parametrize(("images", "kernel", "padding"), [CASES[i] for i in (0, 1, 3, 6, 8)])
+def test_windows_of_several_columns_are_the_convolution(images: tuple, kernel: tuple, padding: Any) -> None:
+    """The GPU's form and its gradients, in float64 on any device, against the built-in convolution."""
+    pads = conv._explicit(padding, images, kernel, 1)
+
+    @jax.jit
+    def both(x: jax.Array, w: jax.Array) -> Any:
+        y, gradients = jax.vjp(lambda x, w: builtin(x, w, pads), x, w)
+        dy = y**2
+        ours = (
+            windows.convolution(x, w, pads),
+            conv._input_gradient_cuda(w, dy, pads),
+            windows.weight_gradient(x, dy, kernel, pads),
+        )
+        return ours, (y, *gradients(dy))
+
+    with jax.enable_x64(True):
+        for ours, theirs in zip(*both(draw(images, 0), draw(kernel, 1)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-10)
+
+
+def test_windows_are_for_few_channels_on_nvidia_gpus_only() -> None:
+    """The lowered programs, forward and both gradients, for kernels of 32 and of 33 channels."""
+
+    def gradients(x: jax.Array, w: jax.Array) -> Any:
+        return jax.grad(lambda x, w: jnp.square(conv.conv2d(x, w)).sum(), (0, 1))(x, w)
+
+    def convolutions(channels: int, platform: str) -> int:
+        shapes = ((2, 8, 8, 16), (3, 3, 16, channels))
+        of = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        text = export.export(jax.jit(gradients), platforms=[platform])(*of).mlir_module()
+        return text.count("stablehlo.convolution")
+
+    assert convolutions(32, "cuda") == 0
+    assert convolutions(33, "cuda") == convolutions(32, "tpu") == convolutions(32, "rocm") == 3

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from lthjax import prune
-from lthjax.measures import landscape
+from lthjax.measures import hessian, landscape
 
 SHAPES = {"conv": {"bias": (6,), "kernel": (3, 3, 2, 6)}, "fc": {"bias": (5,), "kernel": (12, 5)}}
 
@@ -246,6 +246,49 @@ def test_only_adaptive_sharpness_is_the_same_after_rescaling_relu_layers() -> No
             assert after == pytest.approx(before, rel=1e-4)
         else:
             assert abs(after - before) > 0.1 * before
+
+
+def test_only_filter_curvature_is_the_same_after_rescaling_layers() -> None:
+    """Two layers by 4 and 1/4; the directions by the same draws. The mean eigenvalue is another."""
+    x, y = images(8)
+    data = landscape.chunks(x, y, 4)
+    keys = jax.random.split(jax.random.key(2), 4)
+    params = {
+        "a": {"bias": 0.3 * jax.random.normal(keys[2], (6,)), "kernel": jax.random.normal(keys[0], (4, 6))},
+        "b": {"bias": 0.3 * jax.random.normal(keys[3], (3,)), "kernel": jax.random.normal(keys[1], (6, 3))},
+    }
+
+    def apply(p: Any, pixels: jax.Array) -> jax.Array:
+        hidden = jax.nn.relu(pixels.reshape(len(pixels), -1) @ p["a"]["kernel"] + p["a"]["bias"][None])
+        return hidden @ p["b"]["kernel"] + p["b"]["bias"][None]
+
+    mask = prune.magnitude(params, prune.ones(params), 0.4)
+    loss, draws = landscape.cross_entropy(apply), jax.random.split(jax.random.key(3), 40)
+
+    @jax.jit
+    def measured(own: Any) -> tuple[hessian.Curvature, jax.Array, jax.Array, jax.Array]:
+        along = jax.vmap(lambda key: ravel_pytree(landscape.direction(key, own, mask))[0])(draws)
+        flat, unravel = ravel_pytree(prune.apply(own, mask))
+        on = hessian.operator(loss, own, mask, data)
+        whole = jax.hessian(lambda flat: landscape.total(loss, data)(unravel(flat)))(flat)
+        return hessian.curvature(on, along), along, whole, on.kept
+
+    found = []
+    for factor in (1.0, 4.0):
+        own = {
+            "a": jax.tree.map(lambda w, f=factor: f * w, params["a"]),
+            "b": {"bias": params["b"]["bias"], "kernel": params["b"]["kernel"] / factor},
+        }
+        curvature, *matrices = measured(own)
+        along, whole, kept = map(np.asarray, matrices)
+        each = np.einsum("pi,ij,pj->p", along, whole, along)
+        assert float(curvature.mean) == pytest.approx(each.mean(), rel=1e-4)
+        assert float(curvature.error) == pytest.approx(each.std(ddof=1) / np.sqrt(40), rel=1e-4)
+        found.append((float(curvature.mean), np.diag(whole)[kept].mean()))
+    (before, mean), (after, other) = found
+    assert before > 0
+    assert after == pytest.approx(before, rel=1e-4)
+    assert abs(other - mean) > 0.5 * mean
 
 
 def test_gradient_noise_is_the_trace_of_numpys_covariance() -> None:

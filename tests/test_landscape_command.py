@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import check_section
+from conftest import check_section, unsealed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
@@ -161,6 +163,61 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def error(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((logits.argmax(1) != labels).mean())
+
+
+def steps_up_to_the_target(losses: np.ndarray, target: float, most: int) -> tuple[dict[int, float], int]:
+    """(what the search looks at, rounds it takes), of a training whose losses at all steps are known."""
+    seen, rounds = {0: float(losses[0]), len(losses) - 1: float(losses[-1])}, 0
+    while steps := quantities.finer_steps(seen, target, most):
+        assert not {*steps} & {*seen}
+        assert len(steps) <= most
+        seen, rounds = dict(sorted({**seen, **{k: float(losses[k]) for k in steps}}.items())), rounds + 1
+    return seen, rounds
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 32]), st.floats(0.02, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_the_search_ends_within_two_percent_or_between_neighbours(seed: int, most: int, share: float) -> None:
+    """On noisy losses that fall on the whole; on smooth ones it is plain bisection, written here again."""
+    generator, n = np.random.default_rng(seed), 1500
+    smooth = 2.3 * np.exp(-5 * np.arange(n + 1) / n)
+    noisy = smooth * np.exp(0.2 * generator.normal(size=n + 1))
+    for losses in (noisy, smooth):
+        target = float(losses[-1] + share * (losses[0] - losses[-1]))
+        if target <= losses[-1]:
+            continue
+        seen, rounds = steps_up_to_the_target(losses, target, most)
+        step = quantities.nearest_step(seen, target)
+        ends = quantities.around(seen, target)
+        assert quantities.off(seen[step], target) <= 0.02 or ends[1] - ends[0] == 1
+        # Every round leaves one of most + 1 parts, but for rounding.
+        assert rounds <= np.ceil(np.log(n) / np.log(most + 1)) + 1
+    if most == 1:
+        low, high = 0, n
+        while min(abs(np.log(smooth[[low, high]] / target))) > np.log(1.02) and high - low > 1:
+            middle = round((low + high) / 2)
+            low, high = (low, middle) if smooth[middle] <= target else (middle, high)
+        assert quantities.around(seen, target) == [low, high]
+
+
+def test_how_far_losses_are() -> None:
+    assert quantities.off(1.02, 1.0) == quantities.off(1.0, 1.02) == pytest.approx(0.02)
+    assert quantities.off(0.5, 0.5) == 0
+    assert quantities.off(0.0, 0.0) == 0
+    assert quantities.off(float("nan"), 1.0) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("steps", "passes"), [(0, 1), (12, 1), (32, 1), (33, 2), (450, 2), (3000, 3), (50_000, 4)]
+)
+def test_passes_of_a_search(steps: int, passes: int) -> None:
+    """Of 32 steps each: the gap is a 32nd of the training first, then a 33rd of itself."""
+    assert work._passes(steps) == passes
+    gap, count = -(-steps // 32), 1
+    while gap > 1:
+        between = np.linspace(0, gap, 34).round().astype(int)
+        gap, count = int(np.diff(between).max()), count + 1
+    assert count <= passes
 
 
 ENDS = [("dense", Cell(0, "dense", 0, "dense"))] + [
@@ -395,6 +452,77 @@ def test_train_losses_are_matched_by_exact_replays(made: tuple[Path, Path]) -> N
         jax.tree.map(np.testing.assert_array_equal, part.variables.params, kept)
 
 
+def test_a_search_in_several_passes_keeps_an_exact_state(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two steps a pass instead of all; an older replay that is too far off is searched for again."""
+    run = copied[0]
+    places = sorted(run.glob("landscape/seed=*/chain=*/level=02/*_matched_*"))
+    whole = {place: read_result(place) for place in places}
+    for place, result in whole.items():
+        assert result["finest"]  # type: ignore[typeddict-item]
+        old = {name: of for name, of in result.items() if name != "finest"} | {"train_loss": 9.0}
+        (place / "result.json").write_text(json.dumps(old))
+    unsealed(run)
+    spans, real = [], train.train
+    monkeypatch.setattr(work, "_CAPTURES", 2)
+    monkeypatch.setattr(work, "drawn_of", lambda run, found: [])  # drawing takes seconds
+
+    def counted(trainer: Any, jobs: Any, *of: Any) -> Any:
+        spans.extend((len(job.captures), job.stop) for job in jobs)
+        return real(trainer, jobs, *of)
+
+    monkeypatch.setattr(train, "train", counted)
+    perform(copied)
+    assert {count for count, stop in spans if stop == 12} >= {3}
+    assert len(spans) > len(whole)
+    for place, before in whole.items():
+        after = read_result(place)
+        assert after["exact"]
+        assert after["made_from"] == before["made_from"]
+        target = (after["made_from"] or {})["target"]
+        # All steps were looked at before; noise may lead elsewhere, but no farther than a step or 2 %.
+        assert (
+            quantities.off(float(after["train_loss"] or 0), target)
+            <= max(0.02, quantities.off(float(before["train_loss"] or 0), target) + 1e-6)
+            or abs(after["step"] - before["step"]) <= 1
+        )
+    spans.clear()
+    perform(copied)
+    assert spans == []
+
+
+def test_the_losses_of_every_pair_are_shown(made: tuple[Path, Path]) -> None:
+    run = made[0]
+    _, matched = command.section(open_run(run), loaded(run)).tables
+    assert [row[:3] for row in matched.rows] == [
+        ["2", control, str(seed)] for control in ("reinit", "random") for seed in (0, 1)
+    ]
+    for row in matched.rows:
+        control, seed = str(row[1]), int(str(row[2]))
+        ours, theirs = (
+            value(run, seed, arm, f"matched {control}", "train_loss") for arm in ("ticket", control)
+        )
+        assert row[5:7] == [f"{ours:.4g}", f"{theirs:.4g}"]
+        assert float(str(row[7])) == pytest.approx(
+            100 * (max(ours, theirs) / min(ours, theirs) - 1), abs=0.051
+        )
+        steps = [int(value(run, seed, arm, f"matched {control}", "step")) for arm in ("ticket", control)]
+        assert row[3:5] == [*map(str, steps)]
+        assert 12 in steps
+
+
+def test_the_dense_networks_sibling_is_one_for_all_levels(made: tuple[Path, Path]) -> None:
+    run, prepared = made[0], asked(made).prepared
+    trainer = study.make_trainer([prepared], None, [1])
+    start = prepared.model.init(rng.stream(1, "init"))
+    job = train.Job(1, 0, 0, 12, Variables(start.params, {}), prune.ones(start.params), noise=1)
+    (other,) = train.train(trainer, [job], lambda *_: None)
+    sibling, _ = stored(run, Cell(1, "dense", 0, "dense_sibling"))
+    jax.tree.map(np.testing.assert_array_equal, other.variables.params, sibling)
+    assert (run / "landscape/seed=1/dense/path_sibling.npz").is_file()
+
+
 @pytest.mark.parametrize(
     ("losses", "target", "step"),
     [
@@ -434,9 +562,10 @@ def test_differences_are_paired(made: tuple[Path, Path]) -> None:
         low, high = scipy_stats.t.interval(0.95, 1, np.mean(values), scipy_stats.sem(values))
         assert [float(row["low"]), float(row["high"])] == pytest.approx([low, high])
         assert row["n"] == "2"
-    # No other arm has the same path, unless it has a sibling.
-    assert ("dense", "path to sibling", "disagreement") not in rows
-    assert ("reinit", "path to sibling", "disagreement") in rows
+    # No other arm has the same path, unless it has a sibling, as all have.
+    for other in ("dense", "reinit", "random"):
+        assert (other, "path to sibling", "disagreement") in rows
+        assert (other, "path to dense", "disagreement") not in rows
 
 
 def test_eigenvalues_are_in_their_order() -> None:
@@ -578,7 +707,7 @@ def test_without_training_and_on_the_command_line(
     """Prints the cost first; without training there are no siblings or matched losses; keeps the run."""
     run, where = copied
     shutil.rmtree(level_folder(run))
-    for gone in [*run.glob("landscape/seed=*/chain=*/*/*_*"), *run.glob("landscape/*/*/*/*/path_*.npz")]:
+    for gone in [*run.glob("landscape/seed=*/chain=*/*/*_*"), *run.glob("landscape/**/path_*.npz")]:
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     small = [
@@ -599,9 +728,9 @@ def test_without_training_and_on_the_command_line(
     assert wheres == {"end", "path to dense", "path to reinit"}
     notes = json.loads((level_folder(run) / "about.json").read_text())["notes"]
     assert any("not matched in 2 of 2 pairs" in note for note in notes)
-    assert any("3 siblings are not trained" in note for note in notes)
+    assert any("4 siblings are not trained" in note for note in notes)
     assert not list(level_folder(run).glob("landscape_contours_*"))
-    flat, _, _, basin = findings(run)
+    flat, *_, basin = findings(run)
     assert "not matched" in flat.estimate
     assert (basin.outcome, basin.n) == ("not tested", 0)
     changed = {path.name for path in before if path.read_bytes() != before[path]}
@@ -614,12 +743,29 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     (found,) = loaded(run)
     check_section(command.ANALYSIS, run)
     assert (found.scope.chain, found.scope.level, found.scope.planes) == (CHAIN, LEVEL, [0])
-    eigenvalue, mean, sam, basin = findings(run)
+    *flat, basin = findings(run)
     left = read_result(run / f"seed=0/chain={CHAIN}/level=02/ticket")["density"]
-    assert eigenvalue.claim == (
-        f"Tickets lie in flatter minima than reinitialised ones, at {100 * left:.1f} %: largest eigenvalue"
-    )
-    assert basin.n == sam.n == mean.n == 2
+    claims = [
+        f"Tickets lie in flatter minima than {other} ones, at {100 * left:.1f} %: {measure}"
+        for other in ("reinitialised", "random")
+        for measure in ("ASAM", "filter-normalised curvature")
+    ]
+    assert [one.claim for one in flat] == claims
+    assert {one.n for one in (*flat, basin)} == {2}
+    for one, control in zip(flat[::2], ("reinit", "random"), strict=True):
+        # Decided by ASAM at matched loss; the eigenvalues are beside it.
+        both = [
+            [value(run, s, arm, f"matched {control}", "adaptive_sharpness") for s in (0, 1)]
+            for arm in ("ticket", control)
+        ]
+        low, high = scipy_stats.t.interval(
+            0.9, 1, np.mean(np.subtract(*both)), scipy_stats.sem(np.subtract(*both))
+        )
+        assert one.outcome == ("supported" if high < 0 else "refuted" if low > 0 else "undecided")
+        assert one.estimate.startswith(f"{np.mean(both[0]):.3g} against {np.mean(both[1]):.3g}: ")
+        assert re.search(
+            r"; with the scale: largest eigenvalue \S+ against \S+, mean eigenvalue", one.estimate
+        )
     barriers = [100 * value(run, s, "ticket", "path to sibling", "barrier_test_error") for s in (0, 1)]
     # On the logit scale, as no error is below 0 or above 100 %.
     share = np.mean(barriers) / 100
@@ -632,14 +778,34 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
         table.Number(seed, CHAIN, 2, "ticket", "path to sibling", "barrier_test_error", barrier, None)
         for seed, barrier in enumerate((0.00025, 0.0005, 0.00025))
     ]
+    more = [
+        row._replace(arm=arm, value=of * row.value)
+        for row in few
+        for arm, of in (("reinit", 2), ("random", 400))
+    ]
+    beside = command.connected(open_run(run), found._replace(rows=few + more)).estimate
+    assert beside.endswith(
+        " pp; reinit 0.0667, random 13.3; so it is for reinit, and the claim does not tell them apart"
+    )
     close = command.connected(open_run(run), found._replace(rows=few))
-    half = scipy_stats.t.ppf(0.975, 2) * scipy_stats.sem([0.025, 0.05, 0.025]) / 0.0333333
-    low, high = 0.0333333 * np.exp([-half, half])
-    assert close.estimate == f"barrier of the test error 0.0333 [{low:.3g}, {high:.3g}] pp"
-    assert close.outcome == "supported"
+    half = scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem([0.025, 0.05, 0.025]) / 0.0333333
+    high = 0.0333333 * np.exp(half)
+    assert close.estimate == f"barrier of the test error 0.0333 pp, at most {high:.3g} (one-sided 95 %)"
+    assert (close.outcome, close.beside) == ("supported", "")
+    # A control whose siblings are connected, too: the claim says nothing of tickets.
+    for more, outcome, said in (
+        (0.0, "equivalent", "reinit passes the same test"),
+        (0.05, "supported", "reinit does not"),
+    ):
+        both = [*few, *(row._replace(arm="reinit", value=row.value + more) for row in few)]
+        beside = command.connected(open_run(run), found._replace(rows=both)).beside
+        assert said in beside
+        assert ("does not tell" in beside) is (more < 0.02)
+        assert f"reinit − ticket {100 * more:+.3g} pp" in beside
+        assert beside.endswith(f": {outcome}")
     # Three seeds whose tickets are clearly flatter at matched losses, and less so at the end.
     flat = [
-        table.Number(seed, CHAIN, 2, arm, where, "eigenvalue_1", base + 0.01 * seed, None)
+        table.Number(seed, CHAIN, 2, arm, where, "adaptive_sharpness", base + 0.01 * seed, None)
         for seed in (0, 1, 2)
         for where, pair in (("matched reinit", (1.0, 3.0)), ("end", (5.0, 3.0)))
         for arm, base in zip(("ticket", "reinit"), pair, strict=True)
@@ -647,7 +813,7 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     losses = [row._replace(quantity="train_loss", value=0.1) for row in flat]
     said = command.flatter(open_run(run), found._replace(rows=flat + losses))[0]
     assert said.outcome == "supported"
-    assert "1.01 against 3.01: -2 [-2, -2] at matched train loss" in said.estimate
+    assert "1.01 against 3.01: -2, at most -2 (one-sided 95 %) at matched train loss" in said.estimate
     turned = [row for row in flat if row.where == "end"]
     losses = [row._replace(quantity="train_loss", value=0.1) for row in turned]
     assert command.flatter(open_run(run), found._replace(rows=turned + losses))[0].outcome == "refuted"

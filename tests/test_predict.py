@@ -5,7 +5,7 @@ import io
 import itertools
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import pytest
 from conftest import check_section, spoil, unsealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from analysis import record
 from analysis.predict import ANALYSIS
@@ -286,6 +287,32 @@ def test_scores_are_judged_against_every_kind_of_mask() -> None:
     assert own["pooled"] == (None, predict.pooled_auroc(found[0]["true"], kept[0]), *[None] * 5)
 
 
+def test_what_is_added_to_the_initial_magnitude() -> None:
+    """|theta_0| is half of what decides; the nested predictor ranks as it does, the whole one better."""
+    generator = np.random.default_rng(0)
+    found, kept = {}, {}
+    for seed in (0, 1, 2):
+        magnitude, other, noise = (generator.normal(size=4000) for _ in range(3))
+        total = abs(magnitude) + abs(other) + 0.5 * noise
+        kept[seed] = {"a": total > np.quantile(total, 0.8)}
+        found[seed] = {"init_magnitude": {"a": abs(magnitude)}, "other": {"a": abs(other)}}
+    rows, odds = predict.judge(found.items(), {"ticket": {1: kept}})
+    auroc = {(row.score, row.seed): row.values[1] for row in rows if row.layer == "mean"}
+    for seed in (0, 1, 2):
+        assert auroc["logistic_init_magnitude", seed] == pytest.approx(auroc["init_magnitude", seed])
+        assert (auroc["logistic", seed] or 0) > (auroc["init_magnitude", seed] or 1) + 0.1
+    # The masks that are trained are those of the whole predictor.
+    whole = predict.held_out({seed: predict.features(of) for seed, of in found.items()}, kept)
+    for (_, _, seed), score in odds.items():
+        np.testing.assert_array_equal(score["a"], whole[seed]["a"])
+    # Where the other score is noise, nothing is added.
+    noise = {seed: {**of, "other": {"a": generator.normal(size=4000)}} for seed, of in found.items()}
+    rows, _ = predict.judge(noise.items(), {"ticket": {1: kept}})
+    auroc = {(row.score, row.seed): row.values[1] for row in rows if row.layer == "mean"}
+    gains = [(auroc["logistic", s] or 0) - (auroc["logistic_init_magnitude", s] or 0) for s in (0, 1, 2)]
+    assert max(map(abs, gains)) < 0.01
+
+
 class Made(NamedTuple):
     """A finished run of two seeds and two levels, its data, and its study."""
 
@@ -419,7 +446,9 @@ def test_trained_masks_figures_and_findings(looked_at: tuple[Made, str, str]) ->
     check_section(ANALYSIS, made.run)
     # Verdicts give the tickets' density over the whole network, not the mean over its layers.
     left = [f"{100 * run.results[Cell(0, 'rewind-0', n, 'ticket')]['density']:.1f} %" for n in (1, 2)]
-    first, *worth = ANALYSIS.findings(run, found)
+    first, added, *worth = ANALYSIS.findings(run, found)
+    assert added.claim.startswith("Scores at initialisation add to |θ₀| alone")
+    assert added.n == 2
     assert first.estimate.endswith(f"at {left[1]} of the weights")
     assert [one.claim.rpartition("at ")[2] for one in worth] == left
 
@@ -520,3 +549,24 @@ def test_levels_by_default_and_a_run_without_tickets(finished: Made, tmp_path: P
     # 5 batches are wanted, but an epoch has 8
     assert (asked.batches, asked.tickets.rewind) == (8, 0)
     assert ask(run, Options(run=run.path, data_dir=finished.data, images=81)).batches == 5
+
+
+def test_the_claim_is_about_what_is_added(looked_at: tuple[Made, str, str]) -> None:
+    run = open_run(looked_at[0].run)
+    found = load(looked_at[0].run)
+    (row, *_) = [r for r in found.rows if (r.step, r.score, r.layer) == (0, "logistic", "mean")]
+
+    def rows(score: str, level: int, values: tuple[float, ...]) -> list[Any]:
+        return [row._replace(score=score, level=level, seed=seed, auroc=of) for seed, of in enumerate(values)]
+
+    both = rows("logistic", 2, (0.824, 0.826, 0.825)) + rows(
+        "logistic_init_magnitude", 2, (0.822, 0.823, 0.822)
+    )
+    made = ANALYSIS.findings(run, found._replace(rows=both, trials=[]))
+    assert [one.outcome for one in made] == ["supported", "supported"]
+    low, high = scipy_stats.t.interval(0.95, 2, 8 / 3e3, scipy_stats.sem([0.002, 0.003, 0.003]))
+    assert made[1].estimate.startswith(f"+0.0027 [{low:+.4f}, {high:+.4f}] (0.825 against 0.822) at ")
+    assert made[1].estimate.endswith("; the same to within 0.01")
+    older = [r for r in both if r.score == "logistic"]
+    assert ANALYSIS.findings(run, found._replace(rows=older, trials=[]))[1].outcome == "not tested"
+    assert {one.outcome for one in ANALYSIS.findings(run, None)} == {"not tested"}

@@ -317,6 +317,74 @@ def test_false_conjunctions() -> None:
         assert within(often, expected, 1000)
 
 
+# The test set's sampling error
+
+
+def test_the_floor_by_hand() -> None:
+    """70 % and 55 % on 10,000 images: √(.21 + .2475) / 100 = .67639 %; seeds agree to .01 points."""
+    floor = stats.difference_error(0.7, 0.55, 10_000)
+    assert floor == pytest.approx(math.sqrt(0.21 + 0.2475) / 100)
+    assert stats.difference_error(0.7, 0.7, 10_000) == pytest.approx(0.0064807, abs=1e-7)
+    values = [0.15, 0.1501, 0.1499]
+    half = 4.3026527 * floor / math.sqrt(3)
+    assert stats.mean_interval(values, floor=floor)[:3] == pytest.approx((0.15, 0.15 - half, 0.15 + half))
+    # Identical values are no exception, and one value has no interval.
+    assert stats.bounds([0.1] * 3, floor=floor)[1] == pytest.approx(0.1 - 2.9199856 * floor / math.sqrt(3))
+    assert np.isnan(stats.bounds([0.1], floor=floor)[1:3]).all()
+    assert stats.verdict([0.15] * 3, 0.145).outcome == "supported"
+    assert stats.verdict([0.15] * 3, 0.145, floor=floor).outcome == "undecided"
+    assert stats.noninferior([0.0] * 3, 0.005, floor=floor).outcome == "undecided"
+    assert stats.equivalent([0.0] * 3, 0.02, floor=floor).outcome == "supported"
+    for wrong in (lambda: stats.bounds(values, floor=-1), lambda: stats.t_p_value(values, floor=-1)):
+        with pytest.raises(UserError, match="floor: -1 is not allowed"):
+            wrong()
+
+
+@given(VALUES.filter(varied), st.floats(0, 20), NUMBERS, st.sampled_from(ALTERNATIVES))
+@settings(deadline=None)
+def test_the_floor_binds_only_below_it(values: list[float], floor: float, null: float, how: str) -> None:
+    """A floor below s changes nothing; one above it gives the p-value at which its own bounds touch."""
+    if floor <= np.std(values, ddof=1):
+        assert stats.mean_interval(values, floor=floor) == stats.mean_interval(values)
+        assert stats.t_p_value(values, null, how, floor=floor) == stats.t_p_value(values, null, how)
+    else:
+        t = (np.mean(values) - null) / (floor / math.sqrt(len(values)))
+        tails = {
+            "greater": scipy.stats.t.sf(t, len(values) - 1),
+            "less": scipy.stats.t.cdf(t, len(values) - 1),
+        }
+        p = tails.get(how, 2 * min(tails.values()))
+        assert stats.t_p_value(values, null, how, floor=floor) == pytest.approx(p, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [3, 5, 6])
+@pytest.mark.parametrize(("accuracy", "gap"), [(0.7, 0.15), (0.7, 0.0), (0.988, 0.014)])
+def test_coverage_with_the_floor(n: int, accuracy: float, gap: float) -> None:
+    """Seeds alike but for noise, one test set: the interval covers the difference on all images.
+
+    An image is right if a normal variable passes a threshold: 60 % of its variance is the image's own, 10 %
+    the image's and the arm's, so that nets of all seeds err on many of the same images, 30 % the net's.
+    """
+    rng, images, runs, limits = (
+        np.random.default_rng(n),
+        500,
+        400,
+        scipy.stats.norm.ppf([accuracy, accuracy - gap]),
+    )
+    covered, plain = [], []
+    for _ in range(runs):
+        shared = rng.normal(0, 0.6**0.5, images) + rng.normal(0, 0.1**0.5, (2, images))
+        right = limits[:, None] + shared + rng.normal(0, 0.3**0.5, (n, 2, images)) > 0
+        ours, theirs = right.mean(-1).T
+        floor = stats.difference_error(ours.mean(), theirs.mean(), images)
+        values = (ours - theirs).tolist()
+        for found, least in ((covered, floor), (plain, 0.0)):
+            interval = stats.mean_interval(values, floor=least)
+            found.append(interval.low <= gap <= interval.high)
+    assert np.mean(covered) >= 0.95
+    assert np.mean(plain) < 0.95, "the seeds alone do not know of the test set"
+
+
 # p-values and effect sizes
 
 
@@ -714,3 +782,58 @@ def test_area_turns_and_shifts(
 def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_ratios_of_steps_by_hand() -> None:
+    """Evaluated up to step 500: a lowest loss there is a lower bound of the step."""
+    assert stats.step_ratio([400], [100], 500) == (4, 4)
+    assert stats.step_ratio([200, 400], [100, 50], 500) == pytest.approx((4, 4))
+    assert stats.step_ratio([500], [100], 500) == (5, math.inf)
+    assert stats.step_ratio([100], [500], 500) == (0, 0.2)
+    assert stats.step_ratio([500], [500], 500) == (0, math.inf)
+    # One of two repeats is censored: their mean is a lower bound.
+    assert stats.step_ratio([500, 300], [100], 500) == (4, math.inf)
+    for wrong in ([], [0]):
+        with pytest.raises(UserError, match=r"steps: .* is not allowed"):
+            stats.step_ratio(wrong, [100], 500)
+
+
+# Planning
+
+
+@pytest.mark.parametrize("n", [3, 4, 6, 10])
+@pytest.mark.parametrize("power", [0.8, 0.9])
+def test_the_detectable_effect_has_about_its_power(n: int, power: float) -> None:
+    """The exact power, by the noncentral t distribution, of the one-sided test."""
+    effect = stats.detectable(0.7, n, power)
+    limit = scipy.stats.t.ppf(0.95, n - 1)
+    assert scipy.stats.nct.sf(limit, n - 1, effect * math.sqrt(n) / 0.7) == pytest.approx(power, abs=0.01)
+
+
+def test_the_detectable_effect_is_found_that_often() -> None:
+    """The verdict itself, on simulated differences."""
+    effect = stats.detectable(1.0, 5)
+    often = np.mean([stats.verdict(values).outcome == "supported" for values in samples(5, effect)])
+    assert within(often, 0.807)
+
+
+@given(st.floats(0.05, 3), st.floats(0.05, 3))
+@settings(deadline=None)
+def test_seeds_for_is_the_least_number(difference: float, spread: float) -> None:
+    n = stats.seeds_for(difference, spread)
+    assert n is not None
+    assert stats.detectable(spread, n) <= difference
+    assert n == 3 or stats.detectable(spread, n - 1) > difference
+
+
+def test_planning_refuses_what_it_cannot_answer() -> None:
+    assert stats.detectable(0.0, 3) == 0
+    assert stats.seeds_for(1e-4, 1.0) is None
+    for ask, message in (
+        (lambda: stats.detectable(1.0, 1), "n: 1 is too few"),
+        (lambda: stats.detectable(-1.0, 3), "spread: -1 is not allowed"),
+        (lambda: stats.detectable(1.0, 3, 1.5), "power: 1.5 is not between"),
+        (lambda: stats.seeds_for(0, 1.0), "difference: 0 is not between"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ask()

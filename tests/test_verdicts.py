@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from analysis.page import Link
-from analysis.report import verdicts
+from analysis.report import facts, gaps, verdicts
 from analysis.run import Row
 
 SEEDS = range(6)
@@ -54,16 +54,76 @@ def test_within_is_held_at_every_level_of_the_range_and_only_there() -> None:
         "supported", "refuted", "refuted",
     ]  # fmt: skip
     worst = found[WITHIN.format(2)]
-    half = scipy_stats.t.ppf(0.975, 5) * np.std(NOISE, ddof=1) / math.sqrt(6)
-    assert worst.estimate == (
-        f"-1.00 [{-1 - half:+.2f}, {-1 + half:+.2f}] pp at 10.0 % of the weights, the least of 3 levels"
-    )
+    half = scipy_stats.t.ppf(0.95, 5) * np.std(NOISE, ddof=1) / math.sqrt(6)
+    at = "(one-sided 95 %) at 10.0 % of the weights, the least of 3 levels"
+    assert worst.estimate == f"-1.00 pp, at least {-1 - half:+.2f} {at}"
+    assert found[WITHIN.format(0.5)].estimate == f"-1.00 pp, at most {-1 + half:+.2f} {at}"
     assert (worst.n, worst.where) == (6, Link("levels", "#levels"))
+    assert worst.test == "non-inferiority, margin 2 pp"
 
 
 def test_two_seeds_decide_nothing_close() -> None:
     found = said(run({"ticket": {0.15: -0.4}}, seeds=range(2)))
-    assert found[WITHIN.format(0.5)].outcome == "undecided"
+    assert found[WITHIN.format(0.5)].outcome == "too few seeds"
+
+
+@pytest.mark.parametrize(("n", "outcome"), [(1, "too few seeds"), (2, "too few seeds"), (3, "supported")])
+def test_three_seeds_are_the_fewest_of_a_verdict(n: int, outcome: str) -> None:
+    """Tickets 5 points above dense and 20 above reinit: clear, but not by one or two seeds."""
+    rows = run({"ticket": {0.15: 5.0, 0.1: 5.0}, "reinit": {0.15: -15.0, 0.1: -15.0}}, seeds=range(n))
+    tested = [of for of in verdicts.findings(STUDY, rows) if of.outcome != "not tested"]
+    gaps_of = [of for of in tested if not re.search("learn faster|weights", of.claim)]
+    few = {of.outcome for of in gaps_of}
+    assert len(gaps_of) == 7
+    assert few == {outcome}
+    assert all(of.outcome == "too few seeds" for of in tested if n < 3)
+
+
+def test_a_precise_zero_is_equivalent_and_no_open_question() -> None:
+    """Gaps of 0.01 points with a spread of 0.06: within ±0.2, and not above 0."""
+    rows = run({"ticket": {0.15: 0.0}, "reinit": {0.15: 0.0}})
+    close = [r._replace(test_accuracy=0.95 + 0.002 * NOISE[r.seed]) if r.arm == "ticket" else
+             r._replace(test_accuracy=0.95) for r in rows]  # fmt: skip
+    found = said(close)["Tickets beat reinitialised ones at 80–90 % sparsity"]
+    half = scipy_stats.t.ppf(0.95, 5) * scipy_stats.sem(0.2 * NOISE)
+    assert found.outcome == "equivalent"
+    assert found.estimate == (
+        f"+0.00 pp, at least {-half:+.2f} and at most {half:+.2f} (each one-sided 95 %) "
+        "at 15.0 % of the weights"
+    )
+    assert found.test == "equivalence, ±0.2 pp"
+    wide = [r._replace(test_accuracy=0.95 + 0.02 * NOISE[r.seed]) if r.arm == "ticket" else r for r in close]
+    assert said(wide)["Tickets beat reinitialised ones at 80–90 % sparsity"].outcome == "undecided"
+
+
+def lucky(images: int) -> tuple[dict[str, verdicts.Finding], list[Row]]:
+    """Three seeds that all have +1.0 points at 70 %, and a test set of so many images."""
+    rows = run({"ticket": {0.15: 1.0}}, dense=70.0, seeds=range(3))
+    alike = [r._replace(test_accuracy=0.71 if r.arm == "ticket" else 0.70) for r in rows]
+    study = {**STUDY, "data": {"test": images}}
+    return {of.claim: of for of in verdicts.findings(study, alike)}, alike
+
+
+def test_seeds_that_agree_do_not_tell_more_than_the_test_set() -> None:
+    """√(.7 · .3 / N + .71 · .29 / N): .645 points of 10,000 images, so the bound is 1 − 2.92 · .645 / √3."""
+    found, rows = lucky(10_000)
+    error = 100 * math.sqrt((0.7 * 0.3 + 0.71 * 0.29) / 10_000)
+    low = 1 - scipy_stats.t.ppf(0.95, 2) * error / math.sqrt(3)
+    within = found[WITHIN.format(0.2)]
+    assert within.estimate == f"+1.00 pp, at least {low:+.2f} (one-sided 95 %) at 15.0 % of the weights"
+    assert within.outcome == "supported"
+    few, _ = lucky(1000)
+    assert [few[WITHIN.format(margin)].outcome for margin in (2, 0.2)] == ["undecided", "undecided"]
+    # Without the number of images there is no floor.
+    plain = {of.claim: of for of in verdicts.findings(STUDY, rows)}
+    assert plain[WITHIN.format(0.2)].estimate.startswith("+1.00 pp, at least +1.00 (")
+    # The tables of the page have the same spread, two-sided.
+    half = scipy_stats.t.ppf(0.975, 2) * error / math.sqrt(3)
+    said = f"+1.00 [{1 - half:+.2f}, {1 + half:+.2f}]"
+    assert gaps.gaps(rows, "rewind-0", 10_000).rows[0][2] == said
+    assert facts.levels(rows, "rewind-0", 10_000).rows[1][-1] == said
+    p = 2 * scipy_stats.t.sf(1 / (error / math.sqrt(3)), 2)
+    assert gaps.gaps(rows, "rewind-0", 10_000).rows[0][4] == f"{p:.3f}".lstrip("0")
 
 
 def test_what_is_not_there_is_not_tested_and_the_command_is_named() -> None:
@@ -81,13 +141,20 @@ def test_the_gap_to_reinit_and_where_it_appears() -> None:
     assert found[TEN].outcome == "refuted"
     somewhere = found[f"{TEN} … by 10 points or more at some density"]
     assert somewhere.outcome == "supported"
-    assert somewhere.estimate.startswith("first at +14.00 [")
-    assert "at 2.0 % of the weights" in somewhere.estimate
+    # Only one of three levels is clear, so its bound is the one of Holm's first step: of 1 − .05 / 3.
+    gap = 14 + NOISE - np.roll(NOISE, -1)
+    low = gap.mean() - scipy_stats.t.isf(0.05 / 3, 5) * scipy_stats.sem(gap)
+    assert somewhere.estimate == (
+        "first at 2.0 % of the weights: +14.00 pp, "
+        f"at least {low:+.2f} (one-sided 95 % over 3 levels by Holm)"
+    )
     assert found["Tickets beat reinitialised ones at 80–90 % sparsity"].outcome == "supported"
     assert found["Tickets beat random pruning at 80–90 % sparsity"].outcome == "not tested"
     never = said(run({"ticket": tickets, "reinit": {0.15: -1.0, 0.05: -2.0, 0.02: -3.0}}))
     assert never[f"{TEN} … by 10 points or more at some density"].outcome == "refuted"
-    assert never[f"{TEN} … by 10 points or more at some density"].estimate.startswith("at most +3.00")
+    assert never[f"{TEN} … by 10 points or more at some density"].estimate.startswith(
+        "most at 2.0 % of the weights: +3.00 pp, at most +3."
+    )
 
 
 def test_searching_many_levels_is_corrected() -> None:
@@ -119,7 +186,11 @@ def test_weights_saved_and_iso_accuracy() -> None:
     )
     found = said(rows)
     saved = found["5–10× fewer weights within 0.5 points of the dense network"]
-    assert (saved.outcome, saved.estimate, saved.n) == ("supported", "10.0× [10.0, 10.0]", 6)
+    assert (saved.outcome, saved.estimate, saved.n) == (
+        "supported",
+        "10.0×, at least 10.0 (one-sided 95 %)",
+        6,
+    )
     iso = found["Reinitialised masks need more weights than tickets 0.5 points below dense"]
     assert iso.outcome == "supported"
     # By hand for a seed: falling from +1 + e to -3 + f crosses -0.5 at (1.5 + e) / (4 + e - f) of the way.
@@ -129,7 +200,8 @@ def test_weights_saved_and_iso_accuracy() -> None:
         way_t, way_c = (1.5 + t) / 4, (1.5 + c) / 4
         ratios.append(0.5 * (0.1 / 0.5) ** way_c / (0.1 * (0.05 / 0.1) ** way_t))
     mean = math.exp(np.mean(np.log(ratios)))
-    assert iso.estimate.startswith(f"{mean:.1f}× [")
+    low = math.exp(np.mean(np.log(ratios)) - scipy_stats.t.ppf(0.95, 5) * scipy_stats.sem(np.log(ratios)))
+    assert iso.estimate == f"{mean:.1f}×, at least {low:.1f} (one-sided 95 %)"
     few = said(run({"ticket": {0.5: 1.0, 0.1: 1.0}, "reinit": {0.5: 1.0, 0.1: -3.0}}))
     assert few[saved.claim].estimate == (
         "≥ 10.0×, one-sided 95 % bound of the mean; 6 of 6 seeds (100 %) still match at the last level, "
@@ -162,7 +234,7 @@ def test_a_censored_seed_is_a_bound_and_no_value() -> None:
     assert (short.outcome, short.estimate[:6]) == ("undecided", "≥ 2.5×")
     one = said(run({"ticket": {0.5: 1.0}}, seeds=range(1)))[claim]
     assert (one.outcome, one.estimate) == (
-        "undecided",
+        "too few seeds",
         "≥ 2.0×; 1 of 1 seeds (100 %) still match at the last level",
     )
     three = said(run({"ticket": {0.5: 1.0, 0.1: 1.0}}, seeds=range(3)))[claim]
@@ -187,13 +259,11 @@ def test_late_rewinding_is_paired_by_seed() -> None:
     found = said([*first, *later])
     claim = "Late rewinding helps at 80–90 % sparsity: to step 50 against 0"
     assert found[claim].outcome == "supported"
-    assert found[claim].estimate.startswith("+1.00 [+1.00, +1.00] pp at 15.0 %")
+    assert found[claim].estimate.startswith("+1.00 pp, at least +1.00 (one-sided 95 %) at 15.0 %")
 
 
 def test_table_of_differences_is_scipys() -> None:
-    table = verdicts.gaps(
-        run({"ticket": {0.15: -0.2, 0.1: -0.4}, "reinit": {0.15: -1.0, 0.1: -2.0}}), "rewind-0"
-    )
+    table = gaps.gaps(run({"ticket": {0.15: -0.2, 0.1: -0.4}, "reinit": {0.15: -1.0, 0.1: -2.0}}), "rewind-0")
     assert [line[:2] for line in table.rows] == [
         ["15.0", "ticket − dense"], ["10.0", "ticket − dense"], ["15.0", "ticket − reinit"],
         ["10.0", "ticket − reinit"],
@@ -215,7 +285,7 @@ def test_table_of_differences_is_scipys() -> None:
 
 def test_summaries_by_hand() -> None:
     rows = run({"ticket": {0.5: 1.0, 0.25: 0.0, 0.1: -1.5}, "reinit": {0.5: 0.9, 0.25: -1.0, 0.1: -3.0}})
-    ticket, reinit = verdicts.summaries(rows, "rewind-0").rows
+    ticket, reinit = gaps.summaries(rows, "rewind-0").rows
     # Noise is below -0 for three of the six at 25 %, and never beyond 0.3.
     assert ticket[1].split(", ") == ["50.0" if NOISE[seed] < 0 else "25.0" for seed in SEEDS]
     assert set(ticket[2].split(", ")) == {"25.0"}
@@ -233,19 +303,22 @@ def test_collapsed_runs_are_counted() -> None:
         row(seed, "rewind-0", 1, "reinit", 0.02, percent)
         for seed, percent in enumerate((11.0, 90.0, 19.9, 92.0, 20.0, 88.0))
     ]
-    table = verdicts.collapsed(rows, 10)
+    table = gaps.collapsed(rows, 10)
     assert table is not None
     ((chain, density, arm, share, interval, median),) = table.rows
     assert (chain, density, arm, share, median) == ("rewind-0", "2.0", "reinit", "2 of 6", "54.00")
     low, high = scipy_stats.binomtest(2, 6).proportion_ci(method="exact")
     assert interval == f"{100 * low:.0f}–{100 * high:.0f} %"
-    assert verdicts.collapsed(run({"ticket": {0.02: 0.0}}), 10) is None
+    assert gaps.collapsed(run({"ticket": {0.02: 0.0}}), 10) is None
 
 
 @pytest.mark.parametrize("gap", [10.6, 9.4])
 def test_ten_points_are_tested_as_ten(gap: float) -> None:
     found = said(run({"ticket": {0.15: 0.0}, "reinit": {0.15: -gap}}))
     assert found[TEN].outcome == ("supported" if gap > 10 else "refuted")
+    assert found[TEN].estimate.endswith("; 15 pp or less: supported")
+    more = said(run({"ticket": {0.15: 0.0}, "reinit": {0.15: -16.0}}))[TEN]
+    assert (more.outcome, more.estimate[-22:]) == ("supported", "15 pp or less: refuted")
 
 
 def test_the_command_of_a_part_of_the_seeds_is_told_for_all() -> None:

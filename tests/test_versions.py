@@ -42,7 +42,16 @@ def environment(folder: Path, version: str, packages: list[str]) -> str:
     subprocess.run([interpreter(version), "-m", "venv", folder], check=True)
     python = str(folder / "bin" / "python")
     for wanted in (packages, ["--editable", str(ROOT)]):
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+        install = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-compile",
+            "--disable-pip-version-check",
+            *wanted,
+        ]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
             pytest.skip(f"not to be had here: {done.stderr.strip().splitlines()[-1]}")

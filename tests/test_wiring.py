@@ -51,7 +51,7 @@ def test_the_same_network_in_another_order_computes_the_same(
     model, variables = built(kind, monkeypatch)
     units = orders(model)
     assert len(units) == TINY[kind][1]
-    moved = wiring.permuted(model, variables, units)
+    moved = wiring.permuted(wiring.layers(model), variables, units)
     images = jax.random.normal(jax.random.key(1), (5, 8, 8, 2))
     logits = jax.jit(lambda v: model.apply(v.params, v.stats, images, False)[0])
     np.testing.assert_allclose(logits(moved), logits(variables), rtol=2e-3, atol=2e-3)
@@ -65,14 +65,16 @@ def test_matching_by_signed_weights_finds_the_order_again(kind: str, monkeypatch
     model, variables = built(kind, monkeypatch)
     layers = wiring.layers(model)
     groups, a = wiring.groups(layers), geography.kernels(layers, variables.params)
-    moved = wiring.permuted(model, variables, orders(model))
+    moved = wiring.permuted(wiring.layers(model), variables, orders(model))
     b = geography.kernels(layers, moved.params)
     found = geography.align(a, b, groups)
     assert found.common == pytest.approx(sum((x.astype(float) ** 2).sum() for x in a), rel=1e-6)
     for again, first in zip(geography.permuted(b, found.units, groups), a, strict=True):
         np.testing.assert_array_equal(again, first)
     # And the whole network, with its statistics, goes back.
-    jax.tree.map(np.testing.assert_array_equal, wiring.permuted(model, moved, found.units), variables)
+    jax.tree.map(
+        np.testing.assert_array_equal, wiring.permuted(wiring.layers(model), moved, found.units), variables
+    )
 
 
 def test_no_order_of_a_single_group_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +116,7 @@ def test_equal_tickets_of_a_residual_network_overlap_wholly_after_matching(
     model, variables = built("residual", monkeypatch)
     layers = wiring.layers(model)
     mask = jax.tree.map(largest, variables.params)
-    moved = wiring.permuted(model, variables, orders(model))
+    moved = wiring.permuted(wiring.layers(model), variables, orders(model))
     other = jax.tree.map(largest, moved.params)
     tickets = [geography.ticket(layers, *of) for of in ((mask, variables.params), (other, moved.params))]
     found = geography.compare(layers, *tickets, 2, np.random.default_rng(0))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import page, tables, words
-from analysis.compare import figures
+from analysis.compare import equal, figures
 from analysis.compare.entries import Entry, Point, at_most, entries
 from analysis.page import Drawn, Section, Table
 from analysis.run import COLUMNS, TICKET, Run, difference, mean_accuracy, open_run
@@ -214,10 +214,13 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
         "Schedules",
         notes=notes,
         figures=[drawn],
-        tables=[table],
-        remark="Every schedule is taken at its first level of no more than the density, so a coarse one may "
-        "be sparser than asked. The best is the one of the highest mean on these very seeds; differences to "
-        "it are paired by seed, with the 95 % interval of Student's t, and the choice flatters it.",
+        tables=[table, equal.table(found, targets(found))],
+        remark="By density, every schedule is taken at its first level of no more than the density, so a "
+        "coarse one may be sparser than asked. The best is the one of the highest mean on these very seeds; "
+        "differences to it are paired by seed, with the 95 % interval of Student's t, and the choice "
+        "flatters it. At equal density, accuracies are interpolated in log density between levels, the best "
+        "is chosen by its validation accuracy, which the comparison does not use, and p-values are "
+        "two-sided, by t, with Holm's correction over the schedules compared at the density.",
     )
 
 

@@ -1,10 +1,11 @@
 """The entries of a comparison: what run folders hold, under a name that tells them apart."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
-from analysis.run import TICKET, Row, accuracies, arms, by_level, chains, mean_accuracy, select
+from analysis.run import TICKET, Row, accuracies, arms, by_level, by_seed, chains, mean_accuracy, select
 from analysis.words import title
 from lthjax import config, imp, sweep
 from lthjax.fields import About
@@ -23,11 +24,13 @@ class Point(NamedTuple):
         density: weights left / prunable weights, mean over seeds.
         accuracies: seed -> test accuracy at the end in percent.
         trainings: the cost of getting there in dense trainings, the dense one included.
+        validation: seed -> validation accuracy at the end in percent.
     """
 
     density: float
     accuracies: dict[int, float]
     trainings: float
+    validation: Mapping[int, float] = MappingProxyType({})
 
     @property
     def accuracy(self) -> Interval:
@@ -43,12 +46,16 @@ class Entry(NamedTuple):
         variant: the difference to others of the same `how`: the scope, a field, a rewind point.
         dense: seed -> accuracy of the dense network in percent.
         arms: arm -> its points, densest first.
+        dense_validation: seed -> validation accuracy of the dense network in percent.
+        images: of the test set; 0 where it is not known.
     """
 
     how: str
     variant: str
     dense: dict[int, float]
     arms: dict[str, list[Point]]
+    dense_validation: Mapping[int, float] = MappingProxyType({})
+    images: int = 0
 
     @property
     def name(self) -> str:
@@ -74,7 +81,9 @@ def entries(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Ent
             several = len(chains(rows)) > 1 or imp.rewind_of(chain) > 0
             rewound = f"rewound to {imp.rewind_of(chain)}" if several else ""
             key = (how, ", ".join(part for part in (variant, rewound) if part))
-            entry = found.setdefault(key, Entry(*key, accuracies(select(rows, chain=DENSE)), {}))
+            dense = select(rows, chain=DENSE)
+            made = Entry(*key, accuracies(dense), {}, _validation(dense), facts["data"]["test"])
+            entry = found.setdefault(key, made)
             own = select(rows, chain=chain)
             for arm in arms(own):
                 levels = by_level(select(own, arm=arm)).values()
@@ -107,7 +116,12 @@ def _point(rows: Sequence[Row], chain: str, cells: Sequence[Row], total: int) ->
     before = {row.level: row.steps for row in select(rows, chain=chain, arm=leader) if row.level < level}
     steps = total + sum(before.values()) + cells[0].steps
     density = sum(row.density for row in cells) / len(cells)
-    return Point(density, accuracies(cells), steps / total)
+    return Point(density, accuracies(cells), steps / total, _validation(cells))
+
+
+def _validation(rows: Sequence[Row]) -> dict[int, float]:
+    """Seed -> validation accuracy in percent, repeats averaged."""
+    return {seed: 100 * value for seed, value in by_seed(rows, "validation_accuracy").items()}
 
 
 def at_most(points: Sequence[Point], density: float) -> Point | None:

@@ -16,9 +16,8 @@ Trains nothing. Writes RUN/geography:
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from analysis import words
+from analysis.claims import SUPERIOR, At, everywhere, named
 from analysis.geography import figures
 from analysis.geography.table import TABLES, load, over_seeds, seeds_at
 from analysis.geography.work import Options, work
@@ -30,6 +29,8 @@ from lthjax.measures.geography import ALL, INPUTS, SHUFFLED
 
 # Overlap from which on two tickets would be called the same.
 SAME = 0.9
+# Overlap, and correlation, that counts as chance where none above it is found.
+_NONE = {"overlap": 0.01, "correlation": 0.1}
 # Claim -> matching, layer, the mask whose overlap is subtracted, and the threshold.
 _CLAIMS = {
     "Tickets of different seeds overlap by more than chance": ("none", ALL, SHUFFLED, 0.0),
@@ -59,19 +60,25 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         values = {n: of_level for n, of_level in every if of_level}
         if not values:
             continue
-        worst = min(values, key=lambda n: float(np.mean(values[n])))
         # A difference from chance, and a correlation, may be below 0.
         within = stats.ANY if above or layer == INPUTS else stats.SHARE
         kind = "correlation" if layer == INPUTS else "overlap"
-        mean = words.interval(stats.mean_interval(values[worst], within=within), "+.3f")
-        several = f", the least of {len(values)} levels" if len(values) > 1 else ""
-        estimate = f"{kind} {mean}{' above chance' if above else ''} at level {worst}{several}"
+        margin = _NONE[kind]
         # Two seeds have one pair: nothing is known of how it varies.
-        outcome = stats.conjunction(
-            stats.verdict(of_level, threshold, within=within).outcome for of_level in values.values()
+        tested = everywhere(
+            [
+                At(
+                    f"{'above chance ' if above else ''}at level {level}",
+                    stats.verdict(of_level, threshold, within=within),
+                    stats.equivalent(of_level, margin) if above else None,
+                )
+                for level, of_level in values.items()
+            ]
         )
         n = min(seeds_at(rows, level) for level in values)
-        said.append(Finding(claim, outcome, estimate, n, Link("tickets of different seeds", "#geography")))
+        test = named(tested, f"{SUPERIOR}{f' to {threshold:g}' if threshold else ''}", f"{margin:g}")
+        where, estimate = Link("tickets of different seeds", "#geography"), f"{kind} {tested.said('+.3f')}"
+        said.append(Finding(claim, tested.outcome, estimate, n, where, test))
     return said
 
 

@@ -8,8 +8,9 @@ on the same images and along the same random directions for all arms of a seed. 
 read. Two kinds of trainings are added. A sibling has the seed, mask and start weights of a cell and another
 data order: they lie in one basin if the straight path between them has no barrier. A replay is a cell's
 training once more, with the same bits on one CPU: the one of ticket and control that ends at the lower train
-loss is stopped where its loss is nearest to the other's end, so that sharpness is compared at matched train
-loss. All files are written to RUN/landscape:
+loss is stopped where its loss reaches the other's end, found by sections to within 2 %, so that sharpness is
+compared at matched train loss. Measures that do not change with the scale of the layers decide (ASAM, and the
+curvature along filter-normalised directions). All files are written to RUN/landscape:
 
   chain=C/level=07/landscape.csv      `Number`: one a seed, arm and quantity
   chain=C/level=07/differences.csv    `ArmDifference`: ticket − other arm, paired over seeds
@@ -20,31 +21,47 @@ loss. All files are written to RUN/landscape:
   seed=3/dense/                       arrays of the dense network, the same for all levels
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from analysis import words
+from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere
 from analysis.landscape import figures, table, work
-from analysis.landscape.table import CONNECTED, END, NAME, SIBLING, ArmDifference, Found, Number, values_of
+from analysis.landscape.table import (
+    CONNECTED,
+    CONTROLS,
+    END,
+    NAME,
+    SIBLING,
+    ArmDifference,
+    Found,
+    Number,
+    values_of,
+)
 from analysis.landscape.work import LandscapeOptions
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding
 from analysis.run import TICKET, Run, select
+from lthjax.imp import DENSE
 from lthjax.measures import stats
-from lthjax.measures.quantities import FLATNESS, QUANTITIES
+from lthjax.measures.quantities import BESIDE, FLATNESS, QUANTITIES, WITHIN
 from lthjax.measures.stats import mean_interval
 
 __all__ = ["ANALYSIS", "ArmDifference", "Found", "LandscapeOptions", "Number"]
 
-_FLAT = "Tickets lie in flatter minima than reinitialised ones"
+_FLAT = {
+    "reinit": "Tickets lie in flatter minima than reinitialised ones",
+    "random": "Tickets lie in flatter minima than random ones",
+}
 _BASIN = "Two trainings of a ticket that differ in data order are linearly connected"
 _LINK = Link(NAME, f"#{NAME}")
 _REMARK = (
     "Measured inside the mask, on the same train images for all arms of a seed. “end” is after training, "
     "where arms differ in train loss too; “matched” takes the arm that ends at the lower train loss at the "
-    "step at which its loss was nearest to the other's end. Intervals are Student's t over seeds. The "
-    "further eigenvalues are in differences.csv of the level's folder."
+    "step at which its loss reached the other's end. ASAM and the curvature in lengths of the filters do not "
+    "change with the scale of the layers, and decide; eigenvalues, trace and SAM do. Intervals are "
+    "Student's t over seeds. The further eigenvalues are in differences.csv of the level's folder."
 )
 
 
@@ -58,9 +75,23 @@ def section(run: Run, found: Sequence[Found]) -> Section:
             interval = "–" if row.n < 2 else f"[{row.low:+.3g}, {row.high:+.3g}]"
             values = [QUANTITIES[row.quantity], f"{row.mean:+.3g}", interval, str(row.n)]
             lines.append([str(level), *place, *values])
-    shown = Table("Differences, paired by seed", header, lines, 4)
+    shown = [Table("Differences, paired by seed", header, lines, 4), *_matched(found)]
     drawn = [figure for one in found for figure in figures.drawn_of(run, one)]
-    return Section(NAME, "Landscape", [note for one in found for note in one.notes], drawn, [shown], _REMARK)
+    return Section(NAME, "Landscape", [note for one in found for note in one.notes], drawn, shown, _REMARK)
+
+
+def _matched(found: Sequence[Found]) -> list[Table]:
+    """The losses of every matched pair; no table where there are none."""
+    header = ["level", "ticket against", "seed", "ticket's step", "control's step", "ticket's loss",
+              "control's loss", "apart (%)"]  # fmt: skip
+    lines = [
+        [str(one.scope.level), pair.control, *map(str, (pair.seed, *pair.steps)),
+         *(f"{loss:.4g}" for loss in pair.losses), f"{100 * pair.off:.1f}"]
+        for one in found
+        for pair in table.matched_pairs(one.rows)
+    ]  # fmt: skip
+    title = f"Matched train losses (nats), to within {100 * WITHIN:g} % where the steps allow"
+    return [Table(title, header, lines, 2)] if lines else []
 
 
 def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
@@ -70,48 +101,80 @@ def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
     tickets = select(run.rows, arm=TICKET)
     level = min(tickets, key=lambda row: abs(row.density - 0.15)).level if tickets else "L"
     where = table.command(run, level)
-    return [Finding(claim, "not tested", "not measured", 0, where) for claim in (_FLAT, _BASIN)]
+    claims = (*_FLAT.values(), _BASIN)
+    return [Finding(claim, "not tested", "not measured", 0, where) for claim in claims]
 
 
 def flatter(run: Run, found: Found) -> list[Finding]:
-    """Whether tickets lie in flatter minima, one finding a measure of flatness."""
+    """Whether tickets lie in flatter minima: one finding a control and measure that is free of scale."""
+    return [
+        _flatter(run, found, control, quantity, in_words)
+        for control in CONTROLS
+        for quantity, in_words in FLATNESS.items()
+    ]
+
+
+def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str) -> Finding:
+    """Whether a measure is less for tickets than for a control, at matched loss where there are replays."""
 
     def both(where: str, quantity: str) -> list[dict[int, float]]:
-        return [values_of(found.rows, arm, where, quantity) for arm in (TICKET, "reinit")]
+        return [values_of(found.rows, arm, where, quantity) for arm in (TICKET, control)]
 
-    made = []
-    for quantity, in_words in FLATNESS.items():
-        claim = f"{_FLAT}, at {words.share(found.scope.density)}: {in_words}"
-        paired = {at: stats.paired(*both(at, quantity)) for at in (table.MATCHED_WITH.format("reinit"), END)}
-        where = next((where for where in paired if paired[where]), "")
-        if not where:
-            made.append(_again(run, found, claim, "no reinit cell there"))
-            continue
-        means, losses = ([np.mean([*of.values()]) for of in both(where, x)] for x in (quantity, "train_loss"))
-        difference, at_end = (words.interval(mean_interval(paired[at]), "+.3g") for at in (where, END))
-        beside = "at the end of training, not matched" if where == END else "at matched train loss"
-        also = "" if where == END else f"; at the end {at_end}"
-        estimate = (
-            f"{means[0]:.3g} against {means[1]:.3g}: {difference} {beside} "
-            f"({losses[0]:.3g} and {losses[1]:.3g} nats){also}"
-        )
-        outcome = stats.verdict([-value for value in paired[where]]).outcome
-        made.append(Finding(claim, outcome, estimate, len(paired[where]), _LINK))
-    return made
+    def against(quantity: str, form: str = ".3g") -> str:
+        means = [np.mean([*of.values()]) if of else np.nan for of in both(where, quantity)]
+        return " against ".join(f"{mean:{form}}" for mean in means)
+
+    claim = f"{_FLAT[control]}, at {words.share(found.scope.density)}: {in_words}"
+    paired = {at: stats.paired(*both(at, quantity)) for at in (table.MATCHED_WITH.format(control), END)}
+    where = next((where for where in paired if paired[where]), "")
+    if not where:
+        return _again(run, found, claim, f"no {control} cell there, or not measured")
+    flat = stats.verdict([-value for value in paired[where]])
+    difference = words.decided(flat, "+.3g", below=True)
+    beside = "at the end of training, not matched" if where == END else "at matched train loss"
+    at_end = words.interval(mean_interval(paired[END]), "+.3g")
+    also = "" if where == END else f"; at the end {at_end}"
+    changing = [f"{name} {against(other)}" for other, name in BESIDE.items() if all(both(where, other))]
+    scaled = f"; with the scale: {', '.join(changing)}" if changing else ""
+    estimate = f"{against(quantity)}: {difference} {beside} ({against('train_loss')} nats){also}{scaled}"
+    return Finding(claim, flat.outcome, estimate, len(paired[where]), _LINK, SUPERIOR)
 
 
 def connected(run: Run, found: Found) -> Finding:
-    """Whether the paths between tickets and their siblings are without a barrier."""
+    """Whether the paths between tickets and their siblings are without a barrier; other arms beside."""
     claim = f"{_BASIN}, at {words.share(found.scope.density)}: error barrier below {CONNECTED:g} points"
-    barriers = values_of(found.rows, TICKET, table.PATH_TO.format(SIBLING), "barrier_test_error")
-    if not barriers:
+    barriers = {
+        arm: {seed: 100 * value for seed, value in of_arm.items()}
+        for arm in (TICKET, *CONTROLS, DENSE)
+        if (of_arm := values_of(found.rows, arm, table.PATH_TO.format(SIBLING), "barrier_test_error"))
+    }
+    if TICKET not in barriers:
         return _again(run, found, claim, "no siblings trained")
-    values = [100 * value for value in barriers.values()]
+    tested = {arm: _below([*of.values()]) for arm, of in barriers.items()}
+    ticket = tested.pop(TICKET)
+    said = f"barrier of the test error {words.decided(ticket, '.3g', ' pp', below=True)}"
+    also = [_apart(arm, ticket.outcome, of, barriers) for arm, of in tested.items()]
+    n, test = len(barriers[TICKET]), f"{NON_INFERIOR}, margin {CONNECTED:g} pp"
+    return Finding(claim, ticket.outcome, said, n, _LINK, test, "; ".join(also))
+
+
+def _below(values: Sequence[float]) -> stats.Verdict:
+    """The verdict on barriers, in points, below the limit."""
     # A path's highest error is no less than its ends' mean, and no error is above 100 %.
     least, most = stats.PERCENT
-    outcome = stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least)).outcome
-    interval = words.interval(mean_interval(values, within=stats.PERCENT), ".3g")
-    return Finding(claim, outcome, f"barrier of the test error {interval} pp", len(values), _LINK)
+    return stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least))
+
+
+def _apart(
+    arm: str, outcome: stats.Outcome, tested: stats.Verdict, barriers: Mapping[str, Mapping[int, float]]
+) -> str:
+    """What the same test says of a control's siblings, and the verdict on its barrier − the ticket's."""
+    passes = tested.outcome == "supported"
+    told = ", so connection does not tell tickets from it" if passes and outcome == "supported" else ""
+    gaps = stats.paired(barriers[arm], barriers[TICKET])
+    more = everywhere([At("", stats.verdict(gaps), stats.equivalent(gaps, SAME))])
+    gap = f"{arm} − ticket {more.said('+.3g', ' pp')}: {more.outcome}"
+    return f"{arm} {'passes the same test' if passes else f'does not ({tested.outcome})'}{told}; {gap}"
 
 
 def _again(run: Run, found: Found, claim: str, why: str) -> Finding:

@@ -16,11 +16,11 @@ from analysis.page import Drawn
 from analysis.run import TICKET, Run
 from lthjax.imp import DENSE
 from lthjax.measures import hessian
-from lthjax.measures.quantities import FLATNESS
+from lthjax.measures.quantities import BESIDE, FLATNESS
 from lthjax.measures.stats import ANY, PERCENT, POSITIVE, mean_interval
 
 # (arm, other end) -> line.
-_PATHS = {(TICKET, SIBLING): "-", ("reinit", SIBLING): "--", ("random", SIBLING): ":",
+_PATHS = {(DENSE, SIBLING): "-.", (TICKET, SIBLING): "-", ("reinit", SIBLING): "--", ("random", SIBLING): ":",
           (TICKET, "reinit"): "-", (TICKET, DENSE): "--"}  # fmt: skip
 # Place on the x axis of sharpness, arm, where.
 _PLACES = [(float(place), arm, END) for place, arm in enumerate(ARMS)] + [
@@ -299,11 +299,13 @@ def _barriers(run: Run, found: Found) -> Drawn | None:
 
 def _sharpness(found: Found) -> Drawn | None:
     """Measures of sharpness a seed, at the end and at matched train loss."""
-    if not any(row.quantity in FLATNESS for row in found.rows):
+    measures = {**FLATNESS, **BESIDE}
+    there = {row.quantity for row in found.rows}
+    if not there & measures.keys():
         return None
     rows: list[tuple] = []
-    shown = {"train_loss": "train loss (nats)", **FLATNESS}
-    figure, (panels,) = draw.panels("", (1, len(shown)), (11.0, 3.8))
+    shown = {"train_loss": "train loss (nats)", **{x: of for x, of in measures.items() if x in there}}
+    figure, (panels,) = draw.panels("", (1, len(shown)), (0.6 + 2.6 * len(shown), 3.8))
     for axes, (quantity, heading) in zip(panels, shown.items(), strict=True):
         # Eigenvalues, and the rise of the loss, may be negative.
         within = POSITIVE if quantity == "train_loss" else ANY
@@ -327,12 +329,14 @@ def _sharpness(found: Found) -> Drawn | None:
         _named(found, "sharpness"),
         "Sharpness, and at matched train loss",
         figure,
-        f"Train loss, largest and mean eigenvalue of the Hessian inside the mask, and rise of the loss on a "
-        f"step of length {found.scope.settings.rho:g} up the gradient (SAM): {_about_level(found)}; large "
-        f"points are means over {words.seeds(seeds)}, small ones seeds"
+        "Train loss; two measures that do not change with the scale of the layers, the rise of the loss on a "
+        f"step of {found.scope.settings.adaptive_rho:g} up the gradient in units of the weights (ASAM) and "
+        "the curvature along random directions inside the mask in lengths of the filters; and the largest "
+        f"and mean eigenvalue of the Hessian, which do: {_about_level(found)}; large points are means over "
+        f"{words.seeds(seeds)}, small ones seeds"
         f"{', lines the 95 % interval' if seeds >= draw.BAND_FROM else ''}. First in every panel the end "
         "of training; then ticket and reinit, then ticket and random, at matched train loss: the one that "
-        "ends lower is taken at the step of its training at which its loss was nearest to the other's end. "
+        "ends lower is taken at the step of its training at which its loss reached the other's end. "
         "Compare there, but bear in mind that a point within one training is then held against the end of "
         "another; the table has the steps.",
         (("quantity", "where", "arm", "seed", "value"), rows),

@@ -1,7 +1,6 @@
 """The tables of a run's landscape: networks, what is measured of them, the numbers that come out."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,8 +10,6 @@ import numpy as np
 
 from analysis import tables, words
 from analysis.run import TICKET, Run, chains, densities, select
-from lthjax import files
-from lthjax.errors import DAMAGED
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs, quantities, stats
 from lthjax.measures.programs import Settings
@@ -70,7 +67,7 @@ class Network(NamedTuple):
     Attributes:
         cell: the run's cell that it is, or that it trains again.
         role: "own", the cell itself; "sibling", a training with another data order; "matched", a replay
-            of the cell up to the step at which its train loss is nearest to another arm's end.
+            of the cell up to the step at which its train loss reaches another arm's end.
         other: of a replay, that arm.
     """
 
@@ -138,8 +135,8 @@ class Scope(NamedTuple):
         return [self.network(seed, arm) for arm, seeds in self.arms.items() for seed in seeds]
 
     def siblings(self) -> list[Network]:
-        """The siblings of all but the dense networks."""
-        return [one._replace(role=SIBLING) for one in self.networks() if one.cell.arm != DENSE]
+        """The siblings of all of them; those of the dense networks are the same for all levels."""
+        return [one._replace(role=SIBLING) for one in self.networks()]
 
     def replays(self) -> list[tuple[Network, ...]]:
         """Of every pair of ticket and control the ticket's and the control's; one of them is trained."""
@@ -148,6 +145,26 @@ class Scope(NamedTuple):
             tuple(Network(self.network(seed, a).cell, MATCHED, b) for a, b in ((TICKET, of), (of, TICKET)))
             for seed, of in pairs
         ]
+
+
+class MatchedPair(NamedTuple):
+    """A ticket and a control of one seed where their train losses are matched.
+
+    Attributes:
+        seed, control: which pair.
+        steps: of the ticket and of the control, at which they are measured.
+        losses: their train losses there, nats.
+    """
+
+    seed: int
+    control: str
+    steps: tuple[int, int]
+    losses: tuple[float, float]
+
+    @property
+    def off(self) -> float:
+        """The ratio of the losses, of the larger to the smaller, less 1."""
+        return quantities.off(*self.losses)
 
 
 class Found(NamedTuple):
@@ -163,7 +180,7 @@ def items(scope: Scope, replays: Sequence[Network] = ()) -> list[Item]:
     own = scope.networks()
     found = [Item("point", one) for one in (*own, *replays)]
     found += [Item("lines", one) for one in own]
-    found += [Item("spectrum", one) for one in (*own, *replays)]
+    found += [Item(kind, one) for kind in ("spectrum", "curvature") for one in (*own, *replays)]
     found += [Item("path", one._replace(role="own"), one) for one in scope.siblings()]
     for other in (DENSE, "reinit"):
         both = [seed for seed in scope.arms[TICKET] if seed in scope.arms[other]]
@@ -177,22 +194,12 @@ def _file(run: Path, item: Item) -> Path:
 
 def read(run: Path, item: Item, settings: Settings) -> Arrays | None:
     """An item's arrays; None where they are not there, damaged, or of other settings."""
-    try:
-        with _file(run, item).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if json.loads(str(arrays["basis"])) == programs.basis(item.kind, settings):
-                return {name: arrays[name] for name in arrays.files if name != "basis"}
-    except DAMAGED:
-        pass
-    return None
+    return tables.read_arrays(_file(run, item), programs.basis(item.kind, settings))
 
 
 def write_arrays(run: Path, item: Item, settings: Settings, arrays: Arrays) -> None:
     """Writes an item's arrays, whole or not at all."""
-    contents = io.BytesIO()
-    np.savez_compressed(contents, basis=json.dumps(programs.basis(item.kind, settings)), **arrays)  # type: ignore[arg-type]
-    path = _file(run, item)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(path, contents.getvalue())
+    tables.write_arrays(_file(run, item), programs.basis(item.kind, settings), arrays)
 
 
 def numbers(item: Item, arrays: Arrays) -> list[Number]:
@@ -217,6 +224,23 @@ def differences(rows: Sequence[Number]) -> list[ArmDifference]:
         for place in places
         if (values := stats.paired(values_of(rows, TICKET, *place), values_of(rows, other, *place)))
     ]
+
+
+def matched_pairs(rows: Sequence[Number]) -> list[MatchedPair]:
+    """The pairs whose train losses were matched, by control and seed."""
+    made = []
+    for control in CONTROLS:
+        where = MATCHED_WITH.format(control)
+        both = [
+            [values_of(rows, arm, where, name) for arm in (TICKET, control)]
+            for name in ("step", "train_loss")
+        ]
+        (a, b), (ours, theirs) = both
+        made += [
+            MatchedPair(seed, control, (int(a[seed]), int(b[seed])), (ours[seed], theirs[seed]))
+            for seed in sorted(ours.keys() & theirs.keys() & a.keys() & b.keys())
+        ]
+    return made
 
 
 def values_of(rows: Iterable[Number], arm: str, where: str, quantity: str) -> dict[int, float]:

@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,13 +23,15 @@ from analysis.work import Work, kept
 from lthjax import fields, progress, record
 from lthjax.devices import hardware
 from lthjax.errors import UserError
-from lthjax.imp import DENSE
+from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs, quantities
 from lthjax.measures.programs import Settings
+from lthjax.models import Variables
 from lthjax.store import Store, folder
 from lthjax.study import Prepared, Watch
+from lthjax.train import Job
 
-# Steps of a replay at which its train loss is measured, at most.
+# Steps of a replay at which its train loss is measured, at most, in every pass of the search.
 _CAPTURES = 32
 
 
@@ -119,7 +122,8 @@ def work(run: Run, options: LandscapeOptions, watch: Watch) -> Path:
         if options.training:
             at.match()
         at.measurer.measure(at.missing(at.matched()))
-        return _write(run, Found(asked.scope, at.rows(), asked.notes + at.notes()))
+        rows = at.rows()
+        return _write(run, Found(asked.scope, rows, asked.notes + at.notes(rows)))
 
 
 class _Landscape(Work):
@@ -141,13 +145,14 @@ class _Landscape(Work):
         if isinstance(self.watch, progress.Silent):
             return
         siblings, pairs = self._missing_siblings() if training else [], self._scope.replays()
-        there = [[one for one in pair if self._store.has(one.stored)] for pair in pairs]
+        there = [[one for one in pair if self._is_fine(one)] for pair in pairs]
         # Which of the two ends at the lower train loss, and is replayed, is not known yet.
         likely = [pair[1] for pair, known in zip(pairs, there, strict=True) if training and not known]
         missing = self.missing([*itertools.chain(*there), *likely], siblings)
         trained = [*siblings, *likely]
         jobs = [self.measurer.job(one) for one in trained]
-        steps = sum(job.stop - job.start for job in jobs)
+        passes = [1] * len(siblings) + [_passes(job.stop - job.start) for job in jobs[len(siblings) :]]
+        steps = sum(n * (job.stop - job.start) for n, job in zip(passes, jobs, strict=True))
         seconds = self.seconds([one.stored for one in trained], steps) + self.measurer.seconds(missing)
         counted = {kind: sum(item.kind == kind for item in missing) for kind in programs.PROGRAMS}
         parts = ", ".join(f"{n} of {kind}" for kind, n in counted.items() if n) or "nothing"
@@ -193,27 +198,63 @@ class _Landscape(Work):
             if self._store.has(replay.stored) and self._store.result(replay.stored).get("made_from") == basis
         ]
 
+    def _is_fine(self, replay: Network) -> bool:
+        """Whether a replay is there, and as near to its target as its steps allow; older ones may not be."""
+        if not self._store.has(replay.stored):
+            return False
+        result = self._store.result(replay.stored)
+        target = float((result.get("made_from") or {}).get("target", math.nan))
+        return quantities.off(result["train_loss"] or 0.0, target) <= quantities.WITHIN or bool(
+            result.get("finest")
+        )
+
     def match(self) -> None:
-        """Replays what ends at the lower train loss, and keeps the step nearest to the other's end."""
-        present = self.matched()
-        lacking = {replay: basis for replay, basis in self._lower.items() if replay not in present}
-        # A ticket that ends lower than both controls is replayed once.
-        first = {replay.cell: replay for replay in lacking}
-        cells, jobs = {replay.stored: cell for cell, replay in first.items()}, []
-        for stored, cell in cells.items():
-            job = self.measurer.job(first[cell])
-            steps = np.linspace(job.start, job.stop, _CAPTURES + 1).round().astype(int)
-            jobs.append((stored, job._replace(captures=tuple(sorted({*steps.tolist()} - {job.stop})))))
-        for stored, job, trained in self.train(jobs):
-            cell, end = cells[stored], self.run.variables(cells[stored])
-            same = all(jax.tree.leaves(jax.tree.map(np.array_equal, trained.variables, end)))
-            states = {**trained.states, job.stop: end}
-            losses = self.measurer.losses(cell, states)
-            for replay in (replay for replay in lacking if replay.cell == cell):
-                step = quantities.nearest_step(losses, lacking[replay]["target"])
-                made = {"status": "done", "step": step, "train_loss": losses[step], "exact": same}
-                result = {**replay.stored._asdict(), **made, "made_from": lacking[replay]}
-                self._store.write(replay.stored, cast(fields.Result, result), job.mask, states[step])
+        """Replays what ends at the lower train loss, and keeps the step at which it reaches the other's end.
+
+        A first pass looks at steps all over the training, every further one between the two steps around the
+        target, until the losses are within `quantities.WITHIN` or no step lies between.
+        """
+        there = self.matched()
+        lacking = {
+            replay: basis
+            for replay, basis in self._lower.items()
+            if replay not in there or not self._is_fine(replay)
+        }
+        search = {replay.cell: _Search(self.measurer.job(replay)) for replay in lacking}
+        wanted = {cell: one.evenly() for cell, one in search.items()}
+        while wanted:
+            self._look(wanted, search)
+            wanted = {}
+            for replay, basis in lacking.items():
+                finer = quantities.finer_steps(search[replay.cell].losses, basis["target"], _CAPTURES)
+                wanted[replay.cell] = sorted({*wanted.get(replay.cell, []), *finer})
+            wanted = {cell: steps for cell, steps in wanted.items() if steps}
+            for cell, one in search.items():
+                one.forget([basis["target"] for replay, basis in lacking.items() if replay.cell == cell])
+        for replay, basis in lacking.items():
+            one = search[replay.cell]
+            step = quantities.nearest_step(one.losses, basis["target"])
+            made = {"status": "done", "step": step, "train_loss": one.losses[step], "exact": one.exact}
+            result = {**replay.stored._asdict(), **made, "finest": True, "made_from": basis}
+            self._store.write(replay.stored, cast(fields.Result, result), one.job.mask, one.states[step])
+
+    def _look(self, wanted: Mapping[Cell, Sequence[int]], search: Mapping[Cell, "_Search"]) -> None:
+        """Replays cells, and adds the losses at the steps that are wanted."""
+        jobs = []
+        # All as far as the last step, as trainings of one length are trained together.
+        last = max(map(max, wanted.values()))
+        for cell, steps in wanted.items():
+            stored = next(one.stored for one in self._lower if one.cell == cell)
+            jobs.append((stored, search[cell].job._replace(stop=last, captures=tuple(steps))))
+        cells = {stored: cell for (stored, _), cell in zip(jobs, wanted, strict=True)}
+        for stored, _, trained in self.train(jobs):
+            cell, states = cells[stored], dict(trained.states)
+            one = search[cell]
+            if one.job.stop in states:
+                end, replayed = self.run.variables(cell), states[one.job.stop]
+                one.exact = all(jax.tree.leaves(jax.tree.map(np.array_equal, replayed, end)))
+                states[one.job.stop] = end
+            one.add(self.measurer.losses(cell, states), states)
 
     def rows(self) -> list[Number]:
         """The table."""
@@ -233,7 +274,7 @@ class _Landscape(Work):
         ]
         return sorted(rows, key=table.place_of)
 
-    def notes(self) -> list[str]:
+    def notes(self, rows: Sequence[Number]) -> list[str]:
         """Sentences for a reader of the rows."""
         matched, pairs, siblings = self.matched(), len(self._lower), self._scope.siblings()
         notes = [
@@ -242,6 +283,14 @@ class _Landscape(Work):
             for replay in matched
             if not self._store.result(replay.stored)["exact"]
         ]
+        every = table.matched_pairs(rows)
+        wide = [pair.off for pair in every if pair.off > quantities.WITHIN]
+        if wide:
+            notes.append(
+                f"In {len(wide)} of {len(every)} pairs the matched train losses differ by more than "
+                f"{100 * quantities.WITHIN:g} %, by up to {100 * max(wide):.0f} %, as a single step of "
+                "training changes the loss by more."
+            )
         if len(matched) < pairs:
             notes.append(
                 f"Train losses are not matched in {pairs - len(matched)} of {pairs} pairs, for "
@@ -258,6 +307,45 @@ class _Landscape(Work):
                 "every point, from the train images."
             )
         return notes
+
+
+class _Search:
+    """The search for the step of a training at which its loss reaches a target.
+
+    Attributes:
+        job: the training.
+        losses: step -> train loss, ascending, at the steps looked at.
+        states: step -> weights, of those that may be kept.
+        exact: whether the replay ended at the very weights of the run.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.exact = job, True
+        self.losses: dict[int, float] = {}
+        self.states: dict[int, Variables] = {}
+
+    def evenly(self) -> list[int]:
+        """The steps of the first pass, the last among them."""
+        steps = np.linspace(self.job.start, self.job.stop, _CAPTURES + 1).round().astype(int)
+        return sorted({*steps.tolist()})
+
+    def add(self, losses: Mapping[int, float], states: Mapping[int, Variables]) -> None:
+        """Adds what was looked at."""
+        self.losses = dict(sorted({**self.losses, **losses}.items()))
+        self.states |= states
+
+    def forget(self, targets: Sequence[float]) -> None:
+        """Drops the weights at all steps but those around a target."""
+        near = {step for target in targets for step in quantities.around(self.losses, target)}
+        self.states = {step: state for step, state in self.states.items() if step in near}
+
+
+def _passes(steps: int) -> int:
+    """Passes of the search that a training of so many steps takes at most."""
+    count, gap = 1, -(-steps // _CAPTURES)
+    while gap > 1:
+        count, gap = count + 1, -(-gap // (_CAPTURES + 1))
+    return count
 
 
 def _write(run: Run, found: Found) -> Path:

@@ -4,9 +4,9 @@ python -m analysis.predict runs/quickstart-0123abcd
 python -m analysis.predict runs/quickstart-0123abcd --levels 7 11 --steps 0 10 100 --no-training
 
 Scores every weight at some steps of the dense training, compares the scores with the tickets' masks
-(`lthjax.measures.predict`), and trains predicted masks beside shuffled ones. The first steps of the dense
-training are replayed for it, with the same bits on one CPU. The run's own cells are only read. Writes
-RUN/predict:
+(`lthjax.measures.predict`), asks what they add to |θ₀| alone, and trains predicted masks beside shuffled
+ones. The first steps of the dense training are replayed for it, with the same bits on one CPU. The run's own
+cells are only read. Writes RUN/predict:
 
   scores.csv                        `Scored`: how well every score finds a ticket's mask
   functional.csv                    `Trial`: the accuracy of predicted masks, trained
@@ -17,14 +17,20 @@ RUN/predict:
 """
 
 from analysis import words
+from analysis.claims import SAME, SUPERIOR, At, everywhere, named
 from analysis.page import Link, Section
 from analysis.predict import table, work
 from analysis.predict.figures import drawn
 from analysis.predict.table import PREDICTED, TWIN, Loaded, Scored, Trial
 from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run, accuracies, nearest
-from lthjax.measures.predict import LOGISTIC, MEAN
-from lthjax.measures.stats import SHARE, mean_interval, paired, verdict
+from analysis.run import TICKET, Run, accuracies, floor, nearest
+from lthjax.measures.predict import ALONE, LOGISTIC, MEAN
+from lthjax.measures.stats import SHARE, equivalent, paired, verdict
+
+_CLAIM = "The ticket's mask is predictable at initialisation: AUROC within layers above chance"
+_ADDED = "Scores at initialisation add to |θ₀| alone: AUROC within layers above that of the nested predictor"
+# AUROC within which two predictors count as the same.
+_SAME_AUROC = 0.01
 
 
 def _section(run: Run, found: Loaded) -> Section:
@@ -32,31 +38,46 @@ def _section(run: Run, found: Loaded) -> Section:
 
 
 def _findings(run: Run, found: Loaded | None) -> list[Finding]:
-    """Whether masks are predictable, near 10 % of the weights; and the worth of predicted masks, by level."""
-    claim = "The ticket's mask is predictable at initialisation: AUROC within layers above chance"
+    """Whether masks are predictable, and what is added to |θ₀|, near 10 % of the weights; predicted masks."""
     command = words.command("predict", run.path)
     if found is None:
-        return [Finding(claim, "not tested", "no scores", 0, command)]
+        return [Finding(claim, "not tested", "no scores", 0, command) for claim in (_CLAIM, _ADDED)]
     density = found.density
-    held = [r for r in found.rows if (r.step, r.score, r.mask, r.layer) == (0, LOGISTIC, TICKET, MEAN)]
+    own = [r for r in found.rows if (r.step, r.mask, r.layer) == (0, TICKET, MEAN)]
+    held, nested = ([r for r in own if r.score == score] for score in (LOGISTIC, ALONE))
     if not held:
-        return [Finding(claim, "not tested", "one seed: none is held out", 0, command)]
+        none = "one seed: none is held out"
+        return [Finding(claim, "not tested", none, 0, command) for claim in (_CLAIM, _ADDED)]
     level = nearest({row.level: density[row.level] for row in held}, 0.1)
-    values = [float(row.auroc or 0) for row in held if row.level == level]
-    interval = words.interval(mean_interval(values, within=SHARE), ".3f")
-    estimate = f"{interval} at {words.share(density[level])} of the weights"
+    both, alone = ({r.seed: float(r.auroc or 0) for r in of if r.level == level} for of in (held, nested))
+    values, at = [*both.values()], f"at {words.share(density[level])} of the weights"
+    found_above = verdict(values, 0.5, within=SHARE)
+    estimate = f"{words.decided(found_above, '.3f')} {at}"
     link = Link("predictability", "#predict")
-    made = [Finding(claim, verdict(values, 0.5, within=SHARE).outcome, estimate, len(values), link)]
+    made = [Finding(_CLAIM, found_above.outcome, estimate, len(values), link, f"{SUPERIOR} to 0.5")]
+    if added := paired(both, alone):
+        means = f"{sum(values) / len(values):.3f} against {sum(alone.values()) / len(alone):.3f}"
+        more = everywhere([At("", verdict(added), equivalent(added, _SAME_AUROC))])
+        estimate = f"{more.said('+.4f', '')} ({means}) {at}"
+        made.append(
+            Finding(
+                _ADDED, more.outcome, estimate, len(added), link, named(more, SUPERIOR, f"{_SAME_AUROC:g}")
+            )
+        )
+    else:
+        made.append(Finding(_ADDED, "not tested", "the nested predictor was not fitted", 0, command))
     for level in sorted({trial.level for trial in found.trials}):
-        by_mask = (
+        by_mask = [
             [trial for trial in found.trials if (trial.level, trial.mask) == (level, mask)]
             for mask in (PREDICTED, TWIN)
-        )
-        gaps = paired(*map(accuracies, by_mask))
+        ]
+        ours, theirs = map(accuracies, by_mask)
+        gaps, least = paired(ours, theirs), floor(ours, theirs, run.about["data"]["test"])
         if gaps:
             claim = f"Predicted masks train to more than the same shuffled, at {words.share(density[level])}"
-            estimate = f"{words.points(mean_interval(gaps))} pp"
-            made.append(Finding(claim, verdict(gaps).outcome, estimate, len(gaps), link))
+            tested = everywhere([At("", verdict(gaps, floor=least), equivalent(gaps, SAME, floor=least))])
+            said = tested.said("+.2f", " pp")
+            made.append(Finding(claim, tested.outcome, said, len(gaps), link, named(tested, SUPERIOR)))
     return made
 
 

@@ -12,7 +12,7 @@ from analysis import draw, words
 from analysis.page import Drawn
 from analysis.predict.table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
 from analysis.run import TICKET, accuracies, mean_accuracy
-from lthjax.measures.predict import LOGISTIC, MEAN
+from lthjax.measures.predict import ALONE, LOGISTIC, MEAN
 from lthjax.measures.scores import PIXEL_VARIANCE, SCORES
 from lthjax.measures.stats import POSITIVE, SHARE, mean_interval
 
@@ -23,6 +23,7 @@ _SCORES = {
     for (name, score), colour, marker in zip(SCORES.items(), cycle(_COLOURS), cycle("Dv<s>PX"), strict=False)
 } | {
     PIXEL_VARIANCE: ("pixel variance (first layer)", "#000000", "h"),
+    ALONE: ("logistic on |θ₀| alone", "#7F3C8D", "d"),
     LOGISTIC: ("logistic, held-out seed", draw.look(TICKET)[0], "o"),
 }
 _MASKS = {
@@ -45,8 +46,9 @@ def drawn(found: Loaded) -> list[Drawn]:
         "AUROC within layers, and precision at the mask's own number of weights over its density, each "
         "averaged over the layers; one panel a level. Points are seeds, bars their mean, lines the 95 % "
         "interval (of three seeds or more), dashes chance. The logistic predictor is tested on a seed "
-        "that it has not seen; hatched is the same on masks shuffled within layers, which must lie at "
-        "chance. Look for how far the best bar is from chance, and from 1."
+        "that it has not seen, beside the nested one that sees |θ₀| alone; hatched is the same on masks "
+        "shuffled within layers, which must lie at chance. Look for how far the best bar is from chance, and "
+        "from 1."
     )
     of_curve = (
         "AUROC within layers of every score, taken at a step of the dense network's training; lines are "

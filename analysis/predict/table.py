@@ -20,7 +20,7 @@ class Scored(NamedTuple):
         seed, chain, level: which ticket.
         step: of the dense training, at which the score is taken.
         score: a key of `scores.SCORES`, "pixel_variance", or "logistic": the predictor fitted to all
-            the other seeds.
+            the other seeds; or "logistic_init_magnitude": the same, which sees |θ₀| alone.
         mask: "ticket", or "shuffled": the null, in which all masks are shuffled within layers.
         layer, density, ...: as `predict.against` gives them.
     """

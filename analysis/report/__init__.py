@@ -11,24 +11,26 @@ from pathlib import Path
 from analysis import compare, page, record, tables, words
 from analysis.analyses import ANALYSES
 from analysis.page import Link, Section, Table
-from analysis.record import Analysis, Finding
-from analysis.report import accuracy, facts, verdicts
+from analysis.record import Analysis, Finding, settled
+from analysis.report import accuracy, facts, gaps, power, short, speed, training, until, verdicts
 from analysis.run import TICKET, Run, chains, open_run, to_csv
 from lthjax import imp
 from lthjax.errors import UserError
 
 
-def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
+def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1) -> Path:
     """Writes `report/` into a run folder, and returns the path of its `index.html`.
 
     Args:
         run: the run or its folder; it may be unfinished.
         only_if_changed: whether to keep a report that is whole and up to date.
+        last: evaluations whose mean is the accuracy at the end; of a run's folder.
 
     Raises:
-        UserError: it is not a run folder, there is no cell in it, or it cannot be written.
+        UserError: it is not a run folder, there is no cell in it, or it cannot be written; there are fewer
+            evaluations, or the learning rate changes between them.
     """
-    run = open_run(run)
+    run = open_run(run, last)
     rows, folder = run.finished(), run.path / "report"
     table = to_csv(rows)
     shows = _digest(run, table)
@@ -36,8 +38,9 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False) -> Path:
         return folder / "index.html"
     seeds = words.seeds(len({row.seed for row in rows}))
     parts = [_part(analysis, run) for analysis in ANALYSES.values()]
-    found = [*verdicts.findings(run.about, rows), *(one for claims, _, _ in parts for one in claims)]
-    said = [[f.claim, f.outcome, f.estimate, f.n, str(f.where)] for f in found]
+    own = until.noted(until.read(run.path), verdicts.findings(run.about, rows), run.about, rows)
+    found = [*own, *(one for claims, _, _ in parts for one in claims)]
+    said = [[*finding._replace(where=str(finding.where))] for finding in found]
     sections = [*_sections(run, found), *(one for _, shown, _ in parts for one in shown)]
     whole = all(readable for _, _, readable in parts)
     return page.write(
@@ -60,7 +63,7 @@ def _part(analysis: Analysis, run: Run) -> tuple[list[Finding], list[Section], b
     try:
         found = record.found(analysis, run)
         section = [] if found is None else [analysis.section(run, found)]
-        return analysis.findings(run, found), section, True
+        return [settled(one) for one in analysis.findings(run, found)], section, True
     except UserError as error:
         claim = f"{title}: its claims"
         lacking = Finding(claim, "not tested", "cannot be read", 0, Link(title.lower(), f"#{name}"))
@@ -72,52 +75,87 @@ def _part(analysis: Analysis, run: Run) -> tuple[list[Finding], list[Section], b
 def _digest(run: Run, table: str) -> str:
     """A digest of all files that the report of a run is made of."""
     markers = [path for analysis in ANALYSES.values() for path in record.written(analysis, run)]
-    contents = [table.encode(), *(path.read_bytes() for path in (run.path / "study.json", *markers))]
+    grown = [path for path in [run.path / until.FILE] if path.is_file()]
+    paths = (run.path / "study.json", *markers, *grown)
+    contents = [table.encode(), *(path.read_bytes() for path in paths)]
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
 def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
-    """Verdicts, accuracy, differences, levels."""
-    said = [[f.claim, f.outcome, f.estimate, str(f.n or "–"), f.where] for f in found]
-    header = ["claim", "verdict", "estimate", "n", "where, or the command that tests it"]
+    """The opening, verdicts, accuracy, length of training, learning speed, differences, levels."""
     rows, own = run.rows, chains(run.rows)
+    notes = [*facts.notes(run), *facts.of_verdicts(found)]
     tickets = [chain for chain in own if imp.leader(chain) == TICKET]
-    gaps = [of(rows, chain) for chain in tickets for of in (verdicts.summaries, verdicts.gaps)]
-    collapsed = verdicts.collapsed(rows, run.about["data"]["classes"])
-    levels = [*(facts.levels(rows, chain) for chain in own), *([collapsed] if collapsed else [])]
+    images, heading = verdicts.images_of(run.about), words.title(run.about)
+    apart = [
+        table for chain in tickets for table in (gaps.summaries(rows, chain), gaps.gaps(rows, chain, images))
+    ]
+    detects = power.table(run.about, rows)
+    apart += [detects] if detects else []
+    collapsed = gaps.collapsed(rows, run.about["data"]["classes"])
+    levels = [*(facts.levels(rows, chain, images) for chain in own), *([collapsed] if collapsed else [])]
     return [
-        Section("verdicts", "Verdicts", facts.notes(run), (), [Table("", header, said, 5)], _RULES),
-        accuracy.section(run, words.title(run.about)),
-        Section("gaps", "Differences", tables=gaps, remark=_TESTS),
+        short.section(run, heading, found),
+        Section("verdicts", "Verdicts", notes, (), _said(found), _RULES),
+        accuracy.section(run, heading),
+        training.section(run),
+        *speed.section(run, heading),
+        Section("gaps", "Differences", tables=apart, remark=_TESTS),
         Section("levels", "Levels", tables=levels, remark=facts.remark(run)),
     ]
 
 
-def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False) -> Path:
+def _said(found: Sequence[Finding]) -> list[Table]:
+    """The verdicts; claims that were not tested are folded, with the commands that test them."""
+    tested = [
+        [of.claim, of.outcome, of.estimate, of.beside, of.test, str(of.n or "–"), of.where]
+        for of in found
+        if of.outcome != "not tested"
+    ]
+    others = [[of.claim, of.outcome, of.estimate, of.where] for of in found if of.outcome == "not tested"]
+    header = ["claim", "verdict", "estimate, and the bound that decides", "beside it", "test", "n", "where"]
+    shown = [Table("", header, tested, 7)] if tested else []
+    if others:
+        claims = f"{len(others)} claim{'s were' if len(others) > 1 else ' was'} not tested"
+        untested = ["claim", "verdict", "why", "the command that tests it"]
+        shown.append(Table("", untested, others, 4, folded=f"{claims}; the commands that test them"))
+    return shown
+
+
+def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False, last: int = 1) -> Path:
     """Writes the report of every run folder and, for several, the comparison; returns the path of the last.
 
     Raises:
         UserError: as `build`.
     """
-    opened = [open_run(run) for run in runs]
+    opened = [open_run(run, last) for run in runs]
     pages = [build(run, only_if_changed=only_if_changed) for run in opened]
     return pages[0] if len(pages) == 1 else compare.build(opened, only_if_changed=only_if_changed)
 
 
 _RULES = (
     "Rules, fixed before the data: a claim is supported if the lower one-sided 95 % bound of its mean lies "
-    "above its threshold, refuted if the upper one lies below, else undecided; seeds are the unit, arms "
-    "of a seed are paired. A claim about 80–90 % sparsity is one about every level of that range; its "
-    "estimate is that of the least favourable level, with the two-sided 95 % interval. Claims about some "
-    "density are searched for over all levels, with Holm's correction. Few seeds give wide intervals, and "
-    "so “undecided”. “10–15 points” is tested as 10 points or more."
+    "above its threshold, refuted if the upper one lies below, else undecided; the bound that decides is "
+    "shown. Seeds are the unit, arms of a seed are paired; below three seeds there is no verdict. The spread "
+    "between seeds is taken as no less than the test set's own error. "
+    "Superiority is a mean above the threshold (0 where none is named), non-inferiority one above minus the "
+    "margin; where superiority is undecided, but both bounds lie within the margin named, the two are "
+    "equivalent (two one-sided tests). A claim about 80–90 % sparsity is one about every level of that "
+    "range; its estimate is that of the least favourable level, the one of the least bound. Claims about "
+    "some density are searched for over all levels, with Holm's correction, and their bounds have the "
+    "confidence that it takes. “10–15 points” is tested as 10 or more, and whether it is 15 or less is said "
+    "beside it."
 )
 _TESTS = (
     "An arm matches the dense network of its seed down to a density if it does so at every larger one (≤: "
     "it still does at the last level, and sparser ones may do so, too); the "
     "area between two curves is taken on the densities that both have. Differences in percentage points, "
-    "paired by seed, with the 95 % interval of Student's t. p-values are two-sided: by t, the same "
+    "paired by seed, with the 95 % interval of Student's t; seeds that happen to agree to less than the "
+    "test set's own error of a difference, √(p(1 − p)/N + q(1 − q)/N) of N images, are taken to differ by "
+    "that much. p-values are two-sided: by t, the same "
     "adjusted by Holm within the block of one control, and by exact sign flips, which cannot go below "
     "2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, unbiased, with its 95 % "
-    "interval."
+    "interval. A difference that seeds detect is the one that the one-sided 95 % bound finds with a power of "
+    "80 %: (t(.95, n − 1) + t(.80, n − 1)) s/√n; the spread s is the root mean square over the levels at "
+    "80–90 % sparsity (over all, where there is none)."
 )

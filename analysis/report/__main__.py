@@ -17,6 +17,8 @@ class Options:
 
     run: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Run folders, for example runs/quickstart-0123abcd."""
+    last: int = 1
+    """Accuracy and loss at the end are means of so many last evaluations, at a constant learning rate."""
 
 
 def main(arguments: list[str]) -> None:
@@ -24,7 +26,7 @@ def main(arguments: list[str]) -> None:
     options = cli.parsed(Options, arguments, "python -m analysis.report")
     if not options.run:
         raise UserError("RUN: it is missing; name a run folder, or several.")
-    print(report.build_all(options.run))
+    print(report.build_all(options.run, last=options.last))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from analysis.page import Drawn, Section
-from analysis.report import figures, verdicts
+from analysis.report import figures, paired
 from analysis.report.figures import Curves
 from analysis.run import COLUMNS, TICKET, Row, Run, arms, chains, densities, select, worth_seeing
 from lthjax import imp
@@ -26,7 +26,7 @@ _FIGURES = {
 def section(run: Run, heading: str) -> Section:
     """The report's section: the figures, and notes on what they lack."""
     rows, found = run.rows, drawn(run, heading)
-    there = {one.name for one in found}
+    there = {one.name for one in found} | ({"accuracy"} if measured(rows) else set())
     absent = [words for name, words in _FIGURES.items() if name not in there]
     notes = []
     if absent:
@@ -42,16 +42,16 @@ def section(run: Run, heading: str) -> Section:
 
 
 def drawn(run: Run, heading: str) -> list[Drawn]:
-    """The figures for which a run has data."""
+    """The figures for which a run has data, without the one that the report opens with."""
     rows = run.rows
-    if all(row.test_accuracy is None for row in rows):
+    if not measured(rows):
         return []
     # "" where no ticket is trained yet; it has no rows.
     chain = next((chain for chain in chains(rows) if imp.leader(chain) == TICKET), "")
     controls = [arm for arm in arms(select(rows, chain=chain)) if arm != TICKET]
-    gaps = {arm: verdicts.differences(rows, chain, TICKET, arm) for arm in controls}
+    gaps = {arm: paired.differences(rows, chain, TICKET, arm) for arm in controls}
     learning = _learning(run, rows, chain)
-    found = [_accuracy(rows, heading)]
+    found = []
     if any(gaps.values()):
         found.append(_gaps(gaps, heading))
     if any(row.early_stop_step for row in rows):
@@ -61,7 +61,13 @@ def drawn(run: Run, heading: str) -> list[Drawn]:
     return found
 
 
-def _accuracy(rows: Sequence[Row], heading: str) -> Drawn:
+def measured(rows: Sequence[Row]) -> bool:
+    """Whether any network has an accuracy; one that diverged has none."""
+    return any(row.test_accuracy is not None for row in rows)
+
+
+def overview(rows: Sequence[Row], heading: str) -> Drawn:
+    """The figure that the report opens with: accuracy against weights left."""
     caption = (
         "Test accuracy at the end of training for every level and arm. Points are seeds (repeats averaged), "
         "lines their mean, bands (bars for two seeds or a single level) the 95 % interval of the mean by "
@@ -81,7 +87,7 @@ def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:
     return Drawn("early_stop", "Early-stop step against weights left", figure, caption, (COLUMNS, rows))
 
 
-def _gaps(gaps: Mapping[str, Sequence[verdicts.Level]], heading: str) -> Drawn:
+def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str) -> Drawn:
     caption = (
         "Test accuracy of the ticket minus that of a control of the same seed and level, in percentage "
         "points, at the end of training. Points are seeds, lines their mean, bands (bars for two seeds or a "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from analysis import words
 from analysis.page import Table
+from analysis.record import COUNT, TIMING, Finding
 from analysis.retraining.table import named
 from analysis.run import Row, Run, accuracies, arms, by_level, chains, difference, mean_accuracy, select
 from lthjax import imp
@@ -22,7 +23,8 @@ def remark(run: Run) -> str:
         "Test accuracy at the end of training in percent, mean over seeds with the 95 % interval of "
         "Student's t on the logit scale in brackets, so that it stays below 100 %; differences in "
         "percentage points (pp), paired by seed, repeats averaged "
-        f"within a seed. One seed has no interval. Another {images:,} test images would move an accuracy of "
+        "within a seed, the spread between seeds taken as no less than the test set's own error of a "
+        f"difference. One seed has no interval. Another {images:,} test images would move an accuracy of "
         f"{100 * typical:.1f} % by {error:.2f} points (standard error). A run has collapsed if it has less "
         "than twice the accuracy of chance."
     )
@@ -46,6 +48,11 @@ def notes(run: Run) -> list[str]:
             f"{row.weights_left:,} weights, {100 * row.density:.1f} % ({chain}, level {row.level}): "
             f"{words.points(gain)} pp{'; sparser ones were not trained' if last else ''}."
         )
+    if run.last > 1:
+        notes.append(
+            f"Accuracies and losses at the end are means of the last {run.last} evaluations, "
+            f"{run.lengths.evaluate:,} steps apart; train accuracy is that of the end."
+        )
     fresh = [arm for arm in arms(rows) if arm in ARMS and ARMS[arm].start == "zero" and not ARMS[arm].final]
     if any(imp.rewind_of(chain) for chain in chains(rows)) and fresh:
         notes.append(
@@ -68,6 +75,19 @@ def notes(run: Run) -> list[str]:
     return notes
 
 
+def of_verdicts(found: Sequence[Finding]) -> list[str]:
+    """How many verdicts there are, and how many of them chance alone may have made false."""
+    tested = [one for one in found if one.test not in (COUNT, TIMING) and one.outcome != "not tested"]
+    reached = [one for one in tested if one.outcome in ("supported", "refuted", "equivalent")]
+    if not reached:
+        return []
+    return [
+        f"{len(tested)} claims were tested over seeds; {len(reached)} of them have a verdict. A test errs in "
+        "5 % of the cases at its threshold, less beyond it, and the claims are not corrected for one "
+        f"another: up to {0.05 * len(tested):.1f} false verdicts are to be expected."
+    ]
+
+
 def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
     """The sparsest level at which the mean ticket is at least as good as the mean dense network."""
     dense = accuracies(select(rows, chain=DENSE))
@@ -81,8 +101,11 @@ def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
     return min(matching, key=lambda found: found[1].density, default=None)
 
 
-def levels(rows: Sequence[Row], chain: str) -> Table:
-    """A chain's levels: accuracy of every arm, and its leader's paired differences."""
+def levels(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
+    """A chain's levels: accuracy of every arm, and its leader's paired differences.
+
+    `images` of the test set give the floor of the differences' spread, 0 none.
+    """
     leader, own = imp.leader(chain), select(rows, chain=chain)
     controls = [arm for arm in arms(own) if arm != leader]
     differences = [f"{leader} − {arm} (pp)" for arm in (DENSE, *controls)]
@@ -96,7 +119,7 @@ def levels(rows: Sequence[Row], chain: str) -> Table:
         ours, *theirs = (accuracies(select(of_level, arm=arm)) for arm in (leader, *controls))
         line = [str(level), f"{of_level[0].weights_left:,}", f"{100 * of_level[0].density:.1f}"]
         line += [words.percent(mean_accuracy(values)) for values in (ours, *theirs)]
-        line += [words.points(difference(ours, other)) for other in (dense, *theirs)]
+        line += [words.points(difference(ours, other, images)) for other in (dense, *theirs)]
         lines.append(line)
     led = "" if leader == "ticket" else f"{leader}: "
     rewound = f"{led}Rewound to step {imp.rewind_of(chain)}"

@@ -1,5 +1,6 @@
 """The figures of accuracy, each a function from rows to a matplotlib Figure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from analysis import draw
 from analysis.retraining.table import named
 from analysis.run import Row, arms, by_level, by_seed, chains, select
 from lthjax.imp import DENSE
-from lthjax.measures.stats import PERCENT, Range, mean_interval
+from lthjax.measures.stats import PERCENT, Range, Ratio, mean_interval
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 """Arm -> (steps [S], test accuracies in percent [cells, S])."""
@@ -34,7 +35,7 @@ def early_stop(rows: Sequence[Row], heading: str) -> Figure:
 
 @matplotlib.rc_context(draw.STYLE)
 def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
-    """Ticket − control against weights left; `levels` are `verdicts.Level`s by arm."""
+    """Ticket − control against weights left; `levels` are `paired.Level`s by arm."""
     figure, axes = draw.single(heading)
     axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
     drawn = {arm: [level for level in of_arm if level.density] for arm, of_arm in levels.items()}
@@ -53,6 +54,55 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
 
 
 @matplotlib.rc_context(draw.STYLE)
+def speed(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
+    """Steps over the ticket's against weights left; `levels` are `speed.Level`s by arm."""
+    figure, axes = draw.single(heading)
+    axes.axhline(1, color=draw.look("ticket")[0], lw=1, label="ticket")
+    shown, left = [1.0], set[float]()
+    for place, (arm, of_arm) in enumerate(levels.items()):
+        colour, marker = draw.look(arm)
+        there = [level for level in of_arm if level.density]
+        known = [level for level in there if not level.censored]
+        x, values = [100 * of.density for of in known], [[r.low for r in of.ratios] for of in known]
+        if known:
+            draw.curve(axes, x, values, (colour, marker or "D", "-"), arm, points=False, geometric=True)
+        # Beside one another, so that the arms' points do not hide each other.
+        aside = 1.015 ** (place - (len(levels) - 1) / 2)
+        for level in there:
+            left.add(100 * level.density)
+            for ratio in level.ratios:
+                mark, value = _bound(ratio)
+                if value is not None:
+                    axes.plot([100 * level.density * aside], [value], mark, color=colour, ms=4, alpha=0.6)
+                    shown.append(value)
+        if not known and there:
+            axes.plot(
+                [], [], marker or "D", ls="-", color=colour, label=f"{arm}: no level is known for all seeds"
+            )
+    for mark, said in (("^", "at least this"), ("v", "at most this")):
+        axes.plot([], [], mark, color="#777777", ms=4, ls="", label=said)
+    axes.set_yscale("log")
+    low, high = min(shown), max(shown)
+    axes.set_ylim(low / 1.2, high * 1.2)
+    steps = [m * 10.0**e for e in range(-4, 5) for m in (1, 1.5, 2, 3, 5, 7)]
+    draw.plain_ticks(axes.yaxis, [tick for tick in steps if low / 1.2 <= tick <= high * 1.2])
+    draw.weights_axis(axes, left)
+    axes.set_xlabel(draw.WEIGHTS_LEFT)
+    axes.set_ylabel("early-stop step / the ticket's (log scale)")
+    axes.legend(fontsize=9)
+    return figure
+
+
+def _bound(ratio: Ratio) -> tuple[str, float | None]:
+    """The marker and place of a seed's ratio: a point, or a triangle at its bound; None where it has none."""
+    if ratio.low == ratio.high:
+        return ".", ratio.low
+    if ratio.low > 0:
+        return "^", ratio.low
+    return "v", ratio.high if math.isfinite(ratio.high) else None
+
+
+@matplotlib.rc_context(draw.STYLE)
 def learning(panels: Mapping[str, Curves], heading: str) -> Figure:
     """Accuracy over training, by the name of the panel."""
     size = (max(7.2, 3.3 * len(panels)), 3.9)
@@ -65,7 +115,7 @@ def learning(panels: Mapping[str, Curves], heading: str) -> Figure:
             style = (draw.look(arm)[0], "", draw.LINES[place % len(draw.LINES)])
             draw.curve(axes, list(steps), values.T.tolist(), style, arm, points=False, within=PERCENT)
             ends += values.mean(0)[len(steps) // 4 :].tolist()
-    _fit(grid[0, 0], ends, 0.1)
+    _fit(grid[0, 0], ends, 0.1, PERCENT[1])
     grid[0, 0].set_ylabel("test accuracy (%)")
     draw.legend_below(figure, grid[0, 0])
     return figure
@@ -97,24 +147,30 @@ def _against_weights(
                 shown += [value for of_level in values for value in of_level]
                 name = named(chain, arm) if len(there) > 1 else arm
                 draw.curve(axes, x, values, (*draw.look(arm), line), name, within=within)
-    _finish(axes, left, shown)
+    # No accuracy is above 100 %; steps at the last evaluation need room for their marks.
+    _finish(axes, left, shown, most=PERCENT[1] if within == PERCENT else math.inf)
     axes.set_ylabel(label)
     return figure
 
 
 def _finish(
-    axes: Axes, left: set[float], shown: Sequence[float], legend: Literal["best", "upper left"] = "best"
+    axes: Axes,
+    left: set[float],
+    shown: Sequence[float],
+    legend: Literal["best", "upper left"] = "best",
+    most: float = math.inf,
 ) -> None:
     """The axes and legend of a figure against weights left, in percent."""
     draw.weights_axis(axes, left)
-    _fit(axes, shown, 0.08)
+    _fit(axes, shown, 0.08, most)
     axes.set_xlabel(draw.WEIGHTS_LEFT)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9, loc=legend)
 
 
-def _fit(axes: Axes, shown: Sequence[float], margin: float) -> None:
-    """Fits the y axis to the points; the interval of two seeds can be far wider."""
+def _fit(axes: Axes, shown: Sequence[float], margin: float, most: float = math.inf) -> None:
+    """Fits the y axis to the points; the interval of two seeds can be far wider. It ends at `most`."""
     if shown:
         low, high = min(shown), max(shown)
-        axes.set_ylim(low - margin * (high - low or 1.0), high + margin * (high - low or 1.0))
+        top = high + margin * (high - low or 1.0)
+        axes.set_ylim(low - margin * (high - low or 1.0), max(high, min(top, most)))

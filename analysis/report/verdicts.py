@@ -1,21 +1,22 @@
-"""The claims about winning tickets, tested on a run: supported, refuted, undecided.
+"""The claims about winning tickets, tested on a run: supported, refuted, equivalent, undecided.
 
 Claims and rules are fixed before the data: "at 80 to 90 % sparsity" means at every level of that range,
-bounds are one-sided at 95 %, seeds are the unit and pair the arms. A claim without data is not tested, and
-names the command that tests it.
+bounds are one-sided at 95 %, seeds are the unit and pair the arms. Three seeds are the fewest that give a
+verdict. A claim without data is not tested, and names the command that tests it.
 """
 
 import math
 import re
-import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from analysis import words
-from analysis.page import Link, Table
-from analysis.record import Finding
-from analysis.run import TICKET, Row, accuracies, arms, by_level, by_seed, chains, densities, select
+from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, Judged, beside, everywhere, named
+from analysis.page import Link
+from analysis.record import Finding, settled
+from analysis.report import speed, training
+from analysis.report.paired import TOLERANCE, Level, curves, differences
+from analysis.run import TICKET, Row, accuracies, chains, select
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
@@ -23,75 +24,53 @@ from lthjax.measures.stats import Ratio, Verdict
 
 # Densities of 80 to 90 % sparsity.
 RANGE = (0.1, 0.2)
-# Percentage points below the dense network that count as its accuracy.
-TOLERANCE = 0.5
+# The arms that pass for tickets if a claim does not tell them apart.
+CONTROLS = ("reinit", "random")
 _ALPHA = 0.05
 _LEVELS, _GAPS = Link("levels", "#levels"), Link("gaps", "#gaps")
-
-
-class Level(NamedTuple):
-    """Paired differences at one level, in percentage points.
-
-    Attributes:
-        level: of the chain.
-        density: weights left / prunable weights.
-        values: one a seed.
-    """
-
-    level: int
-    density: float
-    values: list[float]
-
-    @property
-    def mean(self) -> float:
-        """Over seeds."""
-        return sum(self.values) / len(self.values)
-
-
-def differences(
-    rows: Sequence[Row], chain: str, arm: str, other: str, beside: str | None = None
-) -> list[Level]:
-    """arm − other in percentage points, at every level that has both.
-
-    `other` may be the dense network; `beside` is its chain, by default the same.
-    """
-    dense, found = accuracies(select(rows, chain=DENSE)), []
-    others = by_level(select(rows, chain=beside or chain, arm=other))
-    for level, ours in by_level(select(rows, chain=chain, arm=arm)).items():
-        theirs = dense if other == DENSE else accuracies(others.get(level, []))
-        if values := stats.paired(accuracies(ours), theirs):
-            found.append(Level(level, densities(ours)[level], values))
-    return found
+_FORM, _UNIT = "+.2f", " pp"
 
 
 def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     """The claims about the accuracies of a run, from its study.json and its cells."""
+    return [settled(finding) for finding in _tested(study, rows)]
+
+
+def images_of(study: Mapping[str, Any]) -> int:
+    """The images of a study's test set; 0 where its study.json does not say."""
+    return int(study.get("data", {}).get("test") or 0)
+
+
+def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
     # The command of the run, quoted as for a shell; with further options it adds cells.
     again = _of_all(study, {row.seed for row in rows})
     if not tickets:
         return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
     chain, deeper = tickets[0], f"{again} --levels 11"
-    to_dense = differences(rows, chain, TICKET, DENSE)
-    found = []
-    for margin in (2, 0.5, 0.2):
-        claim = f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network"
-        say = partial(stats.noninferior, margin=margin)
-        found.append(_everywhere(claim, to_dense, say, deeper, _LEVELS))
+    images = images_of(study)
+    to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
+    found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
+    end = training.total(study, rows)
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
-        gaps = differences(rows, chain, TICKET, control)
+        gaps = differences(rows, chain, TICKET, control, images=images)
+        own, start = select(rows, chain=chain, arm=control), len(found)
         command = f"{deeper} --arms ticket {control}"
         if control == "reinit":
-            claim = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
             found += [
-                _everywhere(claim, gaps, partial(stats.verdict, threshold=10), command, _GAPS),
+                _by_ten(gaps, command),
                 _somewhere("… by 10 points or more at some density", gaps, 10, command),
             ]
-        found += [
-            _everywhere(f"Tickets beat {others} at 80–90 % sparsity", gaps, stats.verdict, command, _GAPS),
-            _somewhere("… at some density", gaps, 0, command),
-        ]
-    found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *_late(rows, tickets, again)]
+        claim = f"Tickets beat {others} at 80–90 % sparsity"
+        found += [_better(claim, gaps, command, _GAPS), _somewhere("… at some density", gaps, 0, command)]
+        found[start:] = [_marked(finding, own, control, end) for finding in found[start:]]
+    faster = [_faster(rows, chain, other, end, deeper) for other in (DENSE, "reinit")]
+    found += [
+        _saved(rows, chain),
+        _iso_accuracy(rows, chain, again),
+        *faster,
+        *_late(rows, tickets, again, images),
+    ]
     schedules = "Which pruning rate and schedule is best"
     command = "python run.py --config configs/rates_lenet5.py"
     return [*found, Finding(schedules, "not tested", "a run has one schedule", 0, command)]
@@ -109,66 +88,175 @@ def _of_all(study: Mapping[str, Any], seeds: Collection[int]) -> str:
     return f"python {command}"
 
 
-def _everywhere(
-    claim: str, levels: Sequence[Level], say: Callable[[list[float]], Verdict], command: str, where: Link
-) -> Finding:
-    """A claim about every level of the range, with the estimate of the worst one."""
+def in_range(levels: Sequence[Level]) -> list[Level]:
+    """The levels of 80 to 90 % sparsity."""
     # The mean of equal densities differs from them by rounding.
-    levels = [level for level in levels if RANGE[0] - 1e-9 <= level.density <= RANGE[1] + 1e-9]
+    return [level for level in levels if RANGE[0] - 1e-9 <= level.density <= RANGE[1] + 1e-9]
+
+
+def _everywhere(
+    claim: str,
+    levels: Sequence[Level],
+    say: Callable[[Level], Verdict],
+    command: str,
+    where: Link,
+    test: str,
+    zero: Callable[[Level], Verdict] | None = None,
+) -> Finding:
+    """A claim about every level of the range, with the estimate of the least favourable one."""
+    levels = in_range(levels)
     if not levels:
         return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
-    worst = min(levels, key=lambda level: level.mean)
-    several = f"{len(levels)} level{'s' if len(levels) > 1 else ''}"
-    outcome = stats.conjunction(say(level.values).outcome for level in levels)
+    tested = everywhere([At(at(level), say(level), zero(level) if zero else None) for level in levels])
     n = min(len(level.values) for level in levels)
-    return Finding(claim, outcome, f"{_at(worst)}, the least of {several}", n, where)
+    return Finding(claim, tested.outcome, tested.said(_FORM, _UNIT), n, where, named(tested, test))
+
+
+def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str) -> Finding:
+    """The claim that tickets lose less than a margin to the dense network; the same of controls beside it."""
+    claim = f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network"
+
+    def say(level: Level) -> Verdict:
+        return stats.noninferior(level.values, margin, floor=level.floor)
+
+    test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
+    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test)
+    controls = {
+        arm: everywhere([At(at(level), say(level)) for level in of_arm])
+        for arm in CONTROLS
+        if (of_arm := in_range(to_dense[arm]))
+    }
+    return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT))
+
+
+def _better(claim: str, levels: Sequence[Level], command: str, where: Link) -> Finding:
+    """A claim that a difference is above 0 at every level of the range."""
+
+    def zero(level: Level) -> Verdict:
+        return stats.equivalent(level.values, SAME, floor=level.floor)
+
+    def say(level: Level) -> Verdict:
+        return stats.verdict(level.values, floor=level.floor)
+
+    return _everywhere(claim, levels, say, command, where, SUPERIOR, zero)
+
+
+def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int) -> Finding:
+    """A finding about the gap to a control, marked where the control is still learning."""
+    if finding.outcome == "not tested":
+        return finding
+    if not finding.claim.startswith("…"):
+        control = [row for row in control if in_range([Level(row.level, row.density, [])])]
+    return finding._replace(beside=training.mark(control, arm, end))
+
+
+def _by_ten(levels: Sequence[Level], command: str) -> Finding:
+    """The claim of 10 to 15 points: 10 or more decides, and whether it is 15 or less is said."""
+    claim = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
+
+    def least(level: Level) -> Verdict:
+        return stats.verdict(level.values, 10, floor=level.floor)
+
+    found = _everywhere(claim, levels, least, command, _GAPS, f"{SUPERIOR}, by 10{_UNIT} or more")
+    most = stats.conjunction(
+        stats.verdict([-value for value in level.values], -15, floor=level.floor).outcome
+        for level in in_range(levels)
+    )
+    more = f"; 15{_UNIT} or less: {most}" if found.outcome != "not tested" else ""
+    return found._replace(estimate=f"{found.estimate}{more}")
 
 
 def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: str) -> Finding:
     """A claim about any level, by the p-values of t with Holm's correction for the search.
 
-    It is refuted only where the gap is refuted at every level.
+    It is refuted only where the gap is refuted at every level. A bound is shown at the confidence at which
+    Holm's step tests its level, so that it is above the threshold where the claim is supported there.
     """
+    test = f"{SUPERIOR}{f', by {threshold:g}{_UNIT} or more' if threshold else ''}"
     tested = [level for level in levels if len(level.values) > 1]
     if not levels:
         return Finding(claim, "not tested", "no such cells", 0, command)
     if not tested:
-        return Finding(claim, "undecided", "one seed", 1, _GAPS)
-    p_values = [stats.t_p_value(level.values, threshold, "greater") for level in tested]
-    clear = [level for level, p in zip(tested, stats.holm(p_values), strict=True) if p < _ALPHA]
-    n = min(len(level.values) for level in tested)
+        return Finding(claim, "undecided", "one seed", 1, _GAPS, test)
+    p_values = [stats.t_p_value(of.values, threshold, "greater", of.floor) for of in tested]
+    ranked = sorted(range(len(tested)), key=lambda place: p_values[place])
+    adjusted = stats.holm(p_values)
+    n, several = min(len(level.values) for level in tested), f"{len(tested)} levels by Holm"
+    rule = f"one-sided 95 %{f' over {several}' if len(tested) > 1 else ''}"
+    test = f"{test}, {several}" if len(tested) > 1 else test
+
+    def shown(place: int, alpha: float) -> tuple[str, Verdict]:
+        level = tested[place]
+        return at(level), stats.verdict(level.values, threshold, 1 - alpha, floor=level.floor)
+
+    clear = [place for place in ranked if adjusted[place] < _ALPHA]
     if clear:
-        first = max(clear, key=lambda level: level.density)
-        return Finding(claim, "supported", f"first at {_at(first)}", n, _GAPS)
-    most = max(tested, key=lambda level: level.mean)
-    refuted = all(stats.verdict(level.values, threshold).outcome == "refuted" for level in tested)
-    return Finding(claim, "refuted" if refuted else "undecided", f"at most {_at(most)}", n, _GAPS)
+        first = max(clear, key=lambda place: tested[place].density)
+        place, verdict = shown(first, _ALPHA / (len(tested) - ranked.index(first)))
+        said = words.decided(verdict._replace(outcome="supported"), _FORM, _UNIT, rule=rule)
+        return Finding(claim, "supported", f"first {place}: {said}", n, _GAPS, test)
+    if all(stats.verdict(of.values, threshold, floor=of.floor).outcome == "refuted" for of in tested):
+        every = [shown(place, _ALPHA) for place in range(len(tested))]
+        place, verdict = max(every, key=lambda one: one[1].bounds.high)
+        said = words.decided(verdict, _FORM, _UNIT)
+        return Finding(claim, "refuted", f"most {place}: {said}", n, _GAPS, test)
+    place, verdict = shown(max(ranked, key=lambda place: tested[place].mean), _ALPHA / len(tested))
+    said = words.decided(verdict._replace(outcome="undecided"), _FORM, _UNIT, rule=rule)
+    return Finding(claim, "undecided", f"most {place}: {said}", n, _GAPS, test)
 
 
 def _saved(rows: Sequence[Row], chain: str) -> Finding:
     claim = f"5–10× fewer weights within {TOLERANCE:g} points of the dense network"
-    dense = accuracies(select(rows, chain=DENSE))
-    matches = stats.sparsest_matches(_curves(rows, chain, TICKET), dense, TOLERANCE)
-    if not matches:
+    found = {arm: _factors(rows, chain, arm) for arm in (TICKET, *CONTROLS)}
+    if not found[TICKET]:
         return Finding(claim, "not tested", "no ticket is trained yet", 0, "")
+    why = "still match at the last level"
+    said = _times(claim, found[TICKET], 5, why, f"{SUPERIOR}, 5× or more")
+    tested = {arm: stats.geometric_verdict(found[arm], 5) for arm in CONTROLS if found[arm]}
+    controls = {arm: Judged(of.outcome, At("", of), 1) for arm, of in tested.items()}
+    return said._replace(beside=beside(settled(said).outcome, controls, ".1f", "×"))
+
+
+def _factors(rows: Sequence[Row], chain: str, arm: str) -> list[Ratio]:
+    """Dense weights over those of the sparsest network of an arm that matches, one a seed."""
+    dense = accuracies(select(rows, chain=DENSE))
+    matches = stats.sparsest_matches(curves(rows, chain, arm), dense, TOLERANCE)
     known = [(1 / (smallest or 1.0), last) for smallest, last in matches.values()]
-    factors = [Ratio(factor, math.inf if last else factor) for factor, last in known]
-    outcome = stats.geometric_verdict(factors, 5).outcome
-    return Finding(claim, outcome, _times(factors, "still match at the last level"), len(factors), _LEVELS)
+    return [Ratio(factor, math.inf if last else factor) for factor, last in known]
 
 
 def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     claim = f"Reinitialised masks need more weights than tickets {TOLERANCE:g} points below dense"
     dense = accuracies(select(rows, chain=DENSE))
-    tickets, controls = (_curves(rows, chain, arm) for arm in (TICKET, "reinit"))
+    tickets, controls = (curves(rows, chain, arm) for arm in (TICKET, "reinit"))
     ratios = [*stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios.values()]
     if not ratios:
         return Finding(claim, "not tested", "no such cells", 0, f"{again} --arms ticket reinit")
-    outcome = stats.geometric_verdict(ratios, 1).outcome
-    return Finding(claim, outcome, _times(ratios, "do not fall that low"), len(ratios), _LEVELS)
+    return _times(claim, ratios, 1, "do not fall that low", SUPERIOR)
 
 
-def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Finding]:
+def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) -> Finding:
+    """The claim that tickets reach their lowest validation loss in fewer steps than another arm."""
+    others = "the dense network" if other == DENSE else "reinitialised ones"
+    claim = f"Tickets learn faster than {others} at 80–90 % sparsity"
+    levels = [
+        of for of in speed.slower(rows, chain, other, end) if in_range([Level(of.level, of.density, [])])
+    ]
+    if not levels:
+        command = deeper if other == DENSE else f"{deeper} --arms ticket {other}"
+        return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
+    tests = []
+    for of in levels:
+        known = f", {of.censored} of {len(of.ratios)} seeds known by bounds" if of.censored else ""
+        place = f"at {100 * of.density:.1f} % of the weights{known}"
+        tests.append(At(place, stats.geometric_verdict(of.ratios, 1)))
+    tested = everywhere(tests)
+    n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
+    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}"
+    return Finding(claim, tested.outcome, said, n, where, SUPERIOR)
+
+
+def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, images: int) -> list[Finding]:
     """Each later rewind step against the first."""
     claim = "Late rewinding helps at 80–90 % sparsity"
     first, *later = tickets
@@ -177,99 +265,29 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str) -> list[Findi
     found, deeper = [], f"{again} --levels 11"
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
-        gaps = differences(rows, chain, TICKET, TICKET, beside=first)
-        found.append(_everywhere(f"{claim}: {steps}", gaps, stats.verdict, deeper, _LEVELS))
+        gaps = differences(rows, chain, TICKET, TICKET, first, images)
+        found.append(_better(f"{claim}: {steps}", gaps, deeper, _LEVELS))
     return found
 
 
-def _curves(rows: Sequence[Row], chain: str, arm: str) -> dict[int, list[tuple[float, float]]]:
-    """Seed -> (density, accuracy in percent) of an arm, without networks that have no weight left."""
-    curves: dict[int, dict[float, float]] = {}
-    for of_level in by_level(select(rows, chain=chain, arm=arm)).values():
-        density = by_seed(of_level, "density")
-        for seed, value in accuracies(of_level).items():
-            # Where no weight could be removed, a level repeats the density of the one before it.
-            if density[seed]:
-                curves.setdefault(seed, {}).setdefault(density[seed], value)
-    return {seed: list(curve.items()) for seed, curve in curves.items()}
+def at(level: Level) -> str:
+    """Where a level is, in words."""
+    return f"at {100 * level.density:.1f} % of the weights"
 
 
-def gaps(rows: Sequence[Row], chain: str) -> Table:
-    """Ticket against the dense network and every control at every level, with p-values and effect sizes."""
-    lines = []
-    for other in (DENSE, *(arm for arm in arms(select(rows, chain=chain)) if arm != TICKET)):
-        levels = [level for level in differences(rows, chain, TICKET, other) if len(level.values) > 1]
-        by_t = [stats.t_p_value(level.values) for level in levels]
-        for level, p, adjusted in zip(levels, by_t, stats.holm(by_t), strict=True):
-            g, low, high, _ = stats.hedges_gz(level.values)
-            lines.append(
-                [
-                    f"{100 * level.density:.1f}",
-                    f"ticket − {other}",
-                    words.points(stats.mean_interval(level.values)),
-                    str(len(level.values)),
-                    _p(p),
-                    _p(adjusted),
-                    _p(stats.sign_flip_p_value(level.values)) if len(level.values) <= 20 else "–",
-                    "–" if math.isnan(g) else f"{g:+.1f} [{low:+.1f}, {high:+.1f}]",
-                ]
-            )
-    header = ["weights (%)", "difference", "pp", "n", "p (t)", "p (Holm)", "p (sign flips)", "Hedges' g_z"]
-    return Table(f"Rewound to step {imp.rewind_of(chain)}", header, lines, 2)
+def _times(claim: str, ratios: Sequence[Ratio], threshold: float, why: str, test: str) -> Finding:
+    """A claim about the geometric mean of ratios; for censored ones, with the reason."""
+    found = stats.geometric_verdict(ratios, threshold)
+    return Finding(claim, found.outcome, _ratio(ratios, found, why), len(ratios), _LEVELS, test)
 
 
-def summaries(rows: Sequence[Row], chain: str) -> Table:
-    """Every arm over all densities: how sparse it matches the dense network, and its area to the ticket."""
-    dense = accuracies(select(rows, chain=DENSE))
-    tickets, lines = _curves(rows, chain, TICKET), []
-    for arm in arms(select(rows, chain=chain)):
-        curves = _curves(rows, chain, arm)
-        matches = [
-            ", ".join(
-                "none" if least is None else f"{'≤ ' if last else ''}{100 * least:.1f}"
-                for least, last in stats.sparsest_matches(curves, dense, margin).values()
-            )
-            for margin in (0.0, TOLERANCE, 2.0)
-        ]
-        both = [seed for seed in curves if seed in tickets and seed in dense]
-        areas = [stats.area_between(tickets[seed], curves[seed]) for seed in both]
-        area = words.points(stats.mean_interval([area for area in areas if area is not None]))
-        lines.append([arm, *matches, "" if arm == TICKET else area])
-    header = ["arm", "matches dense down to (%), each seed", f"within {TOLERANCE:g} pp", "within 2 pp",
-              "ticket − arm, mean over log density (pp)"]  # fmt: skip
-    return Table(f"Over all densities, rewound to step {imp.rewind_of(chain)}", header, lines, 4)
-
-
-def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
-    """The share of runs below twice chance; None where there are none, and for less than three classes."""
-    if classes < 3:
-        return None
-    lines = []
-    for chain, level, arm in dict.fromkeys((row.chain, row.level, row.arm) for row in rows):
-        of_cell = select(rows, chain=chain, level=level, arm=arm)
-        fractions = list(by_seed(of_cell, "test_accuracy").values())
-        share = stats.collapse_share(fractions, classes)
-        if share.collapsed:
-            bounds = f"{100 * share.low:.0f}–{100 * share.high:.0f} %"
-            median = f"{100 * statistics.median(fractions):.2f}"
-            cell = [chain, f"{100 * of_cell[0].density:.1f}", arm]
-            lines.append([*cell, f"{share.collapsed} of {share.n}", bounds, median])
-    header = ["chain", "weights (%)", "arm", "collapsed", "95 % interval", "median accuracy (%)"]
-    return Table("Collapsed runs", header, lines, 3) if lines else None
-
-
-def _at(level: Level) -> str:
-    gap = words.points(stats.mean_interval(level.values))
-    return f"{gap} pp at {100 * level.density:.1f} % of the weights"
-
-
-def _times(ratios: Sequence[Ratio], why: str) -> str:
-    """The geometric mean with its interval; with censored seeds its one-sided bounds, and the reason."""
+def _ratio(ratios: Sequence[Ratio], found: Verdict, why: str) -> str:
+    """The geometric mean with the bound that decides; with censored seeds its bounds, and the reason."""
     censored = [ratio for ratio in ratios if ratio.low != ratio.high]
     if not censored:
-        return words.times(stats.geometric_interval([ratio.low for ratio in ratios]), ".1f")
+        return words.decided(found, ".1f", "×")
     # A single seed has only its own bounds.
-    _, low, high, n = stats.geometric_bounds(ratios)
+    _, low, high, n = found.bounds
     low, high = (low, high) if n > 1 else censored[0]
     known = ([f"≥ {low:.1f}×"] if low > 0 else []) + ([f"≤ {high:.1f}×"] if math.isfinite(high) else [])
     by = ", one-sided 95 % bound of the mean" if known and n > 1 else ""
@@ -277,7 +295,3 @@ def _times(ratios: Sequence[Ratio], why: str) -> str:
     each = f", each ≥ {least:.1f}×" if n > 1 and least > 0 else ""
     several = f"{len(censored)} of {n} seeds ({100 * len(censored) / n:.0f} %) {why}{each}"
     return f"{' and '.join(known) or 'no bound of the mean is known'}{by}; {several}"
-
-
-def _p(value: float) -> str:
-    return "–" if math.isnan(value) else "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from analysis import words
 from analysis.page import Link, Section
-from analysis.record import Analysis, Finding
+from analysis.record import COUNT, TIMING, Analysis, Finding
 from analysis.run import Run, nearest
 from analysis.savings.table import FILE, LevelSavings, compared, load, shown, times
 from analysis.savings.work import Options, work
@@ -46,7 +46,7 @@ def findings(run: Run, found: Sequence[LevelSavings] | None) -> list[Finding]:
         if timing.batch == 1 and timing.faster is not None:
             claim = f"A ticket at {words.share(row.density)} computes one image faster, {timing.variant}"
             estimate = f"{compared(timing)}, {timing.pairs} pairs"
-            said.append(Finding(claim, timing.faster, estimate, 1, _HERE))
+            said.append(Finding(claim, timing.faster, estimate, 1, _HERE, TIMING))
     return said
 
 
@@ -62,7 +62,7 @@ def _counted(rows: Sequence[LevelSavings]) -> Finding:
     if row.compacted is not None:
         said += f", {times(row.counts.macs, row.compacted.macs)} fewer multiplications by compaction"
     claim = f"{_FEWER} at {100 * row.density:.0f} %"
-    return Finding(claim, "supported" if min(macs, size) >= 5 else "refuted", said, 1, _HERE)
+    return Finding(claim, "supported" if min(macs, size) >= 5 else "refuted", said, 1, _HERE, COUNT)
 
 
 def _near_a_tenth(rows: Sequence[LevelSavings]) -> LevelSavings:

@@ -16,9 +16,10 @@ initialisation move together. Between unlike ones the arm `transferred_init` mov
   OUT/transfer/transfer.csv, transfer_matrix.*                the targets of the last call together
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from analysis import record, words
+from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere, named
 from analysis.page import Link, Section
 from analysis.record import Analysis, Finding
 from analysis.run import TICKET, Run, grouped
@@ -31,13 +32,10 @@ from lthjax.measures.transfer_arms import CARRIED
 __all__ = ["ANALYSIS", "Difference", "Options", "TransferRow", "build", "differences", "load"]
 # Percentage points within which a moved ticket counts as good as the target's own.
 MARGIN = 0.5
-# Arm that is subtracted -> claim, and how it is tested.
-_CLAIMS: dict[str, tuple[str, Callable[[Sequence[float]], stats.Verdict]]] = {
-    TICKET: (
-        f"Tickets moved here are within {MARGIN:g} points of the run's own",
-        lambda values: stats.noninferior(values, MARGIN),
-    ),
-    "shuffled": ("Tickets moved here beat the same masks shuffled within layers", stats.verdict),
+# Arm that is subtracted -> claim, and the largest accepted loss (None: the difference must be above 0).
+_CLAIMS: dict[str, tuple[str, float | None]] = {
+    TICKET: (f"Tickets moved here are within {MARGIN:g} points of the run's own", MARGIN),
+    "shuffled": ("Tickets moved here beat the same masks shuffled within layers", None),
 }
 
 
@@ -54,7 +52,8 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     A claim is one about every level that was moved; its estimate is that of the worst.
     """
     # A run's own ticket on its own seed is the ticket again.
-    moved = [one for one in differences(rows or ()) if (one.source, one.pair) != (run.name, "same")]
+    every = differences(rows or (), images=run.about["data"]["test"])
+    moved = [one for one in every if (one.source, one.pair) != (run.name, "same")]
     if not moved:
         command = words.command("transfer", "--from", "RUN", "--to", run.path)
         none = "no ticket was moved here"
@@ -63,20 +62,26 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     for (source, pair, arm), own in grouped(moved, "source", "pair", "arm").items():
         along = ", its initial values carried along" if arm == CARRIED else ""
         levels = grouped(own, "other")
-        for other, (claim, test) in _CLAIMS.items():
+        for other, (claim, margin) in _CLAIMS.items():
             if other in levels:
                 what = f"{claim}: from {said[source]}, {PAIRS[pair]}{along}"
-                found.append(_finding(what, levels[other], [test(one.values) for one in levels[other]]))
+                found.append(_finding(what, levels[other], margin))
     return found
 
 
-def _finding(claim: str, levels: Sequence[Difference], verdicts: Sequence[stats.Verdict]) -> Finding:
-    worst = min(levels, key=lambda one: one.interval.mean)
-    several = f", the least of {len(levels)} levels" if len(levels) > 1 else ""
-    estimate = f"{words.points(worst.interval)} pp at {words.share(worst.density)} of weights{several}"
-    outcome = stats.conjunction(verdict.outcome for verdict in verdicts)
+def _finding(claim: str, levels: Sequence[Difference], margin: float | None) -> Finding:
+    def tried(one: Difference) -> At:
+        place = f"at {words.share(one.density)} of weights"
+        if margin is not None:
+            return At(place, stats.noninferior(one.values, margin, floor=one.floor))
+        better = stats.verdict(one.values, floor=one.floor)
+        return At(place, better, stats.equivalent(one.values, SAME, floor=one.floor))
+
+    tested = everywhere([tried(one) for one in levels])
     n = min(len(one.values) for one in levels)
-    return Finding(claim, outcome, estimate, n, Link("transfer", "#transfer"))
+    test = named(tested, SUPERIOR if margin is None else f"{NON_INFERIOR}, margin {margin:g} pp")
+    where, said = Link("transfer", "#transfer"), tested.said("+.2f", " pp")
+    return Finding(claim, tested.outcome, said, n, where, test)
 
 
 # It reads several runs, so its command is one of its own: see `__main__`.

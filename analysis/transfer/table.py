@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from analysis import words
-from analysis.run import TICKET, Run, accuracies, grouped, row_of
+from analysis.run import TICKET, Run, accuracies, floor, grouped, row_of
 from lthjax import fields
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
@@ -67,6 +67,7 @@ class Difference(NamedTuple):
         density: mean over the moved masks.
         arm, other: "transferred" or "transferred_init", and the arm that is subtracted.
         values: percentage points, one a seed of the target.
+        floor: the least standard deviation of a value, as `analysis.run.floor`.
     """
 
     source: str
@@ -77,6 +78,7 @@ class Difference(NamedTuple):
     arm: str
     other: str
     values: list[float]
+    floor: float = 0.0
 
     @property
     def interval(self) -> Interval:
@@ -103,17 +105,23 @@ def load(run: Run) -> list[TransferRow]:
     return sorted(rows.values(), key=lambda row: (*row[:5], ORDER.index(row.arm)))
 
 
-def differences(rows: Iterable[TransferRow], others: Sequence[str] = (*AGAINST, DENSE)) -> list[Difference]:
-    """Moved ticket − other for every source, target, pairing and level, paired over the target's seeds."""
+def differences(
+    rows: Iterable[TransferRow], others: Sequence[str] = (*AGAINST, DENSE), images: int = 0
+) -> list[Difference]:
+    """Moved ticket − other for every source, target, pairing and level, paired over the target's seeds.
+
+    `images` of the test set give the floor of the spread, 0 none.
+    """
     found = []
     for (source, target, pair, level), own in grouped(rows, "source", "target", "pair", "level").items():
         arms = grouped(own, "arm")
         for arm, other in itertools.product((MOVED, CARRIED), others):
             ours = arms.get(arm, [])
-            values = paired(accuracies(ours), accuracies(arms.get(other, [])))
-            if values:
+            both = accuracies(ours), accuracies(arms.get(other, []))
+            if values := paired(*both):
                 density = float(np.mean([row.density for row in ours]))
-                found.append(Difference(source, target, pair, level, density, arm, other, values))
+                place = (source, target, pair, level, density)
+                found.append(Difference(*place, arm, other, values, floor(*both, images)))
     return found
 
 

@@ -4,7 +4,8 @@ XLA:CPU compiles the built-in gradients of a convolution badly inside `lax.scan`
 gradient of a 3x3 convolution with 64 channels takes two orders of magnitude longer than outside. Here the
 gradients are ordinary forward convolutions whose operands are laid out explicitly behind an optimisation
 barrier. Convolutions of few channels are brought into a form that is fast on XLA:CPU, those of many channels
-into one with fewer products (`lthjax.devices.winograd`). Other platforms (GPU, TPU) use the built-in
+into one with fewer products (`lthjax.devices.winograd`). On NVIDIA GPUs convolutions of few channels are
+products over windows (`lthjax.devices.windows`). All others, there and on other platforms, are the built-in
 convolution: the choice is made at lowering, by platform. docs/performance.md has the measurements.
 """
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lthjax.devices import winograd
+from lthjax.devices import windows, winograd
 from lthjax.devices.winograd import Padding
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -247,6 +248,28 @@ def _weight_gradient_cpu(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.A
     return total.transpose(1, 2, 0, 3)
 
 
+def _input_gradient_builtin(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
+    return _transposed(lambda x: _builtin(x, w, padding), _images(w, dy, padding), dy)
+
+
+def _weight_gradient_builtin(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
+    return _transposed(lambda w: _builtin(x, w, padding), _kernel(x, dy, padding), dy)
+
+
+def _input_gradient_cuda(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
+    # With more padding than the kernel is wide, some outputs read no pixel.
+    narrow = all(edge < size for edges, size in zip(padding, w.shape[:2], strict=True) for edge in edges)
+    form = windows.input_gradient if windows.few(w.shape) and narrow else _input_gradient_builtin
+    return form(w, dy, padding)
+
+
+def _weight_gradient_cuda(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
+    kernel = _kernel(x, dy, padding)
+    if windows.few(kernel.shape):
+        return windows.weight_gradient(x, dy, kernel.shape, padding)
+    return _weight_gradient_builtin(x, dy, padding)
+
+
 # A convolution y of images x with a kernel w is linear in both, and so are its two gradients: all three
 # are derivatives of one trilinear form <y(x, w), dy>. The gradients of each are therefore the other two, and
 # a gradient of a gradient (as in a Hessian-vector product) is as fast as the first.
@@ -258,6 +281,7 @@ def _conv(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
         x,
         w,
         cpu=lambda x, w: _forward_cpu(x, w, padding),
+        cuda=lambda x, w: (windows.convolution if windows.few(w.shape) else _builtin)(x, w, padding),
         default=lambda x, w: _builtin(x, w, padding),
     )
 
@@ -268,7 +292,8 @@ def _input_gradient(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
         w,
         dy,
         cpu=lambda w, dy: _input_gradient_cpu(w, dy, padding),
-        default=lambda w, dy: _transposed(lambda x: _builtin(x, w, padding), _images(w, dy, padding), dy),
+        cuda=lambda w, dy: _input_gradient_cuda(w, dy, padding),
+        default=lambda w, dy: _input_gradient_builtin(w, dy, padding),
     )
 
 
@@ -278,7 +303,8 @@ def _weight_gradient(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array
         x,
         dy,
         cpu=lambda x, dy: _weight_gradient_cpu(x, dy, padding),
-        default=lambda x, dy: _transposed(lambda w: _builtin(x, w, padding), _kernel(x, dy, padding), dy),
+        cuda=lambda x, dy: _weight_gradient_cuda(x, dy, padding),
+        default=lambda x, dy: _weight_gradient_builtin(x, dy, padding),
     )
 
 

@@ -100,6 +100,18 @@ class Trace(NamedTuple):
     mean_error: jax.Array
 
 
+class Curvature(NamedTuple):
+    """The mean of d . H d over directions d.
+
+    Attributes:
+        mean: float ().
+        error: float (), its standard error.
+    """
+
+    mean: jax.Array
+    error: jax.Array
+
+
 class Density(NamedTuple):
     """An estimate of the density of a spectrum, normalised to 1.
 
@@ -224,11 +236,22 @@ def trace(on: Operator, key: jax.Array, probes: int = 32) -> Trace:
     """
     if probes < 2:
         raise ValueError(f"probes: a standard error takes 2 or more, not {probes}.")
-    vectors = _rademacher(key, on.kept, probes)
-    samples = (vectors * on.product(vectors)).sum(1)
-    total, error = samples.mean(), samples.std(ddof=1) / jnp.sqrt(probes)
+    total, error = curvature(on, _rademacher(key, on.kept, probes))
     k = on.kept.sum()
     return Trace(total, error, total / k, error / k)
+
+
+def curvature(on: Operator, directions: jax.Array) -> Curvature:
+    """The mean curvature along some directions, d . H d, not divided by their lengths.
+
+    Args:
+        on: the operator.
+        directions: float [p, n], two or more independent ones, 0 outside the mask; of
+            `landscape.direction` the mean is that of a unit of the filters' lengths, which factors between
+            whole layers of a ReLU network do not change.
+    """
+    samples = (directions * on.product(directions)).sum(1)
+    return Curvature(samples.mean(), samples.std(ddof=1) / jnp.sqrt(len(directions)))
 
 
 def density(

@@ -13,6 +13,7 @@ survive.
     predict.measure(score["fc1/kernel"], kept["fc1/kernel"])
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ Masks = Mapping[int, Mapping[int, Layers]]
 """Level -> seed -> mask."""
 MEAN, POOLED = "mean", "pooled"
 LOGISTIC = "logistic"
+# The score that all others must add to, and the predictor that sees it alone.
+FIRST, ALONE = "init_magnitude", "logistic_init_magnitude"
 # The error of a dozen coefficients from this many weights is far below the differences between seeds.
 _FIT_AT_MOST = 200_000
 
@@ -272,7 +275,8 @@ class Judged(NamedTuple):
 
     Attributes:
         seed, level: of the mask.
-        score: name of the score; "logistic" is the predictor fitted to all other seeds.
+        score: name of the score; "logistic" is the predictor fitted to all other seeds, and
+            "logistic_init_magnitude" the nested one, which sees the ranks of |theta_0| alone.
         mask: the kind of mask.
         layer: as in `against`.
         values: the fields of `MaskMatch`, as in `against`.
@@ -291,6 +295,9 @@ def judge(
 ) -> tuple[list[Judged], dict[tuple[str, int, int], Layers]]:
     """Compares the scores of several seeds, and the predictor that combines them, with masks.
 
+    Beside it a nested predictor is fitted to the same seeds, which sees |theta_0| alone. What the other
+    scores add is the difference of the two on held-out seeds, paired by seed.
+
     Args:
         found: (seed, name -> scores) of every seed; read one at a time.
         masks: kind -> masks of the same levels and seeds, for example tickets and a null.
@@ -300,7 +307,7 @@ def judge(
         seeds, for levels with two or more seeds.
     """
     rows: list[Judged] = []
-    seen: dict[int, Layers] = {}
+    seen: dict[str, dict[int, Layers]] = {LOGISTIC: {}, ALONE: {}}
     odds: dict[tuple[str, int, int], Layers] = {}
     for seed, scores in found:
         for name, score in scores.items():
@@ -308,12 +315,16 @@ def judge(
                 for level, kept in of_kind.items():
                     if seed in kept:
                         rows += [Judged(seed, level, name, kind, *of) for of in against(score, kept[seed])]
-        seen[seed] = features(scores)
-    for level in next(iter(masks.values())):
+        seen[LOGISTIC][seed] = features(scores)
+        if FIRST in scores:
+            seen[ALONE][seed] = features({FIRST: scores[FIRST]})
+    for name, level in itertools.product(seen, next(iter(masks.values()))):
         for kind, of_kind in masks.items():
-            kept = of_kind[level]
-            predicted = held_out({seed: seen[seed] for seed in kept}, kept) if len(kept) > 1 else {}
+            kept, inputs = of_kind[level], seen[name]
+            told = {seed: inputs[seed] for seed in kept if seed in inputs}
+            predicted = held_out(told, kept) if len(told) == len(kept) > 1 else {}
             for seed, score in predicted.items():
-                odds[kind, level, seed] = score
-                rows += [Judged(seed, level, LOGISTIC, kind, *of) for of in against(score, kept[seed])]
+                if name == LOGISTIC:
+                    odds[kind, level, seed] = score
+                rows += [Judged(seed, level, name, kind, *of) for of in against(score, kept[seed])]
     return rows, odds

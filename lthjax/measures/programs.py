@@ -66,7 +66,7 @@ class Settings:
     probe_steps: int = 30
     """Lanczos steps of every probe."""
     trace_probes: int = 32
-    """Hessian-vector products for the trace."""
+    """Hessian-vector products for the trace, and as many for the filter-normalised curvature."""
     rho: float = 0.05
     """Length of the step up the gradient for sharpness (SAM)."""
     adaptive_rho: float = 0.5
@@ -211,6 +211,18 @@ def _spectrum(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, ja
     }
 
 
+def _curvature(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Array]:
+    params, stats = each["variables"]
+    loss = landscape.cross_entropy(_logits(model, stats))
+    on = hessian.operator(loss, params, each["mask"], each["train"])
+
+    def along(key: jax.Array) -> jax.Array:
+        return ravel_pytree(landscape.direction(_key(key), params, each["mask"]))[0]
+
+    found = hessian.curvature(on, jax.lax.map(along, each["keys"]))
+    return {"curvature": found.mean, "curvature_error": found.error}
+
+
 def _loss(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Array]:
     params, stats = each["variables"]
     return {"loss": landscape.total(landscape.measured(_logits(model, stats)), each["train"])(params).loss}
@@ -231,6 +243,7 @@ PROGRAMS: dict[str, Program] = {
     "plane": _plane,
     "path": _path,
     "spectrum": _spectrum,
+    "curvature": _curvature,
     "loss": _loss,
     "product": _product,
 }
@@ -255,6 +268,7 @@ def basis(name: str, how: Settings) -> dict[str, Any]:
         "lines": ("images", "points", "reach", "draws"),
         "plane": ("plane_images", "plane_test_images", "points", "reach", "plane_draws"),
         "spectrum": ("spectrum_images", "eigenvalues", "steps", "probes", "probe_steps", "trace_probes"),
+        "curvature": ("spectrum_images", "trace_probes"),
         "path": ("images", "alphas"),
     }[name]
     # Smaller sets are the first images of the same order.
@@ -265,7 +279,7 @@ def images_of(name: str, how: Settings) -> dict[str, int]:
     """The numbers of "train" and "test" images that a program uses."""
     if name == "plane":
         return {"train": how.plane_images, "test": how.plane_test_images}
-    if name in ("spectrum", "product"):
+    if name in ("spectrum", "curvature", "product"):
         return {"train": how.spectrum_images, "test": 0}
     return {"train": how.images, "test": 0 if name == "loss" else how.images}
 
@@ -309,10 +323,10 @@ def inputs(name: str, how: Settings, seed: int, of: Images, size: int) -> dict[s
         for part, count in images_of(name, how).items()
         if count
     }
-    draws = {"lines": how.draws, "plane": how.plane_draws, "spectrum": 1}.get(name)
-    if draws:
-        stream = "landscape/spectrum" if name == "spectrum" else "landscape/direction"
-        keys = [jax.random.key_data(rng.stream(seed, stream, draw)) for draw in range(draws)]
+    draws = {"lines": how.draws, "plane": how.plane_draws, "spectrum": 1, "curvature": how.trace_probes}
+    if name in draws:
+        stream = f"landscape/{name if name in ('spectrum', 'curvature') else 'direction'}"
+        keys = [jax.random.key_data(rng.stream(seed, stream, draw)) for draw in range(draws[name])]
         each["keys"] = np.stack([np.asarray(key) for key in keys])
     return each
 
@@ -336,6 +350,8 @@ def passes(name: str, how: Settings) -> tuple[int, int]:
             return seen * how.points**2 * how.plane_draws, 0
         case "spectrum":
             return 0, seen * (how.steps + how.probes * how.probe_steps + how.trace_probes)
+        case "curvature":
+            return 0, seen * how.trace_probes
         case _:
             return seen * (how.alphas + 1), 0
 

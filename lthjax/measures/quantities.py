@@ -14,11 +14,21 @@ Values = dict[str, tuple[float, float | None]]
 _NEAR = 0.1
 RISES = {"train": "rise_train", "test": "rise_test"}
 FLATNESS = {
+    "adaptive_sharpness": "ASAM",
+    "filter_curvature": "filter-normalised curvature",
+}
+"""The quantities by which flatness is judged -> description.
+
+Factors between consecutive ReLU layers, which leave the network's function as it is, do not change them: ASAM
+at any unit, the curvature where all units of a layer have the same factor.
+"""
+BESIDE = {
     "eigenvalue_1": "largest eigenvalue",
     "trace_per_dimension": "mean eigenvalue",
-    "sharpness": "SAM",
 }
-"""The quantities that measure the flatness of a minimum -> description."""
+"""Further measures of flatness, which such factors do change -> description."""
+WITHIN = 0.02
+"""Ratio less 1 within which two train losses count as matched."""
 QUANTITIES = {
     "step": "step of training at which it is measured",
     "train_loss": "train loss (nats)",
@@ -32,6 +42,7 @@ QUANTITIES = {
     "trace_per_dimension": "mean eigenvalue of the Hessian",
     "sharpness": "rise of the train loss on a step of given length up the gradient (SAM)",
     "adaptive_sharpness": "the same with the step relative to the weights (ASAM)",
+    "filter_curvature": "curvature along random directions inside the mask, in lengths of the filters",
     "gradient_norm": "norm of the mean gradient",
     "gradient_noise": "trace of the covariance of one image's gradient",
     "distance": "distance from the start weights",
@@ -57,11 +68,17 @@ def values(program: str, arrays: Arrays) -> Values:
         arrays: the arrays that the program returned.
 
     Returns:
-        Keys are those of `QUANTITIES`, and "eigenvalue_N". The error of a trace is its standard error. The
-        error of an eigenvalue is the residual of its Ritz vector: up to float32 rounding, an eigenvalue
-        lies within that distance.
+        Keys are those of `QUANTITIES`, and "eigenvalue_N". The error of a trace or a curvature is its
+        standard error. The error of an eigenvalue is the residual of its Ritz vector: up to float32
+        rounding, an eigenvalue lies within that distance.
     """
-    made = {"point": _of_point, "lines": _of_lines, "spectrum": _of_spectrum, "path": _of_path}.get(program)
+    made = {
+        "point": _of_point,
+        "lines": _of_lines,
+        "spectrum": _of_spectrum,
+        "curvature": _of_curvature,
+        "path": _of_path,
+    }.get(program)
     return made(arrays) if made else {}
 
 
@@ -94,6 +111,10 @@ def _of_spectrum(arrays: Arrays) -> Values:
     }
 
 
+def _of_curvature(arrays: Arrays) -> Values:
+    return {"filter_curvature": (float(arrays["curvature"]), float(arrays["curvature_error"]))}
+
+
 def _of_path(arrays: Arrays) -> Values:
     found: Values = {}
     for part in ("train", "test"):
@@ -123,6 +144,19 @@ def rise(steps: np.ndarray, losses: np.ndarray) -> float | None:
     return float(np.mean([(a + b) / 2 - o for a, o, b in at]))
 
 
+def off(loss: float, target: float) -> float:
+    """How far a loss is from a target: their ratio, of the larger to the smaller, less 1."""
+    ratio = max(loss, 1e-30) / max(target, 1e-30)
+    return max(ratio, 1 / ratio) - 1 if math.isfinite(ratio) else math.inf
+
+
+def around(losses: Mapping[int, float], target: float) -> list[int]:
+    """The first step at or below a target, or the last step, after the step before it, if there is one."""
+    steps = list(losses)
+    first = next((i for i, step in enumerate(steps) if losses[step] <= target), len(steps) - 1)
+    return steps[max(first - 1, 0) : first + 1]
+
+
 def nearest_step(losses: Mapping[int, float], target: float) -> int:
     """The step at which a falling loss reaches a target.
 
@@ -132,11 +166,25 @@ def nearest_step(losses: Mapping[int, float], target: float) -> int:
         losses: step -> loss, by ascending step; the last is the end of training.
         target: the target loss.
     """
-    steps = list(losses)
-    first = next((i for i, step in enumerate(steps) if losses[step] <= target), len(steps) - 1)
+    return min(around(losses, target)[::-1], key=lambda step: off(losses[step], target))
 
-    def off(step: int) -> float:
-        ratio = max(losses[step], 1e-30) / max(target, 1e-30)
-        return abs(math.log(ratio)) if math.isfinite(ratio) else math.inf
 
-    return min(steps[max(first - 1, 0) : first + 1][::-1], key=off)
+def finer_steps(losses: Mapping[int, float], target: float, most: int) -> list[int]:
+    """The steps to look at next, where no step is within `WITHIN` of the target yet.
+
+    They lie evenly between the first step at or below the target and the step before it; repeated, this is a
+    search by sections (bisection, where `most` is 1).
+
+    Args:
+        losses: step -> loss, by ascending step.
+        target: the target loss.
+        most: steps at most.
+
+    Returns:
+        Ascending; empty where the nearest step is within `WITHIN`, or no step lies between the two.
+    """
+    ends = around(losses, target)
+    if off(losses[nearest_step(losses, target)], target) <= WITHIN or len(ends) < 2:
+        return []
+    between = np.linspace(ends[0], ends[1], most + 2).round().astype(int).tolist()
+    return sorted({*between} - {*ends})

@@ -167,24 +167,19 @@ def load(path: str | Path) -> Ticket:
         ValueError: it is not a ticket file, or damaged.
         FileNotFoundError: there is no such file.
     """
-    from safetensors import SafetensorError, deserialize, safe_open
-
     where = Path(path)
     if not where.is_file():
         raise FileNotFoundError(f"{where}: there is no such file.")
     trees: dict[str, dict[str, Any]] = {"params": {}, "mask": {}, "origin": {}}
     try:
-        with safe_open(str(where), framework="numpy") as file:
-            head = file.metadata() or {}
+        head, found = tensors(where)
         if head.get("format") not in (_FORMAT, _FORMAT_WITH_TYPES):
             raise ValueError(
                 f"its format is {head.get('format')!r}, not {_FORMAT!r} or {_FORMAT_WITH_TYPES!r}"
             )
         types = json.loads(head.get("types", "{}"))
-        # Not with safe_open, whose numpy interface lacks 8-bit floats.
-        for key, tensor in deserialize(where.read_bytes()):
+        for key, array in found.items():
             tree, _, name = key.partition("/")
-            array = np.frombuffer(tensor["data"], _dtype(_NATIVE[tensor["dtype"]])).reshape(tensor["shape"])
             trees[tree][name] = _own(array, types.pop(key)) if key in types else array
         metadata = json.loads(head["metadata"])
         masks = {
@@ -199,16 +194,29 @@ def load(path: str | Path) -> Ticket:
             nested(trees["origin"]) if trees["origin"] else None,
             metadata,
         )
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-        RecursionError,
-    ) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f"{where}: not a ticket that prune.save wrote, or damaged: {error}.") from error
+
+
+def tensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """The metadata and the arrays by name of any safetensors file.
+
+    Raises:
+        ValueError: it is no such file, or holds a type that numpy and JAX lack.
+        OSError: it cannot be opened.
+    """
+    from safetensors import SafetensorError, deserialize, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            head = file.metadata() or {}
+        # Not with safe_open, whose numpy interface lacks 8-bit floats.
+        return head, {
+            key: np.frombuffer(tensor["data"], _dtype(_NATIVE[tensor["dtype"]])).reshape(tensor["shape"])
+            for key, tensor in deserialize(path.read_bytes())
+        }
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _check_paths(names: Iterable[str]) -> None:

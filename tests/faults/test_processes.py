@@ -58,6 +58,8 @@ class World(NamedTuple):
             "predict": ["-m", "analysis.predict", run, "--levels", "2", "--steps", "0", "60",
                         "--images", "40", *data, "--quiet"],
             "landscape": ["-m", "analysis.landscape", run, "--level", "2", *little, *data, "--quiet"],
+            "stability": ["-m", "analysis.stability", run, "--levels", "2", "--k", "0", "30", "--alphas", "3",
+                          *data, "--quiet"],
             "transfer": ["-m", "analysis.transfer", "--from", run, "--to", run, "--levels", "2", "--arms",
                          "transferred", "shuffled", "--out", out, *data, "--quiet"],
             "report": ["-m", "analysis.report", run],
@@ -142,7 +144,9 @@ def test_a_study_killed_again_and_again(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("name", ["savings", "geography", "predict", "landscape", "transfer", "report"])
+@pytest.mark.parametrize(
+    "name", ["savings", "geography", "predict", "landscape", "stability", "transfer", "report"]
+)
 def test_an_analysis_killed_again_and_again(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, name: str
 ) -> None:

@@ -1,0 +1,97 @@
+"""Schedules at equal density: accuracies interpolated between levels, the best one chosen on validation."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from analysis import words
+from analysis.compare.entries import Entry
+from analysis.page import Table
+from analysis.record import LEAST_SEEDS
+from analysis.run import floor
+from lthjax.measures import stats
+from lthjax.measures.stats import mean_interval
+
+_ALPHA = 0.05
+
+
+class Apart(NamedTuple):
+    """A schedule against the best one at a density.
+
+    Attributes:
+        entry: the schedule.
+        values: it − the best in percentage points of test accuracy, one a seed; empty for the best itself.
+        floor: the least standard deviation of a value: what the test set leaves open.
+        p: two-sided, by t, adjusted by Holm over the schedules compared at the density; NaN for the best and
+            for a single seed.
+    """
+
+    entry: Entry
+    values: list[float]
+    floor: float
+    p: float
+
+    @property
+    def outcome(self) -> str:
+        """Whether it is "worse" or "better" than the best, "undecided", or has "too few seeds"."""
+        if len(self.values) < LEAST_SEEDS:
+            return "too few seeds"
+        return "undecided" if not self.p < _ALPHA else "worse" if sum(self.values) < 0 else "better"
+
+
+def at(entry: Entry, density: float, validation: bool = False) -> dict[int, float]:
+    """Seed -> accuracy in percent at a density, linear in log density between levels.
+
+    Of the seeds that reach it, within half a percent of it.
+    """
+    curves: dict[int, list[tuple[float, float]]] = {}
+    start = entry.dense_validation if validation else entry.dense
+    for seed, value in start.items():
+        curves[seed] = [(1.0, value)]
+    for point in entry.tickets:
+        for seed, value in (point.validation if validation else point.accuracies).items():
+            if 0 < point.density < 1 and seed in curves:
+                curves[seed].append((point.density, value))
+    found = {}
+    for seed, curve in curves.items():
+        last = min(place for place, _ in curve)
+        if last <= 1.005 * density:
+            found[seed] = stats.interpolated(curve, max(density, last))
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def compared(entries: Sequence[Entry], density: float) -> list[Apart]:
+    """The schedules that reach a density, the best first: the one of the highest mean validation accuracy."""
+    there = {entry.name: entry for entry in entries if at(entry, density) and at(entry, density, True)}
+    if len(there) < 2:
+        return []
+    means = {name: mean_interval([*at(of, density, True).values()]).mean for name, of in there.items()}
+    best = max(means, key=lambda name: means[name])
+    ours = at(there[best], density)
+    others = [_apart(of, at(of, density), ours) for name, of in there.items() if name != best]
+    tested = [one for one in others if not math.isnan(one.p)]
+    adjusted = dict(zip((one.entry.name for one in tested), stats.holm([of.p for of in tested]), strict=True))
+    found = [one._replace(p=adjusted.get(one.entry.name, math.nan)) for one in others]
+    return [Apart(there[best], [], 0.0, math.nan), *found]
+
+
+def _apart(entry: Entry, theirs: dict[int, float], ours: dict[int, float]) -> Apart:
+    """A schedule against the best one, with its own p-value."""
+    values, least = stats.paired(theirs, ours), floor(theirs, ours, entry.images)
+    return Apart(entry, values, least, stats.t_p_value(values, floor=least))
+
+
+def table(entries: Sequence[Entry], densities: Sequence[float]) -> Table:
+    """Every schedule against the best one at equal density."""
+    lines = []
+    for density in densities:
+        for one in compared(entries, density):
+            accuracy = mean_interval([*at(one.entry, density).values()], within=stats.PERCENT)
+            line = [f"{100 * density:.1f}", one.entry.name, words.percent(accuracy)]
+            if not one.values:
+                lines.append([*line, "best on validation", "–", "–"])
+            else:
+                gap = words.points(mean_interval(one.values, floor=one.floor))
+                lines.append([*line, gap, words.p_value(one.p), one.outcome])
+    header = ["weights (%)", "schedule", "accuracy (%)", "− best (pp)", "p (Holm)", "than the best"]
+    return Table("At equal density", header, lines, 2)

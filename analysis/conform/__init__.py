@@ -1,0 +1,252 @@
+"""Conformance: a run beside published settings and values, row by row.
+
+python -m analysis.conform runs/lenet300_mnist-de7e14ee --against fc2019_lenet300
+python -m analysis.conform results/lenet300_mnist --against fc2019_lenet300 mine.csv
+
+RUN is a run folder, or one that `analysis.publish` has written of a run. Ledgers are the CSV files in
+analysis/ledgers, or others of the same columns (`analysis.conform.ledger`). Settings are compared field by
+field. A published value agrees if ours is equivalent to it by two one-sided tests (TOST,
+`lthjax.measures.stats.equivalent`), within the ledger's margin widened by the value's own spread; differs if
+ours lies outside, by both; and is undecided else. A published inequality agrees if the verdict on it is
+supported, and differs if it is refuted. There is no verdict on a value that was not measured. Prints two
+tables; trains and writes nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import tyro
+
+from analysis import words
+from analysis.conform import ledger as ledgers
+from analysis.conform import settings
+from analysis.conform.ledger import BEST, COUNTS, EARLY, Ledger, Line
+from analysis.conform.measured import Measured, opened
+from analysis.page import Section, Table
+from lthjax.errors import UserError
+from lthjax.imp import DENSE
+from lthjax.measures import stats
+from lthjax.measures.stats import Outcome, geometric_interval, mean_interval
+
+Mark = Literal["agrees", "differs", "undecided", "not comparable"]
+_MARKS: dict[Outcome, Mark] = {"supported": "agrees", "refuted": "differs", "undecided": "undecided"}
+_RELATIONS = {"=": "", ">": "more than ", ">=": "at least ", "<": "below ", "<=": "at most "}
+# A level is of a published density if its own is within this factor of it.
+_NEAR = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Holds a run against published settings and values."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run folder, or a folder of results/ that holds one published run."""
+    against: tuple[str, ...]
+    """Ledgers: names in analysis/ledgers, for example fc2019_lenet300, or paths of CSV files."""
+
+
+class Judged(NamedTuple):
+    """A published value and ours.
+
+    Attributes:
+        quantity: in words, with its density.
+        at: where it is read: "early stop", "end", or "".
+        published, ours: in words, ours with its 95 % interval; "–" where there is none.
+        mark: the outcome.
+        why: why it cannot be compared, or "".
+        n: number of seeds.
+        margin: in words.
+        source: of the published value.
+    """
+
+    quantity: str
+    at: str
+    published: str
+    ours: str
+    mark: Mark
+    why: str
+    n: int
+    margin: str
+    source: str
+
+
+class _Ours(NamedTuple):
+    """What a run has of a published quantity: one value a seed, and in words."""
+
+    values: Sequence[float]
+    said: str
+
+
+def judge(measured: Measured, ledger: Ledger) -> list[Judged]:
+    """Every value of a ledger beside the run's.
+
+    Raises:
+        UserError: the ledger names a setting that there is not.
+    """
+    compared = settings.compared(measured, ledger)
+    return [_judged(measured, line, settings.lacking(measured, line, compared)) for line in ledger.values]
+
+
+def _judged(measured: Measured, line: Line, lacking: str) -> Judged:
+    rewind = min(measured.about["lengths"]["rewind"]) if line.rewind is None else line.rewind
+    level, why = _level(measured, line, rewind)
+    quantity = _quantity(measured, line, level, rewind)
+    ours = _Ours((), "–")
+    if not why:
+        try:
+            ours = _ours(measured, line, level, rewind)
+        except UserError:
+            why = "not measured"
+    if not why and not ours.values:
+        why = "not measured"
+    why = lacking or why or ("" if line.value else "none printed")
+    mark: Mark = "not comparable" if why else _mark(line, ours.values)
+    said, seeds = (_published(line), ours.said), len(ours.values)
+    return Judged(quantity, line.at, *said, mark, why, seeds, _margin(line), line.source)
+
+
+def _level(measured: Measured, line: Line, rewind: int) -> tuple[int, str]:
+    """The level of a line's density, and why there is none."""
+    if (line.of == DENSE and line.other in ("", DENSE)) or not line.density:
+        return 0, ""
+    levels = measured.levels(rewind=rewind)
+    if line.quantity == "rewound" and rewind == min(measured.about["lengths"]["rewind"]):
+        return 0, "not measured: no ticket is rewound to a later step"
+    if not levels:
+        return 0, f"not measured: no ticket is rewound to step {rewind:,}"
+    if line.density == BEST:
+        return measured.best(line.other, rewind, line.at == EARLY), ""
+    wanted = float(line.density)
+    level = min(levels, key=lambda n: abs(math.log(measured.density(n, rewind) / wanted)))
+    near = measured.density(level, rewind)
+    if abs(math.log(near / wanted)) > math.log(_NEAR):
+        return 0, f"not measured: the nearest level has {words.share(near)}"
+    return level, ""
+
+
+def _quantity(measured: Measured, line: Line, level: int, rewind: int) -> str:
+    density = ""
+    if line.density and level:
+        density = f" at {words.share(measured.density(level, rewind))}"
+    elif line.density not in ("", BEST):
+        density = f" at {words.share(float(line.density))}"
+    what = {
+        "accuracy": line.of,
+        "gap": f"{line.of} − {line.other}",
+        "speedup": f"step of the lowest validation loss, {line.other} over {line.of},",
+        "early_stop_step": f"step of the lowest validation loss, {line.of}",
+        "rewound": f"tickets rewound to step {rewind:,} − those rewound to the earliest",
+        "weights": "prunable weights",
+        "parameters": "parameters",
+    }[line.quantity]
+    return f"{what}{density}{f', {line.note}' if line.note else ''}"
+
+
+def _ours(measured: Measured, line: Line, level: int, rewind: int) -> _Ours:
+    """What the run has, by the line's quantity; raises a UserError where it has no such cell."""
+    early = line.at == EARLY
+    if line.quantity in COUNTS:
+        count = measured.weights() if line.quantity == "weights" else settings.parameters(measured)
+        # Of every seed the same.
+        return _Ours(
+            [] if count is None else [count] * measured.seeds, "–" if count is None else f"{count:,}"
+        )
+    if line.quantity == "accuracy":
+        of = measured.of_seeds(line.of, level, rewind, early)
+        return _Ours([*of.values()], words.percent(measured.accuracy(line.of, level, rewind, early)))
+    if line.quantity == "gap":
+        values = measured.gaps(line.of, line.other, level, rewind, early)
+        return _Ours(values, words.points(mean_interval(values)))
+    if line.quantity == "rewound":
+        first = min(measured.about["lengths"]["rewind"])
+        both = (measured.of_seeds(line.of, level, step, early) for step in (rewind, first))
+        values = stats.paired(*both)
+        return _Ours(values, words.points(mean_interval(values)))
+    if line.quantity == "speedup":
+        values = measured.slowness(line.other, line.of, level, rewind)
+        return _Ours(values, words.times(geometric_interval(values)) if values else "–")
+    steps = [*measured.steps(line.of, level, rewind).values()]
+    return _Ours(steps, words.interval(mean_interval(steps, within=stats.POSITIVE), ",.0f"))
+
+
+def _mark(line: Line, values: Sequence[float]) -> Mark:
+    published = float(line.value)
+    if line.quantity in COUNTS:
+        return "agrees" if values[0] == published else "differs"
+    if line.quantity == "speedup":
+        published, values = math.log(published), [math.log(value) for value in values]
+    if line.relation != "=":
+        sign = 1 if line.relation.startswith(">") else -1
+        return _MARKS[stats.verdict([sign * value for value in values], sign * published).outcome]
+    assert line.margin is not None, "the ledger was checked"
+    margin = math.log(line.margin) if line.quantity == "speedup" else line.margin
+    apart = [value - published for value in values]
+    return _MARKS[stats.equivalent(apart, margin + (line.spread or 0.0)).outcome]
+
+
+def _published(line: Line) -> str:
+    if not line.value:
+        return "–"
+    value = f"{int(line.value):,}" if line.quantity in COUNTS else line.value
+    spread = f" ± {line.spread:g}" if line.spread else ""
+    return f"{_RELATIONS[line.relation]}{value}{'×' if line.quantity == 'speedup' else ''}{spread}"
+
+
+def _margin(line: Line) -> str:
+    if line.margin is None or not line.value:
+        return "–"
+    return f"×{line.margin:g}" if line.quantity == "speedup" else f"±{line.margin:g}"
+
+
+def value_table(judged: Sequence[Judged]) -> Table:
+    """The values side by side, for a page or the screen."""
+    header = ["quantity; accuracy in percent, differences in points", "read at", "published", "ours", "mark"]
+    lines = []
+    for one in judged:
+        mark = f"{one.mark}: {one.why}" if one.why else one.mark
+        said = [one.quantity, one.at or "–", one.published, one.ours]
+        lines.append([*said, mark, str(one.n or "–"), one.margin, one.source])
+    return Table("", [*header, "seeds", "within", "from"], lines, 2)
+
+
+def setting_table(measured: Measured, ledger: Ledger) -> Table:
+    """The settings side by side."""
+    lines = []
+    for one in settings.compared(measured, ledger):
+        said = [one.name, settings.shown(one.published), settings.shown(one.ours)]
+        lines.append([*said, "same" if one.same else "differs", one.line.source])
+    return Table(f"Settings: {ledger.name}", ["setting", "published", "ours", "mark", "from"], lines, 1)
+
+
+def rows(measured: Measured, *names: str) -> Table:
+    """The values of several ledgers beside a run's, in one table."""
+    return value_table([one for name in names for one in judge(measured, ledgers.read(name))])
+
+
+def section(options: Options) -> Section:
+    """The tables that the command prints.
+
+    Raises:
+        UserError: there is no such ledger or run.
+    """
+    if not options.against:
+        raise UserError(f"--against: it is missing; name {', '.join(ledgers.known())}, or a CSV of your own.")
+    found = [ledgers.read(name) for name in options.against]
+    measured = opened(options.run)
+    made = []
+    for ledger in found:
+        values = value_table(judge(measured, ledger))
+        other = [one.name for one in settings.compared(measured, ledger) if not one.same]
+        beside = f" (with another {', '.join(other)})" if other else ""
+        made += [setting_table(measured, ledger), values._replace(title=f"Values: {ledger.name}{beside}")]
+    return Section("conform", "Beside published values", tables=made, remark=REMARK)
+
+
+REMARK = (
+    "Agrees, differs: by two one-sided tests at 5 % each, within the margin widened by the value's own "
+    "spread; inequalities by the one-sided verdict. Every row is tested by itself. Intervals are two-sided, "
+    "95 %."
+)

@@ -1,0 +1,19 @@
+"""The command of the ticket doctor."""
+
+import sys
+
+from analysis.doctor import Options, diagnose, line
+from lthjax import cli
+
+
+def main(arguments: list[str]) -> None:
+    """The command line; status 1 where a check fails."""
+    found = diagnose(cli.parsed(Options, arguments, "python -m analysis.doctor"))
+    for check in found:
+        print(line(check))
+    if any(check.faults for check in found):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,202 @@
+"""Replays the dense trainings, draws a mask every so many steps, and finds when masks stop changing."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from analysis import page, record, tables
+from analysis import work as trainings
+from analysis.earlybird import figures
+from analysis.earlybird.table import TABLES, DrawRow, MaskRow
+from analysis.run import TICKET, Run, Tickets, asked_levels, densities
+from lthjax import prune, study
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+from lthjax.measures import earlybird, layers
+from lthjax.measures.layers import Layers
+from lthjax.measures.predict import keep_highest
+from lthjax.models import Variables
+from lthjax.study import Watch
+from lthjax.train import Job
+
+# As many masks are drawn by default; their weights are kept until the training ends.
+_MASKS = 50
+# The masks of a seed, in a folder of its own; no CSV, which would be published a second time.
+_ROWS = "rows.txt"
+# Densities of the paper: 30, 50 and 70 % are pruned; and that at which tickets are interesting.
+_NEAR = (0.7, 0.5, 0.3, 0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(record.TrainingOptions):
+    """Finds when masks drawn during the dense training stop changing: the Early-Bird ticket's step."""
+
+    chain: str | None = None
+    """The chain whose tickets give the densities; by default that of the lowest rewind step."""
+    levels: tuple[int, ...] = ()
+    """Levels; by default those nearest to 70, 50, 30 and 10 % of the weights."""
+    every: int | None = None
+    """Steps between two masks; by default 2 % of the dense training."""
+    queue: int = earlybird.QUEUE
+    """Masks in the queue, the newest included."""
+    threshold: float = earlybird.THRESHOLD
+    """Largest distance of masks in the queue at which the ticket is drawn."""
+
+
+class Asked(NamedTuple):
+    """What is asked of a run: its study, tickets, level -> seeds, the steps at which masks are drawn."""
+
+    prepared: study.Prepared
+    tickets: Tickets
+    seeds: dict[int, list[int]]
+    every: int
+    steps: list[int]
+
+
+def ask(run: Run, options: Options) -> Asked:
+    """Resolves what is asked against what the run has.
+
+    Raises:
+        UserError: the run has no such chain or level, an option is out of range, or the data differ.
+    """
+    if not 2 <= options.queue <= 1000:
+        raise UserError(f"--queue: {options.queue} is not allowed; it must be from 2 to 1000.")
+    if not 0 < options.threshold <= 1:
+        raise UserError(
+            f"--threshold: {options.threshold:g} is not allowed; it must be above 0, and at most 1."
+        )
+    tickets = run.tickets(options.chain)
+    dense = {row.seed for row in run.rows if row.arm == DENSE and row.status == "done"}
+    done = [row for row in tickets.done if row.seed in dense]
+    there = densities(done)
+    if not there:
+        raise UserError(f"{run.path}: no seed has both a dense network and a ticket that did not diverge.")
+    what = f"trained ticket in {tickets.chain}"
+    levels = asked_levels(options.levels, there, what, near=_NEAR, last=False)
+    seeds = {level: sorted(row.seed for row in done if row.level == level) for level in levels}
+    prepared = run.prepared({seed for of in seeds.values() for seed in of}, options.data_dir)
+    total, every = prepared.lengths.total, options.every
+    if every is None:
+        every = -(-total // _MASKS)
+    if not 1 <= every <= total:
+        raise UserError(f"--every: {every} is not allowed; it must be from 1 to {total}, the last step.")
+    return Asked(prepared, tickets, seeds, every, sorted({*range(every, total, every), total}))
+
+
+def work(run: Run, options: Options, watch: Watch) -> Path:
+    """Replays what is missing and writes RUN/earlybird; see `analysis.record.Analysis`.
+
+    Masks of seeds that an earlier call has finished with the same settings are not drawn again.
+    """
+    asked = ask(run, options)
+    with trainings.kept(run, "earlybird"):
+        at = _Drawing(run, asked, options, watch)
+        at.announce()
+        at.draw()
+        rows = at.rows()
+        draws = list(_draws(asked, options, rows))
+        found: dict[str, Any] = {"masks.csv": rows, "draws.csv": draws}
+        texts = {name: tables.of_rows(kind, found[name]) for name, kind in TABLES.items()}
+        return page.write_folder(run.path / "earlybird", figures.drawn(found), texts)
+
+
+class _Drawing(trainings.Work):
+    """One call of `work`: the dense trainings to replay, and the masks drawn from them."""
+
+    def __init__(self, run: Run, asked: Asked, options: Options, watch: Watch) -> None:
+        super().__init__(run, asked.prepared, watch, options.chunk)
+        self._asked, self._queue = asked, options.queue
+        self._where = run.path / "earlybird"
+
+    def _basis(self, seed: int) -> dict[str, Any]:
+        """What a seed's masks are drawn from."""
+        own = [level for level, seeds in self._asked.seeds.items() if seed in seeds]
+        return {
+            "chain": self._asked.tickets.chain,
+            "levels": own,
+            "every": self._asked.every,
+            "queue": self._queue,
+        }
+
+    def _known(self, seed: int) -> list[MaskRow] | None:
+        """The masks of a seed that an earlier call has drawn; None where there are none of these settings."""
+        of = self._where / f"masks={seed}"
+        try:
+            about = json.loads(tables.read_text(of / "about.json"))
+            same = about == self._basis(seed)
+            return tables.read_rows(of / _ROWS, MaskRow) if same else None
+        except tables.DAMAGED:
+            return None
+
+    def _missing(self) -> list[int]:
+        return [seed for seed in self.prepared.study.seeds if self._known(seed) is None]
+
+    def announce(self) -> None:
+        """Says how much there is to train and, by measuring a few steps, how long it will take."""
+        missing, total = self._missing(), self.prepared.lengths.total
+        cells, steps = [Cell(seed, DENSE, 0, DENSE) for seed in missing], len(missing) * total
+        trained = sum(row.steps for row in self.run.rows)
+        share = f", {100 * steps / trained:.1f} % of the run's" if trained and steps else ""
+        time = self.time(cells, steps)
+        self.watch.say(
+            f"{len(missing)} dense trainings to be replayed: {steps:,} steps{share}{time}; "
+            f"{len(self._asked.steps)} masks of each at {len(self._asked.seeds)} densities"
+        )
+
+    def draw(self) -> None:
+        """Replays the dense trainings of the seeds that are missing; every finished seed is kept."""
+        jobs = []
+        for seed in self._missing():
+            dense = self.run.task(self.prepared, Cell(seed, DENSE, 0, DENSE))
+            stop, captures = self._asked.steps[-1], tuple(self._asked.steps)
+            jobs.append((dense.cell, Job(seed, 0, 0, stop, dense.variables, dense.mask, captures)))
+        for cell, _, trained in self.train(jobs):
+            end, basis = self.run.variables(cell), self._basis(cell.seed)
+            if not all(jax.tree.leaves(jax.tree.map(np.array_equal, trained.variables, end))):
+                self.watch.say(
+                    f"seed {cell.seed}: the replay does not end at the very weights of the run, as on "
+                    "another machine it may not; it is a training of the same kind"
+                )
+            rows = [row for n in basis["levels"] for row in self._drawn(cell.seed, n, trained.states)]
+            texts = {_ROWS: tables.of_rows(MaskRow, rows), "about.json": json.dumps(basis) + "\n"}
+            tables.write_tables(self._where / f"masks={cell.seed}", texts)
+
+    def _drawn(self, seed: int, level: int, states: dict[int, Variables]) -> Iterator[MaskRow]:
+        """The masks of a seed at a level: the largest weights of every layer, as many as the ticket has."""
+        tree = self.run.mask(Cell(seed, self._asked.tickets.chain, level, TICKET))
+        ticket = layers.flat(layers.by_layer(tree, tree))
+        counts = {path: int(m.sum()) for path, m in ticket.items()}
+        masks: list[Layers] = []
+        for step in self._asked.steps:
+            weights = layers.flat(layers.by_layer(states[step].params, tree))
+            masks.append(keep_highest({path: np.abs(w) for path, w in weights.items()}, counts))
+        density = sum(counts.values()) / sum(m.size for m in ticket.values())
+        by_chance = earlybird.chance(ticket)
+        for place, (step, apart) in enumerate(
+            zip(self._asked.steps, earlybird.largest(masks, self._queue), strict=True)
+        ):
+            before = earlybird.distance(masks[place], masks[place - 1]) if place else None
+            iou, iou_chance = map(float, prune.overlap(masks[place], ticket))
+            place_of = (self._asked.tickets.chain, level, seed, step, density)
+            yield MaskRow(*place_of, before, apart, by_chance, iou, iou_chance)
+
+    def rows(self) -> list[MaskRow]:
+        """The masks of all seeds, by level and seed."""
+        found = [row for seed in self.prepared.study.seeds for row in self._known(seed) or ()]
+        return sorted(found, key=lambda row: (row.level, row.seed, row.step))
+
+
+def _draws(asked: Asked, options: Options, rows: Sequence[MaskRow]) -> Iterator[DrawRow]:
+    """When the ticket could have been drawn, by level and seed."""
+    for (chain, level, seed), own in tables.grouped(((r.chain, r.level, r.seed), r) for r in rows).items():
+        place = earlybird.drawn([row.largest for row in own], options.threshold)
+        at = None if place is None else own[place]
+        epoch = None if at is None else at.step / asked.prepared.lengths.per_epoch
+        rule = (options.queue, options.threshold, asked.every, asked.prepared.lengths.total)
+        step, iou = (None, None) if at is None else (at.step, at.iou)
+        yield DrawRow(chain, level, seed, own[0].density, *rule, step, epoch, own[0].chance, iou)

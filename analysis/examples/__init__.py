@@ -1,0 +1,131 @@
+"""Which test images a run's tickets win and lose, against the dense network and the controls.
+
+python -m analysis.examples runs/quickstart-0123abcd
+python -m analysis.examples runs/quickstart-0123abcd --levels 4 8 11
+
+Two networks of one accuracy may be right about other images. The final weights on disk are passed over the
+test set; every pair of a seed's networks has its counts of images won and lost, with McNemar's test and an
+interval over test images (`lthjax.measures.examples`); and Cohen's κ says whether networks of one seed, and
+of different seeds, err on the same images. Trains nothing. Writes RUN/examples:
+
+  pairs.csv       `PairRow`: images won and lost by every network beside another of its seed
+  agreement.csv   `AgreementRow`: agreement of errors, and of losses, between networks
+  images.csv      `ImageRow`: the test images that tickets lose and win most often
+  forgetting.csv  `ForgettingRow`: what tickets forget from level to level
+  examples_pairs, examples_agreement      figures, as PNG, SVG and CSV
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analysis import words
+from analysis.examples import figures
+from analysis.examples.table import (
+    FORGOTTEN,
+    LOSSES,
+    TABLES,
+    AgreementRow,
+    ForgettingRow,
+    PairRow,
+    arms,
+    between,
+    by_seed,
+    levels,
+)
+from analysis.examples.work import Options, work
+from analysis.page import Link, Section, Table
+from analysis.record import Analysis, Finding
+from analysis.run import TICKET, Run
+from lthjax.imp import DENSE
+from lthjax.measures.stats import PERCENT, POSITIVE, conjunction, mean_interval, verdict
+
+_OWN = "A ticket errs on the images of its own dense network, more than of other seeds'"
+_LOST = "Tickets of different seeds lose the same images, more than by chance"
+
+
+def section(run: Run, found: Mapping[str, Any]) -> Section:
+    """The report's section."""
+    pairs: Sequence[PairRow] = found["pairs.csv"]
+    header = ["level", "network", "beside", "lost (% of images)", "won", "difference (pp)",
+              "seeds with p < 5 %"]  # fmt: skip
+    lines = []
+    for level in levels(pairs):
+        beside = [(arm, DENSE) for arm in arms(pairs)]
+        beside += [(TICKET, arm) for arm in arms(pairs) if arm != TICKET]
+        for arm, other in beside:
+            own = [row for row in pairs if (row.level, row.arm, row.other) == (level, arm, other)]
+            if not own:
+                continue
+            lost, won, gap = (
+                mean_interval([*by_seed(own, level, arm, other, column).values()], within=within)
+                for column, within in (("lost", PERCENT), ("won", PERCENT), ("difference", (-100.0, 100.0)))
+            )
+            clear = sum(row.p < 0.05 for row in own)
+            said = [words.percent(lost), words.percent(won), words.points(gap), f"{clear} of {len(own)}"]
+            lines.append([str(level), arm, other, *said])
+    table = Table("Test images lost and won", header, lines, 3)
+    shown = [table, _forgetting(found["forgetting.csv"], found["agreement.csv"])]
+    return Section("examples", "Image by image", figures=figures.drawn(found), tables=shown)
+
+
+def _forgetting(rows: Sequence[ForgettingRow], agreement: Sequence[AgreementRow]) -> Table:
+    """What tickets forget from level to level, over the seeds that have most levels."""
+    last, networks = max((row.last, row.networks) for row in rows)
+    own = [row for row in rows if (row.last, row.networks) == (last, networks)]
+    header = ["networks in sequence", "always right (%)", "never", "forgotten", "events an image",
+              "κ of two seeds"]  # fmt: skip
+    shares = [
+        words.percent(mean_interval([100 * getattr(row, name) / row.images for row in own], within=PERCENT))
+        for name in ("always", "never", "forgotten")
+    ]
+    events = words.interval(mean_interval([row.events / row.images for row in own], within=POSITIVE), ".3f")
+    alike = words.interval(mean_interval(between(agreement, last, TICKET, TICKET, FORGOTTEN)), "+.2f")
+    title = f"What tickets forget, from the dense network to level {last}: right, and wrong at the next level"
+    return Table(title, header, [[str(networks), *shares, events, alike]], 0)
+
+
+def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
+    """Whether networks err on the same images; a claim is one about every level that was looked at."""
+    if found is None:
+        command = words.command("examples", run.path)
+        return [
+            Finding(claim, "not tested", "images were not compared", 0, command) for claim in (_OWN, _LOST)
+        ]
+    rows: Sequence[AgreementRow] = found["agreement.csv"]
+    own = {level: _above(rows, level) for level in levels(rows)}
+    lost = {level: between(rows, level, TICKET, TICKET, LOSSES) for level in levels(rows)}
+    return [
+        finding
+        for claim, values in ((_OWN, own), (_LOST, lost))
+        if (finding := _finding(claim, values, rows)) is not None
+    ]
+
+
+def _above(rows: Sequence[AgreementRow], level: int) -> list[float]:
+    """κ of a ticket and its own dense network less the mean κ with other seeds', one a ticket's seed."""
+    own = [row for row in rows if (row.level, row.of, row.arm, row.other) == (level, "errors", TICKET, DENSE)]
+    made = []
+    for seed in sorted({row.seed for row in own}):
+        values = {row.other_seed: row.kappa for row in own if row.seed == seed and row.kappa is not None}
+        others = [kappa for other, kappa in values.items() if other != seed]
+        if seed in values and others:
+            made.append(values[seed] - sum(others) / len(others))
+    return made
+
+
+def _finding(
+    claim: str, by_level: Mapping[int, Sequence[float]], rows: Sequence[AgreementRow]
+) -> Finding | None:
+    known = {level: values for level, values in by_level.items() if values}
+    if not known:
+        return None
+    worst = min(known, key=lambda level: sum(known[level]) / len(known[level]))
+    several = f", the least of {len(known)} levels" if len(known) > 1 else ""
+    what = "κ" if claim == _LOST else "κ less that with other seeds' dense networks"
+    estimate = f"{what} {words.interval(mean_interval(known[worst]), '+.3f')} at level {worst}{several}"
+    outcome = conjunction(verdict(values).outcome for values in known.values())
+    seeds = {row.seed for row in rows if (row.level, row.arm, row.other) == (worst, TICKET, DENSE)}
+    return Finding(claim, outcome, estimate, len(seeds), Link("image by image", "#examples"))
+
+
+ANALYSIS = Analysis("examples", "Image by image", Options, work, TABLES, section, findings)

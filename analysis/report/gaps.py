@@ -1,0 +1,82 @@
+"""The report's tables of differences: level by level, over all densities, and collapsed runs."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from analysis import words
+from analysis.page import Table
+from analysis.report.paired import TOLERANCE, curves, differences
+from analysis.run import TICKET, Row, accuracies, arms, by_seed, select
+from lthjax import imp
+from lthjax.imp import DENSE
+from lthjax.measures import stats
+
+
+def gaps(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
+    """Ticket against the dense network and every control at every level, with p-values and effect sizes.
+
+    `images` of the test set give the floor of the spread, 0 none.
+    """
+    lines = []
+    for other in (DENSE, *(arm for arm in arms(select(rows, chain=chain)) if arm != TICKET)):
+        levels = [
+            level for level in differences(rows, chain, TICKET, other, images=images) if len(level.values) > 1
+        ]
+        by_t = [stats.t_p_value(level.values, floor=level.floor) for level in levels]
+        for level, p, adjusted in zip(levels, by_t, stats.holm(by_t), strict=True):
+            g, low, high, _ = stats.hedges_gz(level.values)
+            lines.append(
+                [
+                    f"{100 * level.density:.1f}",
+                    f"ticket − {other}",
+                    words.points(stats.mean_interval(level.values, floor=level.floor)),
+                    str(len(level.values)),
+                    words.p_value(p),
+                    words.p_value(adjusted),
+                    words.p_value(stats.sign_flip_p_value(level.values)) if len(level.values) <= 20 else "–",
+                    "–" if math.isnan(g) else f"{g:+.1f} [{low:+.1f}, {high:+.1f}]",
+                ]
+            )
+    header = ["weights (%)", "difference", "pp", "n", "p (t)", "p (Holm)", "p (sign flips)", "Hedges' g_z"]
+    return Table(f"Rewound to step {imp.rewind_of(chain)}", header, lines, 2)
+
+
+def summaries(rows: Sequence[Row], chain: str) -> Table:
+    """Every arm over all densities: how sparse it matches the dense network, and its area to the ticket."""
+    dense = accuracies(select(rows, chain=DENSE))
+    tickets, lines = curves(rows, chain, TICKET), []
+    for arm in arms(select(rows, chain=chain)):
+        of_arm = curves(rows, chain, arm)
+        matches = [
+            ", ".join(
+                "none" if least is None else f"{'≤ ' if last else ''}{100 * least:.1f}"
+                for least, last in stats.sparsest_matches(of_arm, dense, margin).values()
+            )
+            for margin in (0.0, TOLERANCE, 2.0)
+        ]
+        both = [seed for seed in of_arm if seed in tickets and seed in dense]
+        areas = [stats.area_between(tickets[seed], of_arm[seed]) for seed in both]
+        area = words.points(stats.mean_interval([area for area in areas if area is not None]))
+        lines.append([arm, *matches, "" if arm == TICKET else area])
+    header = ["arm", "matches dense down to (%), each seed", f"within {TOLERANCE:g} pp", "within 2 pp",
+              "ticket − arm, mean over log density (pp)"]  # fmt: skip
+    return Table(f"Over all densities, rewound to step {imp.rewind_of(chain)}", header, lines, 4)
+
+
+def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
+    """The share of runs below twice chance; None where there are none, and for less than three classes."""
+    if classes < 3:
+        return None
+    lines = []
+    for chain, level, arm in dict.fromkeys((row.chain, row.level, row.arm) for row in rows):
+        of_cell = select(rows, chain=chain, level=level, arm=arm)
+        fractions = list(by_seed(of_cell, "test_accuracy").values())
+        share = stats.collapse_share(fractions, classes)
+        if share.collapsed:
+            bounds = f"{100 * share.low:.0f}–{100 * share.high:.0f} %"
+            median = f"{100 * statistics.median(fractions):.2f}"
+            cell = [chain, f"{100 * of_cell[0].density:.1f}", arm]
+            lines.append([*cell, f"{share.collapsed} of {share.n}", bounds, median])
+    header = ["chain", "weights (%)", "arm", "collapsed", "95 % interval", "median accuracy (%)"]
+    return Table("Collapsed runs", header, lines, 3) if lines else None

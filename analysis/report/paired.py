@@ -1,0 +1,62 @@
+"""Paired differences of a run's arms level by level, and the curves of every seed."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from analysis.run import Row, accuracies, by_level, by_seed, densities, floor, select
+from lthjax.imp import DENSE
+from lthjax.measures import stats
+
+# Percentage points below the dense network that count as its accuracy.
+TOLERANCE = 0.5
+
+
+class Level(NamedTuple):
+    """Paired differences at one level, in percentage points.
+
+    Attributes:
+        level: of the chain.
+        density: weights left / prunable weights.
+        values: one a seed.
+        floor: the least standard deviation of a value: what the test set leaves open, in points.
+    """
+
+    level: int
+    density: float
+    values: list[float]
+    floor: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return sum(self.values) / len(self.values)
+
+
+def differences(
+    rows: Sequence[Row], chain: str, arm: str, other: str, beside: str | None = None, images: int = 0
+) -> list[Level]:
+    """arm − other in percentage points, at every level that has both.
+
+    `other` may be the dense network; `beside` is its chain, by default the same. `images` of the
+    test set give the floor of the spread, 0 none.
+    """
+    dense, found = accuracies(select(rows, chain=DENSE)), []
+    others = by_level(select(rows, chain=beside or chain, arm=other))
+    for level, ours in by_level(select(rows, chain=chain, arm=arm)).items():
+        theirs = dense if other == DENSE else accuracies(others.get(level, []))
+        mine = accuracies(ours)
+        if values := stats.paired(mine, theirs):
+            found.append(Level(level, densities(ours)[level], values, floor(mine, theirs, images)))
+    return found
+
+
+def curves(rows: Sequence[Row], chain: str, arm: str) -> dict[int, list[tuple[float, float]]]:
+    """Seed -> (density, accuracy in percent) of an arm, without networks that have no weight left."""
+    curves: dict[int, dict[float, float]] = {}
+    for of_level in by_level(select(rows, chain=chain, arm=arm)).values():
+        density = by_seed(of_level, "density")
+        for seed, value in accuracies(of_level).items():
+            # Where no weight could be removed, a level repeats the density of the one before it.
+            if density[seed]:
+                curves.setdefault(seed, {}).setdefault(density[seed], value)
+    return {seed: list(curve.items()) for seed, curve in curves.items()}

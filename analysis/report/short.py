@@ -1,0 +1,129 @@
+"""The opening of the report: one sentence, one figure, at most six verdicts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from analysis import words
+from analysis.page import Section, Table
+from analysis.record import LEAST_SEEDS, Finding
+from analysis.report import accuracy
+from analysis.report.paired import TOLERANCE, Level, differences
+from analysis.report.verdicts import images_of
+from analysis.run import TICKET, Row, Run, chains
+from lthjax import imp
+from lthjax.imp import DENSE
+from lthjax.measures import stats
+
+TITLE, ANCHOR = "In short", "short"
+# The beginnings of the claims that the report opens with, where they are tested.
+_FIRST = (
+    f"Tickets at 80–90 % sparsity are within {TOLERANCE:g} points",
+    "Tickets beat reinitialised ones at 80–90 %",
+    "Tickets beat reinitialised ones by 10–15 points",
+    "Tickets beat random pruning at 80–90 %",
+    "5–10× fewer weights within",
+    "Tickets learn faster than the dense network",
+)
+
+
+def section(run: Run, heading: str, found: Sequence[Finding]) -> Section:
+    """The opening of a run's page, from its rows and all its findings."""
+    header = ["claim", "verdict", "estimate, and the bound that decides"]
+    lines = [[of.claim, of.outcome, f"{of.estimate}{_mark(of)}"] for of in chosen(found)]
+    tables = [Table("", header, lines, 3)] if lines else []
+    figures = [accuracy.overview(run.rows, heading)] if accuracy.measured(run.rows) else []
+    return Section(ANCHOR, TITLE, figures=figures, tables=tables, lead=sentence(run.about, run.rows))
+
+
+def chosen(found: Sequence[Finding]) -> list[Finding]:
+    """The verdicts of the opening: at most six, of claims that were tested."""
+    tested = [of for of in found if of.outcome != "not tested"]
+    return [of for first in _FIRST for of in tested if of.claim.startswith(first)][: len(_FIRST)]
+
+
+def _mark(of: Finding) -> str:
+    """What must be known beside a verdict, in few words."""
+    last = of.beside.rpartition("; ")[2]
+    if last.startswith("so the claim does not tell"):
+        return f"; it holds for {last.rpartition(' from ')[2]}, too"
+    return f"; {of.beside.partition(' (')[0]}" if "is still learning" in of.beside else ""
+
+
+def sentence(study: Any, rows: Sequence[Row]) -> str:
+    """What the run found, in one plain sentence.
+
+    The level is the sparsest down to which the tickets of every level are found to be as good as the dense
+    network, within half a point; if those of the densest level are not, within two. Of these, it is one at
+    which the same mask on fresh weights was trained, if there is any. Levels are tested from the densest on
+    up to the first that fails, so none takes a correction.
+    """
+    tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
+    levels: list[Level] = []
+    if tickets:
+        every = differences(rows, tickets[0], TICKET, DENSE, images=images_of(study))
+        levels = [level for level in every if level.density]
+    if not levels:
+        return "No ticket has been trained beside its dense network yet."
+    fresh = {of.level: of for of in differences(rows, tickets[0], "reinit", DENSE)}
+    n = max(len(level.values) for level in levels)
+    if n < LEAST_SEEDS:
+        return _of_few(levels, fresh, n)
+    good, same = _as_good(levels, TOLERANCE), "as good as the whole network (within half a point, {})"
+    if not good:
+        good, same = _as_good(levels, 2.0), "within 2 points of the whole network ({})"
+    if not good:
+        best = max(levels, key=lambda level: level.mean)
+        return (
+            "No level's tickets are found to be within 2 points of the whole network: they come nearest with "
+            f"{_share(best)} of its weights, {best.mean:+.1f} points ({words.seeds(n)})."
+        )
+    last = min([level for level in good if level.level in fresh] or good, key=lambda level: level.density)
+    control = _control(rows, tickets[0], last, fresh, images_of(study))
+    return f"With {_share(last)} of its weights the ticket is {same.format(words.seeds(n))}{control}."
+
+
+def _as_good(levels: Sequence[Level], margin: float) -> list[Level]:
+    """The levels from the densest on whose tickets are found to lose less than the margin."""
+    good: list[Level] = []
+    for level in sorted(levels, key=lambda of: -of.density):
+        if stats.noninferior(level.values, margin, floor=level.floor).outcome != "supported":
+            break
+        good.append(level)
+    return good
+
+
+def _control(rows: Sequence[Row], chain: str, level: Level, fresh: dict[int, Level], images: int) -> str:
+    """What the same mask on fresh weights is worth there; "" where it was not trained."""
+    if level.level not in fresh:
+        return ""
+    lost = fresh[level.level].mean
+    gaps = {of.level: of for of in differences(rows, chain, TICKET, "reinit", images=images)}
+    gap = gaps[level.level]
+    outcome = stats.verdict(gap.values, floor=gap.floor).outcome
+    same = "; the same mask on fresh weights"
+    if outcome == "supported":
+        more = f"loses {-lost:.1f} points" if lost < 0 else f"is {gap.mean:.1f} points behind the ticket"
+        return f"{same} {more}"
+    if outcome == "refuted":
+        return f"{same} is {-gap.mean:.1f} points better still"
+    return f"{same} is not found to be worse ({lost:+.1f} points)"
+
+
+def _of_few(levels: Sequence[Level], fresh: dict[int, Level], n: int) -> str:
+    """The sentence of one or two seeds: what was seen, without a verdict."""
+    matching = [level for level in levels if level.mean >= -TOLERANCE]
+    shown = matching or levels
+    last = min([level for level in shown if level.level in fresh] or shown, key=lambda level: level.density)
+    control = ""
+    if last.level in fresh:
+        control = f", the same mask on fresh weights {fresh[last.level].mean:+.1f}"
+    return (
+        f"With {_share(last)} of its weights the ticket is {last.mean:+.1f} points from the whole network"
+        f"{control}; {words.seeds(n)} {'is' if n == 1 else 'are'} too few for a verdict."
+    )
+
+
+def _share(level: Level) -> str:
+    """A density in a sentence: `17 %`, `8.9 %`."""
+    percent = 100 * level.density
+    return f"{percent:.0f} %" if percent >= 9.95 else f"{percent:.1f} %"

@@ -1,0 +1,211 @@
+"""Instability analysis: from which step on does the order of the data no longer decide where training ends?
+
+python -m analysis.stability runs/lenet300_mnist-0123abcd
+python -m analysis.stability runs/lenet300_mnist-0123abcd --k 0 100 1000 --levels 7 10 --pairs 3
+
+From the weights at step k, two copies are trained to the end with data orders of their own. Where the
+straight path between the two ends has no error barrier, the training is stable from step k on (Frankle et
+al. 2020, arXiv 1912.05671). The state at k is the cell's own training, once more up to k; the copies start
+with fresh moments, and the learning rate and batches of step k, as after rewinding. Dense network, tickets
+and controls share the orders of their seed and level. From the weights that the run has, paths are measured
+between successive levels, and between tickets and the dense network (Paul et al. 2023, arXiv 2210.03044). All
+files are written to RUN/stability:
+
+  stability.csv   `PairRow`: one a pair of copies
+  levels.csv      `LevelRow`: one a ticket and earlier level
+  stability_curve, stability_levels      figures, as PNG, SVG and CSV
+  seed=3/chain=C/level=07/ARM_to_500/, ARM_from_500/, ARM_from_500.r2/    the state, and a pair of copies
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis import words
+from analysis.page import Link, Section, Table
+from analysis.record import Analysis, Finding
+from analysis.run import TICKET, Run, grouped
+from analysis.stability import figures, work
+from analysis.stability.table import (
+    MATCHING,
+    NAME,
+    STABLE,
+    TABLES,
+    LevelRow,
+    PairRow,
+    density,
+    gaps,
+    percent,
+    subjects,
+)
+from analysis.stability.work import Options
+from lthjax.imp import DENSE
+from lthjax.measures import stats
+from lthjax.measures.stats import mean_interval
+
+__all__ = ["ANALYSIS", "LevelRow", "Options", "PairRow"]
+
+# Points within which the barriers of two arms count as the same.
+_SAME = 0.5
+_LINK = Link(NAME, f"#{NAME}")
+_STABLE = f"is stable to the order of the data (error barrier below {STABLE:g} points)"
+_SUCCESSIVE = "Successive levels are linearly connected where the sparser one matches the dense network"
+_REMARK = (
+    "Barriers are highest errors on the straight path less the mean of its ends, in points; “units matched” "
+    "after the second network's hidden units are matched with the first's by their weights. “stable” "
+    f"counts the pairs whose barrier of the test error is below {STABLE:g} points, “matching” those whose "
+    f"accuracy is no more than {MATCHING:g} points below that of the run's dense network. Intervals are "
+    "over seeds, of 95 %."
+)
+
+
+def section(run: Run, found: Mapping[str, Any]) -> Section:
+    """The report's section: figures, and a line for every state and every pair of levels."""
+    header = ["level", "arm", "weights (%)", "k", "test error", "train error", "units matched", "distance",
+              "degrees", "accuracy − dense", "stable", "matching", "n"]  # fmt: skip
+    lines = [
+        [str(level), arm, f"{100 * density(rows):.1f}", str(k), *_numbers(rows)]
+        for (level, arm), steps in subjects(found["stability.csv"]).items()
+        for k, rows in steps.items()
+    ]
+    pairs = Table("From a common state", header, lines, 2)
+    header = ["level", "to", "weights (%)", "test error", "train error", "distance", "degrees",
+              "accuracy − dense", "connected", "matching", "n"]  # fmt: skip
+    lines = []
+    for (level, other), rows in sorted(grouped(found["levels.csv"], "level", "other").items()):
+        every = [
+            f"{sum(getattr(r, name) for r in rows)} of {len(rows)}" for name in ("connected", "matching")
+        ]
+        means = [f"{np.mean([getattr(row, name) for row in rows]):.3g}" for name in ("distance", "degrees")]
+        both = [_barrier(rows, f"barrier_{part}_error") for part in ("test", "train")]
+        where = "dense" if not other else f"level {other}"
+        gap = words.points(mean_interval([*gaps(rows).values()]))
+        lines.append(
+            [
+                str(level),
+                where,
+                f"{100 * density(rows):.1f}",
+                *both,
+                *means,
+                gap,
+                *every,
+                str(len(gaps(rows))),
+            ]
+        )
+    between = Table("Between levels", header, lines, 2)
+    return Section(NAME, "Stability", (), figures.drawn(found), [pairs, between], _REMARK)
+
+
+def _numbers(rows: Sequence[PairRow]) -> list[str]:
+    """The cells of a state's line."""
+    known = [row for row in rows if row.matched_test_error is not None]
+    barriers = [_barrier(rows, "barrier_test_error"), _barrier(rows, "barrier_train_error")]
+    barriers.append(_barrier(known, "matched_test_error") if known else "–")
+    means = [f"{np.mean([getattr(row, name) for row in rows]):.3g}" for name in ("distance", "degrees")]
+    counts = [f"{sum(getattr(r, name) for r in rows)} of {len(rows)}" for name in ("stable", "matching")]
+    gap = gaps(rows)
+    return [*barriers, *means, words.points(mean_interval([*gap.values()])), *counts, str(len(gap))]
+
+
+def _barrier(rows: Sequence[PairRow | LevelRow], column: str) -> str:
+    return words.interval(mean_interval([*percent(rows, column).values()], within=stats.PERCENT), ".2f")
+
+
+def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
+    """What is stable from which step, tickets against controls, and whether levels are connected."""
+    if found is None:
+        again = words.command(NAME, run.path)
+        claims = (f"The training of the dense network {_STABLE}", f"The training of tickets {_STABLE}")
+        return [Finding(one, "not tested", "not measured", 0, again) for one in (*claims, _SUCCESSIVE)]
+    said, every = [], subjects(found["stability.csv"])
+    for (level, arm), steps in every.items():
+        if arm in (DENSE, TICKET):
+            said.append(_stable(level, arm, steps))
+        if arm == TICKET:
+            said += [_matches(steps)]
+            said += [
+                _against(arm, control, steps, other)
+                for (of, control), other in every.items()
+                if of == level and control not in (DENSE, TICKET)
+            ]
+    return said + _connected(found["levels.csv"])
+
+
+def _of(arm: str, rows: Sequence[PairRow]) -> str:
+    return "the dense network" if arm == DENSE else f"tickets of {words.share(density(rows))} of the weights"
+
+
+def below(barriers: Sequence[float]) -> stats.Verdict:
+    """Whether error barriers, in points and one a seed, are below 2 points."""
+    # A path's highest error is no less than its ends' mean, and no error is above 100 %.
+    least, most = stats.PERCENT
+    return stats.verdict([-value for value in barriers], -STABLE, within=(-most, -least))
+
+
+def _stable(level: int, arm: str, steps: Mapping[int, Sequence[PairRow]]) -> Finding:
+    """Whether an arm is stable from the first step that was looked at; later steps in the estimate."""
+    first, *later = steps
+    values = {k: [*percent(rows, "barrier_test_error").values()] for k, rows in steps.items()}
+    said = [f"{words.interval(mean_interval(values[k], within=stats.PERCENT), '.2f')} pp" for k in steps]
+    after = [f"{one} from step {k}" for k, one in zip(later, said[1:], strict=True)]
+    estimate = "; ".join([f"barrier of the test error {said[0]}", *after])
+    claim = f"From step {first} on the training of {_of(arm, steps[first])} {_STABLE}"
+    return Finding(claim, below(values[first]).outcome, estimate, len(values[first]), _LINK)
+
+
+def _matches(steps: Mapping[int, Sequence[PairRow]]) -> Finding:
+    """Whether tickets that start at the first step match, whatever the data order."""
+    first, rows = next(iter(steps.items()))
+    values = [*gaps(rows).values()]
+    claim = f"From step {first} {_of(TICKET, rows)} match the dense network in other orders of the data"
+    outcome = stats.noninferior(values, MATCHING).outcome
+    estimate = f"{words.points(mean_interval(values))} pp; within {MATCHING:g} points is asked"
+    return Finding(claim, outcome, estimate, len(values), _LINK)
+
+
+def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> Finding:
+    """Whether tickets are more stable than a control, from the first step that both have."""
+    k = next((k for k in ours if k in theirs), None)
+    claim = f"Tickets are more stable to the order of the data than {control}"
+    if k is None:
+        return Finding(claim, "not tested", "no step in common", 0, _LINK)
+    both = [percent(rows[k], "barrier_test_error") for rows in (theirs, ours)]
+    values = stats.paired(*both)
+    claim += f", from step {k} at {words.share(density(ours[k]))}"
+    estimate = f"barrier less by {words.points(mean_interval(values))} pp"
+    if stats.equivalent(values, _SAME).outcome == "supported":
+        estimate += f"; the same to within {_SAME:g} points"
+    return Finding(claim, stats.verdict(values).outcome, estimate, len(values), _LINK)
+
+
+def _connected(rows: Sequence[LevelRow]) -> list[Finding]:
+    """Whether successive levels are connected as long as the sparser one matches, and no longer."""
+    levels = dict(sorted(grouped([row for row in rows if row.other == row.level - 1], "level").items()))
+    barriers = {level: [*percent(of, "barrier_test_error").values()] for level, of in levels.items()}
+    close = {level: float(np.mean([*gaps(of).values()])) >= -MATCHING for level, of in levels.items()}
+    said = []
+    for matching, claim in (
+        (True, _SUCCESSIVE),
+        (False, "… and are not where it does not match"),
+    ):
+        own = {level: of for level, of in barriers.items() if close[level] is matching}
+        if not own:
+            none = "no level matches" if matching else "every level matches"
+            said.append(Finding(claim, "not tested", none, 0, _LINK))
+            continue
+        # Above the limit is the same test with supported and refuted exchanged.
+        verdicts = [below(of) if matching else stats.verdict(of, STABLE, within=stats.PERCENT)
+                    for of in own.values()]  # fmt: skip
+        pick = max if matching else min
+        worst = pick(own, key=lambda level: float(np.mean(own[level])))
+        interval = words.interval(mean_interval(own[worst], within=stats.PERCENT), ".2f")
+        which = f"level {worst} ({words.share(density(levels[worst]))})"
+        several = f", the {'highest' if matching else 'lowest'} of {len(own)} levels" if len(own) > 1 else ""
+        estimate = f"barrier of the test error {interval} pp at {which}{several}"
+        outcome = stats.conjunction(one.outcome for one in verdicts)
+        said.append(Finding(claim, outcome, estimate, min(map(len, own.values())), _LINK))
+    return said
+
+
+ANALYSIS = Analysis(NAME, "Stability", Options, work.work, TABLES, section, findings)

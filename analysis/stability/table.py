@@ -1,0 +1,131 @@
+"""The rows of stability.csv and levels.csv, and values of seeds from values of pairs."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from analysis.run import by_seed, grouped
+
+NAME = "stability"
+# Percentage points: of error below which a path has no barrier, and of accuracy below the dense network's
+# down to which a network matches it (Frankle et al. 2020, arXiv 1912.05671, sections 2 and 4).
+STABLE, MATCHING = 2.0, 0.2
+# Points; errors are counts of images, and less than one in a million of them is rounding.
+_SLACK = 1e-4
+
+
+class PairRow(NamedTuple):
+    """Two trainings from one state that differ in data order, as in stability.csv.
+
+    Attributes:
+        seed, chain, level, arm: whose state; the dense network is chain "dense" and level 0.
+        density: weights left / prunable weights.
+        k: the step of the state.
+        pair: which two data orders, from 1.
+        barrier_train_error, barrier_test_error: on the straight path between the two, fractions.
+        barrier_train_loss, barrier_test_loss: in nats.
+        matched_train_error, matched_test_error: the same error barriers after the second network's hidden
+            units are matched with the first's; None where the network is no sequence of layers.
+        units_moved: share of the hidden units that this moves; None likewise.
+        distance, degrees: Euclidean distance of the two weights, and the angle between them seen from 0.
+        disagreement: share of test images on which the two answer differently.
+        test_accuracy: mean of the two, on all test images.
+        dense_accuracy: of the run's dense network of this seed, likewise.
+        stable: whether the barrier of the test error is below 2 points.
+        matching: whether the accuracy is no more than 0.2 points below the dense network's.
+        images, alphas: train images and as many test images on the path, and its points.
+    """
+
+    seed: int
+    chain: str
+    level: int
+    arm: str
+    density: float
+    k: int
+    pair: int
+    barrier_train_error: float
+    barrier_test_error: float
+    barrier_train_loss: float
+    barrier_test_loss: float
+    matched_train_error: float | None
+    matched_test_error: float | None
+    units_moved: float | None
+    distance: float
+    degrees: float
+    disagreement: float
+    test_accuracy: float
+    dense_accuracy: float
+    stable: bool
+    matching: bool
+    images: int
+    alphas: int
+
+
+class LevelRow(NamedTuple):
+    """The path between a ticket and an earlier level of its chain, as in levels.csv.
+
+    Attributes:
+        seed, chain, level: the ticket.
+        density: weights left / prunable weights.
+        other: the earlier level: the one before it, or 0, the dense network.
+        barrier_train_error, ..., disagreement: as in `PairRow`; the path lies in the union of the masks.
+        test_accuracy, dense_accuracy: of the ticket and of the dense network, on all test images.
+        connected: whether the barrier of the test error is below 2 points.
+        matching: whether the ticket's accuracy is no more than 0.2 points below the dense network's.
+        images, alphas: as in `PairRow`.
+    """
+
+    seed: int
+    chain: str
+    level: int
+    density: float
+    other: int
+    barrier_train_error: float
+    barrier_test_error: float
+    barrier_train_loss: float
+    barrier_test_loss: float
+    distance: float
+    degrees: float
+    disagreement: float
+    test_accuracy: float
+    dense_accuracy: float
+    connected: bool
+    matching: bool
+    images: int
+    alphas: int
+
+
+TABLES: dict[str, type] = {"levels.csv": LevelRow, "stability.csv": PairRow}
+
+
+def stable(barrier: float) -> bool:
+    """Whether an error barrier, a fraction, is below 2 points."""
+    return 100 * barrier < STABLE - _SLACK
+
+
+def matching(accuracy: float, dense: float) -> bool:
+    """Whether an accuracy, a fraction, is no more than 0.2 points below the dense network's."""
+    return 100 * (accuracy - dense) >= -MATCHING - _SLACK
+
+
+def percent(rows: Iterable[PairRow | LevelRow], column: str) -> dict[int, float]:
+    """Seed -> a column's fraction in percent, pairs of a seed averaged."""
+    return {seed: 100 * value for seed, value in by_seed(rows, column).items()}
+
+
+def gaps(rows: Sequence[PairRow | LevelRow]) -> dict[int, float]:
+    """Seed -> accuracy − the dense network's, in percentage points."""
+    ours, dense = (percent(rows, column) for column in ("test_accuracy", "dense_accuracy"))
+    return {seed: ours[seed] - dense[seed] for seed in ours}
+
+
+def subjects(rows: Iterable[PairRow]) -> dict[tuple[int, str], dict[int, list[PairRow]]]:
+    """(level, arm) -> step -> its rows, by level; steps ascend."""
+    found = sorted(grouped(rows, "level", "arm").items(), key=lambda item: item[0][0])
+    return {key: dict(sorted(grouped(of, "k").items())) for key, of in found}
+
+
+def density(rows: Iterable[PairRow | LevelRow]) -> float:
+    """The mean density of some rows."""
+    return float(np.mean([row.density for row in rows]))

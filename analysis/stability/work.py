@@ -1,0 +1,371 @@
+"""Trains pairs of copies from common states, has the paths between their ends measured, writes the tables."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from analysis import page, record, tables
+from analysis.run import TICKET, Run, Tickets, asked_levels, densities, select
+from analysis.stability import figures
+from analysis.stability.measure import BARRIERS, Line, Measurer, content
+from analysis.stability.table import NAME, TABLES, LevelRow, PairRow, matching, stable
+from analysis.work import Work, kept
+from lthjax import imp, progress, rng
+from lthjax.devices import hardware
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+from lthjax.measures import programs
+from lthjax.measures.programs import Settings
+from lthjax.models import Variables
+from lthjax.record import describe
+from lthjax.store import Store, folder, state_folder
+from lthjax.study import Prepared, Watch
+from lthjax.train import Job
+
+ARMS = (DENSE, TICKET, "reinit", "random")
+# Where no level is named, the one nearest to this density beside the dense network.
+_NEAR = (0.1,)
+# Shares of the training after which pairs start where no step is named, beside 0 and the rewind step.
+_SHARES = (0.01, 0.04, 0.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(record.TrainingOptions):
+    """Trains pairs of copies of the same state that differ in the order of the data, and measures how far
+    apart they end: barriers, distance, angle. Prints the folder of the tables."""
+
+    k: tuple[int, ...] = ()
+    """Steps from whose state pairs are trained; by default 0, the rewind step, and 1, 4 and 20 % of the
+    training."""
+    levels: tuple[int, ...] = ()
+    """Levels; the dense network is always measured. By default that nearest to 10 % of the weights."""
+    arms: tuple[str, ...] = ARMS
+    """Whose states."""
+    chain: str | None = None
+    """The chain; by default the one of the lowest rewind step."""
+    seeds: tuple[int, ...] = ()
+    """The seeds; by default all that have a ticket in the chain."""
+    pairs: int = 1
+    """Pairs of data orders for every state."""
+    images: int = 2000
+    """Train images, and as many test images, on every path."""
+    alphas: int = 30
+    """Points on a path, ends included."""
+
+
+class Origin(NamedTuple):
+    """A state from which pairs are trained.
+
+    Attributes:
+        cell: whose training it is of, in the run.
+        k: its step.
+        start, stop: first step of that training, and one past its last.
+        density: weights left / prunable weights.
+    """
+
+    cell: Cell
+    k: int
+    start: int
+    stop: int
+    density: float
+
+    @property
+    def trunk(self) -> Cell:
+        """The cell's own training up to the state, as it is stored."""
+        return self.cell._replace(arm=f"{self.cell.arm}_to_{self.k}")
+
+    def copies(self, pair: int) -> tuple[Cell, Cell]:
+        """The two copies of the state that a pair trains, as they are stored; pairs count from 1."""
+        arm, last = f"{self.cell.arm}_from_{self.k}", 2 * pair
+        return self.cell._replace(arm=arm, repeat=last - 1), self.cell._replace(arm=arm, repeat=last)
+
+
+class Training(NamedTuple):
+    """A training that is stored: from which state, in which order (0: the study's own), and its `made_from`.
+
+    With order 0 it leads to the state, from the start of the cell's training.
+    """
+
+    at: Origin
+    noise: int
+    made_from: dict[str, Any]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First step, and one past the last."""
+        return (self.at.k, self.at.stop) if self.noise else (self.at.start, self.at.k)
+
+
+class Asked(NamedTuple):
+    """The states, levels and settings that are asked for, and sentences on what is left out."""
+
+    prepared: Prepared
+    tickets: Tickets
+    origins: list[Origin]
+    pairs: int
+    settings: Settings
+    notes: list[str]
+
+
+def ask(run: Run, options: Options) -> Asked:
+    """Resolves what is asked against what the run has.
+
+    Raises:
+        UserError: the run has no such chain, level, seed or arm; a number is out of range; the data differ.
+    """
+    settings = Settings(images=options.images, alphas=options.alphas)
+    programs.check(settings)
+    if not 1 <= options.pairs <= 100:
+        raise UserError(f"--pairs: {options.pairs} is not allowed; it must be from 1 to 100.")
+    tickets, total = run.tickets(options.chain), run.lengths.total
+    if not tickets.done:
+        raise UserError(f"{run.path}: every ticket of {tickets.chain} diverged; train more seeds.")
+    for k in options.k:
+        if not 0 <= k <= total:
+            raise UserError(f"--k: {k} is not a step of the training; it may be from 0 to {total}.")
+    there = sorted({row.seed for row in tickets.done})
+    for seed in options.seeds:
+        if seed not in there:
+            raise UserError(f"--seeds: {seed} has no trained ticket in {tickets.chain}; it may be {there}.")
+    known = {DENSE, *(row.arm for row in select(run.rows, chain=tickets.chain))}
+    for arm in options.arms:
+        if arm not in known and arm not in ARMS:
+            raise UserError(f"--arms: {arm!r} is not in the run; it may be {', '.join(sorted(known))}.")
+    ks = sorted({*options.k} or {0, tickets.rewind, *(round(share * total) for share in _SHARES)})
+    what = f"trained ticket in {tickets.chain}"
+    levels = asked_levels(options.levels, densities(tickets.done), what, _NEAR, last=False)
+    seeds = sorted({*(options.seeds or there)})
+    origins, notes = _origins(run, tickets, (seeds, levels, dict.fromkeys(options.arms), ks))
+    if not origins:
+        why = "; ".join(notes) or "no arm is asked for"
+        raise UserError(f"--k, --arms: there is no state to start from ({why}); name others.")
+    prepared = run.prepared(seeds, options.data_dir)
+    train = len(prepared.dataset.train_images) - prepared.study.data.validation
+    few = min(settings.images, train, len(prepared.dataset.test_images))
+    if few < settings.images:
+        notes.append(f"{settings.images:,} images of each part were asked for; {few:,} of each are there.")
+    return Asked(prepared, tickets, origins, options.pairs, settings.limited(few), notes)
+
+
+def _origins(
+    run: Run, tickets: Tickets, asked: tuple[Iterable[int], Iterable[int], Iterable[str], Sequence[int]]
+) -> tuple[list[Origin], list[str]]:
+    """The states of these seeds, levels, arms and steps, and sentences on those that are not there."""
+    seeds, levels, arms, ks = asked
+    rows = {row.cell: row for row in run.rows}
+    found, notes = [], []
+    for arm in arms:
+        places = [(DENSE, 0)] if arm == DENSE else [(tickets.chain, level) for level in levels]
+        for (chain, level), seed in itertools.product(places, seeds):
+            cell = Cell(seed, chain, level, arm)
+            row = rows.get(cell)
+            dense = rows.get(Cell(seed, DENSE, 0, DENSE))
+            if row is None or dense is None or "diverged" in (row.status, dense.status):
+                notes.append(f"{describe(cell)}: it is not there or diverged, and is left out.")
+                continue
+            start = 0
+            if arm != DENSE:
+                start, _ = imp.span_of(cell, imp.chain_of(run.study, chain), run.lengths.total)
+            early = [k for k in ks if k < start]
+            if early:
+                none = ", ".join(map(str, early))
+                notes.append(f"{arm} of {chain} begins at step {start}; it has no state at {none}.")
+            stop = run.lengths.total
+            found += [Origin(cell, k, start, stop, row.density) for k in ks if k >= start]
+    return found, [*dict.fromkeys(notes)]
+
+
+def orders(seed: int, level: int, pair: int) -> tuple[int, int]:
+    """The noise seeds of a pair's two data orders, from 1: `rng.stream(seed, "stability", pair, level)`.
+
+    All arms of a level and all steps share them, so that their differences are paired.
+    """
+    drawn = jax.random.randint(rng.stream(seed, NAME, pair, level), (2,), 1, np.iinfo(np.int32).max, np.int32)
+    first, second = np.asarray(drawn).tolist()
+    return first, second
+
+
+def work(run: Run, options: Options, watch: Watch) -> Path:
+    """Trains and measures what is missing, and writes RUN/stability; see `analysis.record.Analysis`."""
+    asked = ask(run, options)
+    with kept(run, NAME) as store:
+        for note in asked.notes:
+            watch.say(note)
+        at = _Stability(run, asked, store, watch, options.chunk)
+        at.announce()
+        at.train_missing(at.trunks())
+        at.train_missing(at.copies())
+        at.measure()
+        found: dict[str, list[Any]] = {"levels.csv": at.level_rows(), "stability.csv": at.pair_rows()}
+    if not found["stability.csv"]:
+        raise UserError(f"{run.path}: every copy diverged; there is no path to measure.")
+    contents = {name: tables.of_rows(kind, found[name]) for name, kind in TABLES.items()}
+    return page.write_folder(run.path / NAME, figures.drawn(found), contents)
+
+
+class _Stability(Work):
+    """One call of `work`: the states and copies that are trained, and the rows."""
+
+    def __init__(self, run: Run, asked: Asked, store: Store, watch: Watch, chunk: int | None) -> None:
+        super().__init__(run, asked.prepared, watch, chunk)
+        self._asked, self._store = asked, store
+        self._task = cache(lambda cell: run.task(asked.prepared, cell))
+        width = len(asked.origins) * asked.pairs
+        self._measurer = Measurer(run, asked.prepared, asked.settings, store, watch, width)
+
+    def _is_in_run(self, at: Origin) -> bool:
+        """Whether the run has the state, or it is the start of a training, which takes no training."""
+        saved = at.cell.arm == DENSE and self.run.has_state(at.cell.seed, at.k)
+        return saved or at.k in (at.start, at.stop)
+
+    def _made_from(self, at: Origin) -> dict[str, Any]:
+        """The state's identity, for what is made from it; the state must be there."""
+        of = {"cell": folder(Path(), at.cell).as_posix(), "step": at.k}
+        if at.k == at.start:
+            return of | {"state": "start"}
+        if not self._is_in_run(at):
+            return of | {"state": content(folder(self._store.path, at.trunk))}
+        end = at.k == at.stop
+        path = self.run.path
+        return of | {
+            "state": content(folder(path, at.cell) if end else state_folder(path, at.cell.seed, at.k))
+        }
+
+    def _state(self, at: Origin) -> Variables:
+        """The weights and statistics of a state that is there."""
+        if at.k == at.start:
+            return self._task(at.cell).variables
+        if not self._is_in_run(at):
+            return self._store.variables(at.trunk)
+        return self.run.variables(at.cell) if at.k == at.stop else self.run.variables_at(at.cell.seed, at.k)
+
+    def _lacks(self, cell: Cell, made_from: Mapping[str, Any]) -> bool:
+        return not (self._store.has(cell) and self._store.result(cell).get("made_from") == made_from)
+
+    def trunks(self) -> dict[Cell, Training]:
+        """Stored cell -> the training to a state that is missing."""
+        made = {
+            at.trunk: Training(at, 0, {"trained_again": folder(Path(), at.cell).as_posix()})
+            for at in self._asked.origins
+            if not self._is_in_run(at)
+        }
+        return {cell: one for cell, one in made.items() if self._lacks(cell, one.made_from)}
+
+    def copies(self, coming: Mapping[Cell, Training] | None = None) -> dict[Cell, Training]:
+        """Stored cell -> the training from a state that is missing; states that are coming count as there.
+
+        Nothing is trained from a state before which the training diverged.
+        """
+        missing = {}
+        for at in self._asked.origins:
+            known = at.trunk not in (coming or {})
+            if known and not (self._is_in_run(at) or self._measurer.done(at.trunk)):
+                continue
+            of = self._made_from(at) if known else {}
+            for pair in range(1, self._asked.pairs + 1):
+                noises = orders(at.cell.seed, at.cell.level, pair)
+                for cell, noise in zip(at.copies(pair), noises, strict=True):
+                    one = Training(at, noise, {**of, "noise": noise})
+                    if not known or self._lacks(cell, one.made_from):
+                        missing[cell] = one
+        return missing
+
+    def train_missing(self, missing: Mapping[Cell, Training]) -> None:
+        """Trains and writes them."""
+        jobs = []
+        for cell, (at, noise, _) in missing.items():
+            task, place = self._task(at.cell), (at.cell.seed, at.cell.level)
+            start = self._state(at) if noise else task.variables
+            jobs.append((cell, Job(*place, *missing[cell].span, start, task.mask, noise=noise)))
+        for cell, job, trained in self.train(jobs):
+            self.write(self._store, cell, job, trained, missing[cell].made_from, weights=True)
+
+    def announce(self) -> None:
+        """Says what there is to train and to measure and, by measuring a little, how long it will take."""
+        if isinstance(self.watch, progress.Silent):
+            return
+        trunks = self.trunks()
+        copies = self.copies(trunks)
+        steps = sum(one.span[1] - one.span[0] for one in (*trunks.values(), *copies.values()))
+        lines = [one for _, _, one in self._pairs()]
+        lines = [one for one in lines if one.second in copies or self._measurer.lacks(one)]
+        lines += [one for one in self._levels() if self._measurer.lacks(one)]
+        seconds = self.seconds([*trunks, *copies], steps)
+        seconds += self._measurer.seconds(lines, self._task(self._asked.origins[0].cell))
+        self.watch.say(
+            f"{len(copies)} copies and {len(trunks)} states to be trained, {steps:,} steps in all; "
+            f"{len(lines)} paths to be measured; about {progress.duration(seconds)} on {hardware.described()}"
+        )
+
+    def _pairs(self) -> Iterator[tuple[Origin, int, Line]]:
+        for at, pair in itertools.product(self._asked.origins, range(1, self._asked.pairs + 1)):
+            yield at, pair, Line(*at.copies(pair), in_run=False)
+
+    def _trained(self) -> Iterator[tuple[Origin, int, Line]]:
+        """The pairs whose copies are there and did not diverge."""
+        return (one for one in self._pairs() if self._measurer.done(*one[2][:2]))
+
+    def _levels(self) -> Iterator[Line]:
+        """From every ticket to the level before it and to the dense network."""
+        seeds = {at.cell.seed for at in self._asked.origins}
+        done = {row.cell for row in self.run.rows if row.status == "done"}
+        for row in self._asked.tickets.done:
+            dense = Cell(row.seed, DENSE, 0, DENSE)
+            for other in dict.fromkeys((imp.parent_of(row.cell), dense)):
+                if row.seed in seeds and done >= {other, dense}:
+                    yield Line(other, row.cell, in_run=True)
+
+    def measure(self) -> None:
+        """Measures the paths that are missing, those of pairs also with their units matched."""
+        pairs = [line for _, _, line in self._trained()]
+        self._measurer.measure([*pairs, *self._levels()])
+        if self.prepared.model.layers:
+            self._measurer.measure([line._replace(matched=True) for line in pairs])
+
+    def _dense(self, seed: int) -> float:
+        return self._accuracy(self.run.results[Cell(seed, DENSE, 0, DENSE)])
+
+    @staticmethod
+    def _accuracy(result: Mapping[str, Any]) -> float:
+        return float(result["test_accuracy"])
+
+    def pair_rows(self) -> list[PairRow]:
+        """The table of pairs."""
+        rows = []
+        for at, pair, line in self._trained():
+            found = self._measurer.values(line)
+            matched = self._measurer.values(line._replace(matched=True)) if self.prepared.model.layers else {}
+            after = [matched.get(name) for name in (*BARRIERS[:2], "units_moved")]
+            accuracy = float(np.mean([self._accuracy(self._store.result(cell)) for cell in line[:2]]))
+            head = (*at.cell[:4], at.density, at.k, pair)
+            rest = self._rest(found, at.cell.seed, accuracy)
+            rows.append(PairRow(*head, *_barriers(found), *after, *rest))
+        return rows
+
+    def level_rows(self) -> list[LevelRow]:
+        """The table of levels."""
+        rows = []
+        for line in self._levels():
+            ticket, found = line.second, self._measurer.values(line)
+            result = self.run.results[ticket]
+            head = (*ticket[:3], result["density"], line.first.level)
+            rest = self._rest(found, ticket.seed, self._accuracy(result))
+            rows.append(LevelRow(*head, *_barriers(found), *rest))
+        return rows
+
+    def _rest(self, found: Mapping[str, float], seed: int, accuracy: float) -> tuple[Any, ...]:
+        """The columns that both tables end with."""
+        dense, how = self._dense(seed), self._asked.settings
+        apart = [found[name] for name in ("path_length", "path_degrees", "disagreement")]
+        good = stable(found["barrier_test_error"]), matching(accuracy, dense)
+        return (*apart, accuracy, dense, *good, how.images, how.alphas)
+
+
+def _barriers(found: Mapping[str, float]) -> Iterable[Any]:
+    return [found[name] for name in BARRIERS]

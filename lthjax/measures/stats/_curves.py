@@ -1,0 +1,247 @@
+"""Curves of accuracy against density: where they match, cross, and how far they are apart."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from lthjax.errors import UserError
+from lthjax.measures.stats._checks import finite, not_negative
+from lthjax.measures.stats._intervals import Interval, Ratio, geometric_bounds, geometric_interval
+
+Curve = Iterable[tuple[float, float]]
+"""(density, accuracy) of one seed and arm, in any order; densities in (0, 1], each at most once."""
+
+# Accuracies are counts of images: a difference below one image in a million is rounding.
+_SLACK = 1e-6
+
+
+class IsoAccuracy(NamedTuple):
+    """Iso-accuracy compression over seeds.
+
+    Attributes:
+        interval: geometric mean and interval of the ratios; NaN where a ratio is censored.
+        bounds: bounds of the geometric mean, by `geometric_bounds`; they allow censored ratios.
+        ratios: seed -> its ratio or the bounds of it.
+        censored: seeds whose ratio is known only by bounds.
+    """
+
+    interval: Interval
+    bounds: Interval
+    ratios: dict[int, Ratio]
+    censored: int
+
+
+def smallest_match(
+    curve: Curve, dense: float, tolerance: float = 0.0, *, unbroken: bool = False
+) -> float | None:
+    """The smallest matching density of a seed: the lowest at which accuracy ≥ dense − tolerance.
+
+    It says how sparse a matching subnetwork was found, even if a denser one did not match; with many levels
+    and noise it may be a lucky outlier. With `unbroken` it is the lowest density down to which every larger
+    density on the curve matches too; there one unlucky level ends it. The first is the default because papers
+    report it as the sparsest matching ticket. Where the two differ much, noise decides; report both.
+
+    Args:
+        curve: (density, accuracy); the dense network counts only if it is on the curve.
+        dense: the dense network's accuracy of this seed, in the curve's unit.
+        tolerance: in the curve's unit, 0 or more.
+        unbroken: whether all larger densities must match.
+
+    Returns:
+        A density of the curve, or None where none matches.
+
+    Raises:
+        UserError: the curve is not valid, or the tolerance is negative.
+    """
+    target = dense - not_negative("tolerance", tolerance) - _SLACK
+    points = _descending(curve)
+    if unbroken:
+        points = list(itertools.takewhile(lambda point: point[1] >= target, points))
+    return min((density for density, accuracy in points if accuracy >= target), default=None)
+
+
+def sparsest_matches(
+    curves: Mapping[int, Curve], dense: Mapping[int, float], tolerance: float = 0.0
+) -> dict[int, tuple[float | None, bool]]:
+    """The unbroken `smallest_match` of every seed, and whether it is the last point of the curve.
+
+    If it is, sparser networks may match, too, and the density is but a bound.
+
+    Args:
+        curves: seed -> (density, accuracy).
+        dense: seed -> the dense network's accuracy, in the curves' unit; seeds without one are left out.
+        tolerance: in that unit, 0 or more.
+
+    Raises:
+        UserError: a curve is not one, or the tolerance is negative.
+    """
+    found = {}
+    for seed, curve in curves.items():
+        if seed in dense:
+            points = [*curve]
+            smallest = smallest_match(points, dense[seed], tolerance, unbroken=True)
+            found[seed] = (smallest, smallest == min(density for density, _ in points))
+    return found
+
+
+def nearest(levels: Mapping[int, float], density: float) -> int:
+    """The level whose density is nearest by ratio; the first of equally near ones.
+
+    A density of 0 is infinitely far from all others.
+    """
+
+    def far(other: float) -> float:
+        if not (other and density):
+            return 0.0 if other == density else math.inf
+        return abs(math.log(other / density))
+
+    return min(levels, key=lambda level: far(levels[level]))
+
+
+def crossing(curve: Curve, target: float) -> float | None:
+    """The density at which accuracy first falls below a target, going down from the largest density.
+
+    Accuracy is interpolated linearly in log density, between the last point at or above the target and
+    the first point below it. Later points are ignored.
+
+    Returns:
+        The density; the largest where the curve starts below the target, None where it never falls below.
+
+    Raises:
+        UserError: the curve is not valid.
+    """
+    before: tuple[float, float] | None = None
+    for density, accuracy in _descending(curve):
+        if accuracy < target - _SLACK:
+            if before is None:
+                return density
+            way = max(0.0, (before[1] - target) / (before[1] - accuracy))
+            return float(before[0] * (density / before[0]) ** way)
+        before = density, accuracy
+    return None
+
+
+def interpolated(curve: Curve, density: float) -> float | None:
+    """The accuracy at a density, linear in log density between the two points around it.
+
+    Returns:
+        In the curve's unit; None outside the curve's range of densities.
+
+    Raises:
+        UserError: the curve is not valid, or the density is not in (0, 1].
+    """
+    if not 0 < density <= 1:
+        raise UserError(f"density: {density:g} is not in (0, 1].")
+    points = _descending(curve)[::-1]
+    if not points or not points[0][0] <= density <= points[-1][0]:
+        return None
+    logs = [math.log(place) for place, _ in points]
+    return float(np.interp(math.log(density), logs, [accuracy for _, accuracy in points]))
+
+
+def iso_ratio(ticket: Curve, control: Curve, dense: float, tolerance: float = 0.0) -> Ratio:
+    """A seed's iso-accuracy ratio: the density at which the control's accuracy first falls / the ticket's.
+
+    Accuracy falls where it drops below dense − tolerance, by `crossing`. Both curves start at the dense
+    network, which replaces any point at density 1. A curve that never falls is censored: its density is below
+    its smallest point, and only a bound of the ratio is known. At tolerance 0 a level that is worse by one
+    image is a fall; a tolerance makes the ratio steadier.
+
+    Args:
+        ticket: (density, accuracy) of one seed.
+        control: likewise.
+        dense: the dense network's accuracy of this seed, in the curves' unit.
+        tolerance: in the curves' unit, 0 or more.
+
+    Returns:
+        The ratio, or its bounds: (least, ∞) if the ticket never falls, (0, most) if the control never does,
+        (0, ∞) if neither does.
+
+    Raises:
+        UserError: a curve is not valid, or the tolerance is negative.
+    """
+    target = dense - not_negative("tolerance", tolerance)
+    lows, highs = [], []
+    for curve in (ticket, control):
+        points = [(1.0, dense), *(point for point in _descending(curve) if point[0] < 1)]
+        at = crossing(points, target)
+        lows.append(0.0 if at is None else at)
+        highs.append(points[-1][0] if at is None else at)
+    return Ratio(lows[1] / highs[0], highs[1] / lows[0] if lows[0] else math.inf)
+
+
+def iso_accuracy(
+    tickets: Mapping[int, Curve],
+    controls: Mapping[int, Curve],
+    dense: Mapping[int, float],
+    tolerance: float = 0.0,
+    confidence: float = 0.95,
+) -> IsoAccuracy:
+    """Iso-accuracy compression: the geometric mean of `iso_ratio` over the seeds that all three have.
+
+    Where seeds are censored, only bounds of the mean are given. Leaving these seeds out would bias the mean
+    down (tickets that never fall have the largest ratios), and using their bounds as values gives no mean.
+
+    Args:
+        tickets: seed -> (density, accuracy).
+        controls: likewise.
+        dense: seed -> the dense network's accuracy, in the curves' unit.
+        tolerance: in the curves' unit, 0 or more.
+        confidence: of the two-sided interval, in (0, 1); bounds are one-sided and of 95 %.
+
+    Raises:
+        UserError: a curve is not valid, the tolerance is negative, or the confidence is out of range.
+    """
+    seeds = sorted(tickets.keys() & controls.keys() & dense.keys())
+    ratios = {seed: iso_ratio(tickets[seed], controls[seed], dense[seed], tolerance) for seed in seeds}
+    of = list(ratios.values())
+    censored = sum(ratio.low != ratio.high for ratio in of)
+    interval = Interval(math.nan, math.nan, math.nan, len(of))
+    if not censored:
+        interval = geometric_interval([ratio.low for ratio in of], confidence)
+    return IsoAccuracy(interval, geometric_bounds(of), ratios, censored)
+
+
+def area_between(ours: Curve, theirs: Curve) -> float | None:
+    """The mean of ours − theirs over log density, on the range of densities that both curves cover.
+
+    Both curves are linear in log density between points, so the trapezoid rule on the points of both is
+    exact.
+
+    Returns:
+        In the curves' unit; None where they have no range in common.
+
+    Raises:
+        UserError: a curve is not valid.
+    """
+    both = []
+    for curve in (ours, theirs):
+        ascending = np.array(_descending(curve)[::-1]).reshape(-1, 2)
+        both.append((np.log(ascending[:, 0]), ascending[:, 1]))
+    (x, y), (u, v) = both
+    if not len(x) or not len(u):
+        return None
+    low, high = max(x[0], u[0]), min(x[-1], u[-1])
+    if low >= high:
+        return None
+    grid = np.union1d(x, u)
+    grid = grid[(grid >= low) & (grid <= high)]
+    return float(np.trapezoid(np.interp(grid, x, y) - np.interp(grid, u, v), grid) / (high - low))
+
+
+def _descending(curve: Curve) -> list[tuple[float, float]]:
+    """The points of a curve by descending density."""
+    points = sorted(((float(d), float(a)) for d, a in curve), reverse=True)
+    finite("curve", [accuracy for _, accuracy in points])
+    for density, _ in points:
+        if not 0 < density <= 1:
+            raise UserError(f"curve: density {density:g} is not in (0, 1].")
+    for (density, _), (following, _) in itertools.pairwise(points):
+        if density == following:
+            raise UserError(
+                f"curve: density {density:g} occurs twice; average repeats within the seed first."
+            )
+    return points

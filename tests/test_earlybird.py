@@ -1,0 +1,185 @@
+"""Early-Bird: distances and the queue by hand, and the command on a tiny study."""
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import check_section
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis import earlybird as analysed
+from analysis import open_run, record
+from analysis.earlybird.table import DrawRow
+from analysis.work import Work
+from lthjax import config, models, study
+from lthjax.errors import UserError
+from lthjax.imp import DENSE, Cell
+from lthjax.measures import earlybird
+from lthjax.models import Layer
+
+CLAIM = "Early-Bird: masks settle within the first 20 % of the dense training"
+
+
+def masks(*bits: str) -> list[dict[str, np.ndarray]]:
+    """Masks of two layers, 2 and the rest of the weights."""
+    flat = [np.array([bit == "1" for bit in one]) for one in bits]
+    return [{"a": one[:2], "b": one[2:]} for one in flat]
+
+
+def test_distance_is_hammings() -> None:
+    a, b, c = masks("110010", "110010", "001101")
+    assert earlybird.distance(a, b) == 0
+    assert earlybird.distance(a, c) == 1
+    assert earlybird.distance(*masks("110010", "101010")) == pytest.approx(2 / 6)
+
+
+@given(st.lists(st.text("01", min_size=7, max_size=7), min_size=1, max_size=9), st.integers(2, 5))
+@settings(max_examples=80, deadline=None)
+def test_the_queue_by_hand(bits: list[str], queue: int) -> None:
+    found = earlybird.largest(masks(*bits), queue)
+    for place in range(len(bits)):
+        first = place - queue + 1
+        if first < 0:
+            assert found[place] is None
+            continue
+        differ = [
+            sum(x != y for x, y in zip(bits[place], bits[other], strict=True))
+            for other in range(first, place)
+        ]
+        assert found[place] == pytest.approx(max(differ) / 7)
+    for threshold in (0.1, 0.3, 0.99):
+        place = earlybird.drawn(found, threshold)
+        below = [n for n, apart in enumerate(found) if apart is not None and apart < threshold]
+        assert place == (below[0] if below else None)
+
+
+def test_the_rule_waits_until_the_whole_queue_is_near() -> None:
+    """Each mask is near the one before it, and yet they drift."""
+    drift = masks(*("0" * n + "1" * 6 + "0" * (14 - n) for n in range(9)))
+    assert max(earlybird.distance(a, b) for a, b in itertools.pairwise(drift)) == pytest.approx(0.1)
+    assert earlybird.drawn(earlybird.largest(drift, 2), 0.11) == 1
+    assert earlybird.drawn(earlybird.largest(drift, 5), 0.11) is None
+    settled = [*drift, *drift[-1:] * 5]
+    assert earlybird.drawn(earlybird.largest(settled, 5), 0.11) == len(drift) + 2
+
+
+def test_chance_is_the_distance_of_random_masks() -> None:
+    generator, shares = np.random.default_rng(0), {"a": 0.1, "b": 0.5}
+    sizes = {"a": 40_000, "b": 10_000}
+
+    def drawn() -> dict[str, np.ndarray]:
+        return {n: generator.permutation(np.arange(size) < shares[n] * size) for n, size in sizes.items()}
+
+    expected = (2 * 0.1 * 0.9 * 40_000 + 2 * 0.25 * 10_000) / 50_000
+    assert earlybird.chance(drawn()) == pytest.approx(expected)
+    assert earlybird.distance(drawn(), drawn()) == pytest.approx(expected, abs=0.005)
+    # At the threshold of the paper, masks below 5.3 % density are near each other by chance.
+    sparse = {"a": np.arange(10_000) < 527}
+    assert 0.0995 < earlybird.chance(sparse) < earlybird.THRESHOLD
+
+
+def draws(steps: list[int | None], every: int = 2) -> dict[str, Any]:
+    rows = [
+        DrawRow(
+            "rewind-0", 1, seed, 0.5, 5, 0.1, every, 100, step, None if step is None else step / 10, 0.5, 0.8
+        )
+        for seed, step in enumerate(steps)
+    ]
+    return {"draws.csv": rows, "masks.csv": []}
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "outcome"),
+    [
+        ([14, 14, 16], 2, "supported"),
+        ([40, 42, 44], 2, "refuted"),
+        ([14, 60, 16], 2, "undecided"),
+        ([None, None, None], 2, "refuted"),
+        # The queue is full at 40 % for the first time: the masks may have settled before 20 %.
+        ([40, 40, 42], 8, "undecided"),
+    ],
+)
+def test_the_verdict(steps: list[int | None], every: int, outcome: str) -> None:
+    (found,) = analysed.findings(open_run_like(), draws(steps, every))
+    assert (found.claim, found.outcome, found.n) == (CLAIM, outcome, 3)
+    assert ("never" in found.estimate) == (None in steps)
+    assert ("or less" in found.estimate) == (every == 8)
+
+
+def open_run_like() -> Any:
+    """Findings read nothing but the table."""
+    return None
+
+
+def test_masks_of_a_run(
+    tiny: Callable[..., study.Prepared],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(models.MODELS, "narrow", models.Entry((Layer("fc1", 12),), 1, "for a test"))
+    prepared = tiny(model="narrow", arms=("ticket",), levels=1, prune=config.Prune(rate=0.7))
+    run, where = study.run(prepared, tmp_path / "runs"), {"data_dir": tmp_path / "data"}
+    assert {of.outcome for of in analysed.findings(open_run(run), None)} == {"not tested"}
+    asked = ["--every", "3", "--queue", "2", "--threshold", "0.5"]
+    record.command(analysed.ANALYSIS)([str(run), "--data-dir", str(where["data_dir"]), "--quiet", *asked])
+    assert capsys.readouterr().out == f"{run / 'earlybird'}\n"
+    check_section(analysed.ANALYSIS, run)
+    opened = open_run(run)
+    found = record.needed(analysed.ANALYSIS, opened)
+    rows = found["masks.csv"]
+    assert [(row.seed, row.step) for row in rows] == [(s, n) for s in (0, 1) for n in (3, 6, 9, 12)]
+    for seed in (0, 1):
+        # The last mask is that of the dense network's final weights, which level 1 is made from: the ticket.
+        last = next(row for row in rows if (row.seed, row.step) == (seed, 12))
+        ticket = opened.mask(Cell(seed, "rewind-0", 1, "ticket"))
+        final = opened.weights(Cell(seed, DENSE, 0, DENSE))
+        for name, layer in ticket.items():
+            size = abs(final[name]["kernel"])
+            assert size[layer["kernel"]].min() > size[~layer["kernel"]].max()
+        assert (last.iou, last.density) == (1.0, pytest.approx(opened.tickets().done[0].density))
+        kept = {name: float(layer["kernel"].mean()) for name, layer in ticket.items()}
+        sizes = {name: layer["kernel"].size for name, layer in ticket.items()}
+        by_chance = sum(2 * kept[n] * (1 - kept[n]) * sizes[n] for n in kept) / sum(sizes.values())
+        assert last.chance == pytest.approx(by_chance)
+        assert last.previous == last.largest
+        assert 0 < last.iou_chance < 1
+    assert [row.step for row in found["draws.csv"]] == [6, 6]
+    before = (run / "earlybird" / "masks.csv").read_bytes()
+    check_a_second_call(run, where, monkeypatch, before)
+    for options, said in (
+        ({"every": 13}, "--every: 13 is not allowed; it must be from 1 to 12"),
+        ({"queue": 1}, "--queue: 1 is not allowed"),
+        ({"threshold": 0.0}, "--threshold: 0 is not allowed"),
+        ({"levels": (7,)}, "--levels: 7 has no trained ticket"),
+    ):
+        with pytest.raises(UserError, match=said):
+            record.perform(analysed.ANALYSIS, run, **where, **options)
+
+
+def check_a_second_call(
+    run: Path, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    """A second call trains nothing, one that was stopped after a seed the other seed, another queue both."""
+    trained: list[int] = []
+    train = Work.train
+
+    def counted(self: Work, jobs: Any) -> Any:
+        trained.extend(job.seed for _, job in jobs)
+        return train(self, jobs)
+
+    monkeypatch.setattr(Work, "train", counted)
+    asked: dict[str, Any] = {"every": 3, "queue": 2, "threshold": 0.5, **where}
+    record.perform(analysed.ANALYSIS, run, **asked)
+    assert trained == []
+    shutil.rmtree(run / "earlybird" / "masks=1")
+    record.perform(analysed.ANALYSIS, run, **asked)
+    assert trained == [1]
+    assert (run / "earlybird" / "masks.csv").read_bytes() == before
+    record.perform(analysed.ANALYSIS, run, **{**asked, "queue": 3})
+    assert trained == [1, 0, 1]

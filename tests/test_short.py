@@ -1,0 +1,105 @@
+"""The opening of the report: the sentence, and which verdicts it shows."""
+
+import pytest
+from test_any_rows import Given
+from test_verdicts import STUDY, row, run
+
+from analysis import report
+from analysis.record import Finding
+from analysis.report import short, verdicts
+from analysis.run import Row
+
+
+def sentence(rows: list[Row]) -> str:
+    return short.sentence(STUDY, rows)
+
+
+def test_the_sentence_names_the_sparsest_level_down_to_which_tickets_match() -> None:
+    """Tickets match down to 9 %, reinit was trained at 17 % and loses 1.5 points."""
+    rows = run({"ticket": {0.5: 0.2, 0.17: 0.1, 0.09: 0.0, 0.05: -3.0}, "reinit": {0.5: 0.0}})
+    # Level 2 of reinit, whose first level `run` makes at 50 %.
+    rows += [row(seed, "rewind-0", 2, "reinit", 0.17, 95 + seed - 1.5) for seed in range(6)]
+    assert sentence(rows) == (
+        "With 17 % of its weights the ticket is as good as the whole network (within half a point, 6 seeds); "
+        "the same mask on fresh weights loses 1.5 points."
+    )
+    alone = [r for r in rows if r.arm != "reinit"]
+    assert sentence(alone) == (
+        "With 9.0 % of its weights the ticket is as good as the whole network (within half a point, 6 seeds)."
+    )
+    # A level that falls ends it, even if a sparser one matches.
+    torn = run({"ticket": {0.5: 0.2, 0.17: -3.0, 0.09: 0.0}})
+    assert sentence(torn).startswith("With 50 % of its weights")
+
+
+@pytest.mark.parametrize(
+    ("fresh", "said"),
+    [
+        (-1.5, "loses 1.5 points."),
+        (0.0, "is not found to be worse (+0.0 points)."),
+        (2.0, "is 1.9 points better still."),
+    ],
+)
+def test_the_sentence_on_fresh_weights(fresh: float, said: str) -> None:
+    got = sentence(run({"ticket": {0.17: 0.1}, "reinit": {0.17: fresh}}))
+    assert got.endswith(f"; the same mask on fresh weights {said}")
+
+
+def test_a_control_above_dense_but_below_the_ticket() -> None:
+    got = sentence(run({"ticket": {0.17: 3.0}, "reinit": {0.17: 1.0}}))
+    assert got.endswith("the same mask on fresh weights is 2.0 points behind the ticket.")
+
+
+def test_where_nothing_matches_or_seeds_are_few() -> None:
+    none = sentence(run({"ticket": {0.5: -3.0, 0.17: -2.0}}))
+    assert none.startswith("No level's tickets are found to be within 2 points of the whole network")
+    assert "nearest with 17 % of its weights, -2.0 points (6 seeds)" in none
+    near = sentence(run({"ticket": {0.5: -0.6, 0.17: -1.0, 0.05: -9.0}}))
+    assert near == "With 17 % of its weights the ticket is within 2 points of the whole network (6 seeds)."
+    few = sentence(
+        run({"ticket": {0.5: 0.3, 0.17: 0.12}, "reinit": {0.5: -1.0, 0.17: -2.02}}, seeds=range(2))
+    )
+    assert few == (
+        "With 17 % of its weights the ticket is +0.1 points from the whole network, the same mask on fresh "
+        "weights -1.9; 2 seeds are too few for a verdict."
+    )
+    assert "as good as" not in few
+    assert sentence(run({})) == "No ticket has been trained beside its dense network yet."
+
+
+def test_at_most_six_verdicts_open_the_page_and_untested_claims_are_folded() -> None:
+    rows = run({"ticket": {0.17: 0.1}, "reinit": {0.17: -1.5}, "random": {0.17: -1.5}})
+    found = verdicts.findings(STUDY, rows)
+    chosen = short.chosen(found)
+    assert 4 <= len(chosen) <= 6
+    assert {of.outcome for of in chosen} <= {"supported", "refuted", "equivalent", "undecided"}
+    assert len({of.claim for of in chosen}) == len(chosen)
+    sections = report._sections(Given(rows), found)
+    first, second = sections[:2]
+    assert (first.anchor, len(first.figures), len(first.tables)) == ("short", 1, 1)
+    assert first.lead == short.sentence(Given(rows).about, rows)
+    tested, untested = second.tables
+    assert tested.folded == ""
+    assert untested.folded.startswith(f"{len(untested.rows)} claims were not tested")
+    assert {line[1] for line in untested.rows} == {"not tested"}
+    assert "not tested" not in {line[1] for line in tested.rows}
+    assert len(tested.rows) + len(untested.rows) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("beside", "mark"),
+    [
+        (
+            "reinit passes the same test: +1; so the claim does not tell tickets from reinit",
+            "; it holds for reinit, too",
+        ),
+        (
+            "reinit is still learning (lowest …): longer training may narrow the gap",
+            "; reinit is still learning",
+        ),
+        ("reinit does not (refuted): -3", ""),
+        ("", ""),
+    ],
+)
+def test_what_must_be_known_beside_a_verdict(beside: str, mark: str) -> None:
+    assert short._mark(Finding("", "supported", "", 6, "", "", beside)) == mark

@@ -1,0 +1,423 @@
+"""The instability analysis: orders, pairs against trainings of the test's own, verdicts by hand."""
+
+import csv
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import check_section, make_tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special as scipy_special
+from scipy import stats as scipy_stats
+
+from analysis import open_run, record, stability
+from analysis.stability import measure, table, work
+from analysis.stability.table import LevelRow, PairRow
+from lthjax import config, data, models, prune, rng, study, train
+from lthjax.errors import UserError
+from lthjax.imp import Cell
+from lthjax.measures import geography
+from lthjax.models import Variables
+from lthjax.store import Reader, folder
+
+CHAIN = "rewind-4"
+LITTLE: dict[str, Any] = {"k": (0, 4, 8), "levels": (2,), "alphas": 5, "arms": ("dense", "ticket", "reinit")}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(run folder, data folder) of seed 1, rewound to step 4 of 12, with level 2 measured."""
+    where = tmp_path_factory.mktemp("stability")
+    prepared = make_tiny(where)(
+        seeds=(1,),
+        arms=("ticket", "reinit"),
+        rewind=(4,),
+        control_levels=(2,),
+        train=config.Train(steps=12, batch=20, eval_every=6),
+    )
+    run = study.run(prepared, where / "runs")
+    perform((run, where / "data"))
+    return run, where / "data"
+
+
+@pytest.fixture
+def copied(made: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    return Path(shutil.copytree(made[0], tmp_path / made[0].name)), made[1]
+
+
+def perform(made: tuple[Path, Path], **changes: Any) -> Path:
+    return record.perform(stability.ANALYSIS, made[0], data_dir=made[1], **{**LITTLE, **changes})
+
+
+def rows_of(run: Path, name: str = "stability.csv") -> list[dict[str, str]]:
+    with (run / "stability" / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def forward(params: Any, images: np.ndarray) -> np.ndarray:
+    """The answers of LeNet-300-100 in float64."""
+    x = images
+    for layer in ("fc1", "fc2", "output"):
+        x = x @ np.float64(params[layer]["kernel"]) + np.float64(params[layer]["bias"])
+        x = x if layer == "output" else np.maximum(x, 0)
+    return x.argmax(1)
+
+
+def barrier(first: Any, second: Any, images: np.ndarray, labels: np.ndarray) -> float:
+    """Highest error on five points of the straight path, less the mean of its ends."""
+    errors = []
+    for alpha in np.linspace(0, 1, 5):
+        point = jax.tree.map(lambda a, b, t=alpha: t * np.float64(a) + (1 - t) * np.float64(b), first, second)
+        errors.append(float((forward(point, images) != labels).mean()))
+    return max(errors) - (errors[0] + errors[-1]) / 2
+
+
+def all_images(where: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """All 60 test images, as the networks of a seed see them."""
+    dataset = data.load("few", where)
+    split = data.split(dataset, seed, 40)
+    images = ((dataset.test_images / 255 - split.mean) / split.std).reshape(60, -1)
+    return images, dataset.test_labels.astype(int)
+
+
+def test_two_copies_differ_in_data_order_alone(made: tuple[Path, Path]) -> None:
+    """Trains the ticket to step 8 with the study's order, then on with the two orders; and their barrier."""
+    run, where = made
+    opened = open_run(run)
+    prepared = opened.prepared((1,), where)
+    cell = Cell(1, CHAIN, 2, "ticket")
+    mask, state = opened.mask(cell), opened.variables_at(1, 4)
+    trainer = study.make_trainer([prepared], None, [1])
+    start = Variables(jax.device_get(prune.apply(state.params, mask)), state.stats)
+    (own,) = train.train(trainer, [train.Job(1, 2, 4, 8, start, mask)], lambda *_: None)
+    noises = work.orders(1, 2, 1)
+    jobs = [train.Job(1, 2, 8, 12, own.variables, mask, noise=noise) for noise in noises]
+    ends = [one.variables.params for one in train.train(trainer, jobs, lambda *_: None)]
+    store = Reader(run / "stability")
+    for number, end in enumerate(ends, 1):
+        copy = cell._replace(arm="ticket_from_8", repeat=number)
+        jax.tree.map(np.testing.assert_array_equal, store.variables(copy).params, end)
+        jax.tree.map(np.testing.assert_array_equal, store.mask(copy), mask)
+    assert np.abs(ends[0]["fc1"]["kernel"] - ends[1]["fc1"]["kernel"]).max() > 1e-4
+
+    (row,) = [r for r in rows_of(run) if (r["seed"], r["arm"], r["k"]) == ("1", "ticket", "8")]
+    images, labels = all_images(where, 1)
+    assert float(row["barrier_test_error"]) == pytest.approx(barrier(*ends, images, labels), abs=1e-7)
+    apart = np.concatenate([np.ravel(np.float64(a) - b) for a, b in
+                            zip(*map(jax.tree.leaves, ends), strict=True)])  # fmt: skip
+    assert float(row["distance"]) == pytest.approx(np.sqrt((apart**2).sum()), rel=1e-5)
+    right = [(forward(end, images) == labels).mean() for end in ends]
+    assert float(row["test_accuracy"]) == pytest.approx(np.mean(right), abs=1e-9)
+    dense = Reader(run).result(Cell(1, "dense", 0, "dense"))["test_accuracy"]
+    assert float(row["dense_accuracy"]) == dense
+    assert dense is not None
+    assert row["matching"] == str(bool(np.mean(right) >= dense - 0.002 - 1e-9))
+    assert row["stable"] == str(float(row["barrier_test_error"]) < 0.02)
+
+
+def test_which_states_pairs_start_from(made: tuple[Path, Path]) -> None:
+    """The ticket has none before its rewind step; the dense network's at step 4 is the run's."""
+    run = made[0]
+    found = {(row["arm"], int(row["k"])) for row in rows_of(run)}
+    assert found == {*itertools.product(("dense", "reinit"), (0, 4, 8)), ("ticket", 4), ("ticket", 8)}
+    cells = {path.parent.name for path in run.glob("stability/seed=1/*/*/*/result.json")}
+    trained = {"dense_to_8", "ticket_to_8", "reinit_to_4", "reinit_to_8"}
+    assert {name for name in cells if "_to_" in name} == trained
+    made_from = Reader(run / "stability").result(Cell(1, "dense", 0, "dense_from_4"))["made_from"]
+    assert made_from is not None
+    state = Reader(run).state(1, 4)
+    jax.tree.map(np.testing.assert_array_equal, open_run(run).variables_at(1, 4), state)
+    assert made_from["state"] == measure.content(run / "seed=1" / "state=4") != ""
+
+
+def test_paths_between_levels_by_numpy(made: tuple[Path, Path]) -> None:
+    run, where = made
+    opened, (images, labels) = open_run(run), all_images(where, 1)
+    ends = [opened.weights(Cell(1, "dense", 0, "dense"))]
+    ends += [opened.weights(Cell(1, CHAIN, level, "ticket")) for level in (1, 2)]
+    rows = {(int(r["level"]), int(r["other"])): r for r in rows_of(run, "levels.csv")}
+    assert [*rows] == [(1, 0), (2, 1), (2, 0)]
+    for (level, other), row in rows.items():
+        expected = barrier(ends[other], ends[level], images, labels)
+        assert float(row["barrier_test_error"]) == pytest.approx(expected, abs=1e-7)
+        assert row["connected"] == str(expected < 0.02)
+
+
+def test_orders_are_of_their_own_streams() -> None:
+    """The stream is drawn here by hand; no two pairs, seeds or levels share an order, nor the study's, 0."""
+    key = jax.random.fold_in(jax.random.fold_in(rng.stream(3, "stability"), 2), 7)
+    expected = jax.random.randint(key, (2,), 1, 2**31 - 1, np.int32)
+    assert work.orders(3, 7, 2) == tuple(np.asarray(expected).tolist())
+    places = itertools.product((0, 3), (0, 7), (1, 2))
+    every = [noise for seed, level, pair in places for noise in work.orders(seed, level, pair)]
+    assert len({*every}) == 16
+    assert 0 not in every
+
+
+class Computed(Exception):
+    pass
+
+
+def test_a_second_call_computes_nothing(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = copied[0]
+    before = {path.name: path.read_bytes() for path in (run / "stability").iterdir() if path.is_file()}
+    assert {"stability.csv", "levels.csv", "stability_curve.png", "stability_levels.svg"} <= {*before}
+    real = train.train
+
+    def forbidden(*_: object) -> None:
+        raise Computed
+
+    for module, name in ((train, "train"), (measure.replicate, "run")):
+        monkeypatch.setattr(module, name, forbidden)
+    perform(copied)
+    after = {path.name: path.read_bytes() for path in (run / "stability").iterdir() if path.is_file()}
+    assert before.pop("study.json")
+    assert after | before == after
+    with pytest.raises(Computed):
+        perform(copied, alphas=3)
+    # A state of other content: what was made from it no longer counts.
+    monkeypatch.setattr(train, "train", real)
+    store = Reader(run / "stability")
+    assert store.has(Cell(1, CHAIN, 2, "ticket_from_8"))
+    content, strange = measure.content, folder(store.path, Cell(1, CHAIN, 2, "ticket_to_8"))
+    monkeypatch.setattr(work, "content", lambda of: "other" if of == strange else content(of))
+    asked = work.ask(open_run(run), work.Options(run=run, data_dir=copied[1], **LITTLE))
+    at = work._Stability(open_run(run), asked, store, None, None)  # type: ignore[arg-type]
+    assert [(cell.seed, cell.arm, cell.repeat) for cell in at.copies()] == [
+        (1, "ticket_from_8", 1), (1, "ticket_from_8", 2)
+    ]  # fmt: skip
+
+
+def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One copy is gone: it alone is trained again, its pair alone measured, and the table is as before."""
+    run = copied[0]
+    before = {name: (run / "stability" / name).read_bytes() for name in table.TABLES}
+    for name in table.TABLES:
+        (run / "stability" / name).unlink()
+    shutil.rmtree(folder(run / "stability", Cell(1, CHAIN, 2, "reinit_from_4", 2)))
+    trained, lines = [], []
+    train_one, measured = train.train, measure.Measurer._ends
+
+    def counted(trainer: Any, jobs: Any, *of: Any) -> Any:
+        trained.extend((job.seed, job.start, job.stop) for job in jobs)
+        return train_one(trainer, jobs, *of)
+
+    def seen(self: Any, line: Any) -> Any:
+        lines.append(line)
+        return measured(self, line)
+
+    monkeypatch.setattr(train, "train", counted)
+    monkeypatch.setattr(measure.Measurer, "_ends", seen)
+    monkeypatch.setattr(work.figures, "drawn", lambda found: [])  # drawing takes seconds
+    perform(copied)
+    assert trained == [(1, 4, 12)]
+    assert [(line.second.arm, line.second.seed, line.matched) for line in lines] == [
+        ("reinit_from_4", 1, False), ("reinit_from_4", 1, True)
+    ]  # fmt: skip
+    assert {name: (run / "stability" / name).read_bytes() for name in table.TABLES} == before
+
+
+def test_the_cost_is_said_first(made: tuple[Path, Path]) -> None:
+    """Counts by hand: four copies of every state, and the trainings to the states."""
+    run, where = made
+    options = work.Options(run=run, data_dir=where, **{**LITTLE, "pairs": 2, "k": (0, 6)})
+    asked = work.ask(open_run(run), options)
+    said: list[str] = []
+
+    class Watch:
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    (run.parent / "empty").mkdir(exist_ok=True)
+    at = work._Stability(open_run(run), asked, Reader(run.parent / "empty"), Watch(), None)  # type: ignore[arg-type]
+    at.seconds = lambda *_: 1.0  # type: ignore[method-assign]
+    at._measurer.seconds = lambda *_: 1.0  # type: ignore[method-assign]
+    at.announce()
+    # From 0: dense and reinit; from 6: all three. Two pairs of two copies; three paths between levels.
+    steps = 4 * (2 * 12 + 3 * 6) + (6 + 2 + 6)
+    assert said[0].startswith(
+        f"20 copies and 3 states to be trained, {steps} steps in all; 13 paths to be measured; about 2 s on "
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(7, 5), (6,)]))
+@settings(max_examples=25, deadline=None)
+def test_units_in_another_order_compute_the_same_and_are_matched_back(
+    seed: int, widths: tuple[int, ...]
+) -> None:
+    generator = np.random.default_rng(seed)
+    layers = tuple(models.Layer(f"fc{i}", width) for i, width in enumerate((*widths, 3)))
+    params = {
+        layer.name: {"kernel": generator.normal(size=(before, layer.features)),
+                     "bias": generator.normal(size=layer.features)}
+        for layer, before in zip(layers, (4, *widths), strict=True)
+    }  # fmt: skip
+    units = [generator.permutation(width) for width in widths]
+    other = geography.reordered(layers, params, units)
+
+    def out(params: Any, x: np.ndarray) -> np.ndarray:
+        for layer in layers:
+            x = np.maximum(x, 0) @ params[layer.name]["kernel"] + params[layer.name]["bias"]
+        return x
+
+    x = generator.normal(size=(9, 4))
+    np.testing.assert_allclose(out(other, x), out(params, x), rtol=1e-9, atol=1e-9)
+    back = geography.matching(layers, params, other)
+    for planted, got in zip(units, back, strict=True):
+        np.testing.assert_array_equal(planted[got], np.arange(len(planted)))
+    mask = {"fc0": {"kernel": params["fc0"]["kernel"] > 0, "bias": np.array(True)}}
+    moved = geography.reordered(layers[:1], mask, [])["fc0"]
+    np.testing.assert_array_equal(moved["kernel"], mask["fc0"]["kernel"])
+    assert moved["bias"].shape == ()
+
+
+def test_channels_in_another_order_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A convolution whose channels are flattened, by the network's own forward pass."""
+    layers = (models.Layer("conv1", 5, 3, pool=True), models.Layer("fc1", 6))
+    monkeypatch.setitem(models.MODELS, "own", models.Entry(layers, 2, "for a test"))
+    model = models.build("own", (8, 8, 2), 3)
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0)).params
+    params = jax.tree.map(lambda x: generator.normal(size=x.shape).astype(np.float32), shapes)
+    units = [generator.permutation(layer.features) for layer in layers]
+    images = generator.normal(size=(3, 8, 8, 2)).astype(np.float32)
+    other = geography.reordered(model.layers, params, units)
+    assert not np.array_equal(other["conv1"]["kernel"], params["conv1"]["kernel"])
+    ours, theirs = (np.asarray(model.apply(p, {}, images, False)[0]) for p in (params, other))
+    np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-4)
+
+
+def test_signed_matching_finds_what_magnitudes_cannot() -> None:
+    """Two units of equal magnitudes and opposite signs; and a product that is negative however they go."""
+    first = [np.array([[[1.0, -1.0], [2.0, -2.0]]]), np.array([[[1.0], [1.0]]])]
+    second = geography.permuted(first, [np.array([1, 0])])
+    np.testing.assert_array_equal(geography.align(first, second).units[0], [1, 0])
+    negative = [np.array([[[-1.0, -3.0]]]), np.array([[[1.0], [1.0]]])]
+    positive = [np.array([[[2.0, 1.0]]]), np.array([[[-1.0], [-2.0]]])]
+    # As they are −2 − 3 − 1 − 2 = −8; exchanged −1 − 6 − 2 − 1 = −10.
+    assert geography.align(negative, positive).common == -8
+
+
+def pair_rows(arm: str, level: int, k: int, barriers: list[float], gaps: list[float]) -> list[PairRow]:
+    """Rows of one pair a seed; barriers and gaps to the dense network in points."""
+    return [
+        PairRow(
+            seed, "dense" if arm == "dense" else CHAIN, level, arm, 0.1, k, 1, b / 100, b / 100, b, b,
+            b / 100, b / 100, 0.0, 1.0, 10.0, 0.01, 0.97 + gap / 100, 0.97, table.stable(b / 100),
+            table.matching(0.97 + gap / 100, 0.97), 100, 30,
+        )
+        for seed, (b, gap) in enumerate(zip(barriers, gaps, strict=True))
+    ]  # fmt: skip
+
+
+def level_rows(level: int, barriers: list[float], gaps: list[float]) -> list[LevelRow]:
+    return [
+        LevelRow(
+            seed, CHAIN, level, 0.8**level, level - 1, b / 100, b / 100, b, b, 1.0, 10.0, 0.01,
+            0.97 + gap / 100, 0.97, table.stable(b / 100), table.matching(0.97 + gap / 100, 0.97), 100, 30,
+        )
+        for seed, (b, gap) in enumerate(zip(barriers, gaps, strict=True))
+    ]  # fmt: skip
+
+
+def test_verdicts_by_hand() -> None:
+    rows = pair_rows("dense", 0, 0, [8.0, 9.0, 10.0], [0.0, 0.0, 0.0])
+    rows += pair_rows("dense", 0, 50, [0.1, 0.2, 0.15], [0.0, 0.0, 0.0])
+    rows += pair_rows("ticket", 2, 0, [0.1, 0.2, 0.15], [0.1, 0.0, 0.05])
+    rows += pair_rows("reinit", 2, 0, [4.0, 5.0, 4.5], [-1.0, -2.0, -1.5])
+    rows += pair_rows("random", 2, 0, [0.2, 0.1, 0.15], [-1.0, -2.0, -1.5])
+    levels = level_rows(1, [0.2, 0.1, 0.1], [0.1, 0.1, 0.2]) + level_rows(2, [1.9, 2.1, 2.0], [0.0, 0.1, 0.1])
+    levels += level_rows(3, [6.0, 7.0, 8.0], [-1.0, -1.0, -2.0])
+    found = {"stability.csv": rows, "levels.csv": levels}
+    dense, ticket, matches, reinit, random, successive, apart = stability.findings(None, found)  # type: ignore[arg-type]
+    assert (dense.outcome, ticket.outcome, matches.outcome) == ("refuted", "supported", "supported")
+    assert dense.claim.startswith("From step 0 on the training of the dense network is stable")
+    # On the logit scale, as no error is below 0 or above 100 %.
+    share = 0.0015
+    half = scipy_stats.t.ppf(0.975, 2) * scipy_stats.sem([0.001, 0.002, 0.0015]) / (share * (1 - share))
+    low, high = 100 * scipy_special.expit(scipy_special.logit(share) + np.array([-half, half]))
+    assert dense.estimate.endswith(f"; 0.15 [{low:.2f}, {high:.2f}] pp from step 50")
+    assert reinit.outcome == "supported"
+    assert reinit.estimate.startswith("barrier less by +4.35 [")
+    # Precise and equal is said, and no difference is claimed.
+    assert random.outcome == "undecided"
+    assert random.estimate.endswith("the same to within 0.5 points")
+    assert (successive.outcome, apart.outcome) == ("undecided", "supported")
+    assert "at level 2 (64.0 %), the highest of 2 levels" in successive.estimate
+    assert apart.estimate.startswith("barrier of the test error 7.00 [")
+    none = stability.findings(None, {**found, "levels.csv": levels[:3]})[-1]  # type: ignore[arg-type]
+    assert (none.outcome, none.estimate) == ("not tested", "every level matches")
+
+
+def test_the_limits_are_those_of_the_paper() -> None:
+    """2 points of error exactly are not stable; 0.2 points below the dense network exactly match."""
+    assert [table.stable(b) for b in (0.0, 0.0199, np.float32(0.02), 0.03)] == [True, True, False, False]
+    assert [table.matching(a, 0.97) for a in (0.99, 0.968, 0.9679)] == [True, True, False]
+
+
+def test_the_section_shows_every_state(made: tuple[Path, Path]) -> None:
+    run = made[0]
+    check_section(stability.ANALYSIS, run)
+    opened = open_run(run)
+    shown = stability.section(opened, record.found(stability.ANALYSIS, opened))
+    pairs, between = shown.tables
+    assert [row[:2] + row[3:4] for row in pairs.rows] == [
+        ["0", "dense", "0"], ["0", "dense", "4"], ["0", "dense", "8"], ["2", "ticket", "4"],
+        ["2", "ticket", "8"], ["2", "reinit", "0"], ["2", "reinit", "4"], ["2", "reinit", "8"],
+    ]  # fmt: skip
+    mean = np.mean([100 * float(r["barrier_test_error"]) for r in rows_of(run) if (r["arm"], r["k"]) ==
+                    ("ticket", "8")])  # fmt: skip
+    assert pairs.rows[4][4].startswith(f"{mean:.2f}")  # type: ignore[union-attr]
+    assert [row[:2] for row in between.rows] == [["1", "dense"], ["2", "dense"], ["2", "level 1"]]
+    curves = shown.figures[0].figure.axes[0]
+    (line,) = [x for x in curves.get_lines() if str(x.get_label()).startswith("reinit")]
+    expected = [
+        np.mean(
+            [
+                100 * float(r["barrier_test_error"])
+                for r in rows_of(run)
+                if (r["arm"], r["k"]) == ("reinit", k)
+            ]
+        )
+        for k in ("0", "4", "8")
+    ]
+    np.testing.assert_allclose(line.get_ydata(), expected)
+    assert list(line.get_xdata()) == [0, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": (13,)}, r"--k: 13 is not a step of the training; it may be from 0 to 12"),
+        ({"levels": (5,)}, r"--levels: 5 has no trained ticket in rewind-4; it may be 1, 2\."),
+        ({"seeds": (7,)}, r"--seeds: 7 has no trained ticket"),
+        (
+            {"arms": ("ticket", "tiket")},
+            r"--arms: 'tiket' is not in the run; it may be dense, reinit, ticket",
+        ),
+        ({"pairs": 0}, r"--pairs: 0 is not allowed; it must be from 1 to 100"),
+        ({"alphas": 1}, r"--alphas: 1 is not allowed"),
+        ({"k": (0,), "arms": ("ticket",)}, r"no state to start from \(ticket of rewind-4 begins at step 4"),
+        (
+            {"arms": ("random",)},
+            r"no state to start from \(seed 1, rewind-4, level 2, random: it is not there",
+        ),
+    ],
+)
+def test_what_is_not_allowed(made: tuple[Path, Path], changes: dict[str, Any], message: str) -> None:
+    options = work.Options(run=made[0], data_dir=made[1], **{**LITTLE, **changes})
+    with pytest.raises(UserError, match=message):
+        work.ask(open_run(made[0]), options)
+
+
+def test_what_is_measured_where_nothing_is_named(made: tuple[Path, Path]) -> None:
+    asked = work.ask(open_run(made[0]), work.Options(run=made[0], data_dir=made[1]))
+    # 1, 4 and 20 % of 12 steps are 0, 0 and 2; the ticket begins at 4, and level 2 is nearest to 10 %.
+    states = {(at.cell.arm, at.cell.level, at.k) for at in asked.origins}
+    assert states == {*itertools.product(("dense",), (0,), (0, 2, 4)), ("ticket", 2, 4),
+                      *itertools.product(("reinit",), (2,), (0, 2, 4))}  # fmt: skip

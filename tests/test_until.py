@@ -1,0 +1,205 @@
+"""Adding seeds until a claim is decided: the level of the looks, and when it stops."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import about
+from scipy import stats as scipy_stats
+from test_verdicts import NOISE, STUDY, row, run
+
+from analysis.report import until, verdicts
+from analysis.run import Row, Run
+from lthjax.errors import UserError
+from lthjax.measures import stats
+
+
+@pytest.mark.parametrize("looks", [(3, 6, 9, 12), (6, 12, 18, 24), (3, 4, 5, 6)])
+def test_all_looks_together_err_in_five_percent(looks: tuple[int, ...]) -> None:
+    """Another simulation, of p-values by scipy: at most 5 % with the level, and far more with 5 % each."""
+    many, level = 20_000, stats.level_of_looks(looks)
+    drawn = np.random.default_rng(sum(looks)).normal(3, 2, (many, looks[-1]))
+    p = np.array(
+        [scipy_stats.ttest_1samp(drawn[:, :n], 3, axis=1, alternative="greater").pvalue for n in looks]
+    )
+    error = 3.5 * np.sqrt(0.05 * 0.95 / many)
+    ever = np.mean(p.min(0) < level)
+    assert 0.04 < ever <= 0.05 + error
+    assert np.mean(p.min(0) < 0.05) > 0.09
+    # Refuted is the mirror image.
+    assert np.mean((1 - p).min(0) < level) <= 0.05 + error
+
+
+def test_the_level_of_looks_by_hand() -> None:
+    assert stats.level_of_looks((7,)) == 0.05
+    assert stats.level_of_looks((3, 6)) > stats.level_of_looks((3, 6, 9)) > 0.05 / 3
+    for wrong in ((), (1, 3), (3, 3), (6, 3)):
+        with pytest.raises(UserError, match=r"looks: .* is not allowed"):
+            stats.level_of_looks(wrong)
+
+
+def test_looks_and_seeds() -> None:
+    assert until.looks_of(2) == [3, 6, 9, 12]
+    assert until.looks_of(6) == [6, 12, 18, 24]
+    assert until.widened((4, 1), 5) == [4, 1, 0, 2, 3]
+    assert until.widened((0, 1), 2) == [0, 1]
+
+
+class Made(Run):
+    """A run of given rows, which only knows where it lies."""
+
+    def __init__(self, path: Path, rows: list[Row]) -> None:
+        self.path, self.rows, self.last, self.about = path, rows, 1, about()
+        self.about["data"]["test"] = 10**9
+
+
+class Lab:
+    """Trains by looking the rows up; a seed takes ten seconds by its own clock."""
+
+    def __init__(self, path: Path, gap: float) -> None:
+        self.path, self.gap, self.now, self.asked = path, gap, 0.0, list[list[int]]()
+
+    def train(self, seeds: list[int]) -> Run:
+        self.now += 10.0 * (len(seeds) - len(self.asked[-1] if self.asked else []))
+        self.asked.append(seeds)
+        rows = []
+        for seed in seeds:
+            noise = float(np.random.default_rng(seed).normal())
+            rows.append(row(seed, "dense", 0, "dense", 1.0, 70.0))
+            rows.append(row(seed, "rewind-0", 1, "ticket", 0.15, 70.0 + self.gap + noise))
+            rows.append(row(seed, "rewind-0", 1, "reinit", 0.15, 70.0))
+        return Made(self.path, rows)
+
+    def grow(self, key: str, budget: float = 0.0) -> until.State:
+        self.said = list[str]()
+        return until.grow(key, (0, 1, 2), self.train, budget, self.said.append, lambda: self.now)
+
+
+@pytest.mark.parametrize(
+    ("gap", "outcome", "seeds"), [(20.0, "supported", 3), (-20.0, "refuted", 3), (0.0, "undecided", 12)]
+)
+def test_it_stops_once_decided_or_at_the_last_look(
+    tmp_path: Path, gap: float, outcome: str, seeds: int
+) -> None:
+    lab = Lab(tmp_path, gap)
+    state = lab.grow("beats-reinit")
+    assert (state.outcome, state.seeds) == (outcome, seeds)
+    assert state.ended == ("last look" if outcome == "undecided" else "decided")
+    assert [len(asked) for asked in lab.asked] == [n for n in (3, 6, 9, 12) if n <= seeds]
+    assert until.read(tmp_path) == state
+    assert lab.said[-1] == str(state)
+
+
+def test_the_bound_of_a_look_is_stricter_than_that_of_a_single_test() -> None:
+    """p = .03 is a finding of three seeds, but not of the first of four looks."""
+    values = np.random.default_rng(5).normal(0, 1, 3)
+    values -= values.mean()
+    gap = scipy_stats.t.isf(0.03, 2) * np.std(values, ddof=1) / np.sqrt(3)
+    rows = [row(seed, "rewind-0", 1, "ticket", 0.15, 70 + gap + value) for seed, value in enumerate(values)]
+    rows += [row(seed, "rewind-0", 1, "reinit", 0.15, 70.0) for seed in range(3)]
+    assert until.judged("beats-reinit", {}, rows, 0.05).outcome == "supported"
+    strict = until.judged("beats-reinit", {}, rows, stats.level_of_looks(until.looks_of(3)))
+    assert strict.outcome == "undecided"
+    with pytest.raises(UserError, match="within-2 compares tickets with dense at 10 to 20 %"):
+        until.judged("within-2", {}, rows, 0.05)
+
+
+@pytest.mark.parametrize(("budget", "seeds"), [(59.0, 3), (60.0, 6), (95.0, 9)])
+def test_no_look_is_begun_that_would_exceed_the_budget(tmp_path: Path, budget: float, seeds: int) -> None:
+    """Three seeds take 30 seconds: the second look ends after 60."""
+    state = Lab(tmp_path, 0.0).grow("beats-reinit", budget)
+    assert (state.seeds, state.outcome, state.ended) == (seeds, "undecided", "budget")
+    assert "the budget is used up" in str(state)
+
+
+def test_seeds_that_were_there_count_by_the_time_they_took(tmp_path: Path) -> None:
+    """Nothing is trained at the first look, whose seeds took 3 × 1.5 seconds each: three more take 13.5."""
+    lab = Lab(tmp_path, 0.0)
+    lab.asked.append([0, 1, 2])
+    assert lab.grow("beats-reinit", 13.0).seeds == 3
+    again = Lab(tmp_path, 0.0)
+    again.asked.append([0, 1, 2])
+    assert again.grow("beats-reinit", 14.0).seeds == 6
+
+
+def test_the_report_shows_the_outcome_of_the_looks(tmp_path: Path) -> None:
+    """Every claim is one that the report makes; its row gets the outcome and the bound of the looks."""
+    rows = run({arm: {0.15: 0.0 if arm == "ticket" else -5.0} for arm in ("ticket", "reinit", "random")})
+    found = verdicts.findings(STUDY, rows)
+    assert until.noted(None, found, STUDY, rows) == found
+    for key, claim in until.CLAIMS.items():
+        state = until.State(key, [6, 12], 0.03, 6, "undecided", "last look")
+        noted = until.noted(state, found, STUDY, rows)
+        (changed,) = [one for one in noted if "with looks at 6, 12 seeds" in one.beside]
+        assert (changed.claim, changed.outcome) == (claim.words, "undecided")
+        assert "one-sided 97.0 % at every look" in changed.beside
+        assert "one-sided 97.0 %)" in changed.estimate
+    low = -scipy_stats.t.isf(0.03, 5) * scipy_stats.sem(NOISE)
+    within = until.noted(until.State("within-2", [6], 0.03, 6, "supported", "decided"), found, STUDY, rows)
+    assert within[0].estimate == f"+0.00 pp, at least {low:+.2f} (one-sided 97.0 %) at 15.0 % of the weights"
+    (tmp_path / until.FILE).write_text("{")
+    with pytest.raises(UserError, match="it cannot be read"):
+        until.read(tmp_path)
+    (tmp_path / until.FILE).unlink()
+    assert until.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--until-decided", "beats-reinits"), "--until-decided: 'beats-reinits' is not known; did you mean"),
+        (("--budget", "2 h"), "--budget: it belongs to --until-decided"),
+        (("--until-decided", "within-2", "--budget", "soon"), "--budget: 'soon' is not allowed"),
+        (("--until-decided", "within-2", "--shard", "1/2"), "does not go together with --shard"),
+        (("--until-decided", "within-2", "--dry-run"), "does not go together with --dry-run"),
+        (("--until-decided", "within-2", "--out", "gs://a/b"), "an address as --out"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    command: Callable[..., Any], tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    out = () if "--out" in more else ("--out", tmp_path)
+    done = command("run.py", "--config", "configs/quickstart.py", *more, *out)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_every_claim() -> None:
+    import run as front
+
+    fields = {field.name for field in dataclasses.fields(front.Options)}
+    assert {"until_decided", "budget"} <= fields
+    text = Path(front.__file__).read_text(encoding="utf-8")
+    said = re.search(r'until_decided: .*?"""(.*?)"""', text, re.DOTALL)
+    assert said is not None
+    assert all(key in said[1] for key in until.CLAIMS)
+
+
+def test_the_command_adds_seeds_and_a_second_call_trains_nothing(
+    command_line: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Two seeds of a network that hardly learns: the first look takes a third one."""
+    small = (
+        "run.py", "--config", "configs/quickstart.py", "--model", "lenet300", "--train.steps", "4",
+        "--levels", "1", "--control-levels", "1", "--prune.density", "0.15", "--arms", "ticket", "reinit",
+        "--out", tmp_path, "--until-decided", "beats-reinit-by-10",
+    )  # fmt: skip
+    done = command_line(*small)
+    assert done.returncode == 0, done.stderr
+    page = Path(done.stdout.strip())
+    state = until.read(page.parent.parent)
+    assert state is not None
+    assert state.looks == [3, 6, 9, 12]
+    assert state.ended in ("decided", "last look")
+    seeds = {path.name for path in page.parent.parent.glob("seed=*")}
+    assert seeds == {f"seed={seed}" for seed in range(state.seeds)}
+    assert str(state) in " ".join(done.stderr.split())
+    assert "with looks at 3, 6, 9, 12 seeds" in page.read_text()
+    again = command_line(*small)
+    assert "[1/" not in again.stderr, "nothing is trained anew"
+    assert until.read(page.parent.parent) == state
