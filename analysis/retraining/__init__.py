@@ -19,9 +19,9 @@ from lthjax.measures import stats
 _HERE = Link("retraining", "#retraining")
 _REMARK = (
     "Steps trained count the dense network, the leaders of all levels before, and the arm itself. "
-    "Differences are paired by seed, with the 95 % interval of Student's t, the spread between seeds taken as "
-    "no less than the test set's own error of a difference. finetune keeps the learning rate "
-    "of the last step; under a cosine that is nearly 0. Moments start fresh in all of them."
+    "Differences are paired by seed, with the 95 % interval of Student's t, the spread between seeds taken "
+    "as no less than the test set's own error of a difference. finetune keeps the learning rate of the last "
+    "step; under a cosine that is nearly 0. Moments start fresh in all of them."
 )
 # Percentage points below the ticket that still count as equal.
 _MARGIN = 0.5
