@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lthjax import models
-from lthjax.measures import geography, wiring
+from lthjax.measures import geography, structure, wiring
 from lthjax.models import Layer, Model, Variables
 
 TINY: dict[str, tuple[models.Entry, int]] = {
@@ -51,7 +51,7 @@ def test_the_same_network_in_another_order_computes_the_same(
     model, variables = built(kind, monkeypatch)
     units = orders(model)
     assert len(units) == TINY[kind][1]
-    moved = wiring.permuted(model, variables, units)
+    moved = wiring.permuted(wiring.layers(model), variables, units)
     images = jax.random.normal(jax.random.key(1), (5, 8, 8, 2))
     logits = jax.jit(lambda v: model.apply(v.params, v.stats, images, False)[0])
     np.testing.assert_allclose(logits(moved), logits(variables), rtol=2e-3, atol=2e-3)
@@ -65,14 +65,16 @@ def test_matching_by_signed_weights_finds_the_order_again(kind: str, monkeypatch
     model, variables = built(kind, monkeypatch)
     layers = wiring.layers(model)
     groups, a = wiring.groups(layers), geography.kernels(layers, variables.params)
-    moved = wiring.permuted(model, variables, orders(model))
+    moved = wiring.permuted(wiring.layers(model), variables, orders(model))
     b = geography.kernels(layers, moved.params)
     found = geography.align(a, b, groups)
     assert found.common == pytest.approx(sum((x.astype(float) ** 2).sum() for x in a), rel=1e-6)
     for again, first in zip(geography.permuted(b, found.units, groups), a, strict=True):
         np.testing.assert_array_equal(again, first)
     # And the whole network, with its statistics, goes back.
-    jax.tree.map(np.testing.assert_array_equal, wiring.permuted(model, moved, found.units), variables)
+    jax.tree.map(
+        np.testing.assert_array_equal, wiring.permuted(wiring.layers(model), moved, found.units), variables
+    )
 
 
 def test_no_order_of_a_single_group_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +116,7 @@ def test_equal_tickets_of_a_residual_network_overlap_wholly_after_matching(
     model, variables = built("residual", monkeypatch)
     layers = wiring.layers(model)
     mask = jax.tree.map(largest, variables.params)
-    moved = wiring.permuted(model, variables, orders(model))
+    moved = wiring.permuted(wiring.layers(model), variables, orders(model))
     other = jax.tree.map(largest, moved.params)
     tickets = [geography.ticket(layers, *of) for of in ((mask, variables.params), (other, moved.params))]
     found = geography.compare(layers, *tickets, 2, np.random.default_rng(0))
@@ -138,3 +140,41 @@ def test_a_sequence_has_the_groups_of_its_layers() -> None:
     resnet20 = wiring.layers(models.build("resnet20", (32, 32, 3), 10))
     assert len({own for _, own in wiring.groups(resnet20)}) == 3 + 9 + 1  # streams, blocks, classes
     assert len(resnet20) == 1 + 18 + 2 + 1
+
+
+def test_dead_units_of_a_residual_network_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units of streams are dead where no layer writes to them, or none reads them; how often by chance."""
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Stages((3, 4), 1), 2, "for a test"))
+    model = models.build("tiny", (8, 8, 2), 4)
+    wires = wiring.layers(model)
+    paths = [f"{wire.name}/kernel" for wire in wires]
+    ends = dict(zip(paths, wiring.groups(wires), strict=True))
+    shapes = jax.eval_shape(model.init, jax.random.key(0)).params
+    mask = {path: np.ones(wiring.leaf(shapes, path).shape, bool) for path in paths}
+    first, short = "stage1_block1", "stage2_block1/shortcut/kernel"
+    mask["conv1/kernel"][..., 0] = False
+    assert structure.dead(mask, ends)["conv1/kernel"] == structure.Dead(3, 0, 0, 0)  # the block still writes
+    mask[f"{first}/conv2/kernel"][..., 0] = False
+    for path in (f"{first}/conv1/kernel", short):
+        mask[path][:, :, 2] = False
+    assert structure.dead(mask, ends)["conv1/kernel"] == structure.Dead(3, 1, 0, 1)  # the next one reads
+    mask["stage2_block1/conv1/kernel"][:, :, 2] = False
+    mask[f"{first}/conv2/kernel"][:, :, 1] = False
+    mask["output/kernel"][3] = False
+    found = structure.dead(mask, ends)
+    assert found == {
+        "conv1/kernel": structure.Dead(3, 1, 1, 2),
+        f"{first}/conv1/kernel": structure.Dead(3, 0, 1, 1),
+        "stage2_block1/conv1/kernel": structure.Dead(4, 0, 0, 0),
+        short: structure.Dead(4, 0, 1, 1),
+    }
+    generator = np.random.default_rng(0)
+    few = {path: generator.random(leaf.shape) < 0.12 for path, leaf in mask.items()}
+    counts = []
+    for _ in range(400):
+        drawn = {path: generator.permutation(leaf.ravel()).reshape(leaf.shape) for path, leaf in few.items()}
+        counts.append([dead.either / dead.units for dead in structure.dead(drawn, ends).values()])
+    mean, error = np.mean(counts, 0), np.std(counts, 0) / 20
+    expected = [*structure.dead_by_chance(few, ends).values()]
+    assert (abs(mean - expected) < 4 * error + 1e-9).all()
+    assert max(expected) > 0.1

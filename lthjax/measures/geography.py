@@ -29,7 +29,7 @@ from scipy.optimize import linear_sum_assignment
 from lthjax.measures import transfer, wiring
 from lthjax.measures.layers import shuffled
 from lthjax.measures.wiring import Named
-from lthjax.models import Layer, Model
+from lthjax.models import Layer, Model, Variables
 
 PyTree = Any
 Kernels = Sequence[np.ndarray]
@@ -256,49 +256,29 @@ def _taken(kernel: np.ndarray, axis: int, group: int, units: Sequence[np.ndarray
     return kernel[:, units[group]] if axis == 1 else kernel[:, :, units[group]]
 
 
-def matching(layers: Sequence[Layer], first: PyTree, second: PyTree) -> list[np.ndarray]:
+def matching(layers: Named, first: PyTree, second: PyTree) -> list[np.ndarray]:
     """The permutation of the second network's hidden units that brings its weights nearest to the first's.
 
-    `align` on signed kernels: the largest inner product is the least Euclidean distance. Biases move along
-    with `reordered`, but have no say.
+    `align` on signed kernels: the largest inner product is the least Euclidean distance. Biases and
+    normalisations move along with `reordered`, but have no say.
 
     Args:
-        layers: of a sequential network.
+        layers: of the network, from `wiring.layers`.
         first, second: its parameters, pruned weights 0.
 
     Returns:
-        For every hidden layer int [units]: for each unit of the first network, the second's unit.
+        For every group (of a sequence: every hidden layer) int [units]: for each unit of the first network,
+        the second's unit.
 
     Source: Ainsworth et al. 2023 (arXiv 2209.04836), section 3.2.
     """
-    return align(transfer.kernels(layers, first), transfer.kernels(layers, second)).units
+    a, b = (kernels(layers, params) for params in (first, second))
+    return align(a, b, wiring.groups(layers)).units
 
 
-def reordered(layers: Sequence[Layer], tree: PyTree, units: Sequence[np.ndarray]) -> PyTree:
-    """A sequential network's parameters, or their mask, with the hidden units in another order.
-
-    The network computes the same function.
-
-    Args:
-        layers: of the network.
-        tree: numpy arrays; the 0-d leaves of a mask stay as they are.
-        units: for every hidden layer, the old unit at each new place.
-    """
-    outputs = [*units, np.arange(layers[-1].features)]
-    made = {}
-    for layer, kernel, of in zip(
-        layers, permuted(transfer.kernels(layers, tree), units), outputs, strict=True
-    ):
-        # `kernels` flattens places and inputs; the last axis, the units, is that of every leaf.
-        made[layer.name] = {
-            name: kernel.reshape(np.shape(leaf))
-            if name == "kernel"
-            else np.asarray(leaf)[..., of]
-            if np.ndim(leaf)
-            else np.asarray(leaf)
-            for name, leaf in tree[layer.name].items()
-        }
-    return made
+def reordered(layers: Named, tree: PyTree, units: Sequence[np.ndarray]) -> PyTree:
+    """A network's parameters, or their mask, with the units in another order, by `wiring.permuted`."""
+    return wiring.permuted(layers, Variables(tree, {}), units).params
 
 
 def iou(a: Kernels, b: Kernels) -> list[LayerOverlap]:
@@ -377,7 +357,7 @@ def _ascent(a: Kernels, b: Kernels, start: Sequence[np.ndarray], groups: Groups)
         gain = _incoming(a, b, units, group, groups) + _outgoing(a, b, units, group, groups)
         better, places = _assigned(gain), np.arange(len(units[group]))
         before, after = gain[places, units[group]].sum(), gain[places, better].sum()
-        # Must improve by more than rounding, so that the loop ends.
+        # Must improve by more than rounding, so that the loop ends; of signed kernels a gain may be negative.
         if after > before + 1e-6 * abs(before):
             units[group] = better
             stale |= {own for pair in groups if group in pair for own in pair} - {group, wiring.FIXED}

@@ -12,7 +12,7 @@ Source: Git Re-Basin (Ainsworth et al. 2023, arXiv 2209.04836), section 3 and it
     layers = wiring.layers(model)
     a, b = (geography.kernels(layers, params) for params in networks)
     units = geography.align(a, b, wiring.groups(layers)).units
-    same = wiring.permuted(model, variables, units)          # the second network, its units as the first's
+    same = wiring.permuted(layers, variables, units)         # the second network, its units as the first's
 """
 
 import itertools
@@ -96,21 +96,20 @@ def leaf(tree: PyTree, path: str) -> Any:
     return tree
 
 
-def permuted(model: Model, variables: Variables, units: Sequence[np.ndarray]) -> Variables:
+def permuted(layers: Named, variables: Variables, units: Sequence[np.ndarray]) -> Variables:
     """The same network with the units of every group in another order: weights, biases, batch normalisations.
 
     Args:
-        model: a network of the package.
-        variables: its parameters, or anything of their tree, and statistics.
+        layers: of the network, from its function `layers`.
+        variables: its parameters, or a mask of them, whose 0-d leaves stay as they are; and statistics.
         units: for every group, the old unit at each new place.
 
     Returns:
         numpy arrays; in evaluation the logits are the old ones, up to rounding.
     """
     params, stats = jax.tree.map(np.asarray, tuple(variables))
-    own = layers(model)
-    names = [layer.name for layer in own]
-    for path, (inputs, outputs) in zip(names, groups(own), strict=True):
+    names = [layer.name for layer in layers]
+    for path, (inputs, outputs) in zip(names, groups(layers), strict=True):
         part = leaf(params, path)
         if inputs != FIXED:
             # Channels come last where an image is flattened into a dense layer.
@@ -124,5 +123,5 @@ def permuted(model: Model, variables: Variables, units: Sequence[np.ndarray]) ->
             beside = [leaf(of, place) for of in (params, *stats.values())] if norm != name else []
             for vectors in (part, *(of for of in beside if of is not None)):
                 for key, value in vectors.items():
-                    vectors[key] = value[..., units[outputs]]
+                    vectors[key] = value[..., units[outputs]] if value.ndim else value
     return Variables(params, stats)
