@@ -144,15 +144,33 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
         print(progress.plan_text(prepared, plans, cost, out))
         _print_detectable(whole, out)
         return None
-    return study.fill(
-        prepared,
-        out,
-        seeds=seeds,
-        watch=watch,
-        chunk=options.chunk,
-        checkpoint_seconds=every,
-        bucket=shared,
-    )
+    try:
+        return study.fill(
+            prepared,
+            out,
+            seeds=seeds,
+            watch=watch,
+            chunk=options.chunk,
+            checkpoint_seconds=every,
+            bucket=shared,
+        )
+    finally:
+        if writes:
+            _keep_config(options.config, [out / one.folder for one in prepared])
+
+
+def _keep_config(path: Path, runs: "Sequence[Path]") -> None:
+    """Copies the config file into the run folders, for analyses of networks that it adds."""
+    from lthjax import files
+    from lthjax.store import CONFIG
+
+    text = path.read_bytes()
+    for copy in [run / CONFIG for run in runs if run.is_dir()]:
+        try:
+            if not (copy.is_file() and copy.read_bytes() == text):
+                files.write_whole(copy, text)
+        except OSError as error:
+            raise files.unwritable(copy, error) from error
 
 
 def _grown(options: Options) -> "Filled | None":

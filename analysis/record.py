@@ -14,7 +14,7 @@ import tyro
 from analysis import page, tables, words
 from analysis.page import Link, Section
 from analysis.run import Run, open_run
-from lthjax import cli, progress, settings
+from lthjax import cli, config, progress, settings
 from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.measures.stats import Outcome
@@ -65,6 +65,8 @@ class Options:
     """The run folder, for example runs/quickstart-0123abcd."""
     quiet: bool = False
     """Show no progress."""
+    config: Path | None = None
+    """A config file to run first, for the networks and other rows it adds; RUN/config.py is the run's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +183,8 @@ def command(analysis: Analysis) -> Callable[[list[str]], None]:
     def main(arguments: list[str]) -> None:
         options = cli.parsed(analysis.options, arguments, f"python -m analysis.{analysis.name}")
         prepare(options)
+        if options.config is not None:
+            config.load_all(options.config)
         asked = {name: value for name, value in vars(options).items() if name != "run"}
         run = open_run(options.run)
         path = perform(analysis, run, watch=progress.watch(options.quiet), **asked)

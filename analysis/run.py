@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from analysis import tables
 from lthjax import config, data, imp, models, record, store
 from lthjax.arms import ARMS
-from lthjax.errors import UserError
+from lthjax.errors import UserError, shell
 from lthjax.fields import About, Result
 from lthjax.imp import DENSE, Cell
 from lthjax.measures.stats import PERCENT, Interval, difference_error, mean_interval, nearest
@@ -223,8 +223,16 @@ class Run:
     def _network(self) -> Model:
         name, made = self.study.model, self.about["data"]
         if name not in models.MODELS:
-            outside = "is from outside the package, and is not loaded here"
-            raise UserError(f"{self.path}: the network {name!r} {outside}.")
+            there = shell("--config", self.path / store.CONFIG)
+            how = (
+                f"run again with {there}"
+                if (self.path / store.CONFIG).is_file()
+                else "give its file by --config"
+            )
+            raise UserError(
+                f"{self.path}: the network {name!r} is a row of a config file, which is code and is not run "
+                f"unasked; {how}, or in Python import the file that adds it."
+            )
         height, width, channels = made["shape"]
         return models.build(name, (height, width, channels), made["classes"], self.study.init)
 

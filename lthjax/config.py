@@ -4,12 +4,14 @@ A config file is Python code that ends in `config = Study(...)`, or in `configs`
 module imports neither jax nor flax, so that `--help` answers at once.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import re
 import runpy
+import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -216,12 +218,17 @@ def load_all(path: str | Path) -> list[Study]:
         if there:
             raise unknown("--config", str(path), there)
         raise UserError(f"--config: {str(path)!r} is not a file; give the path of a config file.")
+    beside = str(path.parent.resolve())
+    sys.path.insert(0, beside)  # so that it can import its neighbours
     try:
         defined = runpy.run_path(str(path))
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         raise UserError(f"{path}: {_config_failure(error, path)}") from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(beside)
     wanted = "end it with `config = Study(...)`, or with `configs`, a list of studies"
     there = [name for name in ("config", "configs") if name in defined]
     if len(there) != 1:

@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 # Key in study.json: whether every cell has a manifest, or only those written since manifests exist.
 _MANIFESTS = "manifests"
 LOCKS = ".locks"
+# A copy of the config file of the last command; code, and never run unasked.
+CONFIG = "config.py"
 # Patterns of the places of states and cells, in the order in which they are made.
 PLACES = ("seed=*/state=*", "seed=*/dense", "seed=*/chain=*/level=*/*")
 # Held while study.json is read and written; by earlier versions as long as they ran.
