@@ -55,20 +55,16 @@ def _pairs(found: Retrained, row: Level, better: str) -> list[float]:
 
 def _finding(found: Retrained, row: Level, kind: str) -> Finding:
     at = f"at {share(row.density)} of the weights, {row.trainings:.1f} dense trainings"
-    named, least = (
-        table.named(row.chain, row.arm),
-        floor(row.accuracy, table.tickets(found, row), found.images),
-    )
+    named, theirs = table.named(row.chain, row.arm), table.tickets(found, row)
+    least = floor(row.accuracy, theirs, found.images)
     if kind == "finetune":
         values = _pairs(found, row, TICKET)
         claim, test, tested = f"Tickets beat {named} {at}", SUPERIOR, stats.verdict(values, floor=least)
     else:
         values = _pairs(found, row, row.arm)
         claim = f"Weights need no rewinding: {named} within {_MARGIN} points of tickets {at}"
-        test, tested = (
-            f"{NON_INFERIOR}, margin {_MARGIN:g} pp",
-            stats.noninferior(values, _MARGIN, floor=least),
-        )
+        test = f"{NON_INFERIOR}, margin {_MARGIN:g} pp"
+        tested = stats.noninferior(values, _MARGIN, floor=least)
     return Finding(claim, tested.outcome, decided(tested, "+.2f", " pp"), len(values), _HERE, test)
 
 
