@@ -4,6 +4,7 @@
 # make quick: lint and the tests of single functions, while you work
 # make faults: kills, full disks and flipped bits at length
 # make docs: builds the documentation into site/; a warning is an error
+# make lock: writes requirements.lock, the exact versions that pip chooses today
 # PYTHON chooses the interpreter (3.11 or newer) that makes .venv
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 # Lint and documentation side by side.
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo test test-all quick faults lint docs clean
+.PHONY: demo test test-all quick faults lint docs lock clean
 
 demo: $(VENV)/.installed
 	@$(RUN) run.py --config configs/quickstart.py
@@ -39,6 +40,11 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
+lock: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --dry-run --ignore-installed --report .lock.json .
+	$(RUN) -c 'import json; print(*sorted("{name}=={version}".format(**i["metadata"]) for i in json.load(open(".lock.json"))["install"] if i["metadata"]["name"] != "lthjax"), sep="\n")' > requirements.lock
+	@rm .lock.json
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lthjax needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'

@@ -148,6 +148,7 @@ SLOW = {
         "test_against_a_plain_loop",
         "test_neighbours_and_twice",
     ),
+    "test_watching": ("test_services_are_told",),
     "test_until": ("test_the_command_adds_seeds",),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
 }
