@@ -1,6 +1,7 @@
 """A ticket of a model of any library: the same few lines run for each."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -71,7 +72,7 @@ def of_equinox() -> tuple[Any, Loss]:
 
 
 @pytest.mark.parametrize("make", [of_dict, of_bfloat16, of_linen, of_nnx, of_haiku, of_equinox])
-def test_a_ticket_in_a_few_lines(make: Callable[[], tuple[Any, Loss]]) -> None:
+def test_a_ticket_in_a_few_lines(make: Callable[[], tuple[Any, Loss]], tmp_path: Path) -> None:
     origin, loss = make()
 
     def train(params: Any, mask: Any) -> Any:
@@ -105,6 +106,11 @@ def test_a_ticket_in_a_few_lines(make: Callable[[], tuple[Any, Loss]]) -> None:
             assert w.ndim < 2
     rows = prune.table(ticket, mask).rows
     assert sum(row.left for row in rows if row.prunable) == int(prune.totals(mask)[0])
+    prune.save(tmp_path / "t", ticket, mask, origin=origin)
+    loaded = prune.load(tmp_path / "t", like=jax.eval_shape(lambda: origin))
+    for back, saved in ((loaded.params, ticket), (loaded.mask, mask), (loaded.origin, origin)):
+        assert jax.tree.structure(back) == jax.tree.structure(saved)
+        jax.tree.map(np.testing.assert_array_equal, back, saved)
 
 
 @pytest.mark.parametrize("form", ["state", "pure", "in_the_state", "scheduled"])

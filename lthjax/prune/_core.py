@@ -51,7 +51,7 @@ def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     names = paths(params)
     for path, (_, leaf) in zip(names, leaves, strict=True):
-        _check_leaf(path, leaf)
+        check_leaf(path, leaf)
     if prunable is None:
         keep = prunable_by_default(params)
     elif isinstance(prunable, str):
@@ -583,10 +583,11 @@ def is_key(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jax.dtypes.prng_key)
 
 
-def _check_leaf(path: str, leaf: Any) -> None:
+def check_leaf(path: str, leaf: Any, name: str = "params") -> None:
+    """Raises if a leaf of the tree of that name is neither an array nor a number."""
     if not (hasattr(leaf, "dtype") or isinstance(leaf, (int, float, complex))):
         raise ValueError(
-            f"params: leaf {path!r} is a {type(leaf).__name__}, no array; split off what is none, for "
+            f"{name}: leaf {path!r} is a {type(leaf).__name__}, no array; split off what is none, for "
             "example with equinox.partition(model, equinox.is_array)."
         )
 
