@@ -180,6 +180,10 @@ def test_the_page_on_own_models_runs(
     trained = got["trained"].layers[0].kernel[...]
     kept = got["nnx_mask"]["layers"][0]["kernel"][...]
     assert ((np.asarray(trained) != np.asarray(arrays[0])) == np.asarray(kept)).all()
+    # Once more a fifth, twice: of 256 and 96; and by the schedule a tenth.
+    masks = prune.mask_of(got["optimizer"].opt_state)
+    assert sorted(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim) == [62, 164]
+    assert [int((got["sparse"][layer]["w"] != 0).sum()) for layer in ("hidden", "output")] == [26, 10]
     assert [m.ndim for m in jax.tree.leaves(got["without"])] == [0, 0, 2]
     assert [m.ndim for m in jax.tree.leaves(got["with_embedding"])] == [2, 0, 2]
 

@@ -1,6 +1,7 @@
 """A ticket of a model of any library: the same few lines run for each."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -71,7 +72,7 @@ def of_equinox() -> tuple[Any, Loss]:
 
 
 @pytest.mark.parametrize("make", [of_dict, of_bfloat16, of_linen, of_nnx, of_haiku, of_equinox])
-def test_a_ticket_in_a_few_lines(make: Callable[[], tuple[Any, Loss]]) -> None:
+def test_a_ticket_in_a_few_lines(make: Callable[[], tuple[Any, Loss]], tmp_path: Path) -> None:
     origin, loss = make()
 
     def train(params: Any, mask: Any) -> Any:
@@ -105,23 +106,44 @@ def test_a_ticket_in_a_few_lines(make: Callable[[], tuple[Any, Loss]]) -> None:
             assert w.ndim < 2
     rows = prune.table(ticket, mask).rows
     assert sum(row.left for row in rows if row.prunable) == int(prune.totals(mask)[0])
+    prune.save(tmp_path / "t", ticket, mask, origin=origin)
+    loaded = prune.load(tmp_path / "t", like=jax.eval_shape(lambda: origin))
+    for back, saved in ((loaded.params, ticket), (loaded.mask, mask), (loaded.origin, origin)):
+        assert jax.tree.structure(back) == jax.tree.structure(saved)
+        jax.tree.map(np.testing.assert_array_equal, back, saved)
 
 
-def test_nnx_optimizer_takes_masked() -> None:
+@pytest.mark.parametrize("form", ["state", "pure", "in_the_state", "scheduled"])
+def test_nnx_optimizer_takes_masked(form: str) -> None:
     net = Nnx()
     state = nnx.state(net, nnx.Param)
     # NNX first passes its state with Variables to optax, and pure arrays in every update.
     mask = prune.magnitude(state, prune.ones(state), 0.5)
-    optimiser = nnx.Optimizer(net, prune.masked(optax.adamw(1e-2), mask), wrt=nnx.Param)
+    given = nnx.to_pure_dict(mask) if form == "pure" else mask
+    adamw = optax.adamw(1e-2)
+    tx = {
+        "in_the_state": lambda: prune.masked(adamw),
+        "scheduled": lambda: prune.scheduled(adamw, "magnitude", 0.5, 2, 8, 3),
+    }.get(form, lambda: prune.masked(adamw, given))()
+    optimiser = nnx.Optimizer(net, tx, wrt=nnx.Param)
+    traced: list[int] = []
 
     @nnx.jit
     def step(net: Nnx, optimiser: nnx.Optimizer) -> jax.Array:
+        traced.append(1)
         loss, gradients = nnx.value_and_grad(lambda n: ((n(X) - Y) ** 2).mean())(net)
         optimiser.update(net, gradients)
         return loss
 
-    losses = [float(step(net, optimiser)) for _ in range(20)]
-    assert losses[-1] < losses[1]
+    losses = [float(step(net, optimiser)) for _ in range(10)]
+    if form == "in_the_state":
+        optimiser.opt_state = prune.set_mask(optimiser.opt_state, nnx.to_pure_dict(mask))
+    losses += [float(step(net, optimiser)) for _ in range(10)]
+    assert losses[9] < losses[1]
+    assert losses[-1] < losses[11]
+    assert len(traced) == 1
+    if form == "scheduled":
+        mask = prune.mask_of(optimiser.opt_state)
     for layer in ("a", "c"):
         weights, kept = (np.asarray(getattr(net, layer).kernel[...]), np.asarray(mask[layer].kernel[...]))
         assert kept.sum() == kept.size // 2

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import os
+import re
 import stat
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
 from lthjax import prune
@@ -117,6 +121,11 @@ def test_any_tree_comes_back_or_is_refused(
         assert not path.exists()
         return
     prune.save(path, tree, mask, origin=tree if with_origin else None)
+    like = prune.load(path, like=tree)
+    for saved, back in ((tree, like.params), (mask, like.mask), (tree, like.origin)):
+        if back is not None:
+            assert jax.tree.structure(back) == jax.tree.structure(tree)
+            assert list(map(bits, jax.tree.leaves(back))) == list(map(bits, jax.tree.leaves(saved)))
     got = prune.load(path)
     assert jax.tree.map(bits, got.params) == expected
     assert jax.tree.map(bits, got.mask) == nested(dict(zip(names, masks, strict=True)))
@@ -249,3 +258,69 @@ def test_a_loaded_ticket_fits_the_containers_it_came_from(tmp_path: Path) -> Non
     prune.save(tmp_path / "again", params, got.mask, origin=got.origin)
     again = prune.load(tmp_path / "again")
     assert jax.tree.map(bits, again) == jax.tree.map(bits, got)
+
+
+def test_a_tickets_tree_is_ones_own(tmp_path: Path) -> None:
+    """Haiku's names hold slashes, NNX boxes its leaves, a module has fields that are no arrays."""
+    params = {
+        "mlp/~/linear_0": {"w": np.arange(6.0).reshape(2, 3), "b": np.ones(3)},
+        "heads": [np.ones((3, 1))],
+    }
+    mask = prune.ones(params)
+    prune.save(tmp_path / "t", params, mask)
+    plain = prune.load(tmp_path / "t")
+    assert plain.params.keys() == {"mlp", "heads"}
+    assert plain.params["mlp"]["~"]["linear_0"]["w"].shape == plain.mask["mlp"]["~"]["linear_0"]["w"].shape
+    assert plain.params["heads"].keys() == {"0"}
+    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, params))
+    for like in (params, shapes):
+        got = prune.load(tmp_path / "t", like=like)
+        assert got.origin is None
+        jax.tree.map(np.testing.assert_array_equal, (got.params, got.mask), (params, mask))
+    # A dictionary in a module's place, and leaves in other orders.
+    prune.save(tmp_path / "m", {"weight": np.ones((2, 2)), "rest": {"value": np.zeros(2)}},
+               {"weight": np.ones((2, 2), bool), "rest": {"value": np.True_}})  # fmt: skip
+    module = prune.load(tmp_path / "m", like=Layer(jnp.zeros((2, 2)), jnp.zeros(2))).params
+    assert isinstance(module, Layer)
+    assert (module.weight.sum(), module.rest.sum()) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("like", "said"),
+    [
+        ({"a": np.ones((2, 3))}, r"leaf 'b' is in the ticket and not in the given tree"),
+        ({"a": np.ones((2, 3)), "b": 1.0, "c": 1.0}, "leaf 'c' is in the given tree and not in the ticket"),
+        ({"a": np.ones((3, 2)), "b": 1.0}, r"like: leaf 'a' has shape \(3, 2\), and \(2, 3\) in the file"),
+        ({"a": np.ones((2, 3)), "b": np.sin}, "like: leaf 'b' is a ufunc, no array; split off"),
+    ],
+)
+def test_a_tree_of_another_network_is_named(like: Any, said: str, tmp_path: Path) -> None:
+    params = {"a": np.ones((2, 3)), "b": 1.0}
+    prune.save(tmp_path / "t", params, prune.ones(params))
+    with pytest.raises(ValueError, match=said) as caught:
+        prune.load(tmp_path / "t", like=like)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("torch", ["torch", "numpy in its place"])
+def test_the_pages_reader_for_pytorch(torch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch == "torch":
+        pytest.importorskip("torch")
+    else:
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(as_tensor=np.asarray))
+        monkeypatch.setitem(sys.modules, "safetensors.torch", SimpleNamespace(load_file=load_file))
+    page = (Path(__file__).parent.parent / "docs" / "interop.md").read_text()
+    (code,) = re.findall(r'^```python title="load_ticket_torch.py"\n(.*?)^```$', page, re.S | re.M)
+    got: dict[str, Any] = {}
+    exec(code, got)
+    draw = np.random.default_rng(0)
+    params = {"fc/1": {"kernel": draw.normal(size=(5, 3)).astype(np.float32), "bias": np.ones(3, np.float32)}}
+    mask = {"fc/1": {"kernel": draw.random((5, 3)) < 0.5, "bias": np.True_}}
+    prune.save(tmp_path / "t", prune.apply(params, mask), mask, origin=params)
+    weights, masks = got["load_ticket_torch"](tmp_path / "t")
+    assert weights.keys() == {"fc/1/kernel", "fc/1/bias"}
+    assert masks.keys() == {"fc/1/kernel"}
+    np.testing.assert_array_equal(masks["fc/1/kernel"], mask["fc/1"]["kernel"])
+    np.testing.assert_array_equal(
+        weights["fc/1/kernel"], np.where(mask["fc/1"]["kernel"], params["fc/1"]["kernel"], 0)
+    )

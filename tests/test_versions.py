@@ -25,6 +25,31 @@ print(*(f"{name}={metadata.version(name)}" for name in sys.argv[1:]))
 """
 
 
+NNX = """
+import jax.numpy as jnp, optax
+from flax import nnx
+from lthjax import prune
+x = jnp.arange(12.0).reshape(4, 3) / 12
+for made in ("state", "pure", "own", "scheduled"):
+    net = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    state = nnx.state(net, nnx.Param)
+    mask = prune.magnitude(state, prune.ones(state), 0.5)
+    tx = {
+        "state": lambda: prune.masked(optax.adam(0.1), mask),
+        "pure": lambda: prune.masked(optax.adam(0.1), nnx.to_pure_dict(mask)),
+        "own": lambda: prune.masked(optax.adam(0.1)),
+        "scheduled": lambda: prune.scheduled(optax.adam(0.1), "magnitude", 0.5, 0, 2, 1),
+    }[made]()
+    optimizer = nnx.Optimizer(net, tx, wrt=nnx.Param)
+    if made == "own":
+        optimizer.opt_state = prune.set_mask(optimizer.opt_state, mask)
+    step = nnx.jit(lambda net, opt: opt.update(net, nnx.grad(lambda n: ((n(x) - 1) ** 2).mean())(net)))
+    for _ in range(4):
+        step(net, optimizer)
+    print(int((net.kernel.value != 0).sum()), end=" ")
+"""
+
+
 def interpreter(version: str) -> str:
     """A Python of this version; skips the test where there is none."""
     found = [shutil.which(f"python{version}")]
@@ -78,12 +103,19 @@ def versions(python: str, names: list[str]) -> dict[str, str]:
     return dict(pair.split("=") for pair in done.stdout.split())
 
 
+def nnx_of(python: str) -> str:
+    """The weights left of 6, half pruned, in nnx.Optimizer by every form of `prune.masked`."""
+    environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([python, "-c", NNX], env=environ, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.slow
 def test_colabs_packages_stay_and_run_a_study(tmp_path: Path) -> None:
     python = environment(tmp_path / "colab", "3.11", [f"{name}=={of}" for name, of in COLAB.items()])
     assert versions(python, list(COLAB)) == COLAB
     # Dense, two tickets, and at level 2 two controls.
     assert len(study(python, tmp_path / "runs")) == 1 + 5
+    assert nnx_of(python).split() == ["3"] * 4
 
 
 @pytest.mark.slow
@@ -91,3 +123,4 @@ def test_the_newest_jax_runs_a_study(tmp_path: Path) -> None:
     python = environment(tmp_path / "newest", "3.13", list(NEWEST))
     assert versions(python, ["jax"])["jax"].startswith("0.12.")
     assert len(study(python, tmp_path / "runs")) == 1 + 5
+    assert nnx_of(python).split() == ["3"] * 4

@@ -25,7 +25,6 @@ from lthjax.prune._core import (
     density,
     groups_of,
     magnitude,
-    masked,
     ones,
     paths,
     random,
@@ -37,9 +36,12 @@ from lthjax.prune._core import (
     totals,
 )
 from lthjax.prune._files import Ticket, load, save
+from lthjax.prune._optimiser import MaskedState, ScheduledState, mask_of, masked, scheduled, set_mask
 from lthjax.prune._rules import erk, grasp, smart_ratio, snip, synflow, uniform
 
 __all__ = [
+    "MaskedState",
+    "ScheduledState",
     "Scope",
     "Ticket",
     "apply",
@@ -51,6 +53,7 @@ __all__ = [
     "groups_of",
     "load",
     "magnitude",
+    "mask_of",
     "masked",
     "ones",
     "overlap",
@@ -59,6 +62,8 @@ __all__ = [
     "rates_of",
     "remove_counted",
     "save",
+    "scheduled",
+    "set_mask",
     "shuffle",
     "smart_ratio",
     "snip",

@@ -51,7 +51,7 @@ def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     names = paths(params)
     for path, (_, leaf) in zip(names, leaves, strict=True):
-        _check_leaf(path, leaf)
+        check_leaf(path, leaf)
     if prunable is None:
         keep = prunable_by_default(params)
     elif isinstance(prunable, str):
@@ -61,8 +61,8 @@ def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None
     else:
         keep = [bool(prunable(path, leaf)) for path, (_, leaf) in zip(names, leaves, strict=True)]
     for path, k, (_, leaf) in zip(names, keep, leaves, strict=True):
-        if k and (_is_key(leaf) or not jnp.ndim(leaf)):
-            what = "holds PRNG keys" if _is_key(leaf) else "has no dimensions"
+        if k and (is_key(leaf) or not jnp.ndim(leaf)):
+            what = "holds PRNG keys" if is_key(leaf) else "has no dimensions"
             raise ValueError(f"prunable: leaf {path!r} {what}, so it cannot be pruned; leave it out.")
     masks = [jnp.ones(jnp.shape(leaf) if k else (), bool) for k, (_, leaf) in zip(keep, leaves, strict=True)]
     return jax.tree.unflatten(treedef, masks)
@@ -119,7 +119,7 @@ def magnitude(
     Li et al. 2017 (arXiv 1608.08710); N:M: Mishra et al. 2021 (arXiv 2104.08378).
     """
     mask = matched(params, mask)
-    sizes = jax.tree.map(lambda m, p: _absolute(p) if jnp.ndim(m) else p, mask, params)
+    sizes = jax.tree.map(lambda m, p: absolute(p) if jnp.ndim(m) else p, mask, params)
     return by_score(sizes, mask, rate, scope=scope, granularity=granularity)
 
 
@@ -468,53 +468,6 @@ def shuffle(key: jax.Array, mask: PyTree, granularity: str = "weight") -> PyTree
     return jax.tree.unflatten(treedef, shuffled)
 
 
-def masked(optimiser: optax.GradientTransformation, mask: PyTree) -> optax.GradientTransformationExtraArgs:
-    """An optimiser under which pruned weights are exactly 0 after every step.
-
-    The gradient and the parameters are masked before the optimiser sees them, so neither momentum nor
-    weight decay brings a weight back. The update takes a pruned weight from any finite value to 0. Moments
-    that start at 0 stay exactly 0 for pruned weights, if the state comes from this transformation's own
-    `init` or from one with the same mask, and the optimiser adds no noise of its own. (`optax.masked`
-    differs: it leaves out whole leaves.)
-
-    Args:
-        optimiser: any optax gradient transformation.
-        mask: the mask; may be traced. Its leaves are matched by path if the trees' containers differ. So
-            the result works with `nnx.Optimizer`, and within `optax.masked` and
-            `optax.multi_transform`, which leave out leaves of the parameters.
-
-    Returns:
-        A gradient transformation whose `update` needs the parameters, and passes on any further
-        arguments.
-    """
-    optimiser = optax.with_extra_args_support(optimiser)
-
-    def init(params: PyTree) -> Any:
-        return optimiser.init(apply(_trainable(params, "params"), mask))
-
-    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
-        if params is None:
-            raise ValueError("params: prune.masked needs them: update(gradients, state, params).")
-        gradients = apply(_trainable(updates, "gradients"), mask)
-        inner, state = optimiser.update(gradients, state, apply(_trainable(params, "params"), mask), **extra)
-        exact = jax.tree.map(lambda m, u, p: jnp.where(m, u, -p), matched(inner, mask), inner, params)
-        return exact, state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _trainable(tree: PyTree, name: str) -> PyTree:
-    """The tree; raises if an optimiser cannot update one of its leaves."""
-    for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True):
-        dtype = getattr(leaf, "dtype", None)
-        if _is_key(leaf) or dtype in (bool, jax.dtypes.float0):
-            raise ValueError(
-                f"{name}: leaf {path!r} is {dtype}, which no optimiser can update; split it off, or leave it "
-                "out with optax.masked around prune.masked."
-            )
-    return tree
-
-
 def density(mask: PyTree) -> jax.Array:
     """Weights left / prunable weights, float32, shape (); 1 if nothing is prunable."""
     left, total = totals(mask)
@@ -562,7 +515,9 @@ def count(rate: Number, n: int | jax.Array) -> int | jax.Array:
     return (int(first) * n + carry + 5) // 10
 
 
-def matched(tree: PyTree, mask: PyTree, name: str = "mask") -> PyTree:
+def matched(
+    tree: PyTree, mask: PyTree, name: str = "mask", *, of: str = "parameters", shapes: bool = True
+) -> PyTree:
     """The mask in the containers of a tree; leaves are matched by their paths.
 
     Args:
@@ -571,38 +526,41 @@ def matched(tree: PyTree, mask: PyTree, name: str = "mask") -> PyTree:
         mask: their mask, or another tree with the same leaves. `a/kernel/value` and `a/kernel` are the same
             path, as NNX boxes a leaf in a Variable.
         name: name of the mask in errors.
+        of: name of the tree in errors.
+        shapes: whether the shapes are compared, too.
 
     Raises:
         ValueError: a leaf has no counterpart in the other tree, or their shapes differ.
     """
     forms: list[Any] = [jax.tree.structure(tree), jax.tree.structure(mask)]
     if forms[0] != forms[1]:
-        mask = _by_path(tree, mask, name)
+        mask = _by_path(tree, mask, name, of)
     for path, leaf, m in zip(paths(tree), jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True):
-        if jnp.ndim(m) and jnp.shape(m) != jnp.shape(leaf):
+        if shapes and jnp.ndim(m) and jnp.shape(m) != jnp.shape(leaf):
             raise ValueError(
                 f"{name}: leaf {path!r} has shape {jnp.shape(m)}; it must be {jnp.shape(leaf)} or ()."
             )
     return mask
 
 
-def _by_path(tree: PyTree, mask: PyTree, name: str) -> PyTree:
+def _by_path(tree: PyTree, mask: PyTree, name: str, of: str) -> PyTree:
     flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_left_out)[0]
-    names = [_unboxed(path_of(keys)) for keys, leaf in flat if not _left_out(leaf)]
+    names = [unboxed(path_of(keys)) for keys, leaf in flat if not _left_out(leaf)]
     gaps = [path_of(keys) for keys, leaf in flat if _left_out(leaf)]
-    known = dict(zip(map(_unboxed, paths(mask)), jax.tree.leaves(mask), strict=True))
+    known = dict(zip(map(unboxed, paths(mask)), jax.tree.leaves(mask), strict=True))
     ours, theirs = set(names), set(known)
     if len(ours) < len(names) or len(theirs) < len(jax.tree.leaves(mask)):
         raise ValueError(
-            f"{name}: its containers are not the parameters' and two leaves have one path; rename one."
+            f"{name}: its containers are not the {of}' and two leaves have one path; rename one."
         )
     extra = [p for p in known if p not in ours and not any(_within(p, gap) for gap in gaps)]
-    for here, there, lost in (("parameters", name, [p for p in names if p not in known]),
-                              (name, "parameters", extra)):  # fmt: skip
+    hint = ", as mask = prune.ones(params) does" if name == "mask" else ""
+    for here, there, lost in ((of, name, [p for p in names if p not in known]),
+                              (name, of, extra)):  # fmt: skip
         if lost:
             raise ValueError(
-                f"{name}: its tree is not that of the parameters: leaf {lost[0]!r} is in the {here} and "
-                f"not in the {there}; give the two the same leaves, as mask = prune.ones(params) does."
+                f"{name}: its tree is not that of the {of}: leaf {lost[0]!r} is in the {here} and "
+                f"not in the {there}; give the two the same leaves{hint}."
             )
     return jax.tree.unflatten(jax.tree.structure(tree), [known[path] for path in names])
 
@@ -615,18 +573,21 @@ def _left_out(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _unboxed(path: str) -> str:
+def unboxed(path: str) -> str:
+    """The path without the `value` in which NNX boxes a leaf."""
     return path.removesuffix("/value")
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf holds PRNG keys."""
     return jnp.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jax.dtypes.prng_key)
 
 
-def _check_leaf(path: str, leaf: Any) -> None:
+def check_leaf(path: str, leaf: Any, name: str = "params") -> None:
+    """Raises if a leaf of the tree of that name is neither an array nor a number."""
     if not (hasattr(leaf, "dtype") or isinstance(leaf, (int, float, complex))):
         raise ValueError(
-            f"params: leaf {path!r} is a {type(leaf).__name__}, no array; split off what is none, for "
+            f"{name}: leaf {path!r} is a {type(leaf).__name__}, no array; split off what is none, for "
             "example with equinox.partition(model, equinox.is_array)."
         )
 
@@ -781,7 +742,7 @@ def count_bad(score: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.jit
-def _absolute(value: jax.Array) -> jax.Array:
+def absolute(value: jax.Array) -> jax.Array:
     """Absolute values; those of signed integers are unsigned, because int8 has no 128."""
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.signedinteger):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lthjax import files
-from lthjax.prune._core import matched, paths
+from lthjax.prune._core import check_leaf, matched, paths
 
 PyTree = Any
 _FORMAT = "lthjax-ticket-1"
@@ -30,7 +30,8 @@ class Ticket(NamedTuple):
     """The contents of a ticket's file.
 
     Attributes:
-        params: the weights, nested dictionaries of numpy arrays; arrays of PRNG keys are JAX's.
+        params: the weights, numpy arrays in nested dictionaries or in the containers of `like`; arrays of
+            PRNG keys are JAX's.
         mask: their mask.
         origin: the weights that training started from, or None.
         metadata: the user's metadata, decoded from JSON.
@@ -152,21 +153,48 @@ def _dtype(name: str) -> np.dtype:
     return dtype
 
 
-def load(path: str | Path) -> Ticket:
+def load(path: str | Path, like: PyTree | None = None) -> Ticket:
     """Reads a file that `save` wrote. Nothing in the file is executed.
 
     Args:
         path: the file.
+        like: a pytree of the parameters' containers, paths and shapes, of arrays or of what
+            `jax.eval_shape` gives; its values and dtypes are not used.
 
     Returns:
-        The ticket. Its trees are nested dictionaries by the parts of the leaves' paths, whatever containers
-        were saved (a tree that is one array: {"": array}). `prune.apply`, `prune.magnitude` and
-        `prune.masked` accept its mask together with the parameters that it was saved with.
+        The ticket, with the saved dtypes. With `like` its params, mask and origin are in the containers of
+        `like`: Haiku's dictionaries, lists, modules, an NNX state. Without, they are nested dictionaries by
+        the parts of the leaves' paths, whatever containers were saved: Haiku's `mlp/~/linear_0` becomes
+        three dictionaries, a list one with the keys "0", "1", ..., an NNX Variable one with the key
+        "value", a tree that is one array {"": array}. `prune.apply`, `prune.magnitude` and `prune.masked`
+        accept either mask together with the parameters that it was saved with.
 
     Raises:
-        ValueError: it is not a ticket file, or damaged.
+        ValueError: it is not a ticket file, or damaged; or a leaf of `like` is no array, is not in the file,
+            or has another shape there.
         FileNotFoundError: there is no such file.
     """
+    ticket = _read(path)
+    return ticket if like is None else _in_containers(ticket, like)
+
+
+def _in_containers(ticket: Ticket, like: PyTree) -> Ticket:
+    for name, leaf in zip(paths(like), jax.tree.leaves(like), strict=True):
+        check_leaf(name, leaf, "like")
+    params, mask, origin = (
+        None if tree is None else matched(like, tree, "ticket", of="given tree", shapes=False)
+        for tree in ticket[:3]
+    )
+    for name, leaf, saved in zip(paths(like), jax.tree.leaves(like), jax.tree.leaves(params), strict=True):
+        if jnp.shape(leaf) != jnp.shape(saved):
+            raise ValueError(
+                f"like: leaf {name!r} has shape {jnp.shape(leaf)}, and {jnp.shape(saved)} in the file; give "
+                "the parameters of the network that was saved."
+            )
+    return Ticket(params, mask, origin, ticket.metadata)
+
+
+def _read(path: str | Path) -> Ticket:
     where = Path(path)
     if not where.is_file():
         raise FileNotFoundError(f"{where}: there is no such file.")

@@ -1,0 +1,299 @@
+"""Optimisers that keep pruned weights at 0, with a mask that is fixed, replaced, or pruned on a schedule."""
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lthjax.prune._core import (
+    Number,
+    PyTree,
+    Scope,
+    absolute,
+    apply,
+    check_density,
+    count,
+    is_key,
+    matched,
+    ones,
+    paths,
+    remove_counted,
+    survivors,
+    unboxed,
+)
+
+Prunable = str | Callable[[str, jax.Array], bool] | None
+Criterion = Literal["magnitude"] | Callable[[PyTree, PyTree], PyTree]
+Course = Number | Callable[[Fraction], Number]
+
+
+class MaskedState(NamedTuple):
+    """The state of `masked(optimiser)`, which holds its mask.
+
+    Attributes:
+        mask: a mask in the containers of the parameters.
+        inner: the optimiser's own state.
+    """
+
+    mask: PyTree
+    inner: Any
+
+
+class ScheduledState(NamedTuple):
+    """The state of `scheduled`.
+
+    Attributes:
+        step: updates so far, int32 of shape ().
+        masked: mask and optimiser's state.
+    """
+
+    step: jax.Array
+    masked: MaskedState
+
+
+def masked(
+    optimiser: optax.GradientTransformation, mask: PyTree | None = None, *, prunable: Prunable = None
+) -> optax.GradientTransformationExtraArgs:
+    """An optimiser under which pruned weights are exactly 0 after every step.
+
+    The gradient and the parameters are masked before the optimiser sees them, so neither momentum nor
+    weight decay brings a weight back. The update takes a pruned weight from any finite value to 0. Moments
+    that start at 0 stay exactly 0 for pruned weights, if the state comes from this transformation's own
+    `init` or from one with the same mask, and the optimiser adds no noise of its own. (`optax.masked`
+    differs: it leaves out whole leaves.)
+
+    Args:
+        optimiser: any optax gradient transformation.
+        mask: the mask; may be traced. Its leaves are matched by path if the trees' containers differ. So
+            the result works with `nnx.Optimizer`, and within `optax.masked` and
+            `optax.multi_transform`, which leave out leaves of the parameters. Without a mask the state
+            holds it: at first the one that keeps everything, then what `set_mask` puts there, so that one
+            compiled step serves all masks.
+        prunable: as for `prune.ones`, for a mask in the state.
+
+    Returns:
+        A gradient transformation whose `update` needs the parameters, and passes on any further
+        arguments. With a mask its state is that of the optimiser, without one a `MaskedState`.
+
+    Raises:
+        ValueError: both a mask and prunable are given; or, at `init` and `update`, the trees differ.
+    """
+    if mask is not None and prunable is not None:
+        raise ValueError("prunable: it is for a mask in the state; this optimiser was given its mask.")
+    optimiser = optax.with_extra_args_support(optimiser)
+
+    def init(params: PyTree) -> Any:
+        own = ones(params, prunable) if mask is None else mask
+        inner = optimiser.init(apply(_trainable(params, "params"), own))
+        return MaskedState(own, inner) if mask is None else inner
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
+        if params is None:
+            raise ValueError("params: prune.masked needs them: update(gradients, state, params).")
+        own, inner = state if mask is None else (mask, state)
+        params = _trainable(params, "params")
+        gradients = apply(matched(params, _trainable(updates, "gradients"), "gradients"), own)
+        stepped, inner = optimiser.update(gradients, inner, apply(params, own), **extra)
+        exact = jax.tree.map(lambda m, u, p: jnp.where(m, u, -p), matched(stepped, own), stepped, params)
+        return exact, MaskedState(own, inner) if mask is None else inner
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def mask_of(state: Any) -> PyTree:
+    """The mask in the state of `masked(optimiser)` or of `scheduled`, wherever in a chain it is.
+
+    Args:
+        state: an optimiser's state, for example the `opt_state` of a TrainState or of an nnx.Optimizer.
+
+    Raises:
+        ValueError: the state holds no mask, or more than one.
+    """
+    found = list(_masked_states(state))
+    if len(found) != 1:
+        raise ValueError(f"state: it holds {len(found) or 'no'} mask{'s' * (len(found) > 1)}; {_WHERE}")
+    return found[0].mask
+
+
+def set_mask(state: Any, mask: PyTree) -> Any:
+    """The optimiser's state with another mask; moments of weights that it prunes become 0.
+
+    The next update takes the pruned weights to 0. Works under `jit`; shapes and treedef of the state stay
+    as they are, so that a compiled step is not compiled again.
+
+    Args:
+        state: a state of `masked(optimiser)` or `scheduled`, or one that holds it, as that of a chain.
+        mask: the new mask, in any containers; a leaf 0-d True keeps its whole leaf. It may bring weights
+            back, which start with moments of 0.
+
+    Raises:
+        ValueError: the state holds no mask, or the mask has other leaves or shapes than the one in it.
+    """
+    if not list(_masked_states(state)):
+        raise ValueError(f"state: it holds no mask; {_WHERE}")
+
+    def replaced(node: Any) -> Any:
+        return _with_mask(node, mask) if isinstance(node, MaskedState) else node
+
+    return jax.tree.map(replaced, state, is_leaf=lambda node: isinstance(node, MaskedState))
+
+
+_WHERE = "it is there in the state of prune.masked(optimiser), without a mask, and of prune.scheduled."
+
+
+def _masked_states(state: Any) -> Iterator[MaskedState]:
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, MaskedState))
+    return (node for node in nodes if isinstance(node, MaskedState))
+
+
+def _with_mask(state: MaskedState, mask: PyTree) -> MaskedState:
+    mask = matched(state.mask, mask, of="mask in the state", shapes=False)
+    for path, old, new in zip(paths(mask), jax.tree.leaves(state.mask), jax.tree.leaves(mask), strict=True):
+        if jnp.ndim(new) and jnp.shape(new) != jnp.shape(old):
+            allowed = jnp.shape(old) if jnp.ndim(old) else "0-d, as this leaf is not prunable there"
+            raise ValueError(f"mask: leaf {path!r} has shape {jnp.shape(new)}; in the state it is {allowed}.")
+    whole = jax.tree.map(
+        lambda old, new: jnp.broadcast_to(jnp.asarray(new, bool), jnp.shape(old)),
+        state.mask,
+        mask,
+    )
+    return MaskedState(whole, _without_moments(state.inner, whole))
+
+
+def _without_moments(inner: Any, mask: PyTree) -> Any:
+    """An optimiser's state with 0 where the mask prunes, in the leaves that are shaped like parameters.
+
+    Such a leaf is one whose path ends in a parameter's path and whose shape is the parameter's, as
+    `0/mu/dense/kernel` for `dense/kernel`.
+    """
+    masks = {unboxed(path): m for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True)}
+
+    def zeroed(path: str, leaf: Any) -> Any:
+        parts = unboxed(path).split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts) + 1))
+        m = next((masks[end] for end in ends if end in masks), None)
+        if m is None or not jnp.ndim(m) or jnp.shape(m) != jnp.shape(leaf):
+            return leaf
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        return jnp.where(m, leaf, jnp.zeros_like(leaf))
+
+    leaves, treedef = jax.tree.flatten(inner)
+    return jax.tree.unflatten(treedef, map(zeroed, paths(inner), leaves))
+
+
+def scheduled(
+    optimiser: optax.GradientTransformation,
+    criterion: Criterion,
+    course: Course,
+    begin: int,
+    end: int,
+    every: int,
+    *,
+    scope: Scope = "layer",
+    granularity: str = "weight",
+    prunable: Prunable = None,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimiser that prunes while it trains, at fixed steps and to exact counts.
+
+    After `begin`, `begin + every`, ... and `end` updates the next update first prunes, by the parameters
+    and gradients that it is given, and then steps as `masked` does: pruned weights and their moments are
+    exactly 0 from then on. Nothing is compiled again, as mask and step are in the state.
+
+    Args:
+        optimiser: any optax gradient transformation.
+        criterion: "magnitude", or a function (parameters, gradients) -> scores of the parameters' shapes; the
+            lowest are pruned. The gradients are those of all weights, pruned ones too.
+        course: the share of the prunable weights (units) kept at `end`, reached on the cubic course: after a
+            share p of the way from `begin` to `end`, d + (1 - d) (1 - p)**3. Or a function from p, a
+            Fraction in [0, 1], to the share kept; 1 at p = 1 is `end`. Each is taken as for
+            `prune.to_density`: floor(share * n + 1/2) of n, in every layer or over all. A share above the
+            one before prunes nothing: weights do not come back.
+        begin: updates before the first pruning, 0 or more.
+        end: updates before the last one; a multiple of `every` after `begin`.
+        every: updates between two prunings.
+        scope: "layer" or "global".
+        granularity: "weight", "unit-l1" or "unit-l2".
+        prunable: as for `prune.ones`.
+
+    Returns:
+        A gradient transformation with a `ScheduledState`, whose mask is `prune.mask_of(state)`.
+
+    Raises:
+        ValueError: begin, end and every do not fit, or a share is outside [0, 1].
+
+    Source: Zhu & Gupta 2017 (arXiv 1710.01878), section 3, for the cubic course.
+    """
+    if not (0 <= begin <= end and every > 0 and (end - begin) % every == 0):
+        raise ValueError(
+            f"begin, end, every: {begin}, {end}, {every} do not fit; 0 <= begin <= end, and end is begin "
+            "plus a multiple of every, so that the last pruning reaches the density of the course."
+        )
+    if scope not in ("layer", "global"):
+        raise ValueError(f"scope: {scope!r} is not known here; it is 'layer' or 'global'.")
+    if granularity not in ("weight", "unit-l1", "unit-l2"):
+        raise ValueError(
+            f"granularity: {granularity!r} has no course; it is 'weight', 'unit-l1' or 'unit-l2'."
+        )
+    if not (criterion == "magnitude" or callable(criterion)):
+        raise ValueError(
+            f"criterion: {criterion!r} is not known; it is 'magnitude' or a function (parameters, "
+            "gradients) -> scores."
+        )
+    shares = _shares(course, (end - begin) // every)
+    inner = masked(optimiser, prunable=prunable)
+
+    def init(params: PyTree) -> ScheduledState:
+        return ScheduledState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(
+        updates: PyTree, state: ScheduledState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ScheduledState]:
+        if params is None:
+            raise ValueError("params: prune.scheduled needs them: update(gradients, state, params).")
+        step, before = state
+        since = step - begin
+        due = (since >= 0) & (step <= end) & (since % every == 0)
+
+        def pruned() -> MaskedState:
+            mask = matched(params, before.mask)
+            scores = (
+                jax.tree.map(absolute, params) if criterion == "magnitude" else criterion(params, updates)
+            )
+            alive = survivors(mask, scope, granularity)
+            table = np.array([[count(share, size) for _, size in alive] for share in shares], np.int32)
+            kept = jnp.asarray(table)[jnp.clip(since // every, 0, len(shares) - 1)]
+            going = [jnp.maximum(left - kept[i], 0) for i, (left, _) in enumerate(alive)]
+            fewer = remove_counted(scores, mask, going, scope=scope, granularity=granularity)
+            return _with_mask(before, fewer)
+
+        now = jax.lax.cond(due, pruned, lambda: before)
+        stepped, now = inner.update(updates, now, params, **extra)
+        return stepped, ScheduledState(optax.safe_int32_increment(step), now)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _shares(course: Course, intervals: int) -> list[Number]:
+    """The shares kept at every pruning, as written; for a single pruning, that of the end."""
+    way = [Fraction(i, intervals) for i in range(intervals + 1)] if intervals else [Fraction(1)]
+    if callable(course):
+        return [check_density(course(part)) for part in way]
+    last = Fraction(str(check_density(course)))
+    return [last + (1 - last) * (1 - part) ** 3 for part in way]
+
+
+def _trainable(tree: PyTree, name: str) -> PyTree:
+    """The tree; raises if an optimiser cannot update one of its leaves."""
+    for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True):
+        dtype = getattr(leaf, "dtype", None)
+        if is_key(leaf) or dtype in (bool, jax.dtypes.float0):
+            raise ValueError(
+                f"{name}: leaf {path!r} is {dtype}, which no optimiser can update; split it off, or leave it "
+                "out with optax.masked around prune.masked."
+            )
+    return tree
