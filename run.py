@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lthjax import cli, config
+from lthjax import cli, config, overrides
 from lthjax.errors import UserError, check_folder, shell
 
 if TYPE_CHECKING:
@@ -270,10 +270,9 @@ def parse(arguments: list[str]) -> list[Options]:
         cli.parsed(Options, arguments, "run.py", Options(config=Path(path), study=study))
         for study in config.load_all(path)
     ]
-    if any(re.match("--control[-_]levels(=|$)", argument) for argument in arguments):
-        for options in sweep:
-            config.check_control_levels(options.study)
-    return sweep
+    return [
+        dataclasses.replace(options, study=overrides.fitted(options.study, arguments)) for options in sweep
+    ]
 
 
 if __name__ == "__main__":

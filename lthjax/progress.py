@@ -194,7 +194,8 @@ def _about(prepared: Prepared) -> list[tuple[str, str]]:
 
 def _cells(prepared: Prepared) -> str:
     study = prepared.study
-    controls = study.control_levels or "every level"
+    named = [level for level in study.control_levels if level <= study.levels]
+    controls = f"levels {', '.join(map(str, named))}" if study.control_levels else "every level"
     chains = ", ".join(chain.name for chain in imp.chains(study, prepared.lengths))
     return (
         f"{len(study.seeds)} seeds, dense and {study.levels} levels, chains {chains}, arms "
