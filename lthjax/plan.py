@@ -264,8 +264,8 @@ def shard(studies: Sequence[Prepared], number: int, of: int) -> list[int]:
     if not 1 <= number <= of:
         raise UserError(f"--shard: {number}/{of} is not allowed; it must be i/n with i from 1 to n.")
     if of > len(seeds):
-        count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-        raise UserError(f"--shard: {number}/{of} is not allowed; {count} make at most as many shards.")
+        most = "seeds make at most as many shards" if len(seeds) > 1 else "seed makes one shard"
+        raise UserError(f"--shard: {number}/{of} is not allowed; {len(seeds)} {most}.")
     return seeds[number - 1 :: of]
 
 

@@ -15,7 +15,7 @@ from analysis.record import Analysis, Finding, settled
 from analysis.report import accuracy, facts, gaps, power, short, speed, training, until, verdicts
 from analysis.run import TICKET, Run, chains, open_run, to_csv
 from lthjax import imp
-from lthjax.errors import UserError
+from lthjax.errors import UserError, counted
 
 
 def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1) -> Path:
@@ -46,7 +46,7 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1
     return page.write(
         folder,
         title=words.title(run.about),
-        subtitle=f"Lottery-ticket study {run.study.name!r}: {len(rows)} cells, {seeds}.",
+        subtitle=f"Lottery-ticket study {run.study.name!r}: {counted(len(rows), 'cell')}, {seeds}.",
         sections=sections,
         facts=facts.of_run(run),
         config=json.dumps(run.about["config"], indent=1),
