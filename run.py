@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lthjax import cli, config
+from lthjax import cli, config, overrides
 from lthjax.errors import UserError, check_folder, shell
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def main(arguments: list[str]) -> None:
         return
     if shared is not None:
         shared.pull_all(run.name for run in runs)
-    with locks.alone(runs[0] / store.LOCKS / "report", _REPORT_SECONDS):
-        progress.watch(options.quiet).say("writing the report")
+    writing = progress.telling(progress.watch(options.quiet).say, "writing the report")
+    with locks.alone(runs[0] / store.LOCKS / "report", _REPORT_SECONDS), writing:
         page = report.build_all(runs, only_if_changed=True)
     if shared is not None:
         shared.push_pages([*(run / "report" / page.name for run in runs), page])
@@ -140,7 +140,9 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
         whole = prepared
         prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
         plans = study.plan_all(prepared, out)
-        cost = study.estimate(prepared, plans, options.chunk)
+        networks = ", ".join(dict.fromkeys(one.study.model for one in prepared))
+        with progress.telling(watch.say, f"compiling {networks} and timing some of its steps"):
+            cost = study.estimate(prepared, plans, options.chunk)
         print(progress.plan_text(prepared, plans, cost, out))
         _print_detectable(whole, out)
         return None
@@ -288,10 +290,9 @@ def parse(arguments: list[str]) -> list[Options]:
         cli.parsed(Options, arguments, "run.py", Options(config=Path(path), study=study))
         for study in config.load_all(path)
     ]
-    if any(re.match("--control[-_]levels(=|$)", argument) for argument in arguments):
-        for options in sweep:
-            config.check_control_levels(options.study)
-    return sweep
+    return [
+        dataclasses.replace(options, study=overrides.fitted(options.study, arguments)) for options in sweep
+    ]
 
 
 if __name__ == "__main__":

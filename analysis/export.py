@@ -3,6 +3,7 @@
 python -m analysis.export runs/quickstart-0123abcd --seed 0 --level 7 --arm ticket ticket.safetensors
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -76,6 +77,21 @@ def _row(rows: list[Row], cell: Cell) -> Row:
     return found[0]
 
 
+def only_chain(rows: Sequence[Row], seed: int, level: int, arm: str, repeat: int = 1) -> str:
+    """The chain that has a cell of this seed, level, arm and repeat; of no chain the first one.
+
+    Raises:
+        UserError: several chains have one.
+    """
+    found = [row.chain for row in rows if row.cell == Cell(seed, row.chain, level, arm, repeat)]
+    if len(found) > 1:
+        raise UserError(
+            f"--chain: {', '.join(found)} all have level {level}, {arm}; name one, for example --chain "
+            f"{found[0]}."
+        )
+    return found[0] if found else next((row.chain for row in rows if row.chain != DENSE), "rewind-0")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Writes a cell of a run folder as one safetensors file, which any framework reads."""
@@ -92,15 +108,27 @@ class Options:
     """The arm."""
     repeat: int = 1
     """Which repeat, from 1."""
-    chain: str = "rewind-0"
-    """The chain."""
+    chain: str | None = None
+    """The chain; may be left out where only one has such a cell."""
+
+
+def chosen(run: Run, options: Options) -> Cell:
+    """The cell that the options name.
+
+    Raises:
+        UserError: they leave out the chain, and several have such a cell.
+    """
+    seed, level, arm, repeat = options.seed, options.level, options.arm, options.repeat
+    if level == 0:
+        return Cell(seed, DENSE, 0, DENSE, repeat)
+    return Cell(seed, options.chain or only_chain(run.rows, seed, level, arm, repeat), level, arm, repeat)
 
 
 def main(arguments: list[str]) -> None:
     """The command line."""
     options = cli.parsed(Options, arguments, "python -m analysis.export")
-    chain, arm = (options.chain, options.arm) if options.level else (DENSE, DENSE)
-    print(export(options.run, Cell(options.seed, chain, options.level, arm, options.repeat), options.file))
+    run = open_run(options.run)
+    print(export(run, chosen(run, options), options.file))
 
 
 if __name__ == "__main__":

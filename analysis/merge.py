@@ -16,7 +16,7 @@ import tyro
 
 from analysis.analyses import ANALYSES
 from lthjax import cli
-from lthjax.errors import shell
+from lthjax.errors import counted, shell
 from lthjax.merge import merge
 
 
@@ -35,8 +35,8 @@ def main(arguments: list[str]) -> None:
     options = cli.parsed(Options, arguments, "python -m analysis.merge")
     done = merge(options.runs, options.into)
     for run, count in done.copied.items():
-        _say(f"{run}: {count} cells and rewind states copied")
-    _say(f"{done.into}: {done.there} cells and rewind states in all")
+        _say(f"{run}: {counted(count, 'cell or rewind state', 'cells and rewind states')} copied")
+    _say(f"{done.into}: {counted(done.there, 'cell or rewind state', 'cells and rewind states')} in all")
     if alone := [path for run in done.copied for path in _analyses(run)]:
         _say(f"not merged, as analyses look at whole runs: {', '.join(map(str, alone))}")
     if done.into.absolute().name != done.name:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lthjax.errors import shell
+from lthjax.errors import counted, shell
 from lthjax.measures.stats import Interval, Verdict
 
 _NETWORKS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Small CNN",
@@ -108,7 +108,7 @@ def share(density: float) -> str:
 
 def seeds(n: int) -> str:
     """A number of seeds: `1 seed`, `3 seeds`."""
-    return f"{n} seed{'' if n == 1 else 's'}"
+    return counted(n, "seed")
 
 
 def p_value(p: float) -> str:

@@ -52,7 +52,8 @@ class Work:
         """The expected time of these trainings, of `steps` steps in all; measured by training a few steps."""
         if not steps:
             return 0.0
-        return study.estimate([self.prepared], [_plan(cells, steps)], self._chunk).seconds
+        with progress.telling(self.watch.say, "compiling, and timing some steps", at_once=False):
+            return study.estimate([self.prepared], [_plan(cells, steps)], self._chunk).seconds
 
     def time(self, cells: Sequence[Cell], steps: int) -> str:
         """The same in words, ` (about 12 s)`; "" without training or without progress."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from lthjax import signals
+from lthjax import shorthand, signals
 from lthjax.errors import UserError, of_disk
 
 _Options = TypeVar("_Options")
@@ -88,6 +88,8 @@ def check_arguments(arguments: Sequence[str], addresses: Mapping[str, str] = _NO
 def parsed(kind: type[_Options], arguments: Sequence[str], program: str, usual: Any = None) -> _Options:
     """Parses the options of a command line; `--help` shows the docstrings of their fields.
 
+    `0..4` and `0,1,2` are understood as whole numbers, `30%` as 0.3.
+
     Args:
         kind: a dataclass.
         arguments: the command line's arguments.
@@ -99,13 +101,14 @@ def parsed(kind: type[_Options], arguments: Sequence[str], program: str, usual: 
     """
     import tyro
 
+    arguments = shorthand.expanded(kind, arguments)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 kind,
                 default=tyro.MISSING_NONPROP if usual is None else usual,
-                args=list(arguments),
+                args=arguments,
                 prog=program,
                 console_outputs=True,
             )

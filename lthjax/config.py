@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from lthjax.errors import UserError, unknown
+from lthjax.errors import UserError, counted, unknown
 from lthjax.rows import Listed, names
 
 Duration = int | str
@@ -313,8 +313,9 @@ def check_size(study: Study) -> None:
     cells = len(study.seeds) * (1 + len(study.rewind) * (study.levels * leaders + where * controls))
     if cells > _MOST_CELLS:
         raise UserError(
-            f"levels: {study.levels} with {len(study.seeds)} seeds, {len(study.rewind)} rewind steps and "
-            f"their arms and repeats would be {cells:,} cells; there may be {_MOST_CELLS:,}: ask for fewer."
+            f"levels: {study.levels} with {counted(len(study.seeds), 'seed')}, "
+            f"{counted(len(study.rewind), 'rewind step')} and their arms and repeats would be "
+            f"{cells:,} cells; there may be {_MOST_CELLS:,}: ask for fewer."
         )
 
 
@@ -492,7 +493,7 @@ def _validate_prune(prune: Prune, levels: int) -> None:
     for rate in prune.rates:
         _need(0 < rate < 1, "prune.rates", rate, "in (0, 1), for example 0.2")
     enough = not prune.rates or len(prune.rates) >= levels
-    _need(enough, "prune.rates", prune.rates, f"one for each of the {levels} levels, or empty")
+    _need(enough, "prune.rates", prune.rates, f"one for each of the {counted(levels, 'level')}, or empty")
     _need(prune.density is None or 0 < prune.density < 1, "prune.density", prune.density,
           "in (0, 1), for example 0.1")  # fmt: skip
     _need(prune.density is None or not prune.rates, "prune.density", prune.density,

@@ -12,6 +12,7 @@
 Results of 2 and 3 are cached as 1. `mnist_10k` is part of the package.
 """
 
+import functools
 import gzip
 import hashlib
 import io
@@ -31,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import config, files, rng, settings
+from lthjax import config, files, layouts, rng, settings
 from lthjax.errors import DAMAGED, UserError, check_folder, unknown
 
 EMBEDDED = "mnist_10k"
@@ -136,7 +137,7 @@ def load(name: str, dir: str | Path = "data") -> Dataset:
         return _checked(name, _of_source(row, name, folder), "the package")
     path = folder / f"{name}.npz"
     if path.is_file():
-        return _checked(name, _read_npz(path), str(path))
+        return _of_file(name, path)
     prepared = _prepared_folder(folder / name)
     if prepared is not None:
         arrays: Arrays = _read_prepared(prepared)
@@ -294,7 +295,10 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 raise UserError(f"{path}: it is a single array; make it with numpy.savez.")
             missing = [k for k in _KEYS if k not in archive]
             if missing:
-                raise UserError(f"{path}: it lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}.")
+                raise UserError(
+                    f"{path}: it lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}, and holds "
+                    f"{layouts.names(archive.files)}."
+                )
             # A small compressed file may expand to more than the memory holds.
             size, room = sum(member.file_size for member in zipfile.ZipFile(path).infolist()), _memory()
             if size > room:
@@ -309,6 +313,23 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: it cannot be read as an npz of plain arrays ({error}); make it with numpy.savez."
         ) from error
+
+
+def _of_file(name: str, path: Path) -> Dataset:
+    """The data set of an archive; an error has the line of numpy that converts it, where one is known."""
+    try:
+        return _checked(name, _read_npz(path), str(path))
+    except UserError as error:
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                wanted = layouts.roles(archive.files).values()
+                size = sum(member.file_size for member in zipfile.ZipFile(path).infolist())
+                how = layouts.line(path, {k: archive[k] for k in wanted}) if size <= _memory() else ""
+        except (*DAMAGED, AttributeError):  # a single array has no files
+            how = ""
+        if not how:
+            raise
+        raise UserError(f"{error} {how}") from error
 
 
 def _memory() -> int:
@@ -332,6 +353,10 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
             )
         if images.ndim != 4 or 0 in images.shape:
             raise UserError(f"{where} has shape {images.shape}; it must be [N, height, width, channels].")
+        if layouts.channels_first(images.shape):
+            raise UserError(
+                f"{where} has shape {images.shape}, channels first; it must be [N, height, width, channels]."
+            )
         if labels.dtype.kind not in "iu":
             raise UserError(f"{source}: {part}_labels has dtype {labels.dtype}; it must be whole numbers.")
         if labels.shape != images.shape[:1]:
@@ -367,11 +392,19 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
     if classes < 2:
         raise UserError(f"{source}: train_labels hold one class only; two or more are needed.")
     clean = {k: np.ascontiguousarray(arrays[k], np.uint8 if "images" in k else np.int32) for k in _KEYS}
+    if unused := layouts.unused_classes(clean["train_labels"], classes):
+        _warn(f"warning: {source}: {unused}.")
     digest = hashlib.sha256()
     for key in _KEYS:
         digest.update(f"{key}{clean[key].shape}".encode())
         digest.update(clean[key].data)
     return Dataset(name, **clean, classes=classes, digest=digest.hexdigest()[:16], source=source)
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Logs a warning, once in a process."""
+    _log.warning("%s", text)
 
 
 def _cache(dataset: Dataset, path: Path) -> None:

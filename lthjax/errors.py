@@ -49,6 +49,11 @@ def of_disk(error: OSError) -> str:
     return f"{where}{error.strerror or error}; mend it, and the same command goes on from here."
 
 
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """A number of things: `1 seed`, `1,200 seeds`; `plural` where it does not end in s."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
 def shell(*words: object) -> str:
     """A command that can be pasted into a shell: its words, quoted where needed."""
     return shlex.join(map(str, words))

@@ -103,12 +103,23 @@ def prepare_all(studies: Sequence[config.Study], data_dir: str | Path = "data") 
     for number, one in enumerate(prepared, 1):
         same = first.setdefault(one.folder, number)
         if same != number:
-            raise UserError(
-                f"configs: studies {same} and {number} differ in nothing that changes a number, and would "
-                f"share the folder {one.folder}; leave one out, or make them one with more seeds, levels or "
-                "arms."
-            )
+            raise UserError(_shared(same, number, studies, one.folder))
     return prepared
+
+
+def _shared(first: int, second: int, studies: Sequence[config.Study], name: str) -> str:
+    """Why two studies of a sweep would fill one folder, and how to write them as one."""
+    one, other = (config.flat(studies[number - 1]) for number in (first, second))
+    wider = [field for field in ("rewind", "seeds", "arms") if one[field] != other[field]]
+    how = "leave one out, or make them one with more seeds, levels or arms."
+    if wider:
+        field = wider[0]
+        both = tuple(dict.fromkeys((*one[field], *other[field])))
+        how = f"{field}={both} in one study does it, and trains each dense network once."
+    return (
+        f"configs: studies {first} and {second} differ in nothing that changes a number, and would share the "
+        f"folder {name}; {how}"
+    )
 
 
 def _prepare(study: config.Study, dataset: data.Dataset, label: str) -> Prepared:
@@ -253,8 +264,8 @@ def shard(studies: Sequence[Prepared], number: int, of: int) -> list[int]:
     if not 1 <= number <= of:
         raise UserError(f"--shard: {number}/{of} is not allowed; it must be i/n with i from 1 to n.")
     if of > len(seeds):
-        count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-        raise UserError(f"--shard: {number}/{of} is not allowed; {count} make at most as many shards.")
+        most = "seeds make at most as many shards" if len(seeds) > 1 else "seed makes one shard"
+        raise UserError(f"--shard: {number}/{of} is not allowed; {len(seeds)} {most}.")
     return seeds[number - 1 :: of]
 
 

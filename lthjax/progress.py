@@ -1,7 +1,9 @@
 """The display of a running study: a progress bar on a terminal, plain lines elsewhere."""
 
+import contextlib
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -10,11 +12,55 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from lthjax import fields, imp, prune
 from lthjax.devices import hardware
+from lthjax.errors import counted
 from lthjax.imp import DENSE, Cell
 from lthjax.record import describe, outcome
 from lthjax.study import Estimate, Plan, Prepared, together
 
 _LINE_SECONDS = 10.0
+# Nothing is silent for longer, but for trainings under way, which have a line every ten seconds.
+_SILENT_SECONDS = 3.0
+
+
+class _Pulse:
+    """Calls a function every few seconds, from a thread of its own, until it is closed."""
+
+    def __init__(self, call: Callable[[], None], seconds: float) -> None:
+        self._call, self._seconds = call, seconds
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._seconds):
+            self._call()
+
+    def close(self) -> None:
+        """Ends the calls; waits for one under way."""
+        self._closed.set()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def telling(
+    say: Callable[[str], None], what: str, at_once: bool = True, every: float = _SILENT_SECONDS
+) -> Iterator[None]:
+    """Says what is being done, and every three seconds for how long so far.
+
+    Args:
+        say: takes a line, as `Watch.say` does.
+        what: what the block does, for example "writing the report".
+        at_once: whether it is also said at the start.
+        every: seconds between two lines.
+    """
+    began = time.monotonic()
+    if at_once:
+        say(what)
+    pulse = _Pulse(lambda: say(f"{what}: {duration(time.monotonic() - began)} so far"), every)
+    try:
+        yield
+    finally:
+        pulse.close()
 
 
 class Silent:
@@ -29,19 +75,29 @@ class Silent:
 
 
 class Lines:
-    """A plain line for every finished cell, and every ten seconds in between."""
+    """A plain line for every finished cell, every ten seconds in between, every three while compiling."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, silent: float = _SILENT_SECONDS) -> None:
+        self._console, self._silent = console, silent
         self._done = self._total = self._cells = self._all = 0
         self._began = self._last = 0.0
         self._what = ""
+        self._pulse: _Pulse | None = None
 
     def begin(self, title: str, plan: Plan) -> None:
         self._done, self._total = 0, plan.steps
         self._cells, self._all = len(plan.done), len(plan.done) + len(plan.missing)
         self._began = self._last = time.monotonic()
-        self.say(f"{title}: {len(plan.missing)} of {len(plan.cells)} cells to train")
+        self.say(f"{title}: {len(plan.missing)} of {counted(len(plan.cells), 'cell')} to train")
+        self._what = ""
+        self.end()
+        self._pulse = _Pulse(self._compiling, self._silent)
+
+    def _compiling(self) -> None:
+        """Until the first steps are done, says what they wait for."""
+        if not self._done:
+            what = f"{self._what}: compiling" if self._what else "making the training programs"
+            self.say(f"{what}, {duration(time.monotonic() - self._began)} so far")
 
     def chunk(self, cells: Sequence[Cell], label: str) -> None:
         self._what = _labelled(label, summary(cells))
@@ -61,7 +117,10 @@ class Lines:
         self._cells += 1
         self.say(f"[{self._cells}/{self._all}] {_labelled(label, describe(cell))}: {outcome(result)}")
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        if self._pulse is not None:
+            self._pulse.close()
+            self._pulse = None
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -84,15 +143,23 @@ class Bar:
             transient=True,
         )
         self._began = 0.0
+        self._pulse: _Pulse | None = None
 
     def begin(self, title: str, plan: Plan) -> None:
         self._began = time.monotonic()
+        self.end()
         for earlier in self._bar.task_ids:
             self._bar.remove_task(earlier)
         self._task = self._bar.add_task(
-            "", total=plan.steps, study=title, what="compiling", speed="", accuracy=""
+            "", total=plan.steps, study=title, what="", speed="compiling", accuracy=""
         )
         self._bar.start()
+        self._pulse = _Pulse(self._compiling, 1.0)
+
+    def _compiling(self) -> None:
+        """Until the first steps are done, shows how long they have been waited for."""
+        if not self._bar.tasks[0].completed:
+            self._bar.update(self._task, speed=f"compiling {duration(time.monotonic() - self._began)}")
 
     def chunk(self, cells: Sequence[Cell], label: str) -> None:
         self._bar.update(self._task, what=_labelled(label, summary(cells)))
@@ -110,6 +177,9 @@ class Bar:
         self._bar.console.print(line, highlight=False, markup=False)
 
     def end(self) -> None:
+        if self._pulse is not None:
+            self._pulse.close()
+            self._pulse = None
         self._bar.stop()
 
     def say(self, text: str) -> None:
@@ -157,7 +227,7 @@ def plan_text(studies: Sequence[Prepared], plans: Sequence[Plan], cost: Estimate
     else:
         rows = []
         for one, plan in zip(studies, plans, strict=True):
-            left = f"{len(plan.missing)} of {len(plan.cells)} cells to train"
+            left = f"{len(plan.missing)} of {counted(len(plan.cells), 'cell')} to train"
             rows.append(("study", f"{one.label}: {left}, {out / one.folder}"))
         for one in {one.training: one for one in reversed(studies)}.values():
             rows += _about(one)
@@ -168,7 +238,7 @@ def plan_text(studies: Sequence[Prepared], plans: Sequence[Plan], cost: Estimate
         rows.append(("cells", f"{len(whole.cells)}: {_cells(studies[0])}"))
     where = hardware.described()
     rows += [
-        ("done", f"{len(whole.done)} cells; {len(whole.missing)} to train{unreachable}"),
+        ("done", f"{counted(len(whole.done), 'cell')}; {len(whole.missing)} to train{unreachable}"),
         ("steps", f"{whole.steps:,} in all"),
         ("memory", f"about {cost.bytes / 2**20:,.0f} MiB for images and the training program"),
         ("speed", f"{1000 * cost.step_seconds:.2f} ms a step and replicate, measured on {where}"),
@@ -187,16 +257,19 @@ def _about(prepared: Prepared) -> list[tuple[str, str]]:
         ("data", f"{dataset.name} from {dataset.source}: {len(dataset.train_images) - study.data.validation} "
                  f"train, {study.data.validation} validation, {len(dataset.test_images)} test"),
         ("network", f"{study.model}: {parameters:,} parameters, {weights:,} prunable weights"),
-        ("training", f"{lengths.total:,} steps of batch {study.train.batch} "
+        ("training", f"{counted(lengths.total, 'step')} of batch {study.train.batch} "
                      f"({lengths.per_epoch:,} an epoch), evaluated every {lengths.evaluate:,}"),
     ]  # fmt: skip
 
 
 def _cells(prepared: Prepared) -> str:
     study = prepared.study
-    controls = study.control_levels or "every level"
+    named = [level for level in study.control_levels if level <= study.levels]
+    plural = "s" if len(named) > 1 else ""
+    controls = f"level{plural} {', '.join(map(str, named))}" if study.control_levels else "every level"
     chains = ", ".join(chain.name for chain in imp.chains(study, prepared.lengths))
     return (
-        f"{len(study.seeds)} seeds, dense and {study.levels} levels, chains {chains}, arms "
+        f"{counted(len(study.seeds), 'seed')}, dense and {counted(study.levels, 'level')}, "
+        f"chain{'s' if ', ' in chains else ''} {chains}, arms "
         f"{', '.join(study.arms)} (controls at {controls})"
     )

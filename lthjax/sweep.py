@@ -15,7 +15,7 @@ from typing import Any
 
 from lthjax import config
 from lthjax.config import Study
-from lthjax.errors import UserError
+from lthjax.errors import UserError, counted
 
 Settings = Mapping[str, Any]
 _SCHEDULE = ("levels", "prune.rate", "prune.rates", "prune.density", "prune.course")
@@ -72,7 +72,7 @@ def schedule(study: Study) -> str:
     if prune.density is not None and study.levels == 1:
         how = f"one-shot to {_percent(prune.density)}"
     elif prune.density is not None:
-        how = f"{prune.course} to {_percent(prune.density)} in {study.levels} rounds"
+        how = f"{prune.course} to {_percent(prune.density)} in {counted(study.levels, 'round')}"
     elif prune.rates:
         how = f"{', '.join(map(_percent, prune.rates))}, a round each"
     elif isinstance(prune.rate, tuple):

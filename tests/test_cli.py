@@ -108,7 +108,7 @@ BAD = {
     "batch": (["--train.batch", "9001"], "train.batch: 9001 is larger than the train split of 9000"),
     "seeds": (["--seeds", "1", "1"], "seeds: (1, 1) is not allowed; it must be all different"),
     "not a number": (["--levels", "x"], "Error parsing --levels"),
-    "not a choice": (["--prune.scope", "lay"], "Expected one of ('layer', 'global')"),
+    "not a choice": (["--prune.scope", "lay"], "Expected one of ('layer', 'global', 'group')"),
     "unknown optimiser": (["--optim.name", "adm"], "optim.name: 'adm' is not known; did you mean 'adam'"),
     "unquoted": (["--rewind", "1", "epoch"], "'epoch' is not a duration"),
     "not finite": (["--optim.lr", "inf"], "optim.lr: inf is not allowed; it must be above 0 and finite"),

@@ -23,7 +23,7 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
         f"largest distance of a mask to the others in a queue of {rule.queue}, as a share of the weights; "
         "dotted in its colour: of two random masks; dashed: the threshold, below which the Early-Bird ticket "
         f"is drawn (You et al. 2020). Right: overlap with the ticket that the run found later; dotted: by "
-        f"chance. {n} seed{'' if n == 1 else 's'}; bands are 95 % intervals over seeds (of three or more)."
+        f"chance. {words.seeds(n)}; bands are 95 % intervals over seeds (of three or more)."
     )
     data = (MaskRow._fields, rows)
     return [Drawn("earlybird", "When masks stop changing", _figure(rows, rule.threshold), caption, data)]

@@ -15,7 +15,7 @@ from analysis.earlybird import figures
 from analysis.earlybird.table import TABLES, DrawRow, MaskRow
 from analysis.run import TICKET, Run, Tickets, asked_levels, densities
 from lthjax import prune, study
-from lthjax.errors import UserError
+from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import earlybird, layers
 from lthjax.measures.layers import Layers
@@ -144,8 +144,9 @@ class _Drawing(trainings.Work):
         share = f", {100 * steps / trained:.1f} % of the run's" if trained and steps else ""
         time = self.time(cells, steps)
         self.watch.say(
-            f"{len(missing)} dense trainings to be replayed: {steps:,} steps{share}{time}; "
-            f"{len(self._asked.steps)} masks of each at {len(self._asked.seeds)} densities"
+            f"{counted(len(missing), 'dense training')} to be replayed: {steps:,} steps{share}{time}; "
+            f"{counted(len(self._asked.steps), 'mask')} of each at "
+            f"{counted(len(self._asked.seeds), 'density', 'densities')}"
         )
 
     def draw(self) -> None:

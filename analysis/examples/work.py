@@ -22,7 +22,7 @@ from analysis.examples.table import (
 )
 from analysis.run import TICKET, Row, Run, Tickets, asked_levels, densities, select
 from lthjax import data
-from lthjax.errors import UserError
+from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE
 from lthjax.measures import examples
 from lthjax.models import Model
@@ -71,7 +71,7 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
         row for level in levels for row in select(done, chain=tickets.chain, level=level)
     ]
     dataset = run.dataset(options.data_dir)
-    watch.say(f"{len(chosen)} networks, {len(dataset.test_images):,} test images each")
+    watch.say(f"{counted(len(chosen), 'network')}, {len(dataset.test_images):,} test images each")
     found = list(_seen(run, run.network(), dataset, chosen, watch))
     dense = {one.row.seed: one.right for one in found if one.row.arm == DENSE}
     contents: dict[str, list[tuple[object, ...]]] = {name: [] for name in TABLES}

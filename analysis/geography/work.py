@@ -11,7 +11,7 @@ from analysis import page, record, tables
 from analysis.geography import figures
 from analysis.geography.table import TABLES, InputRow, OverlapRow
 from analysis.run import TICKET, Run, asked_levels, densities
-from lthjax.errors import UserError
+from lthjax.errors import UserError, counted
 from lthjax.imp import Cell
 from lthjax.measures import geography, wiring
 from lthjax.study import Watch
@@ -52,7 +52,7 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     found: dict[str, list[Any]] = {name: [] for name in TABLES}
     for level in asked_levels(options.levels, densities(several), what):
         cells = [Cell(seed, chain, level, TICKET) for seed in tickets.seeds(level)]
-        watch.say(f"level {level}: {len(cells) * (len(cells) - 1) // 2} pairs")
+        watch.say(f"level {level}: {counted(len(cells) * (len(cells) - 1) // 2, 'pair')}")
         kernels = {c.seed: geography.ticket(layers, run.mask(c), run.weights(c)) for c in cells}
         for (seed, a), (other, b) in itertools.combinations(kernels.items(), 2):
             generator = np.random.default_rng([level, seed, other])

@@ -16,7 +16,7 @@ from analysis.predict.table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Sc
 from analysis.run import TICKET, Run, Tickets, asked_levels, densities, select
 from lthjax import data, prune, study
 from lthjax.criteria import CRITERIA
-from lthjax.errors import UserError
+from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import layers, predict, scores
 from lthjax.measures.layers import Layers
@@ -179,9 +179,9 @@ class _Predicting(trainings.Work):
         steps = sum(map(max, states.values())) + len(missing) * (self._total - self._rewind)
         time = self.time([*map(_dense, states), *missing], steps)
         self.watch.say(
-            f"{len(states)} dense trainings to be replayed as far as the states asked for, and "
-            f"{len(missing)} predicted masks to be trained: {steps:,} steps in all{time}; scores of "
-            f"{len(self._seeds)} seeds at steps {', '.join(map(str, self._asked.steps))}"
+            f"{counted(len(states), 'dense training')} to be replayed as far as the states asked for, and "
+            f"{counted(len(missing), 'predicted mask')} to be trained: {steps:,} steps in all{time}; "
+            f"scores of {counted(len(self._seeds), 'seed')} at steps {', '.join(map(str, self._asked.steps))}"
         )
 
     def replay(self) -> None:

@@ -1,4 +1,4 @@
-"""The report of a run folder: a self-contained page, figures, cells.csv and verdicts.csv.
+"""The report of a run folder: a self-contained page, figures, and tables as CSV and LaTeX.
 
 python -m analysis.report runs/quickstart-0123abcd
 """
@@ -12,10 +12,10 @@ from analysis import compare, page, record, tables, words
 from analysis.analyses import ANALYSES
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding, settled
-from analysis.report import accuracy, facts, gaps, power, short, speed, training, until, verdicts
+from analysis.report import accuracy, facts, gaps, numbers, power, short, speed, training, until, verdicts
 from analysis.run import TICKET, Run, chains, open_run, to_csv
 from lthjax import imp
-from lthjax.errors import UserError
+from lthjax.errors import UserError, counted
 
 
 def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1) -> Path:
@@ -46,12 +46,12 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1
     return page.write(
         folder,
         title=words.title(run.about),
-        subtitle=f"Lottery-ticket study {run.study.name!r}: {len(rows)} cells, {seeds}.",
+        subtitle=f"Lottery-ticket study {run.study.name!r}: {counted(len(rows), 'cell')}, {seeds}.",
         sections=sections,
         facts=facts.of_run(run),
         config=json.dumps(run.about["config"], indent=1),
         table=("cells.csv", table),
-        beside={"verdicts.csv": tables.to_csv(Finding._fields, said)},
+        beside={"verdicts.csv": tables.to_csv(Finding._fields, said), **numbers.beside(run)},
         # A report that lacks a part is made anew the next time.
         shows=shows if whole else "",
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from analysis import report
-from lthjax import cli
+from lthjax import cli, progress
 from lthjax.errors import UserError
 
 
@@ -26,7 +26,9 @@ def main(arguments: list[str]) -> None:
     options = cli.parsed(Options, arguments, "python -m analysis.report")
     if not options.run:
         raise UserError("RUN: it is missing; name a run folder, or several.")
-    print(report.build_all(options.run, last=options.last))
+    with progress.telling(progress.watch(quiet=False).say, "writing the report", at_once=False):
+        page = report.build_all(options.run, last=options.last)
+    print(page)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """The figures of a report that show accuracy: against weights left, against the controls, over training."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from analysis.page import Drawn, Section
 from analysis.report import figures, paired
 from analysis.report.figures import Curves
-from analysis.run import COLUMNS, TICKET, Row, Run, arms, chains, densities, select, worth_seeing
+from analysis.run import TICKET, Row, Run, arms, by_level, by_seed, chains, densities, select, worth_seeing
 from lthjax import imp
 from lthjax.imp import DENSE
 
@@ -75,7 +76,28 @@ def overview(rows: Sequence[Row], heading: str) -> Drawn:
         "line. Look for how far to the right the ticket stays at it, and where the controls leave it."
     )
     title, figure = "Test accuracy against weights left", figures.accuracy(rows, f"{heading}: accuracy")
-    return Drawn("accuracy", title, figure, caption, (COLUMNS, rows))
+    return Drawn("accuracy", title, figure, caption, _points(rows, "test_accuracy", 100))
+
+
+def _points(rows: Sequence[Row], column: str, unit: float = 1) -> tuple[Sequence[str], list[Sequence[Any]]]:
+    """(header, rows): the points of a figure against weights left, one a seed; its repeats are averaged."""
+    header = (
+        "chain",
+        "arm",
+        "level",
+        "weights_left_percent",
+        "seed",
+        f"{column}{'_percent' if unit > 1 else ''}",
+    )
+    lines: list[Sequence[Any]] = [
+        (chain, arm, level, 100 * density, seed, unit * value)
+        for chain in (DENSE, *chains(rows))
+        for arm in ([DENSE] if chain == DENSE else arms(select(rows, chain=chain)))
+        for level, own in by_level(select(rows, chain=chain, arm=arm)).items()
+        for density in [sum(row.density for row in own) / len(own)]
+        for seed, value in by_seed(own, column).items()
+    ]
+    return header, lines
 
 
 def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:
@@ -84,7 +106,8 @@ def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:
         "evaluated; a lower one means faster learning. Points, lines and bands as in the first figure."
     )
     figure = figures.early_stop(rows, f"{heading}: early stopping")
-    return Drawn("early_stop", "Early-stop step against weights left", figure, caption, (COLUMNS, rows))
+    title = "Early-stop step against weights left"
+    return Drawn("early_stop", title, figure, caption, _points(rows, "early_stop_step"))
 
 
 def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str) -> Drawn:

@@ -9,6 +9,7 @@ from analysis.retraining.table import named
 from analysis.run import Row, Run, accuracies, arms, by_level, chains, difference, mean_accuracy, select
 from lthjax import imp
 from lthjax.arms import ARMS
+from lthjax.errors import counted
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Interval
@@ -62,8 +63,8 @@ def notes(run: Run) -> list[str]:
     diverged = [row for row in rows if row.status == "diverged"]
     if diverged:
         notes.append(
-            f"{len(diverged)} of {len(rows)} cells diverged (their loss was not finite) and are left out of "
-            "figures and means; a chain ends where its ticket diverges."
+            f"{len(diverged)} of {counted(len(rows), 'cell')} diverged (their loss was not finite) and are "
+            "left out of figures and means; a chain ends where its ticket diverges."
         )
     # The cells of an arm from outside the package are not known where it is not loaded.
     known = all(arm in ARMS for arm in run.study.arms)

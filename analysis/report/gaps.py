@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from analysis import words
 from analysis.page import Table
@@ -12,34 +13,87 @@ from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 
+# Sign flips are counted one by one up to so many seeds.
+_FLIPPED = 20
 
-def gaps(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
-    """Ticket against the dense network and every control at every level, with p-values and effect sizes.
+
+class Compared(NamedTuple):
+    """Ticket − another arm at a level, over seeds, as in differences.csv.
+
+    Attributes:
+        chain, level: of the ticket.
+        density: mean over seeds of weights left / prunable weights.
+        arm, other: arm − other; "dense" is the network before pruning.
+        n: seeds.
+        difference_points, low, high: mean in percentage points, with its 95 % interval.
+        p_t, p_holm, p_sign_flips: two-sided p-values: by t, the same by Holm within the control, by exact
+            sign flips (up to 20 seeds).
+        hedges_gz, gz_low, gz_high: effect size with its 95 % interval; None where all seeds agree.
+    """
+
+    chain: str
+    level: int
+    density: float
+    arm: str
+    other: str
+    n: int
+    difference_points: float
+    low: float
+    high: float
+    p_t: float | None
+    p_holm: float | None
+    p_sign_flips: float | None
+    hedges_gz: float | None
+    gz_low: float | None
+    gz_high: float | None
+
+
+def compared(rows: Sequence[Row], chain: str, images: int = 0) -> list[Compared]:
+    """Ticket against the dense network and every control at every level with two seeds or more.
 
     `images` of the test set give the floor of the spread, 0 none.
     """
-    lines = []
+    found = []
     for other in (DENSE, *(arm for arm in arms(select(rows, chain=chain)) if arm != TICKET)):
         levels = [
             level for level in differences(rows, chain, TICKET, other, images=images) if len(level.values) > 1
         ]
         by_t = [stats.t_p_value(level.values, floor=level.floor) for level in levels]
         for level, p, adjusted in zip(levels, by_t, stats.holm(by_t), strict=True):
-            g, low, high, _ = stats.hedges_gz(level.values)
-            lines.append(
-                [
-                    f"{100 * level.density:.1f}",
-                    f"ticket − {other}",
-                    words.points(stats.mean_interval(level.values, floor=level.floor)),
-                    str(len(level.values)),
-                    words.p_value(p),
-                    words.p_value(adjusted),
-                    words.p_value(stats.sign_flip_p_value(level.values)) if len(level.values) <= 20 else "–",
-                    "–" if math.isnan(g) else f"{g:+.1f} [{low:+.1f}, {high:+.1f}]",
-                ]
-            )
+            interval = stats.mean_interval(level.values, floor=level.floor)
+            n = len(level.values)
+            flips = stats.sign_flip_p_value(level.values) if n <= _FLIPPED else None
+            p_values = [_known(value) for value in (p, adjusted, flips)]
+            effect = [_known(value) for value in stats.hedges_gz(level.values)[:3]]
+            where = (chain, level.level, level.density, TICKET, other)
+            found.append(Compared(*where, n, *interval[:3], *p_values, *effect))
+    return found
+
+
+def words_of(of: Compared) -> list[str]:
+    """A difference as a line of a table: weights, difference, points, n, three p-values, effect size."""
+    interval = stats.Interval(of.difference_points, of.low, of.high, of.n)
+    effect = f"{of.hedges_gz:+.1f} [{of.gz_low:+.1f}, {of.gz_high:+.1f}]" if of.hedges_gz is not None else "–"
+    p_values = ["–" if p is None else words.p_value(p) for p in (of.p_t, of.p_holm, of.p_sign_flips)]
+    return [
+        f"{100 * of.density:.1f}",
+        f"{of.arm} − {of.other}",
+        words.points(interval),
+        str(of.n),
+        *p_values,
+        effect,
+    ]
+
+
+def gaps(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
+    """The table of `compared`, with p-values and effect sizes."""
+    lines = [words_of(one) for one in compared(rows, chain, images)]
     header = ["weights (%)", "difference", "pp", "n", "p (t)", "p (Holm)", "p (sign flips)", "Hedges' g_z"]
     return Table(f"Rewound to step {imp.rewind_of(chain)}", header, lines, 2)
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def summaries(rows: Sequence[Row], chain: str) -> Table:

@@ -89,5 +89,5 @@ def planned(study: Mapping[str, Any], rows: Sequence[Row], seeds: int) -> str:
     each = ", ".join(f"ticket − {of.other} {stats.detectable(of.points, seeds):.2f}" for of in seen)
     return (
         f"with {words.seeds(seeds)}, points: {each} (one-sided 95 %, power 80 %; by the spread of the "
-        f"{max(of.seeds for of in seen)} seeds so far)"
+        f"{words.seeds(max(of.seeds for of in seen))} so far)"
     )

@@ -18,7 +18,7 @@ from analysis.stability.table import NAME, TABLES, LevelRow, PairRow, matching, 
 from analysis.work import Work, kept
 from lthjax import imp, progress, rng
 from lthjax.devices import hardware
-from lthjax.errors import UserError
+from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs
 from lthjax.measures.programs import Settings
@@ -299,8 +299,9 @@ class _Stability(Work):
         seconds = self.seconds([*trunks, *copies], steps)
         seconds += self._measurer.seconds(lines, self._task(self._asked.origins[0].cell))
         self.watch.say(
-            f"{len(copies)} copies and {len(trunks)} states to be trained, {steps:,} steps in all; "
-            f"{len(lines)} paths to be measured; about {progress.duration(seconds)} on {hardware.described()}"
+            f"{counted(len(copies), 'copy', 'copies')} and {counted(len(trunks), 'state')} to be trained, "
+            f"{steps:,} steps in all; {counted(len(lines), 'path')} to be measured; about "
+            f"{progress.duration(seconds)} on {hardware.described()}"
         )
 
     def _pairs(self) -> Iterator[tuple[Origin, int, Line]]:

@@ -17,7 +17,7 @@ from analysis.transfer.figures import arms, matrix
 from analysis.transfer.table import Pair, TransferRow, described, load, names, notes
 from analysis.work import Work, kept
 from lthjax import config, progress, rng, settings, study
-from lthjax.errors import UserError, unknown
+from lthjax.errors import UserError, counted, unknown
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import transfer
 from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, moved_mask, partner
@@ -220,7 +220,8 @@ def _fill(work: Work, own: Tickets, chosen: Sequence[Move], arms: Sequence[str])
                 of[id(job)] = (stores[place], made_from)
         if jobs:
             cells, steps = [cell for cell, _ in jobs], sum(job.stop - job.start for _, job in jobs)
-            what = f"{len(cells)} moved tickets and controls to be trained, {steps:,} steps in all"
+            moved = counted(len(cells), "moved ticket or control", "moved tickets and controls")
+            what = f"{moved} to be trained, {steps:,} steps in all"
             work.watch.say(f"{work.run.name}: {what}{work.time(cells, steps)}")
         for cell, job, trained in work.train(jobs):
             store, made_from = of[id(job)]

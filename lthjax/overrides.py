@@ -1,0 +1,52 @@
+"""Options of a command line that replace fields of a config file's study, and how they fit together."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from lthjax import config
+from lthjax.config import Study
+from lthjax.errors import UserError
+
+
+def given(arguments: Sequence[str], option: str) -> bool:
+    """Whether a command line has this option, with "-" or "_" in its name, with or without "="."""
+    names = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    return f"--{option}" in names
+
+
+def fitted(study: Study, arguments: Sequence[str]) -> Study:
+    """The study that the command line asks for, in which its last level has its controls.
+
+    Where `--levels` moves the last level, the control levels of the config file gain the new one.
+
+    Args:
+        study: the study of the config file, with the options in its fields.
+        arguments: the command line.
+
+    Raises:
+        UserError: `--control-levels` names a level beyond the last, or a rate and a density are both given.
+    """
+    _check_rates(study, arguments)
+    if given(arguments, "control-levels"):
+        config.check_control_levels(study)
+    elif given(arguments, "levels") and study.control_levels and study.levels:
+        levels = sorted({*study.control_levels, study.levels})
+        return dataclasses.replace(study, control_levels=tuple(levels))
+    return study
+
+
+def _check_rates(study: Study, arguments: Sequence[str]) -> None:
+    """Rejects `--prune.rate` where something else in the study replaces it."""
+    if not given(arguments, "prune.rate"):
+        return
+    others = {"prune.density": study.prune.density is not None, "prune.rates": bool(study.prune.rates)}
+    for name, there in others.items():
+        if there and given(arguments, name):
+            raise UserError(f"--prune.rate: it does not go together with --{name}; leave one of them out.")
+        if there:
+            nothing = "None" if name == "prune.density" else ""
+            raise UserError(
+                f"--prune.rate: it has no effect where the config file gives {name}; leave it out, or add "
+                f"--{name} {nothing}".rstrip()
+                + "."
+            )

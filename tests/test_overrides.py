@@ -1,0 +1,116 @@
+"""Options that replace fields of a config file's study, and how they fit together."""
+
+from pathlib import Path
+
+import pytest
+
+import run as run_py
+from analysis import export
+from analysis.run import Row
+from lthjax import config, imp, overrides, plan
+from lthjax.config import Data, Prune, Study, Train
+from lthjax.errors import UserError
+from lthjax.imp import Cell
+
+HEAD = "from lthjax.config import Prune, Study\n"
+
+
+def parsed(folder: Path, made: str, *options: str) -> list[Study]:
+    """What the command line makes of a config file."""
+    file = folder / "own.py"
+    file.write_text(HEAD + made)
+    return [one.study for one in run_py.parse(["--config", str(file), *options])]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ((), {2, 4, 17}),
+        (("--levels", "5"), {2, 4, 5}),
+        (("--levels=4",), {2, 4}),
+        (("--levels", "1"), {1}),
+        (("--levels", "19"), {2, 4, 17, 19}),
+        (("--levels", "5", "--control-levels", "2"), {2}),
+        (("--levels", "0"), set()),
+    ],
+)
+def test_the_last_level_has_its_controls(tmp_path: Path, options: tuple[str, ...], wanted: set[int]) -> None:
+    (study,) = parsed(tmp_path, "config = Study(levels=17, control_levels=(2, 4, 17))", *options)
+    chain = imp.Chain("rewind-0", 0, "ticket", "large_final")
+    levels = range(1, study.levels + 1)
+    assert {level for level in levels if "reinit" in imp.arms_at(study, chain, level)} == wanted
+
+
+def test_a_study_with_controls_everywhere_stays_so(tmp_path: Path) -> None:
+    (study,) = parsed(tmp_path, "config = Study(levels=17)", "--levels", "5")
+    assert (study.levels, study.control_levels) == (5, ())
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "says"),
+    [
+        (
+            "Prune()",
+            ("--prune.density", "0.1", "--prune.rate", "0.2"),
+            "not go together with --prune.density",
+        ),
+        ("Prune()", ("--prune.rate", "0.2", "--prune.rates", "0.2"), "not go together with --prune.rates"),
+        (
+            "Prune(density=0.1)",
+            ("--prune.rate=0.2",),
+            "the config file gives prune.density; leave it out, or",
+        ),
+        ("Prune(rates=(0.1,))", ("--prune.rate", "0.2"), "the config file gives prune.rates"),
+    ],
+)
+def test_a_rate_and_a_density_do_not_go_together(
+    tmp_path: Path, made: str, options: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        parsed(tmp_path, f"config = Study(levels=1, prune={made})", *options)
+
+
+def test_a_rate_goes_where_the_density_is_taken_away(tmp_path: Path) -> None:
+    with_density = "config = Study(levels=1, prune=Prune(density=0.1))"
+    (study,) = parsed(tmp_path, with_density, "--prune.rate", "0.2", "--prune.density", "None")
+    assert (study.prune.rate, study.prune.density) == (0.2, None)
+    (study,) = parsed(tmp_path, "config = Study(prune=Prune(rate=0.3))", "--prune.density", "0.2")
+    assert study.prune.density == 0.2
+
+
+def test_options_are_found_in_every_spelling() -> None:
+    line = ["--control_levels=3", "--levels", "2", "levels"]
+    found = {name for name in ("levels", "control-levels", "seeds") if overrides.given(line, name)}
+    assert found == {"levels", "control-levels"}
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "other", "says"),
+    [
+        ("rewind", (0,), (500,), r"rewind=\(0, 500\) in one study does it"),
+        ("rewind", (0, "1 epoch"), (0, 9), r"rewind=\(0, '1 epoch', 9\) in one study"),
+        ("seeds", (0,), (1,), r"seeds=\(0, 1\) in one study does it"),
+        ("levels", 1, 2, "leave one out, or make them one"),
+    ],
+)
+def test_a_sweep_that_is_one_study(field: str, one: object, other: object, says: str) -> None:
+    base = Study(data=Data("mnist_10k"), train=Train(steps=600), prune=Prune(rate=0.2))
+    with pytest.raises(UserError, match=says):
+        plan.prepare_all([config.replaced(base, {field: value}) for value in (one, other)])
+
+
+def test_an_export_names_its_chain_where_there_are_two() -> None:
+    empty = dict.fromkeys(Row._fields)
+    rows = [
+        Row(**empty | Cell(0, chain, level, arm, 1)._asdict())  # type: ignore[arg-type]
+        for chain, level, arm in (
+            ("dense", 0, "dense"),
+            ("rewind-0", 1, "ticket"),
+            ("rewind-500", 1, "ticket"),
+            ("rewind-500", 2, "ticket"),
+        )
+    ]
+    assert export.only_chain(rows, 0, 2, "ticket") == "rewind-500"
+    assert export.only_chain(rows, 0, 9, "ticket") == "rewind-0"
+    with pytest.raises(UserError, match="--chain: rewind-0, rewind-500 all have level 1, ticket; name one"):
+        export.only_chain(rows, 0, 1, "ticket")

@@ -1,0 +1,211 @@
+"""Files for a thesis: the report's numbers, masks as pictures, the page "Plot it yourself"."""
+
+import csv
+import io
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from conftest import ROOT, make_tiny
+from matplotlib import image
+from scipy import stats as scipy_stats
+from test_report import row
+
+from analysis import mask, open_run, tables
+from analysis.report import accuracy, gaps, numbers
+from analysis.run import Row, Run
+from lthjax import study
+from lthjax.errors import UserError
+from lthjax.imp import Cell
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+THREE = [
+    *(row(seed, 0, "dense", value) for seed, value in enumerate((0.95, 0.97, 0.96))),
+    *(row(seed, 1, "ticket", value) for seed, value in enumerate((0.96, 0.98, 0.965))),
+    *(row(seed, 1, "reinit", value) for seed, value in enumerate((0.90, 0.91, 0.93))),
+    row(0, 1, "reinit", 0.94, repeat=2),
+    *(row(seed, 2, "ticket", value) for seed, value in enumerate((0.93, 0.90, None))),
+]
+
+
+def test_levels_by_hand() -> None:
+    found = {(of.level, of.arm): of for of in numbers.level_rows(THREE)}
+    assert [*found] == [(0, "dense"), (1, "ticket"), (1, "reinit"), (2, "ticket")]
+    reinit = found[1, "reinit"]
+    assert reinit.test_accuracy_percent == pytest.approx((92 + 91 + 93) / 3)
+    assert (reinit.n, reinit.density, reinit.weights_left) == (3, 0.8, 800)
+    assert reinit.low is not None
+    assert reinit.high is not None
+    assert reinit.low < 91 < 93 < reinit.high
+    assert found[2, "ticket"].n == 2
+    alone = numbers.level_rows(THREE[:1])[0]
+    assert (alone.test_accuracy_percent, alone.low, alone.high) == (pytest.approx(95), None, None)
+    (gone,) = numbers.level_rows([row(0, 1, "ticket", None)])
+    assert (gone.n, gone.test_accuracy_percent) == (0, None)
+
+
+def test_differences_against_scipy() -> None:
+    found = {(of.level, of.other): of for of in gaps.compared(THREE, "rewind-0")}
+    assert [*found] == [(1, "dense"), (2, "dense"), (1, "reinit")]
+    got, values = found[1, "reinit"], [4.0, 7.0, 3.5]
+    assert got.difference_points == pytest.approx(np.mean(values))
+    low, high = scipy_stats.t.interval(0.95, 2, np.mean(values), scipy_stats.sem(values))
+    assert (got.low, got.high) == (pytest.approx(low), pytest.approx(high))
+    assert got.p_t == got.p_holm == pytest.approx(scipy_stats.ttest_1samp(values, 0).pvalue)
+    assert got.p_sign_flips == pytest.approx(2 / 2**3)
+    # Unbiased with two degrees of freedom: Γ(1) / (√1 Γ(1/2)) of Cohen's d.
+    assert got.hedges_gz == pytest.approx(np.mean(values) / np.std(values, ddof=1) / np.sqrt(np.pi))
+    assert gaps.gaps(THREE, "rewind-0").rows == [gaps.words_of(of) for of in found.values()]
+
+
+def cells_of(tex: str) -> list[list[str]]:
+    """The cells of a tabular, line by line."""
+    return [line.removesuffix(r" \\").split(" & ") for line in tex.splitlines() if line.endswith(r" \\")]
+
+
+def test_latex_has_every_number_of_its_csv(made: Run) -> None:
+    files = numbers.beside(made)
+    levels = list(csv.DictReader(io.StringIO(files["levels.csv"])))
+    header, *lines = cells_of(files["levels.tex"])
+    assert header == ["level", r"weights left (\%)", "ticket", "reinit"]
+    at = {(int(of["level"]), of["arm"]): of for of in levels}
+    for level, left, *of_arms in lines:
+        assert left == f"{100 * float(at[int(level), 'ticket']['density']):.1f}"
+        for arm, said in zip(("ticket", "reinit"), of_arms, strict=True):
+            assert said.split(" [")[0] == f"{float(at[int(level), arm]['test_accuracy_percent']):.2f}"
+    header, *lines = cells_of(files["differences.tex"])
+    rows = list(csv.DictReader(io.StringIO(files["differences.csv"])))
+    assert [line[:2] for line in lines] == [
+        [f"{100 * float(of['density']):.1f}", f"ticket $-$ {of['other']}"] for of in rows
+    ]
+    for tex in (files["levels.tex"], files["differences.tex"]):
+        columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", tex)
+        assert columns is not None
+        assert {len(line) for line in cells_of(tex)} == {len(columns[1])}
+        assert [tex.count(rule) for rule in (r"\toprule", r"\bottomrule", r"\end{tabular}")] == [1, 1, 1]
+
+
+def test_latex_escapes() -> None:
+    assert numbers.escaped("random_erk 5 % − x^2 < {3}") == (
+        r"random\_erk 5 \% $-$ x\textasciicircum{}2 $<$ \{3\}"
+    )
+    tex = numbers.latex(["a", "b"], [[["1", "2"]], [], [["3", "4"]]], 1, "note")
+    assert cells_of(tex) == [["a", "b"], ["1", "2"], ["3", "4"]]
+    assert (tex.count(r"\midrule"), "{lr}" in tex) == (2, True)
+
+
+def test_the_figures_data_are_its_points() -> None:
+    header, rows = accuracy.overview(THREE, "").data
+    points = [dict(zip(header, line, strict=True)) for line in rows]
+    assert {(of["arm"], of["seed"]): of["test_accuracy_percent"] for of in points if of["level"] == 1} == {
+        ("ticket", 0): 96, ("ticket", 1): 98, ("ticket", 2): 96.5,
+        ("reinit", 0): pytest.approx(92), ("reinit", 1): 91, ("reinit", 2): 93,
+    }  # fmt: skip
+    assert len(points) == 3 + 6 + 2
+    assert [of["weights_left_percent"] for of in points][:3] == [100, 100, 100]
+
+
+def test_tiles_by_hand() -> None:
+    """Two filters of 2×1 pixels with two input channels."""
+    gap = np.nan
+    picture, _ = mask.tiles(np.arange(8.0).reshape(2, 1, 2, 2), (9, 9, 1))
+    np.testing.assert_array_equal(picture, [[0, gap, 1], [4, gap, 5], [gap] * 3, [2, gap, 3], [6, gap, 7]])
+    dense, how = mask.tiles(np.arange(6.0).reshape(2, 3), (9, 9, 1))
+    np.testing.assert_array_equal(dense, [[0, 1, 2], [3, 4, 5]])
+    assert how == "a row an input, a column an output"
+    high, how = mask.tiles(np.arange(3.0).reshape(3, 1), (9, 9, 1))
+    np.testing.assert_array_equal(high, [[0, 1, 2]])
+    assert how == "a row an output, a column an input"
+    # On the image, a unit's weights are where the pixels are.
+    units, how = mask.tiles(np.arange(8.0).reshape(4, 2), (2, 2, 1))
+    np.testing.assert_array_equal(units, [[0, 2, gap, 1, 3], [4, 6, gap, 5, 7]])
+    assert how == "a tile a filter (2×2)"
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 1, 6), (3, 3, 16, 32), (1, 1, 8, 8), (3, 3, 1, 100)])
+def test_tiles_have_every_weight_once(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).permutation(np.prod(shape)).astype(float).reshape(shape)
+    picture, _ = mask.tiles(values, (28, 28, 1))
+    shown = picture[np.isfinite(picture)]
+    np.testing.assert_array_equal(np.sort(shown), np.arange(values.size))
+    assert np.isfinite(picture[-1]).any()
+    assert np.isfinite(picture[:, -1]).any()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("plots")
+    prepared = make_tiny(folder)(levels=2, arms=("ticket", "reinit"))
+    return open_run(study.run(prepared, folder / "runs"))
+
+
+def test_the_command_draws_a_mask_and_weights(made: Run, command: Call, tmp_path: Path) -> None:
+    done = command("-m", "analysis.mask", made.path, "--layer", "fc2", "--level", "2", "--seed", "1")
+    path = made.path / "mask" / "mask-fc2-rewind-0-level=2-ticket-seed=1.png"
+    assert done.stdout.strip() == str(path), done.stderr
+    pixels = image.imread(path)[..., :3]
+    kept = np.abs(pixels - matplotlib.colors.to_rgb("#0072B2")).max(-1) < 0.02
+    lost = np.abs(pixels - matplotlib.colors.to_rgb("#bbbbbb")).max(-1) < 0.02
+    density = made.mask(Cell(1, "rewind-0", 2, "ticket"))["fc2"]["kernel"].mean()
+    assert kept.sum() / (kept.sum() + lost.sum()) == pytest.approx(density, abs=0.03)
+    to = tmp_path / "w.pdf"
+    asked = ("--layer", "fc1/bias", "--level", "0", "--weights", "--to", to)
+    assert command("-m", "analysis.mask", made.path, *asked).stdout.strip() == str(to)
+    assert to.read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["--layer", "fc9", "--level", "1"], "--layer: 'fc9' is not known; Known: fc1/kernel, fc2/kernel"),
+        (["--layer", "fc1/bias", "--level", "1"], "fc1/bias is never pruned and has no mask; add --weights"),
+        (["--layer", "fc1", "--level", "7"], "it has reinit at levels 1, 2; ticket at levels 1, 2"),
+        (["--layer", "fc1", "--level", "1", "--seed", "5"], "--seed: 5 is not in the run; it has 0, 1"),
+        (["--layer", "fc1", "--level", "1", "--to", "x.doc"], "it must end in .png, .pdf, .svg"),
+    ],
+)
+def test_what_cannot_be_drawn(made: Run, command: Call, asked: list[str], says: str) -> None:
+    done = command("-m", "analysis.mask", made.path, *asked)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert says in done.stderr
+
+
+def test_the_page_runs(made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas")
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "plotting.md").read_text().replace("runs/quickstart-f91424be", str(made.path))
+    names: dict = {}
+    for snippet in re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M):
+        exec(snippet, names)
+    names["plt"].close("all")
+    asked = re.findall(r'savefig\("(.*?)"\)', text)
+    assert len(asked) == 6
+    assert all((tmp_path / name).stat().st_size > 3000 for name in asked)
+    by_level = tables.grouped((of.level, of) for of in made.rows)
+    one: Callable[[list[Row], str, int], float] = lambda rows, arm, seed: next(  # noqa: E731
+        100 * (of.test_accuracy or 0) for of in rows if (of.arm, of.seed) == (arm, seed)
+    )
+    for level, values in names["gaps"].items():
+        wanted = [one(by_level[level], "ticket", s) - one(by_level[level], "reinit", s) for s in (0, 1)]
+        assert values == pytest.approx(wanted)
+
+
+def test_a_layer_is_found_by_its_name() -> None:
+    whole = {
+        "a/kernel": np.ones((2, 2)),
+        "a/bias": np.ones(()),
+        "b/c/kernel": np.ones(3),
+        "b/d/kernel": np.ones(3),
+    }
+    assert [mask.named(name, whole) for name in ("a", "a/bias", "b/c")] == [
+        "a/kernel",
+        "a/bias",
+        "b/c/kernel",
+    ]
+    with pytest.raises(UserError, match="--layer: 'b' has b/c/kernel, b/d/kernel; name one of them"):
+        mask.named("b", whole)

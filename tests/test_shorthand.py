@@ -1,0 +1,119 @@
+"""Short ways to write options, and numbers of things in words."""
+
+import dataclasses
+import io
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import ROOT
+from rich.console import Console
+
+import run as run_py
+from analysis.stability.work import Options as Stability
+from lthjax import progress, shorthand
+from lthjax.errors import UserError, counted
+from lthjax.imp import Cell
+from lthjax.plan import Plan
+
+
+@dataclasses.dataclass
+class Inner:
+    rate: float | tuple[tuple[str, float], ...] = 0.2
+    rates: tuple[float, ...] = ()
+    density: float | None = None
+
+
+@dataclasses.dataclass
+class Outer:
+    seeds: tuple[int, ...] = ()
+    some_levels: tuple[int, ...] | None = None
+    steps: int = 1
+    name: str = ""
+    prune: Inner = dataclasses.field(default_factory=Inner)
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("--seeds 0..4", "--seeds 0 1 2 3 4"),
+        ("--seeds=3..3", "--seeds 3"),
+        ("--seeds=0,5,2", "--seeds 0 5 2"),
+        ("--seeds 0..1,7 9", "--seeds 0 1 7 9"),
+        ("--seeds=4", "--seeds=4"),
+        ("--some-levels 1,2 --steps 5", "--some-levels 1 2 --steps 5"),
+        ("--some_levels 1..2 --name 0..4", "--some_levels 1 2 --name 0..4"),
+        ("--some-levels None", "--some-levels None"),
+        ("--seeds -1 x", "--seeds -1 x"),
+        ("--prune.rate 30%", "--prune.rate 0.3"),
+        ("--prune.rate conv 10% fc 12.5%", "--prune.rate conv 0.1 fc 0.125"),
+        ("--prune.rate a,b 0.1", "--prune.rate a,b 0.1"),
+        ("--prune.rates 20%,0.4 5%", "--prune.rates 0.2 0.4 0.05"),
+        ("--prune.density=5%", "--prune.density 0.05"),
+        ("--unknown 0..4", "--unknown 0..4"),
+        ("runs/0..4 --seeds 1", "runs/0..4 --seeds 1"),
+    ],
+)
+def test_short_ways_are_written_out(line: str, wanted: str) -> None:
+    assert shorthand.expanded(Outer, line.split()) == wanted.split()
+
+
+@pytest.mark.parametrize("value", ["0-4", "4..0", "0..", "0:4", "1,,2", "0..999999", "1.5"])
+def test_other_ways_are_answered_with_an_example(value: str) -> None:
+    with pytest.raises(
+        UserError, match=r"^--seeds: .* is not understood; .*--seeds 0,1,2 or --seeds 0\.\.2\.$"
+    ):
+        shorthand.expanded(Outer, ["--seeds", value])
+
+
+def test_the_commands_understand_them(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--config", str(ROOT / "configs" / "quickstart.py"), "--seeds", "0..2,9", "--prune.rate", "30%"]
+    (options,) = run_py.parse(line)
+    assert (options.study.seeds, options.study.prune.rate) == ((0, 1, 2, 9), 0.3)
+    assert shorthand.expanded(Stability, ["runs/x", "--seeds", "0..1", "--k", "0,9"]) == [
+        "runs/x", "--seeds", "0", "1", "--k", "0", "9"
+    ]  # fmt: skip
+
+
+def test_one_and_many() -> None:
+    assert [counted(n, "seed") for n in (0, 1, 2, 1200)] == ["0 seeds", "1 seed", "2 seeds", "1,200 seeds"]
+    assert counted(2, "study", "studies") == "2 studies"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for a thread, at most ten seconds."""
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_what_takes_long_says_so() -> None:
+    said: list[str] = []
+    with progress.telling(said.append, "drawing", every=0.01):
+        assert said == ["drawing"]
+        until(lambda: len(said) > 2)
+    assert said[1:3] == ["drawing: 0 s so far"] * 2
+    count = len(said)
+    time.sleep(0.05)
+    assert len(said) == count
+    with progress.telling(said.append, "quick", at_once=False):
+        pass
+    assert len(said) == count
+
+
+def test_compiling_is_told_until_the_first_steps_are_done() -> None:
+    text = io.StringIO()
+    lines = progress.Lines(Console(file=text), silent=0.01)
+    cell = Cell(0, "dense", 0, "dense")
+    lines.begin("tiny", Plan([cell], [], [cell], 100))
+    until(lambda: "making the training programs, 0 s so far" in text.getvalue())
+    lines.chunk([cell], "")
+    until(lambda: "dense: compiling, 0 s so far" in text.getvalue())
+    lines.advance(10, None)
+    time.sleep(0.05)
+    shown = text.getvalue()
+    time.sleep(0.05)
+    assert text.getvalue() == shown
+    lines.end()
+    assert text.getvalue().startswith("tiny: 1 of 1 cell to train\n")
