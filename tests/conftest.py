@@ -45,8 +45,8 @@ from lthjax.models import Model  # noqa: E402
 PLAIN = (
     "test_any_rows", "test_claims", "test_config", "test_conform", "test_data", "test_doctor",
     "test_examples", "test_files", "test_locks", "test_optim", "test_prune", "test_prune_optimiser",
-    "test_publish", "test_readme", "test_results", "test_rows", "test_rules", "test_short", "test_stats",
-    "test_ticket_files", "test_training_length", "test_verdicts",
+    "test_prune_sharded", "test_publish", "test_readme", "test_results", "test_rows", "test_rules",
+    "test_short", "test_stats", "test_ticket_files", "test_training_length", "test_verdicts",
 )  # fmt: skip
 # Files that take a worker minutes. They come first and PLAIN ones last, so that both workers end together.
 LONG = ("test_versions", "test_configs", "test_landscape_command", "test_conv", "test_report", "test_hessian")
@@ -135,6 +135,7 @@ SLOW = {
         "test_a_network_for_tpu_has_the_numbers_of_the_plain_one[small_cnn",
         "test_gradients_of_gradients_for_tpu",
     ),
+    "test_prune_sharded": ("test_on_four_devices[Auto",),
     "test_retraining": ("test_arms_from_trained_weights",),
     "test_supermask": ("test_a_learned_mask_in_a_study",),
     "test_train": (
