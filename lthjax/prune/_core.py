@@ -59,7 +59,7 @@ def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None
     elif isinstance(prunable, str):
         keep = [re.search(prunable, path) is not None for path in names]
         if not any(keep):
-            raise ValueError(f"prunable: the regex {prunable!r} matches none of the paths {names}.")
+            raise ValueError(f"prunable: the regex {prunable!r} matches none of the paths {_some(names)}.")
     else:
         keep = [bool(prunable(path, leaf)) for path, (_, leaf) in zip(names, leaves, strict=True)]
     for path, k, (_, leaf) in zip(names, keep, leaves, strict=True):
@@ -81,6 +81,42 @@ def apply(params: PyTree, mask: PyTree) -> PyTree:
         The parameters, in their own containers.
     """
     return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), matched(params, mask), params)
+
+
+def check(params: PyTree, mask: PyTree) -> None:
+    """Raises if a pruned weight is not exactly 0: one line in a training loop, outside `jit`.
+
+    It finds what comes after `prune.masked` and adds to its updates (weight decay, noise, an average of
+    weights), a state or parameters of another mask, and a loop that does not use the optimiser.
+
+    Args:
+        params: a pytree of arrays; NaN counts as not 0.
+        mask: its mask.
+
+    Raises:
+        ValueError: a pruned weight is not 0 (the sentence names the first such leaf and their number), the
+            trees do not match, or values are traced.
+    """
+    mask = matched(params, mask)
+    names, kept = paths(params), jax.tree.leaves(mask)
+    leaves = [
+        (name, p, m) for name, p, m in zip(names, jax.tree.leaves(params), kept, strict=True) if jnp.ndim(m)
+    ]
+    if any(isinstance(x, jax.core.Tracer) for _, *pair in leaves for x in pair):
+        raise ValueError("params: they are traced, and prune.check looks at values; call it outside jit.")
+    wrong = jax.device_get([_alive_where_pruned(p, m) for _, p, m in leaves])
+    for (name, _, _), bad in zip(leaves, wrong, strict=True):
+        if bad:
+            raise ValueError(
+                f"params: leaf {name!r} has {int(bad):,} pruned weights that are not 0, of {int(sum(wrong)):,} "
+                "in all leaves; put prune.masked around the whole chain of transformations, and start from "
+                "prune.apply(params, mask)."
+            )
+
+
+@jax.jit
+def _alive_where_pruned(value: jax.Array, mask: jax.Array) -> jax.Array:
+    return (~mask & (value != 0)).sum(dtype=jnp.int32)
 
 
 def magnitude(
@@ -501,8 +537,10 @@ def check_density(density: Number) -> float | Fraction:
     return _exact(density, "density")
 
 
-def count(rate: Number, n: int | jax.Array) -> int | jax.Array:
+def rounded_share(rate: Number, n: int | jax.Array) -> int | jax.Array:
     """floor(rate * n + 1/2), exactly, with the rate taken as the decimal that was written.
+
+    How many of n survivors a rate removes, or of n weights a density keeps. `prune.count` is its former name.
 
     Args:
         rate: in [0, 1]; 0.15 means 15/100, not the nearest binary number. This holds for a Python number, a
@@ -530,6 +568,9 @@ def count(rate: Number, n: int | jax.Array) -> int | jax.Array:
     for digit in reversed(rest):
         carry = (int(digit) * n + carry) // 10
     return (int(first) * n + carry + 5) // 10
+
+
+count = rounded_share
 
 
 def matched(
@@ -638,6 +679,11 @@ def groups_of(rate: Rate, names: list[str]) -> list[int]:
 
 def _rules(rate: Rate) -> list[tuple[str, Number]]:
     """The (regex, number) pairs of a rate that is not a single number."""
+    if isinstance(rate, str):
+        raise ValueError(
+            f"rate: {rate!r} is neither a number in [0, 1] nor a mapping; a string of digits is no number: "
+            "give 0.2, not '0.2'."
+        )
     try:
         rules = [(rule, number) for rule, number in (rate.items() if isinstance(rate, Mapping) else rate)]  # type: ignore[union-attr]
         if not all(isinstance(rule, str) for rule, _ in rules):
@@ -646,6 +692,11 @@ def _rules(rate: Rate) -> list[tuple[str, Number]]:
         raise ValueError(
             f"rate: {rate!r} is neither a number in [0, 1] nor a mapping or pairs from regexes to such ones."
         ) from error
+    if not rules:
+        raise ValueError(
+            "rate: the mapping is empty, so it prunes nothing; give it a regex on the path, as {'kernel': 0.2}, "
+            "or the rate 0.0."
+        )
     return rules
 
 
@@ -654,12 +705,16 @@ def _warn_of_idle(rules: list[tuple[str, Number]], mask: PyTree) -> None:
     weights = [path for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True) if jnp.ndim(m)]
     for rule, _ in rules:
         if not any(re.search(rule, path) for path in weights):
-            some = ", ".join(weights[:3]) + (", ..." if len(weights) > 3 else "")
             warnings.warn(
                 f"rate: {rule!r} matches no prunable leaf, so it prunes nothing; "
-                f"their paths are {some or '(none)'}.",
+                f"their paths are {_some(weights) or '(none)'}.",
                 stacklevel=4,
             )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first paths, as an example of all."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _is_number(value: Any) -> bool:

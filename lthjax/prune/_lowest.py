@@ -109,7 +109,6 @@ def _remove_lowest(
 
 def _first(equal: list[jax.Array], quota: jax.Array) -> jax.Array:
     """The place before which lie exactly `quota` entries that are True, int32 of shape ()."""
-    places = _places(equal)
     top = sum(e.size for e in equal).bit_length()
 
     def more(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -117,8 +116,12 @@ def _first(equal: list[jax.Array], quota: jax.Array) -> jax.Array:
 
     def narrow(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         bit, found = carry
+        # That 0 depends on the loop, or the compiler makes the places before it, and holds them in memory.
         candidate = found | (jnp.int32(1) << bit)
-        before = _counted(e & (place < candidate) for e, place in zip(equal, places, strict=True))
+        before = _counted(
+            e & (place < candidate)
+            for e, place in zip(equal, _places(equal, jnp.minimum(bit, 0)), strict=True)
+        )
         return bit - 1, jnp.where(before <= quota, candidate, found)
 
     # Few numbers are equal: where all of them go, there is nothing to look for.
@@ -132,13 +135,13 @@ def _counted(flags: Any) -> jax.Array:
     return sum((of.sum(dtype=jnp.int32) for of in flags), start=jnp.zeros((), jnp.int32))
 
 
-def _places(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+def _places(arrays: Sequence[jax.Array], zero: int | jax.Array = 0) -> list[jax.Array]:
     """The place of every entry, row by row and array by array, int32 of the arrays' shapes."""
     places, start = [], 0
     for array in arrays:
-        place, step = jnp.full(array.shape, start, jnp.int32), 1
+        place, step = jnp.full(array.shape, start, jnp.int32) + zero, 1
         for axis in reversed(range(array.ndim)):
-            place += step * jax.lax.broadcasted_iota(jnp.int32, array.shape, axis)
+            place += step * (jax.lax.broadcasted_iota(jnp.int32, array.shape, axis) + zero)
             step *= array.shape[axis]
         places.append(placed(place, array))
         start += array.size

@@ -67,8 +67,11 @@ def masked(
     `init` or from one with the same mask, and the optimiser adds no noise of its own. (`optax.masked`
     differs: it leaves out whole leaves.)
 
+    It must be the outermost: what follows it in an `optax.chain` and adds to updates, such as noise or
+    weight decay, brings weights back. `prune.check` finds that.
+
     Args:
-        optimiser: any optax gradient transformation.
+        optimiser: any optax gradient transformation, all of it: `masked(optax.chain(...), mask)`.
         mask: the mask; may be traced. Its leaves are matched by path if the trees' containers differ. So
             the result works with `nnx.Optimizer`, and within `optax.masked` and
             `optax.multi_transform`, which leave out leaves of the parameters. Without a mask the state
