@@ -70,7 +70,7 @@ SLOW = {
         "test_values_and_gradients_are_those_of_the_builtin[True-images11",
     ),
     "test_earlybird": ("test_masks_of_a_run",),
-    "test_extending": ("test_the_page_on_own_models_runs",),
+    "test_extending": ("test_the_page_on_own_models_runs", "test_the_page_on_other_libraries_runs"),
     "test_hessian": (
         "test_as_many_steps_as_dimensions",
         "test_golden",

@@ -108,9 +108,9 @@ def check(params: PyTree, mask: PyTree) -> None:
     for (name, _, _), bad in zip(leaves, wrong, strict=True):
         if bad:
             raise ValueError(
-                f"params: leaf {name!r} has {int(bad):,} pruned weights that are not 0, of {int(sum(wrong)):,} "
-                "in all leaves; put prune.masked around the whole chain of transformations, and start from "
-                "prune.apply(params, mask)."
+                f"params: leaf {name!r} has {int(bad):,} pruned weights that are not 0, of "
+                f"{int(sum(wrong)):,} in all leaves; put prune.masked around the whole chain of "
+                "transformations, and start from prune.apply(params, mask)."
             )
 
 
@@ -694,8 +694,8 @@ def _rules(rate: Rate) -> list[tuple[str, Number]]:
         ) from error
     if not rules:
         raise ValueError(
-            "rate: the mapping is empty, so it prunes nothing; give it a regex on the path, as {'kernel': 0.2}, "
-            "or the rate 0.0."
+            "rate: the mapping is empty, so it prunes nothing; give it a regex on the path, as "
+            "{'kernel': 0.2}, or the rate 0.0."
         )
     return rules
 
