@@ -45,9 +45,9 @@ from lthjax.models import Model  # noqa: E402
 PLAIN = (
     "test_any_rows", "test_claims", "test_config", "test_conform", "test_data", "test_doctor",
     "test_examples", "test_files", "test_layouts", "test_locks", "test_optim", "test_overrides",
-    "test_prune", "test_prune_optimiser", "test_publish", "test_readme", "test_results",
-    "test_rows", "test_rules", "test_short", "test_shorthand", "test_stats", "test_ticket_files",
-    "test_training_length", "test_verdicts",
+    "test_prune", "test_prune_optimiser", "test_prune_sharded", "test_publish", "test_readme",
+    "test_results", "test_rows", "test_rules", "test_short", "test_shorthand", "test_stats",
+    "test_ticket_files", "test_training_length", "test_verdicts",
 )  # fmt: skip
 # Files that take a worker minutes. They come first and PLAIN ones last, so that both workers end together.
 LONG = ("test_versions", "test_configs", "test_landscape_command", "test_conv", "test_report", "test_hessian")
@@ -71,7 +71,7 @@ SLOW = {
         "test_values_and_gradients_are_those_of_the_builtin[True-images11",
     ),
     "test_earlybird": ("test_masks_of_a_run",),
-    "test_extending": ("test_the_page_on_own_models_runs",),
+    "test_extending": ("test_the_page_on_own_models_runs", "test_the_page_on_other_libraries_runs"),
     "test_gauss_newton": (
         "test_products_are_those",
         "test_of_a_linear_network",
@@ -141,6 +141,7 @@ SLOW = {
         "test_a_network_for_tpu_has_the_numbers_of_the_plain_one[small_cnn",
         "test_gradients_of_gradients_for_tpu",
     ),
+    "test_prune_sharded": ("test_on_four_devices[Auto",),
     "test_retraining": ("test_arms_from_trained_weights",),
     "test_supermask": ("test_a_learned_mask_in_a_study",),
     "test_train": (

@@ -1,4 +1,4 @@
-"""Runs the snippets of docs/extending.md and docs/pruning.md unchanged, from outside the package."""
+"""Runs the snippets of extending.md, pruning.md and interop.md in docs/ unchanged, outside the package."""
 
 import csv
 import re
@@ -186,6 +186,27 @@ def test_the_page_on_own_models_runs(
     assert [int((got["sparse"][layer]["w"] != 0).sum()) for layer in ("hidden", "output")] == [26, 10]
     assert [m.ndim for m in jax.tree.leaves(got["without"])] == [0, 0, 2]
     assert [m.ndim for m in jax.tree.leaves(got["with_embedding"])] == [2, 0, 2]
+
+
+def test_the_page_on_other_libraries_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    got: dict[str, Any] = {}
+    with jax.numpy_rank_promotion("allow"):
+        exec("\n".join(snippets("interop.md")), got)
+    results = {name: f"{name}_mask" for name in ("plain", "nnx", "linen", "eqx", "haiku", "low")}
+    results |= dict.fromkeys(("ema", "multi", "free"), "plain_mask")
+    for name, own in results.items():
+        params, mask = jax.tree.leaves(got[f"{name}_params"]), jax.tree.leaves(got[own])
+        # Half of 8 x 16 and of 16 x 3 weights, whatever the library calls them; the others have moved from 0.
+        assert sorted(m.size for m in mask if m.ndim) == [48, 128], name
+        for p, m in zip(params, mask, strict=True):
+            if m.ndim:
+                np.testing.assert_array_equal(np.asarray(p) != 0, np.asarray(m), err_msg=name)
+                assert int(m.sum()) == m.size // 2
+    with jax.numpy_rank_promotion("allow"):
+        start = got["loss"](prune.apply(got["plain"], got["plain_mask"]))
+        for name in ("plain_params", "multi_params", "free_params", "free_eval"):
+            assert got["loss"](got[name]) < start, name
 
 
 def test_own_analysis_is_on_the_report(

@@ -456,6 +456,9 @@ def test_misuse_is_named() -> None:
         (Fraction(3, 2), r"rate: Fraction\(3, 2\) is outside"),
         (Decimal("1e-999999999"), "rate: it is written in more than 1,000 digits"),
         ("0.2", "rate: '0.2' is neither a number"),
+        ("", "rate: '' is neither a number"),
+        ({}, "rate: the mapping is empty"),
+        ([], "rate: the mapping is empty"),
         (np.ones(2), "rate: array.* is neither a number"),
         ([("conv", None)], "rate of 'conv': None is no real number"),
     ):
@@ -464,6 +467,19 @@ def test_misuse_is_named() -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="rate: it is traced; it must be known"):
         jax.eval_shape(lambda rate: prune.magnitude(params, mask, rate), 0.5)
+    for traced in (
+        lambda d: prune.to_density(params, mask, d),
+        lambda d: prune.erk(jax.random.key(0), params, d),
+    ):
+        with pytest.raises(ValueError, match="density: it is traced; it must be known") as caught:
+            jax.eval_shape(traced, 0.5)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="one number"):
+        prune.magnitude(params, mask, {}, scope="global")
+    with pytest.raises(ValueError, match="rate: the mapping is empty"):
+        prune.magnitude(params, mask, {}, scope="group")
+    with pytest.raises(ValueError, match=r"paths conv1/bias, conv1/kernel, norm/scale, \.\.\.\.$"):
+        prune.ones(params, "kernle")
     with pytest.raises(ValueError, match=r"density: -1 is outside .* weights kept"):
         prune.to_density(params, mask, -1)
     with pytest.raises(ValueError, match="scope: 'layre' is not known"):
@@ -651,3 +667,45 @@ def test_importing_prune_loads_neither_flax_nor_orbax_nor_tfds() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("after", "named"),
+    [
+        (optax.identity(), ""),
+        (optax.scale(0.5), "leaf 'conv1/kernel' has 36 pruned weights that are not 0, of 236 in all"),
+        (optax.add_decayed_weights(-0.5), "leaf 'conv1/kernel' has 36 pruned"),
+        (optax.add_noise(0.1, 0.5, 0), "leaf 'conv1/kernel' has 36 pruned"),
+    ],
+    ids=["nothing", "scale", "decay", "noise"],
+)
+def test_the_check_finds_what_comes_after_masked(after: optax.GradientTransformation, named: str) -> None:
+    """The parameters start whole, so that an update that is not exactly -p leaves pruned weights."""
+    params = tree()
+    mask = prune.magnitude(params, prune.ones(params), 0.5)
+    inside, outside = (
+        prune.masked(optax.chain(optax.adam(0.1), after), mask),
+        prune.masked(optax.adam(0.1), mask),
+    )
+    for tx, said in ((inside, ""), (optax.chain(outside, after), named)):
+        updates, _ = tx.update(tree(1), tx.init(params), params)
+        stepped = optax.apply_updates(params, updates)
+        wrong = sum(int(((np.asarray(stepped[n]["kernel"]) != 0) & ~np.asarray(mask[n]["kernel"])).sum())
+                    for n in ("conv1", "output"))  # fmt: skip
+        assert bool(wrong) == bool(said)
+        if said:
+            with pytest.raises(ValueError, match=said) as caught:
+                prune.check(stepped, mask)
+            assert f"of {wrong} in" in str(caught.value)
+        else:
+            prune.check(stepped, mask)
+
+
+def test_the_check_needs_values_and_counts_nan() -> None:
+    mask = {"w": jnp.array([[True, False]])}
+    prune.check({"w": jnp.array([[jnp.nan, -0.0]])}, mask)
+    with pytest.raises(ValueError, match="leaf 'w' has 1 pruned weights that are not 0, of 1 in"):
+        prune.check({"w": jnp.array([[1.0, jnp.nan]])}, mask)
+    with pytest.raises(ValueError, match=r"they are traced, and prune\.check looks at values"):
+        jax.eval_shape(lambda p: prune.check(p, mask), {"w": jnp.ones((1, 2))})
+    assert prune.count is prune.rounded_share

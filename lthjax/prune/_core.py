@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lthjax.prune._lowest import absolute, bits_of, order, remove_lowest
 from lthjax.prune._names import path_of, prunable_by_default
+from lthjax.prune._placing import all_true, gathered, placed
 
 PyTree = Any
 Scope = Literal["layer", "global", "group"]
@@ -42,7 +44,7 @@ def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None
             out.
 
     Returns:
-        The mask: bool of the leaf's shape if prunable, else the 0-d bool True.
+        The mask: bool of the leaf's shape and sharding if prunable, else the 0-d bool True.
 
     Raises:
         ValueError: a leaf is no array; or `prunable` is a regex that matches nothing, or matches PRNG keys
@@ -57,14 +59,14 @@ def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None
     elif isinstance(prunable, str):
         keep = [re.search(prunable, path) is not None for path in names]
         if not any(keep):
-            raise ValueError(f"prunable: the regex {prunable!r} matches none of the paths {names}.")
+            raise ValueError(f"prunable: the regex {prunable!r} matches none of the paths {_some(names)}.")
     else:
         keep = [bool(prunable(path, leaf)) for path, (_, leaf) in zip(names, leaves, strict=True)]
     for path, k, (_, leaf) in zip(names, keep, leaves, strict=True):
         if k and (is_key(leaf) or not jnp.ndim(leaf)):
             what = "holds PRNG keys" if is_key(leaf) else "has no dimensions"
             raise ValueError(f"prunable: leaf {path!r} {what}, so it cannot be pruned; leave it out.")
-    masks = [jnp.ones(jnp.shape(leaf) if k else (), bool) for k, (_, leaf) in zip(keep, leaves, strict=True)]
+    masks = [all_true(leaf) if k else jnp.ones((), bool) for k, (_, leaf) in zip(keep, leaves, strict=True)]
     return jax.tree.unflatten(treedef, masks)
 
 
@@ -79,6 +81,42 @@ def apply(params: PyTree, mask: PyTree) -> PyTree:
         The parameters, in their own containers.
     """
     return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), matched(params, mask), params)
+
+
+def check(params: PyTree, mask: PyTree) -> None:
+    """Raises if a pruned weight is not exactly 0: one line in a training loop, outside `jit`.
+
+    It finds what comes after `prune.masked` and adds to its updates (weight decay, noise, an average of
+    weights), a state or parameters of another mask, and a loop that does not use the optimiser.
+
+    Args:
+        params: a pytree of arrays; NaN counts as not 0.
+        mask: its mask.
+
+    Raises:
+        ValueError: a pruned weight is not 0 (the sentence names the first such leaf and their number), the
+            trees do not match, or values are traced.
+    """
+    mask = matched(params, mask)
+    names, kept = paths(params), jax.tree.leaves(mask)
+    leaves = [
+        (name, p, m) for name, p, m in zip(names, jax.tree.leaves(params), kept, strict=True) if jnp.ndim(m)
+    ]
+    if any(isinstance(x, jax.core.Tracer) for _, *pair in leaves for x in pair):
+        raise ValueError("params: they are traced, and prune.check looks at values; call it outside jit.")
+    wrong = jax.device_get([_alive_where_pruned(p, m) for _, p, m in leaves])
+    for (name, _, _), bad in zip(leaves, wrong, strict=True):
+        if bad:
+            raise ValueError(
+                f"params: leaf {name!r} has {int(bad):,} pruned weights that are not 0, of "
+                f"{int(sum(wrong)):,} in all leaves; put prune.masked around the whole chain of "
+                "transformations, and start from prune.apply(params, mask)."
+            )
+
+
+@jax.jit
+def _alive_where_pruned(value: jax.Array, mask: jax.Array) -> jax.Array:
+    return (~mask & (value != 0)).sum(dtype=jnp.int32)
 
 
 def magnitude(
@@ -110,7 +148,8 @@ def magnitude(
     Returns:
         The new mask, which removes exactly floor(rate * n + 1/2) of n survivors. The rate is taken as
         the decimal that was written, a Fraction exactly; ties go by lowest index first. The containers
-        are those of the parameters.
+        and the shardings are those of the parameters. (With units and patterns, leaves on a mesh with
+        Explicit axes are gathered meanwhile.)
 
     Raises:
         ValueError: as for `by_score`; for example, weights that are NaN or infinite cannot be ranked.
@@ -118,9 +157,7 @@ def magnitude(
     Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2 (layer) and appendix (global); units:
     Li et al. 2017 (arXiv 1608.08710); N:M: Mishra et al. 2021 (arXiv 2104.08378).
     """
-    mask = matched(params, mask)
-    sizes = jax.tree.map(lambda m, p: absolute(p) if jnp.ndim(m) else p, mask, params)
-    return by_score(sizes, mask, rate, scope=scope, granularity=granularity)
+    return _prune(params, mask, rate, scope, granularity, sizes=True)
 
 
 def by_score(
@@ -145,6 +182,11 @@ def by_score(
             or granularity, scores that do not match the mask, or non-finite scores of survivors in a
             leaf that is to be pruned.
     """
+    return _prune(scores, mask, rate, scope, granularity, sizes=False)
+
+
+def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: str, sizes: bool) -> PyTree:
+    """As `by_score`, by the scores' absolute values if `sizes`."""
     mask = matched(scores, mask)
     if scope == "global" and not _is_number(rate):
         raise ValueError("rate: with scope 'global' it is one number for all layers.")
@@ -162,7 +204,7 @@ def by_score(
             rates = [_exact(number, f"rate of {rule!r}") for rule, number in rate]
         alive = survivors(mask, scope, granularity, groups)
         going = [count(r, left) for r, (left, _) in zip(rates, alive, strict=False)]
-        return remove_counted(scores, mask, going, scope=scope, granularity=granularity, groups=groups)
+        return _remove(scores, mask, going, scope, granularity, groups, sizes)
     kept, group = pattern
     if scope != "layer":
         raise ValueError(f"scope: with granularity {granularity!r} it is 'layer', not {scope!r}.")
@@ -172,7 +214,7 @@ def by_score(
     check_finite(scores, mask, list(rates))
     leaves, treedef = jax.tree.flatten(mask)
     pruned = [
-        _prune_pattern(path, v, m, kept, group) if jnp.ndim(m) and r else m
+        _prune_pattern(path, absolute(v) if sizes else v, m, kept, group) if jnp.ndim(m) and r else m
         for path, v, m, r in zip(paths(mask), jax.tree.leaves(scores), leaves, rates, strict=True)
     ]
     return jax.tree.unflatten(treedef, pruned)
@@ -271,36 +313,40 @@ def remove_counted(
     Raises:
         ValueError: scores that do not match the mask, or are not finite, as for `by_score`.
     """
+    return _remove(scores, mask, going, scope, granularity, groups, sizes=False)
+
+
+def _remove(
+    scores: PyTree,
+    mask: PyTree,
+    going: Sequence[int | jax.Array],
+    scope: Scope,
+    granularity: str,
+    groups: Sequence[int],
+    sizes: bool,
+) -> PyTree:
+    """As `remove_counted`, by the scores' absolute values if `sizes`."""
     mask = matched(scores, mask)
     check_finite(scores, mask, going_of(going, len(jax.tree.leaves(mask)), scope, groups))
     whole, treedef = jax.tree.flatten(mask)
     prunable = [i for i, m in enumerate(whole) if jnp.ndim(m)]
     values, masks = dict(enumerate(jax.tree.leaves(scores))), {i: whole[i] for i in prunable}
     if granularity != "weight" and prunable:
-        values, masks = _units(values, masks, granularity)
+        values, masks = _units(values, masks, granularity, sizes)
+        sizes = False
     if scope == "layer":
-        parts = {i: _remove_lowest(_order(values[i]).ravel(), masks[i].ravel(), going[i]) for i in prunable}
+        together = [([i], going[i]) for i in prunable]
     else:
-        parts = {}
-        for of, removed in zip([prunable] if scope == "global" else _members(groups), going, strict=True):
-            together = [i for i in of if i in masks]
-            parts |= _remove_together(together, values, masks, removed) if together else {}
-    for i, kept in parts.items():
-        # Broadcasting along the last axis applies a unit's mask to its weights.
-        whole[i] = whole[i] & kept.reshape(masks[i].shape)
+        members = [prunable] if scope == "global" else _members(groups)
+        together = [([i for i in of if i in masks], n) for of, n in zip(members, going, strict=True)]
+    for of, removed in together:
+        if of:
+            parts = remove_lowest([values[i] for i in of], [masks[i] for i in of], removed, sizes)
+            for i, kept in zip(of, parts, strict=True):
+                # Broadcasting along the last axis applies a unit's mask to its weights.
+                own = placed(jnp.broadcast_to(kept, whole[i].shape), whole[i])
+                whole[i] = placed(whole[i] & own, whole[i])
     return jax.tree.unflatten(treedef, whole)
-
-
-def _remove_together(
-    together: Sequence[int], values: Mapping[int, jax.Array], masks: Mapping[int, jax.Array], removed: Any
-) -> dict[int, jax.Array]:
-    """The flat masks of leaves that are ranked together, without the `removed` lowest of them all."""
-    common = _common([jnp.asarray(values[i]).dtype for i in together])
-    keys = jnp.concatenate([_order(jnp.asarray(values[i], common)).ravel() for i in together])
-    flat = jnp.concatenate([masks[i].ravel() for i in together])
-    kept = _remove_lowest(keys, flat, removed)
-    ends = np.cumsum([masks[i].size for i in together])[:-1].tolist()
-    return dict(zip(together, jnp.split(kept, ends), strict=True))
 
 
 def going_of(going: Sequence[Any], leaves: int, scope: Scope, groups: Sequence[int]) -> list[Any]:
@@ -311,9 +357,11 @@ def going_of(going: Sequence[Any], leaves: int, scope: Scope, groups: Sequence[i
 
 
 def _units(
-    values: dict[int, jax.Array], masks: dict[int, jax.Array], granularity: str
+    values: dict[int, jax.Array], masks: dict[int, jax.Array], granularity: str, sizes: bool
 ) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
     """Scores and mask of output units [1, ..., 1, units]: uint32 ranks over all leaves, and bool."""
+    values = {i: gathered(absolute(values[i]) if sizes else values[i]) for i in masks}
+    masks = {i: gathered(m) for i, m in masks.items()}
     scored = [_unit_score(values[i], m, granularity == "unit-l2") for i, m in masks.items()]
     ends = np.cumsum([high.size for high, _ in scored])[:-1].tolist()
     ranks = jnp.split(_ranks(*(jnp.concatenate(part) for part in zip(*scored, strict=True))), ends)
@@ -353,7 +401,7 @@ def _split(value: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     It reads the bits, because compiled programs flush subnormal numbers to 0.
     """
-    bits, sign, mantissa = _bits(value)
+    bits, sign, mantissa = bits_of(value)
     magnitude = bits & ~sign
     biased = magnitude >> mantissa
     digits = (magnitude & ((1 << mantissa) - 1)) | jnp.where(biased > 0, jnp.ones_like(bits) << mantissa, 0)
@@ -405,11 +453,11 @@ def _prune_pattern(path: str, scores: jax.Array, mask: jax.Array, kept: int, gro
             "out by a mapping of rates."
         )
 
-    survivors = _grouped(mask, group)
+    survivors, scores = _grouped(gathered(mask), group), gathered(scores)
     # Pruned weights rank below all others; ties go by lowest index first.
-    ranked = jnp.lexsort((_grouped(_order(scores), group), survivors), axis=-1)
+    ranked = jnp.lexsort((_grouped(order(scores), group), survivors), axis=-1)
     place = jnp.argsort(ranked, axis=-1)
-    return _ungrouped(survivors & (place >= group - kept))
+    return placed(_ungrouped(survivors & (place >= group - kept)), mask)
 
 
 def _grouped(array: jax.Array, group: int) -> jax.Array:
@@ -439,7 +487,10 @@ def random_scores(key: jax.Array, tree: PyTree) -> PyTree:
     """Random scores, which choose survivors at random: uint32 of the shapes of a tree's leaves."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))
-    drawn = [jax.random.bits(k, jnp.shape(leaf), jnp.uint32) for k, leaf in zip(keys, leaves, strict=False)]
+    drawn = [
+        placed(jax.random.bits(k, jnp.shape(leaf), jnp.uint32), leaf)
+        for k, leaf in zip(keys, leaves, strict=False)
+    ]
     return jax.tree.unflatten(treedef, drawn)
 
 
@@ -464,7 +515,9 @@ def shuffle(key: jax.Array, mask: PyTree, granularity: str = "weight") -> PyTree
 
     leaves, treedef = jax.tree.flatten(mask)
     keys = jax.random.split(key, len(leaves))
-    shuffled = [permuted(k, m) if jnp.ndim(m) else m for k, m in zip(keys, leaves, strict=True)]
+    shuffled = [
+        placed(permuted(k, gathered(m)), m) if jnp.ndim(m) else m for k, m in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(treedef, shuffled)
 
 
@@ -484,8 +537,10 @@ def check_density(density: Number) -> float | Fraction:
     return _exact(density, "density")
 
 
-def count(rate: Number, n: int | jax.Array) -> int | jax.Array:
+def rounded_share(rate: Number, n: int | jax.Array) -> int | jax.Array:
     """floor(rate * n + 1/2), exactly, with the rate taken as the decimal that was written.
+
+    How many of n survivors a rate removes, or of n weights a density keeps. `prune.count` is its former name.
 
     Args:
         rate: in [0, 1]; 0.15 means 15/100, not the nearest binary number. This holds for a Python number, a
@@ -515,6 +570,9 @@ def count(rate: Number, n: int | jax.Array) -> int | jax.Array:
     return (int(first) * n + carry + 5) // 10
 
 
+count = rounded_share
+
+
 def matched(
     tree: PyTree, mask: PyTree, name: str = "mask", *, of: str = "parameters", shapes: bool = True
 ) -> PyTree:
@@ -540,7 +598,7 @@ def matched(
             raise ValueError(
                 f"{name}: leaf {path!r} has shape {jnp.shape(m)}; it must be {jnp.shape(leaf)} or ()."
             )
-    return mask
+    return jax.tree.map(placed, mask, tree)
 
 
 def _by_path(tree: PyTree, mask: PyTree, name: str, of: str) -> PyTree:
@@ -621,6 +679,11 @@ def groups_of(rate: Rate, names: list[str]) -> list[int]:
 
 def _rules(rate: Rate) -> list[tuple[str, Number]]:
     """The (regex, number) pairs of a rate that is not a single number."""
+    if isinstance(rate, str):
+        raise ValueError(
+            f"rate: {rate!r} is neither a number in [0, 1] nor a mapping; a string of digits is no number: "
+            "give 0.2, not '0.2'."
+        )
     try:
         rules = [(rule, number) for rule, number in (rate.items() if isinstance(rate, Mapping) else rate)]  # type: ignore[union-attr]
         if not all(isinstance(rule, str) for rule, _ in rules):
@@ -629,6 +692,11 @@ def _rules(rate: Rate) -> list[tuple[str, Number]]:
         raise ValueError(
             f"rate: {rate!r} is neither a number in [0, 1] nor a mapping or pairs from regexes to such ones."
         ) from error
+    if not rules:
+        raise ValueError(
+            "rate: the mapping is empty, so it prunes nothing; give it a regex on the path, as "
+            "{'kernel': 0.2}, or the rate 0.0."
+        )
     return rules
 
 
@@ -637,12 +705,16 @@ def _warn_of_idle(rules: list[tuple[str, Number]], mask: PyTree) -> None:
     weights = [path for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True) if jnp.ndim(m)]
     for rule, _ in rules:
         if not any(re.search(rule, path) for path in weights):
-            some = ", ".join(weights[:3]) + (", ..." if len(weights) > 3 else "")
             warnings.warn(
                 f"rate: {rule!r} matches no prunable leaf, so it prunes nothing; "
-                f"their paths are {some or '(none)'}.",
+                f"their paths are {_some(weights) or '(none)'}.",
                 stacklevel=4,
             )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first paths, as an example of all."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _is_number(value: Any) -> bool:
@@ -739,83 +811,3 @@ def not_finite(
 def count_bad(score: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(survivors whose score is not finite, survivors) of one leaf, int32 of shape ()."""
     return (mask & ~jnp.isfinite(score)).sum(dtype=jnp.int32), mask.sum(dtype=jnp.int32)
-
-
-@jax.jit
-def absolute(value: jax.Array) -> jax.Array:
-    """Absolute values; those of signed integers are unsigned, because int8 has no 128."""
-    value = jnp.asarray(value)
-    if not jnp.issubdtype(value.dtype, jnp.signedinteger):
-        return jnp.abs(value)
-    unsigned = jax.lax.bitcast_convert_type(value, jnp.dtype(f"u{value.dtype}"))
-    return jnp.where(value < 0, 0 - unsigned, unsigned)
-
-
-def _common(dtypes: Sequence[Any]) -> Any:
-    """The dtype in which leaves of different dtypes are ranked together."""
-    common = jnp.result_type(*dtypes)
-    # Signed and unsigned integers, or integers and floats, may have no common dtype that is wide enough.
-    alike = any(
-        all(jnp.issubdtype(d, kind) for d in dtypes) for kind in (jnp.unsignedinteger, jnp.signedinteger)
-    )
-    return common if alike or len({*dtypes}) == 1 else jnp.promote_types(common, jnp.float32)
-
-
-def _bits(value: jax.Array) -> tuple[jax.Array, jax.Array, int]:
-    """(bits of a float, its sign bit, width of its mantissa), for float32 and float64."""
-    wide = value.dtype.itemsize == 8
-    unsigned = jnp.uint64 if wide else jnp.uint32
-    bits = jax.lax.bitcast_convert_type(value, unsigned)
-    return bits, jnp.array(1 << (63 if wide else 31), unsigned), 52 if wide else 23
-
-
-@jax.jit
-def _order(scores: jax.Array) -> jax.Array:
-    """Unsigned integers in the same order as the scores; -0 equals 0, NaN is highest."""
-    scores = jnp.asarray(scores)
-    width = 64 if scores.dtype.itemsize == 8 else 32
-    unsigned = jnp.uint64 if width == 64 else jnp.uint32
-    if jnp.issubdtype(scores.dtype, jnp.unsignedinteger) or scores.dtype == bool:
-        return scores.astype(unsigned)
-    if jnp.issubdtype(scores.dtype, jnp.integer):
-        signed = scores.astype(jnp.int64 if width == 64 else jnp.int32)
-        bits = jax.lax.bitcast_convert_type(signed, unsigned)
-        return bits ^ jnp.array(1 << (width - 1), unsigned)
-    # On the bits: compiled programs flush subnormal numbers to 0.
-    bits, sign, _ = _bits(scores.astype(jnp.float64 if width == 64 else jnp.float32))
-    bits = jnp.where(bits == sign, 0, bits)
-    ordered = jnp.where(bits >= sign, ~bits, bits | sign)
-    return jnp.where(jnp.isnan(scores), ~jnp.zeros_like(bits), ordered)
-
-
-@jax.jit
-def _remove_lowest(keys: jax.Array, kept: jax.Array, removed: int | jax.Array) -> jax.Array:
-    """`kept` with exactly `removed` of its True entries set to False: those with the lowest keys.
-
-    Bisection over the key's bits finds the largest key to remove; ties at that key go by lowest index. It
-    reads the keys once per bit and does not sort.
-
-    Args:
-        keys: unsigned integers [n].
-        kept: bool [n].
-        removed: number of entries to remove, at most kept.sum(); may be traced.
-    """
-    if kept.size >= 2**31 // 10:
-        raise ValueError(
-            f"mask: {kept.size:,} weights are ranked together; counts are exact below {2**31 // 10:,}. Prune "
-            "layer by layer, or split the leaf."
-        )
-    width = keys.dtype.itemsize * 8
-
-    def narrow(i: jax.Array, threshold: jax.Array) -> jax.Array:
-        bit = jnp.array(1, keys.dtype) << (width - 1 - i).astype(keys.dtype)
-        candidate = threshold | bit
-        below = (kept & (keys < candidate)).sum(dtype=jnp.int32)
-        return jnp.where(below < removed, candidate, threshold)
-
-    threshold = jax.lax.fori_loop(0, width, narrow, jnp.zeros((), keys.dtype))
-    below = kept & (keys < threshold)
-    equal = kept & (keys == threshold)
-    quota = removed - below.sum(dtype=jnp.int32)
-    goes = below | (equal & (jnp.cumsum(equal, dtype=jnp.int32) <= quota))
-    return kept & ~goes

@@ -25,6 +25,7 @@ from lthjax.prune._core import (
     survivors,
     unboxed,
 )
+from lthjax.prune._placing import all_true, placed
 
 Prunable = str | Callable[[str, jax.Array], bool] | None
 Criterion = Literal["magnitude"] | Callable[[PyTree, PyTree], PyTree]
@@ -66,8 +67,11 @@ def masked(
     `init` or from one with the same mask, and the optimiser adds no noise of its own. (`optax.masked`
     differs: it leaves out whole leaves.)
 
+    It must be the outermost: what follows it in an `optax.chain` and adds to updates, such as noise or
+    weight decay, brings weights back. `prune.check` finds that.
+
     Args:
-        optimiser: any optax gradient transformation.
+        optimiser: any optax gradient transformation, all of it: `masked(optax.chain(...), mask)`.
         mask: the mask; may be traced. Its leaves are matched by path if the trees' containers differ. So
             the result works with `nnx.Optimizer`, and within `optax.masked` and
             `optax.multi_transform`, which leave out leaves of the parameters. Without a mask the state
@@ -157,7 +161,7 @@ def _with_mask(state: MaskedState, mask: PyTree) -> MaskedState:
             allowed = jnp.shape(old) if jnp.ndim(old) else "0-d, as this leaf is not prunable there"
             raise ValueError(f"mask: leaf {path!r} has shape {jnp.shape(new)}; in the state it is {allowed}.")
     whole = jax.tree.map(
-        lambda old, new: jnp.broadcast_to(jnp.asarray(new, bool), jnp.shape(old)),
+        lambda old, new: jnp.asarray(new, bool) if jnp.shape(new) == jnp.shape(old) else all_true(old) & new,
         state.mask,
         mask,
     )
@@ -180,7 +184,7 @@ def _without_moments(inner: Any, mask: PyTree) -> Any:
             return leaf
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
-        return jnp.where(m, leaf, jnp.zeros_like(leaf))
+        return jnp.where(placed(m, leaf), leaf, jnp.zeros_like(leaf))
 
     leaves, treedef = jax.tree.flatten(inner)
     return jax.tree.unflatten(treedef, map(zeroed, paths(inner), leaves))
