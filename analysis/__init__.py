@@ -1,4 +1,4 @@
-"""Figures and reports of lthjax run folders. `landscape`, `predict`, `earlybird` and `transfer` train."""
+"""Figures and reports of lthjax run folders; some analyses train, and say so (`analysis.record`)."""
 
 import sys
 

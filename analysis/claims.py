@@ -73,7 +73,7 @@ def beside(outcome: Said, controls: Mapping[str, Judged], form: str, unit: str =
         return ""
     said, passing = [], [arm for arm, of in controls.items() if of.outcome == "supported"]
     for arm, of in controls.items():
-        how = "passes the same test" if arm in passing else f"does not ({of.outcome})"
+        how = "passes the same test" if arm in passing else f"does not pass ({of.outcome})"
         bound = words.decided(of.decides.verdict, form, unit, rule="")
         said.append(f"{arm} {how}: {bound} {of.decides.place}".rstrip())
     if outcome == "supported" and passing:

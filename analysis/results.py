@@ -12,6 +12,7 @@ Templates see every folder of `analysis.publish` as `study(NAME)`, a `Published`
 import csv
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,7 @@ import tyro
 
 from analysis import compare, conform, tables, transfer, words
 from analysis.compare.entries import Entry, Point, at_most, entries
+from analysis.compare.equal import Contrast, contrasts
 from analysis.conform.measured import Cells, Measured, published
 from analysis.page import Table
 from analysis.report import facts
@@ -29,7 +31,7 @@ from lthjax import cli, files, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.measures import stats
-from lthjax.measures.stats import Interval, Outcome, mean_interval, paired, verdict
+from lthjax.measures.stats import Interval, Outcome, mean_interval, paired
 
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 
@@ -135,9 +137,9 @@ class Compared(_Folder):
         """One entry's tickets − another's, in percentage points, paired by seed."""
         return mean_interval(self._apart(name, other, density))
 
-    def better(self, name: str, other: str, density: float) -> Outcome:
-        """The verdict on the claim that one entry's tickets are better than another's."""
-        return verdict(self._apart(name, other, density)).outcome
+    def contrasts(self, pairs: Sequence[tuple[str, str]], density: float) -> list[Contrast]:
+        """The claims that the first entry of each pair is better at equal density, by Holm over the pairs."""
+        return contrasts([(self.entry(one), self.entry(other)) for one, other in pairs], density)
 
     def alike(self, name: str, other: str, margin: float) -> Outcome:
         """The verdict on the claim that both are within `margin` points of each other, at every density."""

@@ -116,6 +116,8 @@ class Run:
         UserError: it is not a run folder, or `last` is less than 1.
     """
 
+    last = 1
+
     def __init__(self, path: str | Path, last: int = 1) -> None:
         if last < 1:
             raise UserError(f"--last: {last} is not allowed; it must be 1 or more evaluations.")

@@ -104,6 +104,7 @@ class Model(NamedTuple):
             stats). With dropout a PRNG key may follow: units are dropped if it is given and train is True.
         layers: all its layers if it is sequential; else ().
         stages: its stages if it is residual; else None.
+        pooled: its stages if it is a sequence of normalised convolutions; else None.
         dropout: whether units are dropped in training, so that a step needs a key.
     """
 
@@ -114,6 +115,7 @@ class Model(NamedTuple):
     apply: Callable[..., tuple[jax.Array, PyTree]]
     layers: tuple[Layer, ...] = ()
     stages: Stages | None = None
+    pooled: Pooled | None = None
     dropout: bool = False
 
 
@@ -480,7 +482,8 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
 
     drawn_by = settings.pinned()(jax.jit(start))
     layers = entry.layers(classes)
-    return Model(name, input_shape, classes, drawn_by, apply, layers, entry.stages, dropout)
+    pooled = entry.network if isinstance(entry.network, Pooled) else None
+    return Model(name, input_shape, classes, drawn_by, apply, layers, entry.stages, pooled, dropout)
 
 
 def _undropped(call: Callable[..., Any], values: tuple, named: dict, context: Any) -> Any:

@@ -71,6 +71,11 @@ SLOW = {
     ),
     "test_earlybird": ("test_masks_of_a_run",),
     "test_extending": ("test_the_page_on_own_models_runs",),
+    "test_gauss_newton": (
+        "test_products_are_those",
+        "test_of_a_linear_network",
+        "test_hutch_plus_plus_is_exact",
+    ),
     "test_hessian": (
         "test_as_many_steps_as_dimensions",
         "test_golden",

@@ -268,13 +268,7 @@ def test_every_command_of_a_report_is_one_for_a_shell(place: str, tmp_path: Path
     assert {shlex.split(command)[2] for command in commands} == {
         f"analysis.{name}"
         for name in (
-            "savings",
-            "landscape",
-            "stability",
-            "predict",
-            "geography",
-            "examples",
-            "earlybird",
+            *("savings", "landscape", "stability", "predict", "geography", "examples", "earlybird"),
             "transfer",
         )
     }

@@ -121,7 +121,7 @@ def test_a_control_that_passes_is_said_not_to_be_told_apart() -> None:
     passing, failing = (at("there", *of) for of in ((-0.3, 0.1, "supported"), (-2.0, -1.5, "refuted")))
     controls = {"reinit": Judged("supported", passing, 1), "random": Judged("refuted", failing, 1)}
     assert beside("supported", controls, "+.1f", " pp") == (
-        "reinit passes the same test: -0.1 pp, at least -0.3 there; random does not (refuted): "
+        "reinit passes the same test: -0.1 pp, at least -0.3 there; random does not pass (refuted): "
         "-1.8 pp, at most -1.5 there; so the claim does not tell tickets from reinit"
     )
     assert "does not tell" not in beside("refuted", controls, "+.1f")

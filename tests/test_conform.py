@@ -51,7 +51,10 @@ def study(accuracies: dict[tuple[str, int, str], list[float]], **changes: Any) -
     rows = [
         row(seed, *place, value) for place, of in accuracies.items() for seed, value in enumerate(of)
     ]  # fmt: skip
-    return Measured(Path("here"), about(**changes), rows)
+    made = about(**changes)
+    # So many images that the test set's own error is none.
+    made["data"]["test"] = 10**10
+    return Measured(Path("here"), made, rows)
 
 
 def around(*means: float) -> list[list[float]]:
@@ -111,10 +114,14 @@ def test_the_three_marks_by_hand() -> None:
 def test_a_published_inequality_agrees_differs_or_is_undecided(gain: float, expected: str) -> None:
     values = [gain + noise for noise in NOISE]
     for relation in (">", ">="):
-        assert conform._mark(line("gap", relation=relation, value="0.3", margin=None), values) == expected
+        assert (
+            conform._mark(line("gap", relation=relation, value="0.3"), conform._Ours(values, "")) == expected
+        )
     values = [-gain + noise for noise in NOISE]
     for relation in ("<", "<="):
-        assert conform._mark(line("gap", relation=relation, value="-0.3", margin=None), values) == expected
+        assert (
+            conform._mark(line("gap", relation=relation, value="-0.3"), conform._Ours(values, "")) == expected
+        )
 
 
 def test_gaps_are_paired_and_read_where_they_are_published() -> None:
@@ -145,6 +152,36 @@ def test_speedups_are_ratios_on_a_logarithmic_scale() -> None:
         assert mark(there, line("speedup", **of, value=repr(value), margin=1.25)) == expected
     (one,) = judged(there, line("speedup", **of, value="2.51", margin=1.05))
     assert (one.published, one.margin, one.ours.partition(" ")[0]) == ("2.51×", "×1.05", f"{ratio:.2f}×")
+
+
+def test_a_gap_is_no_surer_than_the_test_set() -> None:
+    """Seeds that happen to agree: s is at least √(p(1 − p)/N + q(1 − q)/N)."""
+    cells = {("dense", 0, "dense"): [97.0, 97.0, 97.0], ("rewind-0", 1, "ticket"): [97.3, 97.3, 97.31]}
+    measured, of = study(cells), line("gap", other="dense", density="0.8", value="0.3")
+    assert mark(measured, of) == "agrees"
+    measured.about["data"]["test"] = 10_000
+    (one,) = judged(measured, of)
+    p, q = 0.9730333, 0.97
+    half = 4.302653 * 100 * ((p * (1 - p) + q * (1 - q)) / 10_000) ** 0.5 / 3**0.5
+    assert one.ours == f"+0.30 [{0.3033 - half:+.2f}, {0.3033 + half:+.2f}]"
+    assert one.mark == "undecided"
+    assert mark(measured, of._replace(relation=">", value="0.2")) == "undecided"
+
+
+def test_a_step_at_the_last_evaluation_is_but_a_bound() -> None:
+    measured = usual()
+    late = [
+        one._replace(early_stop_step=12 if one.arm == "reinit" and one.seed < 2 else 5)
+        for one in measured.rows
+    ]
+    there, of = Measured(Path("here"), measured.about, late), {"density": "0.8", "at": "early stop"}
+    (one,) = judged(there, line("speedup", other="reinit", **of, value="2.51", margin=1.25))
+    assert (one.mark, one.why) == (
+        "not comparable",
+        "the lowest validation loss is at the last evaluation in 2 seeds",
+    )
+    (one,) = judged(there, line("early_stop_step", **of, value="5"))
+    assert one.mark == "agrees"
 
 
 def test_counts_are_compared_exactly() -> None:

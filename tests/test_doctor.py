@@ -356,12 +356,14 @@ def test_levels_shrink_by_their_schedule() -> None:
     _, _, mask = ticket()
     after = changed(mask, "fc.weight", (0, 1), False)
     check_of(doctor.shrunk(mask, after))
-    check_of(doctor.counted(mask, after, {"fc.weight": 1, "out.weight": 0}))
-    check_of(doctor.counted(mask, after, {doctor.ALL: 1}))
+    check_of(doctor.counted(mask, after, {"fc.weight": 1, "out.weight": 0}, {}))
+    check_of(doctor.counted(mask, after, {doctor.ALL: 1}, {doctor.ALL: PRUNABLE}))
     check_of(doctor.shrunk(after, mask), Fault("fc.weight", 1, 60, "came back"))
     why = "it removes 1, the schedule 2"
-    check_of(doctor.counted(mask, after, {"fc.weight": 2}), Fault("fc.weight", 1, 60, why))
-    check_of(doctor.counted(mask, after, {doctor.ALL: 2}), Fault(doctor.ALL, 1, 84, why))
+    check_of(doctor.counted(mask, after, {"fc.weight": 2}, {}), Fault("fc.weight", 1, 60, why))
+    check_of(
+        doctor.counted(mask, after, {doctor.ALL: 2}, {doctor.ALL: PRUNABLE}), Fault(doctor.ALL, 1, 84, why)
+    )
 
 
 def test_files_hold_the_same_arrays() -> None:

@@ -407,6 +407,46 @@ def test_sharpness_and_the_largest_eigenvalue_by_another_route(made: tuple[Path,
     )
 
 
+def test_gauss_newton_and_fisher_by_the_gram_matrix_of_the_jacobian(made: tuple[Path, Path]) -> None:
+    """J J' of 40 images has the non-zero eigenvalues of J' J; A and the gradients by numpy."""
+    run = made[0]
+    params, mask = stored(run, Cell(0, CHAIN, LEVEL, "ticket"))
+    images, labels = seen(made, 0, "train", 40)
+    images = images.astype(np.float32)
+
+    def logits(tree: Any, x: jax.Array) -> jax.Array:
+        for layer in ("fc1", "fc2"):
+            x = jnp.maximum(tree[layer]["kernel"].T @ x + tree[layer]["bias"], 0)
+        return tree["output"]["kernel"].T @ x + tree["output"]["bias"]
+
+    jacobian = jax.jit(jax.jacrev(logits))
+    rows, norms = [], []
+    for image, label in zip(images, labels, strict=True):
+        each = jax.tree.map(
+            lambda j, m: np.where(m[None], j, 0).reshape(10, -1), jacobian(params, image), mask
+        )
+        j = np.concatenate(jax.tree.leaves(each), 1)
+        z = forward(params, image[None].astype(np.float64))[0]
+        p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+        norms.append(float(((j.T @ (p - np.eye(10)[label])) ** 2).sum()))
+        # A = R R' with R = diag(sqrt p) - p sqrt(p)'.
+        root = np.diag(np.sqrt(p)) - np.outer(p, np.sqrt(p))
+        rows.append(root.T @ j / np.sqrt(40))
+    whole = np.concatenate(rows)
+    gram = whole @ whole.T
+    top = np.linalg.eigvalsh(gram)[-1]
+    assert value(run, 0, "ticket", "end", "ggn_eigenvalue") == pytest.approx(top, rel=2e-2)
+    # With more products than the small settings have.
+    key = np.asarray(jax.random.key_data(jax.random.key(0)))[None]
+    chunks = landscape.chunks(images.reshape(40, 28, 28, 1), labels, 20)
+    each = {"variables": Variables(params, {}), "mask": mask, "train": chunks, "keys": key}
+    how, model = dataclasses.replace(SMALL, trace_probes=60), asked(made).prepared.model
+    got = jax.jit(lambda each: PROGRAMS["gauss_newton"](model, how, each))(each)
+    assert float(got["trace"]) == pytest.approx(np.trace(gram), abs=5 * float(got["trace_error"]))
+    assert float(got["trace_error"]) < 0.05 * np.trace(gram)
+    assert float(got["fisher_trace"]) == pytest.approx(np.mean(norms), rel=0.02)
+
+
 def test_distance_is_from_the_start_weights(made: tuple[Path, Path]) -> None:
     run = made[0]
     params, mask = stored(run, Cell(0, CHAIN, LEVEL, "random"))
@@ -817,6 +857,11 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     turned = [row for row in flat if row.where == "end"]
     losses = [row._replace(quantity="train_loss", value=0.1) for row in turned]
     assert command.flatter(open_run(run), found._replace(rows=turned + losses))[0].outcome == "refuted"
+    # A table of an earlier version lacks the curvature, and says how to get it.
+    lacking = [row for row in found.rows if row.quantity != "filter_curvature"]
+    older = command.flatter(open_run(run), found._replace(rows=lacking))
+    assert [one.outcome == "not tested" for one in older] == [False, True, False, True]
+    assert older[1].where == f"python -m analysis.landscape {run} --level 2 --chain {CHAIN}"
     # A run without any measurement names the command.
     empty = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("landscape"))
     for one in findings(empty):

@@ -1,4 +1,4 @@
-"""README.md's numbers outside its results block are those of configs, networks and published runs."""
+"""Numbers in README.md and in two pages of docs/ are those of configs, networks and published runs."""
 
 import csv
 import json
@@ -15,10 +15,12 @@ from analysis.results import Compared, Published
 from lthjax import config, models, prune
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHIPPED = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 QUICK = ROOT / "results" / "quickstart"
 CONFIGS = {
     f"{name}.py": cells
-    for names, *cells in re.findall(r"^\| (`\w+\.py`.*?) \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+    for names, *cells in re.findall(r"^\| (`\w+\.py`.*?) \| (.*?) \| (.*?) \|$", SHIPPED, re.MULTILINE)
     for name in re.findall(r"`(\w+)\.py`", names)
 }
 
@@ -45,7 +47,20 @@ def test_what_the_quickstart_prints() -> None:
         assert f"{100 * float(row['test_accuracy']):.2f}" == accuracy
         assert int(of_all) == len(rows) >= int(done)
     identity = json.loads((QUICK / "study.json").read_text(encoding="utf-8"))["identity"]
-    assert {*re.findall(r"quickstart-(\w{8})", README)} == {config.fingerprint(identity)}
+    pages = [README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))]
+    named = {*re.findall(r"quickstart-(\w{8})", "\n".join(pages))}
+    assert named == {config.fingerprint(identity)}
+
+
+def test_a_student_reads_it_once() -> None:
+    """40 to 60 lines, without lines that end a block, and few numbers in a sentence outside of code."""
+    lines = [line for line in README.splitlines() if line.strip()]
+    assert 40 <= len(lines) <= 60
+    prose = re.sub(
+        r"```.*?```|^    .*$|<!--.*?-->|!\[.*?\]\(.*?\)|\(\S*\)|\[[-+][^]]*\]", "", README, flags=re.S | re.M
+    )
+    for sentence in re.split(r"(?<=[.:;])\s", prose):
+        assert len(re.findall(r"(?<![\w.-])\d[\d.,]*(?!\w)", sentence)) <= 2, sentence
 
 
 def test_what_the_quickstart_is_said_to_do() -> None:
@@ -53,14 +68,15 @@ def test_what_the_quickstart_is_said_to_do() -> None:
     (output, tenth), (_, fifth) = study.prune.rate  # type: ignore[misc]
     assert (output, study.levels) == ("output", 11)
     about = json.loads((QUICK / "study.json").read_text(encoding="utf-8"))["data"]
-    text = re.sub(r"\s+", " ", README)
+    text = re.sub(r"\s+", " ", SHIPPED)
+    assert "on real digits that come with the package" in re.sub(r"\s+", " ", README)
     assert f"on {about['train'] + about['validation']:,} real digits that come with the package" in text
     assert (
         f"prunes {100 * fifth:.0f} % of the remaining weights a round ({100 * tenth:.0f} % in the output"
         in text
     )
     assert "for eleven rounds" in text
-    assert f"{about['train'] + about['validation']:,} + {about['test']:,} digits of MNIST" in text
+    assert f"{about['train'] + about['validation']:,} + {about['test']:,} digits of MNIST" in DATA
 
 
 def test_the_documentation_shows_the_quickstarts_own_figure() -> None:
@@ -112,7 +128,7 @@ def test_weights_of_networks() -> None:
     """Every number of weights on the page is that of the network named before it."""
     shapes = {"LeNet-5": ("lenet5", (28, 28, 1)), "`lenet5_wide`": ("lenet5_wide", (28, 28, 1)),
               "`small_cnn`": ("small_cnn", (32, 32, 3))}  # fmt: skip
-    said = re.search(r'"LeNet-5" is ambiguous.*?\n\n', README + "\n\n", re.DOTALL)
+    said = re.search(r'"LeNet-5" is ambiguous.*?\n\n', SHIPPED + "\n\n", re.DOTALL)
     assert said is not None
     parts = re.split(r"(`lenet5_wide`|`small_cnn`)", "LeNet-5" + said[0])
     names = ["LeNet-5", *parts[1::2]]

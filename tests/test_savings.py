@@ -9,13 +9,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import check_section
+from conftest import check_section, random_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -450,6 +451,40 @@ def errors_of_the_command(run: Path, tmp_path: Path) -> None:
     with np.load(tmp_path / "data" / "few.npz") as few:
         np.savez(other / "few.npz", **{**few, "test_images": few["test_images"] + 1})
     refused("--data-dir: few there has content hash .*, the run's has", data_dir=other)
+
+
+def test_a_residual_network_is_counted_layer_by_layer() -> None:
+    """Positions of every layer's outputs, by its stage, times the survivors of its kernel."""
+    model = models.build("resnet8", (32, 32, 3), 10)
+    mask = random_mask(model, 0.3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0)).stats
+    stats = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    found = savings.counted(
+        zeros(model), mask, lambda p, x: model.apply(p, stats, x, False)[0], model.input_shape
+    )
+    sides, whole, left = {"conv1": 32, "stage1": 32, "stage2": 16, "stage3": 8, "output": 1}, 0, 0
+    for path, leaf in zip(prune.paths(mask), jax.tree.leaves(mask), strict=True):
+        if leaf.ndim:
+            places = sides[path.split("/")[0].split("_")[0]] ** 2
+            whole, left = whole + places * leaf.size, left + places * int(leaf.sum())
+    assert (found.macs, found.macs_left) == (whole, left)
+    assert (found.weights, found.weights_left) == (77_360, int(prune.totals(mask)[0]))
+
+
+def test_what_is_not_compacted_is_left_out_of_tables_and_verdicts(tmp_path: Path) -> None:
+    counts, sizes = savings.Counts(1000, 100, 5000, 500), savings.storage({"w": np.ones((10, 10), bool)})
+    row = LevelSavings(
+        0, "rewind-0", 3, "ticket", 0.1, counts, sizes, 9, {}, None, None, 24, 2.0, "a CPU", ()
+    )
+    (tmp_path / "savings.json").write_text(to_json([row]))
+    (again,) = command.load(SimpleNamespace(path=tmp_path))  # type: ignore[arg-type]
+    assert again == row
+    shown = command.section(None, [row])  # type: ignore[arg-type]
+    assert len(shown.tables) == 2
+    assert "units are not taken out" in shown.notes[0]
+    claims = command.findings(SimpleNamespace(path=tmp_path), [row])  # type: ignore[arg-type]
+    assert "compaction" not in claims[0].estimate
+    assert "10.0× fewer multiplications" in claims[0].estimate
 
 
 def test_the_command_and_its_errors(

@@ -97,7 +97,7 @@ def test_at_most_six_verdicts_open_the_page_and_untested_claims_are_folded() -> 
             "reinit is still learning (lowest …): longer training may narrow the gap",
             "; reinit is still learning",
         ),
-        ("reinit does not (refuted): -3", ""),
+        ("reinit does not pass (refuted): -3", ""),
         ("", ""),
     ],
 )

@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -406,7 +407,7 @@ def shapes(network: models.Model) -> Any:
     [
         ("lenet300", {"first_kernels"}),
         ("lenet5", {"input_pixels", "input_rings"}),
-        ("resnet8", {"input_pixels", "input_rings", "dead_units"}),
+        ("resnet8", {"input_pixels", "input_rings"}),
     ],
 )
 def test_the_note_names_the_figures_that_are_not_known_for_a_network(
@@ -424,5 +425,25 @@ def test_the_note_names_the_figures_that_are_not_known_for_a_network(
         return
     (note,) = notes
     for name, kind in figures.FIGURES.items():
-        assert (kind.title in note) is (name in {"input_pixels", "input_rings", "dead_units"})
-    assert "Units that are cut off (every layer must feed the next one and no other)" in note
+        assert (kind.title in note) is (name in {"input_pixels", "input_rings"})
+    assert "(the first layer must be dense and read the pixels)" in note
+
+
+def test_units_are_not_called_dead_where_it_is_not_known_what_feeds_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network from outside the package, whose layers are called as they like."""
+
+    class Own(nn.Module):
+        classes: int
+
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+            y = nn.Dense(6, name="left")(x.reshape(len(x), -1))
+            return nn.Dense(self.classes, name="right")(nn.relu(y))
+
+    monkeypatch.setitem(models.MODELS, "own", models.Entry(Own, 1, "for a test"))
+    monkeypatch.setattr(figures, "FIGURES", {"dead_units": figures.FIGURES["dead_units"]})
+    shown = section(masked(tmp_path / "run", "own"))
+    assert shown.figures == []
+    assert "Units that are cut off (it must be known which layers feed which)" in shown.notes[0]

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from analysis import words
 from analysis.compare.entries import Entry
 from analysis.page import Table
-from analysis.record import LEAST_SEEDS
+from analysis.record import LEAST_SEEDS, Said
 from analysis.run import floor
 from lthjax.measures import stats
-from lthjax.measures.stats import mean_interval
+from lthjax.measures.stats import Alternative, mean_interval
 
 _ALPHA = 0.05
 
@@ -76,9 +76,48 @@ def compared(entries: Sequence[Entry], density: float) -> list[Apart]:
 
 
 def _apart(entry: Entry, theirs: dict[int, float], ours: dict[int, float]) -> Apart:
-    """A schedule against the best one, with its own p-value."""
+    """The difference theirs − ours with its own p-value; of the schedule `entry` against the best one."""
     values, least = stats.paired(theirs, ours), floor(theirs, ours, entry.images)
     return Apart(entry, values, least, stats.t_p_value(values, floor=least))
+
+
+class Contrast(NamedTuple):
+    """The claim that one schedule is better than another at a density.
+
+    Attributes:
+        outcome: by one-sided p-values, adjusted by Holm over all claims made together.
+        values: one − the other in percentage points, one a seed.
+        floor: the least standard deviation of a value, as in `Apart`.
+        p: the smaller of the two adjusted p-values.
+    """
+
+    outcome: Said
+    values: list[float]
+    floor: float
+    p: float
+
+    def __str__(self) -> str:
+        """The difference with its two-sided interval, and the p-value that decides."""
+        gap = words.points(mean_interval(self.values, floor=self.floor))
+        return f"{gap} pp, one-sided p (Holm) {words.p_value(self.p)}"
+
+
+def contrasts(pairs: Sequence[tuple[Entry, Entry]], density: float) -> list[Contrast]:
+    """The claims that the first of each pair is better at a density; all are adjusted together.
+
+    Each direction is a family of its own, as supported and refuted are of a single claim.
+    """
+    apart = [_apart(other, at(one, density), at(other, density)) for one, other in pairs]
+    sides: tuple[Alternative, ...] = ("greater", "less")
+    by_t = [[stats.t_p_value(of.values, 0.0, side, of.floor) for of in apart] for side in sides]
+    # A single seed has no p-value.
+    by_side = [stats.holm([1.0 if math.isnan(p) else p for p in of_side]) for of_side in by_t]
+    found = []
+    for of, more, less in zip(apart, *by_side, strict=True):
+        outcome: Said = "supported" if more < _ALPHA else "refuted" if less < _ALPHA else "undecided"
+        few = len(of.values) < LEAST_SEEDS
+        found.append(Contrast("too few seeds" if few else outcome, of.values, of.floor, min(more, less)))
+    return found
 
 
 def table(entries: Sequence[Entry], densities: Sequence[float]) -> Table:

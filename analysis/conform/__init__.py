@@ -26,6 +26,7 @@ from analysis.conform import settings
 from analysis.conform.ledger import BEST, COUNTS, EARLY, Ledger, Line
 from analysis.conform.measured import Measured, opened
 from analysis.page import Section, Table
+from analysis.run import difference, floor
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.measures import stats
@@ -74,10 +75,19 @@ class Judged(NamedTuple):
 
 
 class _Ours(NamedTuple):
-    """What a run has of a published quantity: one value a seed, and in words."""
+    """What a run has of a published quantity.
+
+    Attributes:
+        values: one a seed.
+        said: their mean with its interval, in words.
+        floor: the least standard deviation of a value, as in `analysis.run.floor`.
+        censored: number of seeds whose value is but a bound.
+    """
 
     values: Sequence[float]
     said: str
+    floor: float = 0.0
+    censored: int = 0
 
 
 def judge(measured: Measured, ledger: Ledger) -> list[Judged]:
@@ -102,8 +112,10 @@ def _judged(measured: Measured, line: Line, lacking: str) -> Judged:
             why = "not measured"
     if not why and not ours.values:
         why = "not measured"
+    if not why and ours.censored:
+        why = f"the lowest validation loss is at the last evaluation in {words.seeds(ours.censored)}"
     why = lacking or why or ("" if line.value else "none printed")
-    mark: Mark = "not comparable" if why else _mark(line, ours.values)
+    mark: Mark = "not comparable" if why else _mark(line, ours)
     said, seeds = (_published(line), ours.said), len(ours.values)
     return Judged(quantity, line.at, *said, mark, why, seeds, _margin(line), line.source)
 
@@ -158,33 +170,49 @@ def _ours(measured: Measured, line: Line, level: int, rewind: int) -> _Ours:
         of = measured.of_seeds(line.of, level, rewind, early)
         return _Ours([*of.values()], words.percent(measured.accuracy(line.of, level, rewind, early)))
     if line.quantity == "gap":
-        values = measured.gaps(line.of, line.other, level, rewind, early)
-        return _Ours(values, words.points(mean_interval(values)))
+        return _difference(
+            measured, *(measured.of_seeds(arm, level, rewind, early) for arm in (line.of, line.other))
+        )
     if line.quantity == "rewound":
         first = min(measured.about["lengths"]["rewind"])
-        both = (measured.of_seeds(line.of, level, step, early) for step in (rewind, first))
-        values = stats.paired(*both)
-        return _Ours(values, words.points(mean_interval(values)))
+        return _difference(
+            measured, *(measured.of_seeds(line.of, level, step, early) for step in (rewind, first))
+        )
     if line.quantity == "speedup":
         values = measured.slowness(line.other, line.of, level, rewind)
-        return _Ours(values, words.times(geometric_interval(values)) if values else "–")
+        bounds = _censored(measured, (line.of, line.other), level, rewind)
+        return _Ours(values, words.times(geometric_interval(values)) if values else "–", censored=bounds)
     steps = [*measured.steps(line.of, level, rewind).values()]
-    return _Ours(steps, words.interval(mean_interval(steps, within=stats.POSITIVE), ",.0f"))
+    said = words.interval(mean_interval(steps, within=stats.POSITIVE), ",.0f")
+    return _Ours(steps, said, censored=_censored(measured, (line.of,), level, rewind))
 
 
-def _mark(line: Line, values: Sequence[float]) -> Mark:
-    published = float(line.value)
+def _difference(measured: Measured, ours: dict[int, float], theirs: dict[int, float]) -> _Ours:
+    """Paired differences of accuracies in points, no less uncertain than the test set makes them."""
+    values, images = stats.paired(ours, theirs), measured.about["data"].get("test", 0)
+    return _Ours(values, words.points(difference(ours, theirs, images)), floor(ours, theirs, images))
+
+
+def _censored(measured: Measured, arms: Sequence[str], level: int, rewind: int) -> int:
+    """The seeds of which an arm's validation loss is lowest at the end, and may fall further."""
+    cells = [row for arm in arms for row in measured.cells(arm, level, rewind)]
+    return len({row.seed for row in cells if row.early_stop_step == measured.about["lengths"]["total"]})
+
+
+def _mark(line: Line, ours: _Ours) -> Mark:
+    published, values = float(line.value), ours.values
     if line.quantity in COUNTS:
         return "agrees" if values[0] == published else "differs"
     if line.quantity == "speedup":
         published, values = math.log(published), [math.log(value) for value in values]
     if line.relation != "=":
         sign = 1 if line.relation.startswith(">") else -1
-        return _MARKS[stats.verdict([sign * value for value in values], sign * published).outcome]
+        signed = [sign * value for value in values]
+        return _MARKS[stats.verdict(signed, sign * published, floor=ours.floor).outcome]
     assert line.margin is not None, "the ledger was checked"
     margin = math.log(line.margin) if line.quantity == "speedup" else line.margin
     apart = [value - published for value in values]
-    return _MARKS[stats.equivalent(apart, margin + (line.spread or 0.0)).outcome]
+    return _MARKS[stats.equivalent(apart, margin + (line.spread or 0.0), floor=ours.floor).outcome]
 
 
 def _published(line: Line) -> str:

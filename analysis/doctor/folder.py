@@ -52,18 +52,34 @@ def _of_mask(run: Run, row: Row, tree: PyTree, mask: doctor.Arrays) -> Iterator[
     weights = doctor.prunable(at_zero)
     yield doctor.left_alone({n: m for n, m in _named(tree).items() if m.ndim}, at_zero, weights)
     yield doctor.sparsity(mask, at_zero, [*mask], 1 - row.density, 0.0)
-    if row.arm != TICKET and imp.leader(row.chain) == TICKET:
-        ticket = by_layer(kept := run.mask(Cell(row.seed, row.chain, row.level, TICKET)), kept)
-        if row.arm not in _BY_RULE:
-            yield doctor.same_density(ticket, mask)
-    if row.arm == imp.leader(row.chain):
+    leader = imp.leader(row.chain)
+    if row.arm == leader:
         parent = run.mask(imp.parent_of(row.cell))
         before = by_layer(parent, parent)
         yield doctor.shrunk(before, mask)
-        going = imp.removals(run.study, row.level, parent).tolist()
-        names = [doctor.ALL] if run.study.prune.scope == "global" else prune.paths(parent)
-        of_layer = {n: count for n, count in zip(names, going, strict=True) if n in before or n == doctor.ALL}
-        yield doctor.counted(before, mask, of_layer)
+        yield _counted(run, row, parent, before, mask)
+    elif row.arm not in _BY_RULE:
+        theirs = run.mask(Cell(row.seed, row.chain, row.level, leader))
+        yield doctor.same_density(by_layer(theirs, theirs), mask)
+
+
+def _counted(run: Run, row: Row, parent: PyTree, before: doctor.Arrays, mask: doctor.Arrays) -> Check:
+    """Whether a level removed as many weights as the study's schedule says, by layer or group of layers."""
+    how = imp.how_of(run.study, "", parent)
+    if how.granularity != "weight" and ":" not in how.granularity:
+        return Check(doctor.COUNTED, lacking=f"whole units ({how.granularity}) are removed, not weights")
+    going, paths = imp.removals(run.study, row.level, parent).tolist(), prune.paths(parent)
+    if how.scope == "layer":
+        of_layer = {name: n for name, n in zip(paths, going, strict=True) if name in before}
+        return doctor.counted(before, mask, of_layer, {})
+    groups = how.groups if how.scope == "group" else [0] * len(paths)
+    members = {
+        f"group {number}" if how.scope == "group" else doctor.ALL: [
+            name for name, group in zip(paths, groups, strict=True) if group == number and name in before
+        ]
+        for number in range(len(going))
+    }
+    return doctor.counted(before, mask, dict(zip(members, going, strict=True)), members)
 
 
 def _of_weights(run: Run, row: Row, mask: doctor.Arrays) -> Iterator[Check]:

@@ -13,7 +13,7 @@ from analysis.geography.table import TABLES, InputRow, OverlapRow
 from analysis.run import TICKET, Run, asked_levels, densities
 from lthjax.errors import UserError, counted
 from lthjax.imp import Cell
-from lthjax.measures import geography
+from lthjax.measures import geography, wiring
 from lthjax.study import Watch
 
 
@@ -33,13 +33,15 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     """Compares the tickets and writes RUN/geography.
 
     Raises:
-        UserError: the run has no such chain or level, or no two tickets; its network is not sequential.
+        UserError: the run has no such chain or level, or no two tickets; its network is not the package's.
     """
     if not 1 <= options.draws <= 10_000:
         raise UserError(f"--draws: {options.draws} is not allowed; it must be from 1 to 10000.")
     model = run.network()
-    if not model.layers:
-        raise UserError(f"{run.path}: {model.name} is no sequence of layers, whose units could be matched.")
+    layers = wiring.layers(model)
+    if not layers:
+        why = "is from outside the package, and which of its layers share units is not known"
+        raise UserError(f"{run.path}: {model.name} {why}.")
     tickets = run.tickets(options.chain)
     several = [row for row in tickets.done if len(tickets.seeds(row.level)) > 1]
     if not several:
@@ -51,10 +53,10 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     for level in asked_levels(options.levels, densities(several), what):
         cells = [Cell(seed, chain, level, TICKET) for seed in tickets.seeds(level)]
         watch.say(f"level {level}: {counted(len(cells) * (len(cells) - 1) // 2, 'pair')}")
-        kernels = {c.seed: geography.ticket(model.layers, run.mask(c), run.weights(c)) for c in cells}
+        kernels = {c.seed: geography.ticket(layers, run.mask(c), run.weights(c)) for c in cells}
         for (seed, a), (other, b) in itertools.combinations(kernels.items(), 2):
             generator = np.random.default_rng([level, seed, other])
-            alike = geography.compare(model.layers, a, b, options.draws, generator)
+            alike = geography.compare(layers, a, b, options.draws, generator)
             found["overlap.csv"] += [OverlapRow(chain, level, seed, other, *one) for one in alike]
         read = geography.inputs(model, [ticket.mask for ticket in kernels.values()])
         found["inputs.csv"] += [InputRow(chain, level, *one) for one in read]

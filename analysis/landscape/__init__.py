@@ -174,7 +174,7 @@ def _apart(
     gaps = stats.paired(barriers[arm], barriers[TICKET])
     more = everywhere([At("", stats.verdict(gaps), stats.equivalent(gaps, SAME))])
     gap = f"{arm} − ticket {more.said('+.3g', ' pp')}: {more.outcome}"
-    return f"{arm} {'passes the same test' if passes else f'does not ({tested.outcome})'}{told}; {gap}"
+    return f"{arm} {'passes the same test' if passes else f'does not pass ({tested.outcome})'}{told}; {gap}"
 
 
 def _again(run: Run, found: Found, claim: str, why: str) -> Finding:

@@ -57,7 +57,7 @@ class Measurer:
     def measure(self, missing: Sequence[Item]) -> None:
         """Measures items, and writes their arrays."""
         done, began, how = 0, time.perf_counter(), self._scope.settings
-        for name, of_name in itertools.groupby(missing, lambda item: item.name):
+        for _, of_name in itertools.groupby(missing, lambda item: item.name):
             for chunk in self._chunked([*of_name]):
                 kind = chunk[0].kind
                 measured = self.run(kind, [self._each(item, how) for item in chunk], how)
@@ -66,8 +66,9 @@ class Measurer:
                     write_arrays(self._run.path, item, how, exact)
                 done += len(chunk)
                 seconds = progress.duration(time.perf_counter() - began)
+                what = f"{kind} to {chunk[0].to}" if chunk[0].to else kind.replace("_", " ")
                 names = "; ".join(record.describe(item.network.stored) for item in chunk)
-                self._watch.say(f"[{done}/{len(missing)}] {name.replace('_', ' to ')}: {names} ({seconds})")
+                self._watch.say(f"[{done}/{len(missing)}] {what}: {names} ({seconds})")
 
     def losses(self, cell: Cell, states: Mapping[int, Variables]) -> dict[int, float]:
         """Step -> train loss, of the states of a cell's training."""

@@ -181,6 +181,7 @@ def items(scope: Scope, replays: Sequence[Network] = ()) -> list[Item]:
     found = [Item("point", one) for one in (*own, *replays)]
     found += [Item("lines", one) for one in own]
     found += [Item(kind, one) for kind in ("spectrum", "curvature") for one in (*own, *replays)]
+    found += [Item("gauss_newton", one) for one in own]
     found += [Item("path", one._replace(role="own"), one) for one in scope.siblings()]
     for other in (DENSE, "reinit"):
         both = [seed for seed in scope.arms[TICKET] if seed in scope.arms[other]]

@@ -270,7 +270,7 @@ class _Landscape(Work):
             for replay in matched
             for row in rows
             if (row.seed, row.arm, row.where) == (replay.cell.seed, replay.other, END)
-            and row.quantity not in quantities.RISES.values()
+            and row.quantity not in quantities.AT_END
         ]
         return sorted(rows, key=table.place_of)
 

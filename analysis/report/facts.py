@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from analysis import words
 from analysis.page import Table
 from analysis.record import COUNT, TIMING, Finding
+from analysis.retraining.table import named
 from analysis.run import Row, Run, accuracies, arms, by_level, chains, difference, mean_accuracy, select
 from lthjax import imp
 from lthjax.arms import ARMS
@@ -122,7 +123,9 @@ def levels(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
         line += [words.points(difference(ours, other, images)) for other in (dense, *theirs)]
         lines.append(line)
     led = "" if leader == "ticket" else f"{leader}: "
-    return Table(f"{led}Rewound to step {imp.rewind_of(chain)}", header, lines)
+    rewound = f"{led}Rewound to step {imp.rewind_of(chain)}"
+    trained_on = leader in ARMS and ARMS[leader].final
+    return Table(named(chain, leader) if trained_on else rewound, header, lines)
 
 
 def of_run(run: Run) -> list[tuple[str, str]]:

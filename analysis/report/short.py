@@ -43,10 +43,12 @@ def chosen(found: Sequence[Finding]) -> list[Finding]:
 
 def _mark(of: Finding) -> str:
     """What must be known beside a verdict, in few words."""
-    last = of.beside.rpartition("; ")[2]
-    if last.startswith("so the claim does not tell"):
-        return f"; it holds for {last.rpartition(' from ')[2]}, too"
-    return f"; {of.beside.partition(' (')[0]}" if "is still learning" in of.beside else ""
+    for said in of.beside.split("; "):
+        if said.startswith("so the claim does not tell"):
+            return f"; it holds for {said.rpartition(' from ')[2]}, too"
+        if "is still learning" in said:
+            return f"; {said.partition(' (')[0]}"
+    return ""
 
 
 def sentence(study: Any, rows: Sequence[Row]) -> str:

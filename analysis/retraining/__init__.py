@@ -7,19 +7,21 @@ Source: Renda et al. 2020 (arXiv 2003.02389). At equal rewind steps all of them 
 with several rewind steps compare costs.
 """
 
+from analysis.claims import NON_INFERIOR, SUPERIOR
 from analysis.page import Link, Section
 from analysis.record import Analysis, Finding, Options
 from analysis.retraining import figures, table
 from analysis.retraining.table import Level, Retrained
-from analysis.run import TICKET, Run, nearest
-from analysis.words import points, share
-from lthjax.measures.stats import mean_interval, verdict
+from analysis.run import TICKET, Run, floor, nearest
+from analysis.words import decided, share
+from lthjax.measures import stats
 
 _HERE = Link("retraining", "#retraining")
 _REMARK = (
     "Steps trained count the dense network, the leaders of all levels before, and the arm itself. "
-    "Differences are paired by seed, with the 95 % interval of Student's t. finetune keeps the learning rate "
-    "of the last step; under a cosine that is nearly 0. Moments start fresh in all of them."
+    "Differences are paired by seed, with the 95 % interval of Student's t, the spread between seeds taken "
+    "as no less than the test set's own error of a difference. finetune keeps the learning rate of the last "
+    "step; under a cosine that is nearly 0. Moments start fresh in all of them."
 )
 # Percentage points below the ticket that still count as equal.
 _MARGIN = 0.5
@@ -47,25 +49,27 @@ def findings(run: Run, found: Retrained | None) -> list[Finding]:
 
 def _pairs(found: Retrained, row: Level, better: str) -> list[float]:
     """Differences by seed between an arm and the ticket of its level; `better` minus the other."""
-    tickets = found.of(found.ticket(row.chain), TICKET)
-    theirs = tickets[row.level].accuracy if row.level in tickets else {}
-    sign = 1 if better == row.arm else -1
+    theirs, sign = table.tickets(found, row), 1 if better == row.arm else -1
     return [sign * (row.accuracy[seed] - theirs[seed]) for seed in row.accuracy if seed in theirs]
 
 
 def _finding(found: Retrained, row: Level, kind: str) -> Finding:
     at = f"at {share(row.density)} of the weights, {row.trainings:.1f} dense trainings"
-    named = table.named(row.chain, row.arm)
+    named, least = (
+        table.named(row.chain, row.arm),
+        floor(row.accuracy, table.tickets(found, row), found.images),
+    )
     if kind == "finetune":
-        claim, threshold, values = f"Tickets beat {named} {at}", 0.0, _pairs(found, row, TICKET)
+        values = _pairs(found, row, TICKET)
+        claim, test, tested = f"Tickets beat {named} {at}", SUPERIOR, stats.verdict(values, floor=least)
     else:
-        claim, threshold = (
-            f"Weights need no rewinding: {named} within {_MARGIN} points of tickets {at}",
-            -_MARGIN,
-        )
         values = _pairs(found, row, row.arm)
-    outcome = verdict(values, threshold).outcome
-    return Finding(claim, outcome, f"{points(mean_interval(values))} pp", len(values), _HERE)
+        claim = f"Weights need no rewinding: {named} within {_MARGIN} points of tickets {at}"
+        test, tested = (
+            f"{NON_INFERIOR}, margin {_MARGIN:g} pp",
+            stats.noninferior(values, _MARGIN, floor=least),
+        )
+    return Finding(claim, tested.outcome, decided(tested, "+.2f", " pp"), len(values), _HERE, test)
 
 
 ANALYSIS = Analysis("retraining", "After pruning", Options, None, {}, section, findings, load=table.load)

@@ -48,10 +48,17 @@ class Level(NamedTuple):
 
 
 class Retrained(NamedTuple):
-    """The arms of a run that train after pruning: the dense network's accuracy by seed, and their levels."""
+    """The arms of a run that train after pruning.
+
+    Attributes:
+        dense: seed -> accuracy of the dense network in percent.
+        levels: of every arm.
+        images: of the test set.
+    """
 
     dense: dict[int, float]
     levels: list[Level]
+    images: int
 
     def of(self, chain: str, arm: str) -> dict[int, Level]:
         """Level -> that arm of that chain."""
@@ -79,7 +86,7 @@ def load(run: Run) -> Retrained | None:
         for arm in shown
         for of in by_level(select(rows, chain=chain, arm=arm)).values()
     ]
-    return Retrained(accuracies(select(rows, chain=DENSE)), levels)
+    return Retrained(accuracies(select(rows, chain=DENSE)), levels, run.about["data"]["test"])
 
 
 def _level(rows: Sequence[Row], of: Sequence[Row], total: int) -> Level:
@@ -114,8 +121,13 @@ def shown(found: Retrained) -> list[Table]:
 
 def gain(found: Retrained, row: Level) -> Interval:
     """An arm minus the ticket of its level and rewind step, in percentage points, paired by seed."""
-    tickets = found.of(found.ticket(row.chain), TICKET)
-    return difference(row.accuracy, tickets[row.level].accuracy if row.level in tickets else {})
+    return difference(row.accuracy, tickets(found, row), found.images)
+
+
+def tickets(found: Retrained, row: Level) -> dict[int, float]:
+    """Seed -> accuracy of the ticket of an arm's level and rewind step; {} where there is none."""
+    own = found.of(found.ticket(row.chain), TICKET)
+    return own[row.level].accuracy if row.level in own else {}
 
 
 def _at_cost(found: Retrained) -> Table:
@@ -143,7 +155,7 @@ def _at_accuracy(found: Retrained) -> Table:
         level = matching(found, chain, arm)
         cells = ["–"] * 5
         if level is not None:
-            minus = words.points(difference(level.accuracy, found.dense))
+            minus = words.points(difference(level.accuracy, found.dense, found.images))
             cells = [str(level.level), f"{100 * level.density:.1f}", f"{level.steps:,}",
                      f"{level.trainings:.2f}", minus]  # fmt: skip
         lines.append([named(chain, arm), *cells])

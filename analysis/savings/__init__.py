@@ -26,7 +26,9 @@ _REMARK = (
 
 def section(run: Run, found: Sequence[LevelSavings]) -> Section:
     """The report's section; the command prints it, too."""
-    return Section("savings", "Savings", tables=shown(found), remark=_REMARK)
+    whole = all(row.compacted is not None for row in found)
+    notes = [] if whole else ["The layers form no sequence: units are not taken out, and nothing is timed."]
+    return Section("savings", "Savings", notes, tables=shown(found), remark=_REMARK if whole else "")
 
 
 def findings(run: Run, found: Sequence[LevelSavings] | None) -> list[Finding]:
@@ -55,9 +57,10 @@ def _counted(rows: Sequence[LevelSavings]) -> Finding:
     size = row.storage.dense / row.storage.bitmask
     said = (
         f"at {words.share(row.density)} {macs:.1f}× fewer multiplications if zeros were skipped, {size:.1f}× "
-        f"fewer bytes as bitmask, {times(row.counts.macs, row.compacted.macs)} fewer multiplications by "
-        "compaction"
+        "fewer bytes as bitmask"
     )
+    if row.compacted is not None:
+        said += f", {times(row.counts.macs, row.compacted.macs)} fewer multiplications by compaction"
     claim = f"{_FEWER} at {100 * row.density:.0f} %"
     return Finding(claim, "supported" if min(macs, size) >= 5 else "refuted", said, 1, _HERE, COUNT)
 

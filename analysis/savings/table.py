@@ -60,9 +60,10 @@ class LevelSavings(NamedTuple):
         density: weights left / prunable weights.
         counts, storage: of the masked ticket, its counts and the bytes of its weights by format.
         file_bytes: size of the file that `analysis.export` writes, with mask and initial weights.
-        widths, compacted: layer -> units of the compacted network, and its counts.
+        widths, compacted: layer -> units of the compacted network, and its counts; {} and None of a network
+            that is no sequence of layers.
         deviation: largest difference of its logits from the ticket's over the test set, in float32,
-            divided by the largest logit.
+            divided by the largest logit; None likewise.
         steps, trainings: training up to this ticket, all rounds together, in steps and in dense trainings.
         device, timings: on which timings were taken, and those; empty where the level was not timed.
     """
@@ -76,8 +77,8 @@ class LevelSavings(NamedTuple):
     storage: Storage
     file_bytes: int
     widths: dict[str, int]
-    compacted: Counts
-    deviation: float
+    compacted: Counts | None
+    deviation: float | None
     steps: int
     trainings: float
     device: str
@@ -94,13 +95,17 @@ def load(run: Run) -> list[LevelSavings]:
 
 
 def _row(timings: list[dict[str, Any]], **fields: Any) -> LevelSavings:
-    parts = {name: kind(**fields.pop(name)) for name, kind in _PARTS.items()}
+    given = {name: (kind, fields.pop(name)) for name, kind in _PARTS.items()}
+    parts: dict[str, Any] = {
+        name: kind(**of) if of is not None else None for name, (kind, of) in given.items()
+    }
     return LevelSavings(**fields, **parts, timings=tuple(Timing(**timing) for timing in timings))
 
 
 def to_json(rows: Sequence[LevelSavings]) -> str:
     """The rows as the text of savings.json."""
-    parts = [{name: getattr(row, name)._asdict() for name in _PARTS} for row in rows]
+    read = [{name: getattr(row, name) for name in _PARTS} for row in rows]
+    parts = [{name: part and part._asdict() for name, part in of.items()} for of in read]
     timings = [{"timings": [timing._asdict() for timing in row.timings]} for row in rows]
     fields = [row._asdict() | own | timed for row, own, timed in zip(rows, parts, timings, strict=True)]
     return json.dumps({"rows": fields}, indent=1) + "\n"
@@ -109,8 +114,12 @@ def to_json(rows: Sequence[LevelSavings]) -> str:
 def shown(rows: Sequence[LevelSavings]) -> list[Table]:
     """Counts and training cost, bytes, compaction, and times where there are any."""
 
-    def table(title: str, header: str, cells: Callable[[LevelSavings], _Cells], words: int = 1) -> Table:
-        lines = [[f"{x:,}" if isinstance(x, int) else x for x in cells(row)] for row in rows]
+    small = [row for row in rows if row.compacted is not None]
+
+    def table(
+        title: str, header: str, cells: Callable[[LevelSavings], _Cells], words: int = 1, of: Any = rows
+    ) -> Table:
+        lines = [[f"{x:,}" if isinstance(x, int) else x for x in cells(row)] for row in of]
         return Table(title, header.split(", "), lines, words)
 
     cost = f"what the ticket cost to find (seed {rows[-1].seed}, {rows[-1].chain})"
@@ -123,7 +132,7 @@ def shown(rows: Sequence[LevelSavings]) -> list[Table]:
     return [
         table(f"Weights, MACs for one image, and {cost}", weights, _weights),
         table(_STORED, stored, _stored),
-        table(_COMPACTED, compacted, _compacted, 2),
+        *([table(_COMPACTED, compacted, _compacted, 2, small)] if small else []),
         *([_times(timed)] if timed else []),
     ]
 
@@ -142,6 +151,7 @@ def _stored(row: LevelSavings) -> _Cells:
 
 def _compacted(row: LevelSavings) -> _Cells:
     units, small = " ".join(f"{name} {width}" for name, width in row.widths.items()), row.compacted
+    assert small is not None
     fewer, less = times(row.counts.weights, small.weights), times(row.counts.macs, small.macs)
     return row.level, units, small.weights, fewer, small.macs, less, f"{row.deviation:.1e}"
 

@@ -56,13 +56,10 @@ class Options(record.Options):
 def work(run: Run, options: Options, watch: Watch) -> Path:
     """Writes RUN/savings.json, a row a level.
 
-    Raises a UserError where a cell or the images are not there or the network is not sequential, and a
-    RuntimeError where a compacted network computes something else than its ticket.
+    Raises a UserError where a cell or the images are not there, and a RuntimeError where a compacted network
+    computes something else than its ticket.
     """
     chosen, model = choose(run, options), run.network()
-    if not model.layers:
-        why = f"its model {model.name!r} is not sequential; what it saves is not worked out."
-        raise UserError(f"{run.path}: {why}")
     dataset = run.dataset(options.data_dir)
     split = data.split(dataset, chosen[0].seed, run.study.data.validation)
     raw, mean, std = map(jnp.asarray, (dataset.test_images, split.mean, split.std))
@@ -78,24 +75,36 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
 
 
 def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> LevelSavings:
-    """What a level's ticket saves; 0 pairs: it is not timed."""
+    """What a level's ticket saves; 0 pairs: it is not timed.
+
+    Units are taken out of a sequence of layers alone, and other networks are not timed.
+    """
     (ticket, size), total, shape = _exported(run, row.cell), run.lengths.total, model.input_shape
-    small = savings.compact(model.layers, ticket.params, ticket.mask)
-    params = _masked(ticket.params, ticket.mask)
     steps = savings.training_steps(total, run.results[row.cell]["start"], row.level)
-    return LevelSavings(
+    stats = run.variables(row.cell).stats
+    told = LevelSavings(
         *row.cell[:4],
         row.density,
-        savings.counts(model.layers, ticket.params, ticket.mask, shape),
+        savings.counted(ticket.params, ticket.mask, lambda p, x: model.apply(p, stats, x, False)[0], shape),
         savings.storage(ticket.mask),
         size,
-        {layer.name: layer.features for layer in small.layers},
-        savings.counts(small.layers, small.params, small.mask, shape),
-        savings.deviation(model, params, small, images),
+        {},
+        None,
+        None,
         steps,
         steps / total,
         hardware.described(),
-        timings(model, params, ticket.mask, small, images, pairs) if pairs else (),
+        (),
+    )
+    if not model.layers:
+        return told
+    small = savings.compact(model.layers, ticket.params, ticket.mask)
+    params = _masked(ticket.params, ticket.mask)
+    return told._replace(
+        widths={layer.name: layer.features for layer in small.layers},
+        compacted=savings.counts(small.layers, small.params, small.mask, shape),
+        deviation=savings.deviation(model, params, small, images),
+        timings=timings(model, params, ticket.mask, small, images, pairs) if pairs else (),
     )
 
 

@@ -56,9 +56,9 @@ def drawn(of: Survivors) -> list[Drawn]:
 
 def left_out(of: Survivors) -> str:
     """The figures that a network lacks because it is no plain sequence, and why; "" if it is one."""
-    if structure.in_a_row(of.network):
-        return ""
     lacking = [need for need, holds in _HOLDS.items() if not holds(of)]
+    if structure.in_a_row(of.network) or not lacking:
+        return ""
     titles = {need: [kind.title for kind in FIGURES.values() if kind.need == need] for need in lacking}
     said = "; ".join(f"{', '.join(of_need)} ({need})" for need, of_need in titles.items())
     return f"The layers of this network form no plain sequence. Not shown: {said}."
@@ -265,6 +265,11 @@ def _dead_units(of: Survivors, rows: Sequence[table.DeadUnits]) -> _Made:
         "without any change of what the network can compute, but for a constant. Units that lead only to "
         "such units, or are fed only by them, are not counted."
     )
+    if of.ends:
+        caption += (
+            " All layers that write to a residual stream count as one, by the name of the first; its units "
+            "are cut off where none writes to them, or none reads them."
+        )
     return figure, caption, table.DeadUnits._fields, rows
 
 
@@ -360,13 +365,13 @@ def _mask_overlap(of: Survivors, rows: Sequence[table.MaskOverlap]) -> _Made:
 
 _PIXELS = "the first layer must be dense and read the pixels"
 _KERNELS = "the first layer must be a convolution of the image"
-_IN_A_ROW = "every layer must feed the next one and no other"
+_WIRED = "it must be known which layers feed which"
 # What a figure asks of a network, in words -> whether it holds.
 _HOLDS: dict[str, Callable[[Survivors], bool]] = {
     "": lambda of: True,
     _PIXELS: lambda of: structure.reads_pixels(of.network, of.shape),
     _KERNELS: lambda of: structure.convolves_pixels(of.network, of.shape),
-    _IN_A_ROW: lambda of: structure.in_a_row(of.network),
+    _WIRED: lambda of: of.ends != {},
 }
 FIGURES = {
     "layer_density": _Kind("Density of every layer", table.layer_densities, _layer_density),
@@ -380,7 +385,7 @@ FIGURES = {
         "Kernels of the first convolution", lambda of: of.tickets, _first_kernels, _KERNELS
     ),
     "degrees": _Kind("Survivors of every unit", table.degrees, _degrees),
-    "dead_units": _Kind("Units that are cut off", table.dead_units, _dead_units, _IN_A_ROW),
+    "dead_units": _Kind("Units that are cut off", table.dead_units, _dead_units, _WIRED),
     "initial_final": _Kind("Initial against final weights", table.last_round, _initial_final, raster=True),
     "sign_changes": _Kind("Survivors that change sign in training", table.sign_changes, _sign_changes),
     "mask_overlap": _Kind("Overlap of masks", table.overlaps, _mask_overlap),

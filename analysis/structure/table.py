@@ -11,7 +11,7 @@ from analysis import words
 from analysis.run import TICKET, Row, Run, chains, densities, nearest, select
 from lthjax import imp, prune
 from lthjax.imp import DENSE
-from lthjax.measures import layers, structure
+from lthjax.measures import layers, structure, wiring
 from lthjax.measures.layers import Layers
 
 # Where one level is shown, it is the one nearest to this density.
@@ -127,6 +127,15 @@ class Survivors:
         """The mask of one ticket, for the names and shapes of the network's layers."""
         return self.mask(self.tickets[0])
 
+    @cached_property
+    def ends(self) -> structure.Ends | None:
+        """Path -> the groups of its inputs and units; None where layers are in a row, {} where not known."""
+        if structure.in_a_row(self.network):
+            return None
+        wires = wiring.layers(self.run.network())
+        names = [f"{wire.name}/kernel" for wire in wires]
+        return dict(zip(names, wiring.groups(wires), strict=True))
+
     def mask(self, row: Row) -> Layers:
         """A cell's mask."""
         return self._prunable(self.run.mask(row.cell))
@@ -201,12 +210,12 @@ def degrees(of: Survivors) -> tuple[list[Degree], Ratios]:
 
 
 def dead_units(of: Survivors) -> list[DeadUnits]:
-    """The dead units of the random masks, if there are any, and of the tickets; for layers in a row."""
+    """The dead units of the random masks, if there are any, and of the tickets."""
     rows = []
     for row in [*select(of.rows, chain=of.chain, arm="random"), *of.tickets]:
         place, mask = (row.arm, row.seed, row.repeat, row.level, row.density), of.mask(row)
-        chance = structure.dead_by_chance(mask)
-        for path, units in structure.dead(mask).items():
+        chance = structure.dead_by_chance(mask, of.ends)
+        for path, units in structure.dead(mask, of.ends).items():
             rows.append(DeadUnits(*place, layer(path), *units, chance[path]))
     return rows
 

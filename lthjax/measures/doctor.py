@@ -354,16 +354,19 @@ def shrunk(before: Arrays, after: Arrays) -> Check:
     return Check(SHRUNK, faults, len(before), sum(m.size for m in before.values()))
 
 
-def counted(before: Arrays, after: Arrays, going: Mapping[str, int]) -> Check:
+def counted(
+    before: Arrays, after: Arrays, going: Mapping[str, int], members: Mapping[str, Sequence[str]]
+) -> Check:
     """Whether a level removed as many weights as its schedule says.
 
     Args:
         before, after: masks, bool, of one network.
-        going: layer, or `ALL` -> the number of weights that the level should remove.
+        going: name of a layer or of a group of layers -> the number of weights that the level should remove.
+        members: name of a group -> its layers.
     """
     faults = []
     for name, expected in going.items():
-        layers = [*before] if name == ALL else [name]
+        layers = members.get(name, [name])
         left, size = sum(int(before[layer].sum()) for layer in layers), 0
         removed = left - sum(int(after[layer].sum()) for layer in layers)
         size = sum(before[layer].size for layer in layers)

@@ -7,28 +7,33 @@ units that maximises the overlap, by the weight matching of Git Re-Basin (Ainswo
 Matching raises the overlap of random masks, too. `compare` therefore also gives the overlap of shuffled
 tickets.
 
-All functions use numpy kernels as `transfer.kernels` gives them, a list of [places, inputs, units].
+All functions use numpy kernels as `kernels` gives them, a list of [places, inputs, units]. Which layers share
+the order of their units is in `wiring`; without it the kernels are those of a plain sequence.
 
-    from lthjax.measures import geography, transfer
+    from lthjax.measures import geography, wiring
 
-    a, b = (transfer.kernels(model.layers, mask) for mask in tickets)
-    aligned = geography.permuted(b, geography.align(a, b).units)
+    layers = wiring.layers(model)
+    a, b = (geography.kernels(layers, mask) for mask in tickets)
+    aligned = geography.permuted(b, geography.align(a, b, wiring.groups(layers)).units, wiring.groups(layers))
     geography.iou(a, aligned)
 """
 
 import itertools
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from lthjax.measures import transfer
+from lthjax.measures import transfer, wiring
 from lthjax.measures.layers import shuffled
-from lthjax.models import Layer, Model
+from lthjax.measures.wiring import Named
+from lthjax.models import Layer, Model, Variables
 
 PyTree = Any
 Kernels = Sequence[np.ndarray]
+Groups = Sequence[tuple[int, int]]
 # Used in place of a layer's name.
 ALL, INPUTS = "all", "inputs"
 TICKET, SHUFFLED = "ticket", "shuffled"
@@ -38,8 +43,8 @@ class Alignment(NamedTuple):
     """A matching of one network's hidden units with another's.
 
     Attributes:
-        units: for every hidden layer int [units]: for each unit of the first network, the matched unit of
-            the second.
+        units: for every group (of a sequence: every hidden layer) int [units]: for each unit of the first
+            network, the matched unit of the second.
         common: the maximised objective: the sum over all weights of the product of the two kernels. For
             masks it is the number of connections in common.
     """
@@ -110,34 +115,47 @@ class InputLikeness(NamedTuple):
     chance: float | None
 
 
-def ticket(layers: Sequence[Layer], mask: PyTree, weights: PyTree) -> TicketKernels:
-    """A trained ticket of a sequential network, from its mask and its final weights."""
-    masks = transfer.kernels(layers, mask)
-    pairs = zip(transfer.kernels(layers, weights), masks, strict=True)
+def kernels(layers: Named, tree: PyTree) -> list[np.ndarray]:
+    """Every layer's kernel of a pytree as [places, inputs, units].
+
+    Args:
+        layers: of the network, from `wiring.layers`.
+        tree: parameters, or a mask of them.
+    """
+    if isinstance(layers[0], Layer):
+        return transfer.kernels(layers, tree)  # type: ignore[arg-type]
+    found = [np.asarray(wiring.leaf(tree, layer.name)["kernel"]) for layer in layers]
+    return [kernel.reshape(-1, *kernel.shape[-2:]) for kernel in found]
+
+
+def ticket(layers: Named, mask: PyTree, weights: PyTree) -> TicketKernels:
+    """A trained ticket, from its mask and its final weights."""
+    masks = kernels(layers, mask)
+    pairs = zip(kernels(layers, weights), masks, strict=True)
     return TicketKernels(masks, [abs(kernel) * m for kernel, m in pairs])
 
 
 def compare(
-    layers: Sequence[Layer], a: TicketKernels, b: TicketKernels, draws: int, generator: np.random.Generator
+    layers: Named, a: TicketKernels, b: TicketKernels, draws: int, generator: np.random.Generator
 ) -> list[Likeness]:
     """The overlap of two tickets under every matching: per layer, in all layers together, at the inputs.
 
     Args:
-        layers: of their network.
+        layers: of their network, from `wiring.layers`.
         a, b: the tickets.
         draws: number of shuffles of both tickets, 1 or more.
         generator: draws the shuffles.
     """
-    drawn = []
+    drawn, groups = [], wiring.groups(layers)
     for _ in range(draws):
         x, y = (TicketKernels(*shuffled(generator, *ticket)) for ticket in (a, b))
-        drawn.append(_overlaps(x, y))
+        drawn.append(_overlaps(x, y, groups))
     density = [float(x.mean() + y.mean()) / 2 for x, y in zip(a.mask, b.mask, strict=True)]
     every = float(np.concatenate([mask.ravel() for mask in (*a.mask, *b.mask)]).mean())
     densities = [*density, every, density[0]]
     names = [*(layer.name for layer in layers), ALL, INPUTS]
     found = []
-    for (matching, place), overlap in _overlaps(a, b).items():
+    for (matching, place), overlap in _overlaps(a, b, groups).items():
         known = [value for one in drawn if (value := one[matching, place]) is not None]
         chance = float(np.mean(known)) if known else None
         for mask, value in ((TICKET, overlap), (SHUFFLED, chance)):
@@ -145,12 +163,12 @@ def compare(
     return found
 
 
-def _overlaps(a: TicketKernels, b: TicketKernels) -> dict[tuple[str, int], float | None]:
+def _overlaps(a: TicketKernels, b: TicketKernels, groups: Groups) -> dict[tuple[str, int], float | None]:
     """(matching, index) -> overlap; the last two indices are all layers together, and the inputs."""
     matched = {
         "none": b.mask,
-        "masks": permuted(b.mask, align(a.mask, b.mask).units),
-        "magnitudes": permuted(b.mask, align(a.magnitudes, b.magnitudes).units),
+        "masks": permuted(b.mask, align(a.mask, b.mask, groups).units, groups),
+        "magnitudes": permuted(b.mask, align(a.magnitudes, b.magnitudes, groups).units, groups),
     }
     found: dict[tuple[str, int], float | None] = {
         (matching, place): overlap.iou
@@ -164,11 +182,11 @@ def inputs(model: Model, masks: Sequence[Kernels]) -> list[InputLikeness]:
     """How several tickets read every input of a network.
 
     Args:
-        model: a sequential network.
+        model: the network; one that is no sequence begins with a 3x3 convolution.
         masks: kernels of two or more tickets.
     """
-    first = model.layers[0]
-    shape = (first.size, first.size, model.input_shape[2]) if first.size else model.input_shape
+    size = model.layers[0].size if model.layers else 3
+    shape = (size, size, model.input_shape[2]) if size else model.input_shape
     kept = np.mean([readers(mask) / mask[0].shape[-1] for mask in masks], axis=0)
     pairs = [by_input(a, b) for a, b in itertools.combinations(masks, 2)]
     overlap, chance = (mean_known(np.array(of)).reshape(shape) for of in zip(*pairs, strict=True))
@@ -181,7 +199,7 @@ def inputs(model: Model, masks: Sequence[Kernels]) -> list[InputLikeness]:
     return found
 
 
-def align(a: Kernels, b: Kernels) -> Alignment:
+def align(a: Kernels, b: Kernels, groups: Groups = ()) -> Alignment:
     """The permutation of b's hidden units that maximises the overlap of a and b.
 
     The problem is NP-hard from two hidden layers on, so the result is a local optimum: the best of three
@@ -190,6 +208,7 @@ def align(a: Kernels, b: Kernels) -> Alignment:
 
     Args:
         a, b: kernels of one network, the input first: masks, magnitudes of weights, or weights.
+        groups: from `wiring.groups`; by default those of a sequence.
 
     Raises:
         ValueError: their shapes differ.
@@ -198,72 +217,68 @@ def align(a: Kernels, b: Kernels) -> Alignment:
         raise ValueError("a, b: kernels of different shapes cannot be matched.")
     # Exact for integers below 2**24.
     a, b = ([np.asarray(x, np.float32) for x in kernels] for kernels in (a, b))
-    hidden = range(len(a) - 1)
-    plain = [np.arange(a[layer].shape[2]) for layer in hidden]
+    groups = groups or _sequence(a)
+    sizes = {own: kernel.shape[2] for kernel, (_, own) in zip(a, groups, strict=True) if own != wiring.FIXED}
+    plain = [np.arange(sizes[group]) for group in range(len(sizes))]
     forward, backward = list(plain), list(plain)
-    for layer in hidden:
-        forward[layer] = _assigned(_incoming(a, b, forward, layer))
-    for layer in reversed(hidden):
-        backward[layer] = _assigned(_outgoing(a, b, backward, layer))
-    ascents = [_ascent(a, b, start) for start in (plain, forward, backward)]
+    for group in range(len(plain)):
+        forward[group] = _assigned(_incoming(a, b, forward, group, groups))
+    for group in reversed(range(len(plain))):
+        backward[group] = _assigned(_outgoing(a, b, backward, group, groups))
+    ascents = [_ascent(a, b, start, groups) for start in (plain, forward, backward)]
     return max(ascents, key=lambda found: found.common)
 
 
-def permuted(kernels: Kernels, units: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The kernels with the units of every hidden layer permuted, and the next layer's inputs with them.
+def permuted(kernels: Kernels, units: Sequence[np.ndarray], groups: Groups = ()) -> list[np.ndarray]:
+    """The kernels with the units of every group permuted, and the inputs of those that read them with them.
 
     Args:
         kernels: of a network.
-        units: for every hidden layer, the old unit at each new place.
+        units: for every group (of a sequence: every hidden layer), the old unit at each new place.
+        groups: as for `align`.
     """
-    inputs = [np.arange(kernels[0].shape[1]), *units]
-    outputs = [*units, np.arange(kernels[-1].shape[2])]
-    return [k[:, i][:, :, o] for k, i, o in zip(kernels, inputs, outputs, strict=True)]
+    return [
+        _taken(_taken(kernel, 1, inputs, units), 2, outputs, units)
+        for kernel, (inputs, outputs) in zip(kernels, groups or _sequence(kernels), strict=True)
+    ]
 
 
-def matching(layers: Sequence[Layer], first: PyTree, second: PyTree) -> list[np.ndarray]:
+def _sequence(kernels: Kernels) -> Groups:
+    """The groups of a plain sequence."""
+    last = len(kernels) - 1
+    return [(i - 1 if i else wiring.FIXED, i if i < last else wiring.FIXED) for i in range(last + 1)]
+
+
+def _taken(kernel: np.ndarray, axis: int, group: int, units: Sequence[np.ndarray]) -> np.ndarray:
+    """A kernel with one axis in the order of its group."""
+    if group == wiring.FIXED:
+        return kernel
+    return kernel[:, units[group]] if axis == 1 else kernel[:, :, units[group]]
+
+
+def matching(layers: Named, first: PyTree, second: PyTree) -> list[np.ndarray]:
     """The permutation of the second network's hidden units that brings its weights nearest to the first's.
 
-    `align` on signed kernels: the largest inner product is the least Euclidean distance. Biases move along
-    with `reordered`, but have no say.
+    `align` on signed kernels: the largest inner product is the least Euclidean distance. Biases and
+    normalisations move along with `reordered`, but have no say.
 
     Args:
-        layers: of a sequential network.
+        layers: of the network, from `wiring.layers`.
         first, second: its parameters, pruned weights 0.
 
     Returns:
-        For every hidden layer int [units]: for each unit of the first network, the second's unit.
+        For every group (of a sequence: every hidden layer) int [units]: for each unit of the first network,
+        the second's unit.
 
     Source: Ainsworth et al. 2023 (arXiv 2209.04836), section 3.2.
     """
-    return align(*(transfer.kernels(layers, params) for params in (first, second))).units
+    a, b = (kernels(layers, params) for params in (first, second))
+    return align(a, b, wiring.groups(layers)).units
 
 
-def reordered(layers: Sequence[Layer], tree: PyTree, units: Sequence[np.ndarray]) -> PyTree:
-    """A sequential network's parameters, or their mask, with the hidden units in another order.
-
-    The network computes the same function.
-
-    Args:
-        layers: of the network.
-        tree: numpy arrays; the 0-d leaves of a mask stay as they are.
-        units: for every hidden layer, the old unit at each new place.
-    """
-    outputs = [*units, np.arange(layers[-1].features)]
-    made = {}
-    for layer, kernel, of in zip(
-        layers, permuted(transfer.kernels(layers, tree), units), outputs, strict=True
-    ):
-        # `kernels` flattens places and inputs; the last axis, the units, is that of every leaf.
-        made[layer.name] = {
-            name: kernel.reshape(np.shape(leaf))
-            if name == "kernel"
-            else np.asarray(leaf)[..., of]
-            if np.ndim(leaf)
-            else np.asarray(leaf)
-            for name, leaf in tree[layer.name].items()
-        }
-    return made
+def reordered(layers: Named, tree: PyTree, units: Sequence[np.ndarray]) -> PyTree:
+    """A network's parameters, or their mask, with the units in another order, by `wiring.permuted`."""
+    return wiring.permuted(layers, Variables(tree, {}), units).params
 
 
 def iou(a: Kernels, b: Kernels) -> list[LayerOverlap]:
@@ -332,37 +347,45 @@ def over_pairs(values: dict[tuple[int, int], float]) -> list[float]:
     return [float(n * mean - (n - 1) * left) for left in without]
 
 
-def _ascent(a: Kernels, b: Kernels, start: Sequence[np.ndarray]) -> Alignment:
+def _ascent(a: Kernels, b: Kernels, start: Sequence[np.ndarray], groups: Groups) -> Alignment:
     units = list(start)
-    # A layer can improve only if a neighbouring layer has changed since it was last matched.
+    # A group can improve only if a neighbouring group has changed since it was last matched.
     stale = set(range(len(units)))
     while stale:
-        layer = min(stale)
-        stale.remove(layer)
-        gain = _incoming(a, b, units, layer) + _outgoing(a, b, units, layer)
-        better, places = _assigned(gain), np.arange(len(units[layer]))
-        before, after = gain[places, units[layer]].sum(), gain[places, better].sum()
+        group = min(stale)
+        stale.remove(group)
+        gain = _incoming(a, b, units, group, groups) + _outgoing(a, b, units, group, groups)
+        better, places = _assigned(gain), np.arange(len(units[group]))
+        before, after = gain[places, units[group]].sum(), gain[places, better].sum()
         # Must improve by more than rounding, so that the loop ends; of signed kernels a gain may be negative.
         if after > before + 1e-6 * abs(before):
-            units[layer] = better
-            stale |= {layer - 1, layer + 1} & set(range(len(units)))
-    common = sum(float((x * y).sum(dtype=np.float64)) for x, y in zip(a, permuted(b, units), strict=True))
+            units[group] = better
+            stale |= {own for pair in groups if group in pair for own in pair} - {group, wiring.FIXED}
+    moved = permuted(b, units, groups)
+    common = sum(float((x * y).sum(dtype=np.float64)) for x, y in zip(a, moved, strict=True))
     return Alignment(units, common)
 
 
-def _incoming(a: Kernels, b: Kernels, units: Sequence[np.ndarray], layer: int) -> np.ndarray:
+def _incoming(a: Kernels, b: Kernels, units: Sequence[np.ndarray], group: int, groups: Groups) -> np.ndarray:
     """float64 [units of a, units of b]: incoming connections in common if the two units were matched."""
-    theirs = b[layer][:, units[layer - 1]] if layer else b[layer]
-    count = theirs.shape[2]
-    return (a[layer].reshape(-1, count).T @ theirs.reshape(-1, count)).astype(np.float64)
+    found = []
+    for ours, theirs, (inputs, own) in zip(a, b, groups, strict=True):
+        if own == group:
+            moved, count = _taken(theirs, 1, inputs, units), theirs.shape[2]
+            product = ours.reshape(-1, count).T @ moved.reshape(-1, count)
+            found.append(product.astype(np.float64))
+    return reduce(np.add, found)
 
 
-def _outgoing(a: Kernels, b: Kernels, units: Sequence[np.ndarray], layer: int) -> np.ndarray:
+def _outgoing(a: Kernels, b: Kernels, units: Sequence[np.ndarray], group: int, groups: Groups) -> np.ndarray:
     """The same for outgoing connections."""
-    last = layer + 1 == len(units)
-    ours, theirs = a[layer + 1], b[layer + 1] if last else b[layer + 1][:, :, units[layer + 1]]
-    rows = [x.transpose(1, 0, 2).reshape(x.shape[1], -1) for x in (ours, theirs)]
-    return (rows[0] @ rows[1].T).astype(np.float64)
+    found = []
+    for ours, theirs, (inputs, own) in zip(a, b, groups, strict=True):
+        if inputs == group:
+            pair = (ours, _taken(theirs, 2, own, units))
+            rows = [x.transpose(1, 0, 2).reshape(x.shape[1], -1) for x in pair]
+            found.append((rows[0] @ rows[1].T).astype(np.float64))
+    return reduce(np.add, found)
 
 
 def _assigned(gain: np.ndarray) -> np.ndarray:

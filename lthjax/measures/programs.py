@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from lthjax import data, models, rng
 from lthjax.devices import replicate
 from lthjax.errors import UserError
-from lthjax.measures import hessian, landscape
+from lthjax.measures import gauss_newton, hessian, landscape
 from lthjax.models import Model, Variables
 
 PyTree = Any
@@ -66,7 +66,8 @@ class Settings:
     probe_steps: int = 30
     """Lanczos steps of every probe."""
     trace_probes: int = 32
-    """Hessian-vector products for the trace, and as many for the filter-normalised curvature."""
+    """Hessian-vector products for the trace, and as many for the filter-normalised curvature and for the
+    traces of Gauss-Newton matrix and Fisher."""
     rho: float = 0.05
     """Length of the step up the gradient for sharpness (SAM)."""
     adaptive_rho: float = 0.5
@@ -223,6 +224,25 @@ def _curvature(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, j
     return {"curvature": found.mean, "curvature_error": found.error}
 
 
+def _gauss_newton(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Array]:
+    params, stats = each["variables"]
+    inputs = _logits(model, stats), params, each["mask"], each["train"]
+    on, fisher = gauss_newton.ggn(*inputs), gauss_newton.empirical_fisher(*inputs)
+    keys = jax.random.split(_key(each["keys"][0]), 3)
+    # Few of their eigenvalues are large, so that Hutch++ is better than Hutchinson's estimate.
+    products = max(how.trace_probes, hessian.LEAST_PRODUCTS)
+    ends = hessian.extremes(on, keys[0], 1, how.steps)
+    traces = hessian.deflated_trace(on, keys[1], products), hessian.deflated_trace(fisher, keys[2], products)
+    return {
+        "largest": ends.largest,
+        "largest_error": ends.largest_error,
+        "trace": traces[0].total,
+        "trace_error": traces[0].error,
+        "fisher_trace": traces[1].total,
+        "fisher_trace_error": traces[1].error,
+    }
+
+
 def _loss(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Array]:
     params, stats = each["variables"]
     return {"loss": landscape.total(landscape.measured(_logits(model, stats)), each["train"])(params).loss}
@@ -244,6 +264,7 @@ PROGRAMS: dict[str, Program] = {
     "path": _path,
     "spectrum": _spectrum,
     "curvature": _curvature,
+    "gauss_newton": _gauss_newton,
     "loss": _loss,
     "product": _product,
 }
@@ -269,6 +290,7 @@ def basis(name: str, how: Settings) -> dict[str, Any]:
         "plane": ("plane_images", "plane_test_images", "points", "reach", "plane_draws"),
         "spectrum": ("spectrum_images", "eigenvalues", "steps", "probes", "probe_steps", "trace_probes"),
         "curvature": ("spectrum_images", "trace_probes"),
+        "gauss_newton": ("spectrum_images", "steps", "trace_probes"),
         "path": ("images", "alphas"),
     }[name]
     # Smaller sets are the first images of the same order.
@@ -279,7 +301,7 @@ def images_of(name: str, how: Settings) -> dict[str, int]:
     """The numbers of "train" and "test" images that a program uses."""
     if name == "plane":
         return {"train": how.plane_images, "test": how.plane_test_images}
-    if name in ("spectrum", "curvature", "product"):
+    if name in ("spectrum", "curvature", "gauss_newton", "product"):
         return {"train": how.spectrum_images, "test": 0}
     return {"train": how.images, "test": 0 if name == "loss" else how.images}
 
@@ -323,9 +345,15 @@ def inputs(name: str, how: Settings, seed: int, of: Images, size: int) -> dict[s
         for part, count in images_of(name, how).items()
         if count
     }
-    draws = {"lines": how.draws, "plane": how.plane_draws, "spectrum": 1, "curvature": how.trace_probes}
+    draws = {
+        "lines": how.draws,
+        "plane": how.plane_draws,
+        "spectrum": 1,
+        "curvature": how.trace_probes,
+        "gauss_newton": 1,
+    }
     if name in draws:
-        stream = f"landscape/{name if name in ('spectrum', 'curvature') else 'direction'}"
+        stream = f"landscape/{'direction' if name in ('lines', 'plane') else name}"
         keys = [jax.random.key_data(rng.stream(seed, stream, draw)) for draw in range(draws[name])]
         each["keys"] = np.stack([np.asarray(key) for key in keys])
     return each
@@ -352,6 +380,8 @@ def passes(name: str, how: Settings) -> tuple[int, int]:
             return 0, seen * (how.steps + how.probes * how.probe_steps + how.trace_probes)
         case "curvature":
             return 0, seen * how.trace_probes
+        case "gauss_newton":
+            return 0, seen * (how.steps + 2 * how.trace_probes)
         case _:
             return seen * (how.alphas + 1), 0
 

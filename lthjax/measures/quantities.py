@@ -13,6 +13,8 @@ Values = dict[str, tuple[float, float | None]]
 # The largest gap between points of a line across which it is interpolated, in lengths of the filters.
 _NEAR = 0.1
 RISES = {"train": "rise_train", "test": "rise_test"}
+AT_END = (*RISES.values(), "ggn_eigenvalue", "ggn_trace", "fisher_trace")
+"""The quantities that are measured at the end of training alone, not at matched loss."""
 FLATNESS = {
     "adaptive_sharpness": "ASAM",
     "filter_curvature": "filter-normalised curvature",
@@ -40,6 +42,9 @@ QUANTITIES = {
     "eigenvalue_lowest": "lowest eigenvalue of the Hessian",
     "trace": "trace of the Hessian",
     "trace_per_dimension": "mean eigenvalue of the Hessian",
+    "ggn_eigenvalue": "largest eigenvalue of the Gauss-Newton matrix",
+    "ggn_trace": "trace of the Gauss-Newton matrix",
+    "fisher_trace": "trace of the empirical Fisher: mean squared norm of one image's gradient",
     "sharpness": "rise of the train loss on a step of given length up the gradient (SAM)",
     "adaptive_sharpness": "the same with the step relative to the weights (ASAM)",
     "filter_curvature": "curvature along random directions inside the mask, in lengths of the filters",
@@ -77,6 +82,7 @@ def values(program: str, arrays: Arrays) -> Values:
         "lines": _of_lines,
         "spectrum": _of_spectrum,
         "curvature": _of_curvature,
+        "gauss_newton": _of_gauss_newton,
         "path": _of_path,
     }.get(program)
     return made(arrays) if made else {}
@@ -113,6 +119,14 @@ def _of_spectrum(arrays: Arrays) -> Values:
 
 def _of_curvature(arrays: Arrays) -> Values:
     return {"filter_curvature": (float(arrays["curvature"]), float(arrays["curvature_error"]))}
+
+
+def _of_gauss_newton(arrays: Arrays) -> Values:
+    return {
+        "ggn_eigenvalue": (float(arrays["largest"][0]), float(arrays["largest_error"][0])),
+        "ggn_trace": (float(arrays["trace"]), float(arrays["trace_error"])),
+        "fisher_trace": (float(arrays["fisher_trace"]), float(arrays["fisher_trace_error"])),
+    }
 
 
 def _of_path(arrays: Arrays) -> Values:

@@ -108,7 +108,23 @@ def counts(layers: Sequence[Layer], params: PyTree, mask: PyTree, shape: tuple[i
         params, mask: its parameters and their mask.
         shape: (height, width, channels) of one image.
     """
-    rows = prune.table(params, mask, apply=lambda p, x: forward(layers, p, x), shape=(1, *shape)).rows
+    return counted(params, mask, lambda p, x: forward(layers, p, x), shape)
+
+
+def counted(
+    params: PyTree,
+    mask: PyTree,
+    apply: Callable[[PyTree, jax.Array], jax.Array],
+    shape: tuple[int, int, int],
+) -> Counts:
+    """The same of any network, from its forward pass; shortcuts count, normalisations do not.
+
+    Args:
+        params, mask: its parameters and their mask.
+        apply: (params, images) -> logits, in evaluation; it is traced.
+        shape: (height, width, channels) of one image.
+    """
+    rows = prune.table(params, mask, apply=apply, shape=(1, *shape)).rows
     prunable = [row for row in rows if row.prunable]
     return Counts(
         sum(row.weights for row in prunable),

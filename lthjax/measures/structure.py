@@ -11,15 +11,18 @@ convolution, [height, width, channels, filters].
 """
 
 import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from lthjax.measures.layers import Layers
+from lthjax.measures.wiring import FIXED
 
+Ends = Mapping[str, tuple[int, int]]
 # Layers of a plain sequence, with the names that `lthjax.models` gives them.
 _IN_A_ROW = re.compile(r"(conv|fc)\d+/kernel|output/kernel")
 
@@ -100,28 +103,50 @@ def convolves_pixels(mask: Layers, shape: tuple[int, int, int]) -> bool:
     return leaf.ndim == 4 and leaf.shape[2] == shape[2]
 
 
-def dead(mask: Layers) -> dict[str, Dead]:
-    """Dead units of every hidden layer by path; needs layers in a row."""
+def dead(mask: Layers, ends: Ends | None = None) -> dict[str, Dead]:
+    """Dead units of every hidden layer by path.
+
+    Layers that write to one residual stream are one: its units are dead where no layer writes to them, or
+    none reads them. It is named by the first layer that writes to it.
+
+    Args:
+        mask: the network's.
+        ends: path -> the groups of its inputs and units, of `wiring.groups`; None where layers are in a row.
+    """
     found = {}
-    for (path, own), (_, following) in itertools.pairwise(mask.items()):
-        units = own.shape[-1]
-        no_input, no_output = incoming(own) == 0, outgoing(following, units) == 0
+    for path, into, out in _hidden(mask, ends):
+        units = mask[path].shape[-1]
+        no_input = np.all([incoming(mask[one]) == 0 for one in into], axis=0)
+        no_output = np.all([outgoing(mask[one], units) == 0 for one in out], axis=0)
         either = no_input | no_output
         found[path] = Dead(units, int(no_input.sum()), int(no_output.sum()), int(either.sum()))
     return found
 
 
-def dead_by_chance(mask: Layers) -> dict[str, float]:
-    """The expected share of dead units of every hidden layer by chance; needs layers in a row.
+def dead_by_chance(mask: Layers, ends: Ends | None = None) -> dict[str, float]:
+    """The expected share of dead units of every hidden layer by chance; arguments as for `dead`.
 
     Of n weights k survive. The d weights of one unit are all pruned with probability C(n − d, k) / C(n, k).
     The shuffles of two layers are independent.
     """
     found = {}
-    for (path, own), (_, following) in itertools.pairwise(mask.items()):
-        alive = [1 - float(by_chance(leaf, own.shape[-1], [0])[0]) for leaf in (own, following)]
+    for path, *sides in _hidden(mask, ends):
+        units = mask[path].shape[-1]
+        cut = [[float(by_chance(mask[one], units, [0])[0]) for one in side] for side in sides]
+        alive = [1 - math.prod(side) for side in cut]
         found[path] = 1 - alive[0] * alive[1]
     return found
+
+
+def _hidden(mask: Layers, ends: Ends | None) -> list[tuple[str, list[str], list[str]]]:
+    """Every hidden layer, the layers that write to its units, and those that read them."""
+    if ends is None:
+        return [(own, [own], [following]) for own, following in itertools.pairwise(mask)]
+    into: dict[int, list[str]] = {}
+    for path, (_, own) in ends.items():
+        into.setdefault(own, []).append(path)
+    read = {group: [path for path, (inputs, _) in ends.items() if inputs == group] for group in into}
+    return [(paths[0], paths, read[group]) for group, paths in into.items() if group != FIXED]
 
 
 def by_chance(mask: np.ndarray, units: int, survivors: Sequence[int]) -> np.ndarray:
