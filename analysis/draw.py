@@ -26,6 +26,8 @@ _SERIES_MARKERS = (*_MARKERS.values(), *_OTHER_MARKERS)
 LINES = ("-", "--", ":", "-.")
 # The interval of two seeds is so wide (t = 12.7) that a band would hide the curves: they get thin bars.
 BAND_FROM = 3
+# How far an axis of densities reaches beyond them, and how many numbers it has at least.
+_BEYOND, _LEAST_TICKS = 1.08, 3
 WEIGHTS_LEFT = "weights left (% of prunable weights, log scale)"
 # The style of the line of chance.
 CHANCE: dict[str, Any] = {"color": "#444444", "ls": "--", "lw": 1.2, "zorder": 3}
@@ -68,6 +70,18 @@ def panels(
     if heading:
         figure.suptitle(heading, x=0.01, ha="left", fontsize=11)
     return figure, figure.subplots(*shape, squeeze=False, sharex=sharex, sharey=sharey)
+
+
+def few_beside(heading: str, count: int) -> tuple[Figure, np.ndarray]:
+    """A figure of so many panels on shared axes, at most two beside each other: wider ones are not legible
+    on a telephone. The Axes are [rows, columns]; those that are left over are not seen.
+    """
+    columns = min(max(count, 1), 2)
+    rows = -(-max(count, 1) // columns)
+    figure, grid = panels(heading, (rows, columns), (7.2, 2.9 * rows + 1.2), sharex=True, sharey=True)
+    for axes in grid.ravel()[max(count, 1) :]:
+        axes.set_visible(False)
+    return figure, grid
 
 
 def by_level(points: Iterable[tuple[int, float, float]]) -> tuple[list[float], list[list[float]]]:
@@ -144,7 +158,7 @@ def weights_axis(axes: Axes, densities: set[float]) -> None:
     """Weights left in percent on the x axis, on a log scale from 100 down to the lowest density above 0."""
     densities = {100.0, *(density for density in densities if density)}
     # Before the scale, which would look for limits of its own and warn of a single place.
-    axes.set_xlim(max(densities) * 1.08, min(densities) / 1.08)
+    axes.set_xlim(max(densities) * _BEYOND, min(densities) / _BEYOND)
     axes.set_xscale("log")
     plain_ticks(axes.xaxis, ticks(min(densities)))
 
@@ -178,11 +192,21 @@ def series(place: int) -> tuple[str, str]:
 
 
 def ticks(lowest: float) -> list[float]:
-    """100, 50, 20, 10, ... down to the lowest; over more than four decades powers of ten only."""
+    """100, 50, 20, 10, ... down to the lowest; over more than four decades powers of ten only.
+
+    Where fewer than three of them are on the axis, multiples of 20, 10, 5, ... take their place.
+    """
     if lowest < 0.01:
         return [10.0**e for e in range(2, math.floor(math.log10(lowest / 1.5)), -1)]
     ticks = [m * 10.0**e for e in range(2, -4, -1) for m in (5, 2, 1)]
-    return [tick for tick in ticks if lowest / 1.5 <= tick <= 100]
+    coarse = [tick for tick in ticks if lowest / 1.5 <= tick <= 100]
+    end = lowest / _BEYOND
+    if sum(tick >= end for tick in coarse) >= _LEAST_TICKS:
+        return coarse
+    fine = (
+        [100 - step * i for i in range(int((100 - end) / step) + 1)] for step in (20.0, 10.0, 5.0, 2.0, 1.0)
+    )
+    return next((of for of in fine if len(of) >= _LEAST_TICKS), coarse)
 
 
 def thinned(of: Sequence[_Of], most: int) -> list[_Of]:

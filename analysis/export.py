@@ -1,6 +1,7 @@
 """Writes a cell of a run folder as one safetensors file, which any framework reads.
 
 python -m analysis.export runs/quickstart-0123abcd --seed 0 --level 7 --arm ticket ticket.safetensors
+python -m analysis.export runs/quickstart-0123abcd --level 7 hub/ticket.safetensors --card
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import tyro
 
+from analysis import card
 from analysis.run import Row, Run, open_run
 from lthjax import arms, cli, prune
 from lthjax.arms import ARMS
@@ -110,6 +112,8 @@ class Options:
     """Which repeat, from 1."""
     chain: str | None = None
     """The chain; may be left out where only one has such a cell."""
+    card: bool = False
+    """Also write a model card, README.md beside the file: study, accuracy, controls, how to load it."""
 
 
 def chosen(run: Run, options: Options) -> Cell:
@@ -128,7 +132,11 @@ def main(arguments: list[str]) -> None:
     """The command line."""
     options = cli.parsed(Options, arguments, "python -m analysis.export")
     run = open_run(options.run)
-    print(export(run, chosen(run, options), options.file))
+    cell = chosen(run, options)
+    file = export(run, cell, options.file)
+    if options.card:
+        card.write(run, cell, file)
+    print(file)
 
 
 if __name__ == "__main__":

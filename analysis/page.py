@@ -3,12 +3,14 @@
 import base64
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import markupsafe
 import matplotlib
 import rich.markup
 import rich.table
@@ -136,6 +138,7 @@ def write(
         _point_to_the_first(cells, shown)
         templates = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
         made = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
+        made.filters["unbroken"] = unbroken
         html = made.get_template("report.html").render(
             title=title,
             subtitle=subtitle,
@@ -157,6 +160,20 @@ def write(
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written ({error.strerror}).") from error
     return page
+
+
+def unbroken(text: object) -> markupsafe.Markup:
+    """Text as HTML in which options, such as --dry-run, and paths are not broken at a hyphen.
+
+    A word that is wider than its line is still broken.
+    """
+    words = [
+        markupsafe.Markup('<span class="whole">{}</span>').format(word)
+        if re.match(r"-{1,2}[a-z]|\S*[/.]\S*-", word)
+        else markupsafe.escape(word)
+        for word in str(text).split(" ")
+    ]
+    return markupsafe.Markup(" ").join(words)
 
 
 def _point_to_the_first(cells: str, shown: Sequence[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from conftest import about
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from analysis import compare, draw, page, report, savings
 from analysis.analyses import ANALYSES
@@ -195,6 +196,33 @@ def test_ticks_of_few_weights(lowest: float) -> None:
     assert found[0] == 100
     assert 4 <= len(found) <= 14
     assert lowest / 1.5 <= min(found) <= 10 * lowest
+
+
+@pytest.mark.parametrize("lowest", [97.0, 80.1, 64.2, 51.5, 33.1, 20.0, 11.0])
+def test_ticks_of_many_weights(lowest: float) -> None:
+    """Three numbers or more on the axis, where it ends before 50."""
+    axes = Figure().subplots()
+    draw.weights_axis(axes, {lowest})
+    low, high = sorted(axes.get_xlim())
+    shown = [float(tick) for tick in axes.get_xticks() if low <= tick <= high]
+    assert shown[0] == 100
+    assert 3 <= len(shown) <= 6
+    assert shown == sorted(set(shown), reverse=True)
+
+
+def test_panels_are_at_most_two_beside_each_other() -> None:
+    for count, shape in ((0, (1, 1)), (1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (5, (3, 2))):
+        figure, grid = draw.few_beside("", count)
+        assert grid.shape == shape
+        assert sum(axes.get_visible() for axes in grid.ravel()) == max(count, 1)
+        assert figure.get_figwidth() == 7.2
+
+
+def test_options_and_paths_are_not_broken_at_hyphens() -> None:
+    shown = page.unbroken("run.py --dry-run a-b <x> runs/q-1 -1.5")
+    assert shown == (
+        'run.py <span class="whole">--dry-run</span> a-b &lt;x&gt; <span class="whole">runs/q-1</span> -1.5'
+    )
 
 
 @pytest.mark.parametrize("name", ["$\\frac$", "a$b", "$$", "\\$x", "x_1^2", "100 %", "$x$ and $y"])

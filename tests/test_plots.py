@@ -15,7 +15,7 @@ from matplotlib import image
 from scipy import stats as scipy_stats
 from test_report import row
 
-from analysis import mask, open_run, tables
+from analysis import card, mask, open_run, tables
 from analysis.report import accuracy, gaps, numbers
 from analysis.run import Row, Run
 from lthjax import study
@@ -193,6 +193,42 @@ def test_the_page_runs(made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for level, values in names["gaps"].items():
         wanted = [one(by_level[level], "ticket", s) - one(by_level[level], "reinit", s) for s in (0, 1)]
         assert values == pytest.approx(wanted)
+
+
+def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_path: Path) -> None:
+    file = tmp_path / "t.safetensors"
+    line = ("-m", "analysis.export", made.path, file, "--level", "2", "--seed", "1", "--card")
+    assert command(*line).stdout.strip() == str(file)
+    text = (tmp_path / "README.md").read_text()
+    cells = {of.arm: of for of in made.rows if (of.seed, of.level) in ((1, 0), (1, 2))}
+    for arm, of in cells.items():
+        shown = f"{100 * (of.test_accuracy or 0):.2f}"
+        assert (f"| **{arm}** | **{shown}** |" if arm == "ticket" else f"| {arm} | {shown} |") in text
+    gap = 100 * np.mean([
+        (a.test_accuracy or 0) - (b.test_accuracy or 0)
+        for a in made.rows for b in made.rows
+        if (a.arm, a.level, b.arm, b.level, a.seed) == ("ticket", 2, "reinit", 2, b.seed)
+    ])  # fmt: skip
+    assert f"ticket − reinit: {gap:+.2f} [" in text
+    assert (
+        f"| density | {100 * cells['ticket'].density:.1f} %: {cells['ticket'].weights_left:,} prunable"
+        in text
+    )
+    assert f"| study | `{made.name}` |" in text
+    names: dict = {}
+    for snippet in re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M):
+        exec(snippet.replace('"t.safetensors"', repr(str(file))), names)
+    mask_of = made.mask(Cell(1, "rewind-0", 2, "ticket"))
+    np.testing.assert_array_equal(names["masks"]["fc1/kernel"], mask_of["fc1"]["kernel"])
+    np.testing.assert_array_equal(names["ticket"].mask["fc2"]["kernel"], mask_of["fc2"]["kernel"])
+    assert not names["weights"]["fc1/kernel"][~names["masks"]["fc1/kernel"]].any()
+    assert command(*line).returncode == 0, "its own card is replaced"
+    (tmp_path / "README.md").write_text("mine")
+    refused = command(*line)
+    assert (refused.returncode, "is no model card, and is not replaced" in refused.stderr) == (2, True)
+    dense = card.card(made, Cell(0, "dense", 0, "dense"), "x")
+    assert "before any pruning" in dense
+    assert " − " not in dense
 
 
 def test_a_layer_is_found_by_its_name() -> None:

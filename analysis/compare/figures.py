@@ -17,10 +17,10 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
     """Every entry's difference to its dense network against weights left; one panel an arm."""
     there = dict.fromkeys(arm for entry in entries for arm in entry.arms)
     names = sorted(there, key=lambda arm: list(ARMS).index(arm) if arm in ARMS else len(ARMS))
-    size = (max(7.2, 4.2 * len(names)), 4.8)
-    figure, panels = draw.panels(heading, (1, max(len(names), 1)), size, sharex=True, sharey=True)
+    figure, panels = draw.few_beside(heading, len(names))
     densities: set[float] = set()
-    for axes, arm in zip(panels[0], names, strict=False):
+    for axes, arm in zip(panels.ravel(), names, strict=False):
+        axes.tick_params(labelbottom=True)
         axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
         axes.set_title(arm, loc="left", fontsize=10)
         axes.set_xlabel(draw.WEIGHTS_LEFT)
@@ -37,7 +37,7 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
                 if interval.n >= draw.BAND_FROM:
                     axes.vlines(left, interval.low, interval.high, color=colour, alpha=0.35, lw=1)
     draw.weights_axis(panels[0, 0], densities)
-    panels[0, 0].set_ylabel("test accuracy − dense (pp)")
+    figure.supylabel("test accuracy − dense (pp)", fontsize=10)
     draw.legend_below(figure, panels[0, 0])
     return figure
 

@@ -105,18 +105,18 @@ def _bound(ratio: Ratio) -> tuple[str, float | None]:
 @matplotlib.rc_context(draw.STYLE)
 def learning(panels: Mapping[str, Curves], heading: str) -> Figure:
     """Accuracy over training, by the name of the panel."""
-    size = (max(7.2, 3.3 * len(panels)), 3.9)
-    figure, grid = draw.panels(heading, (1, max(len(panels), 1)), size, sharex=True, sharey=True)
+    figure, grid = draw.few_beside(heading, len(panels))
     ends: list[float] = []
-    for axes, (name, curves) in zip(grid[0], panels.items(), strict=False):
+    for axes, (name, curves) in zip(grid.ravel(), panels.items(), strict=False):
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_xlabel("step of training")
+        axes.tick_params(labelbottom=True)
         for place, (arm, (steps, values)) in enumerate(curves.items()):
             style = (draw.look(arm)[0], "", draw.LINES[place % len(draw.LINES)])
             draw.curve(axes, list(steps), values.T.tolist(), style, arm, points=False, within=PERCENT)
             ends += values.mean(0)[len(steps) // 4 :].tolist()
     _fit(grid[0, 0], ends, 0.1, PERCENT[1])
-    grid[0, 0].set_ylabel("test accuracy (%)")
+    figure.supylabel("test accuracy (%)", fontsize=10)
     draw.legend_below(figure, grid[0, 0])
     return figure
 

@@ -1,0 +1,151 @@
+"""The model card of an exported cell, a README for a hub: study, accuracy, controls, how to load it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis import words
+from analysis.report.verdicts import images_of
+from analysis.run import Row, Run, accuracies, arms, difference, select
+from lthjax import files, imp, sweep
+from lthjax.arms import ARMS
+from lthjax.errors import UserError, counted
+from lthjax.imp import DENSE, Cell
+
+NAME = "README.md"
+_MARK = "<!-- Written by lthjax's analysis.export; it is replaced by the next one. -->"
+_LOADING = """```python
+from lthjax import prune
+
+ticket = prune.load({file})
+ticket.params, ticket.mask  # nested dictionaries of arrays
+ticket.origin  # the weights that training started from, or None
+```
+
+Without lthjax:
+
+```python
+import numpy as np
+from safetensors.numpy import load_file
+
+tensors = load_file({file})
+weights = {{name[7:]: of for name, of in tensors.items() if name.startswith("params/")}}
+masks = {{
+    name[5:]: np.unpackbits(of, count=weights[name[5:]].size).reshape(weights[name[5:]].shape).astype(bool)
+    for name, of in tensors.items()
+    if name.startswith("mask/")
+}}
+```
+
+Pruned weights are exactly 0. Leaves without a mask are never pruned."""
+
+
+def write(run: Run, cell: Cell, file: Path) -> Path:
+    """Writes the card of a cell beside the file that it was exported to; returns its path.
+
+    Raises:
+        UserError: a README.md is there that is not such a card, or it cannot be written.
+    """
+    to = file.parent / NAME
+    try:
+        if to.exists() and _MARK not in to.read_text(errors="replace"):
+            raise UserError(
+                f"{to}: it is there and is no model card, and is not replaced; name another folder."
+            )
+        files.write_whole(to, card(run, cell, file.name).encode())
+    except OSError as error:
+        raise UserError(f"{to}: it cannot be written ({error.strerror}).") from error
+    return to
+
+
+def card(run: Run, cell: Cell, file: str) -> str:
+    """The card as Markdown, with the front matter that hubs read.
+
+    Args:
+        run: the run.
+        cell: a cell of it that did not diverge.
+        file: the name of the file that it was exported to.
+    """
+    row = next(row for row in run.rows if row.cell == cell)
+    title = words.title(run.about)
+    what = (
+        "the dense network" if cell.arm == DENSE else f"{cell.arm}, {words.share(row.density)} of the weights"
+    )
+    front = {"library_name": "lthjax", "pipeline_tag": "image-classification",
+             "tags": ["lottery-ticket", "pruning", "jax"], "metrics": ["accuracy"]}  # fmt: skip
+    lines = [
+        "---",
+        *(f"{name}: {json.dumps(value)}" for name, value in front.items()),
+        "---",
+        _MARK,
+        f"# {title}: {what}",
+        "",
+        _sentence(run, row),
+        "",
+        "| | |\n|---|---|",
+        *(f"| {name} | {value.replace('|', '&#124;')} |" for name, value in _facts(run, row)),
+        "",
+        "## Accuracy",
+        "",
+        *_accuracies(run, row),
+        "",
+        "## Loading it",
+        "",
+        _LOADING.format(file=json.dumps(file)),
+        "",
+        "The network takes pixels / 255, normalised by mean and deviation of the seed's train split "
+        f"(`lthjax.data.split`), as [N, {', '.join(map(str, run.about['data']['shape']))}].",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _sentence(run: Run, row: Row) -> str:
+    accuracy = f"{100 * (row.test_accuracy or 0):.2f} % test accuracy"
+    if row.arm == DENSE:
+        return f"A dense network with {accuracy}, before any pruning."
+    told = f" ({ARMS[row.arm].summary})" if row.arm in ARMS else ""
+    return (
+        f"A network of {row.weights_left:,} weights with {accuracy} at the end of training: arm "
+        f"`{row.arm}`{told}, level {row.level} of iterative pruning."
+    )
+
+
+def _facts(run: Run, row: Row) -> list[tuple[str, str]]:
+    """(name, value): what it is, and what made it."""
+    about, study = run.about, run.study
+    place = "dense" if row.arm == DENSE else f"{row.chain}, level {row.level}"
+    rewind = "–" if row.arm == DENSE else str(imp.rewind_of(row.chain))
+    versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
+    return [
+        ("study", f"`{run.name}`"),
+        ("network, data", f"{study.model}, {about['data']['name']} (content hash {about['data']['digest']})"),
+        ("seed", str(row.seed)),
+        ("chain", place),
+        ("density", f"{words.share(row.density)}: {row.weights_left:,} prunable weights left"),
+        ("pruning", sweep.schedule(study)),
+        ("rewound to step", rewind),
+        ("trained for", counted(row.steps, "step")),
+        ("command", f"`{'; '.join(about.get('commands', [])) or 'not known'}`"),
+        ("versions, commit", f"{versions or 'not known'}; {about.get('git') or 'not known'}"),
+    ]
+
+
+def _accuracies(run: Run, row: Row) -> list[str]:
+    """The table of this network beside the dense one and the other arms of its level, here and over seeds."""
+    own = select(run.rows, chain=row.chain, level=row.level)
+    ours = accuracies(select(own, arm=row.arm))
+    others: dict[str, Sequence[Row]] = {} if row.arm == DENSE else {DENSE: select(run.rows, chain=DENSE)}
+    others |= {arm: select(own, arm=arm) for arm in arms(own) if arm != row.arm}
+    lines = ["| | this seed (%) | difference over seeds (points) | seeds |\n|---|---|---|---|"]
+    lines.append(f"| **{row.arm}** | **{100 * (row.test_accuracy or 0):.2f}** | | {len(ours)} |")
+    for arm, rows in others.items():
+        theirs = accuracies(rows)
+        gap = difference(ours, theirs, images_of(run.about))
+        here = f"{theirs[row.seed]:.2f}" if row.seed in theirs else "–"
+        lines.append(f"| {arm} | {here} | {row.arm} − {arm}: {words.points(gap)} | {gap.n} |")
+    if not others:
+        return lines
+    controls = [arm for arm in others if arm != DENSE]
+    said = "" if controls else " No control was trained at this level."
+    return [*lines, "", f"Differences are paired by seed, with 95 % intervals (Student's t).{said}"]
