@@ -35,7 +35,8 @@ def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
     for part in (f"python run.py --config configs/{path.name}", "Time:", "Result:"):
         assert part in docstring
     shape = (32, 32, 3) if "cifar" in loaded.data.name else (28, 28, 1)
-    write_npz(tmp_path, loaded.data.name, **arrays(train=400, shape=shape))
+    # As many rows of images for train as for validation and test: the evaluation is compiled once.
+    write_npz(tmp_path, loaded.data.name, **arrays(train=250, shape=shape))
     small = dataclasses.replace(
         loaded,
         data=dataclasses.replace(loaded.data, validation=100),
