@@ -22,7 +22,7 @@ def test_help_shows_every_field_and_this_configs_values_at_once(command_line: Ca
     text = re.sub(r"[\s│]+", " ", done.stdout)
     assert done.returncode == 0
     for field, value in {
-        "--seeds": "0 1",
+        "--seeds": "0 1 2",
         "--levels": "11",
         "--control-levels": "3 5 7 9 11",
         "--train.steps": "450",
@@ -53,7 +53,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(command_line: Call, tmp_path
         "MiB",
         "ms a step and replicate",
         "time     about",
-        "detects  with 2 seeds a difference of ",
+        "detects  with 3 seeds a difference of ",
     ):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())
@@ -118,7 +118,7 @@ BAD = {
     "chunk": (["--chunk", "0"], "--chunk: 0 is not allowed; it must be 1 or more"),
     "shard 0": (["--shard", "0/2"], "--shard: 0/2 is not allowed; it must be i/n with i from 1 to n"),
     "shard 4": (["--shard", "4/3"], "--shard: 4/3 is not allowed; it must be i/n with i from 1 to n"),
-    "shards": (["--shard", "1/3"], "--shard: 1/3 is not allowed; 2 seeds make at most as many shards"),
+    "shards": (["--shard", "1/4"], "--shard: 1/4 is not allowed; 3 seeds make at most as many shards"),
     "no shard": (["--shard", "-1/3"], "--shard: '-1/3' is not allowed; it must be i/n, the i-th of n parts"),
     "alone": (["--process", "1"], "--process: they belong to --distributed; add it"),
     "half named": (["--distributed", "--process", "1"], "give all of --coordinator, --processes and"),
