@@ -141,7 +141,7 @@ SLOW = {
         "test_a_network_for_tpu_has_the_numbers_of_the_plain_one[small_cnn",
         "test_gradients_of_gradients_for_tpu",
     ),
-    "test_prune_sharded": ("test_on_four_devices[Auto",),
+    "test_prune_sharded": ("test_on_four_devices",),
     "test_retraining": ("test_arms_from_trained_weights",),
     "test_supermask": ("test_a_learned_mask_in_a_study",),
     "test_train": (
