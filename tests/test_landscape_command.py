@@ -825,7 +825,7 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     ]
     told = command.connected(open_run(run), found._replace(rows=few + more)).beside
     assert "reinit passes the same test, so connection does not tell tickets from it" in told
-    assert "random does not (" in told
+    assert "random does not pass (" in told
     close = command.connected(open_run(run), found._replace(rows=few))
     half = scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem([0.025, 0.05, 0.025]) / 0.0333333
     high = 0.0333333 * np.exp(half)
