@@ -1,6 +1,7 @@
 # make demo: sets everything up and runs a whole small study on real images
 # make test: sets everything up and runs lint, types and the tests that are quick
 # make test-all: the same with the tests marked slow and the documentation's build
+# make ci: that without the tests marked lengthy, in less than half an hour of two cores
 # make quick: lint and the tests of single functions, while you work
 # make faults: kills, full disks and flipped bits at length
 # make docs: builds the documentation into site/; a warning is an error
@@ -15,7 +16,7 @@ PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 # Lint and documentation side by side.
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo test test-all quick faults lint docs lock clean
+.PHONY: demo test test-all ci quick faults lint docs lock clean
 
 demo: $(VENV)/.installed
 	@$(RUN) run.py --config configs/quickstart.py
@@ -25,6 +26,9 @@ test: $(VENV)/.installed-dev lint
 
 test-all: $(VENV)/.installed-dev lint docs
 	$(PYTEST) -m "not faults"
+
+ci: $(VENV)/.installed-dev lint docs
+	$(PYTEST) -m "not faults and not lengthy"
 
 quick: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

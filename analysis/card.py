@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import words
-from analysis.report.verdicts import images_of
-from analysis.run import Row, Run, accuracies, arms, difference, select
+from analysis.run import Row, Run, accuracies, arms, difference, images_of, select
 from lthjax import files, imp, sweep
 from lthjax.arms import ARMS
 from lthjax.errors import UserError, counted

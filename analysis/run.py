@@ -333,6 +333,11 @@ def by_seed(rows: Iterable[Seeded], column: str) -> dict[int, float]:
     return {seed: sum(of) / len(of) for seed, of in sorted(known.items()) if of}
 
 
+def images_of(study: Mapping[str, Any]) -> int:
+    """The images of a study's test set; 0 where its study.json does not say."""
+    return int(study.get("data", {}).get("test") or 0)
+
+
 def accuracies(rows: Iterable[Seeded]) -> dict[int, float]:
     """Seed -> test accuracy at the end in percent, repeats averaged."""
     return {seed: 100 * value for seed, value in by_seed(rows, "test_accuracy").items()}

@@ -154,6 +154,24 @@ SLOW = {
     "test_until": ("test_the_command_adds_seeds",),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
 }
+# Of the slow ones those that take most of the time, and say what a quicker one says of something smaller; CI
+# leaves them out. Under tests/faults all slow ones do: `make faults` runs them.
+LENGTHY = {
+    "test_arms": ("test_a_study_of_every_arm_and_criterion",),
+    "test_checkpoints": ("test_from_every_position_a_job_goes_on_to_the_same_bits[statistics",),
+    "test_cli": ("test_only_the_reports_path",),
+    "test_configs": tuple(
+        f"test_builds_and_runs_two_steps[{name}" for name in ("conv4", "conv6", "resnet20", "quickstart_wide")
+    ),
+    "test_extending": ("test_the_page_on_",),
+    "test_notebooks": ("test_colab",),
+    "test_own_network": ("test_its_run_folder",),
+    "test_predict": ("test_the_command_says_first",),
+    "test_sweep": ("test_the_comparison_page",),
+    "test_transfer": ("test_",),
+    "test_versions": ("test_",),
+    "test_watching": ("test_services",),
+}
 _MEASURED = ("test_landscape_command", "test_stability")
 ROOT = Path(__file__).parent.parent
 FULL = Path(os.environ.get("LTHJAX_DATA", ROOT / "data"))
@@ -168,6 +186,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         measured = file in _MEASURED and "made" in getattr(item, "fixturenames", ())
         if measured or any(item.name.startswith(name) for name in SLOW.get(file, ())):
             item.add_marker(pytest.mark.slow)
+        slow = item.get_closest_marker("slow") is not None
+        if slow and any(item.name.startswith(name) for name in LENGTHY.get(file, ())):
+            item.add_marker(pytest.mark.lengthy)
+        if slow and item.path.parent.name == "faults":
+            item.add_marker(pytest.mark.lengthy)
         if file not in PLAIN:
             item.add_marker(pytest.mark.study)
 

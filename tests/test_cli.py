@@ -47,9 +47,9 @@ def test_dry_run_prints_the_plan_and_trains_nothing(command_line: Call, tmp_path
     assert done.returncode == 0, done.stderr
     for expected in (
         "61,706 parameters, 61,470 prunable weights",
-        "0 cells; 12 to train",
+        "0 cells; 18 to train",
         "450 steps of batch 60 (150 an epoch)",
-        "5,400 in all",
+        "8,100 in all",
         "MiB",
         "ms a step and replicate",
         "time     about",

@@ -564,9 +564,15 @@ def test_the_claim_is_about_what_is_added(looked_at: tuple[Made, str, str]) -> N
     )
     made = ANALYSIS.findings(run, found._replace(rows=both, trials=[]))
     assert [one.outcome for one in made] == ["supported", "supported"]
-    low, high = scipy_stats.t.interval(0.95, 2, 8 / 3e3, scipy_stats.sem([0.002, 0.003, 0.003]))
-    assert made[1].estimate.startswith(f"+0.0027 [{low:+.4f}, {high:+.4f}] (0.825 against 0.822) at ")
-    assert made[1].estimate.endswith("; the same to within 0.01")
+    low, _ = scipy_stats.t.interval(0.9, 2, 8 / 3e3, scipy_stats.sem([0.002, 0.003, 0.003]))
+    bound = f"at least {low:+.4f} (one-sided 95 %)"
+    assert made[1].estimate.startswith(f"+0.0027, {bound} (0.825 against 0.822) at ")
+    # A difference that is none is found to be within 0.01.
+    none = rows("logistic", 2, (0.824, 0.826, 0.825)) + rows(
+        "logistic_init_magnitude", 2, (0.825, 0.825, 0.825)
+    )
+    same = ANALYSIS.findings(run, found._replace(rows=none, trials=[]))[1]
+    assert (same.outcome, same.test) == ("equivalent", "equivalence, ±0.01")
     older = [r for r in both if r.score == "logistic"]
     assert ANALYSIS.findings(run, found._replace(rows=older, trials=[]))[1].outcome == "not tested"
     assert {one.outcome for one in ANALYSIS.findings(run, None)} == {"not tested"}

@@ -13,7 +13,7 @@ from analysis.analyses import ANALYSES
 from analysis.page import Link, Section, Table
 from analysis.record import Analysis, Finding, settled
 from analysis.report import accuracy, facts, gaps, numbers, power, short, speed, training, until, verdicts
-from analysis.run import TICKET, Run, chains, open_run, to_csv
+from analysis.run import TICKET, Run, chains, images_of, open_run, to_csv
 from lthjax import imp
 from lthjax.errors import UserError, counted
 
@@ -86,7 +86,7 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
     rows, own = run.rows, chains(run.rows)
     notes = [*facts.notes(run), *facts.of_verdicts(found)]
     tickets = [chain for chain in own if imp.leader(chain) == TICKET]
-    images, heading = verdicts.images_of(run.about), words.title(run.about)
+    images, heading = images_of(run.about), words.title(run.about)
     apart = [
         table for chain in tickets for table in (gaps.summaries(rows, chain), gaps.gaps(rows, chain, images))
     ]

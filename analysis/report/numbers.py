@@ -6,8 +6,18 @@ from typing import NamedTuple
 
 from analysis import tables
 from analysis.report import gaps
-from analysis.report.verdicts import images_of
-from analysis.run import TICKET, Row, Run, accuracies, arms, by_level, chains, mean_accuracy, select
+from analysis.run import (
+    TICKET,
+    Row,
+    Run,
+    accuracies,
+    arms,
+    by_level,
+    chains,
+    images_of,
+    mean_accuracy,
+    select,
+)
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval

@@ -9,8 +9,8 @@ import numpy as np
 from analysis import words
 from analysis.page import Table
 from analysis.report.paired import Level, differences
-from analysis.report.verdicts import CONTROLS, images_of, in_range
-from analysis.run import TICKET, Row, chains
+from analysis.report.verdicts import CONTROLS, in_range
+from analysis.run import TICKET, Row, chains, images_of
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats

@@ -8,8 +8,7 @@ from analysis.page import Section, Table
 from analysis.record import LEAST_SEEDS, Finding
 from analysis.report import accuracy
 from analysis.report.paired import TOLERANCE, Level, differences
-from analysis.report.verdicts import images_of
-from analysis.run import TICKET, Row, Run, chains
+from analysis.run import TICKET, Row, Run, chains, images_of
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats

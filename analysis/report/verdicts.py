@@ -16,7 +16,7 @@ from analysis.page import Link
 from analysis.record import Finding, settled
 from analysis.report import speed, training
 from analysis.report.paired import TOLERANCE, Level, curves, differences
-from analysis.run import TICKET, Row, accuracies, chains, select
+from analysis.run import TICKET, Row, accuracies, chains, images_of, select
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
@@ -34,11 +34,6 @@ _FORM, _UNIT = "+.2f", " pp"
 def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     """The claims about the accuracies of a run, from its study.json and its cells."""
     return [settled(finding) for finding in _tested(study, rows)]
-
-
-def images_of(study: Mapping[str, Any]) -> int:
-    """The images of a study's test set; 0 where its study.json does not say."""
-    return int(study.get("data", {}).get("test") or 0)
 
 
 def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
