@@ -159,7 +159,6 @@ SLOW = {
 LENGTHY = {
     "test_arms": ("test_a_study_of_every_arm_and_criterion",),
     "test_checkpoints": ("test_from_every_position_a_job_goes_on_to_the_same_bits[statistics",),
-    "test_cli": ("test_only_the_reports_path",),
     "test_configs": tuple(
         f"test_builds_and_runs_two_steps[{name}" for name in ("conv4", "conv6", "resnet20", "quickstart_wide")
     ),
@@ -169,7 +168,6 @@ LENGTHY = {
     "test_predict": ("test_the_command_says_first",),
     "test_sweep": ("test_the_comparison_page",),
     "test_transfer": ("test_",),
-    "test_versions": ("test_",),
     "test_watching": ("test_services",),
 }
 _MEASURED = ("test_landscape_command", "test_stability")
