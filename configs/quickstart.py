@@ -6,7 +6,7 @@ masks on the same weights (random) lose it.
 
     python run.py --config configs/quickstart.py
 
-Time: about 2 minutes on 2 x86-64 cores.
+Time: about 2.5 minutes on 2 x86-64 cores.
 Result: at 8.9 % of the weights tickets lose about a point of the dense network's 95 % (after 450 training
 steps), reinit and random about ten.
 """

@@ -166,7 +166,7 @@ LENGTHY = {
     "test_notebooks": ("test_colab",),
     "test_own_network": ("test_its_run_folder",),
     "test_predict": ("test_the_command_says_first",),
-    "test_sweep": ("test_the_comparison_page",),
+    "test_sweep": ("test_the_comparison_page", "test_overrides_go_to_every_study"),
     "test_transfer": ("test_",),
     "test_watching": ("test_services",),
 }
