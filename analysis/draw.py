@@ -247,10 +247,14 @@ def dots(
         axes.vlines(place, interval.low, interval.high, color=colour, lw=1.5, alpha=alphas[1])
 
 
-def legend_below(figure: Figure, axes: Axes) -> None:
-    """One legend below all panels, with the entries of one of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
+def legend_below(figure: Figure, *panels: Axes) -> None:
+    """One legend below all panels, with the entries of these; of an entry in several the first is taken."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        handles, labels = list(entries.values()), list(entries)
         # About twelve characters of this size fit an inch.
         fitting = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 6))
         columns = max(1, min(len(handles), 3, fitting))

@@ -309,3 +309,13 @@ def test_counts_of_a_network_that_is_gone_are_said_and_prove_nothing() -> None:
     run = SimpleNamespace(path=Path("runs/x"))
     assert [one.outcome for one in savings.findings(run, [level])] == ["not tested", "not tested"]
     assert savings.section(run, [level]).tables
+
+
+def test_a_control_of_one_level_has_its_name_in_the_legend() -> None:
+    """Controls are trained at some levels; the first panel need not have them."""
+    steps, values = [1, 2, 3], np.array([[0.1, 0.2, 0.3], [0.2, 0.3, 0.4], [0.2, 0.2, 0.4]]) * 100
+    few = {"dense": (steps, values), "ticket": (steps, values)}
+    figure = figures.learning({"first": few, "second": {**few, "reinit": (steps, values)}}, "")
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["dense (n = 3)", "ticket (n = 3)", "reinit (n = 3)"]

@@ -69,7 +69,7 @@ def cost(entries: Sequence[Entry], densities: Sequence[float], heading: str) -> 
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("cost (trainings, log scale)")
     figure.supylabel("test accuracy at the end (%)", fontsize=10)
-    draw.legend_below(figure, panels[0])
+    draw.legend_below(figure, *panels)
     return figure
 
 

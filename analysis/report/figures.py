@@ -117,7 +117,7 @@ def learning(panels: Mapping[str, Curves], heading: str) -> Figure:
             ends += values.mean(0)[len(steps) // 4 :].tolist()
     _fit(grid[0, 0], ends, 0.1, PERCENT[1])
     figure.supylabel("test accuracy (%)", fontsize=10)
-    draw.legend_below(figure, grid[0, 0])
+    draw.legend_below(figure, *grid.ravel())
     return figure
 
 

@@ -76,7 +76,7 @@ def _curves(rows: Sequence[PairRow]) -> Figure:
         top = max(axes.get_ylim()[1] for axes in panels)
         for axes in panels:
             axes.set_ylim(-0.04 * top if limit else 0, top)
-    draw.legend_below(figure, grid[0, 0])
+    draw.legend_below(figure, *grid.ravel())
     return figure
 
 
