@@ -4,6 +4,7 @@ python -m analysis.mask runs/quickstart-0123abcd --layer conv1 --level 5
 python -m analysis.mask runs/quickstart-0123abcd --layer fc1 --level 5 --weights --arm reinit --seed 1
 """
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from analysis import draw, tables, words
 from analysis.export import only_chain
 from analysis.run import Run, open_run
-from lthjax import cli, prune
+from lthjax import cli, files, prune
 from lthjax.errors import UserError, unknown
 from lthjax.imp import DENSE, Cell
 
@@ -190,7 +191,7 @@ class Options:
     weights: bool = False
     """Draw the final weights, the pruned ones grey."""
     to: Path | None = None
-    """The file, .png, .pdf or .svg; by default a PNG in RUN/mask."""
+    """A new file, .png, .pdf or .svg; by default a PNG in RUN/mask, which is drawn anew if it is there."""
 
 
 def main(arguments: list[str]) -> None:
@@ -210,10 +211,13 @@ def main(arguments: list[str]) -> None:
     to = options.to or run.path / "mask" / usual
     if to.suffix.lstrip(".") not in _KINDS:
         raise UserError(f"--to: {str(to)!r} is not allowed; it must end in .{', .'.join(_KINDS)}.")
-    figure = drawing(run, cell, options.layer, options.weights)
+    if options.to is not None and to.exists():
+        raise UserError(f"--to: {to} is there and is not replaced; name another file, or remove it.")
+    drawn = io.BytesIO()
+    drawing(run, cell, options.layer, options.weights).savefig(drawn, format=to.suffix.lstrip("."), dpi=200)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(to, dpi=200)
+        files.write_whole(to, drawn.getvalue())
     except OSError as error:
         raise UserError(
             f"{to}: it cannot be written ({error.strerror}); choose another with --to."

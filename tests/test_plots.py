@@ -156,6 +156,11 @@ def test_the_command_draws_a_mask_and_weights(made: Run, command: Call, tmp_path
     asked = ("--layer", "fc1/bias", "--level", "0", "--weights", "--to", to)
     assert command("-m", "analysis.mask", made.path, *asked).stdout.strip() == str(to)
     assert to.read_bytes().startswith(b"%PDF")
+    to.write_bytes(b"a file of one's own")
+    refused = command("-m", "analysis.mask", made.path, *asked)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert f"--to: {to} is there and is not replaced" in refused.stderr
+    assert to.read_bytes() == b"a file of one's own"
 
 
 @pytest.mark.parametrize(
