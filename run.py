@@ -162,15 +162,23 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
 
 
 def _keep_config(path: Path, runs: "Sequence[Path]") -> None:
-    """Copies the config file into the run folders, for analyses of networks that it adds."""
+    """Copies the config file into the run folders, for analyses of networks that it adds.
+
+    A copy that is there stays: the cells of before were trained with it, or somebody has changed it.
+    """
     from lthjax import files
     from lthjax.store import CONFIG
 
     text = path.read_bytes()
     for copy in [run / CONFIG for run in runs if run.is_dir()]:
         try:
-            if not (copy.is_file() and copy.read_bytes() == text):
+            if not copy.exists():
                 files.write_whole(copy, text)
+            elif copy.read_bytes() != text:
+                print(
+                    f"warning: {copy} is not {path} and stays as it is; remove it to renew it",
+                    file=sys.stderr,
+                )
         except OSError as error:
             raise files.unwritable(copy, error) from error
 

@@ -217,9 +217,8 @@ def test_sharpness_of_a_quadratic_inside_the_mask() -> None:
     assert float(flat) == 0
 
 
-def test_only_adaptive_sharpness_is_the_same_after_rescaling_relu_layers() -> None:
-    x, y = images(8)
-    data = landscape.chunks(x, y, 3)
+def two_layers() -> tuple[Any, Any, Callable[[Any, jax.Array], jax.Array]]:
+    """Parameters, mask and function of a network of two dense layers with a ReLU between."""
     keys = jax.random.split(jax.random.key(2), 4)
     params = {
         "a": {"bias": 0.3 * jax.random.normal(keys[2], (6,)), "kernel": jax.random.normal(keys[0], (4, 6))},
@@ -230,7 +229,13 @@ def test_only_adaptive_sharpness_is_the_same_after_rescaling_relu_layers() -> No
         hidden = jax.nn.relu(pixels.reshape(len(pixels), -1) @ p["a"]["kernel"] + p["a"]["bias"][None])
         return hidden @ p["b"]["kernel"] + p["b"]["bias"][None]
 
-    mask = prune.magnitude(params, prune.ones(params), 0.4)
+    return params, prune.magnitude(params, prune.ones(params), 0.4), apply
+
+
+def test_only_adaptive_sharpness_is_the_same_after_rescaling_relu_layers() -> None:
+    x, y = images(8)
+    data = landscape.chunks(x, y, 3)
+    params, mask, apply = two_layers()
     factors = jnp.array([0.1, 0.5, 1, 2, 5, 10])
     scaled = {
         "a": {"bias": params["a"]["bias"] * factors, "kernel": params["a"]["kernel"] * factors[None]},
@@ -252,17 +257,7 @@ def test_only_filter_curvature_is_the_same_after_rescaling_layers() -> None:
     """Two layers by 4 and 1/4; the directions by the same draws. The mean eigenvalue is another."""
     x, y = images(8)
     data = landscape.chunks(x, y, 4)
-    keys = jax.random.split(jax.random.key(2), 4)
-    params = {
-        "a": {"bias": 0.3 * jax.random.normal(keys[2], (6,)), "kernel": jax.random.normal(keys[0], (4, 6))},
-        "b": {"bias": 0.3 * jax.random.normal(keys[3], (3,)), "kernel": jax.random.normal(keys[1], (6, 3))},
-    }
-
-    def apply(p: Any, pixels: jax.Array) -> jax.Array:
-        hidden = jax.nn.relu(pixels.reshape(len(pixels), -1) @ p["a"]["kernel"] + p["a"]["bias"][None])
-        return hidden @ p["b"]["kernel"] + p["b"]["bias"][None]
-
-    mask = prune.magnitude(params, prune.ones(params), 0.4)
+    params, mask, apply = two_layers()
     loss, draws = landscape.cross_entropy(apply), jax.random.split(jax.random.key(3), 40)
 
     @jax.jit

@@ -58,6 +58,11 @@ def test_its_run_folder_has_what_an_analysis_needs(
     done = command_line("run.py", "--config", tmp_path / "mine.py", "--quiet", "--out", tmp_path / "runs")
     run = Path(done.stdout.strip()).parent.parent
     assert (run / "config.py").read_text() == CONFIG
+    (run / "config.py").write_text(CONFIG + "# changed by hand\n")
+    again = command_line("run.py", "--config", tmp_path / "mine.py", "--quiet", "--out", tmp_path / "runs")
+    assert again.stdout == done.stdout
+    assert f"warning: {run / 'config.py'} is not {tmp_path / 'mine.py'} and stays as it is" in again.stderr
+    assert (run / "config.py").read_text().endswith("# changed by hand\n")
     asked = ("-m", "analysis.examples", run, "--quiet")
     refused = command_line(*asked)
     assert refused.returncode == 2

@@ -232,22 +232,7 @@ def scheduled(
 
     Source: Zhu & Gupta 2017 (arXiv 1710.01878), section 3, for the cubic course.
     """
-    if not (0 <= begin <= end and every > 0 and (end - begin) % every == 0):
-        raise ValueError(
-            f"begin, end, every: {begin}, {end}, {every} do not fit; 0 <= begin <= end, and end is begin "
-            "plus a multiple of every, so that the last pruning reaches the density of the course."
-        )
-    if scope not in ("layer", "global"):
-        raise ValueError(f"scope: {scope!r} is not known here; it is 'layer' or 'global'.")
-    if granularity not in ("weight", "unit-l1", "unit-l2"):
-        raise ValueError(
-            f"granularity: {granularity!r} has no course; it is 'weight', 'unit-l1' or 'unit-l2'."
-        )
-    if not (criterion == "magnitude" or callable(criterion)):
-        raise ValueError(
-            f"criterion: {criterion!r} is not known; it is 'magnitude' or a function (parameters, "
-            "gradients) -> scores."
-        )
+    _check_schedule(criterion, begin, end, every, scope, granularity)
     shares = _shares(course, (end - begin) // every)
     inner = masked(optimiser, prunable=prunable)
 
@@ -280,6 +265,28 @@ def scheduled(
         return stepped, ScheduledState(optax.safe_int32_increment(step), now)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_schedule(
+    criterion: Criterion, begin: int, end: int, every: int, scope: str, granularity: str
+) -> None:
+    """Raises a ValueError for arguments of `scheduled` that do not fit."""
+    if not (0 <= begin <= end and every > 0 and (end - begin) % every == 0):
+        raise ValueError(
+            f"begin, end, every: {begin}, {end}, {every} do not fit; 0 <= begin <= end, and end is begin "
+            "plus a multiple of every, so that the last pruning reaches the density of the course."
+        )
+    if scope not in ("layer", "global"):
+        raise ValueError(f"scope: {scope!r} is not known here; it is 'layer' or 'global'.")
+    if granularity not in ("weight", "unit-l1", "unit-l2"):
+        raise ValueError(
+            f"granularity: {granularity!r} has no course; it is 'weight', 'unit-l1' or 'unit-l2'."
+        )
+    if not (criterion == "magnitude" or callable(criterion)):
+        raise ValueError(
+            f"criterion: {criterion!r} is not known; it is 'magnitude' or a function (parameters, "
+            "gradients) -> scores."
+        )
 
 
 def _shares(course: Course, intervals: int) -> list[Number]:
