@@ -13,6 +13,6 @@ except errors.UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 
-from analysis.run import COLUMNS, Row, Run, frame, load, open_run
+from .run import COLUMNS, Row, Run, frame, load, open_run
 
 __all__ = ["COLUMNS", "Row", "Run", "frame", "load", "open_run"]

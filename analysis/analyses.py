@@ -1,6 +1,6 @@
 """The analyses by name, in the order of the report's sections; a new one is a new row."""
 
-from analysis import (
+from . import (
     earlybird,
     examples,
     geography,
@@ -12,7 +12,7 @@ from analysis import (
     structure,
     transfer,
 )
-from analysis.record import Analysis
+from .record import Analysis
 
 ANALYSES: dict[str, Analysis] = {
     module.ANALYSIS.name: module.ANALYSIS

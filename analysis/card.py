@@ -4,12 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import words
-from analysis.run import Row, Run, accuracies, arms, difference, images_of, select
 from lthjax import files, imp, sweep
 from lthjax.arms import ARMS
 from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
+
+from . import words
+from .run import Row, Run, accuracies, arms, difference, images_of, select
 
 NAME = "README.md"
 _MARK = "<!-- Written by lthjax's analysis.export; it is replaced by the next one. -->"

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from analysis import words
-from analysis.record import Said
 from lthjax.measures import stats
 from lthjax.measures.stats import Verdict
+
+from . import words
+from .record import Said
 
 # What kinds of tests are called, in verdicts.csv and on the page.
 SUPERIOR = "superiority"

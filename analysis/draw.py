@@ -10,10 +10,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis import tables
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
 from lthjax.measures.stats import ANY, Interval, Range, mean_interval
+
+from . import tables
 
 _Of = TypeVar("_Of")
 # The colours of Okabe & Ito, for the colour-blind; markers tell arms apart in grey print.

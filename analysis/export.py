@@ -11,12 +11,13 @@ from typing import Annotated
 
 import tyro
 
-from analysis import card
-from analysis.run import Row, Run, open_run
 from lthjax import arms, cli, prune
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
+
+from . import card
+from .run import Row, Run, open_run
 
 _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "steps")
 

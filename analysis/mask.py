@@ -18,12 +18,13 @@ import tyro
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from analysis import draw, tables, words
-from analysis.export import only_chain
-from analysis.run import Run, open_run
 from lthjax import cli, files, prune
 from lthjax.errors import UserError, unknown
 from lthjax.imp import DENSE, Cell
+
+from . import draw, tables, words
+from .export import only_chain
+from .run import Run, open_run
 
 # Width over height that a picture of many tiles comes near to.
 _ASPECT = 1.5

@@ -14,10 +14,11 @@ from typing import Annotated
 
 import tyro
 
-from analysis.analyses import ANALYSES
 from lthjax import cli
 from lthjax.errors import counted, shell
 from lthjax.merge import merge
+
+from .analyses import ANALYSES
 
 
 @dataclass(frozen=True, kw_only=True)

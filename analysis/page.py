@@ -19,9 +19,10 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FuncFormatter
 from rich.console import Console
 
-from analysis import tables
 from lthjax import files
 from lthjax.errors import UserError
+
+from . import tables
 
 FILES = "files.json"
 # The files of a figure.

@@ -21,11 +21,12 @@ from typing import Annotated
 
 import tyro
 
-from analysis import page, report
-from analysis.analyses import ANALYSES
 from lthjax import cli, files
 from lthjax.errors import UserError
 from lthjax.store import read_study
+
+from . import page, report
+from .analyses import ANALYSES
 
 # Bytes of a figure that a page on the web shows without being waited for.
 LARGEST = 300_000

@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from analysis import page, tables, words
-from analysis.page import Link, Section
-from analysis.run import Run, open_run
 from lthjax import cli, config, progress, settings
 from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.measures.stats import Outcome
 from lthjax.study import Watch
+
+from . import page, tables, words
+from .page import Link, Section
+from .run import Run, open_run
 
 Said = Outcome | Literal["equivalent", "too few seeds", "not tested"]
 # A verdict takes this many seeds.

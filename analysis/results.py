@@ -20,18 +20,19 @@ from typing import Annotated
 import jinja2
 import tyro
 
-from analysis import compare, conform, tables, transfer, words
-from analysis.compare.entries import Entry, Point, at_most, entries
-from analysis.compare.equal import Contrast, contrasts
-from analysis.conform.measured import Cells, Measured, published
-from analysis.page import Table
-from analysis.report import facts
-from analysis.run import TICKET
 from lthjax import cli, files, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Interval, Outcome, mean_interval, paired
+
+from . import compare, conform, tables, transfer, words
+from .compare.entries import Entry, Point, at_most, entries
+from .compare.equal import Contrast, contrasts
+from .conform.measured import Cells, Measured, published
+from .page import Table
+from .report import facts
+from .run import TICKET
 
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 

@@ -1,6 +1,6 @@
 """A run folder, opened once: rows, masks, weights, states; and the choice of chains, levels and seeds.
 
-from analysis import open_run
+from . import open_run
 
 run = open_run("runs/quickstart-f91424be")
 cell = run.rows[-1].cell
@@ -15,7 +15,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from analysis import tables
 from lthjax import config, data, imp, models, record, store
 from lthjax.arms import ARMS
 from lthjax.errors import UserError, shell
@@ -24,6 +23,8 @@ from lthjax.imp import DENSE, Cell
 from lthjax.measures.stats import PERCENT, Interval, difference_error, mean_interval, nearest
 from lthjax.models import Model, Variables
 from lthjax.study import Prepared, prepare, task
+
+from . import tables
 
 if TYPE_CHECKING:
     import pandas

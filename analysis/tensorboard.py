@@ -10,10 +10,11 @@ from typing import Annotated
 
 import tyro
 
-from analysis.run import open_run
 from lthjax import cli
 from lthjax.errors import UserError
 from lthjax.store import folder
+
+from .run import open_run
 
 # Marks the event files of this module.
 _SUFFIX = ".lthjax"

@@ -5,14 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
-from analysis import tables
-from analysis.run import Run
 from lthjax import fields, progress, record, study, train
 from lthjax.errors import shell
 from lthjax.imp import Cell
 from lthjax.store import Store
 from lthjax.study import Watch
 from lthjax.train import Job, Trained, Trainer
+
+from . import tables
+from .run import Run
 
 Jobs = Sequence[tuple[Cell, Job]]
 

@@ -5,14 +5,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import page, tables, words
-from analysis.compare import equal, figures
-from analysis.compare.entries import Entry, Point, at_most, entries
-from analysis.page import Drawn, Section, Table
-from analysis.run import COLUMNS, TICKET, Run, difference, mean_accuracy, open_run
 from lthjax.errors import UserError
 from lthjax.fields import About
 from lthjax.measures.stats import Interval
+
+from .. import page, tables, words
+from ..page import Drawn, Section, Table
+from ..run import COLUMNS, TICKET, Run, difference, mean_accuracy, open_run
+from . import equal, figures
+from .entries import Entry, Point, at_most, entries
 
 # The percentage points of mean accuracy that the cheapest schedule may lose to the best one.
 MARGIN = 0.2

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from analysis.run import TICKET, Row, accuracies, arms, by_level, by_seed, chains, mean_accuracy, select
-from analysis.words import title
 from lthjax import config, imp, sweep
 from lthjax.fields import About
 from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
+
+from ..run import TICKET, Row, accuracies, arms, by_level, by_seed, chains, mean_accuracy, select
+from ..words import title
 
 # Fields left out of the names: they only add cells, or are in the title.
 _LEFT_OUT = ("name", "seeds", "arms", "repeats", "control_levels", "rewind", "model", "data.name",

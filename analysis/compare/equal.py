@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis import words
-from analysis.compare.entries import Entry
-from analysis.page import Table
-from analysis.record import LEAST_SEEDS, Said
-from analysis.run import floor
 from lthjax.measures import stats
 from lthjax.measures.stats import Alternative, mean_interval
+
+from .. import words
+from ..page import Table
+from ..record import LEAST_SEEDS, Said
+from ..run import floor
+from .entries import Entry
 
 _ALPHA = 0.05
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
-from analysis import draw
-from analysis.compare.entries import Entry, at_most
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
 from lthjax.measures.stats import mean_interval, paired
+
+from .. import draw
+from .entries import Entry, at_most
 
 
 @matplotlib.rc_context(draw.STYLE)

@@ -20,17 +20,18 @@ from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
-from analysis import words
-from analysis.conform import ledger as ledgers
-from analysis.conform import settings
-from analysis.conform.ledger import BEST, COUNTS, EARLY, Ledger, Line
-from analysis.conform.measured import Measured, opened
-from analysis.page import Section, Table
-from analysis.run import difference, floor
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Outcome, geometric_interval, mean_interval
+
+from .. import words
+from ..page import Section, Table
+from ..run import difference, floor
+from . import ledger as ledgers
+from . import settings
+from .ledger import BEST, COUNTS, EARLY, Ledger, Line
+from .measured import Measured, opened
 
 Mark = Literal["agrees", "differs", "undecided", "not comparable"]
 _MARKS: dict[Outcome, Mark] = {"supported": "agrees", "refuted": "differs", "undecided": "undecided"}

@@ -1,8 +1,9 @@
 """The command of conformance."""
 
-from analysis import page
-from analysis.conform import Options, section
 from lthjax import cli
+
+from .. import page
+from . import Options, section
 
 
 def main(arguments: list[str]) -> None:

@@ -23,9 +23,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis import tables
-from analysis.run import TICKET
 from lthjax.errors import UserError, unknown
+
+from .. import tables
+from ..run import TICKET
 
 FOLDER = Path(__file__).parent.parent / "ledgers"
 COUNTS = ("weights", "parameters")

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from analysis import tables
-from analysis.run import Row, Run, by_seed, difference, mean_accuracy, select
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Interval, mean_interval, paired
+
+from .. import tables
+from ..run import Row, Run, by_seed, difference, mean_accuracy, select
 
 _Of = TypeVar("_Of")
 

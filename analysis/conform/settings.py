@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from analysis.conform.ledger import ALL, Ledger, Line, parsed
-from analysis.conform.measured import Measured
 from lthjax import config, models, prune
 from lthjax.errors import unknown
+
+from .ledger import ALL, Ledger, Line, parsed
+from .measured import Measured
 
 # Settings that a run keeps in steps, whatever they were given in.
 _STEPS = {

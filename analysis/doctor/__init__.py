@@ -18,12 +18,13 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from analysis.doctor import files, folder
-from analysis.doctor.files import Tensors
 from lthjax.errors import UserError
 from lthjax.measures import doctor
 from lthjax.measures.doctor import Check, Fault
 from lthjax.progress import Silent, watch
+
+from . import files, folder
+from .files import Tensors
 
 # As many layers a line names.
 _MOST = 6

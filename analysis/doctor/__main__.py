@@ -2,8 +2,9 @@
 
 import sys
 
-from analysis.doctor import Options, diagnose, line
 from lthjax import cli
+
+from . import Options, diagnose, line
 
 
 def main(arguments: list[str]) -> None:

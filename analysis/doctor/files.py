@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from analysis.doctor import pickled
 from lthjax import prune
 from lthjax.errors import DAMAGED, UserError
 from lthjax.prune import _files
+
+from . import pickled
 
 # Keys of a checkpoint that hold the network's state dict, beside those of the optimiser.
 _STATES = ("state_dict", "model_state_dict", "model", "net", "params")

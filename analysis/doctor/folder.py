@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from analysis.run import TICKET, Row, Run
 from lthjax import imp, manifest, prune, store
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
@@ -15,6 +14,8 @@ from lthjax.measures import doctor
 from lthjax.measures.doctor import Check
 from lthjax.measures.layers import PyTree, by_layer
 from lthjax.study import Watch
+
+from ..run import TICKET, Row, Run
 
 # Arms whose masks have layer densities of their own, by a rule, and the ticket's in all.
 _BY_RULE = ("random_uniform", "random_erk", "random_smart_ratio")

@@ -17,14 +17,15 @@ cells are only read. Writes RUN/earlybird:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis import tables, words
-from analysis.earlybird import figures
-from analysis.earlybird.table import TABLES, DrawRow, load
-from analysis.earlybird.work import Options, work
-from analysis.page import Link, Section, Table
-from analysis.record import Analysis, Finding
-from analysis.run import Run
 from lthjax.measures.stats import PERCENT, SHARE, Outcome, conjunction, mean_interval, verdict
+
+from .. import tables, words
+from ..page import Link, Section, Table
+from ..record import Analysis, Finding
+from ..run import Run
+from . import figures
+from .table import TABLES, DrawRow, load
+from .work import Options, work
 
 # Share of the dense training by which the ticket should have been drawn.
 _EARLY = 0.2

@@ -1,7 +1,8 @@
 """The command of Early-Bird tickets."""
 
-from analysis import earlybird, record
 from lthjax import cli
+
+from .. import earlybird, record
 
 if __name__ == "__main__":
     cli.run(record.command(earlybird.ANALYSIS))

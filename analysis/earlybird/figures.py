@@ -6,10 +6,11 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from analysis import draw, tables, words
-from analysis.earlybird.table import DrawRow, MaskRow
-from analysis.page import Drawn
 from lthjax.measures.stats import SHARE
+
+from .. import draw, tables, words
+from ..page import Drawn
+from .table import DrawRow, MaskRow
 
 
 @matplotlib.rc_context(draw.STYLE)

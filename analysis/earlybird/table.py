@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from analysis import record
-from analysis.run import Run
+from .. import record
+from ..run import Run
 
 
 class MaskRow(NamedTuple):

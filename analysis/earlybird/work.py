@@ -9,11 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from analysis import page, record, tables
-from analysis import work as trainings
-from analysis.earlybird import figures
-from analysis.earlybird.table import TABLES, DrawRow, MaskRow
-from analysis.run import TICKET, Run, Tickets, asked_levels, densities
 from lthjax import prune, study
 from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
@@ -23,6 +18,12 @@ from lthjax.measures.predict import keep_highest
 from lthjax.models import Variables
 from lthjax.study import Watch
 from lthjax.train import Job
+
+from .. import page, record, tables
+from .. import work as trainings
+from ..run import TICKET, Run, Tickets, asked_levels, densities
+from . import figures
+from .table import TABLES, DrawRow, MaskRow
 
 # As many masks are drawn by default; their weights are kept until the training ends.
 _MASKS = 50

@@ -18,9 +18,15 @@ of different seeds, err on the same images. Trains nothing. Writes RUN/examples:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis import words
-from analysis.examples import figures
-from analysis.examples.table import (
+from lthjax.imp import DENSE
+from lthjax.measures.stats import PERCENT, POSITIVE, conjunction, mean_interval, verdict
+
+from .. import words
+from ..page import Link, Section, Table
+from ..record import Analysis, Finding
+from ..run import TICKET, Run
+from . import figures
+from .table import (
     FORGOTTEN,
     LOSSES,
     TABLES,
@@ -32,12 +38,7 @@ from analysis.examples.table import (
     by_seed,
     levels,
 )
-from analysis.examples.work import Options, work
-from analysis.page import Link, Section, Table
-from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run
-from lthjax.imp import DENSE
-from lthjax.measures.stats import PERCENT, POSITIVE, conjunction, mean_interval, verdict
+from .work import Options, work
 
 _OWN = "A ticket errs on the images of its own dense network, more than of other seeds'"
 _LOST = "Tickets of different seeds lose the same images, more than by chance"

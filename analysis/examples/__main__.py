@@ -1,7 +1,8 @@
 """The command of the examples."""
 
-from analysis import examples, record
 from lthjax import cli
+
+from .. import examples, record
 
 if __name__ == "__main__":
     cli.run(record.command(examples.ANALYSIS))

@@ -7,12 +7,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import draw
-from analysis.examples.table import LOSSES, AgreementRow, PairRow, arms, between, by_seed, levels
-from analysis.page import Drawn
-from analysis.run import TICKET
 from lthjax.imp import DENSE
 from lthjax.measures.stats import PERCENT
+
+from .. import draw
+from ..page import Drawn
+from ..run import TICKET
+from .table import LOSSES, AgreementRow, PairRow, arms, between, by_seed, levels
 
 # Arms, whether of one seed, what of -> name, number of the series, line.
 _AGREEMENTS = (

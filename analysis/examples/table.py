@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from analysis import tables
 from lthjax.imp import DENSE
 from lthjax.measures.geography import over_pairs
+
+from .. import tables
 
 ERRORS, LOSSES, FORGOTTEN = "errors", "losses", "forgotten"
 

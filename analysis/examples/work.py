@@ -8,9 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis import page, record, tables
-from analysis.examples import figures
-from analysis.examples.table import (
+from lthjax import data
+from lthjax.errors import UserError, counted
+from lthjax.imp import DENSE
+from lthjax.measures import examples
+from lthjax.models import Model
+from lthjax.study import Watch
+
+from .. import page, record, tables
+from ..run import TICKET, Row, Run, Tickets, asked_levels, densities, select
+from . import figures
+from .table import (
     ERRORS,
     FORGOTTEN,
     LOSSES,
@@ -20,13 +28,6 @@ from analysis.examples.table import (
     ImageRow,
     PairRow,
 )
-from analysis.run import TICKET, Row, Run, Tickets, asked_levels, densities, select
-from lthjax import data
-from lthjax.errors import UserError, counted
-from lthjax.imp import DENSE
-from lthjax.measures import examples
-from lthjax.models import Model
-from lthjax.study import Watch
 
 # Images that are listed of every level, half of them won and half lost.
 _LISTED = 40

@@ -16,16 +16,17 @@ Trains nothing. Writes RUN/geography:
 from collections.abc import Mapping
 from typing import Any
 
-from analysis import words
-from analysis.claims import SUPERIOR, At, everywhere, named
-from analysis.geography import figures
-from analysis.geography.table import TABLES, load, over_seeds, seeds_at
-from analysis.geography.work import Options, work
-from analysis.page import Link, Section
-from analysis.record import Analysis, Finding
-from analysis.run import Run
 from lthjax.measures import stats
 from lthjax.measures.geography import ALL, INPUTS, SHUFFLED
+
+from .. import words
+from ..claims import SUPERIOR, At, everywhere, named
+from ..page import Link, Section
+from ..record import Analysis, Finding
+from ..run import Run
+from . import figures
+from .table import TABLES, load, over_seeds, seeds_at
+from .work import Options, work
 
 # Overlap from which on two tickets would be called the same.
 SAME = 0.9

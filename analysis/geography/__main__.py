@@ -1,7 +1,8 @@
 """The command of the geography."""
 
-from analysis import geography, record
 from lthjax import cli
+
+from .. import geography, record
 
 if __name__ == "__main__":
     cli.run(record.command(geography.ANALYSIS))

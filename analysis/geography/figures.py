@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import draw
-from analysis.geography.table import InputRow, OverlapRow, over_seeds, seeds_at
-from analysis.page import Drawn
 from lthjax.measures.geography import ALL, INPUTS, SHUFFLED, TICKET, mean_known
 from lthjax.measures.stats import SHARE, mean_interval
+
+from .. import draw
+from ..page import Drawn
+from .table import InputRow, OverlapRow, over_seeds, seeds_at
 
 # Matching -> its name in the legend, colour and marker.
 _MATCHINGS = {

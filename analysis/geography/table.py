@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from analysis import record
-from analysis.run import Run
 from lthjax.measures.geography import TICKET, over_pairs
+
+from .. import record
+from ..run import Run
 
 
 class OverlapRow(NamedTuple):

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from analysis import page, record, tables
-from analysis.geography import figures
-from analysis.geography.table import TABLES, InputRow, OverlapRow
-from analysis.run import TICKET, Run, asked_levels, densities
 from lthjax.errors import UserError, counted
 from lthjax.imp import Cell
 from lthjax.measures import geography, wiring
 from lthjax.study import Watch
+
+from .. import page, record, tables
+from ..run import TICKET, Run, asked_levels, densities
+from . import figures
+from .table import TABLES, InputRow, OverlapRow
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,10 +25,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from analysis import words
-from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere
-from analysis.landscape import figures, table, work
-from analysis.landscape.table import (
+from lthjax.imp import DENSE
+from lthjax.measures import stats
+from lthjax.measures.quantities import BESIDE, FLATNESS, QUANTITIES, WITHIN
+from lthjax.measures.stats import mean_interval
+
+from .. import words
+from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere
+from ..page import Link, Section, Table
+from ..record import Analysis, Finding
+from ..run import TICKET, Run, select
+from . import figures, table, work
+from .table import (
     CONNECTED,
     CONTROLS,
     END,
@@ -39,14 +47,7 @@ from analysis.landscape.table import (
     Number,
     values_of,
 )
-from analysis.landscape.work import LandscapeOptions
-from analysis.page import Link, Section, Table
-from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run, select
-from lthjax.imp import DENSE
-from lthjax.measures import stats
-from lthjax.measures.quantities import BESIDE, FLATNESS, QUANTITIES, WITHIN
-from lthjax.measures.stats import mean_interval
+from .work import LandscapeOptions
 
 __all__ = ["ANALYSIS", "ArmDifference", "Found", "LandscapeOptions", "Number"]
 

@@ -1,7 +1,8 @@
 """The command `python -m analysis.landscape RUN --level L`."""
 
-from analysis import landscape, record
 from lthjax import cli
+
+from .. import landscape, record
 
 if __name__ == "__main__":
     cli.run(record.command(landscape.ANALYSIS))

@@ -9,15 +9,16 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from analysis import draw, words
-from analysis.landscape import table
-from analysis.landscape.table import ARMS, CONTROLS, END, SIBLING, Arrays, Found, values_of
-from analysis.page import Drawn
-from analysis.run import TICKET, Run
 from lthjax.imp import DENSE
 from lthjax.measures import hessian
 from lthjax.measures.quantities import BESIDE, FLATNESS
 from lthjax.measures.stats import ANY, PERCENT, POSITIVE, mean_interval
+
+from .. import draw, words
+from ..page import Drawn
+from ..run import TICKET, Run
+from . import table
+from .table import ARMS, CONTROLS, END, SIBLING, Arrays, Found, values_of
 
 # (arm, other end) -> line.
 _PATHS = {(DENSE, SIBLING): "-.", (TICKET, SIBLING): "-", ("reinit", SIBLING): "--", ("random", SIBLING): ":",

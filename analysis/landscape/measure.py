@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from analysis.landscape.table import SIBLING, Item, Network, Scope, write_arrays
-from analysis.run import Run
 from lthjax import progress, prune, record
 from lthjax.devices import replicate
 from lthjax.imp import Cell
@@ -22,6 +20,9 @@ from lthjax.models import Variables
 from lthjax.store import Store
 from lthjax.study import Prepared, Watch
 from lthjax.train import Job
+
+from ..run import Run
+from .table import SIBLING, Item, Network, Scope, write_arrays
 
 PyTree = Any
 _Of = TypeVar("_Of")

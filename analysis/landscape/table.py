@@ -8,12 +8,13 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from analysis import tables, words
-from analysis.run import TICKET, Run, chains, densities, select
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs, quantities, stats
 from lthjax.measures.programs import Settings
 from lthjax.store import folder
+
+from .. import tables, words
+from ..run import TICKET, Run, chains, densities, select
 
 NAME, TABLE, MARKER = "landscape", "landscape.csv", "about.json"
 ARMS = (TICKET, "reinit", "random")

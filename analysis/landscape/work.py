@@ -12,14 +12,6 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
-from analysis import page, tables
-from analysis.landscape import table
-from analysis.landscape.figures import drawn_of
-from analysis.landscape.measure import Measurer
-from analysis.landscape.table import ARMS, END, ArmDifference, Arrays, Found, Item, Network, Number, Scope
-from analysis.record import TrainingOptions
-from analysis.run import Run, select
-from analysis.work import Work, kept
 from lthjax import fields, progress, record
 from lthjax.devices import hardware
 from lthjax.errors import UserError
@@ -30,6 +22,15 @@ from lthjax.models import Variables
 from lthjax.store import Store, folder
 from lthjax.study import Prepared, Watch
 from lthjax.train import Job
+
+from .. import page, tables
+from ..record import TrainingOptions
+from ..run import Run, select
+from ..work import Work, kept
+from . import table
+from .figures import drawn_of
+from .measure import Measurer
+from .table import ARMS, END, ArmDifference, Arrays, Found, Item, Network, Number, Scope
 
 # Steps of a replay at which its train loss is measured, at most, in every pass of the search.
 _CAPTURES = 32

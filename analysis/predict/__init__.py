@@ -16,16 +16,17 @@ cells are only read. Writes RUN/predict:
   seed=3/chain=C/level=07/ARM/      a trained mask; ARM is predicted or predicted_shuffled
 """
 
-from analysis import words
-from analysis.claims import SAME, SUPERIOR, At, everywhere, named
-from analysis.page import Link, Section
-from analysis.predict import table, work
-from analysis.predict.figures import drawn
-from analysis.predict.table import PREDICTED, TWIN, Loaded, Scored, Trial
-from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run, accuracies, floor, nearest
 from lthjax.measures.predict import ALONE, LOGISTIC, MEAN
 from lthjax.measures.stats import SHARE, equivalent, paired, verdict
+
+from .. import words
+from ..claims import SAME, SUPERIOR, At, everywhere, named
+from ..page import Link, Section
+from ..record import Analysis, Finding
+from ..run import TICKET, Run, accuracies, floor, nearest
+from . import table, work
+from .figures import drawn
+from .table import PREDICTED, TWIN, Loaded, Scored, Trial
 
 _CLAIM = "The ticket's mask is predictable at initialisation: AUROC within layers above chance"
 _ADDED = "Scores at initialisation add to |θ₀| alone: AUROC within layers above that of the nested predictor"

@@ -1,7 +1,8 @@
 """The command of `analysis.predict`."""
 
-from analysis import predict, record
 from lthjax import cli
+
+from .. import predict, record
 
 if __name__ == "__main__":
     cli.run(record.command(predict.ANALYSIS))

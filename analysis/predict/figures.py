@@ -8,13 +8,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis import draw, words
-from analysis.page import Drawn
-from analysis.predict.table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
-from analysis.run import TICKET, accuracies, mean_accuracy
 from lthjax.measures.predict import ALONE, LOGISTIC, MEAN
 from lthjax.measures.scores import PIXEL_VARIANCE, SCORES
 from lthjax.measures.stats import POSITIVE, SHARE, mean_interval
+
+from .. import draw, words
+from ..page import Drawn
+from ..run import TICKET, accuracies, mean_accuracy
+from .table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
 
 _COLOURS = ("#E69F00", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#999999", "#8A6D00")
 # Label, colour, marker; a score that is added to the table takes the first ones again.

@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from analysis import tables, words
-from analysis.run import TICKET, Run, densities, select
 from lthjax.measures.scores import PIXEL_VARIANCE
+
+from .. import tables, words
+from ..run import TICKET, Run, densities, select
 
 SCORES, TRIALS, ABOUT = "scores.csv", "functional.csv", "about.json"
 SHUFFLED, RANDOM = "shuffled", "random"

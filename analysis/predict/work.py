@@ -9,11 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis import page, record, tables
-from analysis import work as trainings
-from analysis.predict import figures, table
-from analysis.predict.table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
-from analysis.run import TICKET, Run, Tickets, asked_levels, densities, select
 from lthjax import data, prune, study
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError, counted
@@ -24,6 +19,12 @@ from lthjax.models import Variables
 from lthjax.store import Store
 from lthjax.study import Watch
 from lthjax.train import Job
+
+from .. import page, record, tables
+from .. import work as trainings
+from ..run import TICKET, Run, Tickets, asked_levels, densities, select
+from . import figures, table
+from .table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
 
 # Train images that scores see.
 _IMAGES = 1000

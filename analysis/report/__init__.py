@@ -8,14 +8,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import compare, page, record, tables, words
-from analysis.analyses import ANALYSES
-from analysis.page import Link, Section, Table
-from analysis.record import Analysis, Finding, settled
-from analysis.report import accuracy, facts, gaps, numbers, power, short, speed, training, until, verdicts
-from analysis.run import TICKET, Run, chains, images_of, open_run, to_csv
 from lthjax import imp
 from lthjax.errors import UserError, counted
+
+from .. import compare, page, record, tables, words
+from ..analyses import ANALYSES
+from ..page import Link, Section, Table
+from ..record import Analysis, Finding, settled
+from ..run import TICKET, Run, chains, images_of, open_run, to_csv
+from . import accuracy, facts, gaps, numbers, power, short, speed, training, until, verdicts
 
 
 def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1) -> Path:

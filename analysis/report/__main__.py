@@ -6,9 +6,10 @@ from typing import Annotated
 
 import tyro
 
-from analysis import report
 from lthjax import cli, progress
 from lthjax.errors import UserError
+
+from .. import report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis.page import Drawn, Section
-from analysis.report import figures, paired
-from analysis.report.figures import Curves
-from analysis.run import TICKET, Row, Run, arms, by_level, by_seed, chains, densities, select, worth_seeing
 from lthjax import imp
 from lthjax.imp import DENSE
+
+from ..page import Drawn, Section
+from ..run import TICKET, Row, Run, arms, by_level, by_seed, chains, densities, select, worth_seeing
+from . import figures, paired
+from .figures import Curves
 
 # Learning curves are shown at the levels nearest to these densities, and at the last, for these arms.
 _SHOWN = (0.2, 0.1)

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
-from analysis import words
-from analysis.page import Table
-from analysis.record import COUNT, TIMING, Finding
-from analysis.retraining.table import named
-from analysis.run import Row, Run, accuracies, arms, by_level, chains, difference, mean_accuracy, select
 from lthjax import imp
 from lthjax.arms import ARMS
 from lthjax.errors import counted
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Interval
+
+from .. import words
+from ..page import Table
+from ..record import COUNT, TIMING, Finding
+from ..retraining.table import named
+from ..run import Row, Run, accuracies, arms, by_level, chains, difference, mean_accuracy, select
 
 
 def remark(run: Run) -> str:

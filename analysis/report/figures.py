@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import draw
-from analysis.retraining.table import named
-from analysis.run import Row, arms, by_level, by_seed, chains, select
 from lthjax.imp import DENSE
 from lthjax.measures.stats import PERCENT, Range, Ratio, mean_interval
+
+from .. import draw
+from ..retraining.table import named
+from ..run import Row, arms, by_level, by_seed, chains, select
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 """Arm -> (steps [S], test accuracies in percent [cells, S])."""

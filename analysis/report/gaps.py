@@ -5,13 +5,14 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis import words
-from analysis.page import Table
-from analysis.report.paired import TOLERANCE, curves, differences
-from analysis.run import TICKET, Row, accuracies, arms, by_seed, select
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
+
+from .. import words
+from ..page import Table
+from ..run import TICKET, Row, accuracies, arms, by_seed, select
+from .paired import TOLERANCE, curves, differences
 
 # Sign flips are counted one by one up to so many seeds.
 _FLIPPED = 20

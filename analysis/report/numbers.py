@@ -4,9 +4,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from analysis import tables
-from analysis.report import gaps
-from analysis.run import (
+from lthjax import imp
+from lthjax.imp import DENSE
+from lthjax.measures.stats import Interval
+
+from .. import tables
+from ..run import (
     TICKET,
     Row,
     Run,
@@ -18,9 +21,7 @@ from analysis.run import (
     mean_accuracy,
     select,
 )
-from lthjax import imp
-from lthjax.imp import DENSE
-from lthjax.measures.stats import Interval
+from . import gaps
 
 _ESCAPED = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis.run import Row, accuracies, by_level, by_seed, densities, floor, select
 from lthjax.imp import DENSE
 from lthjax.measures import stats
+
+from ..run import Row, accuracies, by_level, by_seed, densities, floor, select
 
 # Percentage points below the dense network that count as its accuracy.
 TOLERANCE = 0.5

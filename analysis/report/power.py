@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis import words
-from analysis.page import Table
-from analysis.report.paired import Level, differences
-from analysis.report.verdicts import CONTROLS, in_range
-from analysis.run import TICKET, Row, chains, images_of
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
+
+from .. import words
+from ..page import Table
+from ..run import TICKET, Row, chains, images_of
+from .paired import Level, differences
+from .verdicts import CONTROLS, in_range
 
 # Percentage points for which the table says how many seeds they take.
 _WANTED = (1.0, 0.5, 0.2)

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from analysis import words
-from analysis.page import Section, Table
-from analysis.record import LEAST_SEEDS, Finding
-from analysis.report import accuracy
-from analysis.report.paired import TOLERANCE, Level, differences
-from analysis.run import TICKET, Row, Run, chains, images_of
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
+
+from .. import words
+from ..page import Section, Table
+from ..record import LEAST_SEEDS, Finding
+from ..run import TICKET, Row, Run, chains, images_of
+from . import accuracy
+from .paired import TOLERANCE, Level, differences
 
 TITLE, ANCHOR = "In short", "short"
 # The beginnings of the claims that the report opens with, where they are tested.

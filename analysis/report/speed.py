@@ -7,15 +7,16 @@ might have gone on learning: its step is at least that, and the ratio is known b
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from analysis import words
-from analysis.page import Drawn, Section, Table
-from analysis.report import figures
-from analysis.report.training import total
-from analysis.run import TICKET, Row, Run, arms, by_level, chains, densities, select
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Ratio
+
+from .. import words
+from ..page import Drawn, Section, Table
+from ..run import TICKET, Row, Run, arms, by_level, chains, densities, select
+from . import figures
+from .training import total
 
 TITLE, ANCHOR = "Learning speed", "speed"
 

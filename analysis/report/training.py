@@ -8,9 +8,12 @@ a ticket and a control that is still learning is a gap at this budget.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from analysis import words
-from analysis.page import Section, Table
-from analysis.run import (
+from lthjax.imp import DENSE
+from lthjax.measures.stats import PERCENT, mean_interval
+
+from .. import words
+from ..page import Section, Table
+from ..run import (
     TICKET,
     Row,
     Run,
@@ -23,8 +26,6 @@ from analysis.run import (
     select,
     worth_seeing,
 )
-from lthjax.imp import DENSE
-from lthjax.measures.stats import PERCENT, mean_interval
 
 # The densities that the table shows, and the last level.
 _SHOWN = (0.2, 0.1)

@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis import words
-from analysis.claims import At, Judged, everywhere
-from analysis.record import LEAST_SEEDS, Finding, Said
-from analysis.report.paired import differences
-from analysis.report.verdicts import at, images_of, in_range
-from analysis.run import TICKET, Row, Run, chains
 from lthjax import files, imp
 from lthjax.errors import UserError, unknown
 from lthjax.imp import DENSE
 from lthjax.measures import stats
+
+from .. import words
+from ..claims import At, Judged, everywhere
+from ..record import LEAST_SEEDS, Finding, Said
+from ..run import TICKET, Row, Run, chains
+from .paired import differences
+from .verdicts import at, images_of, in_range
 
 FILE = "sequential.json"
 # Looks at the data, each after as many further seeds as the first one has.

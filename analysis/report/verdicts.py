@@ -10,17 +10,18 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from analysis import words
-from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, Judged, beside, everywhere, named
-from analysis.page import Link
-from analysis.record import Finding, settled
-from analysis.report import speed, training
-from analysis.report.paired import TOLERANCE, Level, curves, differences
-from analysis.run import TICKET, Row, accuracies, chains, images_of, select
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Ratio, Verdict
+
+from .. import words
+from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, Judged, beside, everywhere, named
+from ..page import Link
+from ..record import Finding, settled
+from ..run import TICKET, Row, accuracies, chains, images_of, select
+from . import speed, training
+from .paired import TOLERANCE, Level, curves, differences
 
 # Densities of 80 to 90 % sparsity.
 RANGE = (0.1, 0.2)

@@ -7,14 +7,15 @@ Source: Renda et al. 2020 (arXiv 2003.02389). At equal rewind steps all of them 
 with several rewind steps compare costs.
 """
 
-from analysis.claims import NON_INFERIOR, SUPERIOR
-from analysis.page import Link, Section
-from analysis.record import Analysis, Finding, Options
-from analysis.retraining import figures, table
-from analysis.retraining.table import Level, Retrained
-from analysis.run import TICKET, Run, floor, nearest
-from analysis.words import decided, share
 from lthjax.measures import stats
+
+from ..claims import NON_INFERIOR, SUPERIOR
+from ..page import Link, Section
+from ..record import Analysis, Finding, Options
+from ..run import TICKET, Run, floor, nearest
+from ..words import decided, share
+from . import figures, table
+from .table import Level, Retrained
 
 _HERE = Link("retraining", "#retraining")
 _REMARK = (

@@ -2,11 +2,12 @@
 
 import matplotlib
 
-from analysis import draw, words
-from analysis.page import Drawn
-from analysis.retraining.table import Retrained, named, series
-from analysis.run import Run
 from lthjax.measures.stats import PERCENT
+
+from .. import draw, words
+from ..page import Drawn
+from ..run import Run
+from .table import Retrained, named, series
 
 _CAPTION = (
     "Test accuracy at the end of training against all that was trained up to there: the dense network, the "

@@ -3,9 +3,14 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis import words
-from analysis.page import Table
-from analysis.run import (
+from lthjax import imp
+from lthjax.arms import ARMS
+from lthjax.imp import DENSE
+from lthjax.measures.stats import Interval
+
+from .. import words
+from ..page import Table
+from ..run import (
     TICKET,
     Row,
     Run,
@@ -18,10 +23,6 @@ from analysis.run import (
     mean_accuracy,
     select,
 )
-from lthjax import imp
-from lthjax.arms import ARMS
-from lthjax.imp import DENSE
-from lthjax.measures.stats import Interval
 
 _AT_COST = "At equal density and training cost"
 _AT_ACCURACY = "At equal accuracy: the sparsest level at which the mean is that of the dense network or more"

@@ -8,13 +8,14 @@ Trains nothing. Prints tables and writes RUN/savings.json, `LevelSavings` a leve
 
 from collections.abc import Sequence
 
-from analysis import words
-from analysis.page import Link, Section
-from analysis.record import COUNT, TIMING, Analysis, Finding
-from analysis.run import Run, nearest
-from analysis.savings.table import FILE, LevelSavings, compared, load, shown, times
-from analysis.savings.work import Options, work
 from lthjax.measures.savings import VARIANTS
+
+from .. import words
+from ..page import Link, Section
+from ..record import COUNT, TIMING, Analysis, Finding
+from ..run import Run, nearest
+from .table import FILE, LevelSavings, compared, load, shown, times
+from .work import Options, work
 
 _HERE = Link("savings", "#savings")
 _FEWER = "5–10× fewer multiplications and bytes"

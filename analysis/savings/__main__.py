@@ -1,7 +1,8 @@
 """The command of the savings."""
 
-from analysis import record, savings
 from lthjax import cli
+
+from .. import record, savings
 
 if __name__ == "__main__":
     cli.run(record.command(savings.ANALYSIS))

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis import tables, words
-from analysis.page import Table
-from analysis.run import Run, grouped
 from lthjax.measures.savings import Counts, Storage
 from lthjax.measures.stats import Outcome
+
+from .. import tables, words
+from ..page import Table
+from ..run import Run, grouped
 
 FILE = "savings.json"
 # The fields of a row that are NamedTuples themselves.

@@ -10,10 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analysis import page, record, words
-from analysis.export import export
-from analysis.run import Row, Run, chains, nearest, select
-from analysis.savings.table import FILE, LevelSavings, Timing, to_json
 from benchmarks import measure
 from lthjax import data, imp, prune
 from lthjax.devices import hardware
@@ -22,6 +18,11 @@ from lthjax.imp import DENSE, Cell
 from lthjax.measures import savings
 from lthjax.models import Model
 from lthjax.study import Watch
+
+from .. import page, record, words
+from ..export import export
+from ..run import Row, Run, chains, nearest, select
+from .table import FILE, LevelSavings, Timing, to_json
 
 TIMED_DENSITIES = (0.2, 0.1, 0.05)
 BATCHES = (1, 256)

@@ -22,12 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from analysis import words
-from analysis.page import Link, Section, Table
-from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run, grouped
-from analysis.stability import figures, work
-from analysis.stability.table import (
+from lthjax.imp import DENSE
+from lthjax.measures import stats
+from lthjax.measures.stats import mean_interval
+
+from .. import words
+from ..page import Link, Section, Table
+from ..record import Analysis, Finding
+from ..run import TICKET, Run, grouped
+from . import figures, work
+from .table import (
     MATCHING,
     NAME,
     STABLE,
@@ -39,10 +43,7 @@ from analysis.stability.table import (
     percent,
     subjects,
 )
-from analysis.stability.work import Options
-from lthjax.imp import DENSE
-from lthjax.measures import stats
-from lthjax.measures.stats import mean_interval
+from .work import Options
 
 __all__ = ["ANALYSIS", "LevelRow", "Options", "PairRow"]
 

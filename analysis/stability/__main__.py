@@ -1,7 +1,8 @@
 """The command of the instability analysis."""
 
-from analysis import record, stability
 from lthjax import cli
+
+from .. import record, stability
 
 if __name__ == "__main__":
     cli.run(record.command(stability.ANALYSIS))

@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import draw, words
-from analysis.page import Drawn
-from analysis.run import by_seed, grouped
-from analysis.stability.table import MATCHING, STABLE, LevelRow, PairRow, density, gaps, percent, subjects
 from lthjax.imp import DENSE
 from lthjax.measures.stats import ANY, PERCENT, POSITIVE, Range
+
+from .. import draw, words
+from ..page import Drawn
+from ..run import by_seed, grouped
+from .table import MATCHING, STABLE, LevelRow, PairRow, density, gaps, percent, subjects
 
 _MOST_LEVELS = 4
 # Rows of the first figure: label, values of a seed, their range, whether there is a line at 2 points.

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from analysis import tables
-from analysis.run import Run
 from lthjax import progress, prune, record
 from lthjax.devices import replicate
 from lthjax.imp import Cell, Task
@@ -21,6 +19,9 @@ from lthjax.measures.programs import Settings
 from lthjax.models import Variables
 from lthjax.store import Store, checked, folder
 from lthjax.study import Prepared, Watch
+
+from .. import tables
+from ..run import Run
 
 PyTree = Any
 BARRIERS = tuple(f"barrier_{part}_{what}" for what in ("error", "loss") for part in ("train", "test"))

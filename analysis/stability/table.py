@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.run import by_seed, grouped
+from ..run import by_seed, grouped
 
 NAME = "stability"
 # Percentage points: of error below which a path has no barrier, and of accuracy below the dense network's

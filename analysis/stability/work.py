@@ -10,12 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from analysis import page, record, tables
-from analysis.run import TICKET, Run, Tickets, asked_levels, densities, select
-from analysis.stability import figures
-from analysis.stability.measure import BARRIERS, Line, Measurer, content
-from analysis.stability.table import NAME, TABLES, LevelRow, PairRow, matching, stable
-from analysis.work import Work, kept
 from lthjax import imp, progress, rng
 from lthjax.devices import hardware
 from lthjax.errors import UserError, counted
@@ -27,6 +21,13 @@ from lthjax.record import describe
 from lthjax.store import Store, folder, state_folder
 from lthjax.study import Prepared, Watch
 from lthjax.train import Job
+
+from .. import page, record, tables
+from ..run import TICKET, Run, Tickets, asked_levels, densities, select
+from ..work import Work, kept
+from . import figures
+from .measure import BARRIERS, Line, Measurer, content
+from .table import NAME, TABLES, LevelRow, PairRow, matching, stable
 
 ARMS = (DENSE, TICKET, "reinit", "random")
 # Where no level is named, the one nearest to this density beside the dense network.

@@ -3,18 +3,19 @@
 The report works it out: it has no command, and writes the section's figures alone. All of it is of the first
 chain that rewinds, unless a figure says otherwise. Cells that diverged are left out.
 
-    from analysis import open_run, record, structure
+    from .. import open_run, record, structure
 
     run = open_run("runs/quickstart-f91424be")
     structure.ANALYSIS.section(run, record.found(structure.ANALYSIS, run)).figures
 """
 
-from analysis.page import Section
-from analysis.record import Analysis, Options
-from analysis.run import Run
-from analysis.structure import figures
-from analysis.structure.table import Survivors
 from lthjax import models, settings
+
+from ..page import Section
+from ..record import Analysis, Options
+from ..run import Run
+from . import figures
+from .table import Survivors
 
 
 @settings.pinned()

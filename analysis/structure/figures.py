@@ -10,16 +10,17 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis import draw, words
-from analysis.draw import by_level, curve, look, series
-from analysis.page import Drawn
-from analysis.run import TICKET, Row, grouped, select
-from analysis.structure import table
-from analysis.structure.table import Survivors
 from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import structure
 from lthjax.measures.stats import PERCENT, POSITIVE, SHARE, mean_interval
+
+from .. import draw, words
+from ..draw import by_level, curve, look, series
+from ..page import Drawn
+from ..run import TICKET, Row, grouped, select
+from . import table
+from .table import Survivors
 
 _POINTS = (
     "Points are seeds, lines their mean, bands (bars for two seeds or a single level) the 95 % interval of "

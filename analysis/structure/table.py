@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from analysis import words
-from analysis.run import TICKET, Row, Run, chains, densities, nearest, select
 from lthjax import imp, prune
 from lthjax.imp import DENSE
 from lthjax.measures import layers, structure, wiring
 from lthjax.measures.layers import Layers
+
+from .. import words
+from ..run import TICKET, Row, Run, chains, densities, nearest, select
 
 # Where one level is shown, it is the one nearest to this density.
 _SHOWN = 0.1

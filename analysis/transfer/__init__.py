@@ -18,16 +18,17 @@ initialisation move together. Between unlike ones the arm `transferred_init` mov
 
 from collections.abc import Sequence
 
-from analysis import record, words
-from analysis.claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere, named
-from analysis.page import Link, Section
-from analysis.record import Analysis, Finding
-from analysis.run import TICKET, Run, grouped
-from analysis.transfer import figures
-from analysis.transfer.table import PAIRS, Difference, TransferRow, differences, load, names
-from analysis.transfer.work import Options, build
 from lthjax.measures import stats
 from lthjax.measures.transfer_arms import CARRIED
+
+from .. import record, words
+from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere, named
+from ..page import Link, Section
+from ..record import Analysis, Finding
+from ..run import TICKET, Run, grouped
+from . import figures
+from .table import PAIRS, Difference, TransferRow, differences, load, names
+from .work import Options, build
 
 __all__ = ["ANALYSIS", "Difference", "Options", "TransferRow", "build", "differences", "load"]
 # Percentage points within which a moved ticket counts as good as the target's own.

@@ -1,8 +1,9 @@
 """The command of transfer."""
 
-from analysis import record
-from analysis.transfer import Options, build
 from lthjax import cli, progress
+
+from .. import record
+from . import Options, build
 
 
 def main(arguments: list[str]) -> None:

@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from analysis import draw, words
-from analysis.page import Drawn
-from analysis.run import TICKET, accuracies, grouped, mean_accuracy
-from analysis.transfer.table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, notes
 from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
 from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED
+
+from .. import draw, words
+from ..page import Drawn
+from ..run import TICKET, accuracies, grouped, mean_accuracy
+from .table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, notes
 
 # (source, target) -> mean difference.
 _Intervals = Mapping[tuple[str, str], Interval]

@@ -11,11 +11,6 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from analysis import page, record, tables
-from analysis.run import TICKET, Run, Tickets, asked_levels, densities, grouped, nearest, open_run, select
-from analysis.transfer.figures import arms, matrix
-from analysis.transfer.table import Pair, TransferRow, described, load, names, notes
-from analysis.work import Work, kept
 from lthjax import config, progress, rng, settings, study
 from lthjax.errors import UserError, counted, unknown
 from lthjax.imp import DENSE, Cell
@@ -24,6 +19,12 @@ from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, moved_mask, partn
 from lthjax.store import Store
 from lthjax.study import Watch
 from lthjax.train import Job
+
+from .. import page, record, tables
+from ..run import TICKET, Run, Tickets, asked_levels, densities, grouped, nearest, open_run, select
+from ..work import Work, kept
+from .figures import arms, matrix
+from .table import Pair, TransferRow, described, load, names, notes
 
 _ARMS = "; ".join(f"{name}: {arm.summary}" for name, arm in ARMS.items())
 # Densities of the tickets that are moved where no level is named.
