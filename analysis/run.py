@@ -1,6 +1,6 @@
 """A run folder, opened once: rows, masks, weights, states; and the choice of chains, levels and seeds.
 
-from . import open_run
+from analysis import open_run
 
 run = open_run("runs/quickstart-f91424be")
 cell = run.rows[-1].cell
