@@ -9,7 +9,8 @@ from conftest import about, result
 from scipy import stats as scipy_stats
 from test_verdicts import NOISE, STUDY, row, run
 
-from analysis.report import facts, figures, power, speed, training, verdicts
+from analysis import ends
+from analysis.report import facts, figures, power, speed, verdicts
 from analysis.run import Row, Run
 from lthjax.config import Optim
 from lthjax.errors import UserError
@@ -39,14 +40,14 @@ def ended(steps: list[int], trained: int = 500) -> list[Row]:
 def test_where_validation_loss_was_lowest(
     steps: list[int], trained: int, word: str, counts: tuple[int, int]
 ) -> None:
-    found = training.ends(ended(steps, trained), 500)
+    found = ends.ends(ended(steps, trained), 500)
     assert (found.word, found[:2], found.networks) == (word, counts, len(steps))
 
 
 def test_untrained_and_diverged_networks_do_not_count() -> None:
     rows = ended([500, 500, 500])
     untrained, diverged = rows[0]._replace(steps=0), rows[1]._replace(early_stop_step=None)
-    assert training.ends([untrained, diverged, rows[2]], 500) == (1, 0, 1)
+    assert ends.ends([untrained, diverged, rows[2]], 500) == (1, 0, 1)
 
 
 def test_a_gap_to_a_control_that_still_learns_is_marked() -> None:

@@ -12,7 +12,7 @@ from lthjax.measures.stats import Interval
 from .. import page, tables, words
 from ..page import Drawn, Section, Table
 from ..run import COLUMNS, TICKET, Run, difference, mean_accuracy, open_run
-from . import equal, figures
+from . import budget, equal, figures
 from .entries import Entry, Point, at_most, entries
 
 # The percentage points of mean accuracy that the cheapest schedule may lose to the best one.
@@ -46,6 +46,8 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
     found = entries(about, rows)
     heading = "; ".join(dict.fromkeys(map(words.title, about)))
     sections = [_overview(found, heading)._replace(notes=_notes(opened, found))]
+    if budget.differ(about) and (apart := budget.gaps(about, rows)):
+        sections.append(budget.section(apart, heading))
     if _one_training(about) and len({entry.how for entry in found}) > 1:
         sections.append(_schedules(found, heading))
     return page.write(

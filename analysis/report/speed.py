@@ -13,10 +13,10 @@ from lthjax.measures import stats
 from lthjax.measures.stats import Ratio
 
 from .. import words
+from ..ends import total
 from ..page import Drawn, Section, Table
 from ..run import TICKET, Row, Run, arms, by_level, chains, densities, select
 from . import figures
-from .training import total
 
 TITLE, ANCHOR = "Learning speed", "speed"
 

@@ -15,12 +15,12 @@ from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Ratio, Verdict
 
-from .. import words
+from .. import ends, words
 from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, Judged, beside, everywhere, named
 from ..page import Link
 from ..record import Finding, settled
 from ..run import TICKET, Row, accuracies, chains, images_of, select
-from . import speed, training
+from . import speed
 from .paired import TOLERANCE, Level, curves, differences
 
 # Densities of 80 to 90 % sparsity.
@@ -47,7 +47,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     images = images_of(study)
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
     found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
-    end = training.total(study, rows)
+    end = ends.total(study, rows)
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
         own, start = select(rows, chain=chain, arm=control), len(found)
@@ -143,7 +143,7 @@ def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int) -> Fin
         return finding
     if not finding.claim.startswith("…"):
         control = [row for row in control if in_range([Level(row.level, row.density, [])])]
-    return finding._replace(beside=training.mark(control, arm, end))
+    return finding._replace(beside=ends.mark(control, arm, end))
 
 
 def _by_ten(levels: Sequence[Level], command: str) -> Finding:

@@ -1,0 +1,228 @@
+"""Runs that differ in the length of training alone: the gap between tickets and their controls against it."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from lthjax import imp
+from lthjax.fields import About
+from lthjax.measures import stats
+from lthjax.measures.stats import Interval, mean_interval
+
+from .. import draw, words
+from ..claims import SUPERIOR
+from ..ends import Ends, ends, total
+from ..page import Drawn, Section, Table
+from ..record import Finding, settled
+from ..run import TICKET, Row, accuracies, arms, by_level, chains, densities, floor, images_of, select
+
+# The gap in percentage points of test accuracy that is claimed of tickets at 80–90 % sparsity.
+CLAIMED = 10.0
+# The density from which on the claim is made.
+_SPARSE = 0.2
+# Fields of a study's identity that are its training's length, or only add cells.
+_LENGTH = ("train.steps", "train.epochs", "train.eval_every", "levels")
+
+
+class Gap(NamedTuple):
+    """Tickets − a control at one level, after trainings of one length.
+
+    Attributes:
+        chain, level, control: which cells; the control is an arm of the chain.
+        density: weights left / prunable weights, mean over seeds.
+        steps: of every training.
+        values: seed -> ticket − control in percentage points of test accuracy at the end.
+        floor: the least standard deviation of a value: what the test set leaves open.
+        control_ends: how the control's trainings ended.
+    """
+
+    chain: str
+    level: int
+    control: str
+    density: float
+    steps: int
+    values: dict[int, float]
+    floor: float
+    control_ends: Ends
+
+    @property
+    def interval(self) -> Interval:
+        """The mean with its two-sided 95 % interval."""
+        return mean_interval([*self.values.values()], floor=self.floor)
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """What is the same for every length of training."""
+        return self.chain, self.level, self.control
+
+
+def differ(about: Sequence[About]) -> bool:
+    """Whether studies differ in the length of training, and in nothing else that changes numbers."""
+    rest = [{k: v for k, v in of["identity"].items() if k not in _LENGTH} for of in about]
+    return all(other == rest[0] for other in rest) and len({of["lengths"]["total"] for of in about}) > 1
+
+
+def gaps(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Gap]:
+    """Every gap that all lengths of training have: by chain, level and control, then by steps.
+
+    Args:
+        about: every study.json.
+        tables: the rows of each.
+    """
+    of_run = [_gaps(facts, rows) for facts, rows in zip(about, tables, strict=True)]
+    everywhere = set.intersection(*({gap.place for gap in found} for found in of_run))
+    kept = [gap for found in of_run for gap in found if gap.place in everywhere]
+    return sorted(kept, key=lambda gap: (*gap.place, gap.steps))
+
+
+def _gaps(about: About, rows: Sequence[Row]) -> list[Gap]:
+    found, end = [], total(about, rows)
+    for chain in [chain for chain in chains(rows) if imp.leader(chain) == TICKET]:
+        own = select(rows, chain=chain)
+        tickets = by_level(select(own, arm=TICKET))
+        for control in [arm for arm in arms(own) if arm != TICKET]:
+            for level, theirs in by_level(select(own, arm=control)).items():
+                ours, other = accuracies(tickets.get(level, [])), accuracies(theirs)
+                values = {seed: ours[seed] - other[seed] for seed in sorted(ours) if seed in other}
+                if values:
+                    least = floor(ours, other, images_of(about))
+                    density = densities(tickets[level])[level]
+                    found.append(Gap(chain, level, control, density, end, values, least, ends(theirs, end)))
+    return found
+
+
+def claims(found: Sequence[Gap]) -> list[Finding]:
+    """Of every place: is the gap 10 points after the longest training, and less than after the shortest?
+
+    Differences of gaps are paired by seed; the test set's error of either gap counts.
+    """
+    said = []
+    for (_, _, control), of_place in itertools.groupby(found, key=lambda gap: gap.place):
+        short, *_, long = of_place
+        share = words.share(long.density)
+        most = stats.verdict([*long.values.values()], CLAIMED, floor=long.floor)
+        said.append(
+            Finding(
+                f"Tickets of {share} beat {control} by {CLAIMED:g} points or more after {long.steps:,} steps",
+                most.outcome,
+                words.decided(most, "+.2f", " pp"),
+                len(long.values),
+                "",
+                f"{SUPERIOR}, threshold {CLAIMED:g} pp",
+                f"{long.control_ends.learning} of {long.control_ends.networks} of {control} still learn",
+            )
+        )
+        fewer = stats.paired(short.values, long.values)
+        less = stats.verdict(fewer, floor=math.hypot(short.floor, long.floor))
+        said.append(
+            Finding(
+                f"… and the gap is less after {long.steps:,} steps than after {short.steps:,}",
+                less.outcome,
+                words.decided(less, "+.2f", " pp"),
+                len(fewer),
+                "",
+                SUPERIOR,
+            )
+        )
+    return [settled(one) for one in said]
+
+
+def table(found: Sequence[Gap]) -> Table:
+    """A line for every gap: how large, whether 10 points or more, and how many controls still learn."""
+    lines = []
+    for gap in found:
+        outcome = stats.verdict([*gap.values.values()], CLAIMED, floor=gap.floor).outcome
+        verdict = settled(Finding("", outcome, "", len(gap.values), "")).outcome
+        learning = f"{gap.control_ends.learning} of {gap.control_ends.networks}"
+        lines.append(
+            [
+                f"{words.share(gap.density)}, {gap.control}",
+                f"{gap.steps:,}",
+                words.points(gap.interval),
+                str(len(gap.values)),
+                verdict,
+                learning,
+            ]
+        )
+    header = [
+        "weights, control",
+        "steps",
+        "ticket − control (pp)",
+        "n",
+        f"≥ {CLAIMED:g} pp",
+        "still learning",
+    ]
+    return Table("Gap against the length of training", header, lines)
+
+
+@matplotlib.rc_context(draw.STYLE)
+def figure(found: Sequence[Gap], heading: str) -> Figure:
+    """The gap against steps; a panel a density, a line a control."""
+    levels = [*dict.fromkeys((gap.chain, gap.level) for gap in found)]
+    drawn, panels = draw.few_beside(heading, len(levels))
+    steps = sorted({gap.steps for gap in found})
+    for axes, level in zip(panels.ravel(), levels, strict=False):
+        here = [gap for gap in found if (gap.chain, gap.level) == level]
+        several = f", {level[0]}" if len({chain for chain, _ in levels}) > 1 else ""
+        axes.set_title(f"{words.share(here[0].density)} of the weights{several}", loc="left", fontsize=10)
+        axes.axhline(0, color="#444444", lw=1)
+        axes.axhline(CLAIMED, label=f"the claimed {CLAIMED:g} points", **draw.CHANCE)
+        for control in dict.fromkeys(gap.control for gap in here):
+            line = [gap for gap in here if gap.control == control]
+            values = [[*gap.values.values()] for gap in line]
+            draw.curve(axes, [gap.steps for gap in line], values, (*draw.look(control), "-"), f"to {control}")
+        axes.set_xscale("log")
+        draw.plain_ticks(axes.xaxis, steps)
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("steps of every training (log scale)")
+    drawn.supylabel("test accuracy, ticket − control (pp)", fontsize=10)
+    draw.legend_below(drawn, *panels.ravel()[: len(levels)])
+    return drawn
+
+
+def section(found: Sequence[Gap], heading: str) -> Section:
+    """The part of the comparison's page; of one gap at least."""
+    shown = next((gap for gap in found if gap.density <= _SPARSE), found[0])
+    short, *_, long = [gap for gap in found if gap.place == shown.place]
+    lead = (
+        f"After {short.steps:,} steps tickets of {words.share(short.density)} are "
+        f"{words.points(short.interval)} points from {short.control}, after {long.steps:,} steps "
+        f"{words.points(long.interval)}."
+    )
+    verdicts = Table(
+        "Verdicts",
+        ["claim", "verdict", "estimate, and the bound that decides", "beside it", "test", "seeds"],
+        [[of.claim, of.outcome, of.estimate, of.beside or "–", of.test, str(of.n)] for of in claims(found)],
+        5,
+    )
+    drawn = Drawn(
+        "budget",
+        "Gap against the length of training",
+        figure(found, f"{heading}: gap against training"),
+        "Test accuracy of tickets at the end of training minus that of a control with as many weights, of "
+        "the same seed, in percentage points, against the steps of every training, the dense network's "
+        "too. Points are seeds, lines their means, bands the 95 % interval by Student's t. Look whether "
+        "the lines stay above the claimed gap as training grows longer.",
+        (("chain", "level", "density", "control", "steps", "seed", "gap_points"), [
+            (gap.chain, gap.level, gap.density, gap.control, gap.steps, seed, value)
+            for gap in found for seed, value in gap.values.items()
+        ]),
+    )  # fmt: skip
+    remark = (
+        "Still learning: so many of the control's networks have their lowest validation loss at the last "
+        "evaluation, so a longer training may narrow the gap further. Intervals are two-sided, 95 %, by "
+        "Student's t over seeds; bounds of verdicts are one-sided, 95 %. The spread between seeds is no less "
+        "than the test set's own error."
+    )
+    return Section(
+        "budget",
+        "Is the gap one of tickets, or of short training?",
+        figures=[drawn],
+        tables=[verdicts, table(found)],
+        remark=remark,
+        lead=lead,
+    )
