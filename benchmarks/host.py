@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lthjax.training.trainer import Trainer
+
 ROOT = Path(__file__).parents[1]
 # Replicates of a device in weak scaling.
 _EACH = 16
@@ -47,7 +49,7 @@ def run(seconds: float, devices: int = 0) -> Measured:
         seconds: the stand-in's sleep; with 0 only the host's work is measured.
         devices: for weak scaling, the number of devices, which JAX must have; 0 is the study of 185 cells.
     """
-    from lthjax import config, study, train
+    from lthjax import config, drive, study
 
     quick = config.load(ROOT / "configs" / "quickstart.py")
     changes: dict[str, Any] = {"seeds": (0, 1, 2, 3, 4), "levels": 12, "control_levels": ()}
@@ -55,9 +57,9 @@ def run(seconds: float, devices: int = 0) -> Measured:
         changes = {"seeds": tuple(range(_EACH * devices)), "levels": 3, "arms": ("ticket",)}
     steps = dataclasses.replace(quick.train, steps=2, eval_every=2)
     prepared = study.prepare(dataclasses.replace(quick, **changes, train=steps))
-    genuine, sleep, segments = train.make, 0.0, 0
+    genuine, sleep, segments = drive.assemble, 0.0, 0
 
-    def make(*given: Any, **named: Any) -> train.Trainer:
+    def make(*given: Any, **named: Any) -> Trainer:
         trainer = genuine(*given, **named)
 
         def segment(shared: Any, state: Any, each: Any) -> tuple[Any, Any]:
@@ -78,7 +80,7 @@ def run(seconds: float, devices: int = 0) -> Measured:
             study.run(prepared, out, chunk=_EACH * devices or None)
             return time.perf_counter() - began
 
-    train.make = make
+    drive.assemble = make
     try:
         timed()  # compiles
         host, together = timed(), 0.0
@@ -86,7 +88,7 @@ def run(seconds: float, devices: int = 0) -> Measured:
             sleep, segments = seconds, 0
             together = timed()
     finally:
-        train.make = genuine
+        drive.assemble = genuine
     with tempfile.TemporaryDirectory() as out:
         cells = len(study.plan(prepared, out).cells)
     return Measured(cells, host, sleep * segments, together)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import data, fields, imp, optim, prune, record, rng, settings, supermask, train
+from lthjax import batches, data, fields, imp, optim, prune, record, rng, settings, supermask
 from lthjax.arms import ARMS, Context
 from lthjax.background import Background
 from lthjax.devices import hardware, hosts, replicate
@@ -25,6 +25,9 @@ from lthjax.imp import DENSE, Cell, Chain, Leader, Task
 from lthjax.models import Variables
 from lthjax.plan import Plan, Prepared, lenders
 from lthjax.store import Reader, Store, folder, state_folder
+from lthjax.training import train
+from lthjax.training.job import Checkpoints, Job, Position, Trained
+from lthjax.training.trainer import Trainer, assemble
 
 _log = logging.getLogger(__name__)
 # Chunks of results and saved positions that may wait for the disk.
@@ -54,7 +57,7 @@ class Watch(Protocol):
 
 
 @settings.pinned()
-def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable[int]) -> train.Trainer:
+def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable[int]) -> Trainer:
     """The compiled programs of studies that differ only in pruning.
 
     Args:
@@ -70,7 +73,7 @@ def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable
         for one in studies
     )
     mesh = replicate.mesh(widest)
-    return train.make(
+    return assemble(
         prepared.model,
         optim.make(study.optim, prepared.lengths),
         prepared.lengths,
@@ -105,7 +108,7 @@ def first_batches(
         count: number of batches, at most those of one epoch.
     """
     dataset = prepared.dataset
-    index = train.order(split.train, prepared.lengths, prepared.study.train.batch, seed, 0, 0, count)
+    index = batches.order(split.train, prepared.lengths, prepared.study.train.batch, seed, 0, 0, count)
     images = jnp.asarray(dataset.train_images[index.ravel()])
     scaled = data.gather(images, jnp.arange(index.size), jnp.asarray(split.mean), jnp.asarray(split.std))
     return np.asarray(scaled).reshape(*index.shape, *dataset.shape), dataset.train_labels[index]
@@ -156,7 +159,7 @@ def drive(
 ) -> None:
     """Trains one queue that all studies fill."""
     _log.info("lthjax on %s, %s", hardware.described(), shell(*sys.argv))
-    trainers: dict[str, train.Trainer] = {}
+    trainers: dict[str, Trainer] = {}
     for one in studies:
         if one.training not in trainers:
             alike = [other for other in studies if other.training == one.training]
@@ -182,7 +185,7 @@ def drive(
                 watch.chunk([item.named for item in taken], taken[0].run.prepared.label)
             for item in taken:
                 item.run.log("training %s", record.describe(item.named))
-            keep = train.Checkpoints(checkpoint_seconds, partial(_save, background, taken))
+            keep = Checkpoints(checkpoint_seconds, partial(_save, background, taken))
             jobs = [item.job for item in taken]
             trained = train.train(taken[0].run.trainer, jobs, advance, keep if checkpoint_seconds else None)
             queue.finish(taken, trained)
@@ -211,7 +214,7 @@ class _Item(NamedTuple):
     priority: tuple[int, ...]
     run: "Run"
     cell: Cell | None
-    job: train.Job
+    job: Job
 
     @property
     def alike(self) -> tuple[int, int, int, int, bool]:
@@ -264,7 +267,7 @@ class _Queue:
     def _is_full(chunk: list[_Item]) -> bool:
         return bool(chunk) and len(chunk) == chunk[0].run.trainer.width
 
-    def finish(self, chunk: list[_Item], results: list[train.Trained]) -> None:
+    def finish(self, chunk: list[_Item], results: list[Trained]) -> None:
         """Queues what depends on results, and writes them, in the background."""
         pairs = list(zip(chunk, results, strict=True))
         # A study that borrows a dense network copies it from disk.
@@ -293,7 +296,7 @@ class _Queue:
             self._open -= number
 
 
-def _save(background: Background, chunk: list[_Item], i: int, position: train.Position) -> None:
+def _save(background: Background, chunk: list[_Item], i: int, position: Position) -> None:
     item = chunk[i]
     background.add(partial(item.run.save, item, position))
 
@@ -310,7 +313,7 @@ class Run:
         number: int,
         prepared: Prepared,
         store: Store | Follower,
-        trainer: train.Trainer,
+        trainer: Trainer,
         queue: _Queue,
         watch: Watch | None,
     ) -> None:
@@ -377,10 +380,10 @@ class Run:
         # A missing rewind state is made by replaying the first steps of the dense training.
         stop = max(states) if present else self._lengths.total
         mask = jax.device_get(prune.ones(initial.params))
-        job = self._resumed(dense, train.Job(seed, 0, 0, stop, initial, mask, states))
+        job = self._resumed(dense, Job(seed, 0, 0, stop, initial, mask, states))
         self._queue.add(_Item((self._number, 0, 0, 0, seed), self, None if present else dense, job))
 
-    def _resumed(self, cell: Cell, job: train.Job) -> train.Job:
+    def _resumed(self, cell: Cell, job: Job) -> Job:
         """The job, from the position that was saved when it was interrupted."""
         try:
             position = self._store.position(cell)
@@ -452,7 +455,7 @@ class Run:
 
     def _item(self, chain: Chain, task: Task, place: int) -> _Item:
         cell = task.cell
-        job = train.Job(
+        job = Job(
             *(cell.seed, cell.level, task.start, task.stop, task.variables, task.mask),
             held=task.held,
             scores=task.scores,
@@ -460,7 +463,7 @@ class Run:
         order = (self._number, cell.level, int(place > 0), self._chains.index(chain), cell.seed, place)
         return _Item(order, self, cell, self._resumed(cell, job))
 
-    def book(self, item: _Item, trained: train.Trained) -> None:
+    def book(self, item: _Item, trained: Trained) -> None:
         """Queues the tasks that depend on a training result."""
         cell, leader = item.cell, Leader(item.job.mask, *trained.variables)
         if cell is None:
@@ -473,7 +476,7 @@ class Run:
             if cell.arm == chain.leader and trained.status == "done":
                 self._next_level(item.job.seed, chain, leader)
 
-    def write(self, item: _Item, trained: train.Trained) -> None:
+    def write(self, item: _Item, trained: Trained) -> None:
         """Writes a training result, and lends it to the studies that wait for it."""
         seed, cell = item.job.seed, item.cell
         for step, variables in trained.states.items():
@@ -494,13 +497,13 @@ class Run:
                 if seed in borrower._study.seeds:
                     borrower._borrow(self, seed)
 
-    def save(self, item: _Item, position: train.Position) -> None:
+    def save(self, item: _Item, position: Position) -> None:
         """Writes the position of a training run that is under way."""
         parents = _parents(item.job.seed, self._made_from(item.named, item.job))
         self._store.write_position(item.named, position, parents)
         self.log("%s saved at step %d", record.describe(item.named), position.at)
 
-    def _made_from(self, cell: Cell, job: train.Job) -> dict[str, Any] | None:
+    def _made_from(self, cell: Cell, job: Job) -> dict[str, Any] | None:
         """The sources of a cell's mask and weights; None for the dense network."""
         if cell.arm == DENSE:
             return None

@@ -14,18 +14,17 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from lthjax import config, data, fields, prune, settings, store, train
+from lthjax import config, data, fields, prune, settings, store
 from lthjax.devices import hardware
 from lthjax.errors import shell
 from lthjax.imp import DENSE, Cell
+from lthjax.training.job import Job, Trained
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("lthjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def result(
-    cell: Cell, job: train.Job, trained: train.Trained, made_from: dict[str, Any] | None
-) -> fields.Result:
+def result(cell: Cell, job: Job, trained: Trained, made_from: dict[str, Any] | None) -> fields.Result:
     """The contents of a cell's result.json."""
     left, total = prune.totals(job.mask)
     found: dict[str, Any] = {

@@ -32,11 +32,12 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from lthjax import config, fields, files, locks, manifest, models, prune, train
+from lthjax import config, fields, files, locks, manifest, models, prune
 from lthjax.errors import DAMAGED, UserError, shell
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 from lthjax.prune._files import nested
+from lthjax.training.job import Position
 
 PyTree = Any
 _log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class Reader:
         """The dense network's weights and batch statistics at a rewind step."""
         return self._variables(state_folder(self.path, seed, step))
 
-    def position(self, cell: Cell) -> train.Position | None:
+    def position(self, cell: Cell) -> Position | None:
         """Where the interrupted training run of a cell goes on; None if it was not saved.
 
         Raises:
@@ -114,7 +115,7 @@ class Reader:
         }
         try:
             known = json.loads((of / "progress.json").read_bytes())
-            return train.Position(made.what["at"], arrays, states=states, **known)
+            return Position(made.what["at"], arrays, states=states, **known)
         except (TypeError, *DAMAGED) as error:
             raise _damaged(of / "progress.json", error) from error
 
@@ -289,7 +290,7 @@ class Store(Reader):
             _write_json(part / "result.json", what)
             self._seal(part, what, (), variables._asdict())
 
-    def write_position(self, cell: Cell, position: train.Position, parents: Iterable[Path]) -> None:
+    def write_position(self, cell: Cell, position: Position, parents: Iterable[Path]) -> None:
         """Writes the position of a cell's training run under way, in place of an earlier one.
 
         Args:

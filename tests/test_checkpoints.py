@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from analysis import check, load
-from lthjax import cli, config, imp, prune, rng, signals, store, study, train
+from lthjax import cli, config, imp, prune, rng, signals, store, study
 from lthjax.background import Background
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
+from lthjax.training import train
+from lthjax.training.job import Checkpoints, Job, Position
+from lthjax.training.trainer import Trainer
 
 Make = Callable[..., study.Prepared]
 CELL = Cell(0, DENSE, 0, DENSE)
@@ -24,12 +27,12 @@ def same(a: object, b: object) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def jobs_of(prepared: study.Prepared, stop: int) -> list[train.Job]:
+def jobs_of(prepared: study.Prepared, stop: int) -> list[Job]:
     made = []
     for seed in prepared.study.seeds:
         variables = prepared.model.init(rng.stream(seed, "init"))
         mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.5)
-        made.append(train.Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed]))
+        made.append(Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed]))
     return made
 
 
@@ -47,8 +50,8 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
     jobs = jobs_of(prepared, stop)
     trainer = study.make_trainer([prepared], 2, prepared.study.seeds)
     whole = train.train(trainer, jobs, lambda *_: None)
-    saved: list[tuple[int, train.Position]] = []
-    keep = train.Checkpoints(0.0, lambda i, position: saved.append((i, position)))
+    saved: list[tuple[int, Position]] = []
+    keep = Checkpoints(0.0, lambda i, position: saved.append((i, position)))
     again = train.train(trainer, jobs, lambda *_: None, keep)
     # At the start, where states are captured, and after each of the segments: 2 steps, then 1 at a time.
     assert [position.at for i, position in saved if i == 0] == [0, *range(2, stop + 1)]
@@ -63,9 +66,9 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
 
 
 def resumed(
-    trainer: train.Trainer,
-    jobs: list[train.Job],
-    saved: list[tuple[int, train.Position]],
+    trainer: Trainer,
+    jobs: list[Job],
+    saved: list[tuple[int, Position]],
     folder: store.Store,
 ) -> Any:
     """The results from every position, after a way through the disk."""

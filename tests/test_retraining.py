@@ -12,7 +12,7 @@ from conftest import result
 from analysis import open_run, retraining
 from analysis.retraining import table
 from analysis.run import row_of
-from lthjax import config, data, imp, study, train
+from lthjax import batches, config, data, imp, study
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 
@@ -27,8 +27,8 @@ def by_hand(prepared: study.Prepared, start: dict, mask: dict, first: int, rates
     weights = {
         n: [np.float64(start[n]["kernel"]) * mask[n]["kernel"], np.float64(start[n]["bias"])] for n in LAYERS
     }
-    batches = train.order(split.train, prepared.lengths, 20, 0, 1, first, len(rates))
-    for index, rate in zip(batches, rates, strict=True):
+    orders = batches.order(split.train, prepared.lengths, 20, 0, 1, first, len(rates))
+    for index, rate in zip(orders, rates, strict=True):
         x = (pixels[index].reshape(20, -1) / 255 - np.float64(split.mean)) / np.float64(split.std)
         inputs = []
         for name in LAYERS:

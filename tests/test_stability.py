@@ -18,12 +18,14 @@ from scipy import stats as scipy_stats
 from analysis import open_run, record, stability
 from analysis.stability import measure, table, work
 from analysis.stability.table import LevelRow, PairRow
-from lthjax import config, data, models, prune, rng, study, train
+from lthjax import config, data, models, prune, rng, study
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.measures import geography
 from lthjax.models import Variables
 from lthjax.store import Reader, folder
+from lthjax.training import train
+from lthjax.training.job import Job
 
 CHAIN = "rewind-4"
 LITTLE: dict[str, Any] = {"k": (0, 4, 8), "levels": (2,), "alphas": 5, "arms": ("dense", "ticket", "reinit")}
@@ -94,9 +96,9 @@ def test_two_copies_differ_in_data_order_alone(made: tuple[Path, Path]) -> None:
     mask, state = opened.mask(cell), opened.variables_at(1, 4)
     trainer = study.make_trainer([prepared], None, [1])
     start = Variables(jax.device_get(prune.apply(state.params, mask)), state.stats)
-    (own,) = train.train(trainer, [train.Job(1, 2, 4, 8, start, mask)], lambda *_: None)
+    (own,) = train.train(trainer, [Job(1, 2, 4, 8, start, mask)], lambda *_: None)
     noises = work.orders(1, 2, 1)
-    jobs = [train.Job(1, 2, 8, 12, own.variables, mask, noise=noise) for noise in noises]
+    jobs = [Job(1, 2, 8, 12, own.variables, mask, noise=noise) for noise in noises]
     ends = [one.variables.params for one in train.train(trainer, jobs, lambda *_: None)]
     store = Reader(run / "stability")
     for number, end in enumerate(ends, 1):

@@ -11,12 +11,15 @@ import optax
 import pytest
 from test_arms import BATCH, FINAL, INITIAL, context, gradients, model
 
-from lthjax import config, imp, models, plan, prune, study, supermask, train
+from lthjax import config, imp, models, plan, prune, study, supermask
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.optim import Optimiser
 from lthjax.store import Reader
+from lthjax.training import train
+from lthjax.training.job import Checkpoints, Job, Position
+from lthjax.training.step import State, step
 
 Make = Callable[..., study.Prepared]
 
@@ -174,7 +177,7 @@ def test_edge_popup_by_hand() -> None:
 
     optimiser = Optimiser(lambda at: optax.sgd(0.5), lambda at: 0.5)
     params, opt = supermask.begin(optimiser.at(0), INITIAL.params, start, mask)
-    state, changed = train.State(params, {}, opt), 0
+    state, changed = State(params, {}, opt), 0
     for at in range(3):
         now = taking_part()
         for n in weights:
@@ -182,7 +185,7 @@ def test_edge_popup_by_hand() -> None:
         ga, gb = gradients(now["a"], now["b"])
         scores = {n: scores[n] - 0.5 * g * weights[n] * np.sign(scores[n]) for n, g in (("a", ga), ("b", gb))}
         batch = (jnp.asarray(BATCH[0]), jnp.asarray(BATCH[1]))
-        state, _ = train.step(model(), optimiser, state, mask, batch, jnp.int32(at), scored=True)
+        state, _ = step(model(), optimiser, state, mask, batch, jnp.int32(at), scored=True)
         changed += sum(int((np.float32(now[n]) != state.params[n]).sum()) for n in weights)
     for n in weights:
         np.testing.assert_allclose(state.opt.scores[n], scores[n], rtol=1e-4, atol=1e-6)
@@ -210,9 +213,9 @@ def test_a_learned_mask_in_a_study(tiny: Make, tmp_path: Path, monkeypatch: pyte
     # Going on from any position gives the same bits.
     monkeypatch.setattr(train, "_FIRST_STEPS", 5)
     trainer = study.make_trainer([prepared], None, [0])
-    job = train.Job(0, 1, 0, 12, task.variables, task.mask, scores=task.scores)
-    saved: list[train.Position] = []
-    keep = train.Checkpoints(0.0, lambda i, position: saved.append(position))
+    job = Job(0, 1, 0, 12, task.variables, task.mask, scores=task.scores)
+    saved: list[Position] = []
+    keep = Checkpoints(0.0, lambda i, position: saved.append(position))
     (whole,) = train.train(trainer, [job], lambda *_: None, keep)
     (again,) = train.train(trainer, [job._replace(position=saved[1])], lambda *_: None)
     for trained in (whole, again):

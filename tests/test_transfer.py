@@ -20,10 +20,13 @@ from analysis import open_run, record
 from analysis import transfer as command
 from analysis.transfer import figures, work
 from analysis.transfer.__main__ import main
-from lthjax import config, models, prune, study, train
+from lthjax import config, models, prune, study
 from lthjax.errors import UserError
 from lthjax.measures import transfer, transfer_arms
 from lthjax.models import Layer, Model, Variables
+from lthjax.training import train
+from lthjax.training.job import Job
+from lthjax.training.trainer import Trainer
 
 
 def network(
@@ -297,12 +300,12 @@ def narrow_and_wide(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(models.MODELS, name, models.Entry(layers, 1, "for a test"))
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[train.Job]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs that are trained from now on."""
-    jobs: list[train.Job] = []
+    jobs: list[Job] = []
     really = train.train
 
-    def note(trainer: train.Trainer, chunk: Any, *others: Any) -> Any:
+    def note(trainer: Trainer, chunk: Any, *others: Any) -> Any:
         jobs.extend(chunk)
         return really(trainer, chunk, *others)
 

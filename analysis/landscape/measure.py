@@ -19,7 +19,7 @@ from lthjax.measures.programs import Settings
 from lthjax.models import Variables
 from lthjax.store import Store
 from lthjax.study import Prepared, Watch
-from lthjax.train import Job
+from lthjax.training.job import Job
 
 from ..run import Run
 from .table import SIBLING, Item, Network, Scope, write_arrays

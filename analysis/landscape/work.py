@@ -21,7 +21,7 @@ from lthjax.measures.programs import Settings
 from lthjax.models import Variables
 from lthjax.store import Store, folder
 from lthjax.study import Prepared, Watch
-from lthjax.train import Job
+from lthjax.training.job import Job
 
 from .. import page, tables
 from ..record import TrainingOptions

@@ -20,7 +20,7 @@ from lthjax.models import Variables
 from lthjax.record import describe
 from lthjax.store import Store, folder, state_folder
 from lthjax.study import Prepared, Watch
-from lthjax.train import Job
+from lthjax.training.job import Job
 
 from .. import page, record, tables
 from ..run import TICKET, Run, Tickets, asked_levels, densities, select

@@ -18,7 +18,7 @@ from lthjax.measures import transfer
 from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, moved_mask, partner
 from lthjax.store import Store
 from lthjax.study import Watch
-from lthjax.train import Job
+from lthjax.training.job import Job
 
 from .. import page, record, tables
 from ..run import TICKET, Run, Tickets, asked_levels, densities, grouped, nearest, open_run, select

@@ -36,12 +36,13 @@ from analysis.report import __main__ as report_command
 from analysis.report import accuracy, facts
 from analysis.run import to_csv
 from analysis.transfer import __main__ as transfer_command
-from lthjax import cli, config, data, fields, imp, prune, store, study, train
+from lthjax import cli, config, data, fields, imp, prune, store, study
 from lthjax import record as study_record
 from lthjax.config import Data, Study, Train
 from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
+from lthjax.training.job import Job, Trained
 
 TIMES = int(os.environ.get("LTHJAX_FAULT_EXAMPLES", "1"))
 SECONDS = 10.0
@@ -120,11 +121,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         numbers = {name: [0.5, 0.25] for name in fields._CURVES}
         ends = {name: of[-1] for name, of in numbers.items()}
         early = {"early_stop_step": 6, "early_stop_test_accuracy": 0.5, "train_accuracy": 0.75}
-        done = train.Trained(variables, {}, {"step": [6, 12], **numbers}, {**ends, **early}, "done", "", 0.1)
+        done = Trained(variables, {}, {"step": [6, 12], **numbers}, {**ends, **early}, "done", "", 0.1)
         for seed in prepared.study.seeds:
             kept.write_state(seed, 0, variables)
         for cell in imp.cells(prepared.study, prepared.lengths):
-            job = train.Job(cell.seed, cell.level, 0, 12, variables, mask)
+            job = Job(cell.seed, cell.level, 0, 12, variables, mask)
             made = None if cell.arm == DENSE else {"parent": "x", "origin": "y"}
             kept.write(cell, study_record.result(cell, job, done, made), mask, variables)
     # Damage must be noticed by the contents here, not by a checksum.
