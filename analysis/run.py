@@ -15,10 +15,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from lthjax import config, data, imp, models, record, store
+from lthjax import config, data, imp, models, record
 from lthjax.arms import ARMS
 from lthjax.errors import UserError, shell
 from lthjax.fields import About, Result
+from lthjax.folder import places, verified
+from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 from lthjax.measures.stats import PERCENT, Interval, difference_error, mean_interval, nearest
 from lthjax.models import Model, Variables
@@ -123,8 +125,8 @@ class Run:
         if last < 1:
             raise UserError(f"--last: {last} is not allowed; it must be 1 or more evaluations.")
         self.path, self.last = Path(path), last
-        self.about: About = store.read_study(self.path)
-        self._reader = store.Reader(self.path)
+        self.about: About = verified.read_study(self.path)
+        self._reader = Reader(self.path)
 
     @property
     def name(self) -> str:
@@ -148,8 +150,8 @@ class Run:
         Raises:
             UserError: one cannot be read.
         """
-        places = ("seed=*/dense/result.json", "seed=*/chain=*/level=*/*/result.json")
-        read = [store.read_result(path.parent) for place in places for path in self.path.glob(place)]
+        patterns = ("seed=*/dense/result.json", "seed=*/chain=*/level=*/*/result.json")
+        read = [verified.read_result(path.parent) for of in patterns for path in self.path.glob(of)]
         cells = {cell_of(result): result for result in read}
         return {cell: cells[cell] for cell in sorted(cells, key=_place)}
 
@@ -224,10 +226,10 @@ class Run:
     def _network(self) -> Model:
         name, made = self.study.model, self.about["data"]
         if name not in models.MODELS:
-            there = shell("--config", self.path / store.CONFIG)
+            there = shell("--config", self.path / places.CONFIG)
             how = (
                 f"run again with {there}"
-                if (self.path / store.CONFIG).is_file()
+                if (self.path / places.CONFIG).is_file()
                 else "give its file by --config"
             )
             raise UserError(

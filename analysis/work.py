@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from lthjax import fields, progress, record, study
 from lthjax.errors import shell
+from lthjax.folder.store import Store
 from lthjax.imp import Cell
-from lthjax.store import Store
 from lthjax.study import Watch
 from lthjax.training import train
 from lthjax.training.job import Job, Trained

@@ -26,8 +26,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lthjax.training.trainer import Trainer
-
 ROOT = Path(__file__).parents[1]
 # Replicates of a device in weak scaling.
 _EACH = 16
@@ -50,6 +48,7 @@ def run(seconds: float, devices: int = 0) -> Measured:
         devices: for weak scaling, the number of devices, which JAX must have; 0 is the study of 185 cells.
     """
     from lthjax import config, drive, study
+    from lthjax.training.trainer import Trainer
 
     quick = config.load(ROOT / "configs" / "quickstart.py")
     changes: dict[str, Any] = {"seeds": (0, 1, 2, 3, 4), "levels": 12, "control_levels": ()}

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from lthjax import config
-from lthjax.training.trainer import Trainer
 
 BATCH = 60
 
@@ -47,7 +46,8 @@ def ours(size: Size) -> dict[str, Any]:
     """Runs one study of ours; returns the seconds of its parts and its compilations."""
     from lthjax import drive, study
     from lthjax.devices import replicate
-    from lthjax.store import Store
+    from lthjax.folder.store import Store
+    from lthjax.training.trainer import Trainer
 
     replicate.use_all_cores()
     import jax

@@ -20,11 +20,13 @@ from lthjax.arms import ARMS, Context
 from lthjax.background import Background
 from lthjax.devices import hardware, hosts, replicate
 from lthjax.errors import UserError, shell
+from lthjax.folder.places import folder, state_folder
+from lthjax.folder.reader import Reader
+from lthjax.folder.store import Store
 from lthjax.follower import Follower
 from lthjax.imp import DENSE, Cell, Chain, Leader, Task
 from lthjax.models import Variables
 from lthjax.plan import Plan, Prepared, lenders
-from lthjax.store import Reader, Store, folder, state_folder
 from lthjax.training import train
 from lthjax.training.job import Checkpoints, Job, Position, Trained
 from lthjax.training.trainer import Trainer, assemble

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lthjax import fields
+from lthjax.folder.places import folder, state_folder
+from lthjax.folder.reader import Reader
+from lthjax.folder.store import contents
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
-from lthjax.store import Reader, contents, folder, state_folder
 from lthjax.training.job import Position
 
 PyTree = Any

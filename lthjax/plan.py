@@ -11,9 +11,10 @@ import jax
 from lthjax import config, data, imp, models, prune, settings, sweep
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder
+from lthjax.folder.places import folder, saved_step, state_folder
+from lthjax.folder.verified import check_identity, read_result
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model
-from lthjax.store import check_identity, folder, read_result, saved_step, state_folder
 
 
 class Prepared(NamedTuple):

@@ -14,9 +14,10 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from lthjax import config, data, fields, prune, settings, store
+from lthjax import config, data, fields, prune, settings
 from lthjax.devices import hardware
 from lthjax.errors import shell
+from lthjax.folder import verified
 from lthjax.imp import DENSE, Cell
 from lthjax.training.job import Job, Trained
 
@@ -108,7 +109,7 @@ def warn_of_environment(run: Path) -> None:
     if not (run / "study.json").is_file():
         return
     # A folder older than this record has no entry for them.
-    there, here = store.read_study(run).get("environment"), settings.environment()
+    there, here = verified.read_study(run).get("environment"), settings.environment()
     if there and here not in there:
         before, now = (one or "no flags of XLA" for one in (there[-1], here))
         _log.warning(

@@ -17,9 +17,9 @@ from lthjax import config, imp, models, prune, rng, study
 from lthjax.arms import ARMS, Context
 from lthjax.criteria import CRITERIA, Criterion, Weights
 from lthjax.errors import UserError
+from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.prune._core import random_scores
-from lthjax.store import Reader
 
 Make = Callable[..., study.Prepared]
 PATHS = {"a": (6, 4), "b": (4, 3)}

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from analysis import check, load
-from lthjax import cli, config, imp, prune, rng, signals, store, study
+from lthjax import cli, config, imp, prune, rng, signals, study
 from lthjax.background import Background
 from lthjax.errors import UserError
+from lthjax.folder import places, store
+from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 from lthjax.training import train
 from lthjax.training.job import Checkpoints, Job, Position
@@ -141,7 +143,7 @@ def test_a_study_stopped_inside_its_cells_goes_on_inside_them(
     assert steps == planned, "every step was trained once"
     assert numbers(run) == numbers(whole)
     for cell in imp.cells(prepared.study, prepared.lengths):
-        one, other = store.Reader(run), store.Reader(whole)
+        one, other = Reader(run), Reader(whole)
         same(one.variables(cell), other.variables(cell))
     assert not list(run.glob("seed=*/under-way")), "positions go when their cells are there"
     assert not check.check(run).damaged
@@ -157,7 +159,7 @@ def test_a_damaged_position_is_named_and_not_used(tiny: Make, tmp_path: Path) ->
     prepared = tiny(seeds=(0,), levels=0, train=config.Train(steps=40, batch=20, eval_every=5))
     whole = study.run(prepared, tmp_path / "whole")
     run = stopped(prepared, tmp_path / "runs")
-    at = store.saved_step(run, CELL)
+    at = places.saved_step(run, CELL)
     assert 0 < at < 40
     files = [p for p in (run / "seed=0" / "under-way").rglob("*") if p.is_file() and "variables" in p.parts]
     biggest = max(files, key=lambda path: path.stat().st_size)
@@ -180,7 +182,7 @@ def test_a_damaged_position_is_named_and_not_used(tiny: Make, tmp_path: Path) ->
 def test_a_position_that_lacks_a_rewind_state_is_not_used(tiny: Make, tmp_path: Path) -> None:
     changes = {"seeds": (0,), "levels": 1, "train": config.Train(steps=40, batch=20, eval_every=5)}
     run = stopped(tiny(**changes), tmp_path / "runs")
-    at = store.saved_step(run, CELL)
+    at = places.saved_step(run, CELL)
     wide = tiny(**changes, rewind=(0, at - 1))
     study.run(wide, tmp_path / "runs")
     whole = study.run(wide, tmp_path / "whole")

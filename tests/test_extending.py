@@ -19,10 +19,10 @@ from lthjax import config, data, prune, rng, study
 from lthjax.arms import ARMS
 from lthjax.criteria import CRITERIA
 from lthjax.data import SOURCES
+from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 from lthjax.models import MODELS
 from lthjax.optim import OPTIMISERS, SCHEDULES
-from lthjax.store import Reader
 from lthjax.training import train
 from lthjax.training.job import Job, Trained
 from lthjax.training.trainer import Trainer

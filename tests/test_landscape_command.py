@@ -26,11 +26,13 @@ from analysis.landscape import measure, table, work
 from analysis.landscape.table import Item, Network
 from lthjax import batches, config, data, models, prune, rng, study
 from lthjax.errors import UserError
+from lthjax.folder.places import folder
+from lthjax.folder.reader import Reader
+from lthjax.folder.verified import read_result
 from lthjax.imp import Cell
 from lthjax.measures import landscape, quantities
 from lthjax.measures.programs import PROGRAMS, Settings
 from lthjax.models import Variables
-from lthjax.store import Reader, folder, read_result
 from lthjax.training import train
 from lthjax.training.job import Job
 

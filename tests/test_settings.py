@@ -17,7 +17,8 @@ import pytest
 from analysis import load
 from lthjax import config, prune, record, rng, settings, study
 from lthjax.devices import replicate
-from lthjax.store import Reader, read_study
+from lthjax.folder.reader import Reader
+from lthjax.folder.verified import read_study
 from lthjax.training import train
 from lthjax.training.job import Job
 

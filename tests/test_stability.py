@@ -20,10 +20,11 @@ from analysis.stability import measure, table, work
 from analysis.stability.table import LevelRow, PairRow
 from lthjax import config, data, models, prune, rng, study
 from lthjax.errors import UserError
+from lthjax.folder.places import folder
+from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.measures import geography
 from lthjax.models import Variables
-from lthjax.store import Reader, folder
 from lthjax.training import train
 from lthjax.training.job import Job
 

@@ -15,10 +15,13 @@ import pytest
 from conftest import ROOT, result
 
 from analysis import load, report
-from lthjax import config, imp, prune, record, rng, store, study
+from lthjax import config, imp, prune, record, rng, study
 from lthjax.errors import UserError
+from lthjax.folder import claims
+from lthjax.folder.places import folder, state_folder
+from lthjax.folder.store import Store
+from lthjax.folder.verified import read_study
 from lthjax.imp import DENSE, Cell
-from lthjax.store import Store, folder, read_study, state_folder
 from lthjax.training import train
 from lthjax.training.job import Job, Trained
 from lthjax.training.trainer import Trainer
@@ -317,7 +320,7 @@ def test_a_folder_that_an_earlier_version_fills_is_in_use(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It held one lock for the whole folder, as an analysis does for its own cells."""
-    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
     prepared = tiny(levels=0)
     with (
         opened(prepared, tmp_path / "runs"),

@@ -14,9 +14,9 @@ from test_arms import BATCH, FINAL, INITIAL, context, gradients, model
 from lthjax import config, imp, models, plan, prune, study, supermask
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
+from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.optim import Optimiser
-from lthjax.store import Reader
 from lthjax.training import train
 from lthjax.training.job import Checkpoints, Job, Position
 from lthjax.training.step import State, step

@@ -15,7 +15,7 @@ from analysis.compare.entries import Entry, Point, at_most, entries
 from lthjax import config, study, sweep
 from lthjax.config import Study
 from lthjax.errors import UserError
-from lthjax.store import read_study
+from lthjax.folder.verified import read_study
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from lthjax import progress, prune, record
 from lthjax.devices import replicate
+from lthjax.folder.store import Store
 from lthjax.imp import Cell
 from lthjax.measures import programs
 from lthjax.measures.programs import Settings
 from lthjax.models import Variables
-from lthjax.store import Store
 from lthjax.study import Prepared, Watch
 from lthjax.training.job import Job
 

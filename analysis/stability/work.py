@@ -13,12 +13,13 @@ import numpy as np
 from lthjax import imp, progress, rng
 from lthjax.devices import hardware
 from lthjax.errors import UserError, counted
+from lthjax.folder.places import folder, state_folder
+from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs
 from lthjax.measures.programs import Settings
 from lthjax.models import Variables
 from lthjax.record import describe
-from lthjax.store import Store, folder, state_folder
 from lthjax.study import Prepared, Watch
 from lthjax.training.job import Job
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from lthjax import fields
 from lthjax.errors import UserError
+from lthjax.folder.verified import read_result, read_study
 from lthjax.imp import DENSE, Cell
 from lthjax.measures.stats import Interval, mean_interval, paired
 from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED
-from lthjax.store import read_result, read_study
 
 from .. import words
 from ..run import TICKET, Run, accuracies, floor, grouped, row_of

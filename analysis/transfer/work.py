@@ -13,10 +13,10 @@ import tyro
 
 from lthjax import config, progress, rng, settings, study
 from lthjax.errors import UserError, counted, unknown
+from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import transfer
 from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, moved_mask, partner
-from lthjax.store import Store
 from lthjax.study import Watch
 from lthjax.training.job import Job
 

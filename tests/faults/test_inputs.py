@@ -36,11 +36,12 @@ from analysis.report import __main__ as report_command
 from analysis.report import accuracy, facts
 from analysis.run import to_csv
 from analysis.transfer import __main__ as transfer_command
-from lthjax import cli, config, data, fields, imp, prune, store, study
+from lthjax import cli, config, data, fields, imp, prune, study
 from lthjax import record as study_record
 from lthjax.config import Data, Study, Train
 from lthjax.devices import replicate
 from lthjax.errors import UserError
+from lthjax.folder import store
 from lthjax.imp import DENSE
 from lthjax.training.job import Job, Trained
 
