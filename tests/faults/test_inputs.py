@@ -36,7 +36,7 @@ from analysis.report import __main__ as report_command
 from analysis.report import accuracy, facts
 from analysis.run import to_csv
 from analysis.transfer import __main__ as transfer_command
-from lthjax import cli, config, data, fields, imp, prune, study
+from lthjax import catalogue, cli, config, data, fields, imp, prune, study
 from lthjax import record as study_record
 from lthjax.config import Data, Study, Train
 from lthjax.devices import replicate
@@ -179,9 +179,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No internet, and no program compiled for an estimate."""
 
     def unreachable(name: str, urls: object, folder: Path) -> None:
-        raise data._unreachable(name, folder, "no network")
+        raise catalogue._unreachable(name, folder, "no network")
 
-    monkeypatch.setattr(data, "_look_first", unreachable)
+    monkeypatch.setattr(catalogue, "_look_first", unreachable)
     monkeypatch.setattr(study, "estimate", reach)
 
 
