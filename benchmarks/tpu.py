@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from benchmarks import hlo, measure
-from lthjax import config, data, imp, models, optim, prune, rng, settings
+from lthjax import config, data, durations, imp, models, optim, prune, rng, settings
 from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.training.step import Feed, programs
@@ -115,7 +115,7 @@ def study(
     """
     shape, train_count, test_count = _data(name)
     asked = config.Study(model=name, train=config.Train(batch=batch, precision=precision))
-    lengths = config.lengths(asked, train_count - asked.data.validation)
+    lengths = durations.lengths(asked, train_count - asked.data.validation)
     model, optimiser = models.build(name, shape, 10), optim.make(asked.optim, lengths)
     mesh = jax.make_mesh((len(chips),), (replicate._AXIS,), axis_types=(AxisType.Auto,), devices=chips)
     width = replicate.width(mesh, replicates, replicates)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks import measure
-from lthjax import batches, config, data, models, optim, prune, rng
+from lthjax import batches, config, data, durations, models, optim, prune, rng
 from lthjax.devices import replicate
 from lthjax.training.job import Job
 from lthjax.training.probe import prepared_segment
@@ -68,7 +68,7 @@ def trainer_of(
     """Programs for so many replicates together, in segments of so many steps, on random images."""
     dataset = images(model)
     study = config.Study(model=model, train=config.Train(steps=steps, batch=batch, eval_every=steps))
-    lengths = config.lengths(study, len(dataset.train_images) - 1000)
+    lengths = durations.lengths(study, len(dataset.train_images) - 1000)
     built = models.build(model, dataset.shape, dataset.classes)
     mesh = replicate.mesh(replicates)
     trainer = assemble(

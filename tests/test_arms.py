@@ -13,7 +13,7 @@ from conftest import unsealed
 from scipy import stats
 
 from analysis import export
-from lthjax import config, imp, models, prune, rng, study
+from lthjax import config, durations, imp, models, prune, rng, study, validate
 from lthjax.arms import ARMS, Context
 from lthjax.criteria import CRITERIA, Criterion, Weights
 from lthjax.errors import UserError
@@ -116,7 +116,7 @@ def test_scores_that_are_not_finite_end_a_study_with_a_sentence(monkeypatch: pyt
 
     monkeypatch.setitem(CRITERIA, "mine", Criterion(score, "mine"))
     asked = config.Study(levels=1, prune=config.Prune(criterion="mine"))
-    lengths = config.lengths(asked, 1000)
+    lengths = durations.lengths(asked, 1000)
     (chain,) = imp.chains(asked, lengths)
     parent = imp.Leader(prune.ones(FINAL), FINAL)
     rounds = imp.rounds(asked, lengths, chain, 7, model(), INITIAL, INITIAL, parent, BATCH)
@@ -241,7 +241,7 @@ def test_schedules_reach_their_densities_exactly(changes: dict, densities: tuple
     """Compares with counts by numpy in float64, by layer and over all layers, with the model's shapes."""
     how = config.Prune(scope=scope, rate=0.2)  # type: ignore[arg-type]
     asked = config.Study(levels=3, prune=dataclasses.replace(how, **changes))
-    config.validate(asked)
+    validate.validate(asked)
     params = models.build("lenet300", (28, 28, 1), 10).init(jax.random.key(0)).params
     mask = jax.device_get(prune.ones(params))
     scores = jax.tree.map(jnp.abs, params)

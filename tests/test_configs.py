@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, arrays, write_npz
 
-from lthjax import config, models, prune, rng, study
+from lthjax import config, models, prune, rng, study, validate
 from lthjax.training import train
 from lthjax.training.job import Job
 
@@ -32,7 +32,7 @@ def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
     loaded, *others = config.load_all(path)
     assert {study.name for study in (loaded, *others)} == {path.stem}
     for other in others:
-        config.validate(other)
+        validate.validate(other)
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     for part in (f"python run.py --config configs/{path.name}", "Time:", "Result:"):
         assert part in docstring

@@ -12,7 +12,7 @@ from conftest import result
 from analysis import open_run, retraining
 from analysis.retraining import table
 from analysis.run import row_of
-from lthjax import batches, config, data, imp, study
+from lthjax import batches, config, data, imp, study, validate
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 
@@ -115,7 +115,7 @@ def test_a_leaf_needs_the_chain_that_it_hangs_on() -> None:
     with pytest.raises(
         UserError, match=r"arms: .* must be with 'continued', too, whose chain 'continued_reset'"
     ):
-        config.validate(config.Study(arms=("ticket", "continued_reset")))
+        validate.validate(config.Study(arms=("ticket", "continued_reset")))
 
 
 def of(cell: Cell, accuracy: float, steps: int, density: float) -> Any:

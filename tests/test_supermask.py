@@ -11,7 +11,7 @@ import optax
 import pytest
 from test_arms import BATCH, FINAL, INITIAL, context, gradients, model
 
-from lthjax import config, imp, models, plan, prune, study, supermask
+from lthjax import config, imp, models, plan, prune, study, supermask, validate
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.folder.reader import Reader
@@ -53,7 +53,7 @@ def test_a_group_is_ranked_together_and_other_layers_stay() -> None:
 def test_resnet20_as_published_prunes_its_3x3_convolutions_together() -> None:
     """270,896 weights, less 640 of the output layer and 16 · 32 + 32 · 64 of the shortcuts."""
     asked = config.Study(model="resnet20", levels=2, prune=config.Prune(scope="group", rate=(("conv", 0.2),)))
-    config.validate(asked)
+    validate.validate(asked)
     shapes = jax.eval_shape(models.build("resnet20", (32, 32, 3), 10).init, jax.random.key(0)).params
     mask = prune.ones(jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes))
     pool = 270_896 - 640 - 512 - 2_048
@@ -68,7 +68,7 @@ def test_resnet20_as_published_prunes_its_3x3_convolutions_together() -> None:
 def pruned(granularity: str, rate: float | tuple) -> tuple[dict, dict, config.Study]:
     """Scores and mask after one level of the bilinear network, 6 x 4 and 4 x 3, by magnitude."""
     asked = config.Study(levels=1, prune=config.Prune(granularity=granularity, rate=rate))
-    config.validate(asked)
+    validate.validate(asked)
     full = jax.device_get(prune.ones(FINAL))
     how = imp.how_of(asked, "large_final", full)
     going = imp.removals(asked, 1, full)
@@ -141,7 +141,7 @@ def test_a_study_prunes_to_a_pattern() -> None:
 )
 def test_structures_that_do_not_go_together(prune_: config.Prune, levels: int, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        config.validate(config.Study(levels=levels, prune=prune_))
+        validate.validate(config.Study(levels=levels, prune=prune_))
 
 
 @pytest.mark.parametrize(

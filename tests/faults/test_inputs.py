@@ -36,7 +36,7 @@ from analysis.report import __main__ as report_command
 from analysis.report import accuracy, facts
 from analysis.run import to_csv
 from analysis.transfer import __main__ as transfer_command
-from lthjax import catalogue, cli, config, data, fields, imp, prune, study
+from lthjax import catalogue, cli, config, data, durations, fields, imp, prune, study, validate
 from lthjax import record as study_record
 from lthjax.config import Data, Study, Train
 from lthjax.devices import replicate
@@ -408,8 +408,8 @@ def test_fields_of_a_study() -> None:
             )
             config.check_types(made)
             config.check_control_levels(made)
-            config.validate(made)
-            in_steps = config.lengths(made, 200)
+            validate.validate(made)
+            in_steps = durations.lengths(made, 200)
             name = config.fingerprint(config.identity(made, in_steps, "d"))
             TRIED["fields of a study, accepted"] += 1
             assert len(name) == 8
