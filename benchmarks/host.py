@@ -47,7 +47,7 @@ def run(seconds: float, devices: int = 0) -> Measured:
         seconds: the stand-in's sleep; with 0 only the host's work is measured.
         devices: for weak scaling, the number of devices, which JAX must have; 0 is the study of 185 cells.
     """
-    from lthjax import config, drive, study
+    from lthjax import config, inputs, study
     from lthjax.training.trainer import Trainer
 
     quick = config.load(ROOT / "configs" / "quickstart.py")
@@ -56,7 +56,7 @@ def run(seconds: float, devices: int = 0) -> Measured:
         changes = {"seeds": tuple(range(_EACH * devices)), "levels": 3, "arms": ("ticket",)}
     steps = dataclasses.replace(quick.train, steps=2, eval_every=2)
     prepared = study.prepare(dataclasses.replace(quick, **changes, train=steps))
-    genuine, sleep, segments = drive.assemble, 0.0, 0
+    genuine, sleep, segments = inputs.assemble, 0.0, 0
 
     def make(*given: Any, **named: Any) -> Trainer:
         trainer = genuine(*given, **named)
@@ -79,7 +79,7 @@ def run(seconds: float, devices: int = 0) -> Measured:
             study.run(prepared, out, chunk=_EACH * devices or None)
             return time.perf_counter() - began
 
-    drive.assemble = make
+    inputs.assemble = make
     try:
         timed()  # compiles
         host, together = timed(), 0.0
@@ -87,7 +87,7 @@ def run(seconds: float, devices: int = 0) -> Measured:
             sleep, segments = seconds, 0
             together = timed()
     finally:
-        drive.assemble = genuine
+        inputs.assemble = genuine
     with tempfile.TemporaryDirectory() as out:
         cells = len(study.plan(prepared, out).cells)
     return Measured(cells, host, sleep * segments, together)

@@ -44,7 +44,7 @@ class Size(NamedTuple):
 
 def ours(size: Size) -> dict[str, Any]:
     """Runs one study of ours; returns the seconds of its parts and its compilations."""
-    from lthjax import drive, study
+    from lthjax import inputs, study
     from lthjax.devices import replicate
     from lthjax.folder.store import Store
     from lthjax.training.trainer import Trainer
@@ -71,7 +71,7 @@ def ours(size: Size) -> dict[str, Any]:
         return call
 
     monitoring.register_event_duration_secs_listener(listen)
-    make = drive.assemble
+    make = inputs.assemble
 
     def instrumented(*args: Any, **kwargs: Any) -> Trainer:
         trainer = make(*args, **kwargs)
@@ -79,7 +79,7 @@ def ours(size: Size) -> dict[str, Any]:
             segment=timed("train", trainer.segment), evaluate=timed("evaluate", trainer.evaluate)
         )
 
-    drive.assemble = instrumented
+    inputs.assemble = instrumented
     Store.write = timed("store", Store.write)  # type: ignore[method-assign]
     Store.write_state = timed("store", Store.write_state)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:

@@ -17,10 +17,12 @@ from typing import NamedTuple
 from lthjax import prune, record, rng, settings
 from lthjax.bucket import Bucket, SharedStore
 from lthjax.devices import hardware, hosts
-from lthjax.drive import Watch, drive, first_batch, first_batches, make_trainer, task
+from lthjax.drive import drive
 from lthjax.folder.claims import busy_seeds
 from lthjax.folder.store import Store, contents
 from lthjax.follower import Follower
+from lthjax.growth import Watch
+from lthjax.inputs import first_batch, first_batches, make_trainer, task
 from lthjax.locks import Held
 from lthjax.plan import Plan, Prepared, narrowed, plan, plan_all, prepare, prepare_all, shard, together
 from lthjax.training.job import Job

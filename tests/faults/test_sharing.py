@@ -19,7 +19,7 @@ from faulty import contents, prepared, small_data, untrained
 
 from analysis import load, open_run, report
 from analysis import merge as merge_command
-from lthjax import check, config, drive, files, locks, manifest, merge, progress, record, study, sweep
+from lthjax import check, config, files, growth, locks, manifest, merge, progress, record, study, sweep
 from lthjax.errors import UserError
 from lthjax.folder import places, store
 from lthjax.folder.reader import Reader
@@ -221,7 +221,7 @@ def test_a_study_with_leases_is_one_with_locks(
 def test_a_process_whose_lease_was_taken_writes_nothing_more(
     one: study.Prepared, tmp_path: Path, leases: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = drive.Run.write
+    genuine = growth.Run.write
 
     def write(self: Any, item: Any, trained: Any) -> None:
         if item.cell and item.cell.arm == DENSE and item.cell.seed == 1:
@@ -229,7 +229,7 @@ def test_a_process_whose_lease_was_taken_writes_nothing_more(
             path.write_text(json.dumps({"owner": "other", "machine": "elsewhere", "process": 1}))
         genuine(self, item, trained)
 
-    monkeypatch.setattr(drive.Run, "write", write)
+    monkeypatch.setattr(growth.Run, "write", write)
     with pytest.raises(UserError, match="another process has taken over seed=1, as this one's lease was not"):
         study.fill([one], tmp_path)
     run = tmp_path / one.folder
