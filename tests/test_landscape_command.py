@@ -33,6 +33,7 @@ from lthjax.imp import Cell
 from lthjax.measures import landscape, quantities
 from lthjax.measures.programs import PROGRAMS, Settings
 from lthjax.models import Variables
+from lthjax.networks import Stages
 from lthjax.training import train
 from lthjax.training.job import Job
 
@@ -954,7 +955,7 @@ def test_an_arm_that_is_not_there_is_said(copied: tuple[Path, Path]) -> None:
 
 def test_a_path_between_residual_networks_has_statistics_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compares with statistics by hand, at both ends and between: means over the whole chunks of batches."""
-    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Stages((3,), 1), 1, "for a test"))
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Stages((3,), 1), 1, "for a test"))
     model = models.build("tiny", (8, 8, 1), 4)
     ends = [model.init(jax.random.key(seed)) for seed in (0, 1)]
     mask = prune.ones(ends[0].params)

@@ -22,7 +22,8 @@ from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import examples
 from lthjax.measures.examples import Discordant
-from lthjax.models import Layer, Variables
+from lthjax.models import Variables
+from lthjax.networks import Layer
 from lthjax.record import about
 
 Judged = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60)

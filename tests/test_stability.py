@@ -25,6 +25,7 @@ from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.measures import geography
 from lthjax.models import Variables
+from lthjax.networks import Layer
 from lthjax.training import train
 from lthjax.training.job import Job
 
@@ -254,7 +255,7 @@ def test_units_in_another_order_compute_the_same_and_are_matched_back(
     seed: int, widths: tuple[int, ...]
 ) -> None:
     generator = np.random.default_rng(seed)
-    layers = tuple(models.Layer(f"fc{i}", width) for i, width in enumerate((*widths, 3)))
+    layers = tuple(Layer(f"fc{i}", width) for i, width in enumerate((*widths, 3)))
     params = {
         layer.name: {"kernel": generator.normal(size=(before, layer.features)),
                      "bias": generator.normal(size=layer.features)}
@@ -281,7 +282,7 @@ def test_units_in_another_order_compute_the_same_and_are_matched_back(
 
 def test_channels_in_another_order_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A convolution whose channels are flattened, by the network's own forward pass."""
-    layers = (models.Layer("conv1", 5, 3, pool=True), models.Layer("fc1", 6))
+    layers = (Layer("conv1", 5, 3, pool=True), Layer("fc1", 6))
     monkeypatch.setitem(models.MODELS, "own", models.Entry(layers, 2, "for a test"))
     model = models.build("own", (8, 8, 2), 3)
     generator = np.random.default_rng(0)
