@@ -14,7 +14,8 @@ from lthjax.measures.stats import Interval, mean_interval, paired
 from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED
 
 from .. import words
-from ..run import TICKET, Run, accuracies, floor, grouped, row_of
+from ..differences import floor
+from ..run import TICKET, Run, accuracies, grouped, row_of
 
 Pair = Literal["same", "other"]
 PAIRS: dict[Pair, str] = {"same": "mask of the same seed", "other": "mask of another seed"}
