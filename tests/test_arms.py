@@ -261,7 +261,7 @@ def test_schedules_reach_their_densities_exactly(changes: dict, densities: tuple
         assert got == left
 
 
-def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable) -> None:
+def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable, command: Callable) -> None:
     prepared = tiny(seeds=(0,), levels=1, arms=("ticket", "reinit", "reshuffle"), rewind=(3,))
     run = study.run(prepared, tmp_path / "runs")
     file = tmp_path / "t.safetensors"
@@ -285,7 +285,7 @@ def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable) 
         (["--level", 7], "has no cell rewind-3, level 7"),
         (["--level", 1, "--seed", 5], "--seed: 5"),
     ):
-        failed = command_line("-m", "analysis.export", run, file, "--chain", "rewind-3", *wrong)
+        failed = command("-m", "analysis.export", run, file, "--chain", "rewind-3", *wrong)
         assert failed.returncode == 2
         assert says in failed.stderr
         assert "Traceback" not in failed.stderr
