@@ -81,8 +81,9 @@ def main(arguments: list[str]) -> None:
     # What follows loads JAX; `--help` above does not wait for it.
     cli.load_jax()
     from analysis import report
-    from lthjax import bucket, locks, progress, store, study
+    from lthjax import bucket, locks, progress, study
     from lthjax.devices import hosts, replicate
+    from lthjax.folder.places import LOCKS
 
     if options.chunk is not None and options.chunk < 1:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
@@ -106,7 +107,7 @@ def main(arguments: list[str]) -> None:
     if shared is not None:
         shared.pull_all(run.name for run in runs)
     writing = progress.telling(progress.watch(options.quiet).say, "writing the report")
-    with locks.alone(runs[0] / store.LOCKS / "report", _REPORT_SECONDS), writing:
+    with locks.alone(runs[0] / LOCKS / "report", _REPORT_SECONDS), writing:
         page = report.build_all(runs, only_if_changed=True)
     if shared is not None:
         shared.push_pages([*(run / "report" / page.name for run in runs), page])
@@ -167,7 +168,7 @@ def _keep_config(path: Path, runs: "Sequence[Path]") -> None:
     A copy that is there stays: the cells of before were trained with it, or somebody has changed it.
     """
     from lthjax import files
-    from lthjax.store import CONFIG
+    from lthjax.folder.places import CONFIG
 
     text = path.read_bytes()
     for copy in [run / CONFIG for run in runs if run.is_dir()]:

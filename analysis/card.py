@@ -10,7 +10,8 @@ from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
 
 from . import words
-from .run import Row, Run, accuracies, arms, difference, images_of, select
+from .differences import difference
+from .run import Row, Run, accuracies, arms, images_of, select
 
 NAME = "README.md"
 _MARK = "<!-- Written by lthjax's analysis.export; it is replaced by the next one. -->"

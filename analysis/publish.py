@@ -23,7 +23,7 @@ import tyro
 
 from lthjax import cli, files
 from lthjax.errors import UserError
-from lthjax.store import read_study
+from lthjax.folder.verified import read_study
 
 from . import page, report
 from .analyses import ANALYSES

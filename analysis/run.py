@@ -15,12 +15,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from lthjax import config, data, imp, models, record, store
+from lthjax import config, data, imp, models, record
 from lthjax.arms import ARMS
 from lthjax.errors import UserError, shell
 from lthjax.fields import About, Result
+from lthjax.folder import places, verified
+from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
-from lthjax.measures.stats import PERCENT, Interval, difference_error, mean_interval, nearest
+from lthjax.measures.stats import nearest
 from lthjax.models import Model, Variables
 from lthjax.study import Prepared, prepare, task
 
@@ -123,8 +125,8 @@ class Run:
         if last < 1:
             raise UserError(f"--last: {last} is not allowed; it must be 1 or more evaluations.")
         self.path, self.last = Path(path), last
-        self.about: About = store.read_study(self.path)
-        self._reader = store.Reader(self.path)
+        self.about: About = verified.read_study(self.path)
+        self._reader = Reader(self.path)
 
     @property
     def name(self) -> str:
@@ -148,8 +150,8 @@ class Run:
         Raises:
             UserError: one cannot be read.
         """
-        places = ("seed=*/dense/result.json", "seed=*/chain=*/level=*/*/result.json")
-        read = [store.read_result(path.parent) for place in places for path in self.path.glob(place)]
+        patterns = ("seed=*/dense/result.json", "seed=*/chain=*/level=*/*/result.json")
+        read = [verified.read_result(path.parent) for of in patterns for path in self.path.glob(of)]
         cells = {cell_of(result): result for result in read}
         return {cell: cells[cell] for cell in sorted(cells, key=_place)}
 
@@ -224,10 +226,10 @@ class Run:
     def _network(self) -> Model:
         name, made = self.study.model, self.about["data"]
         if name not in models.MODELS:
-            there = shell("--config", self.path / store.CONFIG)
+            there = shell("--config", self.path / places.CONFIG)
             how = (
                 f"run again with {there}"
-                if (self.path / store.CONFIG).is_file()
+                if (self.path / places.CONFIG).is_file()
                 else "give its file by --config"
             )
             raise UserError(
@@ -342,36 +344,6 @@ def images_of(study: Mapping[str, Any]) -> int:
 def accuracies(rows: Iterable[Seeded]) -> dict[int, float]:
     """Seed -> test accuracy at the end in percent, repeats averaged."""
     return {seed: 100 * value for seed, value in by_seed(rows, "test_accuracy").items()}
-
-
-def mean_accuracy(of: Mapping[int, float]) -> Interval:
-    """The mean over seeds of accuracies in percent, with its interval within 0 and 100."""
-    return mean_interval(list(of.values()), within=PERCENT)
-
-
-def difference(ours: dict[int, float], theirs: dict[int, float], images: int = 0) -> Interval:
-    """The mean difference with its interval, paired over the seeds that both have; `images` as `floor`."""
-    least = floor(ours, theirs, images)
-    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs], floor=least)
-
-
-def floor(ours: Mapping[int, float], theirs: Mapping[int, float], images: int) -> float:
-    """The least standard deviation of a seed's difference of two accuracies: the test set's own error.
-
-    Args:
-        ours: seed -> accuracy in percent.
-        theirs: likewise.
-        images: of the test set; 0 for no floor.
-
-    Returns:
-        Percentage points; 0 where no seed has both.
-    """
-    both = [seed for seed in ours if seed in theirs]
-    if not (both and images):
-        return 0.0
-    # Rounding may carry a mean beyond 1.
-    mine, other = (min(1.0, sum(of[seed] for seed in both) / len(both) / 100) for of in (ours, theirs))
-    return 100 * difference_error(mine, other, images)
 
 
 def densities(rows: Iterable[Row]) -> dict[int, float]:

@@ -12,7 +12,7 @@ import tyro
 
 from lthjax import cli
 from lthjax.errors import UserError
-from lthjax.store import folder
+from lthjax.folder.places import folder
 
 from .run import open_run
 

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
-from lthjax import fields, progress, record, study, train
+from lthjax import fields, progress, record, study
 from lthjax.errors import shell
+from lthjax.folder.store import Store
 from lthjax.imp import Cell
-from lthjax.store import Store
 from lthjax.study import Watch
-from lthjax.train import Job, Trained, Trainer
+from lthjax.training import train
+from lthjax.training.job import Job, Trained
+from lthjax.training.trainer import Trainer
 
 from . import tables
 from .run import Run

@@ -47,7 +47,8 @@ def run(seconds: float, devices: int = 0) -> Measured:
         seconds: the stand-in's sleep; with 0 only the host's work is measured.
         devices: for weak scaling, the number of devices, which JAX must have; 0 is the study of 185 cells.
     """
-    from lthjax import config, study, train
+    from lthjax import config, inputs, study
+    from lthjax.training.trainer import Trainer
 
     quick = config.load(ROOT / "configs" / "quickstart.py")
     changes: dict[str, Any] = {"seeds": (0, 1, 2, 3, 4), "levels": 12, "control_levels": ()}
@@ -55,9 +56,9 @@ def run(seconds: float, devices: int = 0) -> Measured:
         changes = {"seeds": tuple(range(_EACH * devices)), "levels": 3, "arms": ("ticket",)}
     steps = dataclasses.replace(quick.train, steps=2, eval_every=2)
     prepared = study.prepare(dataclasses.replace(quick, **changes, train=steps))
-    genuine, sleep, segments = train.make, 0.0, 0
+    genuine, sleep, segments = inputs.assemble, 0.0, 0
 
-    def make(*given: Any, **named: Any) -> train.Trainer:
+    def make(*given: Any, **named: Any) -> Trainer:
         trainer = genuine(*given, **named)
 
         def segment(shared: Any, state: Any, each: Any) -> tuple[Any, Any]:
@@ -78,7 +79,7 @@ def run(seconds: float, devices: int = 0) -> Measured:
             study.run(prepared, out, chunk=_EACH * devices or None)
             return time.perf_counter() - began
 
-    train.make = make
+    inputs.assemble = make
     try:
         timed()  # compiles
         host, together = timed(), 0.0
@@ -86,7 +87,7 @@ def run(seconds: float, devices: int = 0) -> Measured:
             sleep, segments = seconds, 0
             together = timed()
     finally:
-        train.make = genuine
+        inputs.assemble = genuine
     with tempfile.TemporaryDirectory() as out:
         cells = len(study.plan(prepared, out).cells)
     return Measured(cells, host, sleep * segments, together)

@@ -22,8 +22,10 @@ import jax
 
 from benchmarks import measure
 from benchmarks.train_step import trainer_of
-from lthjax import config, models, prune, rng, study, train
+from lthjax import config, models, prune, rng, study
 from lthjax.devices import replicate
+from lthjax.training.job import Job
+from lthjax.training.probe import prepared_segment
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,8 +36,8 @@ def replicates(model: str, batch: int, steps: int, count: int) -> dict[str, dict
     for r in (1, 2, 4, 8, 16):
         trainer, built, _ = trainer_of(model, batch, r, steps)
         variables = built.init(rng.stream(0, "init"))
-        job = train.Job(0, 0, 0, steps, variables, prune.ones(variables.params))
-        segments[r] = train.prepared_segment(trainer, job)
+        job = Job(0, 0, 0, steps, variables, prune.ones(variables.params))
+        segments[r] = prepared_segment(trainer, job)
         jax.block_until_ready(segments[r]())
     timed: dict[int, list[float]] = {r: [] for r in segments}
     for _ in range(count):

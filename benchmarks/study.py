@@ -44,9 +44,10 @@ class Size(NamedTuple):
 
 def ours(size: Size) -> dict[str, Any]:
     """Runs one study of ours; returns the seconds of its parts and its compilations."""
-    from lthjax import study, train
+    from lthjax import inputs, study
     from lthjax.devices import replicate
-    from lthjax.store import Store
+    from lthjax.folder.store import Store
+    from lthjax.training.trainer import Trainer
 
     replicate.use_all_cores()
     import jax
@@ -70,15 +71,15 @@ def ours(size: Size) -> dict[str, Any]:
         return call
 
     monitoring.register_event_duration_secs_listener(listen)
-    make = train.make
+    make = inputs.assemble
 
-    def instrumented(*args: Any, **kwargs: Any) -> train.Trainer:
+    def instrumented(*args: Any, **kwargs: Any) -> Trainer:
         trainer = make(*args, **kwargs)
         return trainer._replace(
             segment=timed("train", trainer.segment), evaluate=timed("evaluate", trainer.evaluate)
         )
 
-    train.make = instrumented
+    inputs.assemble = instrumented
     Store.write = timed("store", Store.write)  # type: ignore[method-assign]
     Store.write_state = timed("store", Store.write_state)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out:

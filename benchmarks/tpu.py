@@ -22,9 +22,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from benchmarks import hlo, measure
-from lthjax import config, data, imp, models, optim, prune, rng, settings, train
+from lthjax import config, data, durations, imp, models, optim, prune, rng, settings
 from lthjax.devices import replicate
 from lthjax.errors import UserError
+from lthjax.training.step import Feed, programs
+from lthjax.training.trainer import _EVALUATION_BATCH_ELSEWHERE
 
 PyTree = Any
 TOPOLOGIES = ("v5e:1x1", "v5e:2x2", "v6e:1x1", "v6e:2x2")
@@ -113,11 +115,11 @@ def study(
     """
     shape, train_count, test_count = _data(name)
     asked = config.Study(model=name, train=config.Train(batch=batch, precision=precision))
-    lengths = config.lengths(asked, train_count - asked.data.validation)
+    lengths = durations.lengths(asked, train_count - asked.data.validation)
     model, optimiser = models.build(name, shape, 10), optim.make(asked.optim, lengths)
     mesh = jax.make_mesh((len(chips),), (replicate._AXIS,), axis_types=(AxisType.Auto,), devices=chips)
     width = replicate.width(mesh, replicates, replicates)
-    programs = train.programs(model, optimiser, augment=asked.data.augment, precision=precision, mesh=mesh)
+    compiled = programs(model, optimiser, augment=asked.data.augment, precision=precision, mesh=mesh)
 
     def on(tree: PyTree, *leading: int) -> PyTree:
         sharding = NamedSharding(mesh, PartitionSpec(replicate._AXIS) if leading else PartitionSpec())
@@ -135,14 +137,14 @@ def study(
     images = on(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), sample))
     variables = jax.eval_shape(model.init, jax.random.key(0))
     mask = jax.eval_shape(prune.ones, variables.params)
-    state = jax.eval_shape(programs.init, variables, mask)
+    state = jax.eval_shape(compiled.init, variables, mask)
     floats = jax.ShapeDtypeStruct(shape[2:], jnp.float32)
     key, held = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
-    feed = train.Feed(floats, floats, key, held, key)  # type: ignore[arg-type]
+    feed = Feed(floats, floats, key, held, key)  # type: ignore[arg-type]
     each = on((mask, feed, ints(lengths.evaluate, batch)), width)
-    rows = -(-asked.data.validation // train._EVALUATION_BATCH_ELSEWHERE)
-    rows += -(-test_count // train._EVALUATION_BATCH_ELSEWHERE)
-    seen = on((feed, ints(rows, train._EVALUATION_BATCH_ELSEWHERE)), width)
+    rows = -(-asked.data.validation // _EVALUATION_BATCH_ELSEWHERE)
+    rows += -(-test_count // _EVALUATION_BATCH_ELSEWHERE)
+    seen = on((feed, ints(rows, _EVALUATION_BATCH_ELSEWHERE)), width)
 
     alone = SingleDeviceSharding(chips[0])
     parent = imp.Leader(mask, variables.params)
@@ -156,10 +158,10 @@ def study(
         mesh,
         width,
         {
-            "segment": lambda: programs.segment.lower(  # type: ignore[attr-defined]
+            "segment": lambda: compiled.segment.lower(  # type: ignore[attr-defined]
                 (images, on(ints()), on(ints())), on(state, width), each
             ),
-            "evaluate": lambda: programs.evaluate.lower(  # type: ignore[attr-defined]
+            "evaluate": lambda: compiled.evaluate.lower(  # type: ignore[attr-defined]
                 (images,), on(variables, width), seen
             ),
             "next_mask": lambda: imp.next_mask.lower(how, model, *of_mask),

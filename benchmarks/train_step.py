@@ -11,9 +11,11 @@ import jax
 import numpy as np
 
 from benchmarks import measure
-from lthjax import config, data, models, optim, prune, rng, train
+from lthjax import batches, config, data, durations, models, optim, prune, rng
 from lthjax.devices import replicate
-from lthjax.train import Job
+from lthjax.training.job import Job
+from lthjax.training.probe import prepared_segment
+from lthjax.training.trainer import Trainer, assemble
 
 
 def run(
@@ -33,10 +35,10 @@ def run(
 
     trainer, built, dataset = trainer_of(model, batch, replicates, steps, precision)
     split, lengths = trainer.splits[0], trainer.lengths
-    order = train.order(split.train, lengths, batch, 0, 0, 0, steps)
+    order = batches.order(split.train, lengths, batch, 0, 0, 0, steps)
     variables = built.init(rng.stream(0, "init"))
     mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.5)
-    segment = train.prepared_segment(trainer, Job(0, 0, 0, steps, variables, mask))
+    segment = prepared_segment(trainer, Job(0, 0, 0, steps, variables, mask))
     images, labels, device = dataset.train_images, dataset.train_labels, peer.device()
     loop = peer.Loop(model, images, labels, batch, 1.2e-3, split.mean, split.std, device)
     # The peer trains replicates one after another, so timing one of them is enough.
@@ -62,14 +64,14 @@ def run(
 
 def trainer_of(
     model: str, batch: int, replicates: int, steps: int, precision: config.Precision = "float32"
-) -> tuple[train.Trainer, models.Model, data.Dataset]:
+) -> tuple[Trainer, models.Model, data.Dataset]:
     """Programs for so many replicates together, in segments of so many steps, on random images."""
     dataset = images(model)
     study = config.Study(model=model, train=config.Train(steps=steps, batch=batch, eval_every=steps))
-    lengths = config.lengths(study, len(dataset.train_images) - 1000)
+    lengths = durations.lengths(study, len(dataset.train_images) - 1000)
     built = models.build(model, dataset.shape, dataset.classes)
     mesh = replicate.mesh(replicates)
-    trainer = train.make(
+    trainer = assemble(
         built,
         optim.make(study.optim, lengths),
         lengths,

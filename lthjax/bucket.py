@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from lthjax import fields, files, locks, manifest
 from lthjax.errors import UserError
-from lthjax.store import LOCKS, PLACES, Store, check_identity, set_aside
+from lthjax.folder.places import LOCKS, PLACES, set_aside
+from lthjax.folder.store import Store
+from lthjax.folder.verified import check_identity
 
 # Addresses begin with it; etils' epath reaches them by TensorFlow where it is installed, else by gcsfs.
 SCHEME = "gs"
@@ -93,7 +95,7 @@ class Bucket:
         return [Lease(self, run, name) for name in names]
 
     def busy_seeds(self, run: str) -> list[int]:
-        """The seeds of a run that processes of any machine train; as `lthjax.store.busy_seeds`."""
+        """The seeds of a run that processes of any machine train; as `lthjax.folder.claims.busy_seeds`."""
         there = self.names(f"{run}/{LOCKS}/seed=*.lease")
         names = [PurePosixPath(name).name.removesuffix(".lease") for name in there]
         return sorted(int(one.name.removeprefix("seed=")) for one in locks.renewed(self.leases(run, names)))

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from lthjax import files, manifest
 from lthjax.errors import UserError
-from lthjax.store import checked, locked, read_result, read_study, set_aside
+from lthjax.folder.claims import locked
+from lthjax.folder.places import set_aside
+from lthjax.folder.verified import checked, read_result, read_study
 
 
 class Checked(NamedTuple):

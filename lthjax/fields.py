@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NotRequired, TypedDict
 
-from lthjax import config
+from lthjax import config, validate
 from lthjax.errors import UserError
 
 Check = Callable[[Any], bool]
@@ -249,7 +249,7 @@ def study(fields: dict[str, Any]) -> None:
     try:
         made = config.from_dict(fields["config"])
         config.check_types(made)
-        config.check_size(made)
+        validate.check_size(made)
     except UserError as error:
         raise ValueError(f"config.{error}") from error
     except (TypeError, AttributeError, ValueError) as error:

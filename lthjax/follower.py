@@ -4,10 +4,13 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from lthjax import fields, train
+from lthjax import fields
+from lthjax.folder.places import folder, state_folder
+from lthjax.folder.reader import Reader
+from lthjax.folder.store import contents
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
-from lthjax.store import Reader, contents, folder, state_folder
+from lthjax.training.job import Position
 
 PyTree = Any
 
@@ -78,7 +81,7 @@ class Follower(Reader):
         """Remembers a rewind state."""
         self._states[seed, step] = variables
 
-    def write_position(self, cell: Cell, position: train.Position, parents: Iterable[Path]) -> None:
+    def write_position(self, cell: Cell, position: Position, parents: Iterable[Path]) -> None:
         """Does nothing."""
 
     def drop_position(self, cell: Cell) -> None:

@@ -11,19 +11,12 @@ from typing import Any, NamedTuple, cast
 
 from lthjax import config, fields, manifest
 from lthjax.errors import UserError, shell
+from lthjax.folder.places import PLACES, folder, state_folder
+from lthjax.folder.reader import Reader
+from lthjax.folder.store import Store
+from lthjax.folder.verified import checked, difference, has_manifests, read_study
 from lthjax.imp import Cell
 from lthjax.locks import Held
-from lthjax.store import (
-    PLACES,
-    Reader,
-    Store,
-    checked,
-    difference,
-    folder,
-    has_manifests,
-    read_study,
-    state_folder,
-)
 
 # What two trainings with the same numbers may differ in: the time, and the description of the devices.
 _BESIDE = ("seconds", "platform")

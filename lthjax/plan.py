@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lthjax import config, data, imp, models, prune, settings, sweep
+from lthjax import config, data, durations, imp, models, prune, settings, sweep, validate
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder
+from lthjax.folder.places import folder, saved_step, state_folder
+from lthjax.folder.verified import check_identity, read_result
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model
-from lthjax.store import check_identity, folder, read_result, saved_step, state_folder
 
 
 class Prepared(NamedTuple):
@@ -91,7 +92,7 @@ def prepare_all(studies: Sequence[config.Study], data_dir: str | Path = "data") 
     """
     replicate.use_all_cores()
     for study in studies:
-        config.validate(study)
+        validate.validate(study)
     datasets = {
         name: data.load(name, data_dir) for name in dict.fromkeys(study.data.name for study in studies)
     }
@@ -123,7 +124,7 @@ def _shared(first: int, second: int, studies: Sequence[config.Study], name: str)
 
 
 def _prepare(study: config.Study, dataset: data.Dataset, label: str) -> Prepared:
-    lengths = config.lengths(study, len(dataset.train_images) - study.data.validation)
+    lengths = durations.lengths(study, len(dataset.train_images) - study.data.validation)
     model = models.build(study.model, dataset.shape, dataset.classes, study.init)
     _check_rates(study, model)
     identity = config.identity(study, lengths, dataset.digest)

@@ -14,18 +14,18 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from lthjax import config, data, fields, prune, settings, store, train
+from lthjax import config, data, fields, prune, settings
 from lthjax.devices import hardware
 from lthjax.errors import shell
+from lthjax.folder import verified
 from lthjax.imp import DENSE, Cell
+from lthjax.training.job import Job, Trained
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("lthjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def result(
-    cell: Cell, job: train.Job, trained: train.Trained, made_from: dict[str, Any] | None
-) -> fields.Result:
+def result(cell: Cell, job: Job, trained: Trained, made_from: dict[str, Any] | None) -> fields.Result:
     """The contents of a cell's result.json."""
     left, total = prune.totals(job.mask)
     found: dict[str, Any] = {
@@ -109,7 +109,7 @@ def warn_of_environment(run: Path) -> None:
     if not (run / "study.json").is_file():
         return
     # A folder older than this record has no entry for them.
-    there, here = store.read_study(run).get("environment"), settings.environment()
+    there, here = verified.read_study(run).get("environment"), settings.environment()
     if there and here not in there:
         before, now = (one or "no flags of XLA" for one in (there[-1], here))
         _log.warning(

@@ -14,14 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from lthjax import prune, record, rng, settings, train
+from lthjax import prune, record, rng, settings
 from lthjax.bucket import Bucket, SharedStore
 from lthjax.devices import hardware, hosts
-from lthjax.drive import Watch, drive, first_batch, first_batches, make_trainer, task
+from lthjax.drive import drive
+from lthjax.folder.claims import busy_seeds
+from lthjax.folder.store import Store, contents
 from lthjax.follower import Follower
+from lthjax.growth import Watch
+from lthjax.inputs import first_batch, first_batches, make_trainer, task
 from lthjax.locks import Held
 from lthjax.plan import Plan, Prepared, narrowed, plan, plan_all, prepare, prepare_all, shard, together
-from lthjax.store import Store, busy_seeds, contents
+from lthjax.training.job import Job
+from lthjax.training.probe import probe
 
 __all__ = [
     "CHECKPOINT_SECONDS",
@@ -311,9 +316,9 @@ def _estimate(studies: Sequence[Prepared], todo: Plan, chunk: int | None) -> Est
     seed = prepared.study.seeds[0]
     trainer = make_trainer(studies, chunk, [seed])
     variables = prepared.model.init(rng.stream(seed, "init"))
-    probe = min(prepared.lengths.evaluate, prepared.lengths.total)
-    job = train.Job(seed, 0, 0, probe, variables, prune.ones(variables.params))
-    timed = train.probe(trainer, job)
+    steps = min(prepared.lengths.evaluate, prepared.lengths.total)
+    job = Job(seed, 0, 0, steps, variables, prune.ones(variables.params))
+    timed = probe(trainer, job)
     compiled = time.perf_counter() - began
     cells = len(todo.missing)
     evaluations = -(-prepared.lengths.total // prepared.lengths.evaluate) * cells

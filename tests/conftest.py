@@ -56,22 +56,30 @@ LONG = ("test_versions", "test_configs", "test_landscape_command", "test_conv", 
 SLOW = {
     "test_accelerators": ("test_replicates_together_give_what_each_gives_alone[lenet5",),
     "test_arms": ("test_a_study_by_criterion", "test_a_study_of_every_arm_and_criterion"),
+    "test_benchmarks": ("test_both_forms_of_a_convolution_are_the_networks_own[conv6",),
     "test_bucket": ("test_the_command_takes_an_address",),
     "test_cli": ("test_only_the_reports_path", "test_dry_run_prints_the_plan"),
     "test_configs": tuple(
         f"test_builds_and_runs_two_steps[{name}"
-        for name in ("conv2", "conv4", "conv6", "resnet20", "quickstart_wide", "cifar_cnn")
+        for name in ("budget", "cifar_cnn", "conv2", "conv4", "conv6", "quickstart_wide", "resnet20")
     ),
     "test_conv": (
         "test_a_weight_gradient_in_blocks",
         "test_fewer_products",
         "test_gradients_of_gradients",
         "test_under_vmap",
-        "test_values_and_gradients_are_those_of_the_builtin[False-images11",
         "test_values_and_gradients_are_those_of_the_builtin[True-images11",
+        *(
+            f"test_values_and_gradients_are_those_of_the_builtin[False-images{n}-"
+            for n in (1, 2, 6, 9, 11, 14)
+        ),
     ),
     "test_earlybird": ("test_masks_of_a_run",),
-    "test_extending": ("test_the_page_on_own_models_runs", "test_the_page_on_other_libraries_runs"),
+    "test_extending": (
+        "test_own_analysis_is_on_the_report",
+        "test_the_page_on_own_models_runs",
+        "test_the_page_on_other_libraries_runs",
+    ),
     "test_gauss_newton": (
         "test_products_are_those",
         "test_of_a_linear_network",
@@ -104,8 +112,8 @@ SLOW = {
         "test_convolutions_as_of_bfloat16_arrays[images",
         "test_every_product_of_a_network_is_of_rounded",
     ),
-    "test_predict": ("test_the_command_says_first", "test_grasp_of_a_network_with_convolutions"),
-    "test_processes": ("test_two_processes_train_no_cell_twice",),
+    "test_predict": ("test_grasp_of_a_network_with_convolutions",),
+    "test_processes": ("test_killed_twice_and_run_again", "test_two_processes_train_no_cell_twice"),
     "test_report": (
         "test_a_report_that_is_not_whole",
         "test_an_unchanged_report",
@@ -121,7 +129,7 @@ SLOW = {
         "test_the_command_and_its_errors",
         "test_compacted_logits_are_the_tickets[conv",
     ),
-    "test_settings": ("test_neither_chunk_nor_devices",),
+    "test_settings": ("test_neither_chunk_nor_devices", "test_no_setting_changes_a_bit"),
     "test_sharing": ("test_a_seed_of_a_sweep",),
     "test_structure": ("test_a_convolution_at_the_input",),
     "test_study": (
@@ -137,8 +145,7 @@ SLOW = {
     ),
     "test_tpu": ("test_the_compiler_compiles",),
     "test_tpu_forms": (
-        "test_a_network_for_tpu_has_the_numbers_of_the_plain_one[lenet5_wide",
-        "test_a_network_for_tpu_has_the_numbers_of_the_plain_one[small_cnn",
+        "test_a_network_for_tpu_has_the_numbers_of_the_plain_one",
         "test_gradients_of_gradients_for_tpu",
     ),
     "test_prune_sharded": ("test_on_four_devices",),
@@ -155,22 +162,32 @@ SLOW = {
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
 }
 # Of the slow ones those that take most of the time, and say what a quicker one says of something smaller; CI
-# leaves them out. Under tests/faults all slow ones do: `make faults` runs them.
+# leaves them out. `make faults` runs those of tests/faults.
 LENGTHY = {
     "test_arms": ("test_a_study_of_every_arm_and_criterion",),
+    "test_bucket": ("test_the_command_takes_an_address",),
     "test_checkpoints": ("test_from_every_position_a_job_goes_on_to_the_same_bits[statistics",),
     "test_configs": tuple(
         f"test_builds_and_runs_two_steps[{name}" for name in ("conv4", "conv6", "resnet20", "quickstart_wide")
     ),
     "test_extending": ("test_the_page_on_",),
+    "test_hosts": ("test_two_processes",),
+    "test_moments": (
+        "test_a_call_that_fails_once",
+        "test_a_report_cut_short",
+        "test_a_disk_that_fails_at_any_call_is_one_sentence[2-read-only",
+        "test_a_disk_that_fails_at_any_call_is_one_sentence[2-vanished",
+    ),
     "test_notebooks": ("test_colab",),
     "test_own_network": ("test_its_run_folder",),
-    "test_predict": ("test_the_command_says_first",),
+    "test_processes": ("test_two_processes_train_no_cell_twice",),
+    "test_sharing": ("test_a_seed_of_a_sweep",),
     "test_sweep": ("test_the_comparison_page", "test_overrides_go_to_every_study"),
     "test_transfer": ("test_",),
     "test_watching": ("test_services",),
 }
-_MEASURED = ("test_landscape_command", "test_stability")
+# By file the fixture that takes long to make: the tests that look at it are slow.
+_MEASURED = {"test_landscape_command": "made", "test_predict": "looked_at", "test_stability": "made"}
 ROOT = Path(__file__).parent.parent
 FULL = Path(os.environ.get("LTHJAX_DATA", ROOT / "data"))
 
@@ -180,14 +197,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path.stem in PLAIN, item.path.stem not in LONG))
     for item in items:
         file = item.path.stem
-        # The landscape and the stability of a study take long to make for the tests that look at them.
-        measured = file in _MEASURED and "made" in getattr(item, "fixturenames", ())
+        measured = _MEASURED.get(file, "") in getattr(item, "fixturenames", ())
         if measured or any(item.name.startswith(name) for name in SLOW.get(file, ())):
             item.add_marker(pytest.mark.slow)
         slow = item.get_closest_marker("slow") is not None
         if slow and any(item.name.startswith(name) for name in LENGTHY.get(file, ())):
-            item.add_marker(pytest.mark.lengthy)
-        if slow and item.path.parent.name == "faults":
             item.add_marker(pytest.mark.lengthy)
         if file not in PLAIN:
             item.add_marker(pytest.mark.study)

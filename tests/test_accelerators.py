@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from jax import export
 
-from lthjax import config, models, optim, prune, rng, study, train
+from lthjax import config, models, optim, prune, rng, study
 from lthjax.devices import replicate
+from lthjax.training import train
+from lthjax.training.job import Job
+from lthjax.training.probe import prepared_segment
+from lthjax.training.step import State, step
 
 Make = Callable[..., study.Prepared]
 # Tolerance between replicates trained together and alone, for weights of order 0.1.
@@ -33,11 +37,11 @@ def test_replicates_together_give_what_each_gives_alone(
     for seed in prepared.study.seeds:
         variables = prepared.model.init(rng.stream(seed, "init"))
         mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.2 * (seed + 1))
-        jobs.append(train.Job(seed, 0, 0, prepared.lengths.total, variables, mask))
+        jobs.append(Job(seed, 0, 0, prepared.lengths.total, variables, mask))
     alone = train.train(study.make_trainer([prepared], 4, prepared.study.seeds), jobs, lambda *_: None)
     monkeypatch.setattr(replicate, "one_by_one", lambda mesh: False)
     trainer = study.make_trainer([prepared], 4, prepared.study.seeds)
-    text = str(jax.make_jaxpr(train.prepared_segment(trainer, jobs[0]))())
+    text = str(jax.make_jaxpr(prepared_segment(trainer, jobs[0]))())
     assert f"f32[{4 // trainer.mesh.devices.size},20,{units}]" in text, "all of a device's in one product"
     together = train.train(trainer, jobs, lambda *_: None)
     for job, one, other in zip(jobs, together, alone, strict=True):
@@ -58,10 +62,10 @@ def test_steps_of_replicates_together_lower(model: str, platform: str) -> None:
     optimiser = optim.make(config.Optim(), config.Lengths(10, 10, 10, 0, (), (0,)))
 
     def steps(variables: models.Variables, mask: Any, images: jax.Array, labels: jax.Array) -> Any:
-        state = train.State(*variables, optimiser.at(0).init(variables.params))
+        state = State(*variables, optimiser.at(0).init(variables.params))
 
-        def body(i: jax.Array, state: train.State) -> train.State:
-            return train.step(built, optimiser, state, mask, (images, labels), i)[0]
+        def body(i: jax.Array, state: State) -> State:
+            return step(built, optimiser, state, mask, (images, labels), i)[0]
 
         return jax.lax.fori_loop(0, 3, body, state)
 

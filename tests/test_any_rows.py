@@ -25,9 +25,9 @@ from analysis.savings.table import LevelSavings
 from analysis.tables import to_csv
 from lthjax import config, data, fields, record
 from lthjax.errors import shell
+from lthjax.folder.places import folder
 from lthjax.imp import Cell
 from lthjax.measures.savings import Counts, Storage
-from lthjax.store import folder
 
 
 @pytest.fixture(autouse=True)

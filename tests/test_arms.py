@@ -13,13 +13,13 @@ from conftest import unsealed
 from scipy import stats
 
 from analysis import export
-from lthjax import config, imp, models, prune, rng, study
+from lthjax import config, durations, imp, models, prune, rng, study, validate
 from lthjax.arms import ARMS, Context
 from lthjax.criteria import CRITERIA, Criterion, Weights
 from lthjax.errors import UserError
+from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.prune._core import random_scores
-from lthjax.store import Reader
 
 Make = Callable[..., study.Prepared]
 PATHS = {"a": (6, 4), "b": (4, 3)}
@@ -116,7 +116,7 @@ def test_scores_that_are_not_finite_end_a_study_with_a_sentence(monkeypatch: pyt
 
     monkeypatch.setitem(CRITERIA, "mine", Criterion(score, "mine"))
     asked = config.Study(levels=1, prune=config.Prune(criterion="mine"))
-    lengths = config.lengths(asked, 1000)
+    lengths = durations.lengths(asked, 1000)
     (chain,) = imp.chains(asked, lengths)
     parent = imp.Leader(prune.ones(FINAL), FINAL)
     rounds = imp.rounds(asked, lengths, chain, 7, model(), INITIAL, INITIAL, parent, BATCH)
@@ -241,7 +241,7 @@ def test_schedules_reach_their_densities_exactly(changes: dict, densities: tuple
     """Compares with counts by numpy in float64, by layer and over all layers, with the model's shapes."""
     how = config.Prune(scope=scope, rate=0.2)  # type: ignore[arg-type]
     asked = config.Study(levels=3, prune=dataclasses.replace(how, **changes))
-    config.validate(asked)
+    validate.validate(asked)
     params = models.build("lenet300", (28, 28, 1), 10).init(jax.random.key(0)).params
     mask = jax.device_get(prune.ones(params))
     scores = jax.tree.map(jnp.abs, params)
@@ -261,7 +261,7 @@ def test_schedules_reach_their_densities_exactly(changes: dict, densities: tuple
         assert got == left
 
 
-def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable) -> None:
+def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable, command: Callable) -> None:
     prepared = tiny(seeds=(0,), levels=1, arms=("ticket", "reinit", "reshuffle"), rewind=(3,))
     run = study.run(prepared, tmp_path / "runs")
     file = tmp_path / "t.safetensors"
@@ -285,7 +285,7 @@ def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable) 
         (["--level", 7], "has no cell rewind-3, level 7"),
         (["--level", 1, "--seed", 5], "--seed: 5"),
     ):
-        failed = command_line("-m", "analysis.export", run, file, "--chain", "rewind-3", *wrong)
+        failed = command("-m", "analysis.export", run, file, "--chain", "rewind-3", *wrong)
         assert failed.returncode == 2
         assert says in failed.stderr
         assert "Traceback" not in failed.stderr

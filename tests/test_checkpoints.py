@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 
 from analysis import check, load
-from lthjax import cli, config, imp, prune, rng, signals, store, study, train
+from lthjax import cli, config, imp, prune, rng, signals, study
 from lthjax.background import Background
 from lthjax.errors import UserError
+from lthjax.folder import places, store
+from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
+from lthjax.training import train
+from lthjax.training.job import Checkpoints, Job, Position
+from lthjax.training.trainer import Trainer
 
 Make = Callable[..., study.Prepared]
 CELL = Cell(0, DENSE, 0, DENSE)
@@ -24,12 +29,12 @@ def same(a: object, b: object) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def jobs_of(prepared: study.Prepared, stop: int) -> list[train.Job]:
+def jobs_of(prepared: study.Prepared, stop: int) -> list[Job]:
     made = []
     for seed in prepared.study.seeds:
         variables = prepared.model.init(rng.stream(seed, "init"))
         mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.5)
-        made.append(train.Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed]))
+        made.append(Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed]))
     return made
 
 
@@ -47,8 +52,8 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
     jobs = jobs_of(prepared, stop)
     trainer = study.make_trainer([prepared], 2, prepared.study.seeds)
     whole = train.train(trainer, jobs, lambda *_: None)
-    saved: list[tuple[int, train.Position]] = []
-    keep = train.Checkpoints(0.0, lambda i, position: saved.append((i, position)))
+    saved: list[tuple[int, Position]] = []
+    keep = Checkpoints(0.0, lambda i, position: saved.append((i, position)))
     again = train.train(trainer, jobs, lambda *_: None, keep)
     # At the start, where states are captured, and after each of the segments: 2 steps, then 1 at a time.
     assert [position.at for i, position in saved if i == 0] == [0, *range(2, stop + 1)]
@@ -63,9 +68,9 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
 
 
 def resumed(
-    trainer: train.Trainer,
-    jobs: list[train.Job],
-    saved: list[tuple[int, train.Position]],
+    trainer: Trainer,
+    jobs: list[Job],
+    saved: list[tuple[int, Position]],
     folder: store.Store,
 ) -> Any:
     """The results from every position, after a way through the disk."""
@@ -138,7 +143,7 @@ def test_a_study_stopped_inside_its_cells_goes_on_inside_them(
     assert steps == planned, "every step was trained once"
     assert numbers(run) == numbers(whole)
     for cell in imp.cells(prepared.study, prepared.lengths):
-        one, other = store.Reader(run), store.Reader(whole)
+        one, other = Reader(run), Reader(whole)
         same(one.variables(cell), other.variables(cell))
     assert not list(run.glob("seed=*/under-way")), "positions go when their cells are there"
     assert not check.check(run).damaged
@@ -154,7 +159,7 @@ def test_a_damaged_position_is_named_and_not_used(tiny: Make, tmp_path: Path) ->
     prepared = tiny(seeds=(0,), levels=0, train=config.Train(steps=40, batch=20, eval_every=5))
     whole = study.run(prepared, tmp_path / "whole")
     run = stopped(prepared, tmp_path / "runs")
-    at = store.saved_step(run, CELL)
+    at = places.saved_step(run, CELL)
     assert 0 < at < 40
     files = [p for p in (run / "seed=0" / "under-way").rglob("*") if p.is_file() and "variables" in p.parts]
     biggest = max(files, key=lambda path: path.stat().st_size)
@@ -177,7 +182,7 @@ def test_a_damaged_position_is_named_and_not_used(tiny: Make, tmp_path: Path) ->
 def test_a_position_that_lacks_a_rewind_state_is_not_used(tiny: Make, tmp_path: Path) -> None:
     changes = {"seeds": (0,), "levels": 1, "train": config.Train(steps=40, batch=20, eval_every=5)}
     run = stopped(tiny(**changes), tmp_path / "runs")
-    at = store.saved_step(run, CELL)
+    at = places.saved_step(run, CELL)
     wide = tiny(**changes, rewind=(0, at - 1))
     study.run(wide, tmp_path / "runs")
     whole = study.run(wide, tmp_path / "whole")

@@ -60,7 +60,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(command_line: Call, tmp_path
 
 
 def test_only_the_reports_path_is_on_stdout_and_a_finished_study_answers(
-    command_line: Call, tmp_path: Path
+    command_line: Call, command: Call, tmp_path: Path
 ) -> None:
     done = command_line(*SMALL, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -76,12 +76,12 @@ def test_only_the_reports_path_is_on_stdout_and_a_finished_study_answers(
     again = command_line(*SMALL, "--out", tmp_path)
     assert again.stdout == done.stdout
     assert cell.stat().st_mtime_ns == when
-    planned = command_line(*SMALL, "--out", tmp_path, "--dry-run")
+    planned = command(*SMALL, "--out", tmp_path, "--dry-run")
     assert "4 cells; 0 to train" in planned.stdout
     dense = (*QUICK, "--levels", "0", "--train.steps", "6", "--seeds", "4")
     quiet = command_line(*dense, "--out", tmp_path, "--quiet")
     assert quiet.stderr == ""
-    report = command_line("-m", "analysis.report", run)
+    report = command("-m", "analysis.report", run)
     assert report.stdout.strip() == str(run / "report" / "index.html")
 
 

@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lthjax import config
+from lthjax import config, durations, validate
 from lthjax.config import Data, Optim, Prune, Study, Train
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
 
 
 def resolved(study: Study, train_split: int = 55_000, digest: str = "d") -> dict:
-    return config.identity(study, config.lengths(study, train_split), digest)
+    return config.identity(study, durations.lengths(study, train_split), digest)
 
 
 def test_golden_fingerprint_of_the_defaults() -> None:
@@ -105,7 +105,7 @@ def test_durations_in_steps_and_epochs() -> None:
     study = Study(
         train=Train(steps="3 epochs", eval_every="1 epoch", batch=50), rewind=(0, "5 steps", "1 epoch")
     )
-    assert config.lengths(study, 1020) == config.Lengths(20, 60, 20, 0, (), (0, 5, 20))
+    assert durations.lengths(study, 1020) == config.Lengths(20, 60, 20, 0, (), (0, 5, 20))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_durations_in_steps_and_epochs() -> None:
 )
 def test_validation_names_field_value_and_range(study: Study, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as caught:
-        config.validate(study)
+        validate.validate(study)
     assert "\n" not in str(caught.value)
 
 
@@ -171,7 +171,7 @@ def test_validation_names_field_value_and_range(study: Study, sentence: str) -> 
 )
 def test_what_depends_on_the_data_is_checked_too(study: Study, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        config.lengths(study, 1000)
+        durations.lengths(study, 1000)
 
 
 def test_load_errors(tmp_path: Path) -> None:
@@ -235,4 +235,4 @@ def test_a_criterion_whose_scores_have_changed_has_another_folder() -> None:
 def test_what_is_only_recorded_is_outside_the_fingerprint() -> None:
     assert resolved(Study(train=Train(log_every=1))) == resolved(Study())
     with pytest.raises(UserError, match=r"train\.log_every: -1 is not allowed"):
-        config.validate(Study(train=Train(log_every=-1)))
+        validate.validate(Study(train=Train(log_every=-1)))

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, arrays, write_npz
 
-from lthjax import config, models, prune, rng, study, train
+from lthjax import config, models, prune, rng, study, validate
+from lthjax.training import train
+from lthjax.training.job import Job
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -30,7 +32,7 @@ def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
     loaded, *others = config.load_all(path)
     assert {study.name for study in (loaded, *others)} == {path.stem}
     for other in others:
-        config.validate(other)
+        validate.validate(other)
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     for part in (f"python run.py --config configs/{path.name}", "Time:", "Result:"):
         assert part in docstring
@@ -48,7 +50,7 @@ def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
     seed = small.seeds[0]
     trainer = study.make_trainer([prepared], 1, [seed])
     variables = prepared.model.init(rng.stream(seed, "init"))
-    job = train.Job(seed, 0, 0, 2, variables, prune.ones(variables.params))
+    job = Job(seed, 0, 0, 2, variables, prune.ones(variables.params))
     results = train.train(trainer, [job], lambda *_: None)
     assert results[0].status == "done"
     assert prune.magnitude(results[0].variables.params, job.mask, small.prune.rate)

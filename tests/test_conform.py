@@ -21,7 +21,7 @@ from analysis.conform import ledger, settings
 from analysis.conform.ledger import Ledger, Line
 from analysis.conform.measured import Measured, opened
 from analysis.run import Row
-from lthjax import config
+from lthjax import config, durations
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 
@@ -283,7 +283,7 @@ def test_configs_that_follow_a_paper_have_its_settings(name: str, differs: set[s
         for arm in asked.arms
         for repeat in range(1, config.repeats(asked, arm) + 1)
     ]
-    lengths = config.lengths(asked, 45_000 if data == "cifar" else 55_000)
+    lengths = durations.lengths(asked, 45_000 if data == "cifar" else 55_000)
     shape = [32, 32, 3] if data == "cifar" else [28, 28, 1]
     made = {"identity": json.loads(json.dumps(config.flat(asked))), "lengths": lengths._asdict(),
             "data": {"shape": shape, "classes": 10}}  # fmt: skip

@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from analysis.doctor import Options, diagnose, files, line, pickled
 from lthjax import prune
 from lthjax.errors import UserError
+from lthjax.folder.places import folder, state_folder
+from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import doctor
 from lthjax.measures.doctor import Check, Fault
 from lthjax.models import Variables
 from lthjax.prune._files import nested
-from lthjax.store import Store, folder, state_folder
 
 Arrays = dict[str, np.ndarray]
 Command = Callable[..., subprocess.CompletedProcess[str]]

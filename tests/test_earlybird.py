@@ -20,7 +20,7 @@ from lthjax import config, models, study
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import earlybird
-from lthjax.models import Layer
+from lthjax.networks import Layer
 
 CLAIM = "Early-Bird: masks settle within the first 20 % of the dense training"
 

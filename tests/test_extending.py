@@ -15,14 +15,17 @@ from conftest import ROOT
 import run
 from analysis import load, record, report
 from analysis.analyses import ANALYSES
-from lthjax import config, data, prune, rng, study, train
+from lthjax import config, data, prune, rng, study
 from lthjax.arms import ARMS
 from lthjax.criteria import CRITERIA
 from lthjax.data import SOURCES
+from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 from lthjax.models import MODELS
 from lthjax.optim import OPTIMISERS, SCHEDULES
-from lthjax.store import Reader
+from lthjax.training import train
+from lthjax.training.job import Job, Trained
+from lthjax.training.trainer import Trainer
 
 ARGUMENTS = ["--config", "mine.py", "--quiet", "--train.steps", "20", "--train.eval-every", "10"]
 ARGUMENTS += ["--levels", "2", "--arms", "ticket", "mine", "--rewind", "5"]
@@ -60,10 +63,10 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     monkeypatch.chdir(tmp_path)
     exec(snippets("extending.md", "make_data.py")[0], {})
     Path("mine.py").write_text("\n".join(snippets("extending.md", "mine.py")))
-    jobs: list[train.Job] = []
+    jobs: list[Job] = []
     genuine = train.train
 
-    def noted(trainer: train.Trainer, some: list[train.Job], *others: Any) -> list[train.Trained]:
+    def noted(trainer: Trainer, some: list[Job], *others: Any) -> list[Trained]:
         jobs.extend(some)
         return genuine(trainer, some, *others)
 
@@ -136,7 +139,7 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     assert "<th>mine</th>" in report.build(folder).read_text()
 
 
-def starts_at(origin: Any, job: train.Job) -> bool:
+def starts_at(origin: Any, job: Job) -> bool:
     """Whether a training run starts at the origin under its own mask."""
     start, kept = job.variables.params["fc1"]["kernel"], job.mask["fc1"]["kernel"]
     return bool((start == origin["fc1"]["kernel"] * kept).all())

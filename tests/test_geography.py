@@ -23,7 +23,8 @@ from lthjax.imp import Cell
 from lthjax.measures import geography, transfer
 from lthjax.measures.geography import TicketKernels
 from lthjax.measures.layers import shuffled
-from lthjax.models import Layer, Model
+from lthjax.models import Model
+from lthjax.networks import Layer
 
 Kernels = list[np.ndarray]
 

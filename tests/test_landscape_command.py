@@ -24,13 +24,18 @@ from analysis import landscape as command
 from analysis import open_run, record
 from analysis.landscape import measure, table, work
 from analysis.landscape.table import Item, Network
-from lthjax import config, data, models, prune, rng, study, train
+from lthjax import batches, config, data, models, prune, rng, study
 from lthjax.errors import UserError
+from lthjax.folder.places import folder
+from lthjax.folder.reader import Reader
+from lthjax.folder.verified import read_result
 from lthjax.imp import Cell
 from lthjax.measures import landscape, quantities
 from lthjax.measures.programs import PROGRAMS, Settings
 from lthjax.models import Variables
-from lthjax.store import Reader, folder, read_result
+from lthjax.networks import Stages
+from lthjax.training import train
+from lthjax.training.job import Job
 
 LEVEL, CHAIN = 2, "rewind-0"
 SMALL = Settings(
@@ -295,7 +300,7 @@ def test_a_sibling_differs_in_data_order_alone(made: tuple[Path, Path], arm: str
     if arm == "reinit":
         start = prepared.model.init(rng.stream(1, f"arm/{CHAIN}/reinit", LEVEL, 1))
     trainer = study.make_trainer([prepared], None, [1])
-    jobs = [train.Job(1, LEVEL, 0, 12, Variables(start.params, {}), mask, noise=noise) for noise in (0, 1)]
+    jobs = [Job(1, LEVEL, 0, 12, Variables(start.params, {}), mask, noise=noise) for noise in (0, 1)]
     same, other = train.train(trainer, jobs, lambda *_: None)
     jax.tree.map(np.testing.assert_array_equal, same.variables.params, params)
     sibling, its_mask = stored(run, cell._replace(arm=f"{arm}_sibling"))
@@ -308,7 +313,7 @@ def test_noise_names_another_order_and_leaves_the_first_as_it_was(made: tuple[Pa
     prepared = asked(made).prepared
     split = np.arange(100, 260, dtype=np.int32)
     own, plain, other, again = (
-        train.order(split, prepared.lengths, 20, 3, 2, 0, 16, *noise) for noise in ((0,), (), (1,), (1,))
+        batches.order(split, prepared.lengths, 20, 3, 2, 0, 16, *noise) for noise in ((0,), (), (1,), (1,))
     )
     np.testing.assert_array_equal(own, plain)
     expected = split[np.asarray(jax.random.permutation(rng.stream(3, "order", 2, 1), 160))]
@@ -486,7 +491,7 @@ def test_train_losses_are_matched_by_exact_replays(made: tuple[Path, Path]) -> N
         if arm == "reinit":
             start = prepared.model.init(rng.stream(seed, f"arm/{CHAIN}/reinit", LEVEL, 1))
         mask = stored(run, cell)[1]
-        job = train.Job(seed, LEVEL, 0, result["step"], Variables(start.params, {}), mask)
+        job = Job(seed, LEVEL, 0, result["step"], Variables(start.params, {}), mask)
         (part,) = train.train(trainer, [job], lambda *_: None)
         kept = stored(run, cell._replace(arm=result["arm"]))[0]
         jax.tree.map(np.testing.assert_array_equal, part.variables.params, kept)
@@ -556,7 +561,7 @@ def test_the_dense_networks_sibling_is_one_for_all_levels(made: tuple[Path, Path
     run, prepared = made[0], asked(made).prepared
     trainer = study.make_trainer([prepared], None, [1])
     start = prepared.model.init(rng.stream(1, "init"))
-    job = train.Job(1, 0, 0, 12, Variables(start.params, {}), prune.ones(start.params), noise=1)
+    job = Job(1, 0, 0, 12, Variables(start.params, {}), prune.ones(start.params), noise=1)
     (other,) = train.train(trainer, [job], lambda *_: None)
     sibling, _ = stored(run, Cell(1, "dense", 0, "dense_sibling"))
     jax.tree.map(np.testing.assert_array_equal, other.variables.params, sibling)
@@ -950,7 +955,7 @@ def test_an_arm_that_is_not_there_is_said(copied: tuple[Path, Path]) -> None:
 
 def test_a_path_between_residual_networks_has_statistics_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compares with statistics by hand, at both ends and between: means over the whole chunks of batches."""
-    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Stages((3,), 1), 1, "for a test"))
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Stages((3,), 1), 1, "for a test"))
     model = models.build("tiny", (8, 8, 1), 4)
     ends = [model.init(jax.random.key(seed)) for seed in (0, 1)]
     mask = prune.ones(ends[0].params)

@@ -6,6 +6,7 @@ import pytest
 
 from lthjax import models, prune
 from lthjax.errors import UserError
+from lthjax.networks import Layer, Pooled, Stages
 
 # Frankle & Carbin 2019, table 1, and the counts that follow from the layers
 WEIGHTS = {
@@ -90,7 +91,7 @@ def test_initial_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         min(abs(kernels[name]).max() / kernels[name].std() for name in ("glorot_untruncated", "kaiming"))
         > 3.5
     )
-    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Pooled(((128,),)), 1, "for a test"))
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Pooled(((128,),)), 1, "for a test"))
     for name, low, high in (("kaiming", 1, 1), ("kaiming_uniform_scale", 0, 1)):
         params = jax.device_get(models.build("tiny", (8, 8, 3), 10, name).init(jax.random.key(0)).params)
         assert params["conv1"]["kernel"].var() == pytest.approx(2 / 27, rel=0.1)
@@ -101,7 +102,7 @@ def test_initial_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_dropout_is_on_with_a_key_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network whose logits are its hidden units, which dropout sets to 0 or doubles."""
-    rate_half = models.Entry((models.Layer("fc1", 64),), 1, "for a test", 0.5)
+    rate_half = models.Entry((Layer("fc1", 64),), 1, "for a test", 0.5)
     monkeypatch.setitem(models.MODELS, "tiny", rate_half)
     model = models.build("tiny", (8, 8, 1), 64)
     layer = {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}
@@ -140,7 +141,7 @@ def test_a_network_of_one_s_own_may_drop_units(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_vgg_against_plain_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Pooled(((3,), (4, 5))), 2, "for a test"))
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Pooled(((3,), (4, 5))), 2, "for a test"))
     model = models.build("tiny", (8, 8, 2), 4)
     made = jax.eval_shape(model.init, jax.random.key(0))
     generator = np.random.default_rng(0)
@@ -181,7 +182,7 @@ def test_lenet5_against_plain_arithmetic() -> None:
 @pytest.fixture
 def residual(monkeypatch: pytest.MonkeyPatch) -> models.Model:
     """A network of two stages of two blocks, with few channels."""
-    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Stages((3, 5), 2), 2, "for a test"))
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Stages((3, 5), 2), 2, "for a test"))
     return models.build("tiny", (8, 8, 2), 4)
 
 

@@ -18,12 +18,13 @@ from analysis import open_run, record
 from analysis.examples.table import AgreementRow, PairRow, between
 from lthjax import data, models, prune, study
 from lthjax.errors import UserError
+from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import examples
 from lthjax.measures.examples import Discordant
-from lthjax.models import Layer, Variables
+from lthjax.models import Variables
+from lthjax.networks import Layer
 from lthjax.record import about
-from lthjax.store import Store
 
 Judged = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60)
 

@@ -22,13 +22,15 @@ from analysis.predict import ANALYSIS
 from analysis.predict.table import Loaded
 from analysis.predict.work import Options, ask
 from analysis.run import open_run
-from lthjax import config, data, models, prune, study, train
+from lthjax import config, data, models, prune, study
 from lthjax.errors import UserError
+from lthjax.folder.places import folder
+from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.measures import layers, predict, scores
 from lthjax.measures.layers import Layers
 from lthjax.record import layers as layers_of
-from lthjax.store import Reader, folder
+from lthjax.training import train
 
 
 def test_measures_by_hand_with_ties() -> None:

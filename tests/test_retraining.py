@@ -12,7 +12,7 @@ from conftest import result
 from analysis import open_run, retraining
 from analysis.retraining import table
 from analysis.run import row_of
-from lthjax import config, data, imp, study, train
+from lthjax import batches, config, data, imp, study, validate
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 
@@ -27,8 +27,8 @@ def by_hand(prepared: study.Prepared, start: dict, mask: dict, first: int, rates
     weights = {
         n: [np.float64(start[n]["kernel"]) * mask[n]["kernel"], np.float64(start[n]["bias"])] for n in LAYERS
     }
-    batches = train.order(split.train, prepared.lengths, 20, 0, 1, first, len(rates))
-    for index, rate in zip(batches, rates, strict=True):
+    orders = batches.order(split.train, prepared.lengths, 20, 0, 1, first, len(rates))
+    for index, rate in zip(orders, rates, strict=True):
         x = (pixels[index].reshape(20, -1) / 255 - np.float64(split.mean)) / np.float64(split.std)
         inputs = []
         for name in LAYERS:
@@ -115,7 +115,7 @@ def test_a_leaf_needs_the_chain_that_it_hangs_on() -> None:
     with pytest.raises(
         UserError, match=r"arms: .* must be with 'continued', too, whose chain 'continued_reset'"
     ):
-        config.validate(config.Study(arms=("ticket", "continued_reset")))
+        validate.validate(config.Study(arms=("ticket", "continued_reset")))
 
 
 def of(cell: Cell, accuracy: float, steps: int, density: float) -> Any:

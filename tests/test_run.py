@@ -12,8 +12,9 @@ from conftest import make_tiny, unsealed
 
 from analysis import open_run, report
 from analysis import run as reading
-from lthjax import imp, models, prune, rng, store, study
+from lthjax import imp, models, prune, rng, study
 from lthjax.errors import UserError
+from lthjax.folder import reader, verified
 from lthjax.imp import DENSE, Cell
 
 TICKET = Cell(1, "rewind-3", 2, "ticket")
@@ -75,7 +76,7 @@ def test_older_folders_take_shapes_from_the_network(
     for cell in (TICKET, Cell(0, DENSE, 0, DENSE)):
         same((new.mask(cell), new.variables(cell)), (old.mask(cell), old.variables(cell)))
     same(new.variables_at(0, 3), old.variables_at(0, 3))
-    store._older_shapes.cache_clear()
+    reader._older_shapes.cache_clear()
     # Not deleted: it would come back at the end of the table.
     others = {name: entry for name, entry in models.MODELS.items() if name != "lenet300"}
     monkeypatch.setattr(models, "MODELS", others)
@@ -88,13 +89,13 @@ def test_a_report_reads_every_cell_once(
 ) -> None:
     folder = shutil.copytree(trained[1], tmp_path / trained[1].name)
     read: Counter[Path] = Counter()
-    genuine = store.read_result
+    genuine = verified.read_result
 
     def noted(path: Path) -> Any:
         read[path] += 1
         return genuine(path)
 
-    monkeypatch.setattr(store, "read_result", noted)
+    monkeypatch.setattr(verified, "read_result", noted)
     report.build(folder)
     assert {*read.values()} == {1}
     assert len(read) == len(open_run(folder).rows)

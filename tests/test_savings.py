@@ -31,7 +31,7 @@ from benchmarks import measure
 from lthjax import models, prune, study
 from lthjax.errors import UserError
 from lthjax.measures import savings
-from lthjax.models import Layer
+from lthjax.networks import Layer
 
 PAPER = {"lenet5": (28, 28, 1), "conv2": (32, 32, 3), "conv4": (32, 32, 3), "conv6": (32, 32, 3)}
 OUTPUT_10 = (("output", 0.1), (".", 0.2))

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 
 from analysis import load
-from lthjax import config, prune, record, rng, settings, study, train
+from lthjax import config, prune, record, rng, settings, study
 from lthjax.devices import replicate
-from lthjax.store import Reader, read_study
+from lthjax.folder.reader import Reader
+from lthjax.folder.verified import read_study
+from lthjax.training import train
+from lthjax.training.job import Job
 
 Make = Callable[..., study.Prepared]
 # Other values for all pinned settings, except the default device, which is an index here.
@@ -145,7 +148,7 @@ def test_neither_chunk_nor_devices_change_a_bit(tiny: Make) -> None:
     jobs = []
     for seed in prepared.study.seeds:
         variables = jax.device_get(prepared.model.init(rng.stream(seed, "init")))
-        jobs.append(train.Job(seed, 0, 0, prepared.lengths.total, variables, prune.ones(variables.params)))
+        jobs.append(Job(seed, 0, 0, prepared.lengths.total, variables, prune.ones(variables.params)))
     found = []
     for devices, chunk in ((replicate.cores(), 3), (1, 1), (1, 3)):
         with pytest.MonkeyPatch.context() as patch:

@@ -18,12 +18,16 @@ from scipy import stats as scipy_stats
 from analysis import open_run, record, stability
 from analysis.stability import measure, table, work
 from analysis.stability.table import LevelRow, PairRow
-from lthjax import config, data, models, prune, rng, study, train
+from lthjax import config, data, models, prune, rng, study
 from lthjax.errors import UserError
+from lthjax.folder.places import folder
+from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.measures import geography
 from lthjax.models import Variables
-from lthjax.store import Reader, folder
+from lthjax.networks import Layer
+from lthjax.training import train
+from lthjax.training.job import Job
 
 CHAIN = "rewind-4"
 LITTLE: dict[str, Any] = {"k": (0, 4, 8), "levels": (2,), "alphas": 5, "arms": ("dense", "ticket", "reinit")}
@@ -94,9 +98,9 @@ def test_two_copies_differ_in_data_order_alone(made: tuple[Path, Path]) -> None:
     mask, state = opened.mask(cell), opened.variables_at(1, 4)
     trainer = study.make_trainer([prepared], None, [1])
     start = Variables(jax.device_get(prune.apply(state.params, mask)), state.stats)
-    (own,) = train.train(trainer, [train.Job(1, 2, 4, 8, start, mask)], lambda *_: None)
+    (own,) = train.train(trainer, [Job(1, 2, 4, 8, start, mask)], lambda *_: None)
     noises = work.orders(1, 2, 1)
-    jobs = [train.Job(1, 2, 8, 12, own.variables, mask, noise=noise) for noise in noises]
+    jobs = [Job(1, 2, 8, 12, own.variables, mask, noise=noise) for noise in noises]
     ends = [one.variables.params for one in train.train(trainer, jobs, lambda *_: None)]
     store = Reader(run / "stability")
     for number, end in enumerate(ends, 1):
@@ -251,7 +255,7 @@ def test_units_in_another_order_compute_the_same_and_are_matched_back(
     seed: int, widths: tuple[int, ...]
 ) -> None:
     generator = np.random.default_rng(seed)
-    layers = tuple(models.Layer(f"fc{i}", width) for i, width in enumerate((*widths, 3)))
+    layers = tuple(Layer(f"fc{i}", width) for i, width in enumerate((*widths, 3)))
     params = {
         layer.name: {"kernel": generator.normal(size=(before, layer.features)),
                      "bias": generator.normal(size=layer.features)}
@@ -278,7 +282,7 @@ def test_units_in_another_order_compute_the_same_and_are_matched_back(
 
 def test_channels_in_another_order_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A convolution whose channels are flattened, by the network's own forward pass."""
-    layers = (models.Layer("conv1", 5, 3, pool=True), models.Layer("fc1", 6))
+    layers = (Layer("conv1", 5, 3, pool=True), Layer("fc1", 6))
     monkeypatch.setitem(models.MODELS, "own", models.Entry(layers, 2, "for a test"))
     model = models.build("own", (8, 8, 2), 3)
     generator = np.random.default_rng(0)

@@ -12,7 +12,8 @@ from conftest import about, result, spoil, unsealed
 from analysis import open_run, page, record, words
 from analysis.report import accuracy
 from analysis.structure import ANALYSIS, figures
-from lthjax import config, models, prune, store, study
+from lthjax import config, models, prune, study
+from lthjax.folder import store
 from lthjax.imp import Cell
 from lthjax.measures import layers, structure
 from lthjax.measures.stats import mean_interval

@@ -15,10 +15,16 @@ import pytest
 from conftest import ROOT, result
 
 from analysis import load, report
-from lthjax import config, imp, prune, record, rng, store, study, train
+from lthjax import config, imp, prune, record, rng, study
 from lthjax.errors import UserError
+from lthjax.folder import claims
+from lthjax.folder.places import folder, state_folder
+from lthjax.folder.store import Store
+from lthjax.folder.verified import read_study
 from lthjax.imp import DENSE, Cell
-from lthjax.store import Store, folder, read_study, state_folder
+from lthjax.training import train
+from lthjax.training.job import Job, Trained
+from lthjax.training.trainer import Trainer
 
 Make = Callable[..., study.Prepared]
 
@@ -144,7 +150,7 @@ def test_late_rewinding_starts_bitwise_at_the_dense_network_of_that_step(
     store = opened(prepared, run.parent)
     initial = prepared.model.init(rng.stream(1, "init"))
     trainer = study.make_trainer([prepared], None, [1])
-    job = train.Job(1, 0, 0, 3, initial, prune.ones(initial.params))
+    job = Job(1, 0, 0, 3, initial, prune.ones(initial.params))
     (dense,) = train.train(trainer, [job], lambda *_: None)
     same(store.state(1, 3), dense.variables)
 
@@ -250,7 +256,7 @@ def test_controls_share_order_and_split_with_their_ticket(tiny: Make, tmp_path: 
     cell = Cell(0, "rewind-0", 1, "ticket")
     mask = store.mask(cell)
     trainer = study.make_trainer([prepared], None, [0])
-    job = train.Job(0, 1, 0, 12, initial, mask)
+    job = Job(0, 1, 0, 12, initial, mask)
     (again,) = train.train(trainer, [job], lambda *_: None)
     same(again.variables, store.variables(cell))
     assert run.is_dir()
@@ -260,7 +266,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, seed: int, level: int) -> None:
     """Makes every training run of this seed and level diverge."""
     genuine = train.train
 
-    def spoilt(trainer: train.Trainer, jobs: list[train.Job], *others: object) -> list[train.Trained]:
+    def spoilt(trainer: Trainer, jobs: list[Job], *others: object) -> list[Trained]:
         results = genuine(trainer, jobs, *others)  # type: ignore[arg-type]
         bad = {"status": "diverged", "reason": "spoilt", "scalars": {}}
         return [
@@ -314,7 +320,7 @@ def test_a_folder_that_an_earlier_version_fills_is_in_use(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It held one lock for the whole folder, as an analysis does for its own cells."""
-    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
     prepared = tiny(levels=0)
     with (
         opened(prepared, tmp_path / "runs"),

@@ -11,12 +11,15 @@ import optax
 import pytest
 from test_arms import BATCH, FINAL, INITIAL, context, gradients, model
 
-from lthjax import config, imp, models, plan, prune, study, supermask, train
+from lthjax import config, imp, models, plan, prune, study, supermask, validate
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
+from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.optim import Optimiser
-from lthjax.store import Reader
+from lthjax.training import train
+from lthjax.training.job import Checkpoints, Job, Position
+from lthjax.training.step import State, step
 
 Make = Callable[..., study.Prepared]
 
@@ -50,7 +53,7 @@ def test_a_group_is_ranked_together_and_other_layers_stay() -> None:
 def test_resnet20_as_published_prunes_its_3x3_convolutions_together() -> None:
     """270,896 weights, less 640 of the output layer and 16 · 32 + 32 · 64 of the shortcuts."""
     asked = config.Study(model="resnet20", levels=2, prune=config.Prune(scope="group", rate=(("conv", 0.2),)))
-    config.validate(asked)
+    validate.validate(asked)
     shapes = jax.eval_shape(models.build("resnet20", (32, 32, 3), 10).init, jax.random.key(0)).params
     mask = prune.ones(jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes))
     pool = 270_896 - 640 - 512 - 2_048
@@ -65,7 +68,7 @@ def test_resnet20_as_published_prunes_its_3x3_convolutions_together() -> None:
 def pruned(granularity: str, rate: float | tuple) -> tuple[dict, dict, config.Study]:
     """Scores and mask after one level of the bilinear network, 6 x 4 and 4 x 3, by magnitude."""
     asked = config.Study(levels=1, prune=config.Prune(granularity=granularity, rate=rate))
-    config.validate(asked)
+    validate.validate(asked)
     full = jax.device_get(prune.ones(FINAL))
     how = imp.how_of(asked, "large_final", full)
     going = imp.removals(asked, 1, full)
@@ -138,7 +141,7 @@ def test_a_study_prunes_to_a_pattern() -> None:
 )
 def test_structures_that_do_not_go_together(prune_: config.Prune, levels: int, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        config.validate(config.Study(levels=levels, prune=prune_))
+        validate.validate(config.Study(levels=levels, prune=prune_))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_edge_popup_by_hand() -> None:
 
     optimiser = Optimiser(lambda at: optax.sgd(0.5), lambda at: 0.5)
     params, opt = supermask.begin(optimiser.at(0), INITIAL.params, start, mask)
-    state, changed = train.State(params, {}, opt), 0
+    state, changed = State(params, {}, opt), 0
     for at in range(3):
         now = taking_part()
         for n in weights:
@@ -182,7 +185,7 @@ def test_edge_popup_by_hand() -> None:
         ga, gb = gradients(now["a"], now["b"])
         scores = {n: scores[n] - 0.5 * g * weights[n] * np.sign(scores[n]) for n, g in (("a", ga), ("b", gb))}
         batch = (jnp.asarray(BATCH[0]), jnp.asarray(BATCH[1]))
-        state, _ = train.step(model(), optimiser, state, mask, batch, jnp.int32(at), scored=True)
+        state, _ = step(model(), optimiser, state, mask, batch, jnp.int32(at), scored=True)
         changed += sum(int((np.float32(now[n]) != state.params[n]).sum()) for n in weights)
     for n in weights:
         np.testing.assert_allclose(state.opt.scores[n], scores[n], rtol=1e-4, atol=1e-6)
@@ -210,9 +213,9 @@ def test_a_learned_mask_in_a_study(tiny: Make, tmp_path: Path, monkeypatch: pyte
     # Going on from any position gives the same bits.
     monkeypatch.setattr(train, "_FIRST_STEPS", 5)
     trainer = study.make_trainer([prepared], None, [0])
-    job = train.Job(0, 1, 0, 12, task.variables, task.mask, scores=task.scores)
-    saved: list[train.Position] = []
-    keep = train.Checkpoints(0.0, lambda i, position: saved.append(position))
+    job = Job(0, 1, 0, 12, task.variables, task.mask, scores=task.scores)
+    saved: list[Position] = []
+    keep = Checkpoints(0.0, lambda i, position: saved.append(position))
     (whole,) = train.train(trainer, [job], lambda *_: None, keep)
     (again,) = train.train(trainer, [job._replace(position=saved[1])], lambda *_: None)
     for trained in (whole, again):

@@ -15,7 +15,7 @@ from analysis.compare.entries import Entry, Point, at_most, entries
 from lthjax import config, study, sweep
 from lthjax.config import Study
 from lthjax.errors import UserError
-from lthjax.store import read_study
+from lthjax.folder.verified import read_study
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -256,7 +256,7 @@ def test_networks_and_rewind_points_are_compared(tiny: Callable, tmp_path: Path)
     assert "LeNet-300-100 on few; LeNet-5 on few: 2 studies compared" in text
 
 
-def test_overrides_go_to_every_study_of_a_sweep(command_line: Call, tmp_path: Path) -> None:
+def test_overrides_go_to_every_study_of_a_sweep(command_line: Call, command: Call, tmp_path: Path) -> None:
     file = tmp_path / "two.py"
     file.write_text(
         "from lthjax import sweep\nfrom lthjax.config import Data, Study\n"
@@ -270,6 +270,6 @@ def test_overrides_go_to_every_study_of_a_sweep(command_line: Call, tmp_path: Pa
     done = command_line("run.py", "--config", file, *few)
     assert Path(done.stdout.strip()).parent.parent == tmp_path / "runs" / "comparisons", done.stderr
     assert "[4/4] 40 % a round, layer-wise: seed 7, rewind-0, level 1, ticket" in done.stderr
-    same = command_line("run.py", "--config", file, *few, "--prune.rate", "0.3")
+    same = command("run.py", "--config", file, *few, "--prune.rate", "0.3")
     assert same.returncode == 2
     assert "error: configs: studies 1 and 2 differ in nothing" in same.stderr

@@ -19,7 +19,7 @@ OURS = str(ROOT / "lthjax" / "devices" / "conv.py")
 TEXT = f"""HloModule jit_segment, is_scheduled=true
 
 FileNames
-1 "{ROOT}/lthjax/train.py"
+1 "{ROOT}/lthjax/training/step.py"
 2 "{OURS}"
 3 "/elsewhere/flax/linen/linear.py"
 

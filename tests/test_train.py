@@ -11,17 +11,23 @@ import optax
 import pytest
 from jax._src import monitoring
 
-from lthjax import config, data, models, optim, prune, rng, study, train
+from lthjax import batches, config, data, models, optim, prune, rng, study
 from lthjax.devices import replicate
 from lthjax.models import Variables
+from lthjax.training import step as single
+from lthjax.training import train
+from lthjax.training.job import Job, Trained
+from lthjax.training.probe import prepared_segment
+from lthjax.training.step import State
+from lthjax.training.trainer import Evaluation, Trainer, assemble
 
 Make = Callable[..., study.Prepared]
 
 
-def trainer_of(prepared: study.Prepared, width: int = 2) -> train.Trainer:
+def trainer_of(prepared: study.Prepared, width: int = 2) -> Trainer:
     seeds = prepared.study.seeds
     mesh = replicate.mesh(width)
-    return train.make(
+    return assemble(
         prepared.model,
         optim.make(prepared.study.optim, prepared.lengths),
         prepared.lengths,
@@ -34,17 +40,17 @@ def trainer_of(prepared: study.Prepared, width: int = 2) -> train.Trainer:
     )
 
 
-def job_of(prepared: study.Prepared, seed: int = 0, density: float = 1.0, **changes: object) -> train.Job:
+def job_of(prepared: study.Prepared, seed: int = 0, density: float = 1.0, **changes: object) -> Job:
     variables = prepared.model.init(rng.stream(seed, "init"))
     mask = prune.magnitude(variables.params, prune.ones(variables.params), 1 - density)
-    job = train.Job(seed, 0, 0, prepared.lengths.total, variables, mask)
+    job = Job(seed, 0, 0, prepared.lengths.total, variables, mask)
     return job._replace(**changes)  # type: ignore[arg-type]
 
 
 def nothing(steps: int, accuracy: float | None) -> None: ...
 
 
-def run(trainer: train.Trainer, *jobs: train.Job) -> list[train.Trained]:
+def run(trainer: Trainer, *jobs: Job) -> list[Trained]:
     return train.train(trainer, jobs, nothing)
 
 
@@ -71,8 +77,8 @@ def test_every_step_and_replicate_drops_units_by_a_stream_of_its_own(tiny: Make)
     for job, trained in zip(jobs, run(trainer, *jobs), strict=True):
         labels = prepared.dataset.train_labels
         split = data.split(prepared.dataset, job.seed, 40).train
-        batches = train.order(split, prepared.lengths, 20, job.seed, job.level, 0, 3)
-        for step, index in enumerate(batches):
+        orders = batches.order(split, prepared.lengths, 20, job.seed, job.level, 0, 3)
+        for step, index in enumerate(orders):
             key = jax.random.fold_in(rng.stream(job.seed, "dropout", job.level), step)
             logits = np.asarray(jax.random.normal(key, (10,)), np.float64)
             expected = np.log(np.exp(logits).sum()) - logits[labels[index]].mean()
@@ -202,15 +208,15 @@ def test_an_evaluation_interval_longer_than_the_training(tiny: Make) -> None:
 def test_order_is_a_permutation_an_epoch_and_differs_by_level_and_seed() -> None:
     split = np.arange(100, 165, dtype=np.int32)
     lengths = config.Lengths(6, 50, 10, 0, (), (0,))  # 6 batches of 10 of 65 images
-    whole = train.order(split, lengths, 10, 3, 2, 0, 20)
+    whole = batches.order(split, lengths, 10, 3, 2, 0, 20)
     for epoch in range(3):
         seen = whole[6 * epoch : 6 * epoch + 6].ravel()
         assert len(set(seen.tolist())) == 60
         assert set(seen.tolist()) <= set(split.tolist())
     assert not np.array_equal(whole[:6], whole[6:12])
-    np.testing.assert_array_equal(train.order(split, lengths, 10, 3, 2, 5, 9), whole[5:14])
-    assert not np.array_equal(train.order(split, lengths, 10, 3, 1, 0, 20), whole)
-    assert not np.array_equal(train.order(split, lengths, 10, 4, 2, 0, 20), whole)
+    np.testing.assert_array_equal(batches.order(split, lengths, 10, 3, 2, 5, 9), whole[5:14])
+    assert not np.array_equal(batches.order(split, lengths, 10, 3, 1, 0, 20), whole)
+    assert not np.array_equal(batches.order(split, lengths, 10, 4, 2, 0, 20), whole)
 
 
 def test_a_start_at_k_takes_the_batches_from_k_on(tiny: Make) -> None:
@@ -227,7 +233,7 @@ def test_early_stop_is_the_first_lowest_validation_loss() -> None:
     record = train._Record()
     for at, loss in ((10, 3.0), (20, 1.0), (30, 1.0), (40, 2.0)):
         record.add_losses(at - 10, np.ones(10))
-        record.add_evaluation(at, train.Evaluation(loss, 0.5), train.Evaluation(1.0, at / 100))
+        record.add_evaluation(at, Evaluation(loss, 0.5), Evaluation(1.0, at / 100))
     got = record.result(Variables({}, {}), 0.9, 0.8, 1.0)
     assert got.scalars["early_stop_step"] == 20
     assert got.scalars["early_stop_test_accuracy"] == 0.2
@@ -319,15 +325,15 @@ def test_two_hundred_steps_as_with_the_builtin_convolution(
         params = jax.tree.map(lambda p: p.astype(dtype), model.init(jax.random.key(0)).params)
         mask = prune.magnitude(params, prune.ones(params), 0.5)
         params = prune.apply(params, mask)
-        first = train.State(params, {}, optimiser.at(0).init(params))
+        first = State(params, {}, optimiser.at(0).init(params))
 
-        def step(i: jax.Array, state: train.State) -> train.State:
-            return train.step(model, optimiser, state, mask, (images[i], labels[i]), i)[0]
+        def body(i: jax.Array, state: State) -> State:
+            return single.step(model, optimiser, state, mask, (images[i], labels[i]), i)[0]
 
-        fast = jax.jit(lambda state: jax.lax.fori_loop(0, steps, step, state))(first)
+        fast = jax.jit(lambda state: jax.lax.fori_loop(0, steps, body, state))(first)
         monkeypatch.setattr(conv, "_conv", conv._builtin)
         monkeypatch.setattr(conv, "max_pool", lambda x: nn.max_pool(x, (2, 2), (2, 2)))
-        plain, one = first, jax.jit(lambda i, state: step(i, state))
+        plain, one = first, jax.jit(lambda i, state: body(i, state))
         for i in range(steps):
             plain = one(jnp.int32(i), plain)
     moved = [
@@ -345,7 +351,7 @@ def test_two_hundred_steps_as_with_the_builtin_convolution(
 def test_precision_reaches_every_product(tiny: Make, precision: str, says: str) -> None:
     prepared = tiny(train=config.Train(steps=2, batch=20, precision=precision))  # type: ignore[arg-type]
     trainer = study.make_trainer([prepared], 2, [0])
-    text = str(jax.make_jaxpr(train.prepared_segment(trainer, job_of(prepared)))())
+    text = str(jax.make_jaxpr(prepared_segment(trainer, job_of(prepared)))())
     products = text.count("dot_general[")
     assert products >= 8
     assert text.count(f"precision=(Precision.{says}, Precision.{says})") == products

@@ -20,14 +20,18 @@ from analysis import open_run, record
 from analysis import transfer as command
 from analysis.transfer import figures, work
 from analysis.transfer.__main__ import main
-from lthjax import config, models, prune, study, train
+from lthjax import config, models, prune, study
 from lthjax.errors import UserError
 from lthjax.measures import transfer, transfer_arms
-from lthjax.models import Layer, Model, Variables
+from lthjax.models import Model, Variables
+from lthjax.networks import Layer, Stages
+from lthjax.training import train
+from lthjax.training.job import Job
+from lthjax.training.trainer import Trainer
 
 
 def network(
-    layers: tuple[Layer, ...] | models.Stages, shape: tuple[int, int, int] = (8, 8, 1), classes: int = 10
+    layers: tuple[Layer, ...] | Stages, shape: tuple[int, int, int] = (8, 8, 1), classes: int = 10
 ) -> Model:
     """A network of `models.build` with the given layers."""
     models.MODELS["own"] = models.Entry(layers, 1, "for a test")
@@ -207,7 +211,7 @@ def test_what_cannot_be_moved_is_refused_by_a_sentence() -> None:
 
 
 def residual(widths: tuple[int, ...], blocks: int, **how: Any) -> Model:
-    return network(models.Stages(widths, blocks), **how)
+    return network(Stages(widths, blocks), **how)
 
 
 def numbered(model: Model, first: int) -> Variables:
@@ -297,12 +301,12 @@ def narrow_and_wide(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(models.MODELS, name, models.Entry(layers, 1, "for a test"))
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[train.Job]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs that are trained from now on."""
-    jobs: list[train.Job] = []
+    jobs: list[Job] = []
     really = train.train
 
-    def note(trainer: train.Trainer, chunk: Any, *others: Any) -> Any:
+    def note(trainer: Trainer, chunk: Any, *others: Any) -> Any:
         jobs.extend(chunk)
         return really(trainer, chunk, *others)
 
@@ -442,7 +446,7 @@ def test_tickets_moved_to_deeper_networks_and_other_classes_from_a_later_step(
 ) -> None:
     """Residual networks of two and three blocks, rewound to step 4, onto a data set of four classes."""
     for blocks in (2, 3):
-        entry = models.Entry(models.Stages((3,), blocks), 4, "for a test")
+        entry = models.Entry(Stages((3,), blocks), 4, "for a test")
         monkeypatch.setitem(models.MODELS, f"blocks{blocks}", entry)
     digits = np.load(tmp_path / "data" / "few.npz")
     arrays = {name: digits[name] for name in digits if name != "classes"}

@@ -8,11 +8,12 @@ import pytest
 
 from lthjax import models
 from lthjax.measures import geography, structure, wiring
-from lthjax.models import Layer, Model, Variables
+from lthjax.models import Model, Variables
+from lthjax.networks import Layer, Pooled, Stages
 
 TINY: dict[str, tuple[models.Entry, int]] = {
-    "residual": (models.Entry(models.Stages((3, 5), 2), 2, "for a test"), 2 + 4),
-    "pooled": (models.Entry(models.Pooled(((3,), (4, 5))), 2, "for a test"), 3),
+    "residual": (models.Entry(Stages((3, 5), 2), 2, "for a test"), 2 + 4),
+    "pooled": (models.Entry(Pooled(((3,), (4, 5))), 2, "for a test"), 3),
     "sequence": (
         models.Entry(
             (Layer("conv1", 3, 3, pool=True), Layer("conv2", 4, 3), Layer("fc1", 6)), 2, "for a test"
@@ -79,7 +80,7 @@ def test_matching_by_signed_weights_finds_the_order_again(kind: str, monkeypatch
 
 def test_no_order_of_a_single_group_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against every permutation of every group of a small residual network, by the definition."""
-    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Stages((3, 4), 1), 2, "for a test"))
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Stages((3, 4), 1), 2, "for a test"))
     layers = wiring.layers(models.build("tiny", (8, 8, 2), 4))
     groups, generator = wiring.groups(layers), np.random.default_rng(3)
     shapes = {
@@ -144,7 +145,7 @@ def test_a_sequence_has_the_groups_of_its_layers() -> None:
 
 def test_dead_units_of_a_residual_network_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units of streams are dead where no layer writes to them, or none reads them; how often by chance."""
-    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(models.Stages((3, 4), 1), 2, "for a test"))
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Stages((3, 4), 1), 2, "for a test"))
     model = models.build("tiny", (8, 8, 2), 4)
     wires = wiring.layers(model)
     paths = [f"{wire.name}/kernel" for wire in wires]

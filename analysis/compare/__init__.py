@@ -10,8 +10,9 @@ from lthjax.fields import About
 from lthjax.measures.stats import Interval
 
 from .. import page, tables, words
+from ..differences import difference, mean_accuracy
 from ..page import Drawn, Section, Table
-from ..run import COLUMNS, TICKET, Run, difference, mean_accuracy, open_run
+from ..run import COLUMNS, TICKET, Run, open_run
 from . import budget, equal, figures
 from .entries import Entry, Point, at_most, entries
 

@@ -15,10 +15,11 @@ from lthjax.measures.stats import Interval, mean_interval
 
 from .. import draw, words
 from ..claims import SUPERIOR
+from ..differences import floor
 from ..ends import Ends, ends, total
 from ..page import Drawn, Section, Table
 from ..record import Finding, settled
-from ..run import TICKET, Row, accuracies, arms, by_level, chains, densities, floor, images_of, select
+from ..run import TICKET, Row, accuracies, arms, by_level, chains, densities, images_of, select
 
 # The gap in percentage points of test accuracy that is claimed of tickets at 80–90 % sparsity.
 CLAIMED = 10.0

@@ -10,7 +10,8 @@ from lthjax.fields import About
 from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
 
-from ..run import TICKET, Row, accuracies, arms, by_level, by_seed, chains, mean_accuracy, select
+from ..differences import mean_accuracy
+from ..run import TICKET, Row, accuracies, arms, by_level, by_seed, chains, select
 from ..words import title
 
 # Fields left out of the names: they only add cells, or are in the title.

@@ -8,9 +8,9 @@ from lthjax.measures import stats
 from lthjax.measures.stats import Alternative, mean_interval
 
 from .. import words
+from ..differences import floor
 from ..page import Table
 from ..record import LEAST_SEEDS, Said
-from ..run import floor
 from .entries import Entry
 
 _ALPHA = 0.05

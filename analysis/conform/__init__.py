@@ -26,8 +26,8 @@ from lthjax.measures import stats
 from lthjax.measures.stats import Outcome, geometric_interval, mean_interval
 
 from .. import words
+from ..differences import difference, floor
 from ..page import Section, Table
-from ..run import difference, floor
 from . import ledger as ledgers
 from . import settings
 from .ledger import BEST, COUNTS, EARLY, Ledger, Line
@@ -81,7 +81,7 @@ class _Ours(NamedTuple):
     Attributes:
         values: one a seed.
         said: their mean with its interval, in words.
-        floor: the least standard deviation of a value, as in `analysis.run.floor`.
+        floor: the least standard deviation of a value, as in `analysis.differences.floor`.
         censored: number of seeds whose value is but a bound.
     """
 

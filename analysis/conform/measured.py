@@ -10,7 +10,8 @@ from lthjax.measures import stats
 from lthjax.measures.stats import Interval, mean_interval, paired
 
 from .. import tables
-from ..run import Row, Run, by_seed, difference, mean_accuracy, select
+from ..differences import difference, mean_accuracy
+from ..run import Row, Run, by_seed, select
 
 _Of = TypeVar("_Of")
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lthjax import imp, manifest, prune, store
+from lthjax import imp, manifest, prune
 from lthjax.errors import UserError
+from lthjax.folder import places
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import doctor
 from lthjax.measures.doctor import Check
@@ -36,7 +37,7 @@ def diagnose(path: Path, watch: Watch) -> list[Check]:
 
 def _all(run: Run, rows: list[Row], watch: Watch) -> Iterator[tuple[str, Check]]:
     for row in rows:
-        where = store.folder(Path(), row.cell).as_posix()
+        where = places.folder(Path(), row.cell).as_posix()
         watch.say(where)
         tree = run.mask(row.cell)
         mask = by_layer(tree, tree)
@@ -97,8 +98,8 @@ def _of_weights(run: Run, row: Row, mask: doctor.Arrays) -> Iterator[Check]:
 def _rewound(run: Run, row: Row, mask: doctor.Arrays) -> Check:
     """Whether a ticket's record names the state of its rewind step, with the bits that are there now."""
     step = imp.rewind_of(row.chain)
-    state, size = store.state_folder(Path(), row.seed, step).as_posix(), sum(m.size for m in mask.values())
-    made = manifest.read(store.folder(run.path, row.cell))
+    state, size = places.state_folder(Path(), row.seed, step).as_posix(), sum(m.size for m in mask.values())
+    made = manifest.read(places.folder(run.path, row.cell))
     if made is None:
         return Check(doctor.REWOUND, lacking="the run is older than records of what cells were made from")
     variables = run.variables_at(row.seed, step)

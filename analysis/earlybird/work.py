@@ -17,7 +17,7 @@ from lthjax.measures.layers import Layers
 from lthjax.measures.predict import keep_highest
 from lthjax.models import Variables
 from lthjax.study import Watch
-from lthjax.train import Job
+from lthjax.training.job import Job
 
 from .. import page, record, tables
 from .. import work as trainings

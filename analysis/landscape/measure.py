@@ -13,13 +13,13 @@ import numpy as np
 
 from lthjax import progress, prune, record
 from lthjax.devices import replicate
+from lthjax.folder.store import Store
 from lthjax.imp import Cell
 from lthjax.measures import programs
 from lthjax.measures.programs import Settings
 from lthjax.models import Variables
-from lthjax.store import Store
 from lthjax.study import Prepared, Watch
-from lthjax.train import Job
+from lthjax.training.job import Job
 
 from ..run import Run
 from .table import SIBLING, Item, Network, Scope, write_arrays

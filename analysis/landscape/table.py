@@ -8,10 +8,10 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from lthjax.folder.places import folder
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs, quantities, stats
 from lthjax.measures.programs import Settings
-from lthjax.store import folder
 
 from .. import tables, words
 from ..run import TICKET, Run, chains, densities, select

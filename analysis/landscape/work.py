@@ -15,13 +15,14 @@ import numpy as np
 from lthjax import fields, progress, record
 from lthjax.devices import hardware
 from lthjax.errors import UserError
+from lthjax.folder.places import folder
+from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs, quantities
 from lthjax.measures.programs import Settings
 from lthjax.models import Variables
-from lthjax.store import Store, folder
 from lthjax.study import Prepared, Watch
-from lthjax.train import Job
+from lthjax.training.job import Job
 
 from .. import page, tables
 from ..record import TrainingOptions

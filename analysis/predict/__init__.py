@@ -21,9 +21,10 @@ from lthjax.measures.stats import SHARE, equivalent, paired, verdict
 
 from .. import words
 from ..claims import SAME, SUPERIOR, At, everywhere, named
+from ..differences import floor
 from ..page import Link, Section
 from ..record import Analysis, Finding
-from ..run import TICKET, Run, accuracies, floor, nearest
+from ..run import TICKET, Run, accuracies, nearest
 from . import table, work
 from .figures import drawn
 from .table import PREDICTED, TWIN, Loaded, Scored, Trial

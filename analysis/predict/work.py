@@ -12,13 +12,13 @@ import numpy as np
 from lthjax import data, prune, study
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError, counted
+from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import layers, predict, scores
 from lthjax.measures.layers import Layers
 from lthjax.models import Variables
-from lthjax.store import Store
 from lthjax.study import Watch
-from lthjax.train import Job
+from lthjax.training.job import Job
 
 from .. import page, record, tables
 from .. import work as trainings

@@ -10,10 +10,11 @@ from lthjax.measures import stats
 from lthjax.measures.stats import Interval
 
 from .. import words
+from ..differences import difference, mean_accuracy
 from ..page import Table
 from ..record import COUNT, TIMING, Finding
 from ..retraining.table import named
-from ..run import Row, Run, accuracies, arms, by_level, chains, difference, mean_accuracy, select
+from ..run import Row, Run, accuracies, arms, by_level, chains, select
 
 
 def remark(run: Run) -> str:

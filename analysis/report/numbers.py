@@ -9,18 +9,8 @@ from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
 
 from .. import tables
-from ..run import (
-    TICKET,
-    Row,
-    Run,
-    accuracies,
-    arms,
-    by_level,
-    chains,
-    images_of,
-    mean_accuracy,
-    select,
-)
+from ..differences import mean_accuracy
+from ..run import TICKET, Row, Run, accuracies, arms, by_level, chains, images_of, select
 from . import gaps
 
 _ESCAPED = {

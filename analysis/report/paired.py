@@ -6,7 +6,8 @@ from typing import NamedTuple
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 
-from ..run import Row, accuracies, by_level, by_seed, densities, floor, select
+from ..differences import floor
+from ..run import Row, accuracies, by_level, by_seed, densities, select
 
 # Percentage points below the dense network that count as its accuracy.
 TOLERANCE = 0.5

@@ -6,21 +6,10 @@ from lthjax.imp import DENSE
 from lthjax.measures.stats import PERCENT, mean_interval
 
 from .. import words
+from ..differences import mean_accuracy
 from ..ends import ends, total
 from ..page import Section, Table
-from ..run import (
-    TICKET,
-    Row,
-    Run,
-    accuracies,
-    arms,
-    by_seed,
-    chains,
-    densities,
-    mean_accuracy,
-    select,
-    worth_seeing,
-)
+from ..run import TICKET, Row, Run, accuracies, arms, by_seed, chains, densities, select, worth_seeing
 
 # The densities that the table shows, and the last level.
 _SHOWN = (0.2, 0.1)

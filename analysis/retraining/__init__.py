@@ -10,9 +10,10 @@ with several rewind steps compare costs.
 from lthjax.measures import stats
 
 from ..claims import NON_INFERIOR, SUPERIOR
+from ..differences import floor
 from ..page import Link, Section
 from ..record import Analysis, Finding, Options
-from ..run import TICKET, Run, floor, nearest
+from ..run import TICKET, Run, nearest
 from ..words import decided, share
 from . import figures, table
 from .table import Level, Retrained

@@ -13,11 +13,13 @@ import numpy as np
 
 from lthjax import progress, prune, record
 from lthjax.devices import replicate
+from lthjax.folder.places import folder
+from lthjax.folder.store import Store
+from lthjax.folder.verified import checked
 from lthjax.imp import Cell, Task
 from lthjax.measures import geography, programs, quantities
 from lthjax.measures.programs import Settings
 from lthjax.models import Variables
-from lthjax.store import Store, checked, folder
 from lthjax.study import Prepared, Watch
 
 from .. import tables

@@ -13,14 +13,15 @@ import numpy as np
 from lthjax import imp, progress, rng
 from lthjax.devices import hardware
 from lthjax.errors import UserError, counted
+from lthjax.folder.places import folder, state_folder
+from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs
 from lthjax.measures.programs import Settings
 from lthjax.models import Variables
 from lthjax.record import describe
-from lthjax.store import Store, folder, state_folder
 from lthjax.study import Prepared, Watch
-from lthjax.train import Job
+from lthjax.training.job import Job
 
 from .. import page, record, tables
 from ..run import TICKET, Run, Tickets, asked_levels, densities, select

@@ -14,8 +14,9 @@ from lthjax.measures.stats import Interval
 from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED
 
 from .. import draw, words
+from ..differences import mean_accuracy
 from ..page import Drawn
-from ..run import TICKET, accuracies, grouped, mean_accuracy
+from ..run import TICKET, accuracies, grouped
 from .table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, notes
 
 # (source, target) -> mean difference.

@@ -8,13 +8,14 @@ import numpy as np
 
 from lthjax import fields
 from lthjax.errors import UserError
+from lthjax.folder.verified import read_result, read_study
 from lthjax.imp import DENSE, Cell
 from lthjax.measures.stats import Interval, mean_interval, paired
 from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED
-from lthjax.store import read_result, read_study
 
 from .. import words
-from ..run import TICKET, Run, accuracies, floor, grouped, row_of
+from ..differences import floor
+from ..run import TICKET, Run, accuracies, grouped, row_of
 
 Pair = Literal["same", "other"]
 PAIRS: dict[Pair, str] = {"same": "mask of the same seed", "other": "mask of another seed"}

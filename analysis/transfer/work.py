@@ -13,12 +13,12 @@ import tyro
 
 from lthjax import config, progress, rng, settings, study
 from lthjax.errors import UserError, counted, unknown
+from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import transfer
 from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, moved_mask, partner
-from lthjax.store import Store
 from lthjax.study import Watch
-from lthjax.train import Job
+from lthjax.training.job import Job
 
 from .. import page, record, tables
 from ..run import TICKET, Run, Tickets, asked_levels, densities, grouped, nearest, open_run, select

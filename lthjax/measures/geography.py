@@ -29,7 +29,8 @@ from scipy.optimize import linear_sum_assignment
 from lthjax.measures import transfer, wiring
 from lthjax.measures.layers import shuffled
 from lthjax.measures.wiring import Named
-from lthjax.models import Layer, Model, Variables
+from lthjax.models import Model, Variables
+from lthjax.networks import Layer
 
 PyTree = Any
 Kernels = Sequence[np.ndarray]

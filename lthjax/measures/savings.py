@@ -23,7 +23,8 @@ from scipy.sparse import csr_array
 
 from lthjax import prune
 from lthjax.devices import conv
-from lthjax.models import Layer, Model
+from lthjax.models import Model
+from lthjax.networks import Layer
 from lthjax.prune._core import matched
 
 PyTree = Any

@@ -39,7 +39,8 @@ import numpy as np
 
 from lthjax import prune
 from lthjax.errors import UserError
-from lthjax.models import Layer, Model, Variables, block_name
+from lthjax.models import Model, Variables
+from lthjax.networks import Layer, block_name
 
 PyTree = Any
 

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lthjax.models import Layer, Model, Pooled, Stages, Variables, block_name
+from lthjax.models import Model, Variables
+from lthjax.networks import Layer, Pooled, Stages, block_name
 
 PyTree = Any
 FIXED = -1

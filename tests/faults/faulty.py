@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 
 from analysis import load
-from lthjax import config, data, manifest, study, train
+from lthjax import config, data, manifest, study
 from lthjax.errors import UserError
 from lthjax.models import Variables
+from lthjax.training import train
+from lthjax.training.job import Job, Trained
+from lthjax.training.trainer import Trainer
 
 KILLED = 137
 _SERVER = multiprocessing.get_context("forkserver")
@@ -89,16 +92,14 @@ def dead() -> BaseException:
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces training by a fixed function of the job that takes no time."""
 
-    def changed(job: train.Job, step: int) -> Variables:
+    def changed(job: Job, step: int) -> Variables:
         factor = np.float32(1 + step / 7 + job.noise)
         grown = jax.tree.map(
             lambda m, p: np.where(m, factor * np.asarray(p), 0), job.mask, job.variables.params
         )
         return job.variables._replace(params=grown)
 
-    def fake(
-        trainer: train.Trainer, jobs: list[train.Job], progress: Callable[..., None], *_: object
-    ) -> list[train.Trained]:
+    def fake(trainer: Trainer, jobs: list[Job], progress: Callable[..., None], *_: object) -> list[Trained]:
         made = []
         for job in jobs:
             left = sum(int(np.sum(m)) for m in jax.tree.leaves(job.mask))
@@ -109,7 +110,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
             scalars = {name: value for name in (*measured, *early)} | {"early_stop_step": job.stop}
             states = {step: changed(job, step) for step in job.captures}
             final = changed(job, job.stop)
-            made.append(train.Trained(final, states, curves, scalars, "done", "", 0.1))
+            made.append(Trained(final, states, curves, scalars, "done", "", 0.1))
         return made
 
     monkeypatch.setattr(train, "train", fake)

@@ -14,7 +14,7 @@ from faulty import contents, prepared, small_data, untrained
 from fsspec.implementations.memory import MemoryFileSystem
 
 import run as run_py
-from lthjax import bucket, check, cli, drive, files, locks, manifest, record, study
+from lthjax import bucket, check, cli, files, growth, locks, manifest, record, study
 from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
@@ -139,7 +139,7 @@ def test_a_seed_that_another_machine_trains_is_left_to_it(one: study.Prepared, t
 def test_a_lease_that_was_taken_stops_its_old_owner(
     one: study.Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine, here = drive.Run.write, machine(tmp_path, "here")
+    genuine, here = growth.Run.write, machine(tmp_path, "here")
 
     def write(self: Any, item: Any, trained: Any) -> None:
         if item.cell and item.cell.arm == DENSE and item.cell.seed == 1:
@@ -147,7 +147,7 @@ def test_a_lease_that_was_taken_stops_its_old_owner(
             here.write(f"{one.folder}/.locks/seed=1.lease", text.encode())
         genuine(self, item, trained)
 
-    monkeypatch.setattr(drive.Run, "write", write)
+    monkeypatch.setattr(growth.Run, "write", write)
     with pytest.raises(UserError, match=rf"^{OUT}/{one.folder}: another process has taken over seed=1"):
         fill(here, one)
     assert "seed=1/dense" not in here.places(one.folder)

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 from analysis import check, load
 from lthjax import config, manifest, prune, record, study
-from lthjax import store as store_of
 from lthjax.errors import UserError
+from lthjax.folder import reader
+from lthjax.folder.places import folder, set_aside, state_folder
+from lthjax.folder.reader import Reader
+from lthjax.folder.store import Store
+from lthjax.folder.verified import checked, read_result, read_study
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
-from lthjax.store import Reader, Store, checked, folder, read_result, read_study, set_aside, state_folder
 
 Make = Callable[..., study.Prepared]
 ONE, OTHER = Cell(0, "rewind-0", 1, "ticket"), Cell(1, "rewind-0", 1, "ticket")
@@ -204,8 +207,8 @@ def shaped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives the folder's network the shapes of its arrays, which folders without manifests lack."""
     network = SimpleNamespace(init=lambda key: variables())
     models = SimpleNamespace(MODELS={"lenet300"}, build=lambda *_: network)
-    monkeypatch.setattr(store_of, "models", models)
-    store_of._older_shapes.cache_clear()
+    monkeypatch.setattr(reader, "models", models)
+    reader._older_shapes.cache_clear()
 
 
 @pytest.mark.usefixtures("shaped")

@@ -36,12 +36,14 @@ from analysis.report import __main__ as report_command
 from analysis.report import accuracy, facts
 from analysis.run import to_csv
 from analysis.transfer import __main__ as transfer_command
-from lthjax import cli, config, data, fields, imp, prune, store, study, train
+from lthjax import catalogue, cli, config, data, durations, fields, imp, prune, study, validate
 from lthjax import record as study_record
 from lthjax.config import Data, Study, Train
 from lthjax.devices import replicate
 from lthjax.errors import UserError
+from lthjax.folder import store
 from lthjax.imp import DENSE
+from lthjax.training.job import Job, Trained
 
 TIMES = int(os.environ.get("LTHJAX_FAULT_EXAMPLES", "1"))
 SECONDS = 10.0
@@ -120,11 +122,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         numbers = {name: [0.5, 0.25] for name in fields._CURVES}
         ends = {name: of[-1] for name, of in numbers.items()}
         early = {"early_stop_step": 6, "early_stop_test_accuracy": 0.5, "train_accuracy": 0.75}
-        done = train.Trained(variables, {}, {"step": [6, 12], **numbers}, {**ends, **early}, "done", "", 0.1)
+        done = Trained(variables, {}, {"step": [6, 12], **numbers}, {**ends, **early}, "done", "", 0.1)
         for seed in prepared.study.seeds:
             kept.write_state(seed, 0, variables)
         for cell in imp.cells(prepared.study, prepared.lengths):
-            job = train.Job(cell.seed, cell.level, 0, 12, variables, mask)
+            job = Job(cell.seed, cell.level, 0, 12, variables, mask)
             made = None if cell.arm == DENSE else {"parent": "x", "origin": "y"}
             kept.write(cell, study_record.result(cell, job, done, made), mask, variables)
     # Damage must be noticed by the contents here, not by a checksum.
@@ -177,9 +179,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No internet, and no program compiled for an estimate."""
 
     def unreachable(name: str, urls: object, folder: Path) -> None:
-        raise data._unreachable(name, folder, "no network")
+        raise catalogue._unreachable(name, folder, "no network")
 
-    monkeypatch.setattr(data, "_look_first", unreachable)
+    monkeypatch.setattr(catalogue, "_look_first", unreachable)
     monkeypatch.setattr(study, "estimate", reach)
 
 
@@ -406,8 +408,8 @@ def test_fields_of_a_study() -> None:
             )
             config.check_types(made)
             config.check_control_levels(made)
-            config.validate(made)
-            in_steps = config.lengths(made, 200)
+            validate.validate(made)
+            in_steps = durations.lengths(made, 200)
             name = config.fingerprint(config.identity(made, in_steps, "d"))
             TRIED["fields of a study, accepted"] += 1
             assert len(name) == 8

@@ -19,8 +19,8 @@ from conftest import ROOT
 from faulty import contents, small_data
 
 from analysis import check, load
+from lthjax.folder.places import saved_step
 from lthjax.imp import Cell
-from lthjax.store import saved_step
 
 CONFIG = """
 from lthjax.config import Data, Study, Train

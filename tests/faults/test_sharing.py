@@ -19,8 +19,10 @@ from faulty import contents, prepared, small_data, untrained
 
 from analysis import load, open_run, report
 from analysis import merge as merge_command
-from lthjax import check, config, drive, files, locks, manifest, merge, progress, record, store, study, sweep
+from lthjax import check, config, files, growth, locks, manifest, merge, progress, record, study, sweep
 from lthjax.errors import UserError
+from lthjax.folder import places, store
+from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 
 SEEDS = (0, 1, 2, 3)
@@ -150,17 +152,17 @@ def test_damage_is_set_aside_by_two_processes_under_two_numbers(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(whole, tmp_path / whole.name)
-    genuine = store._is_new
+    genuine = places._is_new
 
     def meanwhile(folder: Path) -> bool:
         if not folder.exists():
             folder.mkdir(parents=True)
-            monkeypatch.setattr(store, "_is_new", genuine)
+            monkeypatch.setattr(places, "_is_new", genuine)
             return False
         return genuine(folder)
 
-    monkeypatch.setattr(store, "_is_new", meanwhile)
-    assert store.set_aside(run, run / "seed=1" / "dense") == run / "damaged/2/seed=1/dense"
+    monkeypatch.setattr(places, "_is_new", meanwhile)
+    assert places.set_aside(run, run / "seed=1" / "dense") == run / "damaged/2/seed=1/dense"
 
 
 def test_damage_of_a_seed_in_training_is_left_alone(one: study.Prepared, whole: Path, tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_a_study_with_leases_is_one_with_locks(
 def test_a_process_whose_lease_was_taken_writes_nothing_more(
     one: study.Prepared, tmp_path: Path, leases: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = drive.Run.write
+    genuine = growth.Run.write
 
     def write(self: Any, item: Any, trained: Any) -> None:
         if item.cell and item.cell.arm == DENSE and item.cell.seed == 1:
@@ -227,11 +229,11 @@ def test_a_process_whose_lease_was_taken_writes_nothing_more(
             path.write_text(json.dumps({"owner": "other", "machine": "elsewhere", "process": 1}))
         genuine(self, item, trained)
 
-    monkeypatch.setattr(drive.Run, "write", write)
+    monkeypatch.setattr(growth.Run, "write", write)
     with pytest.raises(UserError, match="another process has taken over seed=1, as this one's lease was not"):
         study.fill([one], tmp_path)
     run = tmp_path / one.folder
-    assert not store.Reader(run).has(Cell(1, DENSE, 0, DENSE))
+    assert not Reader(run).has(Cell(1, DENSE, 0, DENSE))
     assert (run / ".locks" / "seed=1.lease").exists()
     assert not check.check(run).damaged
 
@@ -372,7 +374,7 @@ def test_a_killed_merge_goes_on(
 ) -> None:
     genuine, calls = store.Store.copy, []
 
-    def copy(self: store.Store, other: store.Reader, place: Path) -> None:
+    def copy(self: store.Store, other: Reader, place: Path) -> None:
         calls.append(place)
         if len(calls) == 4:
             raise KeyboardInterrupt

@@ -1,0 +1,149 @@
+"""study.json and the results of cells, checked before they are read."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from lthjax import config, fields, manifest
+from lthjax.errors import UserError, shell
+from lthjax.folder.places import place_of
+
+_log = logging.getLogger(__name__)
+# Key in study.json: whether every cell has a manifest, or only those written since manifests exist.
+MANIFESTS = "manifests"
+
+
+def read_study(run: Path) -> fields.About:
+    """A run folder's study.json.
+
+    Raises:
+        UserError: it is missing or damaged, a field of it has a wrong type or value, or a newer version of
+            lthjax has written it.
+    """
+    about = {name: value for name, value in read_about(run).items() if name != MANIFESTS}
+    return cast(fields.About, about)
+
+
+def read_result(cell_folder: Path) -> fields.Result:
+    """A cell's result.json.
+
+    Raises:
+        UserError: it is missing or damaged, or a field of it has a wrong type or value.
+    """
+    checked(cell_folder, "result.json")
+    return cast(fields.Result, _sound(cell_folder / "result.json", fields.result))
+
+
+def has_manifests(run: Path) -> bool:
+    """Whether every cell of a run folder has a manifest, as in all folders that are not older than these."""
+    return read_about(run).get(MANIFESTS) == "all"
+
+
+def checked(of: Path, *names: str) -> manifest.Manifest | None:
+    """Verifies the checksums of a cell's or state's files before they are read.
+
+    Args:
+        of: the folder of a cell or rewind state.
+        names: files and folders in it; by default all of them.
+
+    Returns:
+        Its manifest; None if it is older than manifests.
+
+    Raises:
+        UserError: a file has changed since it was written, the folder belongs to another run, or its parent
+            is not the one that it was made from.
+    """
+    first = max(i for i, part in enumerate(of.parts) if part.startswith("seed="))
+    run, place = Path(*of.parts[:first]), "/".join(of.parts[first:])
+    try:
+        made = manifest.read(of)
+        about = read_about(run)
+        if made is None:
+            if about.get(MANIFESTS) == "all":
+                raise manifest.Damaged(f"{of / manifest.FILE}: not there")
+            _unchecked(run)
+            return None
+        if place != place_of(made.what):
+            raise manifest.Damaged(f"{of}: it is a copy of {place_of(made.what)}")
+        if made.study != config.fingerprint(about["identity"]):
+            raise manifest.Damaged(f"{of}: it is of another study, {made.study}")
+        for parent, content in made.parents.items():
+            now = manifest.read(run / parent)
+            if now is not None and now.content != content:
+                raise manifest.Damaged(f"{of}: it was made from another {parent} than is there now")
+        manifest.check(of, made, names or None)
+    except manifest.Damaged as error:
+        raise UserError(f"{error}; {_mend(run)}.") from error
+    return made
+
+
+def check_identity(run: Path, identity: dict[str, Any]) -> None:
+    """Checks that a folder holds numbers of this study.
+
+    Raises:
+        UserError: names the first field that differs.
+    """
+    if not (run / "study.json").exists():
+        return
+    if (differs := difference(read_study(run)["identity"], identity)) is not None:
+        name, there, here = differs
+        raise UserError(
+            f"{run}: it was made by another config: {name} is {there!r} there and {here!r} here; choose "
+            "another folder with --out, or another name."
+        )
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting that differs between two identities, and its two values; None if there is none."""
+    # A folder older than a field was made with the meaning of the field's default.
+    usual = config.defaults()
+    there, here = {**usual, **there}, {**usual, **here}
+    names = (name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name))
+    return next(((name, there.get(name), here.get(name)) for name in names), None)
+
+
+def read_about(run: Path) -> dict[str, Any]:
+    """study.json, with the fields that only this module reads."""
+    path = run / "study.json"
+    if not path.is_file():
+        raise UserError(f"{run}: it is not a run folder (no study.json in it).")
+    return _sound(path, fields.study)
+
+
+def _sound(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """A JSON object, after a check of its checksum, if it has one, and of its fields."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is not an object")
+        if any(key in value for key in (MANIFESTS, "sha256")):
+            value = manifest.opened(value)
+        check(value)
+    except fields.Newer as error:
+        raise UserError(
+            f"{path}: a newer version of lthjax has written it ({error}); update lthjax, or name another "
+            "folder."
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    return value
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What is wrong with a file, and the command that mends it."""
+    run = next((p for p in path.parents if (p / "study.json").exists()), path.parent)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0] if path.exists() else "not there"
+    return UserError(f"{path}: it cannot be read ({reason}); {_mend(run)}.")
+
+
+def _mend(run: Path) -> str:
+    command = shell("python", "-m", "analysis.check", run, "--repair")
+    return f"{command} sets it aside, and the command that made it then makes it anew"
+
+
+@cache
+def _unchecked(run: Path) -> None:
+    _log.warning("%s: cells of an older version have no checksums; damage to them cannot be noticed.", run)

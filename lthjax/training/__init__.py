@@ -1,0 +1,1 @@
+"""Masked training: one step, its compiled programs, whole runs of a chunk of replicates."""
