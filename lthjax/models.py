@@ -123,6 +123,8 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -
     return jax.random.uniform(key, shape, dtype)
 
 
+EPSILON = 1e-5
+"""What batch normalisations add to the variance."""
 _ONES = nn.initializers.ones
 _KAIMING = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 INITS: dict[str, Init] = {
@@ -260,7 +262,7 @@ def _convolution(name: str, features: int, size: int, init: Init, stride: int = 
 
 def _norm(name: str, init: Init, train: bool) -> nn.Module:
     average = {"use_running_average": not train, "momentum": 0.9}
-    return nn.BatchNorm(**average, epsilon=1e-5, scale_init=init.scale, name=name)
+    return nn.BatchNorm(**average, epsilon=EPSILON, scale_init=init.scale, name=name)
 
 
 def _dense(*widths: int) -> tuple[Layer, ...]:
