@@ -74,6 +74,8 @@ class Init(NamedTuple):
     summary: str
 
 
+EPSILON = 1e-5
+"""What batch normalisations add to the variance."""
 _CONVOLUTION = precision.rounded(conv.general_dilated)
 PRODUCT = precision.rounded(lax.dot_general)
 
@@ -197,4 +199,4 @@ def _convolution(name: str, features: int, size: int, init: Init, stride: int = 
 
 def _norm(name: str, init: Init, train: bool) -> nn.Module:
     average = {"use_running_average": not train, "momentum": 0.9}
-    return nn.BatchNorm(**average, epsilon=1e-5, scale_init=init.scale, name=name)
+    return nn.BatchNorm(**average, epsilon=EPSILON, scale_init=init.scale, name=name)

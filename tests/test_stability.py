@@ -18,12 +18,12 @@ from scipy import stats as scipy_stats
 from analysis import open_run, record, stability
 from analysis.stability import measure, table, work
 from analysis.stability.table import LevelRow, PairRow
-from lthjax import config, data, models, prune, rng, study
+from lthjax import config, data, models, networks, prune, rng, study
 from lthjax.errors import UserError
 from lthjax.folder.places import folder
 from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
-from lthjax.measures import geography
+from lthjax.measures import geography, wiring
 from lthjax.models import Variables
 from lthjax.networks import Layer
 from lthjax.training import train
@@ -305,6 +305,31 @@ def test_signed_matching_finds_what_magnitudes_cannot() -> None:
     positive = [np.array([[[2.0, 1.0]]]), np.array([[[-1.0], [-2.0]]])]
     # As they are −2 − 3 − 1 − 2 = −8; exchanged −1 − 6 − 2 − 1 = −10.
     assert geography.align(negative, positive).common == -8
+
+
+def test_matching_brings_back_a_residual_network_with_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second network is the first with its units in another order, stream by stream."""
+    monkeypatch.setitem(models.MODELS, "own", models.Entry(networks.Stages((4, 5), 2), 4, "for a test"))
+    model = models.build("own", (8, 8, 1), 3)
+    generator, layers = np.random.default_rng(2), wiring.layers(model)
+    made = jax.eval_shape(model.init, jax.random.key(0))
+    drawn = jax.tree.map(lambda x: generator.normal(size=x.shape).astype(np.float32), tuple(made))
+    first = Variables(*drawn)
+    mask = jax.tree.map(lambda w: w > 0 if w.ndim > 1 else np.array(True), first.params)
+    first = first._replace(params=jax.device_get(prune.apply(first.params, mask)))
+    sizes = {wire.units: wiring.leaf(mask, wire.name)["kernel"].shape[-1] for wire in layers}
+    units = [generator.permutation(sizes[group]) for group in range(len(sizes) - 1)]
+    other = measure.Network(wiring.permuted(layers, first, units), geography.reordered(layers, mask, units))
+    ends = {"a": measure.Network(first, mask), "b": other}
+    monkeypatch.setattr(measure, "_network", lambda _, cell: ends[cell.arm])
+    at = measure.Measurer.__new__(measure.Measurer)
+    at._model, at._run, at._store = model, None, None  # type: ignore[assignment]
+    assert at.matches
+    line = measure.Line(Cell(0, CHAIN, 1, "a"), Cell(0, CHAIN, 1, "b"), in_run=False, matched=True)
+    (one, two), moved = at._ends(line)
+    jax.tree.map(np.testing.assert_array_equal, tuple(two), tuple(one))
+    changed = [order != np.arange(len(order)) for order in units]
+    assert moved == np.concatenate(changed).mean() > 0.5
 
 
 def pair_rows(arm: str, level: int, k: int, barriers: list[float], gaps: list[float]) -> list[PairRow]:

@@ -21,15 +21,27 @@ _HERE = Link("savings", "#savings")
 _FEWER = "5–10× fewer multiplications and bytes"
 _REMARK = (
     "Fewer multiplications are not less time. A network is called faster or slower only where the interval "
-    f"of the median ratio leaves out 1. {'; '.join(f'{name}: {said}' for name, said in VARIANTS.items())}."
+    "of the median ratio leaves out 1."
+)
+_OUTSIDE = (
+    "Units are not taken out, and nothing is timed: the network is from outside the package, or an earlier "
+    "version wrote the file."
+)
+_NORMALISED = (
+    "Batch normalisation: a channel goes out of all layers of its permutation group, in a residual network "
+    "out of the whole stage; sparse products, which are of dense layers, are not timed."
 )
 
 
 def section(run: Run, found: Sequence[LevelSavings]) -> Section:
     """The report's section; the command prints it, too."""
-    whole = all(row.compacted is not None for row in found)
-    notes = [] if whole else ["The layers form no sequence: units are not taken out, and nothing is timed."]
-    return Section("savings", "Savings", notes, tables=shown(found), remark=_REMARK if whole else "")
+    if any(row.compacted is None for row in found):
+        return Section("savings", "Savings", [_OUTSIDE], tables=shown(found))
+    timed = {timing.variant for row in found for timing in row.timings}
+    forms = "; ".join(f"{name}: {VARIANTS[name]}" for name in VARIANTS if name in timed)
+    notes = [_NORMALISED] if timed and "JAX BCSR" not in timed else []
+    remark = f"{_REMARK} {forms}." if timed else _REMARK
+    return Section("savings", "Savings", notes, tables=shown(found), remark=remark)
 
 
 def findings(run: Run, found: Sequence[LevelSavings] | None) -> list[Finding]:

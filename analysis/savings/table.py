@@ -20,7 +20,10 @@ _STORED = (
     "Bytes of the weights, float32, and how much smaller than dense; the exported file is not smaller, it "
     "holds dense arrays, the mask and the initial weights"
 )
-_COMPACTED = "Exact compaction: the units that do nothing taken out, the rest as dense arrays"
+_COMPACTED = (
+    "Exact compaction: the units that do nothing taken out, the rest as dense arrays; constants are folded, "
+    "and stay where the padding of a convolution would show"
+)
 _Cells = tuple[int | str, ...]
 
 
@@ -62,7 +65,7 @@ class LevelSavings(NamedTuple):
         counts, storage: of the masked ticket, its counts and the bytes of its weights by format.
         file_bytes: size of the file that `analysis.export` writes, with mask and initial weights.
         widths, compacted: layer -> units of the compacted network, and its counts; {} and None of a network
-            that is no sequence of layers.
+            from outside the package.
         deviation: largest difference of its logits from the ticket's over the test set, in float32,
             divided by the largest logit; None likewise.
         steps, trainings: training up to this ticket, all rounds together, in steps and in dense trainings.

@@ -4,7 +4,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from lthjax import data, imp, prune
 from lthjax.devices import hardware
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
-from lthjax.measures import savings
-from lthjax.models import Model
+from lthjax.measures import compaction, savings, wiring
+from lthjax.models import Model, Variables
 from lthjax.study import Watch
 
 from .. import page, record, words
@@ -38,8 +38,8 @@ class Options(record.Options):
     """What the tickets of a run save: prints tables and writes savings.json into the run folder.
 
     Counts are given for every level. Forward passes are timed at the levels nearest to 20, 10 and 5 % of the
-    weights and at the sparsest, in turn with the dense network: masked, compacted, scipy's CSR, and BCSR and
-    BCOO of jax.experimental.sparse, at batch 1 and 256.
+    weights and at the sparsest, in turn with the dense network: masked, compacted, and where layers form a
+    plain sequence scipy's CSR, and BCSR and BCOO of jax.experimental.sparse, at batch 1 and 256.
     """
 
     seed: int | None = None
@@ -78,7 +78,7 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
 def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> LevelSavings:
     """What a level's ticket saves; 0 pairs: it is not timed.
 
-    Units are taken out of a sequence of layers alone, and other networks are not timed.
+    Networks from outside the package are neither compacted nor timed.
     """
     (ticket, size), total, shape = _exported(run, row.cell), run.lengths.total, model.input_shape
     steps = savings.training_steps(total, run.results[row.cell]["start"], row.level)
@@ -97,16 +97,67 @@ def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> L
         hardware.described(),
         (),
     )
-    if not model.layers:
+    forms = _forms(model, Variables(_masked(ticket.params, ticket.mask), stats), ticket.mask)
+    if forms is None:
         return told
-    small = savings.compact(model.layers, ticket.params, ticket.mask)
-    params = _masked(ticket.params, ticket.mask)
     return told._replace(
-        widths={layer.name: layer.features for layer in small.layers},
-        compacted=savings.counts(small.layers, small.params, small.mask, shape),
-        deviation=savings.deviation(model, params, small, images),
-        timings=timings(model, params, ticket.mask, small, images, pairs) if pairs else (),
+        widths=forms.widths,
+        compacted=forms.counts,
+        deviation=savings.deviation(forms.whole, forms.variants["compacted"], images),
+        timings=timings(forms, images, pairs) if pairs else (),
     )
+
+
+class Forms(NamedTuple):
+    """A ticket's forward pass in every form, and the compacted network's layers and counts.
+
+    Attributes:
+        whole: the network's own forward pass.
+        dense: the pass that the others are timed against.
+        variants: a key of `savings.VARIANTS` -> pass.
+        survivors: the most weights left in a layer that is multiplied as a sparse matrix.
+        widths: layer -> units of the compacted network.
+        counts: of the compacted network.
+    """
+
+    whole: savings.Logits
+    dense: savings.Logits
+    variants: dict[str, savings.Logits]
+    survivors: int
+    widths: dict[str, int]
+    counts: savings.Counts
+
+
+def _forms(model: Model, variables: Variables, mask: Any) -> Forms | None:
+    """The forms of a ticket, pruned weights 0; None for a network from outside the package."""
+    params, shape = variables.params, model.input_shape
+    if model.layers:
+        layers, small = model.layers, savings.compact(model.layers, params, mask)
+        counts = savings.counts(small.layers, small.params, small.mask, shape)
+        variants = savings.variants(layers, params, mask, small)
+        dense = partial(savings.compiled, layers, params)
+        survivors = max(int(np.count_nonzero(params[x.name]["kernel"])) for x in layers if not x.size)
+        kept = small.kept
+    elif wiring.layers(model):
+        narrower = compaction.compact(model, variables, mask)
+        stats = narrower.variables.stats
+        counts = savings.counted(
+            narrower.variables.params,
+            narrower.mask,
+            lambda p, x: compaction.forward(model, Variables(p, stats), x),
+            shape,
+        )
+        variants = compaction.variants(model, variables, mask, narrower)
+        dense, survivors, kept = partial(compaction.compiled, model, variables), 0, narrower.kept
+    else:
+        return None
+    widths = {name: len(units) for name, units in kept.items()}
+    return Forms(partial(_whole, model, variables), dense, variants, survivors, widths, counts)
+
+
+@partial(jax.jit, static_argnums=0)
+def _whole(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+    return model.apply(variables.params, variables.stats, images, False)[0]
 
 
 def choose(run: Run, options: Options) -> list[Row]:
@@ -143,23 +194,18 @@ def timed_levels(densities: dict[int, float], quick: bool = False) -> set[int]:
     return {sparsest, *(nearest(pruned, density) for density in TIMED_DENSITIES if not quick)}
 
 
-def timings(
-    model: Model, params: Any, mask: Any, small: savings.Compacted, images: jax.Array, pairs: int
-) -> tuple[Timing, ...]:
+def timings(forms: Forms, images: jax.Array, pairs: int) -> tuple[Timing, ...]:
     """Every variant and the dense forward pass, timed in turn at every batch size.
 
-    `params` are the ticket's with pruned weights 0, `small` is the same compacted, and `images`, float
-    [N, H, W, C], are repeated where there are too few. Fewer `pairs`, down to 6, where a pair takes long.
-    Raises a RuntimeError where a variant computes something else than the dense network.
+    `images`, float [N, H, W, C], are repeated where there are too few. Fewer `pairs`, down to 6, where a pair
+    takes long. Raises a RuntimeError where a variant computes something else than the dense network.
     """
-    layers, made = model.layers, []
-    survivors = max(int(np.count_nonzero(params[x.name]["kernel"])) for x in layers if not x.size)
-    variants = savings.variants(layers, params, mask, small)
+    made = []
     for batch in BATCHES:
         x = jnp.resize(images, (batch, *images.shape[1:]))
-        dense = partial(savings.compiled, layers, params, x)
-        expected, needed = dense(), 4 * survivors * batch
-        for name, variant in variants.items():
+        dense = partial(forms.dense, x)
+        expected, needed = dense(), 4 * forms.survivors * batch
+        for name, variant in forms.variants.items():
             if name == "JAX BCOO" and needed > _MOST_BYTES:
                 made.append(Timing(batch, name, note=f"not timed: needs {needed / 2**30:.1f} GiB"))
                 continue

@@ -17,7 +17,7 @@ from lthjax.folder.places import folder
 from lthjax.folder.store import Store
 from lthjax.folder.verified import checked
 from lthjax.imp import Cell, Task
-from lthjax.measures import geography, programs, quantities
+from lthjax.measures import geography, programs, quantities, wiring
 from lthjax.measures.programs import Settings
 from lthjax.models import Variables
 from lthjax.study import Prepared, Watch
@@ -86,6 +86,11 @@ class Measurer:
         """Whether cells of this analysis are there and did not diverge."""
         return all(self._store.has(c) and self._store.result(c)["status"] == "done" for c in cells)
 
+    @property
+    def matches(self) -> bool:
+        """Whether it is known which layers share units, so that they can be matched."""
+        return bool(wiring.layers(self._model))
+
     def lacks(self, line: Line) -> bool:
         """Whether a path is not measured, or was between other networks."""
         return self._read(line) is None
@@ -127,7 +132,7 @@ class Measurer:
         run = partial(replicate.run, self._program(short), self._mesh, each)
         taken = min(timeit.repeat(run, number=1, repeat=3)) / programs.passes("path", short)[0] / len(each)
         # Paths of pairs are measured again where matching moves a unit.
-        count = sum(1 if line.in_run or not self._model.layers else 2 for line in lines)
+        count = sum(1 if line.in_run or not self.matches else 2 for line in lines)
         return count * programs.passes("path", self._how)[0] * taken + _COMPILING
 
     @property
@@ -153,11 +158,11 @@ class Measurer:
         first, second = (_network(where, cell) for cell in (line.first, line.second))
         if not line.matched:
             return (first, second), 0.0
-        layers = self._model.layers
+        layers = wiring.layers(self._model)
         units = geography.matching(layers, first.variables.params, second.variables.params)
         moved = np.concatenate([np.zeros(0, bool), *(of != np.arange(len(of)) for of in units)])
-        params, mask = (geography.reordered(layers, x, units) for x in (second.variables.params, second.mask))
-        second = Network(second.variables._replace(params=params), mask)
+        mask = geography.reordered(layers, second.mask, units)
+        second = Network(wiring.permuted(layers, second.variables, units), mask)
         return (first, second), float(moved.mean()) if moved.size else 0.0
 
     def _each(self, line: Line, first: Network, second: Network, how: Settings) -> dict[str, Any]:

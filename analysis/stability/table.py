@@ -26,7 +26,7 @@ class PairRow(NamedTuple):
         barrier_train_error, barrier_test_error: on the straight path between the two, fractions.
         barrier_train_loss, barrier_test_loss: in nats.
         matched_train_error, matched_test_error: the same error barriers after the second network's hidden
-            units are matched with the first's; None where the network is no sequence of layers.
+            units are matched with the first's; None for a network from outside the package.
         units_moved: share of the hidden units that this moves; None likewise.
         distance, degrees: Euclidean distance of the two weights, and the angle between them seen from 0.
         disagreement: share of test images on which the two answer differently.

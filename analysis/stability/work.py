@@ -328,7 +328,7 @@ class _Stability(Work):
         """Measures the paths that are missing, those of pairs also with their units matched."""
         pairs = [line for _, _, line in self._trained()]
         self._measurer.measure([*pairs, *self._levels()])
-        if self.prepared.model.layers:
+        if self._measurer.matches:
             self._measurer.measure([line._replace(matched=True) for line in pairs])
 
     def _dense(self, seed: int) -> float:
@@ -343,7 +343,7 @@ class _Stability(Work):
         rows = []
         for at, pair, line in self._trained():
             found = self._measurer.values(line)
-            matched = self._measurer.values(line._replace(matched=True)) if self.prepared.model.layers else {}
+            matched = self._measurer.values(line._replace(matched=True)) if self._measurer.matches else {}
             after = [matched.get(name) for name in (*BARRIERS[:2], "units_moved")]
             accuracy = float(np.mean([self._accuracy(self._store.result(cell)) for cell in line[:2]]))
             head = (*at.cell[:4], at.density, at.k, pair)

@@ -41,7 +41,7 @@ def forward(layers: Sequence[Any], params: Any, images: jax.Array, product: Prod
     Gradients of any order are those of plain JAX; ties in a pool share the gradient equally.
 
     Args:
-        layers: of `lthjax.models.Layer`; a ReLU follows every layer but the last.
+        layers: of `lthjax.networks.Layer`; a ReLU follows every layer but the last.
         params: layer -> `kernel` and `bias`.
         images: float [N, H, W, C].
         product: `lax.dot_general`, or a function of the same arguments.

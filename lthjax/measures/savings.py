@@ -9,6 +9,8 @@ Counts follow from the mask alone. Whether a ticket is faster has to be measured
     savings.storage(mask)                                    # bytes, by format
     small = savings.compact(model.layers, params, mask)      # the same function by narrower arrays
     logits = savings.forward(small.layers, small.params, images)
+
+Networks with batch normalisation have `compaction.compact`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +25,12 @@ from scipy.sparse import csr_array
 
 from lthjax import prune
 from lthjax.devices import conv
-from lthjax.models import Model
 from lthjax.networks import Layer
 from lthjax.prune._core import matched
 
 PyTree = Any
+Logits = Callable[[jax.Array], Any]
+"""Images, float [N, H, W, C] -> logits, float [N, classes]."""
 TOLERANCE = 1e-5
 """The largest relative difference of logits that float32 rounding explains."""
 VARIANTS = {
@@ -332,13 +335,11 @@ def variants(
     }
 
 
-def deviation(model: Model, params: PyTree, small: Compacted, images: jax.Array, batch: int = 500) -> float:
+def deviation(whole: Logits, small: Logits, images: jax.Array, batch: int = 500) -> float:
     """The largest difference between full and compacted logits, divided by the largest logit.
 
     Args:
-        model: the sequential network.
-        params: its parameters, pruned weights 0.
-        small: the compacted network.
+        whole, small: the two networks, images -> logits.
         images: float [N, H, W, C].
         batch: images per batch.
 
@@ -348,8 +349,8 @@ def deviation(model: Model, params: PyTree, small: Compacted, images: jax.Array,
     difference = largest = np.float32(0)
     for first in range(0, len(images), batch):
         x = images[first : first + batch]
-        expected = np.asarray(_logits(model, params, x))
-        apart = np.abs(np.asarray(compiled(small.layers, small.params, x)) - expected).max()
+        expected = np.asarray(whole(x))
+        apart = np.abs(np.asarray(small(x)) - expected).max()
         # np.maximum keeps NaN.
         difference, largest = np.maximum(difference, apart), np.maximum(largest, np.abs(expected).max())
     relative = float(difference / largest) if difference else 0.0
@@ -375,11 +376,6 @@ compiled = jax.jit(forward, static_argnums=0)
 @partial(jax.jit, static_argnums=0)
 def _masked_forward(layers: tuple[Layer, ...], params: PyTree, mask: PyTree, images: jax.Array) -> jax.Array:
     return forward(layers, prune.apply(params, mask), images)
-
-
-@partial(jax.jit, static_argnums=0)
-def _logits(model: Model, params: PyTree, images: jax.Array) -> jax.Array:
-    return model.apply(params, {}, images, False)[0]
 
 
 def _bcoo(matrix: np.ndarray) -> sparse.BCOO:

@@ -88,6 +88,13 @@ def _residual(stages: Stages) -> list[Wire]:
     return [*wires, Wire("output", stream, FIXED)]
 
 
+def norm(path: str) -> str:
+    """The path of the batch normalisation that a layer would have after it; "" for the output layer."""
+    block, _, name = path.rpartition("/")
+    after = f"{name}_norm" if name == "shortcut" else name.replace("conv", "norm")
+    return "" if after == name else f"{block}/{after}" if block else after
+
+
 def leaf(tree: PyTree, path: str) -> Any:
     """The part of nested dictionaries at a path; None where there is none."""
     for key in path.split("/"):
@@ -118,10 +125,8 @@ def permuted(layers: Named, variables: Variables, units: Sequence[np.ndarray]) -
             places = part["kernel"].reshape(*axes[:-2], -1, len(units[inputs]), axes[-1])
             part["kernel"] = places[..., units[inputs], :].reshape(axes)
         if outputs != FIXED:
-            block, _, name = path.rpartition("/")
-            norm = f"{name}_norm" if name == "shortcut" else name.replace("conv", "norm")
-            place = f"{block}/{norm}" if block else norm
-            beside = [leaf(of, place) for of in (params, *stats.values())] if norm != name else []
+            place = norm(path)
+            beside = [leaf(of, place) for of in (params, *stats.values())] if place else []
             for vectors in (part, *(of for of in beside if of is not None)):
                 for key, value in vectors.items():
                     vectors[key] = value[..., units[outputs]] if value.ndim else value
