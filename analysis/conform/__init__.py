@@ -277,5 +277,5 @@ def section(options: Options) -> Section:
 REMARK = (
     "Agrees, differs: by two one-sided tests at 5 % each, within the margin widened by the value's own "
     "spread; inequalities by the one-sided verdict. Every row is tested by itself. Intervals are two-sided, "
-    "95 %."
+    "95 %. Not checked: the ledger's row was written without the paper's text."
 )

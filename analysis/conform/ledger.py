@@ -15,7 +15,7 @@ Columns, all text; a field may be empty where nothing is said:
   margin     for "=": the largest difference that is still agreement; of a speedup a factor
   needs      settings that must be equal, blanks between: `train.steps`, or `optim.lr=0.1`; of a setting
              "all" says that no value can be compared without it
-  source     paper, section, figure or table
+  source     paper, section, figure or table; says "not checked" where its text was not read
   note       words after the quantity
 """
 
