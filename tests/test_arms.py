@@ -18,7 +18,7 @@ from lthjax.arms import ARMS, Context
 from lthjax.criteria import CRITERIA, Criterion, Weights
 from lthjax.errors import UserError
 from lthjax.imp import Cell
-from lthjax.prune._core import random_scores
+from lthjax.prune._selection import random_scores
 from lthjax.store import Reader
 
 Make = Callable[..., study.Prepared]

@@ -24,7 +24,7 @@ from scipy.sparse import csr_array
 from lthjax import prune
 from lthjax.devices import conv
 from lthjax.models import Layer, Model
-from lthjax.prune._core import matched
+from lthjax.prune._masks import matched
 
 PyTree = Any
 TOLERANCE = 1e-5
