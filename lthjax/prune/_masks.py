@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lthjax.prune._lowest import count_all
 from lthjax.prune._names import path_of, prunable_by_default
 from lthjax.prune._placing import all_true, placed
 from lthjax.prune._units import any_alive
@@ -127,7 +128,7 @@ def survivors(
     if granularity != "weight":
         leaves = [any_alive(m) if jnp.ndim(m) else m for m in leaves]
     counted = [
-        (m.sum(dtype=jnp.int32), m.size) if jnp.ndim(m) else (jnp.zeros((), jnp.int32), 0) for m in leaves
+        (_left_and_gone(m)[0], m.size) if jnp.ndim(m) else (jnp.zeros((), jnp.int32), 0) for m in leaves
     ]
     if scope == "layer":
         return counted
@@ -136,6 +137,12 @@ def survivors(
         (sum((counted[i][0] for i in of), start=jnp.zeros((), jnp.int32)), sum(counted[i][1] for i in of))
         for of in whole
     ]
+
+
+@jax.jit
+def _left_and_gone(mask: jax.Array) -> list[jax.Array]:
+    """The numbers of True and of False entries, int32 of shape () each."""
+    return count_all([mask, ~mask])
 
 
 def members_of(groups: Sequence[int]) -> list[list[int]]:

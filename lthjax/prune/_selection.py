@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from lthjax.prune._lowest import absolute, remove_lowest
+from lthjax.prune._lowest import absolute, count_all, remove_lowest
 from lthjax.prune._masks import Scope, matched, members_of, paths, survivors
 from lthjax.prune._placing import gathered, placed
 from lthjax.prune._rates import (
@@ -112,8 +112,8 @@ def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: 
         groups = groups_of(rate, paths(mask)) if isinstance(rate, list) and scope == "group" else ()
         if groups and isinstance(rate, list):
             rates = [exact_share(number, f"rate of {rule!r}") for rule, number in rate]
-        alive = survivors(mask, scope, granularity, groups)
-        going = [count(r, left) for r, (left, _) in zip(rates, alive, strict=False)]
+        alive = _known([left for left, _ in survivors(mask, scope, granularity, groups)])
+        going = [count(r, left) for r, left in zip(rates, alive, strict=False)]
         return _remove(scores, mask, going, scope, granularity, groups, sizes)
     kept, group = pattern
     if scope != "layer":
@@ -128,6 +128,13 @@ def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: 
         for path, v, m, r in zip(paths(mask), jax.tree.leaves(scores), leaves, rates, strict=True)
     ]
     return jax.tree.unflatten(treedef, pruned)
+
+
+def _known(counts: list[jax.Array]) -> list[Any]:
+    """Counts as ints where they are not traced, so that arithmetic with them is not compiled."""
+    if any(isinstance(n, jax.core.Tracer) for n in counts):
+        return counts
+    return [int(n) for n in jax.device_get(counts)]
 
 
 def to_density(
@@ -218,9 +225,10 @@ def _remove(
         if of:
             parts = remove_lowest([values[i] for i in of], [masks[i] for i in of], removed, sizes)
             for i, kept in zip(of, parts, strict=True):
-                # Broadcasting along the last axis applies a unit's mask to its weights.
-                own = placed(jnp.broadcast_to(kept, whole[i].shape), whole[i])
-                whole[i] = placed(whole[i] & own, whole[i])
+                if granularity != "weight":
+                    # Broadcasting along the last axis applies a unit's mask to its weights.
+                    kept = whole[i] & placed(jnp.broadcast_to(kept, whole[i].shape), whole[i])
+                whole[i] = placed(kept, whole[i])
     return jax.tree.unflatten(treedef, whole)
 
 
@@ -323,4 +331,5 @@ def not_finite(
 @jax.jit
 def count_bad(score: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(survivors whose score is not finite, survivors) of one leaf, int32 of shape ()."""
-    return (mask & ~jnp.isfinite(score)).sum(dtype=jnp.int32), mask.sum(dtype=jnp.int32)
+    bad, left = count_all([mask & ~jnp.isfinite(score), mask])
+    return bad, left
