@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lthjax.prune import _scores
-from lthjax.prune._core import random_scores
+from lthjax.prune._selection import random_scores
 
 PyTree = Any
 

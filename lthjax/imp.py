@@ -26,7 +26,7 @@ from lthjax.config import Lengths, Study, repeats
 from lthjax.criteria import CRITERIA, Weights
 from lthjax.errors import UserError
 from lthjax.models import Model, Variables
-from lthjax.prune._core import going_of, not_finite
+from lthjax.prune._selection import going_of, not_finite
 
 PyTree = Any
 Scope = prune.Scope

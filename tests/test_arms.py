@@ -19,7 +19,7 @@ from lthjax.criteria import CRITERIA, Criterion, Weights
 from lthjax.errors import UserError
 from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
-from lthjax.prune._core import random_scores
+from lthjax.prune._selection import random_scores
 
 Make = Callable[..., study.Prepared]
 PATHS = {"a": (6, 4), "b": (4, 3)}

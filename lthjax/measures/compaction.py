@@ -34,7 +34,7 @@ from lthjax.devices import conv
 from lthjax.measures import wiring
 from lthjax.models import Model, Variables
 from lthjax.networks import EPSILON, block_name
-from lthjax.prune._core import matched
+from lthjax.prune._masks import matched
 
 PyTree = Any
 

@@ -26,7 +26,7 @@ from scipy.sparse import csr_array
 from lthjax import prune
 from lthjax.devices import conv
 from lthjax.networks import Layer
-from lthjax.prune._core import matched
+from lthjax.prune._masks import matched
 
 PyTree = Any
 Logits = Callable[[jax.Array], Any]

@@ -17,29 +17,12 @@ is pure; those that take masks work under `jit` and `vmap`.
 """
 
 from lthjax.prune._accounting import overlap, table
-from lthjax.prune._core import (
-    Scope,
-    apply,
-    by_score,
-    check,
-    count,
-    density,
-    groups_of,
-    magnitude,
-    ones,
-    paths,
-    random,
-    rates_of,
-    remove_counted,
-    rounded_share,
-    shuffle,
-    survivors,
-    to_density,
-    totals,
-)
 from lthjax.prune._files import Ticket, load, save
+from lthjax.prune._masks import Scope, apply, check, density, ones, paths, survivors, totals
 from lthjax.prune._optimiser import MaskedState, ScheduledState, mask_of, masked, scheduled, set_mask
+from lthjax.prune._rates import count, groups_of, rates_of, rounded_share
 from lthjax.prune._rules import erk, grasp, smart_ratio, snip, synflow, uniform
+from lthjax.prune._selection import by_score, magnitude, random, remove_counted, shuffle, to_density
 
 __all__ = [
     "MaskedState",

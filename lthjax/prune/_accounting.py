@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from lthjax.prune._core import matched, paths
+from lthjax.prune._masks import matched, paths
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lthjax import files
-from lthjax.prune._core import check_leaf, matched, paths
+from lthjax.prune._masks import check_leaf, matched, paths
 
 PyTree = Any
 _FORMAT = "lthjax-ticket-1"

@@ -1,11 +1,12 @@
-"""Removes exactly the k lowest of many numbers, by bisection on their bits; sharded arrays stay in place."""
+"""Removes exactly the k lowest of many numbers, by a search on their bits; sharded arrays stay in place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lthjax.prune._placing import placed
 
@@ -62,6 +63,11 @@ def remove_lowest(
 ) -> list[jax.Array]:
     """`kept` with exactly `removed` of its True entries set to False: those with the lowest values of all.
 
+    It searches the bound below which exactly `removed` entries lie, two bits in every pass over the values:
+    first a key, then, where more entries than one have it, a place, so that of equal values the first go.
+    Nothing is sorted, and nothing is moved between leaves or devices but counts. Traced, it is part of the
+    program; else a pass is compiled once for all leaves of a shape.
+
     Args:
         values: arrays of real numbers.
         kept: their masks, bool of the same shapes.
@@ -74,75 +80,127 @@ def remove_lowest(
             f"mask: {total:,} weights are ranked together; counts are exact below {2**31 // 10:,}. Prune "
             "layer by layer, or split the leaf."
         )
-    return _remove_lowest(list(values), list(kept), removed, sizes)
+    # Inside a traced function an operation on known arrays is traced, too.
+    traced = any(isinstance(x, jax.core.Tracer) for x in (*values, *kept, removed, jnp.zeros(())))
+    values, kept = [*map(jnp.asarray, values)], [*map(jnp.asarray, kept)]
+    common = _common([jax.eval_shape(absolute, v).dtype if sizes else v.dtype for v in values])
+    starts = np.cumsum([0, *(m.size for m in kept)], dtype=np.int32)
+    leaves = [*zip(values, kept, starts, strict=False)]
+    kind = jax.eval_shape(lambda v: order(v.astype(common)), values[0]).dtype
+
+    def by_key(keys: Any, now: Any) -> list[jax.Array]:
+        return [_counted(*leaf, keys, None, now, common, sizes) for leaf in leaves]
+
+    def by_place(places: Any, now: Any) -> list[jax.Array]:
+        return [_counted(*leaf, key, places, now, common, sizes) for leaf in leaves]
+
+    most = removed if traced else np.asarray(removed)
+    key, below = _highest(by_key, most, 0, 8 * kind.itemsize, kind, traced)
+    place = None
+    if traced or below < most:
+        place, _ = _highest(by_place, most, below, total.bit_length(), np.dtype(np.int32), traced)
+    return [_above(*leaf, key, place, common, sizes) for leaf in leaves]
 
 
-@partial(jax.jit, static_argnums=3)
-def _remove_lowest(
-    values: list[jax.Array], kept: list[jax.Array], removed: int | jax.Array, sizes: bool
-) -> list[jax.Array]:
-    """Bisection over the key's bits finds the largest key to remove; ties at that key go by lowest index.
+def _highest(
+    counted: Callable[[Any, Any], list[jax.Array]],
+    most: Any,
+    count: Any,
+    bits: int,
+    dtype: np.dtype,
+    traced: bool,
+) -> tuple[Any, Any]:
+    """(the highest bound below which at most so many entries lie, their number), of shape ().
 
-    It reads the keys once per bit and does not sort; nothing is moved between leaves or devices but counts.
+    Args:
+        counted: (three bounds [3], number of the pass) -> entries below each, an int32 [3] for every leaf.
+        most: the highest number of entries; once it is met, lower bits stay 0.
+        count: the number of entries below the bound 0.
+        bits: of the bound; rounded up to an even number.
+        dtype: of the bound, an integer.
+        traced: whether a compiled loop makes the passes; else the results are numpy's.
     """
-    values = [absolute(v) if sizes else jnp.asarray(v) for v in values]
-    common = _common([v.dtype for v in values])
-    keys = [order(v.astype(common)) for v in values]
+    xp, passes = jnp if traced else np, (bits + 1) // 2
 
-    def below(limit: jax.Array) -> jax.Array:
-        return _counted(m & (k < limit) for k, m in zip(keys, kept, strict=True))
+    def unfinished(state: tuple[Any, Any, Any]) -> Any:
+        return (state[0] < passes) & (state[2] < most)
 
-    def narrow(i: jax.Array, threshold: jax.Array) -> jax.Array:
-        bit = jnp.array(1, threshold.dtype) << (width - 1 - i).astype(threshold.dtype)
-        return jnp.where(below(threshold | bit) < removed, threshold | bit, threshold)
+    def narrow(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        i, found, count = state
+        shift = (2 * (passes - 1 - i)).astype(dtype)
+        bounds = found | (xp.array([1, 2, 3], dtype) << shift)
+        counts = sum(map(xp.asarray, counted(bounds, i)))
+        fits = counts <= most
+        return i + 1, xp.where(fits, bounds, found).max(), xp.where(fits, counts, count).max()
 
-    width = keys[0].dtype.itemsize * 8
-    threshold = jax.lax.fori_loop(0, width, narrow, jnp.zeros((), keys[0].dtype))
-    quota = removed - below(threshold)
-    equal = [m & (k == threshold) for k, m in zip(keys, kept, strict=True)]
-    before = _first(equal, quota)
-    return [
-        m & ~((k < threshold) | (e & (place < before)))
-        for k, m, e, place in zip(keys, kept, equal, _places(kept), strict=True)
-    ]
-
-
-def _first(equal: list[jax.Array], quota: jax.Array) -> jax.Array:
-    """The place before which lie exactly `quota` entries that are True, int32 of shape ()."""
-    top = sum(e.size for e in equal).bit_length()
-
-    def more(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return carry[0] >= 0
-
-    def narrow(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        bit, found = carry
-        # That 0 depends on the loop, or the compiler makes the places before it, and holds them in memory.
-        candidate = found | (jnp.int32(1) << bit)
-        before = _counted(
-            e & (place < candidate)
-            for e, place in zip(equal, _places(equal, jnp.minimum(bit, 0)), strict=True)
-        )
-        return bit - 1, jnp.where(before <= quota, candidate, found)
-
-    # Few numbers are equal: where all of them go, there is nothing to look for.
-    whole = quota >= _counted(equal)
-    start = (jnp.where(whole, -1, jnp.int32(top - 1)), jnp.where(whole, jnp.int32(2**top - 1), 0))
-    return jax.lax.while_loop(more, narrow, start)[1]
+    state = xp.zeros((), np.int32), xp.zeros((), dtype), xp.asarray(count, np.int32)
+    if traced:
+        state = jax.lax.while_loop(unfinished, narrow, state)
+    else:
+        while unfinished(state):
+            state = narrow(state)
+    return state[1:]
 
 
-def _counted(flags: Any) -> jax.Array:
-    """The number of True entries in all arrays, int32 of shape ()."""
-    return sum((of.sum(dtype=jnp.int32) for of in flags), start=jnp.zeros((), jnp.int32))
+@partial(jax.jit, static_argnums=(6, 7))
+def _counted(
+    value: jax.Array,
+    kept: jax.Array,
+    start: jax.Array,
+    keys: jax.Array,
+    places: jax.Array | None,
+    now: jax.Array,
+    common: np.dtype,
+    sizes: bool,
+) -> jax.Array:
+    """How many kept entries lie below three bounds, int32 [3]: keys [3], or with one key [] places [3]."""
+    # What is made of the value is bound to the pass: else it is made before the loop, and kept in memory.
+    value, zero, _ = jax.lax.optimization_barrier((value, jnp.zeros((), jnp.int32), now))
+    bounds = [(key, None) for key in keys] if places is None else [(keys, place) for place in places]
+    key, place = _key(value, common, sizes), None if places is None else _place(kept, start, zero)
+    return jnp.stack(count_all([kept & _below(key, place, *bound) for bound in bounds]))
 
 
-def _places(arrays: Sequence[jax.Array], zero: int | jax.Array = 0) -> list[jax.Array]:
-    """The place of every entry, row by row and array by array, int32 of the arrays' shapes."""
-    places, start = [], 0
-    for array in arrays:
-        place, step = jnp.full(array.shape, start, jnp.int32) + zero, 1
-        for axis in reversed(range(array.ndim)):
-            place += step * (jax.lax.broadcasted_iota(jnp.int32, array.shape, axis) + zero)
-            step *= array.shape[axis]
-        places.append(placed(place, array))
-        start += array.size
-    return places
+@partial(jax.jit, static_argnums=(5, 6))
+def _above(
+    value: jax.Array,
+    kept: jax.Array,
+    start: jax.Array,
+    key: jax.Array,
+    place: jax.Array | None,
+    common: np.dtype,
+    sizes: bool,
+) -> jax.Array:
+    """Which kept entries do not lie below a bound."""
+    own = None if place is None else _place(kept, start, 0)
+    return kept & ~_below(_key(value, common, sizes), own, key, place)
+
+
+def _key(value: jax.Array, common: np.dtype, sizes: bool) -> jax.Array:
+    return order((absolute(value) if sizes else value).astype(common))
+
+
+def _below(key: jax.Array, place: jax.Array | None, key_bound: Any, place_bound: Any) -> jax.Array:
+    """Which entries have a lower key than the bound's, or the same one and a lower place."""
+    lower = key < key_bound
+    return lower if place is None else lower | ((key == key_bound) & (place < place_bound))
+
+
+def _place(array: jax.Array, start: jax.Array, zero: int | jax.Array) -> jax.Array:
+    """The place of every entry, row by row from a start, int32 of the array's shape."""
+    place, step = jnp.broadcast_to(start + zero, array.shape), 1
+    for axis in reversed(range(array.ndim)):
+        place += step * (jax.lax.broadcasted_iota(jnp.int32, array.shape, axis) + zero)
+        step *= array.shape[axis]
+    return placed(place, array)
+
+
+def count_all(flags: Sequence[jax.Array]) -> list[jax.Array]:
+    """The number of True entries of two or more bool arrays of one shape, int32 of shape () each.
+
+    They are counted in one reduction: of a reduction to a single number XLA:CPU writes the terms to memory
+    first, 4 bytes each.
+    """
+    terms = tuple(flag.astype(jnp.int32) for flag in flags)
+    zeros = (jnp.zeros((), jnp.int32),) * len(terms)
+    return list(jax.lax.reduce(terms, zeros, partial(jax.tree.map, jnp.add), tuple(range(terms[0].ndim))))

@@ -9,23 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lthjax.prune._core import (
-    Number,
-    PyTree,
-    Scope,
-    absolute,
-    apply,
-    check_density,
-    count,
-    is_key,
-    matched,
-    ones,
-    paths,
-    remove_counted,
-    survivors,
-    unboxed,
-)
+from lthjax.prune._lowest import absolute
+from lthjax.prune._masks import PyTree, Scope, apply, is_key, matched, ones, paths, survivors, unboxed
 from lthjax.prune._placing import all_true, placed
+from lthjax.prune._rates import Number, check_density, count
+from lthjax.prune._selection import remove_counted
 
 Prunable = str | Callable[[str, jax.Array], bool] | None
 Criterion = Literal["magnitude"] | Callable[[PyTree, PyTree], PyTree]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from lthjax.prune._core import power_of_two
+from lthjax.prune._units import power_of_two
 
 PyTree = Any
 

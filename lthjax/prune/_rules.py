@@ -8,20 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from lthjax.prune import _scores
-from lthjax.prune._core import (
-    Number,
-    check_density,
-    count,
-    count_bad,
-    ones,
-    paths,
-    random_scores,
-    refuse,
-    remove_counted,
-    to_density,
-    totals,
-)
-from lthjax.prune._core import apply as masked_params
+from lthjax.prune._masks import apply as masked_params
+from lthjax.prune._masks import ones, paths, totals
+from lthjax.prune._rates import Number, check_density, count
+from lthjax.prune._selection import count_bad, random_scores, refuse, remove_counted, to_density
 
 PyTree = Any
 Prunable = str | Callable[[str, jax.Array], bool] | None

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lthjax.prune._core import apply as masked_params
+from lthjax.prune._masks import apply as masked_params
 from lthjax.prune._range import at_exponent, widened
 
 PyTree = Any

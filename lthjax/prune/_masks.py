@@ -1,0 +1,245 @@
+"""Masks as trees: which leaves they have, how much they keep, and how they meet the parameters."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lthjax.prune._lowest import count_all
+from lthjax.prune._names import path_of, prunable_by_default
+from lthjax.prune._placing import all_true, placed
+from lthjax.prune._units import any_alive
+
+PyTree = Any
+Scope = Literal["layer", "global", "group"]
+
+
+def paths(tree: PyTree) -> list[str]:
+    """The path of every leaf, in the order of `jax.tree.leaves`."""
+    return [path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None = None) -> PyTree:
+    """The mask that keeps everything.
+
+    Args:
+        params: any pytree of arrays.
+        prunable: which leaves may be pruned: a regex searched in the path, or a predicate on
+            (path, leaf). By default the weights, judged by name, dtype and shape: floats of two or more
+            dimensions, except biases, embeddings, and scales, shifts or statistics of normalisation
+            layers. Names are those of Flax, Haiku and Equinox, of the leaf or its parent; an unknown
+            name needs two or more axes longer than 1. `prune.table` lists the leaves that are left
+            out.
+
+    Returns:
+        The mask: bool of the leaf's shape and sharding if prunable, else the 0-d bool True.
+
+    Raises:
+        ValueError: a leaf is no array; or `prunable` is a regex that matches nothing, or matches PRNG keys
+            or a leaf without dimensions.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    names = paths(params)
+    for path, (_, leaf) in zip(names, leaves, strict=True):
+        check_leaf(path, leaf)
+    if prunable is None:
+        keep = prunable_by_default(params)
+    elif isinstance(prunable, str):
+        keep = [re.search(prunable, path) is not None for path in names]
+        if not any(keep):
+            raise ValueError(f"prunable: the regex {prunable!r} matches none of the paths {some(names)}.")
+    else:
+        keep = [bool(prunable(path, leaf)) for path, (_, leaf) in zip(names, leaves, strict=True)]
+    for path, k, (_, leaf) in zip(names, keep, leaves, strict=True):
+        if k and (is_key(leaf) or not jnp.ndim(leaf)):
+            what = "holds PRNG keys" if is_key(leaf) else "has no dimensions"
+            raise ValueError(f"prunable: leaf {path!r} {what}, so it cannot be pruned; leave it out.")
+    masks = [all_true(leaf) if k else jnp.ones((), bool) for k, (_, leaf) in zip(keep, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, masks)
+
+
+def apply(params: PyTree, mask: PyTree) -> PyTree:
+    """The parameters with pruned weights set to exactly 0 (never -0, even where they are NaN).
+
+    Args:
+        params: a pytree of arrays.
+        mask: its mask, in any containers with the same leaf paths.
+
+    Returns:
+        The parameters, in their own containers.
+    """
+    return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), matched(params, mask), params)
+
+
+def check(params: PyTree, mask: PyTree) -> None:
+    """Raises if a pruned weight is not exactly 0: one line in a training loop, outside `jit`.
+
+    It finds what comes after `prune.masked` and adds to its updates (weight decay, noise, an average of
+    weights), a state or parameters of another mask, and a loop that does not use the optimiser.
+
+    Args:
+        params: a pytree of arrays; NaN counts as not 0.
+        mask: its mask.
+
+    Raises:
+        ValueError: a pruned weight is not 0 (the sentence names the first such leaf and their number), the
+            trees do not match, or values are traced.
+    """
+    mask = matched(params, mask)
+    names, kept = paths(params), jax.tree.leaves(mask)
+    leaves = [
+        (name, p, m) for name, p, m in zip(names, jax.tree.leaves(params), kept, strict=True) if jnp.ndim(m)
+    ]
+    if any(isinstance(x, jax.core.Tracer) for _, *pair in leaves for x in pair):
+        raise ValueError("params: they are traced, and prune.check looks at values; call it outside jit.")
+    wrong = jax.device_get([_alive_where_pruned(p, m) for _, p, m in leaves])
+    for (name, _, _), bad in zip(leaves, wrong, strict=True):
+        if bad:
+            raise ValueError(
+                f"params: leaf {name!r} has {int(bad):,} pruned weights that are not 0, of "
+                f"{int(sum(wrong)):,} in all leaves; put prune.masked around the whole chain of "
+                "transformations, and start from prune.apply(params, mask)."
+            )
+
+
+@jax.jit
+def _alive_where_pruned(value: jax.Array, mask: jax.Array) -> jax.Array:
+    return (~mask & (value != 0)).sum(dtype=jnp.int32)
+
+
+def survivors(
+    mask: PyTree, scope: Scope = "layer", granularity: str = "weight", groups: Sequence[int] = ()
+) -> list[tuple[jax.Array, int]]:
+    """(prunable weights left, prunable weights) per leaf, over all leaves, or per group of leaves.
+
+    Args:
+        mask: the mask; (0, 0) for a leaf that may not be pruned.
+        scope: "layer", "global" or "group".
+        granularity: "weight"; or of units: then a unit counts as left if any of its weights is.
+        groups: with scope "group", every leaf's group, from 0, or -1.
+    """
+    if scope not in ("layer", "global", "group"):
+        raise ValueError(f"scope: {scope!r} is not known; it is 'layer', 'global' or 'group'.")
+    leaves = jax.tree.leaves(mask)
+    if granularity != "weight":
+        leaves = [any_alive(m) if jnp.ndim(m) else m for m in leaves]
+    counted = [
+        (_left_and_gone(m)[0], m.size) if jnp.ndim(m) else (jnp.zeros((), jnp.int32), 0) for m in leaves
+    ]
+    if scope == "layer":
+        return counted
+    whole = [[*range(len(counted))]] if scope == "global" else members_of(groups)
+    return [
+        (sum((counted[i][0] for i in of), start=jnp.zeros((), jnp.int32)), sum(counted[i][1] for i in of))
+        for of in whole
+    ]
+
+
+@jax.jit
+def _left_and_gone(mask: jax.Array) -> list[jax.Array]:
+    """The numbers of True and of False entries, int32 of shape () each."""
+    return count_all([mask, ~mask])
+
+
+def members_of(groups: Sequence[int]) -> list[list[int]]:
+    """The leaves of every group."""
+    return [
+        [i for i, own in enumerate(groups) if own == group] for group in range(max(groups, default=-1) + 1)
+    ]
+
+
+def density(mask: PyTree) -> jax.Array:
+    """Weights left / prunable weights, float32, shape (); 1 if nothing is prunable."""
+    left, total = totals(mask)
+    return left / max(total, 1) if total else jnp.float32(1)
+
+
+def totals(mask: PyTree) -> tuple[jax.Array, int]:
+    """(prunable weights left, int32 of shape (); prunable weights, int)."""
+    return survivors(mask, "global")[0]
+
+
+def matched(
+    tree: PyTree, mask: PyTree, name: str = "mask", *, of: str = "parameters", shapes: bool = True
+) -> PyTree:
+    """The mask in the containers of a tree; leaves are matched by their paths.
+
+    Args:
+        tree: parameters, scores, or another mask. Where `optax.masked` left a `MaskedNode`, the mask may
+            have leaves.
+        mask: their mask, or another tree with the same leaves. `a/kernel/value` and `a/kernel` are the same
+            path, as NNX boxes a leaf in a Variable.
+        name: name of the mask in errors.
+        of: name of the tree in errors.
+        shapes: whether the shapes are compared, too.
+
+    Raises:
+        ValueError: a leaf has no counterpart in the other tree, or their shapes differ.
+    """
+    forms: list[Any] = [jax.tree.structure(tree), jax.tree.structure(mask)]
+    if forms[0] != forms[1]:
+        mask = _by_path(tree, mask, name, of)
+    for path, leaf, m in zip(paths(tree), jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True):
+        if shapes and jnp.ndim(m) and jnp.shape(m) != jnp.shape(leaf):
+            raise ValueError(
+                f"{name}: leaf {path!r} has shape {jnp.shape(m)}; it must be {jnp.shape(leaf)} or ()."
+            )
+    return jax.tree.map(placed, mask, tree)
+
+
+def _by_path(tree: PyTree, mask: PyTree, name: str, of: str) -> PyTree:
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_left_out)[0]
+    names = [unboxed(path_of(keys)) for keys, leaf in flat if not _left_out(leaf)]
+    gaps = [path_of(keys) for keys, leaf in flat if _left_out(leaf)]
+    known = dict(zip(map(unboxed, paths(mask)), jax.tree.leaves(mask), strict=True))
+    ours, theirs = set(names), set(known)
+    if len(ours) < len(names) or len(theirs) < len(jax.tree.leaves(mask)):
+        raise ValueError(
+            f"{name}: its containers are not the {of}' and two leaves have one path; rename one."
+        )
+    extra = [p for p in known if p not in ours and not any(_within(p, gap) for gap in gaps)]
+    hint = ", as mask = prune.ones(params) does" if name == "mask" else ""
+    for here, there, lost in ((of, name, [p for p in names if p not in known]),
+                              (name, of, extra)):  # fmt: skip
+        if lost:
+            raise ValueError(
+                f"{name}: its tree is not that of the {of}: leaf {lost[0]!r} is in the {here} and "
+                f"not in the {there}; give the two the same leaves{hint}."
+            )
+    return jax.tree.unflatten(jax.tree.structure(tree), [known[path] for path in names])
+
+
+def _within(path: str, root: str) -> bool:
+    return not root or f"{path}/".startswith(f"{root}/")
+
+
+def _left_out(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def unboxed(path: str) -> str:
+    """The path without the `value` in which NNX boxes a leaf."""
+    return path.removesuffix("/value")
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf holds PRNG keys."""
+    return jnp.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jax.dtypes.prng_key)
+
+
+def check_leaf(path: str, leaf: Any, name: str = "params") -> None:
+    """Raises if a leaf of the tree of that name is neither an array nor a number."""
+    if not (hasattr(leaf, "dtype") or isinstance(leaf, (int, float, complex))):
+        raise ValueError(
+            f"{name}: leaf {path!r} is a {type(leaf).__name__}, no array; split off what is none, for "
+            "example with equinox.partition(model, equinox.is_array)."
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first paths, as an example of all."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
