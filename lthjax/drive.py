@@ -4,7 +4,6 @@ A finished dense network starts the chains of its seed; a finished ticket queues
 """
 
 import logging
-import sys
 import zlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
@@ -15,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lthjax import data, fields, imp, optim, prune, record, rng, settings, supermask, train
+from lthjax import data, fields, home, imp, optim, prune, record, rng, settings, supermask, train
 from lthjax.arms import ARMS, Context
 from lthjax.background import Background
 from lthjax.devices import hardware, hosts, replicate
-from lthjax.errors import UserError, shell
+from lthjax.errors import UserError
 from lthjax.follower import Follower
 from lthjax.imp import DENSE, Cell, Chain, Leader, Task
 from lthjax.models import Variables
@@ -155,7 +154,7 @@ def drive(
     checkpoint_seconds: float,
 ) -> None:
     """Trains one queue that all studies fill."""
-    _log.info("lthjax on %s, %s", hardware.described(), shell(*sys.argv))
+    _log.info("lthjax on %s, %s", hardware.described(), home.typed())
     trainers: dict[str, train.Trainer] = {}
     for one in studies:
         if one.training not in trainers:

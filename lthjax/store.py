@@ -32,8 +32,8 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from lthjax import config, fields, files, locks, manifest, models, prune, train
-from lthjax.errors import DAMAGED, UserError, shell
+from lthjax import config, fields, files, home, locks, manifest, models, prune, train
+from lthjax.errors import DAMAGED, UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 from lthjax.prune._files import nested
@@ -669,7 +669,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _mend(run: Path) -> str:
-    command = shell("python", "-m", "analysis.check", run, "--repair")
+    command = home.command("check", run, "--repair")
     return f"{command} sets it aside, and the command that made it then makes it anew"
 
 

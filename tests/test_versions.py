@@ -66,7 +66,7 @@ def environment(folder: Path, version: str, packages: list[str]) -> str:
     """The interpreter of a fresh environment with these packages and then lthjax."""
     subprocess.run([interpreter(version), "-m", "venv", folder], check=True)
     python = str(folder / "bin" / "python")
-    for wanted in (packages, ["--editable", str(ROOT)]):
+    for wanted in (packages, ["--editable", f"{ROOT}[lab]"]):
         install = [
             python,
             "-m",
