@@ -5,10 +5,12 @@ import dataclasses
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
 import tempfile
+import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +170,7 @@ LENGTHY = {
     "test_predict": ("test_the_command_says_first",),
     "test_sweep": ("test_the_comparison_page", "test_overrides_go_to_every_study"),
     "test_transfer": ("test_",),
+    "test_versions": ("test_what_is_installed",),
     "test_watching": ("test_services",),
 }
 _MEASURED = ("test_landscape_command", "test_stability")
@@ -191,6 +194,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.lengthy)
         if file not in PLAIN:
             item.add_marker(pytest.mark.study)
+
+
+def required(extra: str = "") -> dict[str, str]:
+    """Package -> module of the dependencies in pyproject.toml, or of one of the extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    unlike = {"orbax-checkpoint": "orbax", "scikit-learn": "sklearn"}
+    names = [re.split(r"[\[><=]", package)[0] for package in packages]
+    return {name: unlike.get(name, name.replace("-", "_")) for name in names}
 
 
 def arrays(

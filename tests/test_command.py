@@ -1,5 +1,6 @@
 """The command `lthjax`, the name `lthjax.analysis`, and what commands and configs are called where."""
 
+import ast
 import importlib
 import os
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, required
 
 import analysis.run
 import lthjax.analysis.run
@@ -157,3 +158,27 @@ def test_another_package_of_that_name_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(sys.modules, "lthjax.analysis")
     with pytest.raises(ImportError, match="comes first as `analysis`, and is not the package beside lthjax"):
         importlib.import_module("lthjax.analysis")
+
+
+def test_what_is_shipped_imports_what_is_declared() -> None:
+    """The wheel holds three folders of the checkout; they import nothing else of it, and no other package."""
+    declared = required() | required("lab")
+    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8").partition("## Dependencies")[2]
+    tables = page.partition("`pip install '.[bench]'`")[0]
+    assert sorted(re.findall(r"^\| ([\w-]+) \| (?!why)", tables, re.M)) == sorted(declared)
+    used: dict[str, set[str]] = {}
+    shipped = [path for of in ("lthjax", "analysis", "configs") for path in (ROOT / of).rglob("*.py")]
+    for path in shipped:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in names:
+                used.setdefault(name.partition(".")[0], set()).add(str(path.relative_to(ROOT)))
+    others = used.keys() - sys.stdlib_module_names - {"lthjax"}
+    # They come with jinja2, jax and TFDS; the last two are asked for where they are needed.
+    beside = {"markupsafe", "ml_dtypes", "requests", "pandas", "tensorflow"}
+    # TFDS needs it and does not say so.
+    assert others - beside - {"analysis"} == {*declared.values()} - {"importlib_resources"}
+    # In a checkout alone, and for types alone.
+    assert used["analysis"] == {"lthjax/analysis.py", "lthjax/launch.py"}

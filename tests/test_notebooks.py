@@ -43,6 +43,17 @@ def execute(name: str, where: Path, monkeypatch: pytest.MonkeyPatch, steps: int)
     return client.execute()
 
 
+def check_nothing_is_left(where: Path) -> None:
+    """Checks that git ignores whatever a notebook has left beside it."""
+    left = [f"notebooks/{path.name}" for path in where.iterdir() if path.name not in (".ipython", ".jupyter")]
+    assert left
+    if (ROOT / ".git").exists():
+        done = subprocess.run(
+            ["git", "check-ignore", *left], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.split() == left
+
+
 def printed(notebook: Any, name: str = "stdout") -> str:
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     return "".join(output.text for output in outputs if output.get("name") == name)
@@ -96,6 +107,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(prune.totals(ticket.mask)[0]) == total
     assert ticket.metadata["level"] == 14
     assert ticket.origin is not None
+    check_nothing_is_left(tmp_path)
 
 
 def test_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +134,7 @@ def test_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(drawn) == 2
     for figure in drawn:
         check_drawn(figure, [*ARMS, "#444444"])
+    check_nothing_is_left(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["quickstart.ipynb", "colab_tpu.ipynb"])

@@ -1,8 +1,6 @@
 import math
-import re
 import subprocess
 import sys
-import tomllib
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
+from conftest import required
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -665,14 +663,8 @@ def test_optax_may_leave_out_leaves_around_masked(outer: str) -> None:
 
 def test_prune_needs_the_base_packages_alone(tmp_path: Path) -> None:
     """What the extra `lab` adds it does without."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    base, lab = (
-        {re.split(r"[\[><=]", package)[0] for package in packages}
-        for packages in (project["dependencies"], project["optional-dependencies"]["lab"])
-    )
-    assert base == {"jax", "numpy", "optax", "safetensors"}
-    modules = {"orbax-checkpoint": "orbax", "scikit-learn": "sklearn"}
-    lacking = {modules.get(name, name.replace("-", "_")) for name in lab}
+    assert required().keys() == {"jax", "numpy", "optax", "safetensors"}
+    lacking = {*required("lab").values()}
     assert {"flax", "orbax", "tensorflow_datasets", "matplotlib"} <= lacking
     code = f"""if True:
         import sys

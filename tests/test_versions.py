@@ -162,18 +162,18 @@ def test_what_is_installed_works_in_any_folder(installed: Path, tmp_path: Path) 
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    small = ("--model", "lenet300", "--seeds", 0, "--levels", 1, "--control-levels", 1, "--train.steps", 6)
-    page = tmp_path / lthjax("run", "--config", "quickstart", *small, "--no-cache", "--quiet").strip()
+    small = ("--model", "lenet300", "--seeds", 0, "--levels", 1, "--arms", "ticket", "--train.steps", 6)
+    page = tmp_path / lthjax("run", "--config", "quickstart", *small, "--quiet").strip()
     run = page.parent.parent
     about = json.loads((run / "study.json").read_text())
     assert about["commands"] == [
-        "lthjax run --config quickstart --model lenet300 --seeds 0 --levels 1 --control-levels 1 "
-        "--train.steps 6 --no-cache --quiet"
+        "lthjax run --config quickstart --model lenet300 --seeds 0 --levels 1 --arms ticket "
+        "--train.steps 6 --quiet"
     ]
     assert about["git"] is None
     assert (run / "config.py").read_text() == (ROOT / "configs" / "quickstart.py").read_text()
     name = Path("runs", run.name)
-    assert lthjax("savings", name, "--quick").endswith(f"{name}/savings.json\n")
+    assert lthjax("savings", name, "--quick", "--levels", 1).endswith(f"{name}/savings.json\n")
     assert lthjax("export", name, "--level", 1, "ticket.safetensors") == "ticket.safetensors\n"
     assert prune.load(tmp_path / "ticket.safetensors").metadata["model"] == "lenet300"
     before = page.read_text(encoding="utf-8")
