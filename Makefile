@@ -6,6 +6,7 @@
 # make faults: kills, full disks and flipped bits at length
 # make docs: builds the documentation into site/; a warning is an error
 # make lock: writes requirements.lock, the exact versions that pip chooses today
+# make owner OWNER=name: writes who hosts the repository into README.md and the notebooks
 # PYTHON chooses the interpreter (3.11 or newer) that makes .venv
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 # Lint and documentation side by side.
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo test test-all ci quick faults lint docs lock clean
+.PHONY: demo test test-all ci quick faults lint docs lock owner clean
 
 demo: $(VENV)/.installed
 	@$(RUN) run.py --config configs/quickstart.py
@@ -46,14 +47,19 @@ docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 lock: $(VENV)/.installed
-	$(RUN) -m pip install --quiet --dry-run --ignore-installed --report .lock.json .
+	$(RUN) -m pip install --quiet --dry-run --ignore-installed --report .lock.json '.[lab]'
 	$(RUN) -c 'import json; print(*sorted("{name}=={version}".format(**i["metadata"]) for i in json.load(open(".lock.json"))["install"] if i["metadata"]["name"] != "lthjax"), sep="\n")' > requirements.lock
 	@rm .lock.json
+
+owner:
+	@test -n "$(OWNER)" || { echo "name who hosts the repository: make owner OWNER=name"; exit 2; }
+	sed -i.before -E 's#(github\.com/)[^/]+(/lthjax)#\1$(OWNER)\2#' README.md notebooks/*.ipynb
+	@rm README.md.before notebooks/*.before
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lthjax needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable .
+	$(RUN) -m pip install --quiet --editable '.[lab]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml

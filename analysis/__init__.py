@@ -2,17 +2,17 @@
 
 import sys
 
-from lthjax import cli, errors
+from lthjax import cli, command, errors
 
 try:
     cli.load_jax()
+    with command.laboratory_needed():
+        from .run import COLUMNS, Row, Run, frame, load, open_run
 except errors.UserError as error:
     if sys.argv[0] != "-m":
         raise
     # `python -m analysis.X` imports this package before the command could say what is wrong.
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-
-from .run import COLUMNS, Row, Run, frame, load, open_run
 
 __all__ = ["COLUMNS", "Row", "Run", "frame", "load", "open_run"]

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli
+from lthjax import cli, home
 from lthjax.check import check, repair
 from lthjax.errors import UserError
 
@@ -32,7 +32,7 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """The command line; status 1 where something is damaged and was not set aside."""
-    options = cli.parsed(Options, arguments, "python -m analysis.check")
+    options = cli.parsed(Options, arguments, home.command("check"))
     if not options.run:
         raise UserError("RUN: it is missing; name a run folder, or several.")
     left = 0

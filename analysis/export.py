@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import arms, cli, prune
+from lthjax import arms, cli, home, prune
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
@@ -131,7 +131,7 @@ def chosen(run: Run, options: Options) -> Cell:
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    options = cli.parsed(Options, arguments, "python -m analysis.export")
+    options = cli.parsed(Options, arguments, home.command("export"))
     run = open_run(options.run)
     cell = chosen(run, options)
     file = export(run, cell, options.file)

@@ -18,7 +18,7 @@ import tyro
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from lthjax import cli, files, prune
+from lthjax import cli, files, home, prune
 from lthjax.errors import UserError, unknown
 from lthjax.imp import DENSE, Cell
 
@@ -197,7 +197,7 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    options = cli.parsed(Options, arguments, "python -m analysis.mask")
+    options = cli.parsed(Options, arguments, home.command("mask"))
     run = open_run(options.run)
     rows = run.finished()
     seed = min(row.seed for row in rows) if options.seed is None else options.seed

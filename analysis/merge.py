@@ -14,8 +14,8 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli
-from lthjax.errors import counted, shell
+from lthjax import cli, home
+from lthjax.errors import counted
 from lthjax.merge import merge
 
 from .analyses import ANALYSES
@@ -33,7 +33,7 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    options = cli.parsed(Options, arguments, "python -m analysis.merge")
+    options = cli.parsed(Options, arguments, home.command("merge"))
     done = merge(options.runs, options.into)
     for run, count in done.copied.items():
         _say(f"{run}: {counted(count, 'cell or rewind state', 'cells and rewind states')} copied")
@@ -41,8 +41,8 @@ def main(arguments: list[str]) -> None:
     if alone := [path for run in done.copied for path in _analyses(run)]:
         _say(f"not merged, as analyses look at whole runs: {', '.join(map(str, alone))}")
     if done.into.absolute().name != done.name:
-        _say(f"run.py goes on with the study where the folder is called {done.name}")
-    _say(f"{shell('python', '-m', 'analysis.report', done.into)} writes the report")
+        _say(f"{home.RUN} goes on with the study where the folder is called {done.name}")
+    _say(f"{home.command('report', done.into)} writes the report")
     print(done.into)
 
 

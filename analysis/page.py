@@ -140,6 +140,7 @@ def write(
         templates = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
         made = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
         made.filters["unbroken"] = unbroken
+        made.tests["command"] = lambda value: str(value).startswith(("python ", "lthjax "))
         html = made.get_template("report.html").render(
             title=title,
             subtitle=subtitle,

@@ -21,7 +21,7 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli, files
+from lthjax import cli, files, home
 from lthjax.errors import UserError
 from lthjax.folder.verified import read_study
 
@@ -126,7 +126,7 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    *runs, folder = cli.parsed(Options, arguments, "python -m analysis.publish").paths or [Path()]
+    *runs, folder = cli.parsed(Options, arguments, home.command("publish")).paths or [Path()]
     if not runs:
         raise UserError("FOLDER: it is missing; name the run folders, and last the folder to write.")
     print(publish(runs, folder))

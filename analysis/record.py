@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from lthjax import cli, config, progress, settings
+from lthjax import cli, config, home, progress, settings
 from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.measures.stats import Outcome
@@ -182,7 +182,7 @@ def command(analysis: Analysis) -> Callable[[list[str]], None]:
     """The main function of the command of an analysis."""
 
     def main(arguments: list[str]) -> None:
-        options = cli.parsed(analysis.options, arguments, f"python -m analysis.{analysis.name}")
+        options = cli.parsed(analysis.options, arguments, home.command(analysis.name))
         prepare(options)
         if options.config is not None:
             config.load_all(options.config)

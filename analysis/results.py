@@ -20,7 +20,7 @@ from typing import Annotated
 import jinja2
 import tyro
 
-from lthjax import cli, files, progress
+from lthjax import cli, files, home, progress
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
 from lthjax.measures import stats
@@ -219,9 +219,13 @@ def pages(root: Path) -> dict[Path, str]:
     """Path -> text of the pages of a repository, which holds README.md and results/.
 
     Raises:
-        UserError: as `render`, or README.md lacks the two marks.
+        UserError: as `render`, or it is no such repository, or README.md lacks the two marks.
     """
     folder, front = root / "results", root / "README.md"
+    if not folder.is_dir() or not front.is_file():
+        raise UserError(
+            f"{root}: it has no README.md beside results/, which it renders; name a checkout of lthjax."
+        )
     before, found, rest = front.read_text(encoding="utf-8").partition(OPEN)
     _, ended, after = rest.partition(CLOSE)
     if not (found and ended):
@@ -243,7 +247,7 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    options = cli.parsed(Options, arguments, "python -m analysis.results")
+    options = cli.parsed(Options, arguments, home.command("results"))
     for path, text in pages(options.root).items():
         files.write_whole(path, text.encode())
         print(path)

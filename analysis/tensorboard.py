@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli
+from lthjax import cli, home
 from lthjax.errors import UserError
 from lthjax.folder.places import folder
 
@@ -75,7 +75,7 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    options = cli.parsed(Options, arguments, "python -m analysis.tensorboard")
+    options = cli.parsed(Options, arguments, home.command("tensorboard"))
     print(write(options.run, options.to))
 
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lthjax.errors import counted, shell
+from lthjax import home
+from lthjax.errors import counted
 from lthjax.measures.stats import Interval, Verdict
 
 _NETWORKS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Small CNN",
@@ -12,6 +13,8 @@ _NETWORKS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Sma
 _DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR-10",
          "cifar100": "CIFAR-100", "mnist_10k": "10,000 images of MNIST"}  # fmt: skip
 
+command = home.command
+"""The command of an analysis, as a shell takes it: `python -m analysis.predict runs/A`."""
 # The kind of bounds that decide, where nothing else is said.
 RULE = "one-sided 95 %"
 
@@ -20,11 +23,6 @@ def title(about: Mapping[str, Any]) -> str:
     """A study's network and data, for a heading: `LeNet-5 on MNIST`; from its study.json."""
     model, data = about["config"]["model"], about["config"]["data"]["name"]
     return f"{_NETWORKS.get(model, model)} on {_DATA.get(data, data)}"
-
-
-def command(name: str, *arguments: object) -> str:
-    """The command of an analysis, as a shell takes it: `python -m analysis.predict runs/A`."""
-    return shell("python", "-m", f"analysis.{name}", *arguments)
 
 
 def interval(of: Interval, form: str, between: str = " ") -> str:

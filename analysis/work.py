@@ -1,12 +1,10 @@
 """Further trainings from a finished run: their cost, training in chunks, and the store of their cells."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
-from lthjax import fields, progress, record, study
-from lthjax.errors import shell
+from lthjax import fields, home, progress, record, study
 from lthjax.folder.store import Store
 from lthjax.imp import Cell
 from lthjax.study import Watch
@@ -28,7 +26,7 @@ def kept(run: Run, *folders: str, **told: Any) -> Store:
     Raises:
         UserError: it cannot be written, or another process writes to it.
     """
-    about = {**run.about, "commands": [shell(*sys.argv)], **told}
+    about = {**run.about, "commands": [home.typed()], **told}
     return Store(run.path.joinpath(*folders), cast(fields.About, about))
 
 

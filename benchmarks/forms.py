@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from benchmarks import measure
 from lthjax import config, models
 from lthjax.devices import conv
+from lthjax.measures import timing
 
 Form = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -68,7 +69,7 @@ def run(model: str, batch: int, replicates: int, count: int, precision: str) -> 
             return call
 
         grouped, ours = forms(images, kernel, padding)
-        timed = measure.pairs(work(ours), work(grouped), count)
+        timed = timing.pairs(work(ours), work(grouped), count)
         rows.append(
             {
                 "layer": name,

@@ -20,10 +20,10 @@ from typing import Any
 
 import jax
 
-from benchmarks import measure
 from benchmarks.train_step import trainer_of
 from lthjax import config, models, prune, rng, study
 from lthjax.devices import replicate
+from lthjax.measures import timing
 from lthjax.training.job import Job
 from lthjax.training.probe import prepared_segment
 
@@ -42,7 +42,7 @@ def replicates(model: str, batch: int, steps: int, count: int) -> dict[str, dict
     timed: dict[int, list[float]] = {r: [] for r in segments}
     for _ in range(count):
         for r, segment in segments.items():
-            taken = measure.seconds(lambda segment=segment: jax.block_until_ready(segment()))  # type: ignore[misc]
+            taken = timing.seconds(lambda segment=segment: jax.block_until_ready(segment()))  # type: ignore[misc]
             timed[r].append(1000 * taken / steps / r)
     return {
         str(r): {"ms": statistics.median(v), "lowest": min(v), "highest": max(v)} for r, v in timed.items()
@@ -96,9 +96,9 @@ def starts(count: int) -> dict[str, float]:
 
         call(*small, "--out", out)
         return {
-            "help_s": statistics.median(measure.seconds(lambda: call("--help")) for _ in range(count)),
+            "help_s": statistics.median(timing.seconds(lambda: call("--help")) for _ in range(count)),
             "finished_s": statistics.median(
-                measure.seconds(lambda: call(*small, "--out", out)) for _ in range(count)
+                timing.seconds(lambda: call(*small, "--out", out)) for _ in range(count)
             ),
         }
 

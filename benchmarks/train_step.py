@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks import measure
 from lthjax import batches, config, data, durations, models, optim, prune, rng
 from lthjax.devices import replicate
+from lthjax.measures import timing
 from lthjax.training.job import Job
 from lthjax.training.probe import prepared_segment
 from lthjax.training.trainer import Trainer, assemble
@@ -42,7 +43,7 @@ def run(
     images, labels, device = dataset.train_images, dataset.train_labels, peer.device()
     loop = peer.Loop(model, images, labels, batch, 1.2e-3, split.mean, split.std, device)
     # The peer trains replicates one after another, so timing one of them is enough.
-    timed = measure.pairs(lambda: jax.block_until_ready(segment()), lambda: loop.train(order), count)
+    timed = timing.pairs(lambda: jax.block_until_ready(segment()), lambda: loop.train(order), count)
     ours = 1000 * timed.ours / steps / trainer.width
     rate = measure.step_gflop(built, batch) / (ours / 1000)
     peak = measure.matmul_peak()

@@ -16,20 +16,26 @@ _Options = TypeVar("_Options")
 _NONE: Mapping[str, str] = {}
 
 
-def run(main: Callable[[list[str]], None], addresses: Mapping[str, str] = _NONE) -> None:
+def run(
+    main: Callable[[list[str]], None],
+    addresses: Mapping[str, str] = _NONE,
+    arguments: list[str] | None = None,
+) -> None:
     """Runs a command, and reports an early end in one sentence.
 
     Args:
         main: the command.
         addresses: option -> the scheme of the addresses that it takes.
+        arguments: its arguments; by default those of the process.
 
     A user's mistake or a disk error ends it with status 2. Ctrl-C, SIGTERM and SIGHUP end it within a few
     seconds, with status 128 plus the signal's number. Files written until then are complete.
     """
     try:
         with signals.stoppable():
-            check_arguments(sys.argv[1:], addresses)
-            main(sys.argv[1:])
+            arguments = sys.argv[1:] if arguments is None else arguments
+            check_arguments(arguments, addresses)
+            main(arguments)
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:

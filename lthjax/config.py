@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from lthjax import home
 from lthjax.errors import UserError, unknown
 from lthjax.rows import Listed
 
@@ -199,18 +200,42 @@ def load(path: str | Path) -> Study:
     return found[0]
 
 
+def shipped() -> dict[str, Path]:
+    """Name -> file of the configs of the package, or of the checkout."""
+    return {path.stem: path for path in sorted((home.FOLDER / "configs").glob("*.py"))}
+
+
+def located(path: str | Path) -> Path:
+    """The file of a shipped config whose bare name, such as `quickstart`, this is; else the path as it is."""
+    path = Path(path)
+    return shipped().get(path.name, path) if _bare(path) and not path.exists() else path
+
+
+def _bare(path: Path) -> bool:
+    return str(path) == path.stem
+
+
 def load_all(path: str | Path) -> list[Study]:
     """The studies in a config file: its `config`, or all of its `configs`.
+
+    Args:
+        path: the file, or the bare name of a shipped config.
 
     Raises:
         UserError: the file does not exist, fails to run, or defines neither of them.
     """
-    path = Path(path)
+    path = located(path)
     if not path.is_file():
+        names = shipped()
+        if _bare(path):
+            raise unknown("--config", str(path), names)
         there = sorted(str(p) for p in path.parent.glob("*.py"))
         if there:
             raise unknown("--config", str(path), there)
-        raise UserError(f"--config: {str(path)!r} is not a file; give the path of a config file.")
+        raise UserError(
+            f"--config: {str(path)!r} is not a file; give the path of a config file, or the name of one of "
+            f"the package: {', '.join(names)}."
+        )
     beside = str(path.parent.resolve())
     sys.path.insert(0, beside)  # so that it can import its neighbours
     try:

@@ -1,7 +1,6 @@
 """Trains the missing cells of studies: a queue that all of them fill, results written in the background."""
 
 import logging
-import sys
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -9,10 +8,9 @@ from functools import partial
 import jax
 import numpy as np
 
-from lthjax import record
+from lthjax import home, record
 from lthjax.background import Background
 from lthjax.devices import hardware, hosts
-from lthjax.errors import shell
 from lthjax.folder.store import Store
 from lthjax.follower import Follower
 from lthjax.growth import Run, Watch
@@ -36,7 +34,7 @@ def drive(
     checkpoint_seconds: float,
 ) -> None:
     """Trains one queue that all studies fill."""
-    _log.info("lthjax on %s, %s", hardware.described(), shell(*sys.argv))
+    _log.info("lthjax on %s, %s", hardware.described(), home.typed())
     trainers: dict[str, Trainer] = {}
     for one in studies:
         if one.training not in trainers:

@@ -4,13 +4,12 @@
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from lthjax import config, fields, manifest
-from lthjax.errors import UserError, shell
+from lthjax import config, fields, home, manifest
+from lthjax.errors import UserError
 from lthjax.folder.places import PLACES, folder, state_folder
 from lthjax.folder.reader import Reader
 from lthjax.folder.store import Store
@@ -128,7 +127,7 @@ def _about(abouts: Mapping[Path, fields.About]) -> fields.About:
     joined = {
         **every[0],
         "config": {**every[0]["config"], "seeds": seeds},
-        "commands": [*all_of("commands"), shell(*sys.argv)],
+        "commands": [*all_of("commands"), home.typed()],
         "environment": all_of("environment"),
     }
     if not all(map(has_manifests, abouts)):

@@ -14,9 +14,8 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from lthjax import config, data, fields, prune, settings
+from lthjax import config, data, fields, home, prune, settings
 from lthjax.devices import hardware
-from lthjax.errors import shell
 from lthjax.folder import verified
 from lthjax.imp import DENSE, Cell
 from lthjax.training.job import Job, Trained
@@ -96,7 +95,7 @@ def about(
             "validation": study.data.validation,
             "test": len(dataset.test_images),
         },
-        "commands": [shell(*sys.argv)],
+        "commands": [home.typed()],
         "versions": {"python": platform.python_version(), **versions},
         "devices": hardware.described(),
         "environment": [settings.environment()],
@@ -118,7 +117,12 @@ def warn_of_environment(run: Path) -> None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this package is in, if it is in one."""
+    """The commit of the checkout that this package is in; None of an installed package.
+
+    An environment may lie in a repository of other things, whose commit says nothing of this package.
+    """
+    if home.INSTALLED:
+        return None
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"],

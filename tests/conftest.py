@@ -5,10 +5,12 @@ import dataclasses
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
 import tempfile
+import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +50,11 @@ PLAIN = (
     "test_overrides", "test_prune", "test_prune_optimiser", "test_prune_sharded", "test_publish",
     "test_readme", "test_results", "test_rows", "test_rules", "test_short", "test_shorthand",
     "test_stats", "test_ticket_files", "test_training_length", "test_verdicts",
+    "test_any_rows", "test_claims", "test_command", "test_config", "test_conform", "test_data", "test_doctor",
+    "test_examples", "test_files", "test_layouts", "test_locks", "test_optim", "test_overrides",
+    "test_prune", "test_prune_optimiser", "test_prune_sharded", "test_publish", "test_readme",
+    "test_results", "test_rows", "test_rules", "test_short", "test_shorthand", "test_stats",
+    "test_ticket_files", "test_training_length", "test_verdicts",
 )  # fmt: skip
 # Files that take a worker minutes. They come first and PLAIN ones last, so that both workers end together.
 LONG = ("test_versions", "test_configs", "test_landscape_command", "test_conv", "test_report", "test_hessian")
@@ -185,6 +192,7 @@ LENGTHY = {
     "test_sharing": ("test_a_seed_of_a_sweep",),
     "test_sweep": ("test_the_comparison_page", "test_overrides_go_to_every_study"),
     "test_transfer": ("test_",),
+    "test_versions": ("test_what_is_installed",),
     "test_watching": ("test_services",),
 }
 # By file the fixture that takes long to make: the tests that look at it are slow.
@@ -206,6 +214,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.lengthy)
         if file not in PLAIN:
             item.add_marker(pytest.mark.study)
+
+
+def required(extra: str = "") -> dict[str, str]:
+    """Package -> module of the dependencies in pyproject.toml, or of one of the extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    unlike = {"orbax-checkpoint": "orbax", "scikit-learn": "sklearn"}
+    names = [re.split(r"[\[><=]", package)[0] for package in packages]
+    return {name: unlike.get(name, name.replace("-", "_")) for name in names}
 
 
 def arrays(

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import forms, measure
 from lthjax import models
+from lthjax.measures import timing
 
 
 def test_gflop_of_a_step_by_hand() -> None:
@@ -20,7 +21,7 @@ def test_gflop_of_a_step_by_hand() -> None:
 
 def test_pairs_interleave_and_take_medians() -> None:
     called: list[str] = []
-    got = measure.pairs(lambda: called.append("a"), lambda: called.append("b"), 3)
+    got = timing.pairs(lambda: called.append("a"), lambda: called.append("b"), 3)
     assert called == ["a", "b"] * 4
     assert got.spread[0] <= got.ratio <= got.spread[1]
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import run
 from analysis import load, record, report
 from analysis.analyses import ANALYSES
-from lthjax import config, data, prune, rng, study
+from lthjax import config, data, launch, prune, rng, study
 from lthjax.arms import ARMS
 from lthjax.criteria import CRITERIA
 from lthjax.data import SOURCES
@@ -71,7 +70,7 @@ def test_own_data_network_criterion_and_arm_make_a_study(
         return genuine(trainer, some, *others)
 
     monkeypatch.setattr(train, "train", noted)
-    run.main(ARGUMENTS)
+    launch.main(ARGUMENTS)
     page = Path(capsys.readouterr().out.strip())
     folder = page.parent.parent
     # Dense, and at two levels ticket and mine.
@@ -82,7 +81,7 @@ def test_own_data_network_criterion_and_arm_make_a_study(
 
     loaded = config.load("mine.py")
     assert (loaded.model, loaded.prune.criterion, loaded.data.name) == ("mine", "mine", "mine")
-    prepared = study.prepare(run.parse(ARGUMENTS)[0].study)
+    prepared = study.prepare(launch.parse(ARGUMENTS)[0].study)
     assert (prepared.dataset.classes, len(prepared.dataset.train_images)) == (2, 2000)
     store = Reader(folder)
     initial = jax.device_get(prepared.model.init(rng.stream(0, "init")))
@@ -129,7 +128,7 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     np.testing.assert_array_equal(start["fc1"]["bias"], origin["fc1"]["bias"])
 
     # Again: nothing is trained. Where the file is not loaded, its arm is still in the report.
-    run.main(ARGUMENTS)
+    launch.main(ARGUMENTS)
     assert len(jobs) == 5
     for table in tables[:3]:
         del table["mine"]

@@ -1,9 +1,14 @@
 """The notebooks: their output and figures when run with few steps, and their stored output."""
 
 import base64
+import importlib.machinery
 import io
 import os
 import re
+import shutil
+import subprocess
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +41,17 @@ def execute(name: str, where: Path, monkeypatch: pytest.MonkeyPatch, steps: int)
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", coalesce_streams=True,
                             resources={"metadata": {"path": str(where)}})  # fmt: skip
     return client.execute()
+
+
+def check_nothing_is_left(where: Path) -> None:
+    """Checks that git ignores whatever a notebook has left beside it."""
+    left = [f"notebooks/{path.name}" for path in where.iterdir() if path.name not in (".ipython", ".jupyter")]
+    assert left
+    if (ROOT / ".git").exists():
+        done = subprocess.run(
+            ["git", "check-ignore", *left], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.split() == left
 
 
 def printed(notebook: Any, name: str = "stdout") -> str:
@@ -91,6 +107,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(prune.totals(ticket.mask)[0]) == total
     assert ticket.metadata["level"] == 14
     assert ticket.origin is not None
+    check_nothing_is_left(tmp_path)
 
 
 def test_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +117,7 @@ def test_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ": 0 of 34 cells are done, 68 steps to go\n" in out
     assert "unplugged\n5 of 34 cells are done, " in out
     assert "34 of 34 cells are done, 0 steps to go, after" in out
-    assert "; 36 of 36 result files as they were\n" in out
+    assert "; 34 of 34 cells have their result files as they were\n" in out
     assert "29 of 34 cells to train" in told
     assert len(re.findall(r"^\[\d+/34\] seed", told, re.M)) == 34
     (run,) = (tmp_path / "runs").iterdir()
@@ -117,6 +134,7 @@ def test_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(drawn) == 2
     for figure in drawn:
         check_drawn(figure, [*ARMS, "#444444"])
+    check_nothing_is_left(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["quickstart.ipynb", "colab_tpu.ipynb"])
@@ -136,3 +154,50 @@ def test_what_is_kept_was_executed_and_is_small(name: str) -> None:
         "colab_tpu.ipynb": "34 of 34 cells are done",
     }
     assert last[name] in printed(notebook)
+
+
+@pytest.mark.parametrize("name", ["quickstart.ipynb", "colab_tpu.ipynb"])
+def test_on_colab_it_installs_from_one_address_or_says_that_there_is_none(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("google", "google.colab"):
+        made = types.ModuleType(module)
+        made.__spec__ = importlib.machinery.ModuleSpec(module, None)
+        monkeypatch.setitem(sys.modules, module, made)
+    mounted: list[str] = []
+    sys.modules["google.colab"].drive = types.SimpleNamespace(mount=mounted.append)  # type: ignore[attr-defined]
+    installed: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda words, check: installed.append(words))
+    cells = [
+        cell.source
+        for cell in nbformat.read(NOTEBOOKS / name, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
+    code = "\n".join(cells[: 1 + next(i for i, cell in enumerate(cells) if "pip" in cell)])
+    with pytest.raises(Exception, match="ADDRESS is not set: ") as stopped:
+        exec(code, {})
+    assert stopped.value._render_traceback_() == [str(stopped.value)]
+    assert "\n" not in str(stopped.value)
+    assert not installed + mounted
+    exec(code.replace("OWNER/lthjax", "somebody/lthjax"), {})
+    ((*_, package),) = installed
+    assert package == "lthjax[lab] @ git+https://github.com/somebody/lthjax"
+    assert len(mounted) == (name == "colab_tpu.ipynb")
+
+
+def test_one_owner(tmp_path: Path) -> None:
+    """`make owner` writes it everywhere."""
+    pages = [Path("README.md"), *(path.relative_to(ROOT) for path in NOTEBOOKS.glob("*.ipynb"))]
+    (tmp_path / "notebooks").mkdir()
+    for page in (*pages, "Makefile"):
+        shutil.copy(ROOT / page, tmp_path / page)
+    done = subprocess.run(
+        ["make", "owner", "OWNER=some-body"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for page in pages:
+        before, after = ((root / page).read_text(encoding="utf-8") for root in (ROOT, tmp_path))
+        assert after != before
+        assert {*re.findall(r"github\.com/([^/]+)/lthjax", after)} == {"some-body"}
+        assert re.sub(r"com/[^/]+/lthjax", "", after) == re.sub(r"com/[^/]+/lthjax", "", before)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(pages) + 1

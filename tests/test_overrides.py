@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import run as run_py
 from analysis import export
 from analysis.run import Row
-from lthjax import config, imp, overrides, plan
+from lthjax import config, imp, launch, overrides, plan
 from lthjax.config import Data, Prune, Study, Train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
@@ -19,7 +18,7 @@ def parsed(folder: Path, made: str, *options: str) -> list[Study]:
     """What the command line makes of a config file."""
     file = folder / "own.py"
     file.write_text(HEAD + made)
-    return [one.study for one in run_py.parse(["--config", str(file), *options])]
+    return [one.study for one in launch.parse(["--config", str(file), *options])]
 
 
 @pytest.mark.parametrize(

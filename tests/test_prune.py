@@ -3,6 +3,7 @@ import subprocess
 import sys
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import required
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -657,6 +659,34 @@ def test_optax_may_leave_out_leaves_around_masked(outer: str) -> None:
         assert (stepped[layer]["kernel"][~mask[layer]["kernel"]] == 0).all()
         sign = 1 if outer == "masked" else -1
         np.testing.assert_array_equal(updates[layer]["bias"], sign * gradients[layer]["bias"])
+
+
+def test_prune_needs_the_base_packages_alone(tmp_path: Path) -> None:
+    """What the extra `lab` adds it does without."""
+    assert required().keys() == {"jax", "numpy", "optax", "safetensors"}
+    lacking = {*required("lab").values()}
+    assert {"flax", "orbax", "tensorflow_datasets", "matplotlib"} <= lacking
+    code = f"""if True:
+        import sys
+        for name in {sorted(lacking)}:
+            sys.modules[name] = None
+        import jax.numpy as jnp, optax
+        from lthjax import prune
+        params = {{"w": jnp.arange(12.0).reshape(4, 3), "b": jnp.ones(3)}}
+        mask = prune.magnitude(params, prune.ones(params), 0.25)
+        tx = prune.masked(optax.adam(0.1), mask)
+        tx.update(params, tx.init(params), params)
+        prune.save({str(tmp_path / "ticket.safetensors")!r}, params, mask)
+        print(prune.table(params, prune.load({str(tmp_path / "ticket.safetensors")!r}).mask))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    header, rule, *rows, _, sums, said = done.stdout.splitlines()
+    assert header.split() == ["layer", "shape", "weights", "left", "density"]
+    assert [row.split() for row in rows] == [["b", "3", "3", "3", "-"], ["w", "4x3", "12", "9", "75.0", "%"]]
+    assert sums.split() == ["all", "prunable", "12", "9", "75.0", "%"]
+    assert {len(row) for row in (header, rule, *rows, sums)} == {len(rule)}
+    assert said == "not prunable, so left whole: b (1 leaf, 3 in all)"
 
 
 def test_importing_prune_loads_neither_flax_nor_orbax_nor_tfds() -> None:

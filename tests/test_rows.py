@@ -39,8 +39,8 @@ def test_names_are_the_keys_loaded_or_not(
 
 def test_help_lists_every_row_and_loads_no_jax() -> None:
     code = (
-        "import sys, run\n"
-        "try:\n    run.main(['--config', 'configs/quickstart.py', '--help'])\n"
+        "import sys\nfrom lthjax import launch\n"
+        "try:\n    launch.main(['--config', 'configs/quickstart.py', '--help'])\n"
         "except SystemExit:\n    pass\n"
         "print('jax' in sys.modules)"
     )

@@ -27,10 +27,9 @@ from analysis.record import Finding
 from analysis.savings.table import LevelSavings, Timing, compared, to_json
 from analysis.savings.work import timed_levels
 from analysis.tables import write_tables
-from benchmarks import measure
 from lthjax import models, prune, study
 from lthjax.errors import UserError
-from lthjax.measures import savings
+from lthjax.measures import savings, timing
 from lthjax.networks import Layer
 
 PAPER = {"lenet5": (28, 28, 1), "conv2": (32, 32, 3), "conv4": (32, 32, 3), "conv6": (32, 32, 3)}
@@ -392,7 +391,7 @@ def test_a_timing_in_words() -> None:
 def test_the_interval_of_a_median_holds_it_in_95_of_100(n: int) -> None:
     """By binomial sums: the true median is outside with probability at most 5 %; with ranks further in, the
     probability would be larger."""
-    low, high = measure.median_interval([float(i) for i in np.random.default_rng(0).permutation(n)])
+    low, high = timing.median_interval([float(i) for i in np.random.default_rng(0).permutation(n)])
     rank = int(low) + 1
     assert high == n - rank
 
@@ -401,7 +400,7 @@ def test_the_interval_of_a_median_holds_it_in_95_of_100(n: int) -> None:
 
     assert outside(rank) <= 0.05 < outside(rank + 1)
     with pytest.raises(ValueError, match="5 are too few"):
-        measure.median_interval([1.0] * 5)
+        timing.median_interval([1.0] * 5)
 
 
 def test_timing_takes_what_it_is_given_a_call() -> None:
@@ -411,7 +410,7 @@ def test_timing_takes_what_it_is_given_a_call() -> None:
     def sleeps(seconds: float) -> Callable[[], Any]:
         return lambda: time.sleep(seconds)
 
-    got = measure.calls(sleeps(0.002), sleeps(0.02), 6)
+    got = timing.calls(sleeps(0.002), sleeps(0.02), 6)
     assert got.pairs == 6
     assert 4 < got.ratio < 11
     assert got.low <= got.ratio <= got.high

@@ -9,9 +9,8 @@ import pytest
 from conftest import ROOT
 from rich.console import Console
 
-import run as run_py
 from analysis.stability.work import Options as Stability
-from lthjax import progress, shorthand
+from lthjax import launch, progress, shorthand
 from lthjax.errors import UserError, counted
 from lthjax.imp import Cell
 from lthjax.plan import Plan
@@ -68,7 +67,7 @@ def test_other_ways_are_answered_with_an_example(value: str) -> None:
 
 def test_the_commands_understand_them(capsys: pytest.CaptureFixture[str]) -> None:
     line = ["--config", str(ROOT / "configs" / "quickstart.py"), "--seeds", "0..2,9", "--prune.rate", "30%"]
-    (options,) = run_py.parse(line)
+    (options,) = launch.parse(line)
     assert (options.study.seeds, options.study.prune.rate) == ((0, 1, 2, 9), 0.3)
     assert shorthand.expanded(Stability, ["runs/x", "--seeds", "0..1", "--k", "0,9"]) == [
         "runs/x", "--seeds", "0", "1", "--k", "0", "9"

@@ -1,13 +1,19 @@
-"""The oldest and the newest JAX that pyproject.toml admits, each in a fresh environment."""
+"""The oldest and the newest JAX that pyproject.toml admits, and the wheel, each in a fresh environment."""
 
+import html
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from lthjax import prune
 
 # Colab's packages in August 2026; installing lthjax must leave them alone.
 COLAB = {
@@ -66,7 +72,7 @@ def environment(folder: Path, version: str, packages: list[str]) -> str:
     """The interpreter of a fresh environment with these packages and then lthjax."""
     subprocess.run([interpreter(version), "-m", "venv", folder], check=True)
     python = str(folder / "bin" / "python")
-    for wanted in (packages, ["--editable", str(ROOT)]):
+    for wanted in (packages, ["--editable", f"{ROOT}[lab]"]):
         install = [
             python,
             "-m",
@@ -124,3 +130,59 @@ def test_the_newest_jax_runs_a_study(tmp_path: Path) -> None:
     assert versions(python, ["jax"])["jax"].startswith("0.12.")
     assert len(study(python, tmp_path / "runs")) == 1 + 5
     assert nnx_of(python).split() == ["3"] * 4
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the wheel, and the packages that are here but for the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
+        pytest.skip(f"not to be had here: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "scratch"], check=True)
+    python = folder / "scratch" / "bin" / "python"
+    subprocess.run([*pip, "--python", python, "install", "--quiet", "--no-deps", wheel], check=True)
+    (own,) = (folder / "scratch").glob("lib/*/site-packages")
+    # Of a folder that is named so the .pth files, and with them the checkout, are left out.
+    (own / "others.pth").write_text(sysconfig.get_path("purelib"))
+    return python.parent
+
+
+@pytest.mark.slow
+def test_what_is_installed_works_in_any_folder(installed: Path, tmp_path: Path) -> None:
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"JAX_PLATFORMS": "cpu"}
+
+    def lthjax(*words: object) -> str:
+        command = [installed / "lthjax", *map(str, words)]
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    small = ("--model", "lenet300", "--seeds", 0, "--levels", 1, "--arms", "ticket", "--train.steps", 6)
+    page = tmp_path / lthjax("run", "--config", "quickstart", *small, "--quiet").strip()
+    run = page.parent.parent
+    about = json.loads((run / "study.json").read_text())
+    assert about["commands"] == [
+        "lthjax run --config quickstart --model lenet300 --seeds 0 --levels 1 --arms ticket "
+        "--train.steps 6 --quiet"
+    ]
+    assert about["git"] is None
+    assert (run / "config.py").read_text() == (ROOT / "configs" / "quickstart.py").read_text()
+    name = Path("runs", run.name)
+    assert lthjax("savings", name, "--quick", "--levels", 1).endswith(f"{name}/savings.json\n")
+    assert lthjax("export", name, "--level", 1, "ticket.safetensors") == "ticket.safetensors\n"
+    assert prune.load(tmp_path / "ticket.safetensors").metadata["model"] == "lenet300"
+    before = page.read_text(encoding="utf-8")
+    assert lthjax("report", name) == f"{name}/report/index.html\n"
+    for text in (before, page.read_text(encoding="utf-8")):
+        assert not re.search(r"python -m|run\.py", text)
+        commands = re.findall(r'class="word command[^"]*">([^<]*)<', text)
+        assert {*(html.unescape(one).split()[0] for one in commands)} == {"lthjax"}
+        assert f"lthjax predict {name}" in commands
+        assert "lthjax run --config rates_lenet5" in commands
+    assert "lthjax savings" in before
+    assert "lthjax savings" not in page.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """The command of conformance."""
 
-from lthjax import cli
+from lthjax import cli, home
 
 from .. import page
 from . import Options, section
@@ -8,7 +8,7 @@ from . import Options, section
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    page.print_section(section(cli.parsed(Options, arguments, "python -m analysis.conform")))
+    page.print_section(section(cli.parsed(Options, arguments, home.command("conform"))))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 import sys
 
-from lthjax import cli
+from lthjax import cli, home
 
 from . import Options, diagnose, line
 
 
 def main(arguments: list[str]) -> None:
     """The command line; status 1 where a check fails."""
-    found = diagnose(cli.parsed(Options, arguments, "python -m analysis.doctor"))
+    found = diagnose(cli.parsed(Options, arguments, home.command("doctor")))
     for check in found:
         print(line(check))
     if any(check.faults for check in found):

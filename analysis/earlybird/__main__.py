@@ -4,5 +4,7 @@ from lthjax import cli
 
 from .. import earlybird, record
 
+main = record.command(earlybird.ANALYSIS)
+
 if __name__ == "__main__":
-    cli.run(record.command(earlybird.ANALYSIS))
+    cli.run(main)

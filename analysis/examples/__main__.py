@@ -4,5 +4,7 @@ from lthjax import cli
 
 from .. import examples, record
 
+main = record.command(examples.ANALYSIS)
+
 if __name__ == "__main__":
-    cli.run(record.command(examples.ANALYSIS))
+    cli.run(main)

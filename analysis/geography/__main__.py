@@ -4,5 +4,7 @@ from lthjax import cli
 
 from .. import geography, record
 
+main = record.command(geography.ANALYSIS)
+
 if __name__ == "__main__":
-    cli.run(record.command(geography.ANALYSIS))
+    cli.run(main)

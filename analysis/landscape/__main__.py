@@ -4,5 +4,7 @@ from lthjax import cli
 
 from .. import landscape, record
 
+main = record.command(landscape.ANALYSIS)
+
 if __name__ == "__main__":
-    cli.run(record.command(landscape.ANALYSIS))
+    cli.run(main)

@@ -4,5 +4,7 @@ from lthjax import cli
 
 from .. import predict, record
 
+main = record.command(predict.ANALYSIS)
+
 if __name__ == "__main__":
-    cli.run(record.command(predict.ANALYSIS))
+    cli.run(main)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli, progress
+from lthjax import cli, home, progress
 from lthjax.errors import UserError
 
 from .. import report
@@ -24,7 +24,7 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    options = cli.parsed(Options, arguments, "python -m analysis.report")
+    options = cli.parsed(Options, arguments, home.command("report"))
     if not options.run:
         raise UserError("RUN: it is missing; name a run folder, or several.")
     with progress.telling(progress.watch(quiet=False).say, "writing the report", at_once=False):

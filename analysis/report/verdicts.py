@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from lthjax import imp
+from lthjax import home, imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Ratio, Verdict
@@ -68,7 +68,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         *_late(rows, tickets, again, images),
     ]
     schedules = "Which pruning rate and schedule is best"
-    command = "python run.py --config configs/rates_lenet5.py"
+    command = home.command("run", "--config", home.config("rates_lenet5"))
     return [*found, Finding(schedules, "not tested", "a run has one schedule", 0, command)]
 
 
@@ -76,12 +76,12 @@ def _of_all(study: Mapping[str, Any], seeds: Collection[int]) -> str:
     """The first command of a run, for all its seeds; a process may have trained a part of them."""
     commands = study.get("commands")
     if not commands:
-        return "python run.py --config CONFIG"
+        return home.command("run", "--config", "CONFIG")
     command = re.sub(r" --shard[ =]\S+", "", commands[0])
     named = re.search(r" --seeds((?:[ =][0-9]+)+)", command)
     if named and {*map(int, re.findall("[0-9]+", named[1]))} != {*seeds}:
         command = command.replace(named[0], f" --seeds {' '.join(map(str, sorted(seeds)))}", 1)
-    return f"python {command}"
+    return home.again(command)
 
 
 def in_range(levels: Sequence[Level]) -> list[Level]:

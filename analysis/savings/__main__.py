@@ -4,5 +4,7 @@ from lthjax import cli
 
 from .. import record, savings
 
+main = record.command(savings.ANALYSIS)
+
 if __name__ == "__main__":
-    cli.run(record.command(savings.ANALYSIS))
+    cli.run(main)

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import measure
 from lthjax import data, imp, prune
 from lthjax.devices import hardware
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
-from lthjax.measures import compaction, savings, wiring
+from lthjax.measures import compaction, savings, timing, wiring
 from lthjax.models import Model, Variables
 from lthjax.study import Watch
 
@@ -66,7 +65,7 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     raw, mean, std = map(jnp.asarray, (dataset.test_images, split.mean, split.std))
     images = data.gather(raw, jnp.arange(len(raw)), mean, std)
     timed = timed_levels({row.level: row.density for row in chosen}, options.quick)
-    most = measure.FEWEST_PAIRS if options.quick else _PAIRS
+    most = timing.FEWEST_PAIRS if options.quick else _PAIRS
     rows = []
     for row in chosen:
         watch.say(f"level {row.level}, {words.share(row.density)} of the weights")
@@ -210,7 +209,7 @@ def timings(forms: Forms, images: jax.Array, pairs: int) -> tuple[Timing, ...]:
                 made.append(Timing(batch, name, note=f"not timed: needs {needed / 2**30:.1f} GiB"))
                 continue
             savings.check_logits(name, variant(x), expected)
-            made.append(Timing(batch, name, *measure.calls(partial(variant, x), dense, pairs)))
+            made.append(Timing(batch, name, *timing.calls(partial(variant, x), dense, pairs)))
     return tuple(made)
 
 

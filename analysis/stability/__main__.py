@@ -4,5 +4,7 @@ from lthjax import cli
 
 from .. import record, stability
 
+main = record.command(stability.ANALYSIS)
+
 if __name__ == "__main__":
-    cli.run(record.command(stability.ANALYSIS))
+    cli.run(main)

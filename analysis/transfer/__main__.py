@@ -1,6 +1,6 @@
 """The command of transfer."""
 
-from lthjax import cli, progress
+from lthjax import cli, home, progress
 
 from .. import record
 from . import Options, build
@@ -8,7 +8,7 @@ from . import Options, build
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    options = cli.parsed(Options, arguments, "python -m analysis.transfer")
+    options = cli.parsed(Options, arguments, home.command("transfer"))
     record.prepare(options)
     print(build(options, progress.watch(options.quiet)))
 

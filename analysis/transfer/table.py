@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lthjax import fields
+from lthjax import fields, home
 from lthjax.errors import UserError
 from lthjax.folder.verified import read_result, read_study
 from lthjax.imp import DENSE, Cell
@@ -95,7 +95,7 @@ def load(run: Run) -> list[TransferRow]:
     for path in sorted(run.path.glob("transfer/from=*/source_seed=*/seed=*/chain=*/level=*/*/result.json")):
         result = read_result(path.parent)
         if wrong := fields.moved(result, ARMS):
-            again = f"delete {path.parent} and run python -m analysis.transfer again."
+            again = f"delete {path.parent} and run {home.command('transfer')} again."
             raise UserError(f"{path}: it cannot be read ({wrong} is missing or unknown); {again}")
         made: dict[str, Any] = result["made_from"] or {}
         moved, level = row_of(result), made["own_level"]

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from lthjax import config, fields, manifest
-from lthjax.errors import UserError, shell
+from lthjax import config, fields, home, manifest
+from lthjax.errors import UserError
 from lthjax.folder.places import place_of
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def damaged(path: Path, error: Exception) -> UserError:
 
 
 def _mend(run: Path) -> str:
-    command = shell("python", "-m", "analysis.check", run, "--repair")
+    command = home.command("check", run, "--repair")
     return f"{command} sets it aside, and the command that made it then makes it anew"
 
 

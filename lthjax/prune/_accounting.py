@@ -1,7 +1,7 @@
 """Statistics of a mask: weights per layer, multiplications, and the overlap with another mask."""
 
-import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 PyTree = Any
+# The first columns of a table hold words, the others numbers.
+_WORDS = 2
 Leaves = dict[Any, int]
 Macs = dict[int, int | None]
 # Primitives that pass a weight on to a product without combining it with other values.
@@ -60,7 +62,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The leaves of a network; `print` it, or pass it to rich.
+    """The leaves of a network; `print` it, or pass it to rich where that is installed.
 
     Attributes:
         rows: one per leaf.
@@ -75,15 +77,17 @@ class Table(NamedTuple):
         said = self._left_out()
         # As text, because brackets in a path are not markup.
         table = RichTable(caption=Text(said) if said else None, caption_justify="left")
-        known = any(row.macs is not None for row in self.rows)
-        columns = ("layer", "shape", "weights", "left", "density", *(("MACs", "MACs left") if known else ()))
-        for i, name in enumerate(columns):
-            table.add_column(name, justify="left" if i < 2 else "right")
-        for cells in self._cells(known):
+        header, *rows = self._cells()
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i < _WORDS else "right")
+        for cells in rows:
             table.add_row(*map(Text, cells))
         return table
 
-    def _cells(self, known: bool) -> Iterator[tuple[str, ...]]:
+    def _cells(self) -> Iterator[tuple[str, ...]]:
+        """The header, a row for each leaf, and the sums."""
+        known = any(row.macs is not None for row in self.rows)
+        yield ("layer", "shape", "weights", "left", "density", *(("MACs", "MACs left") if known else ()))
         weights = left = macs = macs_left = 0
         unknown = False
         for row in self.rows:
@@ -117,12 +121,18 @@ class Table(NamedTuple):
         return f"not prunable, so left whole: {', '.join(said)}" if said else None
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        out = io.StringIO()
-        # Plain text also in a notebook, where rich would display the table itself and write escape codes.
-        Console(file=out, width=120, force_jupyter=False, force_terminal=False).print(self.__rich__())
-        return out.getvalue()
+        header, *rows, sums = self._cells()
+        widths = [max(map(len, column)) for column in zip(header, *rows, sums, strict=True)]
+        rule = ["-" * width for width in widths]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < _WORDS else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ).rstrip()
+            for cells in (header, rule, *rows, rule, sums)
+        ]
+        said = self._left_out()
+        return "\n".join([*lines, *(textwrap.wrap(said, 120) if said else ())])
 
 
 class Overlap(NamedTuple):

@@ -13,8 +13,7 @@ from etils.epath import backend, gpath
 from faulty import contents, prepared, small_data, untrained
 from fsspec.implementations.memory import MemoryFileSystem
 
-import run as run_py
-from lthjax import bucket, check, cli, files, growth, locks, manifest, record, study
+from lthjax import bucket, check, cli, files, growth, launch, locks, manifest, record, study
 from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
@@ -211,10 +210,10 @@ def test_the_command_takes_an_address(
     config = ("--config", str(ROOT / "configs" / "quickstart.py"), "--levels", "1", "--control-levels", "1")
     words = [*config, "--seeds", "3", "--train.steps", "6", "--out", OUT, "--quiet"]
     cli.check_arguments(words, {"--out": "gs"})
-    run_py.main([*words, "--dry-run"])
+    launch.main([*words, "--dry-run"])
     assert "0 cells; 4 to train" in capsys.readouterr().out
     assert not names()
-    run_py.main(words)
+    launch.main(words)
     page = Path(capsys.readouterr().out.strip())
     assert page.relative_to(tmp_path / "lthjax/out/gs/bucket/some/runs").parts[1:] == ("report", "index.html")
     name = page.parent.parent.name

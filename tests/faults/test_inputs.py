@@ -29,14 +29,25 @@ from conftest import ROOT, arrays, unsealed, write_npz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import run as run_py
 from analysis import export, load, open_run, record
 from analysis.analyses import ANALYSES
 from analysis.report import __main__ as report_command
 from analysis.report import accuracy, facts
 from analysis.run import to_csv
 from analysis.transfer import __main__ as transfer_command
-from lthjax import catalogue, cli, config, data, durations, fields, imp, prune, study, validate
+from lthjax import (
+    catalogue,
+    cli,
+    config,
+    data,
+    durations,
+    fields,
+    imp,
+    launch,
+    prune,
+    study,
+    validate,
+)
 from lthjax import record as study_record
 from lthjax.config import Data, Study, Train
 from lthjax.devices import replicate
@@ -197,7 +208,7 @@ def test_options_of_a_study(place: Path) -> None:
         }
         given_here = {word.partition("=")[0] for word in words}
         before = [word for name, value in usual.items() if name not in given_here for word in (name, value)]
-        TRIED[f"options of run.py, status {call(run_py.main, *before, '--dry-run', *words)[0]}"] += 1
+        TRIED[f"options of run.py, status {call(launch.main, *before, '--dry-run', *words)[0]}"] += 1
         assert not (place / "no").exists()
 
     tried()
@@ -300,7 +311,7 @@ def test_what_is_asked_wrongly_gets_its_sentence(place: Path, arguments: list[st
     if not any(word.startswith("--data-dir") for word in arguments):
         usual += ["--data-dir", str(place / "data")]
     dry = [] if "--dry-run" in arguments else ["--dry-run"]
-    status, said = call(run_py.main, *usual, *dry, *arguments)
+    status, said = call(launch.main, *usual, *dry, *arguments)
     assert status == 2
     assert sentence in said
 
@@ -311,10 +322,10 @@ def test_a_files_control_levels_stay_where_fewer_levels_are_asked_for(place: Pat
     file.write_text(
         (place / "tiny.py").read_text().replace("levels=1,", "levels=3,").replace("(1,)", "(2, 3)")
     )
-    (options,) = run_py.parse(["--config", str(file), "--levels", "2"])
+    (options,) = launch.parse(["--config", str(file), "--levels", "2"])
     assert options.study.control_levels == (2, 3)
     with pytest.raises(UserError, match="control_levels: 3 is beyond the last level, 2"):
-        run_py.parse(["--config", str(file), "--levels", "2", "--control-levels", "2", "3"])
+        launch.parse(["--config", str(file), "--levels", "2", "--control-levels", "2", "3"])
     file.write_text(file.read_text().replace("levels=3,", "levels=2,", 1))
     with pytest.raises(UserError, match="control_levels: 3 is beyond the last level, 2"):
         config.load(file)
@@ -429,7 +440,7 @@ def test_a_config_that_subclasses_is_refused(part: str, tmp_path: Path) -> None:
         "from dataclasses import dataclass\nfrom lthjax.config import Data, Study\n"
         f"@dataclass(frozen=True)\nclass Own({part}):\n    more: int = 3\n{own}\n"
     )
-    status, said = call(run_py.main, "--config", str(file), "--dry-run")
+    status, said = call(launch.main, "--config", str(file), "--dry-run")
     assert status == 2
     assert "of type Own" in said if part == "Study" else "data: Own(" in said
 

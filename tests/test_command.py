@@ -1,0 +1,184 @@
+"""The command `lthjax`, the name `lthjax.analysis`, and what commands and configs are called where."""
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import ROOT, required
+
+import analysis.run
+import lthjax.analysis.run
+from analysis import words
+from analysis.analyses import ANALYSES
+from lthjax import command, config, home, launch, record
+from lthjax.errors import UserError
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this were the installed package, for the names of commands."""
+    monkeypatch.setattr(home, "INSTALLED", True)
+    monkeypatch.setattr(home, "RUN", "lthjax run")
+
+
+def test_both_names_give_the_same_modules() -> None:
+    assert lthjax.analysis.run.Run is analysis.run.Run
+    assert lthjax.analysis is analysis
+    for name in ("report.verdicts", "geography.__main__", "export"):
+        module = importlib.import_module(f"lthjax.analysis.{name}")
+        assert module is importlib.import_module(f"analysis.{name}")
+        assert module.__name__ == f"analysis.{name}" == module.__spec__.name
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("lthjax.analysis.nothing")
+
+
+def test_the_list_has_a_line_for_every_command_and_loads_nothing() -> None:
+    code = "import sys\nfrom lthjax import command\nsys.argv[1:] = []\ncommand.main()\nprint([*sys.modules])"
+    environ = {**os.environ, "COLUMNS": "120"}
+    *lines, loaded = subprocess.check_output(
+        [sys.executable, "-c", code], env=environ, text=True
+    ).splitlines()
+    assert not {"jax", "numpy", "tyro", "analysis"} & set(eval(loaded))
+    told = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    assert [*told][:1] == ["run"]
+    assert "trains what is missing" in told["run"]
+    assert max(map(len, lines)) <= 120
+    # The report works these two out by itself.
+    assert told.keys() >= (ANALYSES.keys() - {"structure", "retraining"}) | {"report", "export", "doctor"}
+    assert not told.keys() & {"structure", "retraining", "words", "work"}
+    for name in told:
+        assert callable(command.load(name)), name
+    helped = [sys.executable, "-m", "lthjax", "--help"]
+    assert subprocess.check_output(helped, env=environ, text=True).splitlines() == lines
+
+
+def test_a_command_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["lthjax", "reprot", "runs/A"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    said = capsys.readouterr().err
+    assert said.startswith("error: command: 'reprot' is not known; did you mean 'report'? Known: check, ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["-m", "lthjax", "report", "A"], ["run.py"], ["-m", "analysis.export"]])
+def test_without_the_laboratory_one_sentence_says_what_to_install(words: list[str], tmp_path: Path) -> None:
+    # As where it is not installed.
+    for name in ("tyro", "scipy"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('none', name={name!r})")
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: the package (tyro|scipy) is not installed, which studies and reports need; "
+        r"pip install 'lthjax\[lab\]' adds it\.\n",
+        done.stderr,
+    )
+
+
+def test_another_package_that_is_missing_is_no_matter_of_the_laboratory() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"analysis\.nothing"):
+        command.laboratory("nothing")
+
+
+def test_commands_in_a_checkout() -> None:
+    assert words.command("predict", "runs/A B") == "python -m analysis.predict 'runs/A B'"
+    assert home.command("run", "--config", home.config("quickstart")) == (
+        "python run.py --config configs/quickstart.py"
+    )
+    assert home.RUN == "run.py"
+    assert home.again("run.py --config a.py --seeds 0") == "python run.py --config a.py --seeds 0"
+    assert home.again("lthjax run --config a.py") == "lthjax run --config a.py"
+    if (ROOT / ".git").exists():
+        head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True)
+        assert record._git_commit() == head.strip()
+
+
+@pytest.mark.usefixtures("installed")
+def test_commands_of_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert words.command("predict", "runs/A B") == "lthjax predict 'runs/A B'"
+    assert home.command("run", "--config", home.config("quickstart")) == "lthjax run --config quickstart"
+    for program in ("run.py", "/else/where/run.py", "'/a b/run.py'"):
+        assert home.again(f"{program} --config a.py") == "lthjax run --config a.py"
+    for other in ("mine.py --run.py", "/a/rerun.py --config a.py"):
+        assert home.again(other) == f"python {other}"
+    # The environment may lie in another repository.
+    assert record._git_commit() is None
+    assert "run.py" not in launch._overview()
+    assert "lthjax run --config lenet5_mnist --seeds 0 1 --levels 8" in launch._overview()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "recorded"),
+    [
+        (["/some/bin/lthjax", "run", "--config", "quickstart"], "lthjax run --config quickstart"),
+        (["/site-packages/lthjax/__main__.py", "run", "a b"], "lthjax run 'a b'"),
+        (["run.py", "--config", "configs/quickstart.py"], "run.py --config configs/quickstart.py"),
+        (["/a/lthjax/run.py"], "/a/lthjax/run.py"),
+    ],
+)
+def test_what_is_recorded(arguments: list[str], recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert home.typed() == recorded
+
+
+def test_a_shipped_config_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = ROOT / "configs" / "quickstart.py"
+    assert config.located("quickstart") == shipped
+    assert config.load_all("quickstart") == config.load_all(shipped)
+    (options,) = launch.parse(["--config", "quickstart"])
+    assert options.config == shipped
+    assert [*config.shipped()] == sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    with pytest.raises(
+        UserError, match=r"'quikstart' is not known; did you mean 'quickstart'\? Known: budget_"
+    ):
+        config.load_all("quikstart")
+    with pytest.raises(
+        UserError, match=r"'quickstart\.py' is not a file; give .* of the package: budget_cifar, "
+    ):
+        config.load_all("quickstart.py")
+    Path("quickstart").write_text("from lthjax.config import Study\nconfig = Study(name='mine')\n")
+    assert config.located("quickstart") == Path("quickstart")
+    assert [study.name for study in config.load_all("quickstart")] == ["mine"]
+
+
+def test_another_package_of_that_name_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    other = ModuleType("analysis")
+    other.__file__ = str(tmp_path / "analysis" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "analysis", other)
+    monkeypatch.delitem(sys.modules, "lthjax.analysis")
+    with pytest.raises(ImportError, match="comes first as `analysis`, and is not the package beside lthjax"):
+        importlib.import_module("lthjax.analysis")
+
+
+def test_what_is_shipped_imports_what_is_declared() -> None:
+    """The wheel holds three folders of the checkout; they import nothing else of it, and no other package."""
+    declared = required() | required("lab")
+    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8").partition("## Dependencies")[2]
+    tables = page.partition("`pip install '.[bench]'`")[0]
+    assert sorted(re.findall(r"^\| ([\w-]+) \| (?!why)", tables, re.M)) == sorted(declared)
+    used: dict[str, set[str]] = {}
+    shipped = [path for of in ("lthjax", "analysis", "configs") for path in (ROOT / of).rglob("*.py")]
+    for path in shipped:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in names:
+                used.setdefault(name.partition(".")[0], set()).add(str(path.relative_to(ROOT)))
+    others = used.keys() - sys.stdlib_module_names - {"lthjax"}
+    # They come with jinja2, jax and TFDS; the last two are asked for where they are needed.
+    beside = {"markupsafe", "ml_dtypes", "requests", "pandas", "tensorflow"}
+    # TFDS needs it and does not say so.
+    assert others - beside - {"analysis"} == {*declared.values()} - {"importlib_resources"}
+    # In a checkout alone, and for types alone.
+    assert used["analysis"] == {"lthjax/analysis.py", "lthjax/launch.py"}
