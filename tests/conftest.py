@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,10 @@ import pytest
 from lthjax.devices import replicate
 
 replicate.use_all_cores()
+
+# A shell ignores Ctrl-C in what it runs in the background, and so would the tests that interrupt a study.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 
