@@ -107,6 +107,7 @@ SLOW = {
     "test_landscape_command": ("test_a_path_between_residual_networks", "test_without_training"),
     "test_models": ("test_statistics_are_the_mean_of_every_batch_s_own", "test_vgg_against"),
     "test_moments": (
+        "test_killed_at_any_call",
         "test_a_call_that_fails_once",
         "test_a_report_cut_short",
         "test_a_disk_that_fails_at_any_call_is_one_sentence[2-read-only",
