@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,10 @@ import pytest
 from lthjax.devices import replicate
 
 replicate.use_all_cores()
+
+# A shell ignores Ctrl-C in what it runs in the background, and so would the tests that interrupt a study.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 
@@ -110,6 +115,7 @@ SLOW = {
     "test_landscape_command": ("test_a_path_between_residual_networks", "test_without_training"),
     "test_models": ("test_statistics_are_the_mean_of_every_batch_s_own", "test_vgg_against"),
     "test_moments": (
+        "test_killed_at_any_call",
         "test_a_call_that_fails_once",
         "test_a_report_cut_short",
         "test_a_disk_that_fails_at_any_call_is_one_sentence[2-read-only",
