@@ -173,7 +173,7 @@ SLOW = {
     ),
     "test_watching": ("test_services_are_told",),
     "test_until": ("test_the_command_adds_seeds",),
-    "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
+    "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate", "test_a_mask_goes_to"),
 }
 # Of the slow ones those that take most of the time, and say what a quicker one says of something smaller; CI
 # leaves them out. `make faults` runs those of tests/faults.

@@ -22,7 +22,8 @@ from analysis.transfer import figures, work
 from analysis.transfer.__main__ import main
 from lthjax import config, models, prune, study
 from lthjax.errors import UserError
-from lthjax.measures import transfer, transfer_arms
+from lthjax.imp import Cell
+from lthjax.measures import geography, transfer, transfer_arms, wiring
 from lthjax.models import Model, Variables
 from lthjax.networks import Layer, Stages
 from lthjax.training import train
@@ -466,7 +467,7 @@ def test_tickets_moved_to_deeper_networks_and_other_classes_from_a_later_step(
     command.build(options)
     for target in work.targets_of(options):
         rows = rows_of_run(target.path)
-        assert {row.arm for row in rows} == {*transfer_arms.ARMS, "ticket", "dense"}
+        assert {row.arm for row in rows} == {*transfer_arms.DEFAULT, "ticket", "dense"}
         assert len(rows) == 2 * 7
         kept = {row.arm: row.density for row in rows}
         assert kept["transferred"] == kept["transferred_init"] == kept["shuffled"]
@@ -520,6 +521,68 @@ def test_a_run_is_known_by_its_folder_however_it_is_named(
     path.write_text(path.read_text().replace('"source"', '"sauce"'))
     with pytest.raises(UserError, match=r"it cannot be read \(source is missing or unknown\); delete "):
         rows_of_run(run)
+
+
+def test_a_mask_goes_to_another_seed_with_its_units_matched(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, jobs, of = narrow, counted(monkeypatch), open_run(narrow)
+    how = {"levels": (2,), "arms": ("transferred",), "permuted": True}
+    command.build(asked(tmp_path, run, to=(run,), **how))
+    masks = {seed: of.mask(Cell(seed, "rewind-0", 2, "ticket")) for seed in (0, 1)}
+    assert [(job.seed, job.level, job.start) for job in jobs] == [(0, 2, 0)] * 2 + [(1, 2, 0)] * 2
+    for plain, matched in zip(jobs[::2], jobs[1::2], strict=True):
+        seed, before = matched.seed, masks[1 - matched.seed]
+        jax.tree.map(np.testing.assert_array_equal, plain.mask, before)
+        jax.tree.map(np.testing.assert_array_equal, matched.variables, of.variables_at(seed, 0))
+        # By the definition: the order in which the other seed's dense weights come nearest to this seed's.
+        ends = [of.weights(Cell(end, "dense", 0, "dense")) for end in (seed, 1 - seed)]
+        units = geography.align(*(geography.kernels(of.network().layers, end) for end in ends)).units
+        first, second = (matched.mask[name]["kernel"] for name in ("fc1", "output"))
+        np.testing.assert_array_equal(first, before["fc1"]["kernel"][:, units[0]])
+        np.testing.assert_array_equal(second, before["output"]["kernel"][units[1]])
+        assert (units[0] != np.arange(12)).any()
+    jobs.clear()
+    table = (run / "transfer" / "transfer.csv").read_bytes()
+    command.build(asked(tmp_path, run, to=(run,), **how))
+    assert jobs == []
+    assert (run / "transfer" / "transfer.csv").read_bytes() == table
+    rows = {(row.seed, row.arm): row for row in rows_of_run(run)}
+    assert rows[0, "transferred_permuted"].density == rows[0, "transferred"].density
+    scores = [[rows[seed, arm].test_accuracy or 0 for seed in (0, 1)]
+              for arm in ("transferred", "transferred_permuted")]  # fmt: skip
+    (said,) = [one for one in findings_of_run(run) if "better where their units are matched" in one.claim]
+    assert f"{100 * np.mean(np.subtract(*reversed(scores))):+.2f}" in said.estimate
+    assert said.n == 2
+    assert (run / "transfer" / "transfer_permuted.png").stat().st_size
+
+
+def test_units_are_matched_by_the_dense_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's dense network is the source's with its units in another order, and so then is the mask."""
+    model = residual((4, 5), 2)
+    layers, generator = wiring.layers(model), np.random.default_rng(0)
+    own = numbered(model, 0)
+    dense = jax.tree.map(lambda x: generator.normal(size=x.shape).astype(np.float32), own.params)
+    mask = random_mask(model, 0.3)
+    sizes = {wire.units: wiring.leaf(mask, wire.name)["kernel"].shape[-1] for wire in layers}
+    units = [generator.permutation(sizes[group]) for group in range(len(sizes) - 1)]
+    moved = geography.reordered(layers, dense, units)
+    arm = transfer_arms.ARMS["transferred_permuted"]
+    moving = transfer_arms.Moving(model, model, mask, mask, own, own, numbered(model, 500), (dense, moved))
+    start = arm.start(moving, jax.random.key(0))
+    assert start is not None
+    jax.tree.map(np.testing.assert_array_equal, start.mask, geography.reordered(layers, mask, units))
+    assert (start.variables, start.rewound) == (own, True)  # at the target's rewind step
+    # Onto its own seed the mask would not change.
+    assert arm.start(moving._replace(ends=(dense, dense)), jax.random.key(0)) is None
+    transfer_arms.check_matching(model, model)
+    with pytest.raises(
+        UserError, match="--permuted: the units of own and own cannot be matched: their shapes"
+    ):
+        transfer_arms.check_matching(model, residual((4, 6), 2))
+    outside = model._replace(stages=None, name="outside")
+    with pytest.raises(UserError, match="it is not known which layers of outside share units"):
+        transfer_arms.check_matching(outside, outside)
 
 
 def test_impossible_pairs_are_refused_before_any_training(
@@ -582,6 +645,23 @@ def test_differences_pair_the_targets_seeds() -> None:
     assert one[:7] == ("a", "b", "other", 3, pytest.approx(0.1), "transferred", "ticket")
     assert one.values == pytest.approx([-25, 10])
     assert one.interval.mean == pytest.approx(-7.5)
+
+
+def test_differences_of_matched_masks() -> None:
+    """From the same mask as it is, and the own ticket; there is no such line of what was not matched."""
+    plain = [row("transferred", v, s, 9) for s, v in enumerate((0.5, 0.7))]
+    matched = [row("transferred_permuted", v, s, 9) for s, v in enumerate((0.6, 0.75))]
+    own = [row("ticket", v, s, 9) for s, v in enumerate((0.8, 0.8))]
+    found = {(one.arm, one.other): one.values for one in command.differences([*plain, *matched, *own])}
+    assert found["transferred_permuted", "transferred"] == pytest.approx([10, 5])
+    assert found["transferred_permuted", "ticket"] == pytest.approx([-20, -5])
+    assert ("transferred", "transferred") not in found
+    (drawn,) = figures.permuted([*plain, *matched, *own], {})
+    assert [line[5:7] for line in drawn.data[1]] == [
+        ("transferred", "ticket"), ("transferred_permuted", "ticket"),
+        ("transferred_permuted", "transferred"),
+    ]  # fmt: skip
+    assert figures.permuted([*plain, *own], {}) == []
 
 
 def test_figures_of_trainings_that_all_diverged_are_empty() -> None:

@@ -2,6 +2,7 @@
 
 python -m analysis.transfer --from runs/quickstart-0123abcd --to configs/lenet5_mnist.py
 python -m analysis.transfer --from runs/A runs/B --to runs/A runs/B --levels 7 10
+python -m analysis.transfer --from runs/A --to runs/A --permuted --arms shuffled
 python -m analysis.transfer --to runs/A runs/B                  # trains nothing, draws what there is
 
 A target is a config, whose missing cells are trained first, or a run folder, which is taken as it is. Moved
@@ -9,17 +10,19 @@ tickets are compared with its dense networks and its own tickets. The source's s
 (`lthjax.measures.transfer` fits it to another network); the target's seed gives the split, the order of the
 data and the initial weights. Like networks have the same initial weights for the same seed: there, mask and
 initialisation move together. Between unlike ones the arm `transferred_init` moves the initial values, too.
+With --permuted a mask goes to another seed with its units in the order of that seed's dense network, too
+(sparse re-basin, Adnan et al. 2025, arXiv 2505.05143).
 
   TARGET/transfer/
     from=SOURCE/source_seed=3/seed=4/chain=C/level=07/ARM/    a trained cell; its level is the source's
-    transfer.csv, transfer_arms.*                             `TransferRow`, and a figure: all moved here
+    transfer.csv, transfer_arms.*, transfer_permuted.*        `TransferRow`, and figures: all moved here
   OUT/transfer/transfer.csv, transfer_matrix.*                the targets of the last call together
 """
 
 from collections.abc import Sequence
 
 from lthjax.measures import stats
-from lthjax.measures.transfer_arms import CARRIED
+from lthjax.measures.transfer_arms import CARRIED, MOVED, PERMUTED
 
 from .. import record, words
 from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere, named
@@ -38,12 +41,15 @@ _CLAIMS: dict[str, tuple[str, float | None]] = {
     TICKET: (f"Tickets moved here are within {MARGIN:g} points of the run's own", MARGIN),
     "shuffled": ("Tickets moved here beat the same masks shuffled within layers", None),
 }
+_MATCHED = "Tickets moved here are better where their units are matched first"
+_ALONG = {CARRIED: ", its initial values carried along", PERMUTED: ", units matched"}
 
 
 def section(run: Run, rows: Sequence[TransferRow]) -> Section:
     """The report's section."""
     said = names([run])
     drawn = [figures.matrix(rows, said), figures.arms(rows, said)] if rows else []
+    drawn += figures.permuted(rows, said)
     return Section("transfer", "Transfer", figures=drawn)
 
 
@@ -61,12 +67,14 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
         return [Finding(claim, "not tested", none, 0, command) for claim, _ in _CLAIMS.values()]
     said, found = names([run]), []
     for (source, pair, arm), own in grouped(moved, "source", "pair", "arm").items():
-        along = ", its initial values carried along" if arm == CARRIED else ""
-        levels = grouped(own, "other")
+        levels, where = grouped(own, "other"), f"from {said[source]}, {PAIRS[pair]}"
         for other, (claim, margin) in _CLAIMS.items():
             if other in levels:
-                what = f"{claim}: from {said[source]}, {PAIRS[pair]}{along}"
+                what = f"{claim}: {where}{_ALONG.get(arm, '')}"
                 found.append(_finding(what, levels[other], margin))
+        # It is trained where it is asked for only.
+        if arm == PERMUTED and MOVED in levels:
+            found.append(_finding(f"{_MATCHED}: {where}", levels[MOVED], None))
     return found
 
 

@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 
 from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
-from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED
+from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED, PERMUTED
 
 from .. import draw, words
 from ..differences import mean_accuracy
@@ -21,6 +21,8 @@ from .table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, 
 
 # (source, target) -> mean difference.
 _Intervals = Mapping[tuple[str, str], Interval]
+# Arm of a line of panels, in its titles.
+_SAID = {MOVED: "moved", CARRIED: "moved with init", PERMUTED: "moved, units matched"}
 # Panels, or lines of panels, that a figure has at most.
 _MOST = 6
 # Arm -> colour, marker, label.
@@ -30,6 +32,7 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
     MOVED: ("#CC79A7", "D", "moved"),
     CARRIED: ("#E69F00", "v", "moved\n+ init"),
     "transferred_reinit": (*draw.look("reinit"), "moved\nreinit"),
+    PERMUTED: ("#000000", "*", "moved,\nunits\nmatched"),
     "shuffled": (*draw.look("random"), "shuffled"),
     "random_uniform": ("#56B4E9", "P", "random\nuniform"),
 }
@@ -56,11 +59,10 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
     for panels, ((pair, arm, level), own) in zip(grid, lines, strict=False):
         left = [one.density for one in own if one.other in AGAINST]
         share = words.share(float(np.mean(left)) if left else math.nan)
-        moved = "moved with init" if arm == CARRIED else "moved"
         for axes, (other, against) in zip(panels, AGAINST.items(), strict=True):
             shown = {(one.source, one.target): one.interval for one in own if one.other == other}
             image = _heat(axes, shown, (sources, targets), most)
-            title = f"{moved} − {against}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
+            title = f"{_SAID[arm]} − {against}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
             axes.set_title(title, loc="left", fontsize=9)
             axes.set_xticks(range(len(targets)), [_broken(said.get(t, t)) for t in targets], fontsize=8)
             labels = [_broken(said.get(s, s)) for s in sources] if axes is panels[0] else []
@@ -71,10 +73,10 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
         bar.set_label("difference in test accuracy (pp)", fontsize=9)
     caption = (
         "Test accuracy of moved masks, on the target's own weights or with the source's initial values "
-        "carried along (init), minus that of the target's own ticket of the nearest density, and of the same "
-        "masks shuffled within layers, which have the densities of their layers alone. Mean over the "
-        "target's seeds with its 95 % interval, paired; grey: not moved, or with init the same as without. "
-        + " ".join(notes(rows))
+        "carried along (init) or units matched first, minus that of the target's own ticket of the nearest "
+        "density, and of the same masks shuffled within layers, which have the densities of their layers "
+        "alone. Mean over the target's seeds with its 95 % interval, paired; grey: not moved, or with init "
+        "the same as without. " + " ".join(notes(rows))
     )
     data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]
     return Drawn("transfer_matrix", "Tickets elsewhere", figure, caption.strip(), data)
@@ -99,6 +101,47 @@ def _heat(axes: Axes, own: _Intervals, ends: Sequence[list[str]], most: float) -
 def _broken(text: str) -> str:
     """A run's words in lines."""
     return text.replace(", ", "\n").replace(" on ", "\non ")
+
+
+@matplotlib.rc_context(draw.STYLE)
+def permuted(rows: Sequence[TransferRow], said: Mapping[str, str]) -> list[Drawn]:
+    """What matching the units of a moved mask changes: a panel for every source and pairing; or nothing."""
+    shown = ((PERMUTED, MOVED), (PERMUTED, TICKET), (MOVED, TICKET))
+    # With the own ticket as the measure: only what was moved in both ways.
+    found = [one for one in differences(rows) if (one.arm, one.other) in shown]
+    both = {one[:4] for one in found if one.other == MOVED}
+    found = [one for one in found if one[:4] in both]
+    places = draw.thinned([*grouped(found, "source", "pair").items()], _MOST)
+    if not places:
+        return []
+    names = ("matched −\nunmatched", "matched −\nown ticket", "unmatched −\nown ticket")
+    heading = f"on {said.get(rows[0].target, rows[0].target)}"
+    figure, grid = draw.panels(heading, (1, len(places)), (0.6 + 4.4 * len(places), 3.8), sharey=True)
+    for axes, ((source, pair), own) in zip(grid[0], places, strict=True):
+        levels = draw.thinned([*dict.fromkeys(one.level for one in own)], _MOST)
+        for number, level in enumerate(levels):
+            look = draw.series(number)
+            of_level = [one for one in own if one.level == level]
+            label = f"level {level}, {words.share(of_level[0].density)} of weights"
+            for one in of_level:
+                at = shown.index((one.arm, one.other)) + 0.22 * (number - (len(levels) - 1) / 2)
+                first = label if one is of_level[0] else None
+                draw.dots(axes, at, one.values, one.interval, look, beside=0.07, label=first)
+        axes.axhline(0, **draw.CHANCE)
+        axes.set_title(f"from {said.get(source, source)}\n{PAIRS[pair]}", loc="left", fontsize=8)
+        axes.set_xticks(range(len(names)), names, fontsize=8)
+        axes.legend(fontsize=7)
+        axes.grid(axis="x", visible=False)
+    figure.supylabel("difference in test accuracy (pp)", fontsize=10)
+    caption = (
+        "Masks moved to another seed, with their units matched first or as they are: the order of the units "
+        "is that in which the source's dense network comes nearest to the target's (Git Re-Basin). Small "
+        "points are seeds of the target, large ones their mean, lines its 95 % interval (of three seeds or "
+        "more). Above 0 on the left matching helped; on the right is what is lost without it. "
+        + " ".join(notes(rows))
+    )
+    data = (*Difference._fields[:-2], *Interval._fields), [(*one[:-2], *one.interval) for one in found]
+    return [Drawn("transfer_permuted", "Moved masks with their units matched", figure, caption.strip(), data)]
 
 
 @matplotlib.rc_context(draw.STYLE)

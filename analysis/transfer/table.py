@@ -11,7 +11,7 @@ from lthjax.errors import UserError
 from lthjax.folder.verified import read_result, read_study
 from lthjax.imp import DENSE, Cell
 from lthjax.measures.stats import Interval, mean_interval, paired
-from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED
+from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED, PERMUTED
 
 from .. import words
 from ..differences import floor
@@ -67,7 +67,8 @@ class Difference(NamedTuple):
     Attributes:
         source, target, pair, level: as in `TransferRow`.
         density: mean over the moved masks.
-        arm, other: "transferred" or "transferred_init", and the arm that is subtracted.
+        arm, other: "transferred", "transferred_init" or "transferred_permuted", and the arm that is
+            subtracted; "transferred" is subtracted from the permuted one alone.
         values: percentage points, one a seed of the target.
         floor: the least standard deviation of a value, as `analysis.run.floor`.
     """
@@ -117,7 +118,8 @@ def differences(
     found = []
     for (source, target, pair, level), own in grouped(rows, "source", "target", "pair", "level").items():
         arms = grouped(own, "arm")
-        for arm, other in itertools.product((MOVED, CARRIED), others):
+        pairs = [*itertools.product((MOVED, CARRIED, PERMUTED), others), (PERMUTED, MOVED)]
+        for arm, other in pairs:
             ours = arms.get(arm, [])
             both = accuracies(ours), accuracies(arms.get(other, []))
             if values := paired(*both):

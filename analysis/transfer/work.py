@@ -16,14 +16,23 @@ from lthjax.errors import UserError, counted, unknown
 from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import transfer
-from lthjax.measures.transfer_arms import ARMS, MOVED, Moving, moved_mask, partner
+from lthjax.measures.transfer_arms import (
+    ARMS,
+    DEFAULT,
+    MOVED,
+    PERMUTED,
+    Moving,
+    check_matching,
+    moved_mask,
+    partner,
+)
 from lthjax.study import Watch
 from lthjax.training.job import Job
 
 from .. import page, record, tables
 from ..run import TICKET, Run, Tickets, asked_levels, densities, grouped, nearest, open_run, select
 from ..work import Work, kept
-from .figures import arms, matrix
+from .figures import arms, matrix, permuted
 from .table import Pair, TransferRow, described, load, names, notes
 
 _ARMS = "; ".join(f"{name}: {arm.summary}" for name, arm in ARMS.items())
@@ -44,7 +53,9 @@ class Options(record.Training):
     """Levels of the tickets; by default those whose densities are nearest to 10 and 3 %."""
     pairs: tuple[Pair, ...] = ()
     """The mask's seed: the target's own, or another; by default same, within one run other."""
-    arms: Annotated[tuple[str, ...], tyro.conf.arg(help=f"What is trained. {_ARMS}.")] = tuple(ARMS)
+    arms: Annotated[tuple[str, ...], tyro.conf.arg(help=f"What is trained. {_ARMS}.")] = DEFAULT
+    permuted: bool = False
+    """Train transferred_permuted, too: by default within one run from each seed to another."""
     chain: str | None = None
     """The chain of all tickets; by default in every run the one that rewinds to the lowest step."""
     out: Path = Path("runs")
@@ -103,10 +114,14 @@ def build(options: Options, watch: Watch | None = None) -> Path:
     for name in options.arms:
         if name not in ARMS:
             raise unknown("--arms", name, ARMS)
+    trained = tuple(dict.fromkeys((MOVED, *options.arms, *((PERMUTED,) if options.permuted else ()))))
     sources, targets = sources_of(options), targets_of(options)
     # Before anything is trained.
     for source, target in itertools.product(sources, targets):
-        transfer.check(source.run.network(), target.prepared.model)
+        networks = source.run.network(), target.prepared.model
+        transfer.check(*networks)
+        if any(ARMS[arm].matches for arm in trained):
+            check_matching(*networks)
     for target in targets:
         if not target.given:
             study.run(target.prepared, options.out, watch=watch, chunk=options.chunk)
@@ -120,7 +135,7 @@ def build(options: Options, watch: Watch | None = None) -> Path:
             watch.say(f"{run.name}: nothing is moved to seed {left_out}, for want of {lacking}.")
         theirs = dataclasses.replace(target.prepared.study, seeds=tuple(sorted(seeds)))
         work = Work(run, target.prepared._replace(study=theirs), watch, options.chunk)
-        _fill(work, own, chosen, tuple(dict.fromkeys((MOVED, *options.arms))))
+        _fill(work, own, chosen, trained)
     return _draw(runs, options.out, watch)
 
 
@@ -256,7 +271,11 @@ def _missing(
     )
     ticket = source.mask(Cell(move.source_seed, chain, move.level, TICKET))
     values = source.variables_at(move.source_seed, rewind), work.run.variables_at(move.seed, own.rewind)
-    moving = Moving(*networks, ticket, moved_mask(*networks, ticket, mask_key), *values, initial)
+    ends = None
+    if any(ARMS[cell.arm].matches for cell in absent):
+        dense = (source, move.source_seed), (work.run, move.seed)
+        ends = tuple(run.weights(Cell(seed, DENSE, 0, DENSE)) for run, seed in dense)
+    moving = Moving(*networks, ticket, moved_mask(*networks, ticket, mask_key), *values, initial, ends)
     for cell, key in zip(absent, keys, strict=True):
         start = ARMS[cell.arm].start(moving, key)
         if start is not None:
@@ -273,13 +292,14 @@ def _draw(runs: Iterable[Run], out: Path, watch: Watch) -> Path:
         raise UserError(f"--from: {nothing}; name a run to move tickets from.")
     for run, of_run in moved.items():
         if of_run:
-            _write(run.path, arms(of_run, names([run])), of_run)
-    folder = _write(out, matrix(rows, names(moved)), rows)
+            said = names([run])
+            _write(run.path, [arms(of_run, said), *permuted(of_run, said)], of_run)
+    folder = _write(out, [matrix(rows, names(moved))], rows)
     for note in notes(rows):
         watch.say(note)
     return folder
 
 
-def _write(folder: Path, drawn: page.Drawn, rows: Sequence[TransferRow]) -> Path:
+def _write(folder: Path, drawn: Sequence[page.Drawn], rows: Sequence[TransferRow]) -> Path:
     table = {"transfer.csv": tables.of_rows(TransferRow, rows)}
-    return page.write_folder(folder / "transfer", [drawn], table)
+    return page.write_folder(folder / "transfer", drawn, table)

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 
 from lthjax import prune
-from lthjax.measures import transfer
+from lthjax.errors import UserError
+from lthjax.measures import geography, transfer, wiring
 from lthjax.models import Model, Variables
 
 PyTree = Any
-MOVED, CARRIED = "transferred", "transferred_init"
+MOVED, CARRIED, PERMUTED = "transferred", "transferred_init", "transferred_permuted"
 _shuffle = jax.jit(prune.shuffle)
 _uniform = jax.jit(prune.uniform, static_argnums=2)
 
@@ -27,6 +28,8 @@ class Moving(NamedTuple):
         values: the source's weights at the ticket's rewind step.
         own: the target's weights at its rewind step.
         initial: the target's weights at step 0.
+        ends: the trained weights of the dense networks of the source's and of the target's seed, by which
+            their units are matched; None where no arm asks for them.
     """
 
     source: Model
@@ -36,6 +39,7 @@ class Moving(NamedTuple):
     values: Variables
     own: Variables
     initial: Variables
+    ends: tuple[PyTree, PyTree] | None = None
 
 
 class Start(NamedTuple):
@@ -59,10 +63,13 @@ class Arm(NamedTuple):
         summary: one line for help.
         start: (ticket, the arm's own random stream) -> its start; None where it would equal that of
             "transferred" bit for bit.
+        matches: whether it needs `Moving.ends`, and networks whose units can be matched: see
+            `check_matching`. Such an arm is trained only where it is asked for.
     """
 
     summary: str
     start: Callable[[Moving, jax.Array], Start | None]
+    matches: bool = False
 
 
 def partner(seed: int, seeds: Sequence[int], pair: str) -> int | None:
@@ -94,6 +101,30 @@ def _carried(of: Moving, _: jax.Array) -> Start | None:
     return None if transfer.same_values(*masked) else Start(of.mask, carried)
 
 
+def check_matching(source: Model, target: Model) -> None:
+    """Checks whether the units of two networks can be matched.
+
+    Raises:
+        UserError: their shapes differ, or it is not known which of their layers share units.
+    """
+    why = "their shapes differ" if not transfer.same_shapes(source, target) else ""
+    if not why and not wiring.layers(target):
+        why = f"it is not known which layers of {target.name} share units"
+    if why:
+        raise UserError(
+            f"--permuted: the units of {source.name} and {target.name} cannot be matched: {why}; leave it "
+            "out, or choose two networks of one kind."
+        )
+
+
+def _permuted(of: Moving, _: jax.Array) -> Start | None:
+    """Sparse re-basin (Adnan et al. 2025, arXiv 2505.05143); they match activations, this matches weights."""
+    assert of.ends is not None, "the arm says that it matches"
+    layers, (theirs, ours) = wiring.layers(of.target), of.ends
+    mask = geography.reordered(layers, of.mask, geography.matching(layers, ours, theirs))
+    return None if transfer.same_values(mask, of.mask) else Start(mask, of.own)
+
+
 def _reinit(of: Moving, key: jax.Array) -> Start:
     fresh = jax.device_get(of.target.init(key).params)
     return Start(of.mask, Variables(fresh, of.initial.stats), rewound=False)
@@ -117,5 +148,13 @@ ARMS: dict[str, Arm] = {
     "transferred_reinit": Arm("the same mask on fresh weights, trained from step 0", _reinit),
     "shuffled": Arm("the same mask shuffled within its layers: their densities alone", _shuffled),
     "random_uniform": Arm("a random mask of the same density, the same in every layer", _random_uniform),
+    PERMUTED: Arm(
+        "the source's mask, its units in the order of the target's, on the target's own weights; the dense "
+        "networks of the two seeds are matched",
+        _permuted,
+        matches=True,
+    ),
 }
 """The arms by name; add a row to add an arm."""
+DEFAULT = tuple(name for name, arm in ARMS.items() if not arm.matches)
+"""The arms that are trained where none is named."""
