@@ -33,11 +33,14 @@ class Measured(NamedTuple):
     Attributes:
         first: seconds of the first call, compilation included.
         later: seconds of the fastest of the later calls.
+        first_cpu, later_cpu: likewise of all cores, which depend less on what else the machine does.
         peak: peak resident memory of the process / memory of the weights.
     """
 
     first: float
     later: float
+    first_cpu: float
+    later_cpu: float
     peak: float
 
 
@@ -99,14 +102,16 @@ def measured(side: str, millions: float, leaves: int) -> Measured:
     total = sum(w.nbytes for w in weights)
     call = SIDES[side](weights)
     first, *later = (_seconds(call) for _ in range(1 + _LATER))
-    return Measured(first, min(later), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / total)
+    wall, cpu = (min(of) for of in zip(*later, strict=True))
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / total
+    return Measured(first[0], wall, first[1], cpu, peak)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    """Wall time of a call. (`benchmarks.measure` would load libraries, whose memory would count.)"""
-    began = time.perf_counter()
+def _seconds(call: Callable[[], Any]) -> tuple[float, float]:
+    """(wall, CPU) time of a call. (`benchmarks.measure` would load libraries, whose memory would count.)"""
+    wall, cpu = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - began
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def in_process(side: str, millions: float, leaves: int, checkout: Path = ROOT) -> Measured:
@@ -161,8 +166,9 @@ def main() -> None:
     for millions, of in found.items():
         for name, got in of.items():
             print(
-                f"{millions:>4} M weights, {name:20}: first call {got.first:5.2f} s, later {got.later:5.2f} "
-                f"s, peak memory {got.peak:.2f} x the weights"
+                f"{millions:>4} M weights, {name:20}: first call {got.first:5.2f} s "
+                f"(CPU {got.first_cpu:5.2f}), later {got.later:5.2f} s (CPU {got.later_cpu:5.2f}), "
+                f"peak {got.peak:.2f} x the weights"
             )
 
 

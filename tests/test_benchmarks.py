@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import forms, measure
+from benchmarks import forms, measure, selection
 from lthjax import models
 from lthjax.measures import timing
 
@@ -72,3 +72,14 @@ def test_both_forms_of_a_convolution_are_the_networks_own(name: str) -> None:
     grouped, ours = (form(x, w) for form in forms.forms(images, kernel, padding))
     assert grouped.shape[-1] == kernel[-1]
     np.testing.assert_allclose(grouped, ours, atol=2e-3)
+
+
+@pytest.mark.parametrize("side", ["numpy.partition", "torch.nn.utils.prune"])
+def test_the_peers_select_the_same_weights(side: str) -> None:
+    if side.startswith("torch"):
+        pytest.importorskip("torch", reason="the peer of the benchmarks needs the extra `bench`")
+    ours = selection.SIDES["lthjax"](selection.drawn(0.01, 2))()
+    theirs = selection.SIDES[side](selection.drawn(0.01, 2))()
+    assert sum(int(m.sum()) for m in ours.values()) == 8000
+    for mine, other in zip(ours.values(), theirs, strict=True):
+        np.testing.assert_array_equal(mine, other)
