@@ -45,7 +45,8 @@ def execute(name: str, where: Path, monkeypatch: pytest.MonkeyPatch, steps: int)
 
 def check_nothing_is_left(where: Path) -> None:
     """Checks that git ignores whatever a notebook has left beside it."""
-    left = [f"notebooks/{path.name}" for path in where.iterdir() if path.name not in (".ipython", ".jupyter")]
+    there = [path for path in where.iterdir() if path.name not in (".ipython", ".jupyter")]
+    left = [f"notebooks/{path.name}{'/' * path.is_dir()}" for path in there]
     assert left
     if (ROOT / ".git").exists():
         done = subprocess.run(
