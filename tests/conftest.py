@@ -71,11 +71,12 @@ SLOW = {
         "test_values_and_gradients_are_those_of_the_builtin[True-images11",
     ),
     "test_earlybird": ("test_masks_of_a_run",),
+    "test_forgetting": ("test_forgetting_of_a_run",),
     "test_extending": ("test_the_page_on_own_models_runs", "test_the_page_on_other_libraries_runs"),
     "test_gauss_newton": (
         "test_products_are_those",
         "test_of_a_linear_network",
-        "test_hutch_plus_plus_is_exact",
+        "test_a_sketch_that_spans",
     ),
     "test_hessian": (
         "test_as_many_steps_as_dimensions",
@@ -152,6 +153,7 @@ SLOW = {
     ),
     "test_watching": ("test_services_are_told",),
     "test_until": ("test_the_command_adds_seeds",),
+    "test_traces": ("test_hutch_plus_plus_is_exact",),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate"),
 }
 # Of the slow ones those that take most of the time, and say what a quicker one says of something smaller; CI
