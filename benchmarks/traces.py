@@ -1,10 +1,10 @@
-"""Which estimate of a trace is better at as many products: Hutchinson's or Hutch++.
+"""Which estimate of a trace is better at as many products: Hutchinson's, Hutch++ or XNysTrace.
 
 python -m benchmarks.traces runs/lenet300_mnist-0123abcd --level 10
 
-Repeats both with other random numbers, on trained networks of a run, for the Hessian, the Gauss-Newton matrix
-and the empirical Fisher inside the mask. A line each: the mean of either estimate, and its standard deviation
-over the repeats.
+Repeats each with other random numbers, on trained networks of a run, for the Hessian, the Gauss-Newton matrix
+and the empirical Fisher inside the mask. A line each: the mean of every estimate, and its standard deviation
+over the repeats; XNysTrace only where no eigenvalue is negative.
 """
 
 import argparse
@@ -18,16 +18,17 @@ import numpy as np
 from analysis import open_run
 from lthjax import settings
 from lthjax.imp import Cell
-from lthjax.measures import gauss_newton, hessian, landscape, programs
+from lthjax.measures import gauss_newton, hessian, landscape, programs, traces
 from lthjax.measures.hessian import Operator
 
 _PRODUCTS, _REPEATS, _IMAGES = 33, 16, 500
 
 
 def spread(on: Callable[[], Operator], key: jax.Array) -> list[tuple[float, float]]:
-    """(mean, standard deviation over the repeats) of Hutchinson's estimate, and of Hutch++."""
+    """(mean, standard deviation over the repeats) of Hutchinson's estimate, Hutch++ and XNysTrace."""
     keys, found = jax.random.split(key, _REPEATS), []
-    for estimate in (hessian.trace, hessian.deflated_trace):
+    known = (traces.nystrom_trace,) if on().semidefinite else ()
+    for estimate in (hessian.trace, traces.deflated_trace, *known):
         total = jax.jit(lambda key, estimate=estimate: estimate(on(), key, _PRODUCTS).total)
         values = np.array([float(total(key)) for key in keys])
         found.append((float(values.mean()), float(values.std(ddof=1))))
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepared = run.prepared((seed,), asked.data_dir)
     shown = programs.images(prepared.dataset, prepared.study.data.validation, seed, _IMAGES)
     train = landscape.chunks(*shown["train"], 50)
-    print("arm      matrix          Hutchinson            Hutch++")
+    print("arm      matrix          Hutchinson            Hutch++               XNysTrace")
     for arm in ("ticket", "reinit", "random"):
         cell = Cell(seed, tickets.chain, asked.level, arm)
         if cell not in run.results:
@@ -67,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "Fisher": partial(gauss_newton.empirical_fisher, apply, *of),
         }
         for name, on in made.items():
-            both = [f"{mean:9.4g} ± {error:<8.2g}" for mean, error in spread(on, jax.random.key(1))]
-            print(f"{arm:8} {name:14}{'  '.join(both)}", flush=True)
+            said = [f"{mean:9.4g} ± {error:<8.2g}" for mean, error in spread(on, jax.random.key(1))]
+            print(f"{arm:8} {name:14}{'  '.join(said)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -93,10 +93,11 @@ SLOW = {
         "test_the_page_on_own_models_runs",
         "test_the_page_on_other_libraries_runs",
     ),
+    "test_forgetting": ("test_forgetting_of_a_run",),
     "test_gauss_newton": (
         "test_products_are_those",
         "test_of_a_linear_network",
-        "test_hutch_plus_plus_is_exact",
+        "test_a_sketch_that_spans",
     ),
     "test_hessian": (
         "test_as_many_steps_as_dimensions",
@@ -174,6 +175,7 @@ SLOW = {
     "test_watching": ("test_services_are_told",),
     "test_until": ("test_the_command_adds_seeds",),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate", "test_a_mask_goes_to"),
+    "test_traces": ("test_hutch_plus_plus_is_exact",),
 }
 # Of the slow ones those that take most of the time, and say what a quicker one says of something smaller; CI
 # leaves them out. `make faults` runs those of tests/faults.

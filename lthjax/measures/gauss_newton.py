@@ -11,7 +11,7 @@ They are symmetric and have no negative eigenvalue. They are operators as of `he
 traces and densities take them.
 
     on = gauss_newton.ggn(apply, params, mask, landscape.chunks(images, labels, 100))
-    hessian.extremes(on, key, 1), hessian.deflated_trace(on, key)
+    hessian.extremes(on, key, 1), traces.sketched_trace(on, key)
 
 Source: Martens 2020 (arXiv 1412.1193), sections 8 and 9; for what the empirical Fisher is not, Kunstner et
 al. 2019 (arXiv 1905.12558).
@@ -82,4 +82,4 @@ def _operator(apply: Apply, params: PyTree, mask: PyTree, chunks: PyTree, middle
         )
         return jnp.where(kept[None], whole, 0)
 
-    return Operator(product, kept)
+    return Operator(product, kept, semidefinite=True)

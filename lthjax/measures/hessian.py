@@ -35,8 +35,6 @@ from jax.flatten_util import ravel_pytree
 from lthjax import prune
 
 PyTree = Any
-LEAST_PRODUCTS = 6
-"""The fewest products of `deflated_trace`."""
 Loss = Callable[..., jax.Array]
 """(params) -> loss, shape (); or (params, chunk) -> the chunk's contribution to the loss."""
 
@@ -47,10 +45,12 @@ class Operator(NamedTuple):
     Attributes:
         product: float [p, n] -> float [p, n], row by row; 0 outside the mask.
         kept: bool [n], the mask.
+        semidefinite: whether it is known to have no negative eigenvalue.
     """
 
     product: Callable[[jax.Array], jax.Array]
     kept: jax.Array
+    semidefinite: bool = False
 
 
 class Lanczos(NamedTuple):
@@ -229,6 +229,8 @@ def extremes(on: Operator, key: jax.Array, count: int = 10, steps: int = 40) -> 
 def trace(on: Operator, key: jax.Array, probes: int = 32) -> Trace:
     """The trace by Hutchinson's estimator with Rademacher vectors inside the mask.
 
+    Where few eigenvalues hold most of it, `lthjax.measures.traces` has better ones.
+
     Args:
         on: the operator.
         key: for the probes.
@@ -238,38 +240,9 @@ def trace(on: Operator, key: jax.Array, probes: int = 32) -> Trace:
     """
     if probes < 2:
         raise ValueError(f"probes: a standard error takes 2 or more, not {probes}.")
-    total, error = curvature(on, _rademacher(key, on.kept, probes))
+    total, error = curvature(on, rademacher(key, on.kept, probes))
     k = on.kept.sum()
     return Trace(total, error, total / k, error / k)
-
-
-def deflated_trace(on: Operator, key: jax.Array, products: int = 33) -> Trace:
-    """The trace by Hutch++: exact on the range of a random sketch, Hutchinson's estimate on the rest.
-
-    Better than `trace` at as many products where few eigenvalues hold most of the trace, as those of a
-    trained network's Gauss-Newton matrix and Fisher do. The error is that of the rest, which alone is
-    estimated.
-
-    Args:
-        on: the operator.
-        key: for sketch and probes, Rademacher vectors inside the mask.
-        products: in all, 6 or more; a third each for the sketch, its range and the rest.
-
-    Source: Meyer et al. 2021 (arXiv 2010.09649), algorithm 1.
-    """
-    if products < LEAST_PRODUCTS:
-        raise ValueError(f"products: it takes {LEAST_PRODUCTS} or more, two for each part, not {products}.")
-    count = products // 3
-    first, second = jax.random.split(key)
-    basis, beside = jnp.linalg.qr(on.product(_rademacher(first, on.kept, count)).T)
-    size = jnp.abs(jnp.diag(beside))
-    # What depends on earlier columns is arbitrary, and may lie outside the mask.
-    basis = jnp.where(size > 100 * jnp.finfo(size.dtype).eps * size.max(), basis, 0).T
-    exact = curvature(on, basis).mean * count
-    probes = _rademacher(second, on.kept, products - 2 * count)
-    rest = curvature(on, probes - (probes @ basis.T) @ basis)
-    total, k = exact + rest.mean, on.kept.sum()
-    return Trace(total, rest.error, total / k, rest.error / k)
 
 
 def curvature(on: Operator, directions: jax.Array) -> Curvature:
@@ -310,7 +283,7 @@ def density(
     Source: Lin, Saad & Yang 2016 (arXiv 1308.5467), section 3.2; Ghorbani, Krishnan & Xiao 2019
     (arXiv 1901.10159), section 2.
     """
-    run = lanczos(on, _rademacher(key, on.kept, probes), steps, key)
+    run = lanczos(on, rademacher(key, on.kept, probes), steps, key)
     values, vectors = _diagonalised(run)
     found = jnp.isfinite(values)
     weights = jnp.where(found, vectors[:, 0] ** 2, 0)
@@ -437,7 +410,8 @@ def kept_of(params: PyTree, mask: PyTree) -> jax.Array:
     return jnp.concatenate(jax.tree.leaves(shaped))
 
 
-def _rademacher(key: jax.Array, kept: jax.Array, count: int) -> jax.Array:
+def rademacher(key: jax.Array, kept: jax.Array, count: int) -> jax.Array:
+    """Random vectors of ±1 inside the mask, 0 outside: float [count, n]."""
     drawn = jax.random.rademacher(key, (count, kept.size), jnp.result_type(float))
     return jnp.where(kept[None], drawn, 0)
 

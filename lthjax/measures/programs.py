@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from lthjax import data, models, rng
 from lthjax.devices import replicate
 from lthjax.errors import UserError
-from lthjax.measures import gauss_newton, hessian, landscape
+from lthjax.measures import gauss_newton, hessian, landscape, traces
 from lthjax.models import Model, Variables
 
 PyTree = Any
@@ -229,17 +229,17 @@ def _gauss_newton(model: Model, how: Settings, each: dict[str, Any]) -> dict[str
     inputs = _logits(model, stats), params, each["mask"], each["train"]
     on, fisher = gauss_newton.ggn(*inputs), gauss_newton.empirical_fisher(*inputs)
     keys = jax.random.split(_key(each["keys"][0]), 3)
-    # Few of their eigenvalues are large, so that Hutch++ is better than Hutchinson's estimate.
-    products = max(how.trace_probes, hessian.LEAST_PRODUCTS)
+    # Few of their eigenvalues are large, so that a sketch is better than Hutchinson's estimate.
+    products = max(how.trace_probes, traces.LEAST_PRODUCTS)
     ends = hessian.extremes(on, keys[0], 1, how.steps)
-    traces = hessian.deflated_trace(on, keys[1], products), hessian.deflated_trace(fisher, keys[2], products)
+    found = traces.sketched_trace(on, keys[1], products), traces.sketched_trace(fisher, keys[2], products)
     return {
         "largest": ends.largest,
         "largest_error": ends.largest_error,
-        "trace": traces[0].total,
-        "trace_error": traces[0].error,
-        "fisher_trace": traces[1].total,
-        "fisher_trace_error": traces[1].error,
+        "trace": found[0].total,
+        "trace_error": found[0].error,
+        "fisher_trace": found[1].total,
+        "fisher_trace_error": found[1].error,
     }
 
 
