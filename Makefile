@@ -36,7 +36,7 @@ quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow and not faults and not study"
 
 faults: $(VENV)/.installed-dev
-	$(PYTEST) tests/faults -m ""
+	$(PYTEST) --dist worksteal tests/faults -m ""
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

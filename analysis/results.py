@@ -27,6 +27,7 @@ from lthjax.measures import stats
 from lthjax.measures.stats import Interval, Outcome, mean_interval, paired
 
 from . import compare, conform, tables, transfer, words
+from .compare import budget
 from .compare.entries import Entry, Point, at_most, entries
 from .compare.equal import Contrast, contrasts
 from .conform.measured import Cells, Measured, published
@@ -108,6 +109,9 @@ class Compared(_Folder):
         of_run = [line["run"] for line in self._lines(self._table)]
         by_run = tables.grouped(zip(of_run, self.rows, strict=True))
         self.entries: list[Entry] = entries(self.about, list(by_run.values()))
+        self.gaps: list[budget.Gap] = []
+        if budget.differ(self.about):
+            self.gaps = budget.gaps(self.about, list(by_run.values()))
 
     def entry(self, name: str) -> Entry:
         """The entry of that name."""
@@ -197,6 +201,7 @@ def render(folder: Path, template: str) -> str:
         "conform": conform.rows,
         "tickets": compare.tickets,
         "schedules": compare.schedules,
+        "budget": budget,
         "at_equal_density": lambda entries: compare.equal.table(entries, compare.targets(entries)),
     }
     environment.tests["match"] = lambda value, pattern: re.match(pattern, value) is not None
