@@ -1,6 +1,6 @@
 """Optimisers that keep pruned weights at 0, with a mask that is fixed, replaced, or pruned on a schedule."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -241,18 +241,24 @@ def scheduled(
             scores = (
                 jax.tree.map(absolute, params) if criterion == "magnitude" else criterion(params, updates)
             )
-            alive = survivors(mask, scope, granularity)
-            table = np.array([[count(share, size) for _, size in alive] for share in shares], np.int32)
-            kept = jnp.asarray(table)[jnp.clip(since // every, 0, len(shares) - 1)]
-            going = [jnp.maximum(left - kept[i], 0) for i, (left, _) in enumerate(alive)]
-            fewer = remove_counted(scores, mask, going, scope=scope, granularity=granularity)
-            return _with_mask(before, fewer)
+            return _with_mask(before, _pruned(mask, scores, shares, since // every, scope, granularity))
 
         now = jax.lax.cond(due, pruned, lambda: before)
         stepped, now = inner.update(updates, now, params, **extra)
         return stepped, ScheduledState(optax.safe_int32_increment(step), now)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _pruned(
+    mask: PyTree, scores: PyTree, shares: Sequence[Number], at: jax.Array, scope: Scope, granularity: str
+) -> PyTree:
+    """The mask with no more than the share kept that is due at a pruning, their number traced."""
+    alive = survivors(mask, scope, granularity)
+    table = np.array([[count(share, size) for _, size in alive] for share in shares], np.int32)
+    kept = jnp.asarray(table)[jnp.clip(at, 0, len(shares) - 1)]
+    going = [jnp.maximum(left - kept[i], 0) for i, (left, _) in enumerate(alive)]
+    return remove_counted(scores, mask, going, scope=scope, granularity=granularity)
 
 
 def _check_schedule(
