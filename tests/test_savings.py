@@ -25,7 +25,7 @@ from analysis import open_run, record, report
 from analysis import savings as command
 from analysis.record import Finding
 from analysis.savings.table import LevelSavings, Timing, compared, to_json
-from analysis.savings.work import timed_levels
+from analysis.savings.work import _forms, timed_levels
 from analysis.tables import write_tables
 from lthjax import models, prune, study
 from lthjax.errors import UserError
@@ -468,6 +468,36 @@ def test_a_residual_network_is_counted_layer_by_layer() -> None:
             whole, left = whole + places * leaf.size, left + places * int(leaf.sum())
     assert (found.macs, found.macs_left) == (whole, left)
     assert (found.weights, found.weights_left) == (77_360, int(prune.totals(mask)[0]))
+
+
+def test_the_forms_of_a_residual_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked and compacted compute what the network does; the section says what is taken out of what."""
+    monkeypatch.setitem(models.MODELS, "own", models.Entry(models.Stages((3, 4), 1), 2, "for a test"))
+    model = models.build("own", (8, 8, 1), 2)
+    mask = random_mask(model, 0.5)
+    for layer in (mask["conv1"], mask["stage1_block1"]["conv2"]):
+        layer["kernel"][..., 1] = False
+    variables = model.init(jax.random.key(0))
+    variables = variables._replace(params=apply(variables.params, mask))
+    forms = _forms(model, variables, mask)
+    assert forms is not None
+    assert [*forms.variants] == ["masked", "compacted"]
+    assert forms.widths["conv1"] == forms.widths["stage1_block1/conv2"] == 2
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    assert np.abs(forms.whole(images)).max() > 0.01
+    for logits in (forms.dense, *forms.variants.values()):
+        assert savings.deviation(forms.whole, logits, images) <= savings.TOLERANCE
+    with pytest.raises(RuntimeError, match="differ from the ticket's by 1 of the largest"):
+        savings.deviation(forms.whole, lambda x: 0 * forms.whole(x), images)
+    assert _forms(model._replace(stages=None), variables, mask) is None
+    timing = Timing(1, "masked", 1.0, 1.0, 1.0, 0.9, 1.2, 6)
+    sizes, counts = savings.storage(mask), forms.counts
+    row = LevelSavings(0, "rewind-0", 3, "ticket", 0.5, counts, sizes, 9, forms.widths, counts, 0.0, 24, 2.0,
+                       "a CPU", (timing,))  # fmt: skip
+    said = command.section(None, [row])  # type: ignore[arg-type]
+    assert "out of all layers of its permutation group" in said.notes[0]
+    assert "scipy" not in said.remark
+    assert len(said.tables) == 4
 
 
 def test_what_is_not_compacted_is_left_out_of_tables_and_verdicts(tmp_path: Path) -> None:
