@@ -56,16 +56,19 @@ def rows(**by_arm: list[tuple[int, float | None]]) -> dict[str, Any]:
 
 
 def test_verdicts_by_hand() -> None:
-    dense: list[tuple[int, float | None]] = [(10, None), (12, None), (11, None), (10, None)]
-    ticket = [(20, 0.5), (23, 0.6), (20, 0.5), (20, 0.6)]
+    dense: list[tuple[int, float | None]] = [(20, None), (23, None), (20, None), (20, None)]
+    ticket = [(10, 0.5), (12, 0.6), (11, 0.5), (10, 0.6)]
     reinit = [(30, 0.2), (31, 0.3), (30, 0.3), (33, 0.2)]
     run: Any = None
-    more, less, same = analysed.findings(run, rows(dense=dense, ticket=ticket, reinit=reinit))
-    assert [of.outcome for of in (more, less, same)] == ["supported"] * 3
-    # (10 + 11 + 9 + 10) / 4 of 100 images.
-    assert more.estimate.startswith("+0.100 events an image, at least +0.0")
+    less, beside, same = analysed.findings(run, rows(dense=dense, ticket=ticket, reinit=reinit))
+    assert [of.outcome for of in (less, beside, same)] == ["supported"] * 3
+    # (10 + 11 + 9 + 10) / 4 of 100 images; (20 + 19 + 19 + 23) / 4.
+    assert less.estimate.startswith("+0.100 events an image, at least +0.0")
+    assert beside.estimate.startswith("+0.203 events an image, at least +0.1")
     assert same.estimate.startswith("+0.300 of the rank correlation")
-    turned = analysed.findings(run, rows(dense=ticket, ticket=[(10, 0.3)] * 4, random=[(5, 0.6)] * 4))
+    turned = analysed.findings(
+        run, rows(dense=[(4, None)] * 4, ticket=[(10, 0.3)] * 4, random=[(5, 0.6)] * 4)
+    )
     assert [of.outcome for of in turned] == ["refuted"] * 3
     assert "random masks" in turned[1].claim
     # Without a control there is one claim.

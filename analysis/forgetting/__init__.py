@@ -29,7 +29,7 @@ from .work import Options, work
 
 # The controls that tickets are compared with: the first one that was replayed.
 _CONTROLS = {"reinit": "reinitialised masks", "random": "random masks"}
-_MORE = "Along a training, tickets forget train images more often than the dense network"
+_DENSE = "Along a training, tickets forget train images less often than the dense network"
 _LESS = "… and less often than {}"
 _SAME = "Tickets forget the images that their dense network forgets, more than {} do"
 
@@ -68,11 +68,11 @@ def _table(rows: Sequence[EventRow], part: str, folded: str) -> Table:
 
 
 def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
-    """Whether tickets forget more, and the same images; a claim is one about every level looked at."""
+    """Whether tickets forget less, and the same images; a claim is one about every level looked at."""
     control = "reinit"
     if found is None:
         command = words.command("forgetting", run.path)
-        claims = [_MORE, *(of.format(_CONTROLS[control]) for of in (_LESS, _SAME))]
+        claims = [_DENSE, *(of.format(_CONTROLS[control]) for of in (_LESS, _SAME))]
         return [Finding(claim, "not tested", "no training was replayed", 0, command) for claim in claims]
     rows: Sequence[EventRow] = found["events.csv"]
     there = arms(rows)
@@ -81,7 +81,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     def events(level: int, arm: str) -> dict[int, float]:
         return {seed: rate(row) for seed, row in of(rows, TRAIN, level, arm).items()}
 
-    made = [_finding(_MORE, rows, "+.3f", " events an image", lambda n: _apart(events, n, TICKET, DENSE))]
+    made = [_finding(_DENSE, rows, "+.3f", " events an image", lambda n: _apart(events, n, DENSE, TICKET))]
     if control:
         name = _CONTROLS[control]
         fewer = _finding(
