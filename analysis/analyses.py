@@ -3,6 +3,7 @@
 from . import (
     earlybird,
     examples,
+    forgetting,
     geography,
     landscape,
     predict,
@@ -25,6 +26,7 @@ ANALYSES: dict[str, Analysis] = {
         predict,
         geography,
         examples,
+        forgetting,
         earlybird,
         transfer,
     )

@@ -4,6 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
+import jax
+import numpy as np
+
 from lthjax import fields, home, progress, record, study
 from lthjax.folder.store import Store
 from lthjax.imp import Cell
@@ -79,6 +82,15 @@ class Work:
                     yield cell, job, one
         finally:
             self.watch.end()
+
+    def compare(self, cell: Cell, trained: Trained) -> None:
+        """Says where the replay of a training does not end at the weights of the run's cell."""
+        end = self.run.variables(cell)
+        if not all(jax.tree.leaves(jax.tree.map(np.array_equal, trained.variables, end))):
+            self.watch.say(
+                f"{record.describe(cell)}: the replay does not end at the very weights of the run, as on "
+                "another machine it may not; it is a training of the same kind"
+            )
 
     def write(
         self,

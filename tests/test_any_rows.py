@@ -269,7 +269,7 @@ def test_every_command_of_a_report_is_one_for_a_shell(place: str, tmp_path: Path
         f"analysis.{name}"
         for name in (
             *("savings", "landscape", "stability", "predict", "geography", "examples", "earlybird"),
-            "transfer",
+            *("forgetting", "transfer"),
         )
     }
 

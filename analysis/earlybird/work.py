@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from lthjax import prune, study
@@ -158,12 +157,8 @@ class _Drawing(trainings.Work):
             stop, captures = self._asked.steps[-1], tuple(self._asked.steps)
             jobs.append((dense.cell, Job(seed, 0, 0, stop, dense.variables, dense.mask, captures)))
         for cell, _, trained in self.train(jobs):
-            end, basis = self.run.variables(cell), self._basis(cell.seed)
-            if not all(jax.tree.leaves(jax.tree.map(np.array_equal, trained.variables, end))):
-                self.watch.say(
-                    f"seed {cell.seed}: the replay does not end at the very weights of the run, as on "
-                    "another machine it may not; it is a training of the same kind"
-                )
+            self.compare(cell, trained)
+            basis = self._basis(cell.seed)
             rows = [row for n in basis["levels"] for row in self._drawn(cell.seed, n, trained.states)]
             texts = {_ROWS: tables.of_rows(MaskRow, rows), "about.json": json.dumps(basis) + "\n"}
             tables.write_tables(self._where / f"masks={cell.seed}", texts)

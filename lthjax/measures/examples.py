@@ -129,6 +129,33 @@ def forgetting(right: np.ndarray) -> np.ndarray:
     return (right[:-1] & ~right[1:]).sum(0)
 
 
+def events(right: np.ndarray) -> np.ndarray:
+    """As `forgetting`, with −1 for images that are never right, which have nothing to forget: int [N].
+
+    Args:
+        right: bool [T, N], whether the network gets image n right at step t of its training.
+    """
+    return np.where(right.any(0), forgetting(right), -1)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's rank correlation of the events of two networks, of `events`.
+
+    Images that are never right rank above all others, as the hardest (Toneva et al. 2019, section 3).
+
+    Args:
+        a: int [N].
+        b: int [N], of the same images.
+
+    Returns:
+        In [−1, 1]; None where all images of either network have the same rank.
+    """
+    ranked = [np.where(of < 0, of.max() + 1, of) for of in (a, b)]
+    if any(np.ptp(of) == 0 for of in ranked):
+        return None
+    return float(stats.spearmanr(*ranked).statistic)
+
+
 def kappa(a: np.ndarray, b: np.ndarray) -> float | None:
     """Cohen's κ of two yes-or-no judgements: (agreement − chance) / (1 − chance).
 

@@ -223,7 +223,16 @@ def options_of(name: str) -> list[str]:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
     name: (record.command(ANALYSES[name]), options_of(name))
-    for name in ("predict", "landscape", "stability", "geography", "examples", "earlybird", "savings")
+    for name in (
+        "predict",
+        "landscape",
+        "stability",
+        "geography",
+        "examples",
+        "earlybird",
+        "forgetting",
+        "savings",
+    )
 }
 COMMANDS |= {
     "transfer": (
@@ -244,7 +253,7 @@ def test_options_of_the_analyses(
     for place_of_work in (
         "analysis.predict.work._Predicting", "analysis.landscape.work._Landscape",
         "analysis.stability.work._Stability", "analysis.examples.work._seen",
-        "analysis.earlybird.work._Drawing",
+        "analysis.earlybird.work._Drawing", "analysis.forgetting.work._Forgetting",
         "analysis.transfer.work._fill", "lthjax.measures.geography.compare",
         "analysis.savings.work._exported", "analysis.report.build_all", "lthjax.prune.save",
         "lthjax.study.run",

@@ -1,0 +1,122 @@
+"""What tickets forget along their training, beside the dense network and the controls.
+
+python -m analysis.forgetting runs/quickstart-0123abcd
+python -m analysis.forgetting runs/quickstart-0123abcd --levels 4 8 --every 25
+
+An image is forgotten when a network that got it right gets it wrong at the next look (Toneva et al. 2019,
+arXiv 1812.05159). Replays trainings of the run, with the same bits on one CPU, and passes train and test
+images through the weights every so many steps. `analysis.examples` counts the same along levels of pruning,
+from the final weights. The run's own cells are only read. Writes RUN/forgetting:
+
+  events.csv     `EventRow`: events of every network, and how alike they are to the dense network's
+  forgetting     the figure, as PNG, SVG and CSV
+  events/        events of the images of every training, so that a stopped call goes on after the last one
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lthjax.imp import DENSE
+from lthjax.measures.stats import PERCENT, POSITIVE, conjunction, mean_interval, paired, verdict
+
+from .. import words
+from ..page import Link, Section, Table
+from ..record import Analysis, Finding
+from ..run import TICKET, Run
+from . import figures
+from .table import TABLES, TEST, TRAIN, EventRow, alike, arms, levels, of, rate
+from .work import Options, work
+
+# The controls that tickets are compared with: the first one that was replayed.
+_CONTROLS = {"reinit": "reinitialised masks", "random": "random masks"}
+_DENSE = "Along a training, tickets forget train images less often than the dense network"
+_LESS = "… and less often than {}"
+_SAME = "Tickets forget the images that their dense network forgets, more than {} do"
+
+
+def section(run: Run, found: Mapping[str, Any]) -> Section:
+    """The report's section."""
+    rows: Sequence[EventRow] = found["events.csv"]
+    note = (
+        "Events are counted from the rewind step on. A network that is right about fewer images has fewer to "
+        "forget; those that it never gets right are counted apart, and rank above all others."
+    )
+    shown = [_table(rows, TRAIN, ""), _table(rows, TEST, "The same of test images")]
+    return Section("forgetting", "Forgetting in training", [note], figures.drawn(found), shown)
+
+
+def _table(rows: Sequence[EventRow], part: str, folded: str) -> Table:
+    header = ["level", "% of weights", "network", "events an image", "never forgotten (% of images)",
+              "never right (%)", "rank correlation with dense"]  # fmt: skip
+    lines = []
+    for arm, level in [(DENSE, 0), *((arm, n) for n in levels(rows) for arm in arms(rows) if arm != DENSE)]:
+        own = [*of(rows, part, level, arm).values()]
+        if not own:
+            continue
+        events = mean_interval([rate(row) for row in own], within=POSITIVE)
+        kept, never = (
+            mean_interval([100 * count / row.images for count, row in zip(counts, own, strict=True)],
+                          within=PERCENT)
+            for counts in ([r.unforgettable for r in own], [r.images - r.learned for r in own])
+        )  # fmt: skip
+        like = mean_interval([*alike(rows, part, level, arm).values()], within=(-1.0, 1.0))
+        density = 100 * sum(row.density for row in own) / len(own)
+        said = [words.interval(events, ".3f"), words.percent(kept), words.percent(never)]
+        lines.append([str(level), f"{density:.1f}", arm, *said, words.interval(like, "+.2f")])
+    title = f"Forgetting events of {part} images along a training"
+    return Table(title, header, lines, 3, folded)
+
+
+def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
+    """Whether tickets forget less, and the same images; a claim is one about every level looked at."""
+    control = "reinit"
+    if found is None:
+        command = words.command("forgetting", run.path)
+        claims = [_DENSE, *(of.format(_CONTROLS[control]) for of in (_LESS, _SAME))]
+        return [Finding(claim, "not tested", "no training was replayed", 0, command) for claim in claims]
+    rows: Sequence[EventRow] = found["events.csv"]
+    there = arms(rows)
+    control = next((arm for arm in _CONTROLS if arm in there), "")
+
+    def events(level: int, arm: str) -> dict[int, float]:
+        return {seed: rate(row) for seed, row in of(rows, TRAIN, level, arm).items()}
+
+    made = [_finding(_DENSE, rows, "+.3f", " events an image", lambda n: _apart(events, n, DENSE, TICKET))]
+    if control:
+        name = _CONTROLS[control]
+        fewer = _finding(
+            _LESS.format(name), rows, "+.3f", " events an image", lambda n: _apart(events, n, control, TICKET)
+        )
+        like = _finding(
+            _SAME.format(name),
+            rows,
+            "+.3f",
+            " of the rank correlation",
+            lambda n: _apart(lambda level, arm: alike(rows, TRAIN, level, arm), n, TICKET, control),
+        )
+        made += [fewer, like]
+    return [finding for finding in made if finding is not None]
+
+
+def _apart(of_arm: Callable[[int, str], dict[int, float]], level: int, arm: str, other: str) -> list[float]:
+    """arm − other, paired by seed."""
+    return paired(of_arm(level, arm), of_arm(level, other))
+
+
+def _finding(
+    claim: str, rows: Sequence[EventRow], form: str, unit: str, values: Callable[[int], list[float]]
+) -> Finding | None:
+    """A claim that a difference is above 0 at every level that has it."""
+    known = {n: own for n in levels(rows) if (own := values(n))}
+    if not known:
+        return None
+    worst = min(known, key=lambda level: sum(known[level]) / len(known[level]))
+    several = f", the least of {len(known)} levels" if len(known) > 1 else ""
+    said = f"{words.decided(verdict(known[worst]), form, unit)} at level {worst}{several}"
+    outcome = conjunction(verdict(own).outcome for own in known.values())
+    where = Link("forgetting", "#forgetting")
+    return Finding(claim, outcome, said, len(known[worst]), where, "superiority")
+
+
+ANALYSIS = Analysis("forgetting", "Forgetting in training", Options, work, TABLES, section, findings)
+"""The command of forgetting along trainings."""
