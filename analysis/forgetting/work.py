@@ -14,7 +14,7 @@ from lthjax.measures import examples
 from lthjax.record import describe
 from lthjax.store import folder
 from lthjax.study import Watch
-from lthjax.train import Job, Trained
+from lthjax.training.job import Job, Trained
 
 from .. import page, record, tables
 from .. import work as trainings
