@@ -9,10 +9,10 @@ import numpy as np
 
 from lthjax import imp, study
 from lthjax.errors import UserError, counted
+from lthjax.folder.places import folder
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import examples
 from lthjax.record import describe
-from lthjax.store import folder
 from lthjax.study import Watch
 from lthjax.training.job import Job, Trained
 
