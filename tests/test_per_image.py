@@ -15,7 +15,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from analysis import examples as by_image
 from analysis import open_run, record
+from analysis.examples import figures
 from analysis.examples.table import AgreementRow, PairRow, between
+from analysis.run import TICKET
 from lthjax import data, models, prune, study
 from lthjax.errors import UserError
 from lthjax.folder.store import Store
@@ -244,3 +246,13 @@ def test_a_network_that_is_not_the_run_s_is_noticed(made: Made, tmp_path: Path) 
             store.write(one, measured, opened.mask(one), opened.variables(one))
     with pytest.raises(UserError, match=r"the ticket network of seed 0 at level 1 has .* in its result"):
         record.perform(by_image.ANALYSIS, tmp_path / "other", data_dir=where)
+
+
+def test_one_seed_is_drawn_without_a_legend_of_others() -> None:
+    """A warning is an error here, too."""
+    pair = PairRow("rewind-0", 2, 0, 1, TICKET, DENSE, 0.64, 100, 90, 3, 4, 3, -1.0, -5.0, 3.0, 1.0)
+    row = AgreementRow("rewind-0", 2, "errors", TICKET, 0, DENSE, 0, 0.5)
+    _, agreement = figures.drawn({"pairs.csv": [pair], "agreement.csv": [row]})
+    left, right = agreement.figure.axes
+    assert right.get_legend() is None
+    assert list(left.lines[0].get_xdata()) == [64.0]

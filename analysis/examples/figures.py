@@ -83,7 +83,8 @@ def _agreement(pairs: Sequence[PairRow], rows: Sequence[AgreementRow]) -> Figure
     lost = {n: between(rows, n, TICKET, TICKET, LOSSES) for n in places}
     _line(right, places, lost, ("#CC79A7", "D", "-"), "tickets of two seeds", True)
     right.axhline(0, **draw.CHANCE)
-    right.legend(fontsize=8)
+    if right.get_legend_handles_labels()[0]:  # of one seed there is none
+        right.legend(fontsize=8)
     for axes, name in ((left, "κ of errors"), (right, "κ of losses")):
         draw.weights_axis(axes, {*places.values()})
         axes.set(xlabel="weights left (%, log scale)", ylabel=name)
