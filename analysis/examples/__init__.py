@@ -19,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lthjax.imp import DENSE
-from lthjax.measures.stats import PERCENT, POSITIVE, conjunction, mean_interval, verdict
+from lthjax.measures.stats import PERCENT, POSITIVE, mean_interval, verdict
 
 from .. import words
+from ..claims import SUPERIOR, At, everywhere
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
 from ..run import TICKET, Run
@@ -117,16 +118,15 @@ def _above(rows: Sequence[AgreementRow], level: int) -> list[float]:
 def _finding(
     claim: str, by_level: Mapping[int, Sequence[float]], rows: Sequence[AgreementRow]
 ) -> Finding | None:
-    known = {level: values for level, values in by_level.items() if values}
-    if not known:
+    tests = {n: At(f"at level {n}", verdict(values)) for n, values in by_level.items() if values}
+    if not tests:
         return None
-    worst = min(known, key=lambda level: sum(known[level]) / len(known[level]))
-    several = f", the least of {len(known)} levels" if len(known) > 1 else ""
+    judged = everywhere([*tests.values()])
+    decides = next(level for level, test in tests.items() if test is judged.decides)
     what = "κ" if claim == _LOST else "κ less that with other seeds' dense networks"
-    estimate = f"{what} {words.interval(mean_interval(known[worst]), '+.3f')} at level {worst}{several}"
-    outcome = conjunction(verdict(values).outcome for values in known.values())
-    seeds = {row.seed for row in rows if (row.level, row.arm, row.other) == (worst, TICKET, DENSE)}
-    return Finding(claim, outcome, estimate, len(seeds), Link("image by image", "#examples"))
+    seeds = {row.seed for row in rows if (row.level, row.arm, row.other) == (decides, TICKET, DENSE)}
+    where = Link("image by image", "#examples")
+    return Finding(claim, judged.outcome, f"{what} {judged.said('+.3f')}", len(seeds), where, SUPERIOR)
 
 
 ANALYSIS = Analysis("examples", "Image by image", Options, work, TABLES, section, findings)

@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lthjax.imp import DENSE
-from lthjax.measures.stats import PERCENT, POSITIVE, conjunction, mean_interval, paired, verdict
+from lthjax.measures.stats import PERCENT, POSITIVE, mean_interval, paired, verdict
 
 from .. import words
+from ..claims import SUPERIOR, At, everywhere
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
 from ..run import TICKET, Run
@@ -107,15 +108,13 @@ def _finding(
     claim: str, rows: Sequence[EventRow], form: str, unit: str, values: Callable[[int], list[float]]
 ) -> Finding | None:
     """A claim that a difference is above 0 at every level that has it."""
-    known = {n: own for n in levels(rows) if (own := values(n))}
-    if not known:
+    tests = [At(f"at level {n}", verdict(own)) for n in levels(rows) if (own := values(n))]
+    if not tests:
         return None
-    worst = min(known, key=lambda level: sum(known[level]) / len(known[level]))
-    several = f", the least of {len(known)} levels" if len(known) > 1 else ""
-    said = f"{words.decided(verdict(known[worst]), form, unit)} at level {worst}{several}"
-    outcome = conjunction(verdict(own).outcome for own in known.values())
+    judged = everywhere(tests)
+    n = judged.decides.verdict.bounds.n
     where = Link("forgetting", "#forgetting")
-    return Finding(claim, outcome, said, len(known[worst]), where, "superiority")
+    return Finding(claim, judged.outcome, judged.said(form, unit), n, where, SUPERIOR)
 
 
 ANALYSIS = Analysis("forgetting", "Forgetting in training", Options, work, TABLES, section, findings)
