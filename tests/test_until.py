@@ -170,7 +170,7 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_help_names_every_claim() -> None:
-    import run as front
+    from lthjax import launch as front
 
     fields = {field.name for field in dataclasses.fields(front.Options)}
     assert {"until_decided", "budget"} <= fields

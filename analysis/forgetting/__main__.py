@@ -4,5 +4,7 @@ from lthjax import cli
 
 from .. import forgetting, record
 
+main = record.command(forgetting.ANALYSIS)
+
 if __name__ == "__main__":
-    cli.run(record.command(forgetting.ANALYSIS))
+    cli.run(main)
