@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from lthjax import imp
+from lthjax.arms import ARMS
 from lthjax.fields import About
 from lthjax.measures import stats
 from lthjax.measures.stats import Interval, mean_interval
@@ -77,7 +78,13 @@ def gaps(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Gap]:
     of_run = [_gaps(facts, rows) for facts, rows in zip(about, tables, strict=True)]
     everywhere = set.intersection(*({gap.place for gap in found} for found in of_run))
     kept = [gap for found in of_run for gap in found if gap.place in everywhere]
-    return sorted(kept, key=lambda gap: (*gap.place, gap.steps))
+    # Controls in their usual order, those from outside the package last.
+    order = {arm: place for place, arm in enumerate(ARMS)}
+
+    def place(gap: Gap) -> tuple[str, int, int, str, int]:
+        return gap.chain, gap.level, order.get(gap.control, len(order)), gap.control, gap.steps
+
+    return sorted(kept, key=place)
 
 
 def _gaps(about: About, rows: Sequence[Row]) -> list[Gap]:
