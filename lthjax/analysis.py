@@ -46,7 +46,8 @@ def _real(name: str) -> str:
 if Path(str(analysis.__file__)).parent.resolve() != (home.FOLDER / "analysis").resolve():
     raise ImportError(
         f"lthjax.analysis: {analysis.__file__} comes first as `analysis`, and is not the package beside "
-        f"lthjax in {home.FOLDER}; start from another folder."
+        f"lthjax in {home.FOLDER}; start from another folder.",
+        name=__name__,
     )
 sys.meta_path.insert(0, _Other())
 sys.modules[__name__] = analysis

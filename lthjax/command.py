@@ -69,7 +69,7 @@ def laboratory_needed() -> Iterator[None]:
     """Imports in it may need what the extra `lab` installs.
 
     Raises:
-        UserError: a package is not installed.
+        UserError: a package is not installed, or another one named `analysis` comes first.
     """
     try:
         yield
@@ -81,6 +81,10 @@ def laboratory_needed() -> Iterator[None]:
             f"the package {package} is not installed, which studies and reports need; "
             "pip install 'lthjax[lab]' adds it."
         ) from error
+    except ImportError as error:
+        if error.name != "lthjax.analysis":
+            raise
+        raise UserError(str(error)) from error
 
 
 def load(name: str) -> Callable[[list[str]], None]:

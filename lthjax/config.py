@@ -208,7 +208,7 @@ def shipped() -> dict[str, Path]:
 def located(path: str | Path) -> Path:
     """The file of a shipped config whose bare name, such as `quickstart`, this is; else the path as it is."""
     path = Path(path)
-    return shipped().get(path.name, path) if _bare(path) and not path.exists() else path
+    return shipped().get(path.name, path) if _bare(path) and not path.is_file() else path
 
 
 def _bare(path: Path) -> bool:

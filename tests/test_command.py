@@ -146,6 +146,9 @@ def test_a_shipped_config_by_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
         UserError, match=r"'quickstart\.py' is not a file; give .* of the package: budget_cifar, "
     ):
         config.load_all("quickstart.py")
+    Path("quickstart").mkdir()
+    assert config.located("quickstart") == shipped
+    Path("quickstart").rmdir()
     Path("quickstart").write_text("from lthjax.config import Study\nconfig = Study(name='mine')\n")
     assert config.located("quickstart") == Path("quickstart")
     assert [study.name for study in config.load_all("quickstart")] == ["mine"]
@@ -158,6 +161,8 @@ def test_another_package_of_that_name_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(sys.modules, "lthjax.analysis")
     with pytest.raises(ImportError, match="comes first as `analysis`, and is not the package beside lthjax"):
         importlib.import_module("lthjax.analysis")
+    with pytest.raises(UserError, match="start from another folder"):
+        command.load("report")
 
 
 def test_what_is_shipped_imports_what_is_declared() -> None:

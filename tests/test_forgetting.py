@@ -108,6 +108,7 @@ def test_forgetting_of_a_run(
     check_a_second_call(run, where, monkeypatch)
     for options, said in (
         ({"every": 13}, "--every: 13 is not allowed; it must be from 1 to 12"),
+        ({"every": 12}, "--every: 12 is not allowed; it looks at step 12 alone"),
         ({"images": 0}, "--images: 0 is not allowed"),
         ({"levels": (7,)}, "--levels: 7 has no trained ticket"),
         ({"arms": ("rienit",)}, "--arms: 'rienit' is not in the run"),

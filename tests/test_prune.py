@@ -739,3 +739,20 @@ def test_the_check_needs_values_and_counts_nan() -> None:
     with pytest.raises(ValueError, match=r"they are traced, and prune\.check looks at values"):
         jax.eval_shape(lambda p: prune.check(p, mask), {"w": jnp.ones((1, 2))})
     assert prune.count is prune.rounded_share
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_mask_that_is_not_bool_is_refused(dtype: str, scope: prune.Scope) -> None:
+    """Its values would be counted: of 255s all would go."""
+    params = {"w": np.ones((2, 3), np.float32)}
+    mask = {"w": np.full((2, 3), 255).astype(dtype)}
+    with pytest.raises(ValueError, match=rf"mask: leaf 'w' is of dtype {dtype}; it must be bool"):
+        prune.magnitude(params, mask, 0.5, scope=scope)
+    with pytest.raises(ValueError, match="it must be bool"):
+        prune.density(mask)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_tree_without_leaves_has_nothing_to_prune(scope: prune.Scope) -> None:
+    assert prune.magnitude({}, {}, 0.5, scope=scope) == {}

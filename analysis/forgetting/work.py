@@ -77,6 +77,11 @@ def ask(run: Run, options: Options) -> Asked:
         raise UserError(f"--every: {every} is not allowed; it must be from 1 to {total}, the last step.")
     # Before the rewind step tickets do not exist: all networks are looked at from there on.
     steps = sorted({*(step for step in range(every, total, every) if step > tickets.rewind), total})
+    if len(steps) < 2:
+        raise UserError(
+            f"--every: {every} is not allowed; it looks at step {total} alone, and an image is forgotten "
+            f"between two looks: a multiple must lie between the rewind step, {tickets.rewind}, and {total}."
+        )
     known = {row.arm for row in select(run.rows, chain=tickets.chain)}
     for arm in options.arms:
         if arm not in known and arm not in ARMS:

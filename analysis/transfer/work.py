@@ -153,7 +153,7 @@ def sources_of(options: Options) -> list[Source]:
 def targets_of(options: Options) -> list[Target]:
     """The studies that tickets are moved to; raises where one is not there, or a run's data are others."""
     found = []
-    for path in map(config.located, options.targets):
+    for path in (path if path.is_dir() else config.located(path) for path in options.targets):
         if not path.exists():
             raise UserError(f"--to: {str(path)!r} is not there; name a config file or a run folder.")
         if path.is_dir():

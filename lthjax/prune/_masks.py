@@ -121,10 +121,16 @@ def survivors(
         scope: "layer", "global" or "group".
         granularity: "weight"; or of units: then a unit counts as left if any of its weights is.
         groups: with scope "group", every leaf's group, from 0, or -1.
+
+    Raises:
+        ValueError: the scope is unknown, or a leaf of the mask is not bool: 2 or 255 would be miscounted.
     """
     if scope not in ("layer", "global", "group"):
         raise ValueError(f"scope: {scope!r} is not known; it is 'layer', 'global' or 'group'.")
     leaves = jax.tree.leaves(mask)
+    for path, m in zip(paths(mask), leaves, strict=True):
+        if jnp.ndim(m) and m.dtype != bool:
+            raise ValueError(f"mask: leaf {path!r} is of dtype {m.dtype}; it must be bool: give leaf != 0.")
     if granularity != "weight":
         leaves = [any_alive(m) if jnp.ndim(m) else m for m in leaves]
     counted = [

@@ -98,6 +98,8 @@ def by_score(
 def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: str, sizes: bool) -> PyTree:
     """As `by_score`, by the scores' absolute values if `sizes`."""
     mask = matched(scores, mask)
+    if not jax.tree.leaves(mask):
+        return mask
     if scope == "global" and not is_number(rate):
         raise ValueError("rate: with scope 'global' it is one number for all layers.")
     if scope == "group" and is_number(rate):
