@@ -158,7 +158,8 @@ def test_another_package_of_that_name_is_refused(monkeypatch: pytest.MonkeyPatch
     other = ModuleType("analysis")
     other.__file__ = str(tmp_path / "analysis" / "__init__.py")
     monkeypatch.setitem(sys.modules, "analysis", other)
-    monkeypatch.delitem(sys.modules, "lthjax.analysis")
+    for loaded in [name for name in sys.modules if name.startswith("lthjax.analysis")]:
+        monkeypatch.delitem(sys.modules, loaded)
     with pytest.raises(ImportError, match="comes first as `analysis`, and is not the package beside lthjax"):
         importlib.import_module("lthjax.analysis")
     with pytest.raises(UserError, match="start from another folder"):
