@@ -1,4 +1,5 @@
 import math
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -756,3 +757,34 @@ def test_a_mask_that_is_not_bool_is_refused(dtype: str, scope: prune.Scope) -> N
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_tree_without_leaves_has_nothing_to_prune(scope: prune.Scope) -> None:
     assert prune.magnitude({}, {}, 0.5, scope=scope) == {}
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (np.array([1j, 2, 3, 4]), "scores: leaf 'w' is complex and has no order; give real scores"),
+        (jnp.array([1j, 2, 3, 4]), "scores: leaf 'w' is complex and has no order; give real scores"),
+        (
+            np.array([1.0, 2, 3, 4], ">f4"),
+            "scores: leaf 'w' is of dtype dtype('>f4'), which JAX does not take",
+        ),
+        (
+            np.array([1, "a", None, 4], object),
+            "scores: leaf 'w' is of dtype dtype('O'), which JAX does not take",
+        ),
+        (
+            np.array([2**40 + 3, 1, 2**33, 7]),
+            "scores: leaf 'w' is of dtype int64 with values that JAX would cut",
+        ),
+    ],
+)
+def test_scores_without_an_order_are_refused(scores: Any, message: str) -> None:
+    mask = {"w": np.ones(4, bool)}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prune.by_score({"w": scores}, mask, 0.5)
+
+
+def test_complex_weights_go_by_size_and_wide_integers_that_fit_by_value() -> None:
+    mask, kept = {"w": np.ones(4, bool)}, [True, False, False, True]
+    assert prune.magnitude({"w": np.array([3j, 1, -2, 4])}, mask, 0.5)["w"].tolist() == kept
+    assert prune.by_score({"w": np.array([3, -5, 2, 4])}, mask, 0.5)["w"].tolist() == kept

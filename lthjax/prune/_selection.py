@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lthjax.prune._lowest import absolute, count_all, remove_lowest
 from lthjax.prune._masks import Scope, matched, members_of, paths, survivors
@@ -100,6 +101,7 @@ def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: 
     mask = matched(scores, mask)
     if not jax.tree.leaves(mask):
         return mask
+    _check_rankable(scores, mask, sizes)
     if scope == "global" and not is_number(rate):
         raise ValueError("rate: with scope 'global' it is one number for all layers.")
     if scope == "group" and is_number(rate):
@@ -130,6 +132,37 @@ def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: 
         for path, v, m, r in zip(paths(mask), jax.tree.leaves(scores), leaves, rates, strict=True)
     ]
     return jax.tree.unflatten(treedef, pruned)
+
+
+def _check_rankable(scores: PyTree, mask: PyTree, sizes: bool) -> None:
+    """Checks that scores have an order, and that JAX ranks the very numbers.
+
+    Args:
+        scores, mask, sizes: as for `_prune`.
+
+    Raises:
+        ValueError: names the leaf.
+    """
+    for path, score, m in zip(paths(mask), jax.tree.leaves(scores), jax.tree.leaves(mask), strict=True):
+        if not jnp.ndim(m):
+            continue
+        dtype = getattr(score, "dtype", None)
+        if not sizes and jnp.iscomplexobj(score):
+            raise ValueError(f"scores: leaf {path!r} is complex and has no order; give real scores.")
+        if not isinstance(score, np.ndarray):
+            continue
+        if dtype is None or dtype.kind in "OSUMm" or not dtype.isnative:
+            raise ValueError(
+                f"scores: leaf {path!r} is of dtype {score.dtype!r}, which JAX does not take; convert it, "
+                "for example by .astype('float32')."
+            )
+        if dtype.kind in "iu" and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            narrow = np.iinfo(jax.dtypes.canonicalize_dtype(dtype))
+            if score.size and not (narrow.min <= score.min() and score.max() <= narrow.max):
+                raise ValueError(
+                    f"scores: leaf {path!r} is of dtype {dtype} with values that JAX would cut to 32 "
+                    "bits; give them as float32, or set JAX_ENABLE_X64=1."
+                )
 
 
 def _known(counts: list[jax.Array]) -> list[Any]:
