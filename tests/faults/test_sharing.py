@@ -230,6 +230,8 @@ def test_a_process_whose_lease_was_taken_writes_nothing_more(
         genuine(self, item, trained)
 
     monkeypatch.setattr(growth.Run, "write", write)
+    # A renewal that had read its own lease before would write over the other's.
+    monkeypatch.setattr(locks, "RENEW", 20.0)
     with pytest.raises(UserError, match="another process has taken over seed=1, as this one's lease was not"):
         study.fill([one], tmp_path)
     run = tmp_path / one.folder
