@@ -156,7 +156,7 @@ def _check_rankable(scores: PyTree, mask: PyTree, sizes: bool) -> None:
                 f"scores: leaf {path!r} is of dtype {score.dtype!r}, which JAX does not take; convert it, "
                 "for example by .astype('float32')."
             )
-        if dtype.kind in "iu" and dtype.itemsize == 8 and not jax.config.jax_enable_x64:
+        if dtype.kind in "iu" and dtype.itemsize == 8 and not jax.config.read("jax_enable_x64"):
             narrow = np.iinfo(f"{dtype.kind}4")
             if score.size and not (narrow.min <= score.min() and score.max() <= narrow.max):
                 raise ValueError(
