@@ -130,6 +130,9 @@ def check_a_second_call(run: Path, where: dict[str, Any], monkeypatch: pytest.Mo
     monkeypatch.setattr(Work, "train", counted)
     record.perform(analysed.ANALYSIS, run, every=6, images=60, **where)
     assert trained == []
+    # What is not asked for again stays in the table.
+    record.perform(analysed.ANALYSIS, run, every=6, images=60, arms=("ticket",), **where)
+    assert (run / "forgetting" / "events.csv").read_bytes() == before
     (kept,) = (run / "forgetting" / "events" / "seed=1").rglob("reinit.npz")
     kept.unlink()
     record.perform(analysed.ANALYSIS, run, every=6, images=60, **where)

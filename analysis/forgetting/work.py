@@ -52,6 +52,7 @@ class Asked(NamedTuple):
         prepared: its study.
         tickets: of the chain.
         rows: of the networks, the dense one of a seed before its others.
+        others: likewise all that could be asked for; what an earlier call has counted stays in the table.
         steps: at which images are looked at.
         notes: sentences on what is left out.
     """
@@ -59,6 +60,7 @@ class Asked(NamedTuple):
     prepared: study.Prepared
     tickets: Tickets
     rows: list[Row]
+    others: list[Row]
     steps: list[int]
     notes: list[str]
 
@@ -94,8 +96,9 @@ def ask(run: Run, options: Options) -> Asked:
     rows, notes = _chosen(run, tickets, levels, options.arms, dense)
     if not rows:
         raise UserError(f"--arms, --levels: no network is left ({' '.join(notes)}); name others.")
+    everything = _chosen(run, tickets, sorted(there), sorted(known), dense)[0]
     prepared = run.prepared({row.seed for row in rows}, options.data_dir)
-    return Asked(prepared, tickets, rows, steps, notes)
+    return Asked(prepared, tickets, rows, everything, steps, notes)
 
 
 def _chosen(
@@ -211,10 +214,10 @@ class _Forgetting(trainings.Work):
         return made
 
     def rows(self) -> list[EventRow]:
-        """What every network forgets, by seed."""
+        """What every network forgets that was ever counted at these steps and images, by seed."""
         made, evaluations = [], len(self._asked.steps)
         dense: dict[str, np.ndarray] = {}
-        for row in self._asked.rows:
+        for row in self._asked.others:
             found = self._known(row.cell)
             dense = (found or {}) if row.arm == DENSE else dense
             for part, events in (found or {}).items():
