@@ -4,14 +4,16 @@ import sys
 
 from lthjax import cli, command, errors
 
+# `python -m analysis.X` imports this package before the command.
+_COMMAND = sys.argv[0] == "-m"
+
 try:
-    cli.load_jax()
+    cli.load_jax(_COMMAND)
     with command.laboratory_needed():
         from .run import COLUMNS, Row, Run, frame, load, open_run
 except errors.UserError as error:
-    if sys.argv[0] != "-m":
+    if not _COMMAND:
         raise
-    # `python -m analysis.X` imports this package before the command could say what is wrong.
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 

@@ -1,7 +1,8 @@
 """The gap between tickets and their controls against the length of training: a small CNN on CIFAR-10.
 
-As budget_lenet5.py, with the network and the optimiser of cifar_cnn.py: three seeds, 1,250, 2,500, 5,000 and
-10,000 steps a training, the cosine schedule ending with each; controls at 17 and 6 % of the weights.
+As budget_lenet5.py, with the network and the optimiser of cifar_cnn.py: six seeds, 625, 1,250, 2,500 and
+10,000 steps a training, the cosine schedule ending with each; controls at 17 and 7 % of the weights. The
+longest trainings have the settings of cifar_cnn.py.
 
     python run.py --config configs/budget_cifar.py
 
@@ -15,10 +16,10 @@ from lthjax.config import Data, Optim, Study, Train
 
 base = Study(
     name="budget_cifar",
-    seeds=(0, 1, 2),
-    levels=13,
+    seeds=(0, 1, 2, 3, 4, 5),
+    levels=12,
     arms=("ticket", "reinit", "random"),
-    control_levels=(8, 13),
+    control_levels=(8, 12),
     model="small_cnn",
     data=Data(name="cifar10"),
     train=Train(batch=60),
@@ -27,7 +28,7 @@ base = Study(
 configs = sweep.studies(
     base,
     sweep.zipped(
-        sweep.values("train.steps", 1250, 2500, 5000, 10_000),
-        sweep.values("train.eval_every", 250, 500, 1000, 2000),
+        sweep.values("train.steps", 625, 1250, 2500, 10_000),
+        sweep.values("train.eval_every", 125, 250, 500, 1000),
     ),
 )

@@ -156,12 +156,17 @@ def seconds(option: str, text: str) -> float:
     return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
 
 
-def load_jax() -> None:
+def load_jax(command: bool) -> None:
     """Imports JAX, which reads its environment variables.
 
+    Args:
+        command: whether a command loads it, which then says so on a terminal: it can take seconds.
+
     Raises:
-        UserError: one of them has a value that JAX does not accept.
+        UserError: one of the variables has a value that JAX does not accept.
     """
+    if command and "jax" not in sys.modules and sys.stderr.isatty():
+        print("loading JAX", file=sys.stderr)
     try:
         import jax  # noqa: F401
     except ValueError as error:

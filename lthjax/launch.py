@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
     _check_until(sweep)
 
     # What follows loads JAX; `--help` above does not wait for it.
-    cli.load_jax()
+    cli.load_jax(command=not options.quiet)
     from lthjax import bucket, locks, progress, study
     from lthjax.devices import hosts, replicate
     from lthjax.folder.places import LOCKS

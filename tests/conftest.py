@@ -70,7 +70,7 @@ SLOW = {
     "test_arms": ("test_a_study_by_criterion", "test_a_study_of_every_arm_and_criterion"),
     "test_benchmarks": ("test_both_forms_of_a_convolution_are_the_networks_own[conv6",),
     "test_bucket": ("test_the_command_takes_an_address",),
-    "test_cli": ("test_only_the_reports_path", "test_dry_run_prints_the_plan"),
+    "test_cli": ("test_on_a_terminal", "test_only_the_reports_path", "test_dry_run_prints_the_plan"),
     "test_compaction": tuple(f"test_compacted_logits_are_the_networks_own[{n}" for n in ("resnet8", "vgg11")),
     "test_configs": tuple(
         f"test_builds_and_runs_two_steps[{name}"

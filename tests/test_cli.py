@@ -1,13 +1,15 @@
 """The command line, as a user sees it; what ends early is called in this process."""
 
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import arrays, write_npz
+from conftest import ROOT, arrays, write_npz
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = ("run.py", "--config", "configs/quickstart.py")
@@ -83,6 +85,18 @@ def test_only_the_reports_path_is_on_stdout_and_a_finished_study_answers(
     assert quiet.stderr == ""
     report = command("-m", "analysis.report", run)
     assert report.stdout.strip() == str(run / "report" / "index.html")
+
+
+@pytest.mark.parametrize("arguments", [("-m", "analysis.report", "no_such_run"), (*QUICK, "--chunk", "0")])
+def test_on_a_terminal_loading_is_not_silent(arguments: tuple[str, ...]) -> None:
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, stderr=theirs, check=False)
+        os.close(theirs)
+        first, *rest = screen.read(10_000).decode().splitlines()
+    assert first == "loading JAX"
+    assert done.returncode == 2
+    assert "error: " in "\n".join(rest)
 
 
 def test_overrides(command: Call, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -93,9 +94,34 @@ def test_latex_escapes() -> None:
     assert numbers.escaped("random_erk 5 % − x^2 < {3}") == (
         r"random\_erk 5 \% $-$ x\textasciicircum{}2 $<$ \{3\}"
     )
+    assert numbers.escaped("+0.22 [-0.01, +0.44], -.5, p-value, 10-15, random-2") == (
+        "+0.22 [$-$0.01, +0.44], $-$.5, p-value, 10-15, random-2"
+    )
     tex = numbers.latex(["a", "b"], [[["1", "2"]], [], [["3", "4"]]], 1, "note")
     assert cells_of(tex) == [["a", "b"], ["1", "2"], ["3", "4"]]
     assert (tex.count(r"\midrule"), "{lr}" in tex) == (2, True)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
+def test_latex_sets_the_tables(made: Run, tmp_path: Path) -> None:
+    texts = {
+        **numbers.beside(made),
+        "odd.tex": numbers.latex(["a_b"], [[["−1 % & <#>{}~^\\×≤–$"]]], 0, "odd"),
+    }
+    tables_of = [name for name in texts if name.endswith(".tex")]
+    for name in tables_of:
+        (tmp_path / name).write_text(texts[name])
+    inputs = "".join(
+        f"\\noindent\\resizebox{{\\linewidth}}{{!}}{{\\input{{{name}}}}}\n\n" for name in tables_of
+    )
+    (tmp_path / "all.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n"
+        f"\\begin{{document}}\n{inputs}\\end{{document}}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stdout[-2000:]
+    assert not re.search(r"(?m)^(!|LaTeX Warning|Overfull)", ended.stdout)
 
 
 def test_the_figures_data_are_its_points() -> None:

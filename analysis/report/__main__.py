@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     options = cli.parsed(Options, arguments, home.command("report"))
     if not options.run:
         raise UserError("RUN: it is missing; name a run folder, or several.")
-    with progress.telling(progress.watch(quiet=False).say, "writing the report", at_once=False):
+    with progress.telling(progress.watch(quiet=False).say, "writing the report"):
         page = report.build_all(options.run, last=options.last)
     print(page)
 

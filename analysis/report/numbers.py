@@ -1,6 +1,7 @@
 """The report's numbers as files for a thesis: levels and differences, as CSV and as LaTeX (booktabs)."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -97,13 +98,16 @@ def latex(
     body = "\n\\midrule\n".join([line(header), *groups])
     return (
         f"% {note}\n% In the preamble: \\usepackage{{booktabs}}\n"
+        "% Too wide for the page? \\usepackage{graphicx}, then "
+        "\\resizebox{\\linewidth}{!}{\\input{this file}}\n"
         f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
     )
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX sets it; without characters that it has a meaning for."""
-    return "".join(_ESCAPED.get(character, character) for character in text)
+    """Text as LaTeX sets it: without characters that it has a meaning for, and with minus signs."""
+    minus = re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)
+    return "".join(_ESCAPED.get(character, character) for character in minus)
 
 
 def _levels_tex(rows: Sequence[LevelRow]) -> str:
