@@ -9,8 +9,8 @@ needs: reinitialised networks learn more slowly, and a short training would show
     python run.py --config configs/cifar_cnn.py --levels 8 --control-levels 5 8    # to 17 % of the weights
 
 Needs cifar10.npz in data/, or an internet connection to fetch it once.
-Time: the second command 6 min on an H100; 7 h and 5 h on 2 x86-64 cores, estimated by `--dry-run`.
-Result: the report in the run folder; the second command's is published in results/cifar_cnn.
+Time: 7 h and 5 h on 2 x86-64 cores, estimated by `--dry-run`; the first 13 min on an H100 with other work.
+Result: the report in the run folder, published in results/cifar_cnn.
 """
 
 from lthjax.config import Data, Optim, Study, Train
