@@ -22,6 +22,7 @@ from analysis.report import facts, figures, paired
 from analysis.run import Row, by_seed, select
 from lthjax import config, files, record, study
 from lthjax.errors import UserError
+from lthjax.imp import Cell
 from lthjax.measures.stats import PERCENT, mean_interval
 
 
@@ -159,6 +160,21 @@ def test_a_match_at_the_last_level_is_said_to_be_a_bound(level: int, last: bool)
     notes = facts.notes(run)
     (said,) = [note for note in notes if note.startswith("The sparsest tickets")]
     assert ("; sparser ones were not trained" in said) is last
+
+
+@pytest.mark.parametrize(
+    ("last", "said"), [("gpu", "3 cells on gpu"), ("cpu", "2 cells on gpu, 1 cell on cpu")]
+)
+def test_a_run_on_devices_of_several_kinds_says_so(last: str, said: str) -> None:
+    run = open_run(ROOT / "results" / "quickstart")
+    run.rows = ROWS
+    run.results = {
+        Cell(seed, "dense", 0, "dense"): {"platform": platform}
+        for seed, platform in enumerate(("gpu", "gpu", last))
+    }
+    mixed = [note for note in facts.notes(run) if said in note]
+    assert len(mixed) == (last == "cpu")
+    assert dict(facts.of_run(run))["Devices"] == (said if mixed else "gpu")
 
 
 @pytest.mark.parametrize(("most", "named"), [(0.9, False), (12.0, True)])

@@ -1,5 +1,6 @@
 """The words and tables of the report: notes, levels, facts about the run."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from lthjax import imp
@@ -50,6 +51,10 @@ def notes(run: Run) -> list[str]:
             f"The sparsest tickets whose mean accuracy is that of the dense network or more have "
             f"{row.weights_left:,} weights, {100 * row.density:.1f} % ({chain}, level {row.level}): "
             f"{words.points(gain)} pp{'; sparser ones were not trained' if last else ''}."
+        )
+    if len(platforms(run)) > 1:
+        notes.append(
+            f"The networks were trained on devices of several kinds, whose digits differ: {devices(run)}."
         )
     if run.last > 1:
         notes.append(
@@ -130,6 +135,19 @@ def levels(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
     return Table(named(chain, leader) if trained_on else rewound, header, lines)
 
 
+def platforms(run: Run) -> Counter[str]:
+    """Devices -> how many cells were trained on them, where the cells say so."""
+    return Counter(result["platform"] for result in run.results.values() if result.get("platform"))
+
+
+def devices(run: Run) -> str:
+    """The devices that the cells were trained on, and how many on which if these are several."""
+    found = platforms(run)
+    if len(found) > 1:
+        return ", ".join(f"{counted(count, 'cell')} on {name}" for name, count in found.most_common())
+    return next(iter(found), "") or run.about.get("devices") or "not known"
+
+
 def of_run(run: Run) -> list[tuple[str, str]]:
     """(name, fact): the commands, data, training, time, devices, versions and commit."""
     study, rows = run.about, run.rows
@@ -147,7 +165,7 @@ def of_run(run: Run) -> list[tuple[str, str]]:
                      f"{lengths['evaluate']:,} steps"),
         ("Time", f"{seconds / 60:.1f} minutes of training in all, {seconds / len(rows):.1f} s a cell; "
                  f"{speed}"),
-        ("Devices", study.get("devices") or "not known"),
+        ("Devices", devices(run)),
         ("Versions", versions or "not known"),
         ("Commit", study.get("git") or "not known"),
     ]  # fmt: skip
