@@ -11,10 +11,12 @@ Templates see every folder of `analysis.publish` as `study(NAME)`, a `Published`
 
 import csv
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import jinja2
@@ -31,9 +33,10 @@ from .compare import budget
 from .compare.entries import Entry, Point, at_most, entries
 from .compare.equal import Contrast, contrasts
 from .conform.measured import Cells, Measured, published
+from .differences import mean_accuracy
 from .page import Table
 from .report import facts
-from .run import TICKET
+from .run import TICKET, select
 
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 
@@ -108,10 +111,11 @@ class Compared(_Folder):
     def _read(self) -> None:
         of_run = [line["run"] for line in self._lines(self._table)]
         by_run = tables.grouped(zip(of_run, self.rows, strict=True))
-        self.entries: list[Entry] = entries(self.about, list(by_run.values()))
+        self.by_run = [*by_run.values()]
+        self.entries: list[Entry] = entries(self.about, self.by_run)
         self.gaps: list[budget.Gap] = []
         if budget.differ(self.about):
-            self.gaps = budget.gaps(self.about, list(by_run.values()))
+            self.gaps = budget.gaps(self.about, self.by_run)
 
     def entry(self, name: str) -> Entry:
         """The entry of that name."""
@@ -170,6 +174,38 @@ class Compared(_Folder):
             ]
             for d in self._densities(other)
         ]
+        return Table("", header, lines, 0)
+
+    def by_validation(self, field: str, named: Sequence[str]) -> Table:
+        """Validation accuracy at the end of training, by a setting that the runs differ in.
+
+        Args:
+            field: the setting, for example "optim.lr".
+            named: arms. The setting with the highest mean over all of them is the chosen one.
+        """
+        found = []
+        for about, rows in zip(self.about, self.by_run, strict=True):
+            measured = [
+                {
+                    one.seed: one.validation_accuracy
+                    for one in select(rows, arm=arm)
+                    if one.validation_accuracy
+                }
+                for arm in named
+            ]
+            mean = fmean(fmean(of.values()) for of in measured) if all(measured) else -math.inf
+            found.append((about["identity"][field], measured, mean))
+        best = max(mean for *_, mean in found)
+        lines = [
+            [
+                f"{value:g}",
+                *(words.percent(mean_accuracy(of)) if of else "–" for of in measured),
+                f"{100 * mean:.2f}" if math.isfinite(mean) else "–",
+                "chosen" if mean == best > -math.inf else "",
+            ]
+            for value, measured, mean in sorted(found, key=lambda one: one[0])
+        ]
+        header = [field, *(f"{arm} (%)" for arm in named), "mean (%)", ""]
         return Table("", header, lines, 0)
 
 

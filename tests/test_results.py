@@ -166,6 +166,42 @@ def test_claims_about_schedules_by_hand() -> None:
     assert found[0].outcome == "supported"
 
 
+def test_a_learning_rate_chosen_on_validation_by_hand() -> None:
+    got = results.Compared(RESULTS / "lr_cifar")
+    with (RESULTS / "lr_cifar" / "comparison.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    rate = dict(
+        zip(
+            dict.fromkeys(line["run"] for line in lines),
+            [of["identity"]["optim.lr"] for of in got.about],
+            strict=True,
+        )
+    )
+    means = {
+        value: [
+            np.mean(
+                [
+                    float(line["validation_accuracy"])
+                    for line in lines
+                    if (rate[line["run"]], line["arm"]) == (value, arm)
+                ]
+            )
+            for arm in ("dense", "reinit")
+            if any((rate[line["run"]], line["arm"]) == (value, arm) for line in lines)
+        ]
+        for value in sorted(rate.values())
+    }
+    table = got.by_validation("optim.lr", ("dense", "reinit"))
+    assert [line[0] for line in table.rows] == [f"{value:g}" for value in means]
+    both = {value: np.mean(of) for value, of in means.items() if len(of) == 2}
+    for line, of in zip(table.rows, means.values(), strict=True):
+        assert [said.split(" [")[0] for said in line[1 : 1 + len(of)]] == [f"{100 * mean:.2f}" for mean in of]
+        assert (line[3] == "–") == (len(of) < 2)
+    (chosen,) = [float(line[0]) for line in table.rows if line[-1] == "chosen"]
+    assert chosen == max(both, key=lambda value: both[value])
+    assert chosen == results.Published(RESULTS / "cifar_cnn").about["config"]["optim"]["lr"]
+
+
 def test_precisions_by_hand() -> None:
     got = results.Compared(RESULTS / "precision_lenet5")
     full, half = (f"LeNet-5 on MNIST, train.precision {name}" for name in ("float32", "bfloat16"))
