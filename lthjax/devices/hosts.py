@@ -109,19 +109,26 @@ def _join(coordinator: str | None, processes: int | None, process: int | None) -
     try:
         jax.distributed.initialize(coordinator, processes, process, None, how, int(2 * _GATHER) + 60)
     except (ValueError, RuntimeError) as error:
-        advice = (
-            "where neither SLURM, Kubernetes, MPI nor a TPU says who they are, give --coordinator HOST:PORT "
-            "--processes N --process I, and start all of them"
-            if coordinator is None
-            else f"the port of {coordinator} must be free on the machine of process 0, and reached by all"
-        )
         raise UserError(
-            f"--distributed: the processes did not find one another ({_line(error)}); {advice}."
+            f"--distributed: the processes did not find one another ({_line(error)}); {_advice(coordinator)}."
         ) from error
     finally:
         vain.cancel()
     if not leads():
         _retell()
+
+
+def _advice(coordinator: str | None) -> str:
+    """What to do where the processes do not find one another."""
+    if coordinator is not None:
+        return f"the port of {coordinator} must be free on the machine of process 0, and reached by all"
+    # A batch script runs on one machine; only srun starts its command on all of them, and says who they are.
+    if "SLURM_JOB_ID" in os.environ and "SLURM_STEP_NODELIST" not in os.environ:
+        return "a job of SLURM starts all of them by srun: write srun before the command"
+    return (
+        "where neither SLURM, Kubernetes, MPI nor a TPU says who they are, give --coordinator HOST:PORT "
+        "--processes N --process I, and start all of them"
+    )
 
 
 def _vain(coordinator: str | None) -> None:

@@ -124,16 +124,32 @@ cli.run(main)
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "variables", "sentence"),
     [
-        ((), "the processes did not find one another (coordinator_address should be defined.)"),
-        (("127.0.0.1:{port}", "2", "0"), "have come together at 127.0.0.1:{port} within 2 s; start all of"),
+        (
+            (),
+            {},
+            "the processes did not find one another (coordinator_address should be defined.); where nei",
+        ),
+        (
+            (),
+            {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"},
+            "write srun before the command",
+        ),
+        (
+            ("127.0.0.1:{port}", "2", "0"),
+            {},
+            "have come together at 127.0.0.1:{port} within 2 s; start all of",
+        ),
     ],
 )
-def test_who_finds_nobody_says_so(words: tuple[str, ...], sentence: str) -> None:
+def test_who_finds_nobody_says_so(words: tuple[str, ...], variables: dict[str, str], sentence: str) -> None:
     port = free_port()
     command = [sys.executable, "-c", JOIN, *(word.format(port=port) for word in words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(
+        command, cwd=ROOT, env=outside | variables, capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 2
     assert sentence.format(port=port) in done.stderr
     assert len(done.stderr.splitlines()) == 1
