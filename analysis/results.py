@@ -33,10 +33,10 @@ from .compare import budget
 from .compare.entries import Entry, Point, at_most, entries
 from .compare.equal import Contrast, contrasts
 from .conform.measured import Cells, Measured, published
-from .differences import mean_accuracy
+from .differences import floor, mean_accuracy
 from .page import Table
 from .report import facts
-from .run import TICKET, select
+from .run import TICKET, images_of, select
 
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 
@@ -152,13 +152,22 @@ class Compared(_Folder):
 
     def alike(self, name: str, other: str, margin: float) -> Outcome:
         """The verdict on the claim that both are within `margin` points of each other, at every density."""
-        apart = (self._apart(name, other, density) for density in self._densities(other))
-        return stats.conjunction(stats.equivalent(values, margin).outcome for values in apart)
+        return stats.conjunction(
+            stats.equivalent(self._apart(name, other, d), margin, floor=self._floor(name, other, d)).outcome
+            for d in self._densities(other)
+        )
 
-    def largest(self, name: str, other: str) -> tuple[float, Interval]:
-        """(density, gap) where the two are furthest apart in the mean."""
-        gaps = ((density, self.gap(name, other, density)) for density in self._densities(other))
-        return max(gaps, key=lambda found: abs(found[1].mean))
+    def _floor(self, name: str, other: str, density: float) -> float:
+        ours, theirs = (self.point(of, density).accuracies for of in (name, other))
+        return floor(ours, theirs, images_of(self.about[0]))
+
+    def widest(self, name: str, other: str) -> tuple[float, Interval]:
+        """(density, gap) where the gap's interval, with the test set's error, reaches furthest from 0."""
+        gaps = (
+            (d, mean_interval(self._apart(name, other, d), floor=self._floor(name, other, d)))
+            for d in self._densities(other)
+        )
+        return max(gaps, key=lambda found: max(-found[1].low, found[1].high))
 
     def against(self, other: str) -> Table:
         """The accuracy of an entry at all its densities, and the differences of all others to it."""

@@ -15,6 +15,7 @@ from conftest import ROOT, about, result
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
 from analysis import conform
@@ -135,6 +136,16 @@ def test_gaps_are_paired_and_read_where_they_are_published() -> None:
     assert mark(there, line("gap", **of, value="0.3", at="end")) == "agrees"
     (one,) = judged(measured, line("gap", other="dense", density="best", relation="<=", value="0.35"))
     assert (one.quantity, one.published) == ("ticket − dense at 80.0 %", "at most 0.35")
+
+
+@pytest.mark.parametrize("looked", [1, 2, 16, 100])
+def test_the_best_of_several_levels_is_tested_at_a_smaller_error(looked: int) -> None:
+    values = [0.5, 0.9, 0.7, 0.55, 0.95, 0.6]
+    p = stats.ttest_1samp(values, 0.35, alternative="greater").pvalue
+    best = line("gap", other="dense", density="best", relation="<=", value="0.35")
+    got = conform._mark(best, conform._Ours(values, "", looked=looked))
+    assert got == ("differs" if p < 0.05 / looked else "undecided")
+    assert 0.05 / 100 < p < 0.05 / 16, "both are seen"
 
 
 def test_speedups_are_ratios_on_a_logarithmic_scale() -> None:

@@ -207,25 +207,26 @@ def test_precisions_by_hand() -> None:
     full, half = (f"LeNet-5 on MNIST, train.precision {name}" for name in ("float32", "bfloat16"))
     densities = [1.0, *(point.density for point in got.entry(full).arms["ticket"])]
     assert len(densities) == 7
-    gaps = []
+    gaps, errors = [], []
     for density in densities:
         exact, rounded = (
-            compared_by_hand(got.folder, density, **{"train.precision": name})
+            np.array(list(compared_by_hand(got.folder, density, **{"train.precision": name}).values()))
             for name in ("float32", "bfloat16")
         )
-        gaps.append(np.subtract(list(rounded.values()), list(exact.values())))
+        gaps.append(rounded - exact)
+        p, q = exact.mean() / 100, rounded.mean() / 100
+        spread = max(np.std(gaps[-1], ddof=1), 100 * np.sqrt((p * (1 - p) + q * (1 - q)) / 10_000))
+        errors.append(spread / np.sqrt(len(exact)))
     table = got.against(full)
     assert [row[2] for row in table.rows] == [words.points(mean_interval(list(g))) for g in gaps]
-    means = [abs(np.mean(g)) for g in gaps]
-    assert got.largest(half, full)[0] == densities[int(np.argmax(means))]
-    inside = [
-        max(
-            scipy_stats.ttest_1samp(g, -0.5, alternative="greater").pvalue,
-            scipy_stats.ttest_1samp(g, 0.5, alternative="less").pvalue,
-        )
-        for g in gaps
-    ]
-    assert (got.alike(half, full, 0.5) == "supported") == (max(inside) < 0.05)
+    means, errors, df = np.mean(gaps, axis=1), np.array(errors), len(gaps[0]) - 1
+    reach = np.abs(means) + scipy_stats.t.ppf(0.975, df) * errors
+    density, widest = got.widest(half, full)
+    assert density == densities[int(np.argmax(reach))]
+    assert max(-widest.low, widest.high) == pytest.approx(reach.max())
+    # Two one-sided tests at every density.
+    inside = scipy_stats.t.sf((0.5 - np.abs(means)) / errors, df)
+    assert (got.alike(half, full, 0.5) == "supported") == (inside.max() < 0.05)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +367,7 @@ def test_the_best_gain_at_the_end() -> None:
         ours = by_hand(RESULTS / "lenet300_mnist", "ticket", level)
         gains[level] = np.mean([ours[seed] - dense[seed] for seed in dense])
     assert results.Published(RESULTS / "lenet300_mnist").best() == max(gains, key=lambda n: gains[n])
-    assert line_of("ticket − dense at 10.8 %", "end")[2:5:2] == ["at most 0.35", "differs"]
+    assert line_of("ticket − dense at 10.8 %", "end")[2:5:2] == ["at most 0.35", "undecided"]
 
 
 def test_no_interval_on_a_page_leaves_its_range() -> None:

@@ -4,6 +4,7 @@ import csv
 import itertools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -363,23 +364,37 @@ def test_verdicts_by_hand() -> None:
     levels = level_rows(1, [0.2, 0.1, 0.1], [0.1, 0.1, 0.2]) + level_rows(2, [1.9, 2.1, 2.0], [0.0, 0.1, 0.1])
     levels += level_rows(3, [6.0, 7.0, 8.0], [-1.0, -1.0, -2.0])
     found = {"stability.csv": rows, "levels.csv": levels}
-    dense, ticket, matches, reinit, random, successive, apart = stability.findings(None, found)  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(about={"data": {"test": 0}})
+    dense, ticket, matches, reinit, random, successive, apart = stability.findings(run, found)
     assert (dense.outcome, ticket.outcome, matches.outcome) == ("refuted", "supported", "supported")
+    # Three seeds cannot tell 0.2 points where the test set leaves a difference of accuracies open by more.
+    spread = 100 * np.sqrt((0.9705 * 0.0295 + 0.97 * 0.03) / 10_000)
+    low, high = 0.05 + scipy_stats.t.ppf(0.95, 2) * spread / np.sqrt(3) * np.array([-1, 1])
+    run.about = {"data": {"test": 10_000}}
+    unsure = stability.findings(run, found)[2]
+    assert (unsure.outcome, unsure.test) == ("undecided", "non-inferiority, margin 0.2 pp")
+    assert unsure.estimate.startswith(f"+0.05 pp, at least {low:+.2f} and at most {high:+.2f} (each ")
     assert dense.claim.startswith("From step 0 on the training of the dense network is stable")
     # On the logit scale, as no error is below 0 or above 100 %.
     share = 0.0015
-    half = scipy_stats.t.ppf(0.975, 2) * scipy_stats.sem([0.001, 0.002, 0.0015]) / (share * (1 - share))
-    low, high = 100 * scipy_special.expit(scipy_special.logit(share) + np.array([-half, half]))
-    assert dense.estimate.endswith(f"; 0.15 [{low:.2f}, {high:.2f}] pp from step 50")
+    half = scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem([0.001, 0.002, 0.0015]) / (share * (1 - share))
+    most = f"0.15 pp, at most {100 * scipy_special.expit(scipy_special.logit(share) + half):.2f}"
+    assert dense.estimate.endswith(f"; {most} from step 50")
+    assert ticket.estimate == f"barrier of the test error {most} (one-sided 95 %)"
+    assert ticket.beside.startswith("reinit does not pass (refuted): 4.50 pp, at least ")
+    assert ticket.beside.endswith(
+        f"; random passes the same test: {most}; so the claim does not tell tickets from random"
+    )
     assert reinit.outcome == "supported"
     assert reinit.estimate.startswith("barrier less by +4.35 [")
     # Precise and equal is said, and no difference is claimed.
     assert random.outcome == "undecided"
     assert random.estimate.endswith("the same to within 0.5 points")
     assert (successive.outcome, apart.outcome) == ("undecided", "supported")
-    assert "at level 2 (64.0 %), the highest of 2 levels" in successive.estimate
-    assert apart.estimate.startswith("barrier of the test error 7.00 [")
-    none = stability.findings(None, {**found, "levels.csv": levels[:3]})[-1]  # type: ignore[arg-type]
+    assert successive.estimate.startswith("barrier of the test error 2.00 pp, at least ")
+    assert "at level 2 (64.0 %), the least favourable of 2 levels" in successive.estimate
+    assert apart.estimate.startswith("barrier of the test error 7.00 pp, at least ")
+    none = stability.findings(run, {**found, "levels.csv": levels[:3]})[-1]
     assert (none.outcome, none.estimate) == ("not tested", "every level matches")
 
 

@@ -153,7 +153,7 @@ def test_the_gap_to_reinit_and_where_it_appears() -> None:
     never = said(run({"ticket": tickets, "reinit": {0.15: -1.0, 0.05: -2.0, 0.02: -3.0}}))
     assert never[f"{TEN} … by 10 points or more at some density"].outcome == "refuted"
     assert never[f"{TEN} … by 10 points or more at some density"].estimate.startswith(
-        "most at 2.0 % of the weights: +3.00 pp, at most +3."
+        "highest bound at 2.0 % of the weights: +3.00 pp, at most +3."
     )
 
 

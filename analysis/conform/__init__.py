@@ -28,6 +28,7 @@ from lthjax.measures.stats import Outcome, geometric_interval, mean_interval
 from .. import words
 from ..differences import difference, floor
 from ..page import Section, Table
+from ..run import TICKET
 from . import ledger as ledgers
 from . import settings
 from .ledger import BEST, COUNTS, EARLY, Ledger, Line
@@ -38,6 +39,7 @@ _MARKS: dict[Outcome, Mark] = {"supported": "agrees", "refuted": "differs", "und
 _RELATIONS = {"=": "", ">": "more than ", ">=": "at least ", "<": "below ", "<=": "at most "}
 # A level is of a published density if its own is within this factor of it.
 _NEAR = 1.1
+_ALPHA = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +85,14 @@ class _Ours(NamedTuple):
         said: their mean with its interval, in words.
         floor: the least standard deviation of a value, as in `analysis.differences.floor`.
         censored: number of seeds whose value is but a bound.
+        looked: levels of which the one that is furthest up was chosen; the error of 5 % is divided by it.
     """
 
     values: Sequence[float]
     said: str
     floor: float = 0.0
     censored: int = 0
+    looked: int = 1
 
 
 def judge(measured: Measured, ledger: Ledger) -> list[Judged]:
@@ -113,6 +117,7 @@ def _judged(measured: Measured, line: Line, lacking: str) -> Judged:
             why = "not measured"
     if not why and not ours.values:
         why = "not measured"
+    ours = ours._replace(looked=_looked(measured, line, rewind))
     if not why and ours.censored:
         why = f"the lowest validation loss is at the last evaluation in {words.seeds(ours.censored)}"
     why = lacking or why or ("" if line.value else "none printed")
@@ -140,6 +145,13 @@ def _level(measured: Measured, line: Line, rewind: int) -> tuple[int, str]:
     return level, ""
 
 
+def _looked(measured: Measured, line: Line, rewind: int) -> int:
+    """The levels of which a line's level is the best."""
+    if line.density != BEST:
+        return 1
+    return max(1, len(measured.levels(TICKET if line.other == DENSE else line.other, rewind)))
+
+
 def _quantity(measured: Measured, line: Line, level: int, rewind: int) -> str:
     density = ""
     if line.density and level:
@@ -155,7 +167,9 @@ def _quantity(measured: Measured, line: Line, level: int, rewind: int) -> str:
         "weights": "prunable weights",
         "parameters": "parameters",
     }[line.quantity]
-    return f"{what}{density}{f', {line.note}' if line.note else ''}"
+    several = _looked(measured, line, rewind)
+    looked = f" ({several} by Bonferroni)" if several > 1 else ""
+    return f"{what}{density}{f', {line.note}' if line.note else ''}{looked}"
 
 
 def _ours(measured: Measured, line: Line, level: int, rewind: int) -> _Ours:
@@ -209,7 +223,8 @@ def _mark(line: Line, ours: _Ours) -> Mark:
     if line.relation != "=":
         sign = 1 if line.relation.startswith(">") else -1
         signed = [sign * value for value in values]
-        return _MARKS[stats.verdict(signed, sign * published, floor=ours.floor).outcome]
+        confidence = 1 - _ALPHA / ours.looked
+        return _MARKS[stats.verdict(signed, sign * published, confidence, floor=ours.floor).outcome]
     assert line.margin is not None, "the ledger was checked"
     margin = math.log(line.margin) if line.quantity == "speedup" else line.margin
     apart = [value - published for value in values]

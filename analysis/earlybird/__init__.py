@@ -62,8 +62,8 @@ def _line(level: int, own: Sequence[DrawRow]) -> list[str]:
         str(level),
         f"{100 * own[0].density:.1f}",
         f"{bound}{words.interval(mean_interval(steps), ',.0f')}{never}",
-        words.interval(mean_interval([100 * step / own[0].total for step in steps]), ".1f"),
-        words.interval(mean_interval(epochs), ".1f"),
+        bound + words.interval(mean_interval([100 * step / own[0].total for step in steps]), ".1f"),
+        bound + words.interval(mean_interval(epochs), ".1f"),
         words.interval(mean_interval(overlaps, within=SHARE), ".2f"),
         chance,
     ]

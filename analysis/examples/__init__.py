@@ -49,7 +49,7 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
     """The report's section."""
     pairs: Sequence[PairRow] = found["pairs.csv"]
     header = ["level", "network", "beside", "lost (% of images)", "won", "difference (pp)",
-              "seeds with p < 5 %"]  # fmt: skip
+              "networks with p < 5 %"]  # fmt: skip
     lines = []
     for level in levels(pairs):
         beside = [(arm, DENSE) for arm in arms(pairs)]

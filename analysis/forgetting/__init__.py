@@ -40,7 +40,8 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
     rows: Sequence[EventRow] = found["events.csv"]
     note = (
         "Events are counted from the rewind step on. A network that is right about fewer images has fewer to "
-        "forget; those that it never gets right are counted apart, and rank above all others."
+        "forget. Those that it never gets right have no event, are named in a column of their own, and rank "
+        "above all others in the correlation, which so tells about them, too."
     )
     shown = [_table(rows, TRAIN, ""), _table(rows, TEST, "The same of test images")]
     return Section("forgetting", "Forgetting in training", [note], figures.drawn(found), shown)

@@ -51,7 +51,9 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
         none = "one seed: none is held out"
         return [Finding(claim, "not tested", none, 0, command) for claim in (_CLAIM, _ADDED)]
     level = nearest({row.level: density[row.level] for row in held}, 0.1)
-    both, alone = ({r.seed: float(r.auroc or 0) for r in of if r.level == level} for of in (held, nested))
+    both, alone = (
+        {r.seed: r.auroc for r in of if r.level == level and r.auroc is not None} for of in (held, nested)
+    )
     values, at = [*both.values()], f"at {words.share(density[level])} of the weights"
     found_above = verdict(values, 0.5, within=SHARE)
     estimate = f"{words.decided(found_above, '.3f')} {at}"

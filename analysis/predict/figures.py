@@ -114,8 +114,8 @@ def _curve(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
         for name, (label, colour, marker) in _SCORES.items():
             points: dict[int, list[float]] = {}
             for row in rows:
-                if (row.level, row.score) == (level, name):
-                    points.setdefault(row.step, []).append(float(row.auroc or 0))
+                if (row.level, row.score) == (level, name) and row.auroc is not None:
+                    points.setdefault(row.step, []).append(row.auroc)
             if not points:
                 continue
             means, lows, highs, n = zip(

@@ -1,6 +1,6 @@
 """The claims about winning tickets, tested on a run: supported, refuted, equivalent, undecided.
 
-Claims and rules are fixed before the data: "at 80 to 90 % sparsity" means at every level of that range,
+Claims and rules do not depend on a run's data: "at 80 to 90 % sparsity" means at every level of that range,
 bounds are one-sided at 95 %, seeds are the unit and pair the arms. Three seeds are the fewest that give a
 verdict. A claim without data is not tested, and names the command that tests it.
 """
@@ -195,7 +195,7 @@ def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: s
         every = [shown(place, _ALPHA) for place in range(len(tested))]
         place, verdict = max(every, key=lambda one: one[1].bounds.high)
         said = words.decided(verdict, _FORM, _UNIT)
-        return Finding(claim, "refuted", f"most {place}: {said}", n, _GAPS, test)
+        return Finding(claim, "refuted", f"highest bound {place}: {said}", n, _GAPS, test)
     place, verdict = shown(max(ranked, key=lambda place: tested[place].mean), _ALPHA / len(tested))
     said = words.decided(verdict._replace(outcome="undecided"), _FORM, _UNIT, rule=rule)
     return Finding(claim, "undecided", f"most {place}: {said}", n, _GAPS, test)

@@ -27,9 +27,11 @@ from lthjax.measures import stats
 from lthjax.measures.stats import mean_interval
 
 from .. import words
+from ..claims import NON_INFERIOR, SUPERIOR, At, everywhere
+from ..differences import floor
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
-from ..run import TICKET, Run, grouped
+from ..run import TICKET, Run, grouped, images_of
 from . import figures, work
 from .table import (
     MATCHING,
@@ -121,15 +123,14 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         return [Finding(one, "not tested", "not measured", 0, again) for one in (*claims, _SUCCESSIVE)]
     said, every = [], subjects(found["stability.csv"])
     for (level, arm), steps in every.items():
-        if arm in (DENSE, TICKET):
-            said.append(_stable(level, arm, steps))
+        controls = {
+            name: of for (at, name), of in every.items() if at == level and name not in (DENSE, TICKET)
+        }
+        if arm == DENSE:
+            said.append(_stable(DENSE, steps, {}))
         if arm == TICKET:
-            said += [_matches(steps)]
-            said += [
-                _against(arm, control, steps, other)
-                for (of, control), other in every.items()
-                if of == level and control not in (DENSE, TICKET)
-            ]
+            said += [_stable(TICKET, steps, controls), _matches(steps, images_of(run.about))]
+            said += [_against(arm, control, steps, other) for control, other in controls.items()]
     return said + _connected(found["levels.csv"])
 
 
@@ -144,25 +145,54 @@ def below(barriers: Sequence[float]) -> stats.Verdict:
     return stats.verdict([-value for value in barriers], -STABLE, within=(-most, -least))
 
 
-def _stable(level: int, arm: str, steps: Mapping[int, Sequence[PairRow]]) -> Finding:
-    """Whether an arm is stable from the first step that was looked at; later steps in the estimate."""
+def _stable(
+    arm: str, steps: Mapping[int, Sequence[PairRow]], controls: Mapping[str, Mapping[int, Sequence[PairRow]]]
+) -> Finding:
+    """Whether an arm is stable from the first step that was looked at; later steps in the estimate.
+
+    Args:
+        arm: the dense network or tickets.
+        steps: step -> the arm's rows.
+        controls: arm -> likewise, of the same level.
+    """
     first, *later = steps
-    values = {k: [*percent(rows, "barrier_test_error").values()] for k, rows in steps.items()}
-    said = [f"{words.interval(mean_interval(values[k], within=stats.PERCENT), '.2f')} pp" for k in steps]
-    after = [f"{one} from step {k}" for k, one in zip(later, said[1:], strict=True)]
-    estimate = "; ".join([f"barrier of the test error {said[0]}", *after])
+
+    def tested(rows: Sequence[PairRow]) -> stats.Verdict:
+        return below([*percent(rows, "barrier_test_error").values()])
+
+    def said(verdict: stats.Verdict, rule: str = words.RULE) -> str:
+        return words.decided(verdict, ".2f", " pp", below=True, rule=rule)
+
+    verdict = tested(steps[first])
+    after = [f"{said(tested(steps[k]), '')} from step {k}" for k in later]
+    estimate = "; ".join([f"barrier of the test error {said(verdict)}", *after])
+    same = {name: tested(of[first]) for name, of in controls.items() if first in of}
+    passing = [name for name, of in same.items() if of.outcome == "supported"]
+    passed = {name: "passes the same test" if name in passing else f"does not pass ({of.outcome})"
+              for name, of in same.items()}  # fmt: skip
+    beside = [f"{name} {passed[name]}: {said(of, '')}" for name, of in same.items()]
+    if verdict.outcome == "supported" and passing:
+        beside.append(f"so the claim does not tell tickets from {' and '.join(passing)}")
     claim = f"From step {first} on the training of {_of(arm, steps[first])} {_STABLE}"
-    return Finding(claim, below(values[first]).outcome, estimate, len(values[first]), _LINK)
+    test = f"{NON_INFERIOR}, margin {STABLE:g} pp"
+    return Finding(claim, verdict.outcome, estimate, verdict.bounds.n, _LINK, test, "; ".join(beside))
 
 
-def _matches(steps: Mapping[int, Sequence[PairRow]]) -> Finding:
-    """Whether tickets that start at the first step match, whatever the data order."""
+def _matches(steps: Mapping[int, Sequence[PairRow]], images: int) -> Finding:
+    """Whether tickets that start at the first step match, whatever the data order.
+
+    Args:
+        steps: step -> their rows.
+        images: of the test set, whose error is the least spread of a difference.
+    """
     first, rows = next(iter(steps.items()))
-    values = [*gaps(rows).values()]
+    values = gaps(rows)
     claim = f"From step {first} {_of(TICKET, rows)} match the dense network in other orders of the data"
-    outcome = stats.noninferior(values, MATCHING).outcome
-    estimate = f"{words.points(mean_interval(values))} pp; within {MATCHING:g} points is asked"
-    return Finding(claim, outcome, estimate, len(values), _LINK)
+    least = floor(percent(rows, "test_accuracy"), percent(rows, "dense_accuracy"), images)
+    verdict = stats.noninferior([*values.values()], MATCHING, floor=least)
+    estimate = f"{words.decided(verdict, '+.2f', ' pp')}; within {MATCHING:g} points is asked"
+    test = f"{NON_INFERIOR}, margin {MATCHING:g} pp"
+    return Finding(claim, verdict.outcome, estimate, len(values), _LINK, test)
 
 
 def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> Finding:
@@ -196,16 +226,19 @@ def _connected(rows: Sequence[LevelRow]) -> list[Finding]:
             said.append(Finding(claim, "not tested", none, 0, _LINK))
             continue
         # Above the limit is the same test with supported and refuted exchanged.
-        verdicts = [below(of) if matching else stats.verdict(of, STABLE, within=stats.PERCENT)
-                    for of in own.values()]  # fmt: skip
-        pick = max if matching else min
-        worst = pick(own, key=lambda level: float(np.mean(own[level])))
-        interval = words.interval(mean_interval(own[worst], within=stats.PERCENT), ".2f")
-        which = f"level {worst} ({words.share(density(levels[worst]))})"
-        several = f", the {'highest' if matching else 'lowest'} of {len(own)} levels" if len(own) > 1 else ""
-        estimate = f"barrier of the test error {interval} pp at {which}{several}"
-        outcome = stats.conjunction(one.outcome for one in verdicts)
-        said.append(Finding(claim, outcome, estimate, min(map(len, own.values())), _LINK))
+        judged = everywhere([
+            At(
+                f"at level {level} ({words.share(density(levels[level]))})",
+                below(of) if matching else stats.verdict(of, STABLE, within=stats.PERCENT),
+            )
+            for level, of in own.items()
+        ])  # fmt: skip
+        several = f", the least favourable of {len(own)} levels" if len(own) > 1 else ""
+        decided = words.decided(judged.decides.verdict, ".2f", " pp", below=matching)
+        estimate = f"barrier of the test error {decided} {judged.decides.place}{several}"
+        n = min(map(len, own.values()))
+        test = f"{NON_INFERIOR}, margin {STABLE:g} pp" if matching else f"{SUPERIOR}, threshold {STABLE:g} pp"
+        said.append(Finding(claim, judged.outcome, estimate, n, _LINK, test))
     return said
 
 

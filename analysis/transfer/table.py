@@ -70,7 +70,7 @@ class Difference(NamedTuple):
         arm, other: "transferred", "transferred_init" or "transferred_permuted", and the arm that is
             subtracted; "transferred" is subtracted from the permuted one alone.
         values: percentage points, one a seed of the target.
-        floor: the least standard deviation of a value, as `analysis.run.floor`.
+        floor: the least standard deviation of a value, as `analysis.differences.floor`.
     """
 
     source: str
