@@ -7,6 +7,7 @@ with `leads` leads its own chain. What the arms do after pruning is that of Rend
 (`finetune`).
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -215,11 +216,30 @@ def _by_rule(rule: Callable[..., PyTree]) -> Callable[[Context], PyTree]:
 
     def mask(context: Context) -> PyTree:
         left, total = prune.totals(context.mask)
-        leaves = zip(prune.paths(context.mask), jax.tree.leaves(context.mask), strict=True)
-        prunable = {path for path, m in leaves if jnp.ndim(m)}
+        prunable = _prunable(context.mask)
         return rule(context.key, context.origin, int(left) / total, prunable=lambda path, _: path in prunable)
 
     return mask
+
+
+def _prunable(mask: PyTree) -> list[str]:
+    """The paths of the prunable leaves."""
+    leaves = zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
+    return [path for path, m in leaves if jnp.ndim(m)]
+
+
+def by_depth(path: str) -> list[tuple[bool, list[tuple[int, str]]]]:
+    """Sorts the paths of layers from the input to the output: numbers by value, "output" last."""
+
+    def parts(name: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+    return [(name == "output", parts(name)) for name in path.split("/")]
+
+
+def _smart_ratio(context: Context) -> PyTree:
+    order = sorted(_prunable(context.mask), key=by_depth)
+    return _by_rule(functools.partial(prune.smart_ratio, order=order))(context)
 
 
 ARMS: dict[str, Arm] = {
@@ -273,7 +293,7 @@ ARMS: dict[str, Arm] = {
         summary="a random mask of the ticket's density, layers by the ERK rule",
     ),
     "random_smart_ratio": Arm(
-        _by_rule(prune.smart_ratio),
+        _smart_ratio,
         rewound,
         summary="a random mask of the ticket's density, layers by the smart-ratio rule",
     ),

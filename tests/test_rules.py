@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from lthjax import models, prune
+from lthjax import arms, models, prune
 from lthjax.devices import conv
 from lthjax.prune import _scores
 
@@ -64,6 +64,50 @@ def test_erk_and_smart_ratio_by_hand() -> None:
     assert counts[2] == 15
     exact = (132 - 15) * np.array([12 * 288, 6 * 320]) / (12 * 288 + 6 * 320)
     assert all(abs(k - e) < 1 for k, e in zip(counts[:2], exact, strict=True))
+
+
+def test_smart_ratio_goes_from_the_input_to_the_output() -> None:
+    names = ["stem", *(f"block{n}" for n in range(1, 12)), "output"]
+    params = {name: jnp.zeros((20, 20)) for name in names}
+    mask = prune.smart_ratio(jax.random.key(0), params, 0.1, order=names)
+    counts = np.array([int(mask[name].sum()) for name in names])
+    assert counts.sum() == 520
+    assert counts[-1] == 120
+    ratios = np.array([(13 - i) ** 2 + (13 - i) for i in range(12)])
+    assert np.abs(counts[:-1] - 400 * ratios / ratios.sum()).max() < 1
+    with pytest.raises(ValueError, match="every prunable leaf once; see 'stem'"):
+        prune.smart_ratio(jax.random.key(0), params, 0.1, order=names[1:])
+    with pytest.raises(ValueError, match="see 'stem'"):
+        prune.smart_ratio(jax.random.key(0), params, 0.1, order=["stem", *names])
+
+
+@pytest.mark.parametrize("model", ["resnet8", "vgg16", "lenet5"])
+def test_the_arm_of_smart_ratio_has_the_layers_in_the_networks_order(model: str) -> None:
+    """The order in which a forward pass uses the kernels."""
+    net = models.build(model, (28, 28, 1) if model == "lenet5" else (32, 32, 3), 10)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    names = [
+        path
+        for path, m in zip(prune.paths(params), jax.tree.leaves(prune.ones(params)), strict=True)
+        if jnp.ndim(m)
+    ]
+    x = jax.ShapeDtypeStruct((1, *((28, 28, 1) if model == "lenet5" else (32, 32, 3))), jnp.float32)
+    program = jax.make_jaxpr(
+        lambda p, x: net.apply(p, jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), stats), x, False)
+    )(params, x)
+    place = {
+        variable: path for variable, path in zip(program.jaxpr.invars, prune.paths(params), strict=False)
+    }
+    used = list(
+        dict.fromkeys(
+            place[v]
+            for eqn in program.eqns
+            for v in eqn.invars
+            if not hasattr(v, "val") and place.get(v) in names
+        )
+    )
+    used_last = [name for name in used if "shortcut" not in name]
+    assert [name for name in sorted(names, key=arms.by_depth) if "shortcut" not in name] == used_last
 
 
 def test_every_weight_is_as_likely() -> None:

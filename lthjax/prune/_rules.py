@@ -1,7 +1,7 @@
 """Masks of a given density without training: random masks by rule, and from scores at initialisation."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -57,29 +57,52 @@ def erk(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable =
     """
     mask = ones(params, prunable)
     shapes = [m.shape for m in jax.tree.leaves(mask) if jnp.ndim(m)]
-    return _random(key, mask, _shares([sum(shape) / math.prod(shape) for shape in shapes], mask, density))
+    ratios = [sum(shape) / math.prod(shape) for shape in shapes]
+    return _random(key, mask, _shares(ratios, _sizes(mask), density))
 
 
-def smart_ratio(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable = None) -> PyTree:
+def smart_ratio(
+    key: jax.Array,
+    params: PyTree,
+    density: Number,
+    *,
+    prunable: Prunable = None,
+    order: Sequence[str] | None = None,
+) -> PyTree:
     """A random mask whose densities fall with depth: layer l of L in proportion to m**2 + m, m = L-l+1.
 
     The last layer keeps 0.3 of its weights, or more if the others are full. If that is more than the total
-    to keep, every layer gets the same density. The order of the layers is that of the leaves (in
-    dictionaries: sorted keys).
+    to keep, every layer gets the same density.
+
+        >>> params = {"head": jnp.zeros((8, 5)), "layer2": jnp.zeros((8, 8)), "layer10": jnp.zeros((8, 8))}
+        >>> mask = smart_ratio(jax.random.key(0), params, 0.5, order=["layer2", "layer10", "head"])
+        >>> int(mask["layer2"].sum()), int(mask["layer10"].sum()), int(mask["head"].sum())
+        (48, 24, 12)
 
     Args:
         key: as for `erk`.
         params: as for `erk`.
         density: as for `erk`.
         prunable: as for `erk`.
+        order: the paths of all prunable leaves from the input to the output (`prune.paths`); by default in
+            the order of the leaves, which in dictionaries is that of sorted keys ("conv10" before "conv9").
 
     Returns:
         The mask.
 
+    Raises:
+        ValueError: `order` does not name every prunable leaf once.
+
     Source: Su et al. 2020 (arXiv 2009.11094), section 4.
     """
     mask = ones(params, prunable)
-    sizes = _sizes(mask)
+    names = [path for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True) if jnp.ndim(m)]
+    order = names if order is None else list(order)
+    if sorted(order) != sorted(names):
+        wrong = sorted(set(order) ^ set(names)) or sorted({one for one in order if order.count(one) > 1})
+        raise ValueError(f"order: it must name every prunable leaf once; see {wrong[0]!r}.")
+    size_of = dict(zip(names, _sizes(mask), strict=True))
+    sizes = [size_of[name] for name in order]
     depth = len(sizes)
     kept = int(count(check_density(density), sum(sizes)))
     last = int(count(0.3, sizes[-1])) if sizes else 0
@@ -87,7 +110,8 @@ def smart_ratio(key: jax.Array, params: PyTree, density: Number, *, prunable: Pr
         return uniform(key, params, density, prunable=prunable)
     last = max(last, kept - sum(sizes[:-1]))
     ratios: list[float] = [(depth - i) ** 2 + (depth - i) for i in range(depth - 1)]
-    return _random(key, mask, _shares(ratios, mask, density, fixed=[last]))
+    of_layer = dict(zip(order, _shares(ratios, sizes, density, fixed=[last]), strict=True))
+    return _random(key, mask, [of_layer[name] for name in names])
 
 
 def snip(
@@ -204,16 +228,17 @@ def _random(key: jax.Array, mask: PyTree, kept: list[int]) -> PyTree:
     return remove_counted(random_scores(key, mask), mask, going)
 
 
-def _shares(ratios: list[float], mask: PyTree, density: Number, fixed: list[int] | None = None) -> list[int]:
+def _shares(
+    ratios: list[float], sizes: list[int], density: Number, fixed: list[int] | None = None
+) -> list[int]:
     """The number of weights that every layer keeps, in total exactly floor(density * n + 1/2) of n.
 
     Args:
         ratios: relative densities of the layers that are not `fixed`.
-        mask: for the layers' sizes.
+        sizes: the layers' weights, those of the `fixed` ones last.
         density: of all layers together.
         fixed: numbers that the last layers keep, whatever the density.
     """
-    sizes = _sizes(mask)
     last = fixed or []
     left = int(count(check_density(density), sum(sizes))) - sum(last)
     sizes = sizes[: len(ratios)]
