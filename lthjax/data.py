@@ -406,6 +406,8 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
     for key in _KEYS:
         digest.update(f"{key}{clean[key].shape}".encode())
         digest.update(clean[key].data)
+    if classes != int(clean["train_labels"].max()) + 1:
+        digest.update(f"classes={classes}".encode())  # networks have another output layer
     return Dataset(name, **clean, classes=classes, digest=digest.hexdigest()[:16], source=source)
 
 

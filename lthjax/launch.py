@@ -149,6 +149,8 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
         print(progress.plan_text(prepared, plans, cost, out))
         _print_detectable(whole, out)
         return None
+    # Read before the trainings, since the file may change meanwhile.
+    text = options.config.read_bytes() if writes else b""
     try:
         return study.fill(
             prepared,
@@ -161,18 +163,17 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
         )
     finally:
         if writes:
-            _keep_config(options.config, [out / one.folder for one in prepared])
+            _keep_config(options.config, text, [out / one.folder for one in prepared])
 
 
-def _keep_config(path: Path, runs: "Sequence[Path]") -> None:
-    """Copies the config file into the run folders, for analyses of networks that it adds.
+def _keep_config(path: Path, text: bytes, runs: "Sequence[Path]") -> None:
+    """Copies the config file, as it was read, into the run folders, for analyses of networks that it adds.
 
     A copy that is there stays: the cells of before were trained with it, or somebody has changed it.
     """
     from lthjax import files
     from lthjax.folder.places import CONFIG
 
-    text = path.read_bytes()
     for copy in [run / CONFIG for run in runs if run.is_dir()]:
         try:
             if not copy.exists():

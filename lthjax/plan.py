@@ -43,9 +43,13 @@ class Prepared(NamedTuple):
 
     @property
     def training(self) -> str:
-        """The fingerprint of all settings but pruning: equal fingerprints mean equal dense networks."""
-        pruning = ("levels", "prune.")
-        return config.fingerprint({k: v for k, v in self.identity.items() if not k.startswith(pruning)})
+        """The fingerprint of all settings but pruning: equal fingerprints mean equal dense networks.
+
+        What is recorded of a training, beside its numbers, counts as well.
+        """
+        pruning, every = ("levels", "prune."), self.study.train.log_every
+        rest = {k: v for k, v in self.identity.items() if not k.startswith(pruning)}
+        return config.fingerprint(rest | ({"train.log_every": every} if every else {}))
 
 
 class Plan(NamedTuple):
@@ -145,24 +149,29 @@ def _check_rates(study: config.Study, model: Model) -> None:
                 )
     if study.prune.granularity != "weight":
         rates = prune.rates_of(study.prune.rate, prune.paths(mask))
+        # Within layers, a density or rates by round are those of every layer, whatever the patterns say.
+        by_round = study.prune.density is not None or bool(study.prune.rates)
+        every = study.prune.scope == "global" or (study.prune.scope == "layer" and by_round)
         for (path, leaf), rate in zip(leaves, rates, strict=True):
-            if leaf.ndim and (rate or study.prune.scope == "global"):
-                _check_structure(study.prune.granularity, path, leaf.shape)
+            if leaf.ndim and (rate or every):
+                _check_structure(
+                    study.prune.granularity, path, leaf.shape, "group" if by_round else "layer or group"
+                )
 
 
-def _check_structure(granularity: str, path: str, shape: tuple[int, ...]) -> None:
-    """Raises for a layer that cannot be pruned by units or by a pattern."""
+def _check_structure(granularity: str, path: str, shape: tuple[int, ...], scope: str) -> None:
+    """Raises for a layer that cannot be pruned by units or by a pattern; `scope` leaves layers out."""
     if ":" in granularity:
         group = int(granularity.partition(":")[2])
         if shape[-2] % group:
             raise UserError(
                 f"prune.granularity: {granularity} does not fit {path}, whose {shape[-2]} inputs are not a "
-                f"multiple of {group}; name the layers that it fits in prune.rate."
+                f"multiple of {group}; name the layers that it fits in prune.rate, with prune.scope {scope}."
             )
     elif path.startswith("output/"):
         raise UserError(
             f"prune.granularity: the units of {path} are the classes, which stay; name the other layers in "
-            "prune.rate, with prune.scope layer or group."
+            f"prune.rate, with prune.scope {scope}."
         )
 
 
@@ -188,12 +197,17 @@ def plan(
     check_identity(run, prepared.identity)
     todo = {seed: _missing(prepared, run, seed, lent.get(seed)) for seed in prepared.study.seeds}
     cells = imp.cells(prepared.study, prepared.lengths)
+
+    def begun_anew(seed: int) -> bool:
+        """Whether a seed's initial weights are gone, which take no step to make."""
+        return not _there(state_folder(run, seed, 0)) and _there(folder(run, Cell(seed, DENSE, 0, DENSE)))
+
     return Plan(
         cells,
         [cell for cell in cells if _there(folder(run, cell))],
         [cell for missing, _ in todo.values() for cell in missing],
         sum(steps for _, steps in todo.values()),
-        tuple(seed for seed, (missing, steps) in todo.items() if missing or steps),
+        tuple(seed for seed, (missing, steps) in todo.items() if missing or steps or begun_anew(seed)),
     )
 
 

@@ -54,6 +54,10 @@ def test_npz_round_trip_and_digest(tmp_path: Path) -> None:
     changed[3, 4, 5, 0] ^= 1
     write_npz(tmp_path, "own", train_images=changed)
     assert data.load("own", tmp_path).digest != first.digest
+    # Another number of classes is another network, and so another folder.
+    for classes, same in ((10, True), (12, False)):
+        write_npz(tmp_path, "own", classes=np.int64(classes))
+        assert (data.load("own", tmp_path).digest == first.digest) is same
 
 
 FLOATS = arrays()["train_images"].astype(np.float32) / 255

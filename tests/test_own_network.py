@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lthjax import config
+from lthjax import config, launch, study
 from lthjax.errors import UserError
 
 LAYERS = """
@@ -47,6 +47,28 @@ def test_a_config_imports_its_neighbour(tmp_path: Path, monkeypatch: pytest.Monk
     (elsewhere / "mine.py").write_text(text.replace("values_beside_it", "values_of_nobody"))
     with pytest.raises(UserError, match="No module named 'values_of_nobody'"):
         config.load(elsewhere / "mine.py")
+
+
+def test_the_copy_is_of_the_file_as_it_was_before_the_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config that is edited, or gone, while its study trains."""
+    path = tmp_path / "mine.py"
+    text = "from lthjax.config import Data, Study\nconfig = Study(levels=0, data=Data(name='mnist_10k'))\n"
+    for change in (lambda: path.write_text(text + "# edited"), path.unlink):
+        path.write_text(text)
+        run = tmp_path / f"runs{change.__name__}"
+
+        def fill(prepared: Any, out: Path, change: Any = change, **_: Any) -> None:
+            (out / prepared[0].folder).mkdir(parents=True)
+            change()
+            raise UserError("stopped")
+
+        monkeypatch.setattr(study, "fill", fill)
+        with pytest.raises(UserError, match="stopped"):
+            launch.main(["--config", str(path), "--quiet", "--out", str(run)])
+        (copy,) = run.glob("*/config.py")
+        assert copy.read_text() == text
 
 
 @pytest.mark.slow

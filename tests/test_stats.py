@@ -840,3 +840,16 @@ def test_planning_refuses_what_it_cannot_answer() -> None:
     ):
         with pytest.raises(UserError, match=message):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("n", "outcome"), [(3, "undecided"), (4, "undecided"), (5, "supported"), (6, "supported")]
+)
+def test_ratios_that_all_agree_decide_as_bounds_do(n: int, outcome: str) -> None:
+    """Levels of pruning are a grid: three seeds at one of its points show no spread."""
+    assert stats.geometric_verdict([stats.Ratio(5.96, 5.96)] * n, 5).outcome == outcome
+    assert stats.geometric_verdict([stats.Ratio(1 / 5.96, 1 / 5.96)] * n, 0.2).outcome == outcome.replace(
+        "supported", "refuted"
+    )
+    apart = [stats.Ratio(value, value) for value in (5.96, 5.97, 5.95)]
+    assert stats.geometric_verdict(apart, 5).outcome == "supported"

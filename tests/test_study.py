@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from conftest import ROOT, result
 
 from analysis import load, report
-from lthjax import config, imp, prune, record, rng, study
+from lthjax import config, imp, plan, prune, record, rng, study
 from lthjax.errors import UserError
 from lthjax.folder import claims
 from lthjax.folder.places import folder, state_folder
@@ -187,6 +188,25 @@ def test_a_study_cut_anywhere_goes_on_to_the_same_numbers(tiny: Make, tmp_path: 
     assert stops >= 3
     assert numbers(run) == numbers(whole)
     assert not list(run.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("rewind", [(0,), (5,)])
+def test_initial_weights_that_are_gone_are_made_anew(
+    tiny: Make, tmp_path: Path, rewind: tuple[int, ...]
+) -> None:
+    one = tiny(seeds=(0,), levels=0, rewind=rewind)
+    run = study.run(one, tmp_path)
+    before = {path.relative_to(run): path.read_bytes() for path in (run / "seed=0").rglob("result.json")}
+    first = opened(one, tmp_path).state(0, 0)
+    shutil.rmtree(run / "seed=0" / "state=0")
+    assert plan.plan(one, tmp_path).seeds == (0,)
+    study.run(one, tmp_path)
+    again = opened(one, tmp_path).state(0, 0)
+    assert jax.tree.all(jax.tree.map(np.array_equal, first.params, again.params))
+    assert before == {
+        path.relative_to(run): path.read_bytes() for path in (run / "seed=0").rglob("result.json")
+    }
+    assert plan.plan(one, tmp_path).seeds == ()
 
 
 def test_a_killed_process_leaves_whole_cells_and_its_rerun_the_same_numbers(

@@ -149,6 +149,11 @@ def test_structures_that_do_not_go_together(prune_: config.Prune, levels: int, s
     [
         (config.Prune(granularity="unit-l1"), "the units of output/kernel are the classes"),
         (config.Prune(granularity="unit-l1", scope="global", rate=0.2), "the units of output/kernel"),
+        (
+            config.Prune(granularity="unit-l1", rate=(("fc", 0.5),), rates=(0.5, 0.5)),
+            "with prune.scope group",
+        ),
+        (config.Prune(granularity="unit-l1", rate=(("fc", 0.5),), density=0.3), "the units of output/kernel"),
         (config.Prune(granularity="2:3", rate=1 / 3), "2:3 does not fit fc1/kernel, whose 784 inputs"),
     ],
 )

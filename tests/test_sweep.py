@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,3 +274,12 @@ def test_overrides_go_to_every_study_of_a_sweep(command_line: Call, command: Cal
     same = command("run.py", "--config", file, *few, "--prune.rate", "0.3")
     assert same.returncode == 2
     assert "error: configs: studies 1 and 2 differ in nothing" in same.stderr
+
+
+def test_studies_that_log_other_losses_share_no_dense_network(tiny: Callable[..., Any]) -> None:
+    """A dense network that was logged every ten steps has not what every second step would show."""
+    none, some, more = (
+        tiny(train=config.Train(steps=12, batch=20, eval_every=5, log_every=n)) for n in (0, 2, 10)
+    )
+    assert none.identity == some.identity == more.identity
+    assert len({none.training, some.training, more.training}) == 3

@@ -1,5 +1,6 @@
 """Training against a plain second implementation, and changes that must not affect its bits."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def run(trainer: Trainer, *jobs: Job) -> list[Trained]:
 
 def same(a: object, b: object) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_an_infinite_test_loss_is_a_divergence() -> None:
+    record = train._Record()
+    assert record.add_evaluation(10, Evaluation(0.5, 0.9), Evaluation(0.6, 0.8))
+    assert not record.add_evaluation(20, Evaluation(0.4, 0.9), Evaluation(math.inf, 0.8))
+    assert record.reason == "the test loss was not finite at step 20"
+    assert record.curves["step"] == [10]
 
 
 def test_every_step_and_replicate_drops_units_by_a_stream_of_its_own(tiny: Make) -> None:

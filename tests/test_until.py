@@ -148,6 +148,37 @@ def test_the_report_shows_the_outcome_of_the_looks(tmp_path: Path) -> None:
     assert until.read(tmp_path) is None
 
 
+def test_the_seeds_of_a_look_are_those_that_it_was_made_of(tmp_path: Path) -> None:
+    """Seeds 5, 6, 7 were looked at; seeds 0, 1, 2, added later by hand, say something else."""
+    lab = Lab(tmp_path, 10.0)
+    state = until.grow("within-2", (5, 6, 7), lab.train, 0, lambda _: None)
+    assert (state.seeds, list(state.chosen), state.outcome) == (3, [5, 6, 7], "supported")
+    there = until.read(tmp_path)
+    assert there is not None
+    assert there == state._replace(chosen=list(state.chosen))
+    ours = lab.train([5, 6, 7]).rows
+    lab.gap = -10.0
+    rows = [*ours, *lab.train([0, 1, 2]).rows]
+    study = Made(tmp_path, rows).about
+    (one,) = [
+        of
+        for of in until.noted(there, verdicts.findings(study, rows), study, rows)
+        if "looks at" in of.beside
+    ]
+    assert (one.outcome, one.n) == ("supported", 3)
+    assert one.estimate.startswith(
+        f"{10 + np.mean([np.random.default_rng(s).normal() for s in (5, 6, 7)]):+.2f} pp"
+    )
+
+
+def test_a_look_at_fewer_than_three_pairs_decides_nothing(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, 10.0)
+    rows = [one for one in lab.train([0, 1, 2]).rows if (one.seed, one.arm) != (1, "ticket")]
+    study = Made(tmp_path, rows).about
+    assert until.judged("within-2", study, rows, 0.02).outcome == "undecided"
+    assert until.judged("within-2", study, lab.train([0, 1, 2]).rows, 0.02).outcome == "supported"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

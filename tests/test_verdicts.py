@@ -157,6 +157,18 @@ def test_the_gap_to_reinit_and_where_it_appears() -> None:
     )
 
 
+@pytest.mark.parametrize("gap", [0.0, 14.0])
+def test_a_search_says_which_levels_have_too_few_seeds(gap: float) -> None:
+    """One seed is 30 points ahead at 2 %: nothing is refuted by the other levels, nor hidden at them."""
+    tickets = {0.15: 0.0, 0.05: 0.0, 0.02: 0.0}
+    rows = run({"ticket": tickets, "reinit": {0.15: -1.0, 0.05: -gap, 0.02: -30.0}})
+    few = [one for one in rows if not (one.arm == "reinit" and one.density == 0.02 and one.seed)]
+    found = said(few)[f"{TEN} … by 10 points or more at some density"]
+    assert found.outcome == ("supported" if gap else "undecided")
+    assert found.estimate.endswith("; 1 level of fewer seeds left out")
+    assert found.n == len(NOISE)
+
+
 def test_searching_many_levels_is_corrected() -> None:
     """One level of 20 at p = 0.02 is no finding; the same level alone is one."""
     values = {seed: 0.45 + 2 * NOISE[seed] for seed in SEEDS}

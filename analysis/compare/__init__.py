@@ -133,7 +133,7 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
 
 def targets(found: Sequence[Entry]) -> list[float]:
     """The densities at which schedules are compared: those of one-shot pruning, or the default ones."""
-    shot = {round(point.density, 4) for e in found if e.how == "one-shot" for point in e.tickets}
+    shot = {float(f"{point.density:.3g}") for e in found if e.how == "one-shot" for point in e.tickets}
     lowest = max(min((point.density for point in entry.tickets), default=1.0) for entry in found)
     return sorted(shot, reverse=True) or [density for density in _DENSITIES if density >= lowest]
 

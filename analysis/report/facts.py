@@ -15,7 +15,7 @@ from ..differences import difference, mean_accuracy
 from ..page import Table
 from ..record import COUNT, TIMING, Finding
 from ..retraining.table import named
-from ..run import Row, Run, accuracies, arms, by_level, chains, select
+from ..run import Row, Run, accuracies, arms, by_level, chains, images_of, select
 
 
 def remark(run: Run) -> str:
@@ -37,7 +37,7 @@ def remark(run: Run) -> str:
 def notes(run: Run) -> list[str]:
     """The notes before the figures."""
     rows, notes = run.rows, []
-    dense, best = select(rows, chain=DENSE), _sparsest_match(rows)
+    dense, best = select(rows, chain=DENSE), _sparsest_match(rows, images_of(run.about))
     if dense:
         accuracy = words.percent(mean_accuracy(accuracies(dense)))
         notes.append(
@@ -85,24 +85,29 @@ def notes(run: Run) -> list[str]:
 
 def of_verdicts(found: Sequence[Finding]) -> list[str]:
     """How many verdicts there are, and how many of them chance alone may have made false."""
-    tested = [one for one in found if one.test not in (COUNT, TIMING) and one.outcome != "not tested"]
+    over_seeds = [one for one in found if one.test not in (COUNT, TIMING)]
+    tested = [one for one in over_seeds if one.outcome not in ("not tested", "too few seeds")]
     reached = [one for one in tested if one.outcome in ("supported", "refuted", "equivalent")]
     if not reached:
         return []
     return [
         f"{len(tested)} claims were tested over seeds; {len(reached)} of them have a verdict. A test errs in "
         "5 % of the cases at its threshold, less beyond it, and the claims are not corrected for one "
-        f"another: up to {0.05 * len(tested):.1f} false verdicts are to be expected."
+        f"another: up to {0.05 * len(tested):.1f} false verdicts are to be expected. (A claim about several "
+        "levels at once is refuted wrongly more often than that, up to 5 % a level.)"
     ]
 
 
-def _sparsest_match(rows: Sequence[Row]) -> tuple[str, Row, Interval] | None:
-    """The sparsest level at which the mean ticket is at least as good as the mean dense network."""
+def _sparsest_match(rows: Sequence[Row], images: int) -> tuple[str, Row, Interval] | None:
+    """The sparsest level at which the mean ticket is at least as good as the mean dense network.
+
+    `images` of the test set give the floor of the gain's spread.
+    """
     dense = accuracies(select(rows, chain=DENSE))
     matching = []
     for chain in chains(rows):
         for of_level in by_level(select(rows, chain=chain, arm="ticket")).values():
-            gain = difference(accuracies(of_level), dense)
+            gain = difference(accuracies(of_level), dense, images)
             # A network without weights is no ticket.
             if gain.n and gain.mean >= 0 and any(row.density for row in of_level):
                 matching.append((chain, of_level[0], gain))

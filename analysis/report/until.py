@@ -60,6 +60,7 @@ class State(NamedTuple):
         seeds: at the last look.
         outcome: there.
         ended: why no seeds are added: "decided", "last look" or "budget".
+        chosen: the seeds of that look; empty in files of before.
     """
 
     claim: str
@@ -68,6 +69,7 @@ class State(NamedTuple):
     seeds: int
     outcome: Said
     ended: str
+    chosen: Sequence[int] = ()
 
     @property
     def rule(self) -> str:
@@ -127,9 +129,13 @@ def judged(key: str, study: Any, rows: Sequence[Row], level: float) -> Judged:
             "the study has no such level. Give it more levels or the arm."
         )
 
-    return everywhere(
-        [At(at(of), stats.verdict(of.values, claim.threshold, 1 - level, floor=of.floor)) for of in levels]
-    )
+    tests = [
+        At(at(of), stats.verdict(of.values, claim.threshold, 1 - level, floor=of.floor)) for of in levels
+    ]
+    found = everywhere(tests)
+    # Seeds whose ticket or control has diverged give no pair.
+    few = any(len(of.values) < LEAST_SEEDS for of in levels)
+    return found._replace(outcome="undecided") if few else found
 
 
 def grow(
@@ -166,7 +172,7 @@ def grow(
         a_seed = max((now - before) / (n - there), sum(row.seconds for row in own) / n)
         over = budget > 0 and now - began + a_seed * looks[0] > budget
         last = "decided" if outcome != "undecided" else "last look" if n == looks[-1] else ""
-        state = State(key, looks, level, n, outcome, last or ("budget" if over else ""))
+        state = State(key, looks, level, n, outcome, last or ("budget" if over else ""), widened(seeds, n))
         say(str(state) if state.ended else f"{key}: undecided after {words.seeds(n)}; adding seeds")
         if state.ended:
             files.write_whole(run.path / FILE, (json.dumps(state._asdict(), indent=1) + "\n").encode())
@@ -203,12 +209,15 @@ def noted(state: State | None, found: Sequence[Finding], study: Any, rows: Seque
     """
     if state is None:
         return list(found)
-    seeds = sorted({row.seed for row in rows})[: state.seeds]
+    seeds = state.chosen or sorted({row.seed for row in rows})[: state.seeds]
     tested = judged(state.claim, study, [row for row in rows if row.seed in seeds], state.level)
     said = tested.said("+.2f", " pp", state.rule)
     return [
         one._replace(
-            outcome=state.outcome, estimate=said, beside="; ".join(filter(None, (state.how, one.beside)))
+            outcome=state.outcome,
+            estimate=said,
+            n=tested.decides.verdict.bounds.n,
+            beside="; ".join(filter(None, (state.how, one.beside))),
         )
         if one.claim == CLAIMS[state.claim].words
         else one

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from lthjax import home, imp
+from lthjax.errors import counted
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Ratio, Verdict
@@ -18,7 +19,7 @@ from lthjax.measures.stats import Ratio, Verdict
 from .. import ends, words
 from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, Judged, beside, everywhere, named
 from ..page import Link
-from ..record import Finding, settled
+from ..record import LEAST_SEEDS, Finding, settled
 from ..run import TICKET, Row, accuracies, chains, images_of, select
 from . import speed
 from .paired import TOLERANCE, Level, curves, differences
@@ -165,11 +166,16 @@ def _by_ten(levels: Sequence[Level], command: str) -> Finding:
 def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: str) -> Finding:
     """A claim about any level, by the p-values of t with Holm's correction for the search.
 
-    It is refuted only where the gap is refuted at every level. A bound is shown at the confidence at which
-    Holm's step tests its level, so that it is above the threshold where the claim is supported there.
+    It is refuted only where the gap is refuted at every level. Levels of fewer than three seeds are not
+    searched, and leave a claim undecided that no other level supports. A bound is shown at the confidence at
+    which Holm's step tests its level, so that it is above the threshold where the claim is supported there.
     """
     test = f"{SUPERIOR}{f', by {threshold:g}{_UNIT} or more' if threshold else ''}"
-    tested = [level for level in levels if len(level.values) > 1]
+    tested = [level for level in levels if len(level.values) >= LEAST_SEEDS] or [
+        level for level in levels if len(level.values) > 1
+    ]
+    few = len(levels) - len(tested)
+    out = f"; {counted(few, 'level')} of fewer seeds left out" if few else ""
     if not levels:
         return Finding(claim, "not tested", "no such cells", 0, command)
     if not tested:
@@ -190,15 +196,17 @@ def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: s
         first = max(clear, key=lambda place: tested[place].density)
         place, verdict = shown(first, _ALPHA / (len(tested) - ranked.index(first)))
         said = words.decided(verdict._replace(outcome="supported"), _FORM, _UNIT, rule=rule)
-        return Finding(claim, "supported", f"first {place}: {said}", n, _GAPS, test)
-    if all(stats.verdict(of.values, threshold, floor=of.floor).outcome == "refuted" for of in tested):
+        return Finding(claim, "supported", f"first {place}: {said}{out}", n, _GAPS, test)
+    if not few and all(
+        stats.verdict(of.values, threshold, floor=of.floor).outcome == "refuted" for of in tested
+    ):
         every = [shown(place, _ALPHA) for place in range(len(tested))]
         place, verdict = max(every, key=lambda one: one[1].bounds.high)
         said = words.decided(verdict, _FORM, _UNIT)
         return Finding(claim, "refuted", f"highest bound {place}: {said}", n, _GAPS, test)
     place, verdict = shown(max(ranked, key=lambda place: tested[place].mean), _ALPHA / len(tested))
     said = words.decided(verdict._replace(outcome="undecided"), _FORM, _UNIT, rule=rule)
-    return Finding(claim, "undecided", f"most {place}: {said}", n, _GAPS, test)
+    return Finding(claim, "undecided", f"most {place}: {said}{out}", n, _GAPS, test)
 
 
 def _saved(rows: Sequence[Row], chain: str) -> Finding:

@@ -79,7 +79,8 @@ def by_score(
     Args:
         scores: a pytree of the mask's treedef, real numbers of the leaves' shapes. Scores of survivors
             must be finite. Under `jit` and `vmap` this cannot be checked: there NaN counts as highest.
-            With scope "global" leaves of different dtypes are promoted to one.
+            With scope "global" leaves of different dtypes are promoted to one. NumPy's float64 is ranked in
+            float32, where scores that differ by less are ties, unless JAX_ENABLE_X64 is set.
         mask: as for `magnitude`.
         rate: as for `magnitude`.
         scope: as for `magnitude`.
@@ -89,9 +90,8 @@ def by_score(
 
     Raises:
         ValueError: a rate outside [0, 1], a mapping of rates with scope "global" or none with "group", an
-            unknown scope
-            or granularity, scores that do not match the mask, or non-finite scores of survivors in a
-            leaf that is to be pruned.
+            unknown scope or granularity, scores that do not match the mask, or non-finite scores
+            of survivors in a leaf that is to be pruned.
     """
     return _prune(scores, mask, rate, scope, granularity, sizes=False)
 

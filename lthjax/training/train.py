@@ -242,8 +242,9 @@ class _Record:
 
     def add_evaluation(self, at: int, validation: Evaluation, test: Evaluation) -> bool:
         """Adds an evaluation; True if its validation loss is the lowest so far."""
-        if not math.isfinite(validation.loss) and not self.reason:
-            self.reason = f"the validation loss was not finite at step {at}"
+        for part, measured in (("validation", validation), ("test", test)):
+            if not math.isfinite(measured.loss) and not self.reason:
+                self.reason = f"the {part} loss was not finite at step {at}"
         if self.reason:
             return False
         lowest = min(self.curves["validation_loss"], default=math.inf)

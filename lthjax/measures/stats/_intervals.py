@@ -162,9 +162,10 @@ def geometric_bounds(ratios: Sequence[Ratio], confidence: float = 0.95) -> Inter
     """Bounds of the geometric mean of ratios, some of which are known only by bounds ("censored").
 
     The lower bound counts each censored ratio as its least possible value, which cannot raise the mean; the
-    upper bound counts it as its largest. If all ratios are censored, their bounds do not show the spread.
-    Then the lower bound is the least of the ratios' lower bounds. If the logarithms are symmetric, it is too
-    high in one of 2ⁿ cases (all ratios above their median), so 95 % takes five seeds. There is no
+    upper bound counts it as its largest. If all ratios are censored, their bounds do not show the spread. Nor
+    do ratios that are all the same, as those of pruning levels or of evaluations can be. Then the lower bound
+    is the least of the ratios' lower bounds. If the logarithms are symmetric, it is too high in one of 2ⁿ
+    cases (all ratios above their median), so 95 % takes five seeds, and fewer have no bound. There is no
     estimate of the mean where a ratio is censored.
 
     Args:
@@ -193,7 +194,7 @@ def _least(lows: Sequence[float], known: bool, confidence: float) -> float:
     """A lower bound of a geometric mean; `known` says whether any value is more than a bound."""
     if not all(lows):
         return 0.0
-    if not known:
+    if not known or identical(lows):
         return min(lows) if 0.5 ** len(lows) <= 1 - confidence else 0.0
     return math.exp(bounds([math.log(low) for low in lows], confidence).low)
 
