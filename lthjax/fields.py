@@ -70,6 +70,7 @@ class About(TypedDict):
     data: DataFacts
     commands: NotRequired[list[str]]
     devices: NotRequired[str]
+    earlier: NotRequired[list[str]]
     environment: NotRequired[list[str]]
     git: NotRequired[str | None]
     versions: NotRequired[dict[str, str]]
@@ -182,6 +183,7 @@ _LENGTHS: Mapping[str, Check] = {
 _OF_STUDY: Mapping[str, Check] = {
     "commands": many(text),
     "devices": text,
+    "earlier": many(text),
     "environment": many(text),
     "git": maybe(text),
     "versions": table,

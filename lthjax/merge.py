@@ -129,6 +129,7 @@ def _about(abouts: Mapping[Path, fields.About]) -> fields.About:
         "config": {**every[0]["config"], "seeds": seeds},
         "commands": [*all_of("commands"), home.typed()],
         "environment": all_of("environment"),
+        **({"earlier": made} if (made := all_of("earlier")) else {}),
     }
     if not all(map(has_manifests, abouts)):
         joined["manifests"] = "some"

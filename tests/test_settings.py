@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analysis import load
+from analysis import load, open_run
+from analysis.report import facts
 from lthjax import config, prune, record, rng, settings, study
 from lthjax.devices import replicate
 from lthjax.folder.reader import Reader
@@ -213,6 +214,18 @@ def test_a_folder_that_goes_on_otherwise_says_so_in_a_line(
     said = f"{run}: begun with {begun}, it goes on with {now}; numbers may differ by rounding."
     assert caplog.messages == [said]
     assert read_study(run)["environment"] == [begun, now]
+    # Who filled it before is known, too; the same is said once.
+    before = read_study(run)
+    assert "earlier" not in before
+    monkeypatch.setattr(record, "_git_commit", lambda: "another")
+    for levels in (3, 4):
+        study.run(more._replace(study=config.replaced(prepared.study, {"levels": levels})), tmp_path)
+    there = read_study(run)
+    assert there["git"] == "another"
+    (made,) = there["earlier"]
+    assert made.startswith(f"{before['devices']}; python {before['versions']['python']}, ")
+    assert made.endswith(f"; commit {before['git'] or 'not known'}")
+    assert ("Filled before by", made) in facts.of_run(open_run(run))
     # Folders older than this record have none.
     about = read_study(run)
     del about["environment"]

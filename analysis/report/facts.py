@@ -173,4 +173,5 @@ def of_run(run: Run) -> list[tuple[str, str]]:
         ("Devices", devices(run)),
         ("Versions", versions or "not known"),
         ("Commit", study.get("git") or "not known"),
+        *[("Filled before by", one) for one in study.get("earlier", [])],
     ]  # fmt: skip

@@ -101,6 +101,8 @@ class Store(Reader):
             for key in ("commands", "environment"):
                 now = about.get(key, [])
                 about[key] = [*(value for value in earlier.get(key, []) if value not in now), *now]
+            if made := _earlier(earlier, about):
+                about["earlier"] = made
             known = earlier.get(MANIFESTS, "some")
         else:
             known = "some" if any(self.path.glob("seed=*")) else "all"
@@ -272,3 +274,12 @@ def contents(run: Path, seeds: Collection[int]) -> dict[str, str]:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n")
+
+
+def _earlier(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """By which devices, versions and commits a folder was filled before, where they are others now."""
+    made = [f"{before.get('devices', 'devices not known')}; "
+            f"{', '.join(f'{name} {version}' for name, version in before.get('versions', {}).items())}; "
+            f"commit {before.get('git') or 'not known'}"]  # fmt: skip
+    same = all(before.get(key) == now.get(key) for key in ("devices", "versions", "git"))
+    return list(dict.fromkeys([*before.get("earlier", []), *([] if same else made)]))
