@@ -196,7 +196,7 @@ class Compared(_Folder):
         for about, rows in zip(self.about, self.by_run, strict=True):
             measured = [
                 {
-                    one.seed: one.validation_accuracy
+                    one.seed: 100 * one.validation_accuracy
                     for one in select(rows, arm=arm)
                     if one.validation_accuracy
                 }
@@ -209,7 +209,7 @@ class Compared(_Folder):
             [
                 f"{value:g}",
                 *(words.percent(mean_accuracy(of)) if of else "–" for of in measured),
-                f"{100 * mean:.2f}" if math.isfinite(mean) else "–",
+                f"{mean:.2f}" if math.isfinite(mean) else "–",
                 "chosen" if mean == best > -math.inf else "",
             ]
             for value, measured, mean in sorted(found, key=lambda one: one[0])
