@@ -18,6 +18,7 @@ from scipy import stats as scipy_stats
 
 import analysis
 from analysis import draw, open_run, page, publish, report
+from analysis.record import Finding
 from analysis.report import facts, figures, paired
 from analysis.run import Row, by_seed, select
 from lthjax import config, files, record, study
@@ -175,6 +176,25 @@ def test_a_run_on_devices_of_several_kinds_says_so(last: str, said: str) -> None
     mixed = [note for note in facts.notes(run) if said in note]
     assert len(mixed) == (last == "cpu")
     assert dict(facts.of_run(run))["Devices"] == (said if mixed else "gpu")
+
+
+def test_a_claim_that_goes_on_stands_below_the_one_that_it_goes_on_from() -> None:
+    """Also where one of the two was not tested, and the tables of tested and other claims are two."""
+    found = [
+        Finding("A", "not tested", "why", 0, "do a"),
+        Finding("… at most", "supported", "1", 3, "gaps"),
+        Finding("… at least", "refuted", "2", 3, "gaps"),
+        Finding("B", "supported", "3", 3, "gaps"),
+        Finding("… later", "not tested", "why", 0, "do b"),
+        Finding("C", "not tested", "why", 0, "do c"),
+        Finding("… earlier", "not tested", "why", 0, "do c"),
+    ]
+    tested, others = report._said(found)
+    assert [row[:2] for row in tested.rows] == [
+        ["A", "not tested"], ["… at most", "supported"], ["… at least", "refuted"], ["B", "supported"],
+    ]  # fmt: skip
+    assert [row[0] for row in others.rows] == ["B … later", "C", "… earlier"]
+    assert others.folded.startswith("3 claims were not tested")
 
 
 @pytest.mark.parametrize(("most", "named"), [(0.9, False), (12.0, True)])

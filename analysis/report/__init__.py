@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lthjax import imp
 from lthjax.errors import UserError, counted
@@ -108,12 +109,21 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
 
 def _said(found: Sequence[Finding]) -> list[Table]:
     """The verdicts; claims that were not tested are folded, with the commands that test them."""
-    tested = [
-        [of.claim, of.outcome, of.estimate, of.beside, of.test, str(of.n or "–"), of.where]
-        for of in found
-        if of.outcome != "not tested"
-    ]
-    others = [[of.claim, of.outcome, of.estimate, of.where] for of in found if of.outcome == "not tested"]
+    tested: list[list[Any]] = []
+    others: list[list[Any]] = []
+    head = Finding("", "not tested", "", 0, "")
+    for of in found:
+        goes_on = of.claim.startswith("…")
+        head = head if goes_on else of
+        if of.outcome == "not tested":
+            # A claim that goes on from one in the other table is not understood without it.
+            claim = f"{head.claim} {of.claim}" if goes_on and head.outcome != "not tested" else of.claim
+            others.append([claim, of.outcome, of.estimate, of.where])
+            continue
+        if goes_on and head.outcome == "not tested" and [head.claim] in [line[:1] for line in others]:
+            others = [line for line in others if line[0] != head.claim]
+            tested.append([head.claim, head.outcome, head.estimate, "", head.test, "–", head.where])
+        tested.append([of.claim, of.outcome, of.estimate, of.beside, of.test, str(of.n or "–"), of.where])
     header = ["claim", "verdict", "estimate, and the bound that decides", "beside it", "test", "n", "where"]
     shown = [Table("", header, tested, 7)] if tested else []
     if others:
