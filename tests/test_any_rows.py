@@ -181,7 +181,7 @@ def test_no_network_without_weights_matches_or_is_drawn() -> None:
     """A network without weights is no ticket, even if its constant output were as accurate as dense."""
     rows = [one._replace(test_accuracy=0.5) for one in EMPTIED]
     assert [points for _, points in paired.curves(rows, "rewind-0", "ticket")[0]] == [50.0, 50.0]
-    found = facts._sparsest_match(rows)
+    found = facts._sparsest_match(rows, 0)
     assert found is not None
     assert found[1].density == 0.01
     axes = figures.accuracy(rows, "heading").axes[0]

@@ -1,5 +1,6 @@
 """The command of the report."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +28,8 @@ def main(arguments: list[str]) -> None:
     options = cli.parsed(Options, arguments, home.command("report"))
     if not options.run:
         raise UserError("RUN: it is missing; name a run folder, or several.")
-    with progress.telling(progress.watch(quiet=False).say, "writing the report"):
+    watch, seen = progress.watch(quiet=False), sys.stderr.isatty()
+    with progress.telling(watch.say, "writing the report", at_once=seen):
         page = report.build_all(options.run, last=options.last)
     print(page)
 
