@@ -68,14 +68,19 @@ def everywhere(tests: Sequence[At]) -> Judged:
     return Judged(outcome, min(tests, key=lambda of: _least(of.verdict, outcome)), len(tests))
 
 
-def beside(outcome: Said, controls: Mapping[str, Judged], form: str, unit: str = "") -> str:
-    """What the same test says of controls: a claim that holds for them, too, does not tell tickets apart."""
+def beside(
+    outcome: Said, controls: Mapping[str, Judged], form: str, unit: str = "", *, below: bool = False
+) -> str:
+    """What the same test says of controls: a claim that holds for them, too, does not tell tickets apart.
+
+    `below` says that the claim is one of a mean below a threshold, as in `words.decided`.
+    """
     if outcome in ("too few seeds", "not tested"):
         return ""
     said, passing = [], [arm for arm, of in controls.items() if of.outcome == "supported"]
     for arm, of in controls.items():
         how = "passes the same test" if arm in passing else f"does not pass ({of.outcome})"
-        bound = words.decided(of.decides.verdict, form, unit, rule="")
+        bound = words.decided(of.decides.verdict, form, unit, below=below, rule="")
         said.append(f"{arm} {how}: {bound} {of.decides.place}".rstrip())
     if outcome == "supported" and passing:
         said.append(f"so the claim does not tell tickets from {' and '.join(passing)}")

@@ -198,7 +198,7 @@ class Compared(_Folder):
                 {
                     one.seed: 100 * one.validation_accuracy
                     for one in select(rows, arm=arm)
-                    if one.validation_accuracy
+                    if one.validation_accuracy is not None
                 }
                 for arm in named
             ]

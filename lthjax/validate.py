@@ -7,7 +7,7 @@ from typing import get_args
 
 from lthjax import durations
 from lthjax.arms import ARMS
-from lthjax.config import Duration, Optim, Precision, Prune, Study, check_data_name, check_types, repeats
+from lthjax.config import Duration, Optim, Precision, Prune, Study, check_data_name, repeats
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError, counted, unknown
 from lthjax.models import INITS, MODELS
@@ -26,7 +26,6 @@ def validate(study: Study) -> None:
     Raises:
         UserError: names the field, its value and what is allowed.
     """
-    check_types(study)
     _need(
         re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", study.name) is not None,
         "name",

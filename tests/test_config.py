@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -236,3 +237,8 @@ def test_what_is_only_recorded_is_outside_the_fingerprint() -> None:
     assert resolved(Study(train=Train(log_every=1))) == resolved(Study())
     with pytest.raises(UserError, match=r"train\.log_every: -1 is not allowed"):
         validate.validate(Study(train=Train(log_every=-1)))
+
+
+@pytest.mark.parametrize("seeds", [[0, 1], range(2)])
+def test_a_study_made_in_python_may_have_any_sequence_of_seeds(seeds: Any) -> None:
+    validate.validate(Study(seeds=seeds))

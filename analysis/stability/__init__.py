@@ -27,7 +27,7 @@ from lthjax.measures import stats
 from lthjax.measures.stats import mean_interval
 
 from .. import words
-from ..claims import NON_INFERIOR, SUPERIOR, At, everywhere
+from ..claims import NON_INFERIOR, SUPERIOR, At, beside, everywhere
 from ..differences import floor
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
@@ -166,16 +166,11 @@ def _stable(
     verdict = tested(steps[first])
     after = [f"{said(tested(steps[k]), '')} from step {k}" for k in later]
     estimate = "; ".join([f"barrier of the test error {said(verdict)}", *after])
-    same = {name: tested(of[first]) for name, of in controls.items() if first in of}
-    passing = [name for name, of in same.items() if of.outcome == "supported"]
-    passed = {name: "passes the same test" if name in passing else f"does not pass ({of.outcome})"
-              for name, of in same.items()}  # fmt: skip
-    beside = [f"{name} {passed[name]}: {said(of, '')}" for name, of in same.items()]
-    if verdict.outcome == "supported" and passing:
-        beside.append(f"so the claim does not tell tickets from {' and '.join(passing)}")
+    same = {name: everywhere([At("", tested(of[first]))]) for name, of in controls.items() if first in of}
+    besides = beside(verdict.outcome, same, ".2f", " pp", below=True)
     claim = f"From step {first} on the training of {_of(arm, steps[first])} {_STABLE}"
     test = f"{NON_INFERIOR}, margin {STABLE:g} pp"
-    return Finding(claim, verdict.outcome, estimate, verdict.bounds.n, _LINK, test, "; ".join(beside))
+    return Finding(claim, verdict.outcome, estimate, verdict.bounds.n, _LINK, test, besides)
 
 
 def _matches(steps: Mapping[int, Sequence[PairRow]], images: int) -> Finding:
