@@ -127,7 +127,7 @@ def curve(
         x: the places.
         values: at every place, one a seed, at least one.
         style: colour, marker and line.
-        name: in the legend, where the largest n is added.
+        name: in the legend, where n is added, of the places with least and most values.
         interval: whether to draw it; it would mislead for values that are not independent.
         points: whether to draw every value.
         geometric: whether to draw geometric means with the intervals of the logarithms; for a log scale.
@@ -135,8 +135,9 @@ def curve(
     """
     colour, marker, line = style
     intervals = [_geometric(at) if geometric else mean_interval(at, within=within) for at in values]
-    n = max((i.n for i in intervals), default=0)
-    label = f"{name} (n = {n})"
+    counts = sorted({i.n for i in intervals}) or [0]
+    n = counts[-1]
+    label = f"{name} (n = {f'{counts[0]}–{n}' if len(counts) > 1 else n})"
     axes.plot(x, [i.mean for i in intervals], line, color=colour, marker=marker, ms=5, label=label)
     lows, highs = [i.low for i in intervals], [i.high for i in intervals]
     if interval and n >= BAND_FROM and len(x) > 1:
