@@ -51,8 +51,12 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
             curves = opened.results[row.cell]["curves"]
             with SummaryWriter(str(to / cell), filename_suffix=_SUFFIX) as writer:
                 for name, values in curves.items():
-                    for step, value in zip(curves["step"], values, strict=True):
-                        if name != "step" and value is not None:
+                    # The losses of single steps (`log_every`) have steps of their own.
+                    steps = curves["loss_step" if name == "loss" else "step"]
+                    if name in ("step", "loss_step"):
+                        continue
+                    for step, value in zip(steps, values, strict=True):
+                        if value is not None:
                             # Seconds since the training began, by its mean speed.
                             passed = row.seconds * step / max(row.steps, 1)
                             writer.add_scalar(name, value, step, walltime=passed)

@@ -10,13 +10,14 @@ import pytest
 
 import analysis
 from analysis import tensorboard
-from lthjax import study
+from lthjax import config, study
 from lthjax.errors import UserError
 
 
 @pytest.fixture
 def run(tiny: Callable[..., study.Prepared], tmp_path: Path) -> Path:
-    return study.run(tiny(seeds=(0,), levels=1, arms=("ticket",)), tmp_path / "runs")
+    every = config.Train(steps=12, batch=20, eval_every=5, log_every=4)
+    return study.run(tiny(seeds=(0,), levels=1, arms=("ticket",), train=every), tmp_path / "runs")
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -49,9 +50,10 @@ def test_curves_go_to_tensorboard(run: Path) -> None:
     for cell in ("seed=0/dense", "seed=0/chain=rewind-0/level=01/ticket"):
         curves = json.loads((run / cell / "result.json").read_text())["curves"]
         found = scalars(run / "tensorboard" / cell)
-        assert found.keys() == curves.keys() - {"step"}
+        assert found.keys() == curves.keys() - {"step", "loss_step"}
         for name, points in found.items():
-            assert [step for step, _ in points] == curves["step"] == [5, 10, 12]
+            expected = [0, 4, 8] if name == "loss" else [5, 10, 12]
+            assert [step for step, _ in points] == expected
             assert [value for _, value in points] == pytest.approx(curves[name], rel=1e-6)
     (run / "tensorboard" / "mine.txt").write_text("kept")
     tensorboard.write(run)
