@@ -50,15 +50,10 @@ from lthjax.models import Model  # noqa: E402
 
 # Test files of single functions, which `make quick` runs; all others train or compile networks.
 PLAIN = (
-    "test_any_rows", "test_budget", "test_claims", "test_config", "test_conform", "test_data", "test_doctor",
-    "test_examples", "test_files", "test_layouts", "test_locks", "test_lowest", "test_optim",
+    "test_any_rows", "test_budget", "test_claims", "test_command", "test_config", "test_conform", "test_data",
+    "test_doctor", "test_examples", "test_files", "test_layouts", "test_locks", "test_lowest", "test_optim",
     "test_overrides", "test_prune", "test_prune_optimiser", "test_prune_sharded", "test_publish",
-    "test_readme", "test_results", "test_rows", "test_rules", "test_short", "test_shorthand",
-    "test_stats", "test_ticket_files", "test_training_length", "test_verdicts",
-    "test_any_rows", "test_claims", "test_command", "test_config", "test_conform", "test_data", "test_doctor",
-    "test_examples", "test_files", "test_layouts", "test_locks", "test_optim", "test_overrides",
-    "test_prune", "test_prune_optimiser", "test_prune_sharded", "test_publish", "test_readme",
-    "test_results", "test_rows", "test_rules", "test_short", "test_shorthand", "test_stats",
+    "test_readme", "test_results", "test_rows", "test_rules", "test_short", "test_shorthand", "test_stats",
     "test_ticket_files", "test_training_length", "test_verdicts",
 )  # fmt: skip
 # Files that take a worker minutes. They come first and PLAIN ones last, so that both workers end together.
