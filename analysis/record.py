@@ -102,6 +102,8 @@ class Analysis(NamedTuple):
         load: run -> the results; by default file -> rows, for `tables`.
         marker: pattern of the files in the run that say that there are results; by default the marker.
         prints: whether the command prints the section's tables and remark before the path.
+        recorded: run -> the results that the study itself has recorded, or None; they count where the command
+            has not been run.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Analysis(NamedTuple):
     load: Callable[[Run], Any] | None = None
     marker: str = ""
     prints: bool = False
+    recorded: Callable[[Run], Any] | None = None
 
 
 def written(analysis: Analysis, run: Run) -> list[Path]:
@@ -130,7 +133,7 @@ def found(analysis: Analysis, run: Run) -> Any:
         UserError: a file cannot be read; the message names the command that makes it anew.
     """
     if (analysis.marker or analysis.tables) and not written(analysis, run):
-        return None
+        return analysis.recorded(run) if analysis.recorded else None
     return analysis.load(run) if analysis.load else read_tables(run, analysis.name, analysis.tables)
 
 

@@ -44,8 +44,18 @@ class Result(TypedDict):
     layers: NotRequired[list[dict[str, Any]]]
     made_from: NotRequired[dict[str, Any] | None]
     platform: NotRequired[str]
+    draws: NotRequired["Draws"]
     step: NotRequired[int]
     exact: NotRequired[bool]
+
+
+class Draws(TypedDict):
+    """Distances of the masks that the dense training drew at its evaluations: `measures.earlybird.Draws`."""
+
+    scope: str
+    densities: list[float]
+    queue: int
+    largest: list[list[float | None]]
 
 
 class DataFacts(TypedDict):
@@ -154,6 +164,13 @@ _MEASURED: Mapping[str, Check] = {
 _OF_CELL: Mapping[str, Check] = {
     "reason": text,
     "weights": whole(1),
+    "draws": table,
+}
+_DRAWS: Mapping[str, Check] = {
+    "scope": lambda value: value in ("layer", "global"),
+    "densities": many(share),
+    "queue": whole(2),
+    "largest": many(many(maybe(share))),
 }
 # Of a ticket that `analysis.transfer` has moved: its sources in result.json.
 _MOVED: Mapping[str, Check] = {
@@ -214,6 +231,15 @@ def result(fields: dict[str, Any]) -> None:
             raise ValueError(
                 f"curves.{name} has {len(curves[name])} values and curves.step {len(curves['step'])}"
             )
+    if "draws" in fields:
+        _drawn(fields["draws"], len(curves["step"]))
+
+
+def _drawn(draws: Mapping[str, Any], evaluations: int) -> None:
+    _needed(draws, _DRAWS, "draws.")
+    wrong = [len(of) for of in draws["largest"] if len(of) != len(draws["densities"])]
+    if len(draws["largest"]) != evaluations or wrong:
+        raise ValueError("draws.largest has not one distance for each density and evaluation")
 
 
 def moved(fields: Mapping[str, Any], arms: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from lthjax import config, data, fields, home, prune, settings
 from lthjax.devices import hardware
 from lthjax.folder import verified
 from lthjax.imp import DENSE, Cell
+from lthjax.measures import earlybird
 from lthjax.training.job import Job, Trained
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,13 @@ def result(cell: Cell, job: Job, trained: Trained, made_from: dict[str, Any] | N
         "made_from": made_from,
         "platform": hardware.described(),
     }
+    if trained.distances:
+        found["draws"] = {
+            "scope": job.draws,
+            "densities": [*earlybird.DENSITIES],
+            "queue": earlybird.QUEUE,
+            "largest": [*trained.distances],
+        }
     return cast(fields.Result, found)
 
 

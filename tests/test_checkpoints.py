@@ -17,6 +17,7 @@ from lthjax.errors import UserError
 from lthjax.folder import places, store
 from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
+from lthjax.measures import earlybird
 from lthjax.training import train
 from lthjax.training.job import Checkpoints, Job, Position
 from lthjax.training.trainer import Trainer
@@ -34,7 +35,8 @@ def jobs_of(prepared: study.Prepared, stop: int) -> list[Job]:
     for seed in prepared.study.seeds:
         variables = prepared.model.init(rng.stream(seed, "init"))
         mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.5)
-        made.append(Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed]))
+        drawn = "global" if seed else "layer"
+        made.append(Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed], draws=drawn))
     return made
 
 
@@ -46,6 +48,7 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
 ) -> None:
     monkeypatch.setattr(train, "_FIRST_STEPS", 2)
     monkeypatch.setattr(train, "_SEGMENT_SECONDS", 1e-9)  # one step each
+    monkeypatch.setattr(earlybird, "QUEUE", 2)
     data = config.Data(name="few", validation=40, augment=True)
     prepared = tiny(model=model, data=data)
     stop = 7 if model == "lenet300" else 4
@@ -65,6 +68,8 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
                 same(one.variables, other.variables)
                 same(one.states, other.states)
                 assert (one.curves, one.scalars, one.status) == (other.curves, other.scalars, other.status)
+                assert one.distances == other.distances
+                assert len(one.distances) == len(one.curves["step"])
 
 
 def resumed(

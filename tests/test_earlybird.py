@@ -1,6 +1,7 @@
 """Early-Bird: distances and the queue by hand, and the command on a tiny study."""
 
 import itertools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from analysis import earlybird as analysed
 from analysis import open_run, record
 from analysis.earlybird.table import DrawRow
 from analysis.work import Work
-from lthjax import config, models, study
+from lthjax import config, fields, models, study
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import earlybird
@@ -81,6 +82,37 @@ def test_chance_is_the_distance_of_random_masks() -> None:
     # At the threshold of the paper, masks below 5.3 % density are near each other by chance.
     sparse = {"a": np.arange(10_000) < 527}
     assert 0.0995 < earlybird.chance(sparse) < earlybird.THRESHOLD
+
+
+def plain_masks(weights: dict[str, np.ndarray], density: float, whole: bool) -> np.ndarray:
+    """By a stable sort of all sizes, largest first."""
+    parts = [abs(leaf).ravel() for leaf in weights.values()]
+    kept = []
+    for part in [np.concatenate(parts)] if whole else parts:
+        mask = np.zeros(part.size, bool)
+        mask[np.argsort(-part, kind="stable")[: int(density * part.size + 0.5)]] = True
+        kept.append(mask)
+    return np.concatenate(kept)
+
+
+@given(
+    st.lists(st.lists(st.integers(-3, 3), min_size=9, max_size=9), min_size=1, max_size=9),
+    st.booleans(),
+    st.integers(0, 8),
+)
+@settings(max_examples=80, deadline=None)
+def test_draws_along_a_training(steps: list[list[int]], whole: bool, stop: int) -> None:
+    """Against a sort, with many ties; a training that goes on from what is saved draws the same."""
+    weights = [{"a": np.float32(one[:4]).reshape(2, 2), "b": np.float32(one[4:])} for one in steps]
+    watch = earlybird.Draws(whole)
+    found = []
+    for place, own in enumerate(weights):
+        found.append(watch.add(own))
+        if place == stop:
+            watch = earlybird.Draws(whole, watch.newest)
+    for place, density in enumerate(earlybird.DENSITIES):
+        plain = [{"all": plain_masks(own, density, whole)} for own in weights]
+        assert [of[place] for of in found] == earlybird.largest(plain)
 
 
 def draws(steps: list[int | None], every: int = 2) -> dict[str, Any]:
@@ -160,6 +192,45 @@ def test_masks_of_a_run(
     ):
         with pytest.raises(UserError, match=said):
             record.perform(analysed.ANALYSIS, run, **where, **options)
+
+
+def test_what_the_study_draws_is_what_the_command_draws(
+    tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "narrow", models.Entry((Layer("fc1", 12),), 1, "for a test"))
+    every = config.Train(steps=9, batch=20, eval_every=1)
+    made = tiny(model="narrow", arms=("ticket",), levels=1, prune=config.Prune(rate=0.7), train=every)
+    run = study.run(made, tmp_path / "runs")
+    own = record.needed(analysed.ANALYSIS, open_run(run))
+    section = analysed.ANALYSIS.section(open_run(run), own)
+    assert [row[:2] for row in section.tables[0].rows] == [
+        ["–", "70.0"],
+        ["–", "50.0"],
+        ["–", "30.0"],
+        ["–", "10.0"],
+    ]
+    (finding,) = analysed.findings(open_run(run), own)
+    assert (finding.claim, finding.n) == (CLAIM, 2)
+    assert not (run / "earlybird").exists()
+    asked: dict[str, Any] = {"every": 1, "data_dir": tmp_path / "data"}
+    record.perform(analysed.ANALYSIS, run, **asked)
+    drawn = record.needed(analysed.ANALYSIS, open_run(run))
+    for name, columns in (
+        ("masks.csv", ("seed", "step", "largest")),
+        ("draws.csv", ("seed", "step", "epoch")),
+    ):
+        mine = [[getattr(row, of) for of in columns] for row in own[name] if row.density == 0.3]
+        assert mine == [[getattr(row, of) for of in columns] for row in drawn[name]]
+        assert any(row[-1] is not None for row in mine)
+    path = run / "seed=0" / "dense"
+    result = json.loads((path / "result.json").read_text())
+    for change, said in (
+        ({"scope": "all"}, "draws.scope"),
+        ({"queue": 0}, "draws.queue"),
+        ({"largest": result["draws"]["largest"][1:]}, "draws.largest"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            fields.result(result | {"draws": result["draws"] | change})
 
 
 def check_a_second_call(

@@ -6,7 +6,8 @@ python -m analysis.earlybird runs/quickstart-0123abcd --levels 3 7 --every 25
 Replays the dense trainings, with the same bits on one CPU, and draws every so many steps the mask of the
 largest weights, with the layer densities of a level's ticket. The Early-Bird ticket is drawn when the mask is
 near all others in a queue (`lthjax.measures.earlybird`; You et al. 2020, arXiv 1909.11957). The run's own
-cells are only read. Writes RUN/earlybird:
+cells are only read. Without this command the report shows the masks that the study's own dense trainings drew
+at their evaluations. Writes RUN/earlybird:
 
   masks.csv     `MaskRow`: distances of masks, and their overlap with the ticket's own
   draws.csv     `DrawRow`: when the ticket could have been drawn
@@ -19,12 +20,12 @@ from typing import Any
 
 from lthjax.measures.stats import PERCENT, SHARE, Outcome, conjunction, mean_interval, verdict
 
-from .. import tables, words
+from .. import words
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
 from ..run import Run
 from . import figures
-from .table import TABLES, DrawRow, load
+from .table import TABLES, DrawRow, by_density, load, recorded
 from .work import Options, work
 
 # Share of the dense training by which the ticket should have been drawn.
@@ -35,22 +36,25 @@ _CLAIM = f"Early-Bird: masks settle within the first {100 * _EARLY:.0f} % of the
 def section(run: Run, found: Mapping[str, Any]) -> Section:
     """The report's section."""
     draws: Sequence[DrawRow] = found["draws.csv"]
+    recorded = draws[0].level is None
     header = ["level", "% of weights", "drawn at step", "% of training", "epoch", "overlap with the ticket",
               "threshold / chance"]  # fmt: skip
     title = (
         "When the Early-Bird ticket could have been drawn "
         f"(queue of {draws[0].queue}, threshold {draws[0].threshold:g})"
     )
-    table = Table(title, header, [_line(level, own) for level, own in _levels(draws).items()])
+    table = Table(title, header, [_line(level, own) for (level, _), own in by_density(draws).items()])
     note = (
         "Where the threshold is near the distance of two random masks (last column near 1, or above it), "
         "masks are near each other for being sparse, and the rule says little. A step at which the queue is "
         "full for the first time is an upper bound: the masks may have settled before."
     )
-    return Section("earlybird", "Early-Bird", [note], figures.drawn(found), [table])
+    finer = words.command("earlybird", run.path)
+    notes = [note, *([f"More masks, and their overlap with the tickets: {finer}"] if recorded else [])]
+    return Section("earlybird", "Early-Bird", notes, figures.drawn(found), [table])
 
 
-def _line(level: int, own: Sequence[DrawRow]) -> list[str]:
+def _line(level: int | None, own: Sequence[DrawRow]) -> list[str]:
     """A level's line of the table, over the seeds whose masks settled."""
     steps = [row.step for row in own if row.step is not None]
     epochs = [row.epoch for row in own if row.epoch is not None]
@@ -59,12 +63,12 @@ def _line(level: int, own: Sequence[DrawRow]) -> list[str]:
     bound = "≤ " if any(_is_first(row) for row in own) else ""
     chance = f"{own[0].threshold / own[0].chance:.2f}" if own[0].chance else "–"
     return [
-        str(level),
+        "–" if level is None else str(level),
         f"{100 * own[0].density:.1f}",
         f"{bound}{words.interval(mean_interval(steps), ',.0f')}{never}",
         bound + words.interval(mean_interval([100 * step / own[0].total for step in steps]), ".1f"),
         bound + words.interval(mean_interval(epochs), ".1f"),
-        words.interval(mean_interval(overlaps, within=SHARE), ".2f"),
+        words.interval(mean_interval(overlaps, within=SHARE), ".2f") if overlaps else "–",
         chance,
     ]
 
@@ -79,7 +83,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     if found is None:
         command = words.command("earlybird", run.path)
         return [Finding(_CLAIM, "not tested", "no masks were drawn", 0, command)]
-    levels = _levels(found["draws.csv"])
+    levels = by_density(found["draws.csv"])
     # Masks that never settle count as settling at the end.
     shares = {
         n: [1.0 if row.step is None else row.step / row.total for row in of] for n, of in levels.items()
@@ -87,10 +91,12 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     worst = max(shares, key=lambda level: sum(shares[level]) / len(shares[level]))
     never = sum(row.step is None for row in levels[worst])
     interval = words.interval(mean_interval([100 * s for s in shares[worst]], within=PERCENT), ".1f")
-    several = f", the latest of {len(shares)} levels" if len(shares) > 1 else ""
+    several = f", the latest of {len(shares)} densities" if len(shares) > 1 else ""
     more = f"; {never} of {len(shares[worst])} never" if never else ""
     bound = " or less" if any(_is_first(row) for row in levels[worst]) else ""
-    estimate = f"after {interval} %{bound} of the training at level {worst}{several}{more}"
+    estimate = (
+        f"after {interval} %{bound} of the training at {words.share(worst[1])} of the weights{several}{more}"
+    )
     outcome = conjunction(_early(shares[level], of) for level, of in levels.items())
     return [Finding(_CLAIM, outcome, estimate, len(shares[worst]), Link("Early-Bird", "#earlybird"))]
 
@@ -101,8 +107,6 @@ def _early(shares: Sequence[float], own: Sequence[DrawRow]) -> Outcome:
     return "undecided" if outcome == "refuted" and any(map(_is_first, own)) else outcome
 
 
-def _levels(draws: Sequence[DrawRow]) -> dict[int, list[DrawRow]]:
-    return tables.grouped((row.level, row) for row in draws)
-
-
-ANALYSIS = Analysis("earlybird", "Early-Bird", Options, work, TABLES, section, findings, load=load)
+ANALYSIS = Analysis(
+    "earlybird", "Early-Bird", Options, work, TABLES, section, findings, load=load, recorded=recorded
+)

@@ -10,9 +10,13 @@ Masks of few weights, or of nearly all, are near each other by chance: two rando
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from lthjax.measures.layers import Layers
 
 QUEUE, THRESHOLD = 5, 0.1
+# Densities at which a training draws masks: the paper prunes 30, 50 and 70 %.
+DENSITIES = (0.7, 0.5, 0.3, 0.1)
 
 
 def distance(a: Layers, b: Layers) -> float:
@@ -57,3 +61,64 @@ def drawn(distances: Sequence[float | None], threshold: float = THRESHOLD) -> in
     """The place of the first mask whose `largest` distance is below the threshold, or None."""
     below = (n for n, apart in enumerate(distances) if apart is not None and apart < threshold)
     return next(below, None)
+
+
+class Draws:
+    """Masks drawn while a network trains, at `DENSITIES`: the newest ones, and how far they are apart.
+
+    A mask keeps the largest weights, as many as ⌊density · n + ½⌋ of n; of equal ones the first.
+
+    Args:
+        whole: whether the weights of all layers are ranked together; otherwise every layer has the density.
+        newest: the packed masks of earlier draws, oldest first, at most `QUEUE` − 1: uint8
+            [draws, densities, bytes]; None to begin.
+    """
+
+    def __init__(self, whole: bool, newest: np.ndarray | None = None) -> None:
+        self._whole = whole
+        self._newest = [] if newest is None else [*newest]
+
+    @property
+    def newest(self) -> np.ndarray | None:
+        """The packed masks that the next draw is compared with; None where there are none."""
+        return np.stack(self._newest) if self._newest else None
+
+    def add(self, weights: Layers) -> list[float | None]:
+        """Draws the masks of these weights.
+
+        Args:
+            weights: finite arrays of any shape, by layer; the same layers at every call.
+
+        Returns:
+            For each of `DENSITIES` what `largest` gives for this mask and the `QUEUE` − 1 before it.
+        """
+        sizes = [np.abs(leaf).ravel() for leaf in weights.values()]
+        parts = [np.concatenate(sizes)] if self._whole and sizes else sizes
+        count = sum(part.size for part in parts)
+        kept = [_largest_of(part) for part in parts]
+        packed = np.stack(
+            [np.packbits(np.concatenate([of[place] for of in kept])) for place in range(len(DENSITIES))]
+        )
+        apart = [
+            np.bitwise_count(packed ^ earlier).sum(1, dtype=np.int64) / count for earlier in self._newest
+        ]
+        full = len(apart) == QUEUE - 1
+        self._newest = [*self._newest, packed][1 - QUEUE :]
+        return np.max(apart, 0).tolist() if full else [None] * len(DENSITIES)
+
+
+def _largest_of(sizes: np.ndarray) -> list[np.ndarray]:
+    """For each of `DENSITIES` the places of the largest sizes: bool [n]."""
+    counts = [int(density * sizes.size + 0.5) for density in DENSITIES]
+    ranks = sorted({sizes.size - count for count in counts if count})
+    ranked = np.partition(sizes, ranks) if ranks else sizes
+    kept = []
+    for count in counts:
+        if not count:
+            kept.append(np.zeros(sizes.shape, bool))
+            continue
+        least = ranked[sizes.size - count]
+        mask = sizes > least
+        mask[np.flatnonzero(sizes == least)[: count - int(mask.sum())]] = True
+        kept.append(mask)
+    return kept

@@ -1,6 +1,6 @@
 """A training run: what is asked of it, where it stands, and what it gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from lthjax.models import Variables
@@ -24,6 +24,8 @@ class Job(NamedTuple):
         held: whether every step has the learning rate of the last one.
         scores: start scores of a mask that is learned, see `supermask`; the weights then stay as they are,
             and `mask` says how many of every layer take part. None trains weights.
+        draws: whether masks are drawn at the evaluations (`measures.earlybird.Draws`), of the largest weights
+            of every "layer", or of all layers together, "global"; "" for none.
     """
 
     seed: int
@@ -37,6 +39,7 @@ class Job(NamedTuple):
     position: "Position | None" = None
     held: bool = False
     scores: PyTree = None
+    draws: Literal["", "layer", "global"] = ""
 
     @property
     def at(self) -> int:
@@ -49,9 +52,10 @@ class Position(NamedTuple):
 
     Attributes:
         at: the next step.
-        arrays: "params", "stats", "opt" ({number of the leaf: leaf} of the optimiser's state), and those of
-            the lowest validation loss so far, "best_params" and "best_stats"; numpy.
-        curves: as in `Trained`, so far.
+        arrays: "params", "stats", "opt" ({number of the leaf: leaf} of the optimiser's state), those of the
+            lowest validation loss so far, "best_params" and "best_stats", and {"newest": masks} as "draws"
+            where masks have been drawn; numpy.
+        curves: as in `Trained`, so far, with its `distances`, if masks are drawn.
         losses: training losses since the last evaluation, nats.
         states: captured states so far, as in `Trained`.
         seconds: spent so far.
@@ -93,6 +97,8 @@ class Trained(NamedTuple):
         status: "done", or "diverged" if the loss was not finite.
         reason: why it is not done, or "".
         seconds: wall time of its chunk, divided by the replicates in the chunk.
+        distances: of the masks drawn at every evaluation, as `measures.earlybird.Draws.add` returns them;
+            empty if none were drawn.
     """
 
     variables: Variables
@@ -102,3 +108,4 @@ class Trained(NamedTuple):
     status: Literal["done", "diverged"]
     reason: str
     seconds: float
+    distances: Sequence[list[float | None]] = ()

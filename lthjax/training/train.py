@@ -10,6 +10,8 @@ import numpy as np
 
 from lthjax import batches, settings, signals
 from lthjax.devices import hosts, replicate
+from lthjax.measures import layers
+from lthjax.measures.earlybird import Draws
 from lthjax.models import Variables
 from lthjax.training.job import Checkpoints, Job, Position, PyTree, Trained
 from lthjax.training.step import State
@@ -27,7 +29,8 @@ _CURVES = (
     "test_loss",
     "test_accuracy",
 )
-
+# Those of the masks that are drawn, among the curves of a training run that is under way.
+_DISTANCES = "distances"
 
 Progress = Callable[[int, float | None], None]
 """Called with (replicate steps done since the last call, last mean test accuracy or None)."""
@@ -84,7 +87,7 @@ class _Chunk:
         # In buffers of their own, because every segment donates those of its state to the next.
         self._best = self._stack(best for _, best in begun)
         self._held_out = rows_of(trainer, self._padded, "validation", "test")
-        self._records = [_Record(job.position, trainer.log_every) for job in jobs]
+        self._records = [_Record(job.position, trainer.log_every, _drawing(job)) for job in jobs]
         self._steps = _FIRST_STEPS
 
     def _stack(self, trees: Iterable[PyTree]) -> PyTree:
@@ -143,6 +146,10 @@ class _Chunk:
             record.add_evaluation(self.at, *values)
             for record, *values in zip(self._records, *measured, strict=True)
         ]
+        if any(job.draws for job in jobs):
+            params = replicate.unstack(now.params, len(jobs))
+            for job, record, own in zip(jobs, self._records, params, strict=True):
+                record.draw(own, job.mask)
         better += [False] * (len(self._padded) - len(jobs))
         self._best = self._trainer.keep(self._best, now, np.array(better))
         return float(np.mean([test.accuracy for test in measured[1]]))
@@ -196,6 +203,15 @@ def _begun(trainer: Trainer, job: Job) -> tuple[State, Variables]:
     return State(arrays["params"], arrays["stats"], opt), best
 
 
+def _drawing(job: Job) -> Draws | None:
+    """The masks that a job draws, from where its position left off; None if it draws none."""
+    if job.position is None:
+        return Draws(job.draws == "global") if job.draws else None
+    if not job.draws or _DISTANCES not in job.position.curves:
+        return None  # an earlier version, which drew none, saved the position
+    return Draws(job.draws == "global", job.position.arrays.get("draws", {}).get("newest"))
+
+
 def _orders(trainer: Trainer, jobs: Sequence[Job], at: int, count: int) -> list[np.ndarray]:
     """The next `count` batches of every job from a step on: int32 [evaluate, batch], padded with 0."""
     orders = np.zeros((len(jobs), trainer.lengths.evaluate, trainer.batch), np.int32)
@@ -210,11 +226,16 @@ def _orders(trainer: Trainer, jobs: Sequence[Job], at: int, count: int) -> list[
 class _Record:
     """Losses and evaluations of one training run, collected while it runs."""
 
-    def __init__(self, position: Position | None = None, log_every: int = 0) -> None:
+    def __init__(
+        self, position: Position | None = None, log_every: int = 0, draws: Draws | None = None
+    ) -> None:
         self.states: dict[int, Variables] = {}
         self._log_every = log_every
         logged = ("loss_step", "loss") if log_every else ()
         self.curves: dict[str, list[Any]] = {name: [] for name in (*_CURVES, *logged)}
+        self._draws = draws
+        if draws is not None:
+            self.curves[_DISTANCES] = []
         self.reason = ""
         self.losses: list[np.ndarray] = []
         self._seconds = 0.0
@@ -227,6 +248,8 @@ class _Record:
     def position(self, at: int, arrays: dict[str, PyTree], seconds: float) -> Position:
         curves = {name: [*values] for name, values in self.curves.items()}
         losses = [float(loss) for part in self.losses for loss in part]
+        if self._draws is not None and self._draws.newest is not None:
+            arrays = {**arrays, "draws": {"newest": self._draws.newest}}
         return Position(at, arrays, curves, losses, {**self.states}, self._seconds + seconds)
 
     def add_losses(self, at: int, losses: np.ndarray) -> None:
@@ -255,6 +278,11 @@ class _Record:
             self.curves[name].append(value)
         return validation.loss < lowest
 
+    def draw(self, params: PyTree, mask: PyTree) -> None:
+        """Draws masks of these weights, if that was asked for and the training has not diverged."""
+        if self._draws is not None and not self.reason:
+            self.curves[_DISTANCES].append(self._draws.add(layers.by_layer(params, mask)))
+
     def ended_best(self) -> bool:
         """Whether the last evaluation has the lowest validation loss."""
         losses = self.curves["validation_loss"]
@@ -264,8 +292,10 @@ class _Record:
         self, final: Variables, train_accuracy: float, early_train_accuracy: float, seconds: float
     ) -> Trained:
         seconds += self._seconds
+        distances = self.curves.pop(_DISTANCES, ())
         if self.reason:
-            return Trained(final, self.states, self.curves, {}, "diverged", self.reason, seconds)
+            reason = self.reason
+            return Trained(final, self.states, self.curves, {}, "diverged", reason, seconds, distances)
         early = int(np.argmin(self.curves["validation_loss"]))
         scalars = {name: self.curves[name][-1] for name in _CURVES if name != "step"} | {
             "train_accuracy": train_accuracy,
@@ -273,4 +303,4 @@ class _Record:
             "early_stop_test_accuracy": self.curves["test_accuracy"][early],
             "early_stop_train_accuracy": early_train_accuracy,
         }
-        return Trained(final, self.states, self.curves, scalars, "done", "", seconds)
+        return Trained(final, self.states, self.curves, scalars, "done", "", seconds, distances)
