@@ -147,14 +147,20 @@ def _attempted(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         untrained(patch)
-        disk = Disk(dead if fault == "dead" else FAULTS.get(fault), at, lasting)
-        text = ""
-        try:
-            with disk.mounted():
-                work(*arguments)
-        except (UserError, OSError) as error:
-            text = str(error)
-    said.write_text(text if fault else str(disk.calls))
+        text = failed(work, arguments, fault, at, lasting)
+    said.write_text(text)
+
+
+def failed(work: Callable[..., Any], arguments: Sequence[Any], fault: str, at: int, lasting: bool) -> str:
+    """As `attempt`, in this process, whose training the caller has replaced; "dead" ends it."""
+    disk = Disk(dead if fault == "dead" else FAULTS.get(fault), at, lasting)
+    text = ""
+    try:
+        with disk.mounted():
+            work(*arguments)
+    except (UserError, OSError) as error:
+        text = str(error)
+    return text if fault else str(disk.calls)
 
 
 def small_data(folder: Path) -> Path:

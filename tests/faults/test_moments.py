@@ -1,7 +1,7 @@
 """A study that dies, or whose disk fails, at any single call to the disk.
 
-Training takes no time, so that every moment of the writing can be tested; every attempt runs in a separate
-process.
+Training takes no time, so that every moment of the writing can be tested. What dies is a process of its own;
+a disk fails in this one, as in a notebook, and what comes after it must not be disturbed by what is left.
 """
 
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty import FAULTS, attempt, contents, prepared, small_data, untrained
+from faulty import FAULTS, attempt, contents, failed, prepared, small_data, untrained
 
 from analysis import check, report
 from lthjax import files, study
@@ -74,7 +74,7 @@ def test_a_disk_that_fails_at_any_call_is_one_sentence(
 ) -> None:
     right, calls = undisturbed
     for at in moments(calls, count):
-        said = attempt(run, (folder, tmp_path / "runs"), kind, at, True)
+        said = failed(run, (folder, tmp_path / "runs"), kind, at, True)
         assert "\n" not in said
         if not said:  # everything that is needed was already written
             (there,) = (tmp_path / "runs").glob("tiny-*")
@@ -89,7 +89,7 @@ def test_a_call_that_fails_once_loses_nothing(
 ) -> None:
     right, calls = undisturbed
     for at in moments(calls, QUICK // 2):
-        assert "\n" not in attempt(run, (folder, tmp_path / "runs"), kind, at, False)
+        assert "\n" not in failed(run, (folder, tmp_path / "runs"), kind, at, False)
         assert contents(run(folder, tmp_path / "runs")) == right, at
         shutil.rmtree(tmp_path / "runs")
 
