@@ -36,7 +36,7 @@ quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow and not faults and not study"
 
 faults: $(VENV)/.installed-dev
-	$(PYTEST) --dist worksteal tests/faults -m ""
+	$(RUN) -m pytest --numprocesses 2 --dist loadgroup tests/faults -m ""
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

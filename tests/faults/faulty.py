@@ -27,7 +27,7 @@ from lthjax.training.trainer import Trainer
 
 KILLED = 137
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["faulty"])
+_SERVER.set_forkserver_preload(["faulty", "orbax.checkpoint.experimental.v1"])
 
 
 class Disk:

@@ -111,6 +111,11 @@ def world(root: Path) -> World:
     return World(root)
 
 
+# `make faults` gives tests that share a slow fixture to one worker.
+shares_analyses = pytest.mark.xdist_group("analyses")
+shares_six = pytest.mark.xdist_group("six")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, dict[str, float]]:
     """A study with all analyses, and the seconds of each command."""
@@ -127,15 +132,16 @@ def test_killed_twice_and_run_again(tmp_path: Path) -> None:
     assert cut.found(["report"]) == whole.found(["report"])
 
 
+@shares_analyses
 @pytest.mark.faults
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(4))
 def test_a_study_killed_again_and_again(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, number: int
 ) -> None:
-    """Four kills each: together with the analyses below, more than 50."""
+    """Five kills each: together with the analyses below, more than 50."""
     whole, seconds = undisturbed
     moments, cut = random.Random(number), world(tmp_path)
-    for _ in range(4):
+    for _ in range(5):
         cut.killed("run", moments.uniform(0.3, 1) * seconds["run"])
     cut.finish("run")
     assert contents(cut.run) == contents(whole.run)
@@ -143,6 +149,7 @@ def test_a_study_killed_again_and_again(
     assert {p.name for p in (cut.run / "report").iterdir()} >= {"index.html", "cells.csv", "verdicts.csv"}
 
 
+@shares_analyses
 @pytest.mark.faults
 @pytest.mark.parametrize(
     "name", ["savings", "geography", "predict", "landscape", "stability", "transfer", "report"]
@@ -152,18 +159,16 @@ def test_an_analysis_killed_again_and_again(
 ) -> None:
     whole, seconds = undisturbed
     cut = World(tmp_path / "cut")
+    shutil.copytree(whole.root, cut.root)
+    for written in (cut.run / name, cut.run / f"{name}.json"):
+        shutil.rmtree(written) if written.is_dir() else written.unlink(missing_ok=True)
     moments = random.Random(name)
-    for _ in range(2):
-        shutil.rmtree(cut.root, ignore_errors=True)
-        shutil.copytree(whole.root, cut.root)
-        for written in (cut.run / name, cut.run / f"{name}.json"):
-            shutil.rmtree(written) if written.is_dir() else written.unlink(missing_ok=True)
-        for _ in range(3):
-            cut.killed(name, moments.uniform(0.3, 1) * seconds[name])
-        cut.finish(name)
-        names = [] if name == "savings" else [name]  # whose times differ
-        assert cut.found(names, whole.root) == whole.found(names)
-        assert not check.check(cut.run).damaged
+    for _ in range(5):
+        cut.killed(name, moments.uniform(0.3, 1) * seconds[name])
+    cut.finish(name)
+    names = [] if name == "savings" else [name]  # whose times differ
+    assert cut.found(names, whole.root) == whole.found(names)
+    assert not check.check(cut.run).damaged
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -230,6 +235,7 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> World:
     return made
 
 
+@shares_six
 @pytest.mark.faults
 def test_three_processes_fill_one_folder(six: World, tmp_path: Path) -> None:
     made = world(tmp_path)
@@ -250,6 +256,7 @@ def test_three_processes_fill_one_folder(six: World, tmp_path: Path) -> None:
     assert about["config"]["seeds"] == [0, 1, 2, 3, 4, 5]
 
 
+@shares_six
 @pytest.mark.faults
 def test_one_of_three_processes_is_killed(six: World, tmp_path: Path) -> None:
     made = world(tmp_path)
@@ -277,6 +284,7 @@ def run_module(*words: object) -> str:
     return done.stdout
 
 
+@shares_six
 @pytest.mark.faults
 def test_an_array_of_single_seeds_and_two_machines_merged(six: World, tmp_path: Path) -> None:
     """`--seeds N` a process, two folders, and `analysis.merge`."""
@@ -312,6 +320,7 @@ def filling(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         pass
 
 
+@shares_analyses
 @pytest.mark.faults
 def test_a_disk_that_fills_up(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, filling: Callable[[int], Path]
