@@ -36,7 +36,7 @@ quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow and not faults and not study"
 
 faults: $(VENV)/.installed-dev
-	$(RUN) -m pytest --numprocesses 2 --dist loadgroup tests/faults -m ""
+	$(PYTEST) tests/faults -m ""
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -57,7 +57,10 @@ PLAIN = (
     "test_ticket_files", "test_training_length", "test_verdicts",
 )  # fmt: skip
 # Files that take a worker minutes. They come first and PLAIN ones last, so that both workers end together.
-LONG = ("test_versions", "test_configs", "test_landscape_command", "test_conv", "test_report", "test_hessian")
+LONG = (
+    "test_versions", "test_configs", "test_landscape_command", "test_conv", "test_report", "test_hessian",
+    "test_killed", "test_moments",
+)  # fmt: skip
 # By file the tests that take more than some eight seconds of two cores, or say what a quick one says again;
 # `make test-all` runs them.
 SLOW = {

@@ -185,7 +185,6 @@ def test_a_follower_remembers_and_writes_nothing(tmp_path: Path) -> None:
     assert not given.exists()
 
 
-@pytest.mark.xdist_group("whole")
 def test_two_processes_give_the_numbers_of_one(whole: Program, tmp_path: Path) -> None:
     """The second one sees another folder, empty like the first one's: it shows that it writes nothing."""
     made = program(tmp_path)
@@ -199,7 +198,6 @@ def test_two_processes_give_the_numbers_of_one(whole: Program, tmp_path: Path) -
     assert not any(check.check(run).damaged for run in made.runs)
 
 
-@pytest.mark.xdist_group("whole")
 @pytest.mark.faults
 def test_a_process_that_dies_ends_the_other_and_they_go_on(whole: Program, tmp_path: Path) -> None:
     made = program(tmp_path)
