@@ -1,9 +1,9 @@
 """After pruning: rewind the weights, rewind the learning rate, or fine-tune. LeNet-5 on MNIST.
 
-The comparison of Renda et al. 2020 (arXiv 2003.02389), iterated: every round prunes 20 % and then trains as long
-as the others, from the weights of step 125 (`ticket`), or from those that it has just trained, with the learning
-rates of steps 125 to 1,250 (`lr_rewind_chain`) or with that of the last step (`finetune_chain`). The learning rate
-falls to a tenth after 60 and after 80 % of the training. Six seeds, down to 7 % of the weights.
+The comparison of Renda et al. 2020 (arXiv 2003.02389), iterated: every round prunes 20 % and then trains as
+long as the others, from the weights of step 125 (`ticket`), or from those that it has just trained, with the
+learning rates of steps 125 to 1,250 (`lr_rewind_chain`) or with that of the last step (`finetune_chain`). The
+learning rate falls to a tenth after 60 and after 80 % of the training. Six seeds, down to 7 % of the weights.
 
     python run.py --config configs/retraining_lenet5.py
 

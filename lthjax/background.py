@@ -1,11 +1,13 @@
 """Work in a thread of its own, so that devices need not wait for the disk."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 
 from lthjax import settings
 
+_log = logging.getLogger(__name__)
 Task = Callable[[], None]
 
 
@@ -13,7 +15,8 @@ class Background:
     """A thread that does tasks one after another: urgent ones first, and each kind in the order it came.
 
     A task that fails does not keep the others from being done. Its error, or the first of several, is raised
-    in the thread that adds or waits, and at the latest at the end of the block.
+    in the thread that adds or waits, and at the latest at the end of the block; it is logged where the block
+    ends by another error.
 
     Args:
         waiting: so many tasks may wait; `add` blocks while there are more.
@@ -32,13 +35,15 @@ class Background:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         with self.changed:
             self._over = True
             self.changed.notify_all()
         self._thread.join()
         if kind is None:
             self.check()
+        elif self._failure is not None and self._failure is not error:
+            _log.warning("Something else failed before the end: %s", self._failure)
 
     def add(self, task: Task, *, urgent: bool = False) -> None:
         """Adds a task; one that is not urgent waits until there is room."""

@@ -136,6 +136,7 @@ class Run:
             position = self._store.position(cell)
         except UserError as error:
             self._say(f"{error} The training of {record.describe(cell)} begins anew.")
+            self._store.drop_position(cell)  # or it would not be saved again at this step
             return job
         if position is None or not job.start <= position.at <= job.stop:
             return job

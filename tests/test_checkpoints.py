@@ -184,6 +184,16 @@ def test_a_damaged_position_is_named_and_not_used(tiny: Make, tmp_path: Path) ->
     assert numbers(run) == numbers(whole)
 
 
+def test_a_damaged_position_gives_way_to_a_new_one(tiny: Make, tmp_path: Path) -> None:
+    prepared = tiny(seeds=(0,), levels=0, train=config.Train(steps=40, batch=20, eval_every=5))
+    run = stopped(prepared, tmp_path / "runs")
+    at = places.saved_step(run, CELL)
+    for path in (run / "seed=0" / "under-way").rglob("progress.json"):
+        path.write_text("{}")
+    assert places.saved_step(stopped(prepared, tmp_path / "runs"), CELL) == at
+    assert not check.check(run).damaged
+
+
 def test_a_position_that_lacks_a_rewind_state_is_not_used(tiny: Make, tmp_path: Path) -> None:
     changes = {"seeds": (0,), "levels": 1, "train": config.Train(steps=40, batch=20, eval_every=5)}
     run = stopped(tiny(**changes), tmp_path / "runs")
@@ -273,6 +283,21 @@ def test_the_queue_is_bounded() -> None:
             waiting.append(len(background._others))
         assert time.monotonic() - started > 0.25
     assert max(waiting) <= 2
+
+
+def test_a_failure_is_told_where_the_block_ends_by_another(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise UserError("the disk is full")
+
+    def is_stopped() -> None:
+        with Background(waiting=5) as background:
+            background.add(fail)
+            raise KeyboardInterrupt
+
+    assert raised(is_stopped) is KeyboardInterrupt
+    assert [record.getMessage() for record in caplog.records] == [
+        "Something else failed before the end: the disk is full"
+    ]
 
 
 def test_a_failure_is_raised_and_the_rest_is_done() -> None:

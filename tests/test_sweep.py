@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import result
 
 from analysis import compare, load, report
 from analysis.compare.entries import Entry, Point, at_most, entries
-from lthjax import config, study, sweep
+from analysis.run import row_of
+from lthjax import config, record, study, sweep
 from lthjax.config import Study
 from lthjax.errors import UserError
 from lthjax.folder.verified import read_study
+from lthjax.imp import DENSE, Cell
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -240,6 +243,22 @@ def test_the_comparison_page(tiny: Callable, tmp_path: Path) -> None:
     assert page.read_bytes() == before
     with pytest.raises(UserError, match="is named twice"):
         report.build_all([runs[0], runs[0]])
+    elsewhere = shutil.copytree(runs[0], tmp_path / "elsewhere" / runs[0].name)
+    with pytest.raises(UserError, match=r"are parts of one study; join them by python -m analysis\.merge"):
+        report.build_all([runs[0], elsewhere])
+
+
+def test_studies_are_told_apart_by_what_is_seldom_named(tiny: Callable) -> None:
+    """Two that differ in their validation images alone were once joined, with the dense networks of one."""
+    about = [
+        record.about(of.study, of.identity, of.lengths, of.dataset)
+        for of in (tiny(), tiny(data=config.Data("few", validation=30)))
+    ]
+    result_rows = [
+        row_of(result(Cell(0, *place))) for place in ((DENSE, 0, DENSE), ("rewind-0", 1, "ticket"))
+    ]
+    names = [one.name for one in entries(about, [result_rows] * 2)]
+    assert names == ["LeNet-300-100 on few, data.validation 30", "LeNet-300-100 on few, data.validation 40"]
 
 
 def test_networks_and_rewind_points_are_compared(tiny: Callable, tmp_path: Path) -> None:

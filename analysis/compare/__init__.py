@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from lthjax import home
 from lthjax.errors import UserError
 from lthjax.fields import About
 from lthjax.measures.stats import Interval
@@ -37,6 +38,14 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
         raise UserError(f"run: {twice[0]!r} is named twice; name every run folder once.")
     opened = [open_run(run) for run in runs]
     rows, about = [run.finished() for run in opened], [run.about for run in opened]
+    for place, study in enumerate(about):
+        for earlier in range(place):
+            if study["identity"] == about[earlier]["identity"]:
+                a, b = str(paths[earlier]), str(paths[place])
+                raise UserError(
+                    f"run: {a!r} and {b!r} are parts of one study; join them by "
+                    f"{home.command('merge', a, b, '--into', 'FOLDER')}, and name that."
+                )
     names = [*dict.fromkeys(study["config"]["name"] for study in about)]
     digest = _digest(" ".join(sorted(path.name for path in paths)))[:8]
     folder = paths[0].parent / "comparisons" / f"{'-'.join(names[:3])}-{digest}"

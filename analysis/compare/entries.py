@@ -15,8 +15,9 @@ from ..run import TICKET, Row, accuracies, arms, by_level, by_seed, chains, sele
 from ..words import title
 
 # Fields left out of the names: they only add cells, or are in the title.
-_LEFT_OUT = ("name", "seeds", "arms", "repeats", "control_levels", "rewind", "model", "data.name",
-             "data.validation", "train.eval_every")  # fmt: skip
+_LEFT_OUT = ("name", "seeds", "arms", "repeats", "control_levels", "rewind", "model", "data.name")
+# And those that are left out where other fields tell the studies apart.
+_SELDOM = ("data.validation", "train.eval_every")
 
 
 class Point(NamedTuple):
@@ -73,9 +74,10 @@ class Entry(NamedTuple):
 def entries(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Entry]:
     """The entries of runs, from every study.json and its rows; sorted by name, numbers in it by value."""
     studies = [config.from_dict(study["config"]) for study in about]
-    plain = [config.replaced(study, {name: None for name in _LEFT_OUT}) for study in studies]
-    labels = sweep.labels(plain)
     titles = [title(facts) for facts in about]
+    labels = _labels(studies, (*_LEFT_OUT, *_SELDOM))
+    if len({*zip(titles, labels, strict=True)}) < len(studies):
+        labels = _labels(studies, _LEFT_OUT)
     found: dict[tuple[str, str], Entry] = {}
     for study, label, facts, rows in zip(studies, labels, about, tables, strict=True):
         how, variant = _split(study, label, titles[0]) if len(set(titles)) == 1 else (title(facts), label)
@@ -93,6 +95,10 @@ def entries(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Ent
                 joined = [*entry.arms.get(arm, []), *(point for point in points if point.accuracies)]
                 entry.arms[arm] = sorted(joined, key=lambda point: -point.density)
     return sorted(found.values(), key=_natural)
+
+
+def _labels(studies: Sequence[config.Study], left_out: Sequence[str]) -> list[str]:
+    return sweep.labels([config.replaced(study, dict.fromkeys(left_out)) for study in studies])
 
 
 def _natural(entry: Entry) -> list[tuple[bool, float, str]]:
