@@ -6,11 +6,13 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lthjax import files
+from lthjax.folder import arrays
 
 
 @pytest.fixture(autouse=True)
@@ -142,3 +144,25 @@ def test_what_a_killed_process_left_of_a_file_is_cleared_with_the_next_one(tmp_p
         (tmp_path / name).write_text("half")
     files.write_whole(tmp_path / "a.csv", b"whole")
     assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+class Ends:
+    """An object whose end raises, where nobody can catch it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def test_writes_that_end_after_a_failed_one_print_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: told.append(str(raised.exc_value)))
+    for _ in range(2):
+        arrays._hush_late_writes()
+    late = "Event loop is closed"
+    for error in (RuntimeError(late), RuntimeError("other"), ValueError(late)):
+        one = Ends(error)
+        del one
+    assert told == ["other", late]

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ def save(path: Path, trees: Mapping[str, PyTree]) -> None:
     """
     from orbax.checkpoint import v1 as ocp
 
+    _hush_late_writes()
     try:
         with _quiet():
             if jax.process_count() == 1:
@@ -85,3 +87,19 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _hush_late_writes() -> None:
+    """Keeps tensorstore from printing a traceback for every write that ends after another one has failed.
+
+    The first failure, which `save` raises, ends the event loop that all of them report to.
+    """
+    hook = sys.unraisablehook
+
+    def without_late_writes(raised: "sys.UnraisableHookArgs") -> None:
+        error = raised.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            hook(raised)
+
+    if getattr(hook, "__name__", "") != without_late_writes.__name__:
+        sys.unraisablehook = without_late_writes
