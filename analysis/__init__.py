@@ -8,8 +8,8 @@ from lthjax import cli, command, errors
 _COMMAND = sys.argv[0] == "-m"
 
 try:
-    cli.load_jax(_COMMAND)
-    with command.laboratory_needed():
+    with cli.loading(_COMMAND), command.laboratory_needed():
+        cli.load_jax()
         from .run import COLUMNS, Row, Run, frame, load, open_run
 except errors.UserError as error:
     if not _COMMAND:

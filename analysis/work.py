@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from lthjax import fields, home, progress, record, study
+from lthjax import fields, home, progress, pulse, record, study
 from lthjax.folder.store import Store
 from lthjax.imp import Cell
 from lthjax.study import Watch
@@ -56,7 +56,7 @@ class Work:
         """The expected time of these trainings, of `steps` steps in all; measured by training a few steps."""
         if not steps:
             return 0.0
-        with progress.telling(self.watch.say, "compiling, and timing some steps", at_once=False):
+        with pulse.telling(self.watch.say, "compiling, and timing some steps", at_once=False):
             return study.estimate([self.prepared], [_plan(cells, steps)], self._chunk).seconds
 
     def time(self, cells: Sequence[Cell], steps: int) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from lthjax import shorthand, signals
+from lthjax import pulse, shorthand, signals
 from lthjax.errors import UserError, of_disk
 
 _Options = TypeVar("_Options")
@@ -156,17 +156,27 @@ def seconds(option: str, text: str) -> float:
     return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
 
 
-def load_jax(command: bool) -> None:
-    """Imports JAX, which reads its environment variables.
+def loading(tell: bool) -> contextlib.AbstractContextManager[None]:
+    """Says on a terminal that the imports in its block load JAX, and every three seconds for how long so far.
 
     Args:
-        command: whether a command loads it, which then says so on a terminal: it can take seconds.
+        tell: whether to say anything; nothing is said where JAX is loaded already.
+    """
+    if not tell or "jax" in sys.modules or not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    return pulse.telling(_say, "loading JAX")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def load_jax() -> None:
+    """Imports JAX, which reads its environment variables.
 
     Raises:
         UserError: one of the variables has a value that JAX does not accept.
     """
-    if command and "jax" not in sys.modules and sys.stderr.isatty():
-        print("loading JAX", file=sys.stderr)
     try:
         import jax  # noqa: F401
     except ValueError as error:

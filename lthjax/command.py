@@ -112,7 +112,10 @@ def perform(name: str, arguments: list[str]) -> None:
 
 
 def _main(name: str, arguments: list[str]) -> None:
-    load(name)(arguments)
+    # A study is parsed before it loads JAX, and says so itself.
+    with cli.loading(name != _RUN):
+        command = load(name)
+    command(arguments)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lthjax import cli, command, config, home, overrides
+from lthjax import cli, command, config, home, overrides, pulse
 from lthjax.config import Study
 from lthjax.errors import UserError, check_folder
 
@@ -80,12 +80,13 @@ def main(arguments: list[str]) -> None:
     _check_until(sweep)
 
     # What follows loads JAX; `--help` above does not wait for it.
-    cli.load_jax(command=not options.quiet)
-    from lthjax import bucket, locks, progress, study
-    from lthjax.devices import hosts, replicate
-    from lthjax.folder.places import LOCKS
+    with cli.loading(not options.quiet):
+        cli.load_jax()
+        from lthjax import bucket, locks, progress, study
+        from lthjax.devices import hosts, replicate
+        from lthjax.folder.places import LOCKS
 
-    report = command.laboratory("report")
+        report = command.laboratory("report")
 
     if options.chunk is not None and options.chunk < 1:
         raise UserError(f"--chunk: {options.chunk} is not allowed; it must be 1 or more.")
@@ -108,7 +109,7 @@ def main(arguments: list[str]) -> None:
         return
     if shared is not None:
         shared.pull_all(run.name for run in runs)
-    writing = progress.telling(progress.watch(options.quiet).say, "writing the report")
+    writing = pulse.telling(progress.watch(options.quiet).say, "writing the report")
     with locks.alone(runs[0] / LOCKS / "report", _REPORT_SECONDS), writing:
         page = report.build_all(runs, only_if_changed=True)
     if shared is not None:
@@ -144,7 +145,7 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
         prepared = prepared if seeds is None else study.narrowed(prepared, seeds)
         plans = study.plan_all(prepared, out)
         networks = ", ".join(dict.fromkeys(one.study.model for one in prepared))
-        with progress.telling(watch.say, f"compiling {networks} and timing some of its steps"):
+        with pulse.telling(watch.say, f"compiling {networks} and timing some of its steps"):
             cost = study.estimate(prepared, plans, options.chunk)
         print(progress.plan_text(prepared, plans, cost, out))
         _print_detectable(whole, out)

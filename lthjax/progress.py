@@ -1,9 +1,7 @@
 """The display of a running study: a progress bar on a terminal, plain lines elsewhere."""
 
-import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,53 +12,12 @@ from lthjax import fields, imp, prune
 from lthjax.devices import hardware
 from lthjax.errors import counted
 from lthjax.imp import DENSE, Cell
+from lthjax.pulse import SILENT_SECONDS, Pulse, duration
 from lthjax.record import describe, outcome
 from lthjax.study import Estimate, Plan, Prepared, together
 
+# Trainings under way have a line every ten seconds, all else one every three.
 _LINE_SECONDS = 10.0
-# Nothing is silent for longer, but for trainings under way, which have a line every ten seconds.
-_SILENT_SECONDS = 3.0
-
-
-class _Pulse:
-    """Calls a function every few seconds, from a thread of its own, until it is closed."""
-
-    def __init__(self, call: Callable[[], None], seconds: float) -> None:
-        self._call, self._seconds = call, seconds
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._closed.wait(self._seconds):
-            self._call()
-
-    def close(self) -> None:
-        """Ends the calls; waits for one under way."""
-        self._closed.set()
-        self._thread.join()
-
-
-@contextlib.contextmanager
-def telling(
-    say: Callable[[str], None], what: str, at_once: bool = True, every: float = _SILENT_SECONDS
-) -> Iterator[None]:
-    """Says what is being done, and every three seconds for how long so far.
-
-    Args:
-        say: takes a line, as `Watch.say` does.
-        what: what the block does, for example "writing the report".
-        at_once: whether it is also said at the start.
-        every: seconds between two lines.
-    """
-    began = time.monotonic()
-    if at_once:
-        say(what)
-    pulse = _Pulse(lambda: say(f"{what}: {duration(time.monotonic() - began)} so far"), every)
-    try:
-        yield
-    finally:
-        pulse.close()
 
 
 class Silent:
@@ -77,12 +34,12 @@ class Silent:
 class Lines:
     """A plain line for every finished cell, every ten seconds in between, every three while compiling."""
 
-    def __init__(self, console: Console, silent: float = _SILENT_SECONDS) -> None:
+    def __init__(self, console: Console, silent: float = SILENT_SECONDS) -> None:
         self._console, self._silent = console, silent
         self._done = self._total = self._cells = self._all = 0
         self._began = self._last = 0.0
         self._what = ""
-        self._pulse: _Pulse | None = None
+        self._pulse: Pulse | None = None
 
     def begin(self, title: str, plan: Plan) -> None:
         self._done, self._total = 0, plan.steps
@@ -91,7 +48,7 @@ class Lines:
         self.say(f"{title}: {len(plan.missing)} of {counted(len(plan.cells), 'cell')} to train")
         self._what = ""
         self.end()
-        self._pulse = _Pulse(self._compiling, self._silent)
+        self._pulse = Pulse(self._compiling, self._silent)
 
     def _compiling(self) -> None:
         """Until the first steps are done, says what they wait for."""
@@ -143,7 +100,7 @@ class Bar:
             transient=True,
         )
         self._began = 0.0
-        self._pulse: _Pulse | None = None
+        self._pulse: Pulse | None = None
 
     def begin(self, title: str, plan: Plan) -> None:
         self._began = time.monotonic()
@@ -154,7 +111,7 @@ class Bar:
             "", total=plan.steps, study=title, what="", speed="compiling", accuracy=""
         )
         self._bar.start()
-        self._pulse = _Pulse(self._compiling, 1.0)
+        self._pulse = Pulse(self._compiling, 1.0)
 
     def _compiling(self) -> None:
         """Until the first steps are done, shows how long they have been waited for."""
@@ -208,16 +165,6 @@ def summary(cells: Sequence[Cell]) -> str:
 
 def _labelled(label: str, what: str) -> str:
     return f"{label}: {what}" if label else what
-
-
-def duration(seconds: float) -> str:
-    """`2 h 05 min`, `3 min 20 s` or `12 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    if whole >= 60:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole} s"
 
 
 def plan_text(studies: Sequence[Prepared], plans: Sequence[Plan], cost: Estimate, out: Path) -> str:

@@ -311,6 +311,27 @@ def test_counts_of_a_network_that_is_gone_are_said_and_prove_nothing() -> None:
     assert savings.section(run, [level]).tables
 
 
+@pytest.mark.parametrize("rewound", [(0,), (0, 20), (0, 20, 40)])
+def test_the_legend_of_several_chains_hides_nothing(rewound: tuple[int, ...]) -> None:
+    rows = [
+        row(seed, level, arm, 0.8**level, 0.9 - 0.01 * (step + level), chain=f"rewind-{step}")
+        for step in rewound
+        for seed in range(2)
+        for level in range(1, 5)
+        for arm in ("ticket", "reinit", "random", "invert")
+    ]
+    figure = figures.accuracy(rows, "title")
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    inside = [legend for legend in [axes.get_legend()] if legend]
+    assert len(inside) == (len(rewound) == 1)
+    assert len(figure.legends) == (len(rewound) > 1)
+    for legend in figure.legends:
+        assert len(legend.get_texts()) == 4 * len(rewound)
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+        assert figure.bbox.containsx(legend.get_window_extent().x1)
+
+
 def test_a_control_of_one_level_has_its_name_in_the_legend() -> None:
     """Controls are trained at some levels; the first panel need not have them."""
     steps, values = [1, 2, 3], np.array([[0.1, 0.2, 0.3], [0.2, 0.3, 0.4], [0.2, 0.2, 0.4]]) * 100

@@ -179,7 +179,7 @@ def test_a_run_on_devices_of_several_kinds_says_so(last: str, said: str) -> None
 
 
 def test_a_claim_that_goes_on_stands_below_the_one_that_it_goes_on_from() -> None:
-    """Also where one of the two was not tested, and the tables of tested and other claims are two."""
+    """Where one of the two was not tested, they are in two tables, and the claim is named with both."""
     found = [
         Finding("A", "not tested", "why", 0, "do a"),
         Finding("… at most", "supported", "1", 3, "gaps"),
@@ -191,10 +191,10 @@ def test_a_claim_that_goes_on_stands_below_the_one_that_it_goes_on_from() -> Non
     ]
     tested, others = report._said(found)
     assert [row[:2] for row in tested.rows] == [
-        ["A", "not tested"], ["… at most", "supported"], ["… at least", "refuted"], ["B", "supported"],
+        ["A … at most", "supported"], ["… at least", "refuted"], ["B", "supported"],
     ]  # fmt: skip
-    assert [row[0] for row in others.rows] == ["B … later", "C", "… earlier"]
-    assert others.folded.startswith("3 claims were not tested")
+    assert [row[0] for row in others.rows] == ["A", "B … later", "C", "… earlier"]
+    assert others.folded.startswith("4 claims were not tested")
 
 
 @pytest.mark.parametrize(("most", "named"), [(0.9, False), (12.0, True)])

@@ -111,25 +111,24 @@ def _said(found: Sequence[Finding]) -> list[Table]:
     """The verdicts; claims that were not tested are folded, with the commands that test them."""
     tested: list[list[Any]] = []
     others: list[list[Any]] = []
-    head = Finding("", "not tested", "", 0, "")
+    named = {True: "", False: ""}
+    head = ""
     for of in found:
-        goes_on = of.claim.startswith("…")
-        head = head if goes_on else of
-        if of.outcome == "not tested":
-            # A claim that goes on from one in the other table is not understood without it.
-            claim = f"{head.claim} {of.claim}" if goes_on and head.outcome != "not tested" else of.claim
+        untested, goes_on = of.outcome == "not tested", of.claim.startswith("…")
+        head = head if goes_on else of.claim
+        # A claim that goes on from one in the other table is not understood without it.
+        claim = f"{head} {of.claim}" if goes_on and named[untested] != head else of.claim
+        named[untested] = head
+        if untested:
             others.append([claim, of.outcome, of.estimate, of.where])
-            continue
-        if goes_on and head.outcome == "not tested" and [head.claim] in [line[:1] for line in others]:
-            others = [line for line in others if line[0] != head.claim]
-            tested.append([head.claim, head.outcome, head.estimate, "", head.test, "–", head.where])
-        tested.append([of.claim, of.outcome, of.estimate, of.beside, of.test, str(of.n or "–"), of.where])
+        else:
+            tested.append([claim, of.outcome, of.estimate, of.beside, of.test, str(of.n or "–"), of.where])
     header = ["claim", "verdict", "estimate, and the bound that decides", "beside it", "test", "n", "where"]
     shown = [Table("", header, tested, 7)] if tested else []
     if others:
         claims = f"{len(others)} claim{'s were' if len(others) > 1 else ' was'} not tested"
-        untested = ["claim", "verdict", "why", "the command that tests it"]
-        shown.append(Table("", untested, others, 4, folded=f"{claims}; the commands that test them"))
+        untested_header = ["claim", "verdict", "why", "the command that tests it"]
+        shown.append(Table("", untested_header, others, 4, folded=f"{claims}; the commands that test them"))
     return shown
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli, home, progress
+from lthjax import cli, home, progress, pulse
 from lthjax.errors import UserError
 
 from .. import report
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     if not options.run:
         raise UserError("RUN: it is missing; name a run folder, or several.")
     watch, seen = progress.watch(quiet=False), sys.stderr.isatty()
-    with progress.telling(watch.say, "writing the report", at_once=seen):
+    with pulse.telling(watch.say, "writing the report", at_once=seen):
         page = report.build_all(options.run, last=options.last)
     print(page)
 

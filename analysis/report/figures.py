@@ -149,7 +149,11 @@ def _against_weights(
                 name = named(chain, arm) if len(there) > 1 else arm
                 draw.curve(axes, x, values, (*draw.look(arm), line), name, within=within)
     # No accuracy is above 100 %; steps at the last evaluation need room for their marks.
-    _finish(axes, left, shown, most=PERCENT[1] if within == PERCENT else math.inf)
+    most = PERCENT[1] if within == PERCENT else math.inf
+    # Beside the lines of several chains there is no room for their names.
+    _finish(axes, left, shown, "best" if len(there) < 2 else None, most)
+    if len(there) > 1:
+        draw.legend_below(figure, axes)
     axes.set_ylabel(label)
     return figure
 
@@ -158,14 +162,14 @@ def _finish(
     axes: Axes,
     left: set[float],
     shown: Sequence[float],
-    legend: Literal["best", "upper left"] = "best",
+    legend: Literal["best", "upper left"] | None = "best",
     most: float = math.inf,
 ) -> None:
-    """The axes and legend of a figure against weights left, in percent."""
+    """The axes of a figure against weights left, in percent, and its legend unless that is elsewhere."""
     draw.weights_axis(axes, left)
     _fit(axes, shown, 0.08, most)
     axes.set_xlabel(draw.WEIGHTS_LEFT)
-    if axes.get_legend_handles_labels()[0]:
+    if legend and axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9, loc=legend)
 
 
