@@ -98,7 +98,8 @@ def by_hand(criterion: str) -> tuple[np.ndarray, np.ndarray]:
         "small_init_small_final": lambda i, f: -np.maximum(abs(i), abs(f)),
         "large_final_same_sign": lambda i, f: np.where(i * f > 0, abs(f), -abs(f)),
         "large_final_diff_sign": lambda i, f: np.where(i * f > 0, -abs(f), abs(f)),
-        "magnitude_increase_same_sign": lambda i, f: np.where(i * f > 0, abs(f) - abs(i), -(abs(i) + abs(f))),
+        "magnitude_increase_same_sign": lambda i, f: np.sign(i) * f - abs(i),
+        "magnitude_increase_diff_sign": lambda i, f: -np.sign(i) * f - abs(i),
     }[criterion]
     return tuple(by_weight(i, f) for i, f in zip(initial, final, strict=True))  # type: ignore[return-value]
 
