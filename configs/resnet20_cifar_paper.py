@@ -2,9 +2,9 @@
 
 Linear Mode Connectivity (arXiv 1912.05671), table 1: 63,000 steps of batch 128, SGD with momentum 0.9 and
 weight decay 1e-4. The learning rate is 0.1, divided by ten at step 32,000 and again at 48,000; images are
-shifted and mirrored. Each round prunes 20 % of the convolutions' remaining weights, but not shortcuts and
-output layer (Frankle & Carbin 2019, arXiv 1803.03635, section 4). Here pruning is by layer; the papers rank
-the weights of all convolutions together.
+shifted and mirrored. Weights start from Kaiming's normal distribution, scales of batch normalisation uniform
+in [0, 1]. Each round prunes 20 % of the remaining weights of all 3x3 convolutions, ranked together, but not
+shortcuts and output layer (Frankle & Carbin 2019, arXiv 1803.03635, section 4).
 
     python run.py --config configs/resnet20_cifar_paper.py
 
@@ -22,6 +22,7 @@ config = Study(
     levels=12,
     rewind=(0, 2000),
     model="resnet20",
+    init="kaiming_uniform_scale",
     data=Data(name="cifar10", augment=True),
     train=Train(steps=63_000, batch=128, eval_every=1000),
     optim=Optim(
@@ -32,5 +33,5 @@ config = Study(
         schedule="steps",
         milestones=(32_000, 48_000),
     ),
-    prune=Prune(rate=(("conv", 0.2),)),
+    prune=Prune(scope="group", rate=(("conv", 0.2),)),
 )

@@ -381,6 +381,29 @@ ARMS: dict[str, Arm] = {
         start="zero",
         summary="sign_constant with random signs, trained from step 0",
     ),
+    "reinit_rescaled_layer": Arm(
+        _ticket_mask,
+        _dynamic(_fresh),
+        start="zero",
+        summary="as reinit, every layer divided by its density",
+    ),
+    "sign_only_rescaled": Arm(
+        _ticket_mask,
+        _dynamic(_sign_only),
+        start="zero",
+        summary="sign_only, every layer divided by its density",
+    ),
+    "sign_constant_rescaled": Arm(
+        _ticket_mask,
+        _dynamic(_sign_constant),
+        summary="sign_constant, every layer divided by its density",
+    ),
+    "constant_rescaled": Arm(
+        _ticket_mask,
+        _dynamic(_constant),
+        start="zero",
+        summary="constant, every layer divided by its density",
+    ),
     "untrained_rescaled": Arm(
         _ticket_mask,
         _dynamic(rewound),

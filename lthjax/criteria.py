@@ -1,7 +1,8 @@
 """Pruning criteria: scores that rank the survivors; the lowest are pruned.
 
 One row per criterion: weights -> scores. Magnitude criteria are named as in Zhou et al. 2019
-(arXiv 1905.01067), table 1, with alpha = 1.
+(arXiv 1905.01067), table 1, with alpha = 1. Where their code gives all weights of the other sign the score 0,
+and chance decides between them, these have scores of their own.
 """
 
 from collections.abc import Callable
@@ -84,7 +85,11 @@ CRITERIA: dict[str, Criterion] = {
     ),
     "magnitude_increase_same_sign": Criterion(
         _by_leaf(lambda i, f: jnp.where(i * f > 0, jnp.abs(f) - jnp.abs(i), -jnp.abs(i) - jnp.abs(f))),
-        "magnitude_increase; weights whose sign changed go first",
+        "magnitude_increase where the sign stayed, else minus both magnitudes",
+    ),
+    "magnitude_increase_diff_sign": Criterion(
+        _by_leaf(lambda i, f: jnp.where(i * f > 0, -jnp.abs(i) - jnp.abs(f), jnp.abs(f) - jnp.abs(i))),
+        "magnitude_increase where the sign changed, else minus both magnitudes",
     ),
     "magnitude_increase": Criterion(
         _by_leaf(lambda i, f: jnp.abs(f) - jnp.abs(i)), "by how much training raised the magnitude"

@@ -98,7 +98,8 @@ def by_hand(criterion: str) -> tuple[np.ndarray, np.ndarray]:
         "small_init_small_final": lambda i, f: -np.maximum(abs(i), abs(f)),
         "large_final_same_sign": lambda i, f: np.where(i * f > 0, abs(f), -abs(f)),
         "large_final_diff_sign": lambda i, f: np.where(i * f > 0, -abs(f), abs(f)),
-        "magnitude_increase_same_sign": lambda i, f: np.where(i * f > 0, abs(f) - abs(i), -(abs(i) + abs(f))),
+        "magnitude_increase_same_sign": lambda i, f: np.sign(i) * f - abs(i),
+        "magnitude_increase_diff_sign": lambda i, f: -np.sign(i) * f - abs(i),
     }[criterion]
     return tuple(by_weight(i, f) for i, f in zip(initial, final, strict=True))  # type: ignore[return-value]
 
@@ -175,6 +176,13 @@ def test_arms_by_definition() -> None:
         )
         drawn = np.asarray(at.init(at.key)[n])
         np.testing.assert_allclose(start("constant")[n], np.sign(drawn) * origin.std(), rtol=1e-5)
+        np.testing.assert_allclose(start("sign_constant_rescaled")[n], constant / density, rtol=1e-5)
+        for name, values in {
+            "reinit_rescaled_layer": drawn,
+            "sign_only_rescaled": np.abs(drawn) * np.sign(origin),
+            "constant_rescaled": np.sign(drawn) * origin.std(),
+        }.items():
+            np.testing.assert_allclose(start(name)[n] * kept[n].sum(), values * kept[n].size, rtol=1e-5)
         popup = np.sign(origin) * np.sqrt(2 / (len(origin) * density))
         np.testing.assert_allclose(start("edge_popup")[n], popup, rtol=1e-5)
         fresh = start("reinit")[n]

@@ -85,6 +85,10 @@ def test_a_gap_that_stays_and_too_few_seeds() -> None:
     same = [of_budget(steps, 12.0) for steps in GAPS]
     ten, less = budget.claims([gap for gap in budget.gaps(STUDIES, same) if gap.level == 2])
     assert (ten.outcome, less.outcome) == ("supported", "undecided")
+    # Where the test set leaves nothing open, that is a precise zero.
+    sure: Any = [{**of, "data": {**of["data"], "test": 10**10}} for of in STUDIES]
+    _, less = budget.claims([gap for gap in budget.gaps(sure, same) if gap.level == 2])
+    assert (less.outcome, less.test) == ("equivalent", "equivalence, ±0.2 pp")
     two = [[r for r in rows if r.seed < 2] for rows in same]
     assert {of.outcome for of in budget.claims(budget.gaps(STUDIES, two))} == {"too few seeds"}
     assert {line[4] for line in budget.table(budget.gaps(STUDIES, two)).rows} == {"too few seeds"}
@@ -99,6 +103,8 @@ def test_the_section_has_a_line_a_gap_and_the_numbers_of_its_figure() -> None:
     )
     verdicts, table = section.tables
     assert len(verdicts.rows) == 4
+    ten = verdicts.rows[2]
+    assert table.rows[-1][4] == f"refuted, {ten[2].partition(', ')[2].partition(' (')[0]}"
     assert [row[:2] for row in table.rows[3:]] == [
         ["17.0 %, reinit", "625"],
         ["17.0 %, reinit", "1,250"],

@@ -119,3 +119,4 @@ def test_residual_paper_config_prunes_convolutions_alone() -> None:
     rates = dict(zip(paths, prune.rates_of(got.prune.rate, paths), strict=True))
     left_alone = {path for path, rate in rates.items() if not rate}
     assert left_alone == {"output/kernel", "stage2_block1/shortcut/kernel", "stage3_block1/shortcut/kernel"}
+    assert (got.prune.scope, got.init) == ("group", "kaiming_uniform_scale")

@@ -12,6 +12,8 @@ import pytest
 from conftest import check_section
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special as scipy_special
+from scipy import stats as scipy_stats
 
 from analysis import earlybird as analysed
 from analysis import open_run, record
@@ -134,12 +136,24 @@ def draws(steps: list[int | None], every: int = 2) -> dict[str, Any]:
         ([None, None, None], 2, "refuted"),
         # The queue is full at 40 % for the first time: the masks may have settled before 20 %.
         ([40, 40, 42], 8, "undecided"),
+        # A queue that spans more than 20 % of the training does not show that denser masks would not settle.
+        ([None, None, None], 6, "undecided"),
+        ([40, 42, 44], 6, "undecided"),
     ],
 )
 def test_the_verdict(steps: list[int | None], every: int, outcome: str) -> None:
     (found,) = analysed.findings(open_run_like(), draws(steps, every))
     assert (found.claim, found.outcome, found.n) == (CLAIM, outcome, 3)
     assert ("never" in found.estimate) == (None in steps)
+    # The bound that decides, on the logit scale: below 20 % it is the upper one.
+    shares = [1.0 if step is None else step / 100 for step in steps]
+    share = sum(shares) / 3
+    slope = 1 / (share * (1 - share)) if share < 1 else 0.0
+    half = slope * scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem(shares)
+    low, high = 100 * scipy_special.expit(scipy_special.logit(share) + half * np.array([-1, 1]))
+    known = {"supported": f"at most {high:.1f}", "refuted": f"at least {low:.1f}"}
+    both = f"at least {low:.1f} and at most {high:.1f}"
+    assert found.estimate.startswith(f"after {100 * share:.1f} %, {known.get(outcome, both)} (")
     assert ("or less" in found.estimate) == (every == 8)
 
 
@@ -157,6 +171,9 @@ def test_masks_of_a_run(
     monkeypatch.setitem(models.MODELS, "narrow", models.Entry((Layer("fc1", 12),), 1, "for a test"))
     prepared = tiny(model="narrow", arms=("ticket",), levels=1, prune=config.Prune(rate=0.7))
     run, where = study.run(prepared, tmp_path / "runs"), {"data_dir": tmp_path / "data"}
+    assert (
+        record.found(analysed.ANALYSIS, open_run(run)) is None
+    )  # fewer evaluations than the queue has masks
     assert {of.outcome for of in analysed.findings(open_run(run), None)} == {"not tested"}
     asked = ["--every", "3", "--queue", "2", "--threshold", "0.5"]
     record.command(analysed.ANALYSIS)([str(run), "--data-dir", str(where["data_dir"]), "--quiet", *asked])
@@ -186,6 +203,7 @@ def test_masks_of_a_run(
     check_a_second_call(run, where, monkeypatch, before)
     for options, said in (
         ({"every": 13}, "--every: 13 is not allowed; it must be from 1 to 12"),
+        ({"every": 3}, "--every: 3 gives 4 masks in 12 steps, fewer than the queue's 5"),
         ({"queue": 1}, "--queue: 1 is not allowed"),
         ({"threshold": 0.0}, "--threshold: 0 is not allowed"),
         ({"levels": (7,)}, "--levels: 7 has no trained ticket"),
@@ -209,6 +227,7 @@ def test_what_the_study_draws_is_what_the_command_draws(
         ["–", "30.0"],
         ["–", "10.0"],
     ]
+    assert "ranked by magnitude within every layer," in " ".join(section.notes)
     (finding,) = analysed.findings(open_run(run), own)
     assert (finding.claim, finding.n) == (CLAIM, 2)
     assert not (run / "earlybird").exists()

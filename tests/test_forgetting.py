@@ -71,6 +71,14 @@ def test_verdicts_by_hand() -> None:
     )
     assert [of.outcome for of in turned] == ["refuted"] * 3
     assert "random masks" in turned[1].claim
+    # Precise zeros: both bounds are within the margin.
+    events, like = (
+        [(20, 0.50), (21, 0.52), (20, 0.50), (21, 0.52)],
+        [(21, 0.52), (20, 0.50), (21, 0.50), (20, 0.52)],
+    )
+    none = analysed.findings(run, rows(dense=[(20, None), (21, None)] * 2, ticket=events, reinit=like))
+    assert [of.outcome for of in none] == ["equivalent", "undecided", "equivalent"]
+    assert [of.test for of in none] == ["equivalence, ±0.01", "superiority", "equivalence, ±0.1"]
     # Without a control there is one claim.
     (alone,) = analysed.findings(run, rows(dense=dense, ticket=dense))
     assert alone.outcome != "supported"

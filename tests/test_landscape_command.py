@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import check_section, unsealed
+from conftest import ROOT, check_section, unsealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
 from analysis import landscape as command
-from analysis import open_run, record
+from analysis import open_run, record, tables
 from analysis.landscape import measure, table, work
 from analysis.landscape.table import Item, Network
 from lthjax import batches, config, data, models, prune, rng, study
@@ -555,6 +555,25 @@ def test_the_losses_of_every_pair_are_shown(made: tuple[Path, Path]) -> None:
         steps = [int(value(run, seed, arm, f"matched {control}", "step")) for arm in ("ticket", control)]
         assert row[3:5] == [*map(str, steps)]
         assert 12 in steps
+
+
+def test_pairs_whose_losses_are_far_apart_are_said() -> None:
+    """Published tables: one of an earlier version, which matched no single pairs, and one of this."""
+
+    def published(name: str, level: int) -> list[table.Number]:
+        of_level = f"results/{name}/landscape/chain=rewind-0/level={level}/landscape.csv"
+        return tables.read_rows(ROOT / of_level, table.Number)
+
+    rows = published("lenet5_mnist", 16)
+    losses = [
+        [row.value for row in rows
+         if (row.arm, row.where, row.quantity) == (arm, "matched reinit", "train_loss")]
+        for arm in ("ticket", "reinit")
+    ]  # fmt: skip
+    far = [off for a, b in zip(*losses, strict=True) if (off := max(a, b) / min(a, b) - 1) > 0.02]
+    said = f"train losses of {len(far)} of 3 pairs are more than 2 % apart, by up to {100 * max(far):.0f} %"
+    assert command.unmatched(rows, "reinit") == said
+    assert command.unmatched(published("stability_lenet300", 10), "reinit") == ""
 
 
 def test_the_dense_networks_sibling_is_one_for_all_levels(made: tuple[Path, Path]) -> None:

@@ -190,6 +190,9 @@ def test_the_images_of_a_run(made: Made, capsys: pytest.CaptureFixture[str]) -> 
     # A ticket that is most of its dense network errs as that does.
     own = "A ticket errs on the images of its own dense network, more than of other seeds'"
     assert said[own].outcome == "supported"
+    flat = {**found, "agreement.csv": [row._replace(kappa=0.3) for row in found["agreement.csv"]]}
+    none, alike = by_image.findings(open_run(run), flat)
+    assert (none.outcome, none.test, alike.outcome) == ("equivalent", "equivalence, ±0.05", "supported")
     before = (run / "examples" / "pairs.csv").read_bytes()
     record.perform(by_image.ANALYSIS, run, data_dir=where)
     assert (run / "examples" / "pairs.csv").read_bytes() == before

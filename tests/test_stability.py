@@ -386,10 +386,14 @@ def test_verdicts_by_hand() -> None:
         f"; random passes the same test: {most}; so the claim does not tell tickets from random"
     )
     assert reinit.outcome == "supported"
-    assert reinit.estimate.startswith("barrier less by +4.35 [")
-    # Precise and equal is said, and no difference is claimed.
-    assert random.outcome == "undecided"
-    assert random.estimate.endswith("the same to within 0.5 points")
+    half = scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem([3.9, 4.8, 4.35])
+    assert reinit.estimate == f"barrier less by +4.35 pp, at least {4.35 - half:+.2f} (one-sided 95 %)"
+    # Precise and equal is a verdict of its own.
+    assert (random.outcome, random.test) == ("equivalent", "equivalence, ±0.5 pp")
+    half = scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem([0.1, -0.1, 0.0])
+    assert random.estimate.endswith(
+        f"pp, at least {-half:+.2f} and at most {half:+.2f} (each one-sided 95 %)"
+    )
     assert (successive.outcome, apart.outcome) == ("undecided", "supported")
     assert successive.estimate.startswith("barrier of the test error 2.00 pp, at least ")
     assert "at level 2 (64.0 %), the least favourable of 2 levels" in successive.estimate

@@ -15,7 +15,7 @@ from lthjax.measures import stats
 from lthjax.measures.stats import Interval, mean_interval
 
 from .. import draw, words
-from ..claims import SUPERIOR
+from ..claims import SAME, SUPERIOR, At, everywhere, named
 from ..differences import floor
 from ..ends import Ends, ends, total
 from ..page import Drawn, Section, Table
@@ -55,6 +55,11 @@ class Gap(NamedTuple):
     def interval(self) -> Interval:
         """The mean with its two-sided 95 % interval."""
         return mean_interval([*self.values.values()], floor=self.floor)
+
+    @property
+    def ten(self) -> stats.Verdict:
+        """The test of the claim that the gap is `CLAIMED` points or more."""
+        return stats.verdict([*self.values.values()], CLAIMED, floor=self.floor)
 
     @property
     def place(self) -> tuple[str, int, str]:
@@ -112,7 +117,7 @@ def claims(found: Sequence[Gap]) -> list[Finding]:
     for (_, _, control), of_place in itertools.groupby(found, key=lambda gap: gap.place):
         short, *_, long = of_place
         share = words.share(long.density)
-        most = stats.verdict([*long.values.values()], CLAIMED, floor=long.floor)
+        most = long.ten
         said.append(
             Finding(
                 f"Tickets of {share} beat {control} by {CLAIMED:g} points or more after {long.steps:,} steps",
@@ -125,15 +130,17 @@ def claims(found: Sequence[Gap]) -> list[Finding]:
             )
         )
         fewer = stats.paired(short.values, long.values)
-        less = stats.verdict(fewer, floor=math.hypot(short.floor, long.floor))
+        least = math.hypot(short.floor, long.floor)
+        tests = stats.verdict(fewer, floor=least), stats.equivalent(fewer, SAME, floor=least)
+        less = everywhere([At("", *tests)])
         said.append(
             Finding(
                 f"… and the gap is less after {long.steps:,} steps than after {short.steps:,}",
                 less.outcome,
-                words.decided(less, "+.2f", " pp"),
+                less.said("+.2f", " pp"),
                 len(fewer),
                 "",
-                SUPERIOR,
+                named(less, SUPERIOR),
             )
         )
     return [settled(one) for one in said]
@@ -143,8 +150,8 @@ def table(found: Sequence[Gap]) -> Table:
     """A line for every gap: how large, whether 10 points or more, and how many controls still learn."""
     lines = []
     for gap in found:
-        outcome = stats.verdict([*gap.values.values()], CLAIMED, floor=gap.floor).outcome
-        verdict = settled(Finding("", outcome, "", len(gap.values), "")).outcome
+        verdict = settled(Finding("", gap.ten.outcome, "", len(gap.values), "")).outcome
+        _, _, bound = words.decided(gap.ten, "+.2f", rule="").partition(", ")
         learning = f"{gap.control_ends.learning} of {gap.control_ends.networks}"
         lines.append(
             [
@@ -152,7 +159,7 @@ def table(found: Sequence[Gap]) -> Table:
                 f"{gap.steps:,}",
                 words.points(gap.interval),
                 str(len(gap.values)),
-                verdict,
+                f"{verdict}, {bound}" if bound and verdict != "too few seeds" else verdict,
                 learning,
             ]
         )

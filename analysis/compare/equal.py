@@ -90,34 +90,48 @@ class Contrast(NamedTuple):
         values: one − the other in percentage points, one a seed.
         floor: the least standard deviation of a value, as in `Apart`.
         p: the smaller of the two adjusted p-values.
+        confidence: of the bound that decides: that at which Holm's step tests the claim.
     """
 
     outcome: Said
     values: list[float]
     floor: float
     p: float
+    confidence: float
 
     def __str__(self) -> str:
-        """The difference with its two-sided interval, and the p-value that decides."""
-        gap = words.points(mean_interval(self.values, floor=self.floor))
-        return f"{gap} pp, one-sided p (Holm) {words.p_value(self.p)}"
+        """The difference with the bound that decides, and the p-value."""
+        found = stats.verdict(self.values, 0.0, self.confidence, floor=self.floor)
+        decided = self.outcome in ("supported", "refuted")
+        shown = words.decided(
+            found if decided else found._replace(outcome="undecided"), "+.2f", " pp", rule=""
+        )
+        return f"{shown}, one-sided p (Holm) {words.p_value(self.p)}"
 
 
 def contrasts(pairs: Sequence[tuple[Entry, Entry]], density: float) -> list[Contrast]:
     """The claims that the first of each pair is better at a density; all are adjusted together.
 
-    Each direction is a family of its own, as supported and refuted are of a single claim.
+    Each direction is a family of its own, as supported and refuted are of a single claim. Of a claim that is
+    decided the bound has the confidence of its step in Holm's order, else that of the first step.
     """
     apart = [_apart(other, at(one, density), at(other, density)) for one, other in pairs]
     sides: tuple[Alternative, ...] = ("greater", "less")
     by_t = [[stats.t_p_value(of.values, 0.0, side, of.floor) for of in apart] for side in sides]
     # A single seed has no p-value.
-    by_side = [stats.holm([1.0 if math.isnan(p) else p for p in of_side]) for of_side in by_t]
+    known = [[1.0 if math.isnan(p) else p for p in of_side] for of_side in by_t]
+    by_side = [stats.holm(of_side) for of_side in known]
     found = []
-    for of, more, less in zip(apart, *by_side, strict=True):
+    for place, of in enumerate(apart):
+        more, less = (adjusted[place] for adjusted in by_side)
         outcome: Said = "supported" if more < _ALPHA else "refuted" if less < _ALPHA else "undecided"
+        steps = len(apart)
+        if outcome != "undecided":
+            side = known[0 if outcome == "supported" else 1]
+            steps -= sorted(range(steps), key=lambda other: side[other]).index(place)
         few = len(of.values) < LEAST_SEEDS
-        found.append(Contrast("too few seeds" if few else outcome, of.values, of.floor, min(more, less)))
+        said = "too few seeds" if few else outcome
+        found.append(Contrast(said, of.values, of.floor, min(more, less), 1 - _ALPHA / steps))
     return found
 
 

@@ -28,6 +28,7 @@ from lthjax.measures.stats import Outcome, geometric_interval, mean_interval
 from .. import words
 from ..differences import difference, floor
 from ..page import Section, Table
+from ..record import LEAST_SEEDS
 from ..run import TICKET
 from . import ledger as ledgers
 from . import settings
@@ -218,6 +219,8 @@ def _mark(line: Line, ours: _Ours) -> Mark:
     published, values = float(line.value), ours.values
     if line.quantity in COUNTS:
         return "agrees" if values[0] == published else "differs"
+    if len(values) < LEAST_SEEDS:
+        return "undecided"
     if line.quantity == "speedup":
         published, values = math.log(published), [math.log(value) for value in values]
     if line.relation != "=":

@@ -18,9 +18,10 @@ at their evaluations. Writes RUN/earlybird:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lthjax.measures.stats import PERCENT, SHARE, Outcome, conjunction, mean_interval, verdict
+from lthjax.measures.stats import SHARE, Verdict, mean_interval, verdict
 
 from .. import words
+from ..claims import SUPERIOR, At, everywhere
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
 from ..run import Run
@@ -49,9 +50,19 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
         "masks are near each other for being sparse, and the rule says little. A step at which the queue is "
         "full for the first time is an upper bound: the masks may have settled before."
     )
-    finer = words.command("earlybird", run.path)
-    notes = [note, *([f"More masks, and their overlap with the tickets: {finer}"] if recorded else [])]
+    notes = [note]
+    if recorded:
+        finer = words.command("earlybird", run.path)
+        notes = [note, _kind(run), f"More masks, and their overlap with the tickets: {finer}"]
     return Section("earlybird", "Early-Bird", notes, figures.drawn(found), [table])
+
+
+def _kind(run: Run) -> str:
+    """Which weights the recorded masks keep, whatever the study itself prunes."""
+    scopes = {result["draws"]["scope"] for result in run.results.values() if "draws" in result}
+    ranked = {"layer": "within every layer", "global": "over all layers together"}
+    how = ", or ".join(ranked[scope] for scope in sorted(scopes))
+    return f"These are masks of single weights, ranked by magnitude {how}, whatever the study prunes."
 
 
 def _line(level: int | None, own: Sequence[DrawRow]) -> list[str]:
@@ -84,27 +95,27 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         command = words.command("earlybird", run.path)
         return [Finding(_CLAIM, "not tested", "no masks were drawn", 0, command)]
     levels = by_density(found["draws.csv"])
-    # Masks that never settle count as settling at the end.
-    shares = {
-        n: [1.0 if row.step is None else row.step / row.total for row in of] for n, of in levels.items()
-    }
-    worst = max(shares, key=lambda level: sum(shares[level]) / len(shares[level]))
-    never = sum(row.step is None for row in levels[worst])
-    interval = words.interval(mean_interval([100 * s for s in shares[worst]], within=PERCENT), ".1f")
-    several = f", the latest of {len(shares)} densities" if len(shares) > 1 else ""
-    more = f"; {never} of {len(shares[worst])} never" if never else ""
-    bound = " or less" if any(_is_first(row) for row in levels[worst]) else ""
-    estimate = (
-        f"after {interval} %{bound} of the training at {words.share(worst[1])} of the weights{several}{more}"
-    )
-    outcome = conjunction(_early(shares[level], of) for level, of in levels.items())
-    return [Finding(_CLAIM, outcome, estimate, len(shares[worst]), Link("Early-Bird", "#earlybird"))]
+    judged = everywhere([At(words.share(density), _early(own)) for (_, density), own in levels.items()])
+    own = next(of for (_, density), of in levels.items() if words.share(density) == judged.decides.place)
+    never = sum(row.step is None for row in own)
+    several = f", the latest of {len(levels)} densities" if len(levels) > 1 else ""
+    more = f"; {never} of {len(own)} never, counted as 100 %" if never else ""
+    bound = " or less" if any(_is_first(row) for row in own) else ""
+    share = words.decided(judged.decides.verdict, ".1f", " %", below=True)
+    estimate = f"after {share}{bound} of the training at {judged.decides.place} of the weights{several}{more}"
+    return [Finding(_CLAIM, judged.outcome, estimate, len(own), Link("Early-Bird", "#earlybird"), SUPERIOR)]
 
 
-def _early(shares: Sequence[float], own: Sequence[DrawRow]) -> Outcome:
-    """The verdict at a level; an upper bound refutes nothing."""
-    outcome = verdict([-share for share in shares], -_EARLY).outcome
-    return "undecided" if outcome == "refuted" and any(map(_is_first, own)) else outcome
+def _early(own: Sequence[DrawRow]) -> Verdict:
+    """Whether masks of a density settle in time, of percents of the training, negated.
+
+    Masks that never settle count as settling at the end. Masks drawn too seldom to settle in time refute
+    nothing.
+    """
+    shares = [-100.0 if row.step is None else -100 * row.step / row.total for row in own]
+    found = verdict(shares, -100 * _EARLY, within=(-100.0, 0.0))
+    seldom = any(row.queue * row.every > _EARLY * row.total for row in own)
+    return found._replace(outcome="undecided") if found.outcome == "refuted" and seldom else found
 
 
 ANALYSIS = Analysis(

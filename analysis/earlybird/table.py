@@ -83,13 +83,18 @@ def load(run: Run) -> dict[str, Any]:
 
 
 def recorded(run: Run) -> dict[str, Any] | None:
-    """File -> rows of the masks that the dense trainings drew at their evaluations; None of older runs."""
+    """File -> rows of the masks that the dense trainings drew at their evaluations.
+
+    None of older runs, and where there are too few evaluations to fill the queue.
+    """
     rows, draws = [], []
     for cell, result in run.results.items():
         made = result.get("draws")
         if cell.arm != DENSE or made is None or result["status"] != "done":
             continue
         steps = result["curves"]["step"]
+        if len(steps) < made["queue"]:
+            continue
         rule = (made["queue"], earlybird.THRESHOLD, run.lengths.evaluate, run.lengths.total)
         for place, density in enumerate(made["densities"]):
             apart = [of[place] for of in made["largest"]]

@@ -85,7 +85,13 @@ def ask(run: Run, options: Options) -> Asked:
         every = -(-total // _MASKS)
     if not 1 <= every <= total:
         raise UserError(f"--every: {every} is not allowed; it must be from 1 to {total}, the last step.")
-    return Asked(prepared, tickets, seeds, every, sorted({*range(every, total, every), total}))
+    steps = sorted({*range(every, total, every), total})
+    if len(steps) < options.queue:
+        raise UserError(
+            f"--every: {every} gives {counted(len(steps), 'mask')} in {total} steps, fewer than the queue's "
+            f"{options.queue}; give a smaller --every or --queue."
+        )
+    return Asked(prepared, tickets, seeds, every, steps)
 
 
 def work(run: Run, options: Options, watch: Watch) -> Path:

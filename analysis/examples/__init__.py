@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lthjax.imp import DENSE
-from lthjax.measures.stats import PERCENT, POSITIVE, mean_interval, verdict
+from lthjax.measures.stats import PERCENT, POSITIVE, equivalent, mean_interval, verdict
 
 from .. import words
-from ..claims import SUPERIOR, At, everywhere
+from ..claims import SUPERIOR, At, everywhere, named
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
 from ..run import TICKET, Run
@@ -41,6 +41,8 @@ from .table import (
 )
 from .work import Options, work
 
+# κ within which agreement counts as none where it is not found to be above it.
+_SAME = 0.05
 _OWN = "A ticket errs on the images of its own dense network, more than of other seeds'"
 _LOST = "Tickets of different seeds lose the same images, more than by chance"
 
@@ -118,7 +120,11 @@ def _above(rows: Sequence[AgreementRow], level: int) -> list[float]:
 def _finding(
     claim: str, by_level: Mapping[int, Sequence[float]], rows: Sequence[AgreementRow]
 ) -> Finding | None:
-    tests = {n: At(f"at level {n}", verdict(values)) for n, values in by_level.items() if values}
+    tests = {
+        n: At(f"at level {n}", verdict(values), equivalent(values, _SAME))
+        for n, values in by_level.items()
+        if values
+    }
     if not tests:
         return None
     judged = everywhere([*tests.values()])
@@ -126,7 +132,8 @@ def _finding(
     what = "κ" if claim == _LOST else "κ less that with other seeds' dense networks"
     seeds = {row.seed for row in rows if (row.level, row.arm, row.other) == (decides, TICKET, DENSE)}
     where = Link("image by image", "#examples")
-    return Finding(claim, judged.outcome, f"{what} {judged.said('+.3f')}", len(seeds), where, SUPERIOR)
+    test = named(judged, SUPERIOR, f"{_SAME:g}")
+    return Finding(claim, judged.outcome, f"{what} {judged.said('+.3f')}", len(seeds), where, test)
 
 
 ANALYSIS = Analysis("examples", "Image by image", Options, work, TABLES, section, findings)

@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lthjax.imp import DENSE
-from lthjax.measures.stats import PERCENT, POSITIVE, mean_interval, paired, verdict
+from lthjax.measures.stats import PERCENT, POSITIVE, equivalent, mean_interval, paired, verdict
 
 from .. import words
-from ..claims import SUPERIOR, At, everywhere
+from ..claims import SUPERIOR, At, everywhere, named
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
 from ..run import TICKET, Run
@@ -30,6 +30,8 @@ from .work import Options, work
 
 # The controls that tickets are compared with: the first one that was replayed.
 _CONTROLS = {"reinit": "reinitialised masks", "random": "random masks"}
+# Units of the two differences, and the margin within which each counts as none.
+_EVENTS, _LIKE = (" events an image", 0.01), (" of the rank correlation", 0.1)
 _DENSE = "Along a training, tickets forget train images less often than the dense network"
 _LESS = "… and less often than {}"
 _SAME = "Tickets forget the images that their dense network forgets, more than {} do"
@@ -83,17 +85,14 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     def events(level: int, arm: str) -> dict[int, float]:
         return {seed: rate(row) for seed, row in of(rows, TRAIN, level, arm).items()}
 
-    made = [_finding(_DENSE, rows, "+.3f", " events an image", lambda n: _apart(events, n, DENSE, TICKET))]
+    made = [_finding(_DENSE, rows, *_EVENTS, lambda n: _apart(events, n, DENSE, TICKET))]
     if control:
         name = _CONTROLS[control]
-        fewer = _finding(
-            _LESS.format(name), rows, "+.3f", " events an image", lambda n: _apart(events, n, control, TICKET)
-        )
+        fewer = _finding(_LESS.format(name), rows, *_EVENTS, lambda n: _apart(events, n, control, TICKET))
         like = _finding(
             _SAME.format(name),
             rows,
-            "+.3f",
-            " of the rank correlation",
+            *_LIKE,
             lambda n: _apart(lambda level, arm: alike(rows, TRAIN, level, arm), n, TICKET, control),
         )
         made += [fewer, like]
@@ -106,16 +105,19 @@ def _apart(of_arm: Callable[[int, str], dict[int, float]], level: int, arm: str,
 
 
 def _finding(
-    claim: str, rows: Sequence[EventRow], form: str, unit: str, values: Callable[[int], list[float]]
+    claim: str, rows: Sequence[EventRow], unit: str, margin: float, values: Callable[[int], list[float]]
 ) -> Finding | None:
-    """A claim that a difference is above 0 at every level that has it."""
-    tests = [At(f"at level {n}", verdict(own)) for n in levels(rows) if (own := values(n))]
+    """A claim that a difference is above 0 at every level that has it; within the margin it is none."""
+    tests = [
+        At(f"at level {n}", verdict(own), equivalent(own, margin)) for n in levels(rows) if (own := values(n))
+    ]
     if not tests:
         return None
     judged = everywhere(tests)
     n = judged.decides.verdict.bounds.n
     where = Link("forgetting", "#forgetting")
-    return Finding(claim, judged.outcome, judged.said(form, unit), n, where, SUPERIOR)
+    test = named(judged, SUPERIOR, f"{margin:g}")
+    return Finding(claim, judged.outcome, judged.said("+.3f", unit), n, where, test)
 
 
 ANALYSIS = Analysis("forgetting", "Forgetting in training", Options, work, TABLES, section, findings)

@@ -138,7 +138,20 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
     changing = [f"{name} {against(other)}" for other, name in BESIDE.items() if all(both(where, other))]
     scaled = f"; with the scale: {', '.join(changing)}" if changing else ""
     estimate = f"{against(quantity)}: {difference} {beside} ({against('train_loss')} nats){also}{scaled}"
-    return Finding(claim, flat.outcome, estimate, len(paired[where]), _LINK, SUPERIOR)
+    far = "" if where == END else unmatched(found.rows, control)
+    return Finding(claim, flat.outcome, estimate, len(paired[where]), _LINK, SUPERIOR, far)
+
+
+def unmatched(rows: Sequence[table.Number], control: str) -> str:
+    """What must be said where pairs that count as matched are not within the limit; "" where all are."""
+    apart = [pair.off for pair in table.matched_pairs(rows) if pair.control == control]
+    far = [off for off in apart if off > WITHIN]
+    if not far:
+        return ""
+    return (
+        f"train losses of {len(far)} of {len(apart)} pairs are more than {100 * WITHIN:g} % apart, by up to "
+        f"{100 * max(far):.0f} %"
+    )
 
 
 def connected(run: Run, found: Found) -> Finding:

@@ -27,7 +27,7 @@ from lthjax.measures import stats
 from lthjax.measures.stats import mean_interval
 
 from .. import words
-from ..claims import NON_INFERIOR, SUPERIOR, At, beside, everywhere
+from ..claims import NON_INFERIOR, SUPERIOR, At, beside, everywhere, named
 from ..differences import floor
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
@@ -199,10 +199,10 @@ def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[in
     both = [percent(rows[k], "barrier_test_error") for rows in (theirs, ours)]
     values = stats.paired(*both)
     claim += f", from step {k} at {words.share(density(ours[k]))}"
-    estimate = f"barrier less by {words.points(mean_interval(values))} pp"
-    if stats.equivalent(values, _SAME).outcome == "supported":
-        estimate += f"; the same to within {_SAME:g} points"
-    return Finding(claim, stats.verdict(values).outcome, estimate, len(values), _LINK)
+    judged = everywhere([At("", stats.verdict(values), stats.equivalent(values, _SAME))])
+    estimate = f"barrier less by {judged.said('+.2f', ' pp')}"
+    test = named(judged, SUPERIOR, f"{_SAME:g} pp")
+    return Finding(claim, judged.outcome, estimate, len(values), _LINK, test)
 
 
 def _connected(rows: Sequence[LevelRow]) -> list[Finding]:
