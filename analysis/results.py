@@ -34,6 +34,7 @@ from .compare.entries import Entry, Point, at_most, entries
 from .compare.equal import Contrast, contrasts
 from .conform.measured import Cells, Measured, published
 from .differences import floor, mean_accuracy
+from .forgetting.table import EventRow
 from .page import Table
 from .report import facts
 from .run import TICKET, images_of, select
@@ -84,6 +85,12 @@ class Published(_Folder, Measured):
     def by_level(self, rewind: int = 0) -> Table:
         """The report's table of levels."""
         return facts.levels(self.rows, f"rewind-{rewind}")
+
+    @property
+    def looks(self) -> EventRow:
+        """A row of forgetting/events.csv, whose numbers of images and evaluations all rows share."""
+        rows = tables.read_rows(self.folder / "forgetting" / "events.csv", EventRow)
+        return self._known(next(iter(rows), None), "forgetting/events.csv has no row")
 
     def moved(self) -> Table:
         """The differences between the tickets moved here and the arms beside them, level by level."""
