@@ -259,5 +259,8 @@ def test_a_comparison_that_is_not_whole_is_mended(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(page, "is_whole", lambda folder, shows: not asked.append(folder))
     monkeypatch.setattr(compare, "_csv", lambda *_: "")
     monkeypatch.setattr(Run, "rows", [None])
-    found = compare.build([run_folder(tmp_path / name) for name in "ab"], only_if_changed=True)
+    one, other = (run_folder(tmp_path / name) for name in "ab")
+    known = about()
+    (other / "study.json").write_text(json.dumps(known | {"identity": known["identity"] | {"levels": 9}}))
+    found = compare.build([one, other], only_if_changed=True)
     assert asked == [found.parent]
