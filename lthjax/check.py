@@ -13,14 +13,14 @@ from lthjax import files, manifest
 from lthjax.errors import UserError
 from lthjax.folder.claims import locked
 from lthjax.folder.places import set_aside
-from lthjax.folder.verified import checked, read_result, read_study
+from lthjax.folder.verified import checked, read_result, read_study, sources
 
 
 class Checked(NamedTuple):
     """The cells, rewind states and tables of a run folder.
 
     Attributes:
-        whole: their paths, where the checksum is right.
+        whole: their paths, where the checksum is right; also of those whose study.json or source is damaged.
         unchecked: those without a checksum.
         damaged: the others -> the reason, in a sentence.
     """
@@ -45,7 +45,21 @@ def check(run: str | Path) -> Checked:
             (found.whole if _is_checked(path) else found.unchecked).append(path)
         except (UserError, OSError, ValueError) as error:
             found.damaged[path] = str(error)
+    for path in _blameless(run, found):
+        del found.damaged[path]
+        found.whole.append(path)
     return found
+
+
+def _blameless(run: Path, found: Checked) -> list[Path]:
+    """Cells and states that are as written, and are only refused because study.json or a source is damaged.
+
+    They fit again when that is made anew, with the same bits.
+    """
+    cells = [path for path in found.damaged if path.is_dir()]
+    made_from = {path: of for path in cells if (of := sources(path)) is not None}
+    wrong = found.damaged.keys() - made_from.keys()
+    return [path for path, of in made_from.items() if run / "study.json" in wrong or not wrong.isdisjoint(of)]
 
 
 def _everything(run: Path) -> Iterator[Path]:

@@ -176,10 +176,14 @@ def fill(
     named = [(one.folder, one.study) for one in studies]
     hosts.alike((named, seeds, chunk, checkpoint_seconds > 0), _OTHER_STUDY)
     todo = together(plan_all(studies if seeds is None else narrowed(studies, seeds), out))
+    # Of seeds with nothing to train some are opened all the same: study.json is gone, or cells are not sent.
+    lost = [one for one, path in zip(studies, paths, strict=True) if not (path / "study.json").is_file()]
+    again = {f"seed={seed}" for one in lost for seed in one.study.seeds}
     if bucket is not None:
-        unsent = {place.partition("/")[0] for path in paths for place in bucket.unsent(path.name)}
+        again |= {place.partition("/")[0] for path in paths for place in bucket.unsent(path.name)}
+    if again:
         asked = dict.fromkeys(seed for one in studies for seed in one.study.seeds)
-        due = [seed for seed in asked if seed in todo.seeds or f"seed={seed}" in unsent]
+        due = [seed for seed in asked if seed in todo.seeds or f"seed={seed}" in again]
         todo = todo._replace(seeds=tuple(seed for seed in due if seeds is None or seed in seeds))
     todo = todo._replace(seeds=tuple(hosts.decided(todo.seeds)))
     if not todo.seeds:

@@ -641,6 +641,24 @@ def test_what_does_not_match_is_named_by_its_first_path() -> None:
 
 
 @pytest.mark.parametrize("outer", ["masked", "multi_transform"])
+def test_optax_may_leave_out_leaves_in_boxes(outer: str) -> None:
+    """As `nnx.Optimizer` gives them: `a/kernel/value`, while the mask has `a/kernel`."""
+    plain = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    params = jax.tree.map(lambda p: {"value": p}, plain)
+    mask = prune.magnitude(plain, prune.ones(plain), 0.5)
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: path[-2].key == "kernel", params)
+    inner = prune.masked(optax.sgd(0.1), mask)
+    tx = (
+        optax.masked(inner, labels)
+        if outer == "masked"
+        else optax.multi_transform({True: inner, False: optax.sgd(1.0)}, labels)
+    )
+    updates, _ = tx.update(params, tx.init(params), params)
+    stepped = optax.apply_updates(params, updates)["a"]["kernel"]["value"]
+    np.testing.assert_allclose(stepped, np.where(mask["a"]["kernel"], 0.9, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("outer", ["masked", "multi_transform"])
 def test_optax_may_leave_out_leaves_around_masked(outer: str) -> None:
     params, gradients = tree(0), tree(1)
     mask = prune.magnitude(params, prune.ones(params), 0.5)

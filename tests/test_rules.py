@@ -259,6 +259,59 @@ def test_synflow_empties_no_layer_of_a_network_whose_flow_overflows() -> None:
         prune.snip(lambda p, x: apply(p, x).sum(), params, jnp.ones((1, 16)), 0.2)
 
 
+@pytest.mark.parametrize("scale", [1e9, 1e-9])
+def test_the_flow_of_layers_in_a_loop_is_that_of_the_layers(scale: float) -> None:
+    """Twelve layers, whose product is near 1e116 or 1e-100."""
+    weights = scale * jax.random.normal(jax.random.key(0), (12, 6, 6))
+
+    def layer(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = jax.nn.relu(x @ w)
+        return x, x
+
+    def looped(p: dict, x: jax.Array) -> jax.Array:
+        last, every = jax.lax.scan(layer, x, p["w"])
+        # What a loop stacks has one exponent, that of its largest step, here the last.
+        return last + every[-1] if scale > 1 else last
+
+    def written_out(p: dict, x: jax.Array) -> jax.Array:
+        for w in p["w"]:
+            x, _ = layer(x, w)
+        return x
+
+    got, expected = (
+        np.asarray(jax.jit(lambda p, f=f: _scores.synaptic_flow(f, p, (1, 6)))({"w": weights})["w"])
+        for f in (looped, written_out)
+    )
+    assert got.min() > 0
+    np.testing.assert_allclose(got / got.sum(), expected / expected.sum(), rtol=1e-5)
+
+
+def test_scores_of_gradients_leave_out_what_has_none() -> None:
+    """Biases, integers and PRNG keys beside weights; an integer weight is refused."""
+    apart = {"a": {"kernel": PARAMS["fc"]["kernel"]}}
+    params = {"a": {"bias": jnp.ones(10), **apart["a"]}, "key": jax.random.key(0), "n": jnp.int32(3)}
+
+    def loss(p: dict, x: jax.Array) -> jax.Array:
+        return (apply(p, x) ** 2).mean()
+
+    def apply(p: dict, x: jax.Array) -> jax.Array:
+        noise = jax.random.normal(p["key"], (1, 10)) if "key" in p else 0.0
+        return x @ p["a"]["kernel"] + p["a"].get("bias", jnp.zeros(10))[None] * 0 + 0 * noise
+
+    x = jnp.ones((1, 32))
+    for made in (
+        lambda p, **how: prune.snip(loss, p, x, 0.3, **how),
+        lambda p, **how: prune.grasp(loss, p, x, 0.3, **how),
+        lambda p, **how: prune.synflow(apply, p, x.shape, 0.3, rounds=2, **how),
+    ):
+        got = made(params)
+        np.testing.assert_array_equal(got["a"]["kernel"], made(apart)["a"]["kernel"])
+        assert int(got["a"]["kernel"].sum()) == 96
+        assert [jnp.ndim(m) for m in (got["a"]["bias"], got["key"], got["n"])] == [0, 0, 0]
+        with pytest.raises(ValueError, match=r"prunable: leaf 'n' is int32 and has no gradient"):
+            made({"a": params["a"], "n": jnp.ones((2, 2), jnp.int32)}, prunable="kernel|n$")
+
+
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_units(norm: str, scope: str) -> None:
@@ -352,6 +405,20 @@ def test_table_of_a_plain_flax_network_with_masked_weights() -> None:
     params = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 2)))
     table = prune.table(params, prune.ones(params), apply=net.apply, shape=(1, 8, 8, 2))
     assert [row.macs for row in table.rows if row.prunable] == [4 * 4 * 72, 4 * 4 * 4 * 3]
+
+
+@pytest.mark.parametrize(("stride", "macs"), [(1, 4 * 3 * 2 * 5), (2, None)])
+def test_macs_of_a_dilated_input(stride: int, macs: int | None) -> None:
+    """Zeros between the 4 positions are not counted; with strides a position meets only some weights."""
+    params = {"w": jnp.ones((3, 2, 5))}
+
+    def apply(p: dict, x: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, p["w"], (stride,), [(2, 2)], lhs_dilation=(2,), dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    table = prune.table(params, prune.ones(params), apply=apply, shape=(1, 4, 2))
+    assert [row.macs for row in table.rows] == [macs]
 
 
 STEPS = {"w": jnp.ones((8, 8)), "u": jnp.ones((4, 8))}

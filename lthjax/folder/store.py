@@ -105,7 +105,8 @@ class Store(Reader):
                 about["earlier"] = made
             known = earlier.get(MANIFESTS, "some")
         else:
-            known = "some" if any(self.path.glob("seed=*")) else "all"
+            cells = (path.parent for pattern in PLACES for path in self.path.glob(f"{pattern}/result.json"))
+            known = "all" if all((cell / manifest.FILE).is_file() for cell in cells) else "some"
         about[MANIFESTS] = about.get(MANIFESTS, known)
         files.write_whole(self.path / "study.json", manifest.sealed(about).encode())
 

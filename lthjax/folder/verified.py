@@ -1,5 +1,6 @@
 """study.json and the results of cells, checked before they are read."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -56,11 +57,11 @@ def checked(of: Path, *names: str) -> manifest.Manifest | None:
         UserError: a file has changed since it was written, the folder belongs to another run, or its parent
             is not the one that it was made from.
     """
-    first = max(i for i, part in enumerate(of.parts) if part.startswith("seed="))
-    run, place = Path(*of.parts[:first]), "/".join(of.parts[first:])
+    run, place = _apart(of)
     try:
         made = manifest.read(of)
-        about = read_about(run)
+        # Without study.json, which the study's command writes anew, the cells are as good as their manifests.
+        about = read_about(run) if (run / "study.json").exists() else {}
         if made is None:
             if about.get(MANIFESTS) == "all":
                 raise manifest.Damaged(f"{of / manifest.FILE}: not there")
@@ -68,7 +69,7 @@ def checked(of: Path, *names: str) -> manifest.Manifest | None:
             return None
         if place != place_of(made.what):
             raise manifest.Damaged(f"{of}: it is a copy of {place_of(made.what)}")
-        if made.study != config.fingerprint(about["identity"]):
+        if about and made.study != config.fingerprint(about["identity"]):
             raise manifest.Damaged(f"{of}: it is of another study, {made.study}")
         for parent, content in made.parents.items():
             now = manifest.read(run / parent)
@@ -78,6 +79,31 @@ def checked(of: Path, *names: str) -> manifest.Manifest | None:
     except manifest.Damaged as error:
         raise UserError(f"{error}; {_mend(run)}.") from error
     return made
+
+
+def sources(of: Path) -> list[Path] | None:
+    """The folders that a cell or state was made from.
+
+    None where its own files are not as they were written, or it is of another study than its run.
+    """
+    run, place = _apart(of)
+    try:
+        made = manifest.read(of)
+        if made is None or place != place_of(made.what):
+            return None
+        manifest.check(of, made)
+    except manifest.Damaged:
+        return None
+    with contextlib.suppress(UserError):
+        if made.study != config.fingerprint(read_about(run)["identity"]):
+            return None
+    return [run / parent for parent in made.parents]
+
+
+def _apart(of: Path) -> tuple[Path, str]:
+    """The run folder of a cell or state, and its place in it."""
+    first = max(i for i, part in enumerate(of.parts) if part.startswith("seed="))
+    return Path(*of.parts[:first]), "/".join(of.parts[first:])
 
 
 def check_identity(run: Path, identity: dict[str, Any]) -> None:

@@ -44,8 +44,8 @@ class Row(NamedTuple):
         left: number of weights kept; all, if it may not be pruned.
         prunable: whether it may be pruned.
         macs: multiplications for one example, if dense. None if the leaf enters no matrix product or
-            convolution unchanged, or if the count is unknown: in the body of a `while` loop, or in
-            branches that differ.
+            convolution unchanged, or if the count is unknown: in the body of a `while` loop, in
+            branches that differ, or in a convolution with strides over a dilated input.
     """
 
     path: str
@@ -301,8 +301,8 @@ def _branches(eqn: Any, operands: Sequence[int | None], macs: Macs, times: int |
     return [i if all(i == other[k] for other in outputs) else None for k, i in enumerate(outputs[0])]
 
 
-def _add(macs: Macs, leaves: Iterable[int], times: int | None, products: int) -> None:
-    _merge(macs, {i: None if times is None else times * products for i in leaves})
+def _add(macs: Macs, leaves: Iterable[int], times: int | None, products: int | None) -> None:
+    _merge(macs, {i: None if times is None or products is None else times * products for i in leaves})
 
 
 def _merge(macs: Macs, more: Macs) -> None:
@@ -320,11 +320,12 @@ def _inner(eqn: Any) -> Any:
     return None
 
 
-def _products(eqn: Any) -> int:
+def _products(eqn: Any) -> int | None:
     """Multiplications of one product; for a convolution as if there were no border.
 
     Every output position uses all weights of the kernel, padding included. For a transposed convolution,
-    whose input is dilated with zeros, every position of the original input does.
+    whose input is dilated with zeros, every position of the original input does; with strides, too, it uses
+    only some, and the number is None.
     """
     out, right = eqn.outvars[0].aval.shape, eqn.invars[1].aval.shape
     left = eqn.invars[0].aval.shape
@@ -332,11 +333,12 @@ def _products(eqn: Any) -> int:
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return math.prod(out) * math.prod(left[i] for i in contracted)
     numbers = eqn.params["dimension_numbers"]
+    dilated, strides = eqn.params["lhs_dilation"], eqn.params["window_strides"]
+    if any(widened > 1 < stride for widened, stride in zip(dilated, strides, strict=True)):
+        return None
     positions = [
         left[i] if widened > 1 else out[o]
-        for i, o, widened in zip(
-            numbers.lhs_spec[2:], numbers.out_spec[2:], eqn.params["lhs_dilation"], strict=True
-        )
+        for i, o, widened in zip(numbers.lhs_spec[2:], numbers.out_spec[2:], dilated, strict=True)
     ]
     images = out[numbers.out_spec[0]]
     return images * math.prod(positions) * math.prod(right)

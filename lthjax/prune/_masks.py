@@ -200,7 +200,7 @@ def matched(
 def _by_path(tree: PyTree, mask: PyTree, name: str, of: str) -> PyTree:
     flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_left_out)[0]
     names = [unboxed(path_of(keys)) for keys, leaf in flat if not _left_out(leaf)]
-    gaps = [path_of(keys) for keys, leaf in flat if _left_out(leaf)]
+    gaps = [unboxed(path_of(keys)) for keys, leaf in flat if _left_out(leaf)]
     known = dict(zip(map(unboxed, paths(mask)), jax.tree.leaves(mask), strict=True))
     ours, theirs = set(names), set(known)
     if len(ours) < len(names) or len(theirs) < len(jax.tree.leaves(mask)):

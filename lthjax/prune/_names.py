@@ -42,14 +42,14 @@ def prunable_by_default(params: PyTree) -> list[bool]:
     parts = [_parts(keys) for keys, _ in leaves]
     with_weights = {names[:-1] for names in map(tuple, parts) if _first(names) == "w"}
     return [
-        _is_float(leaf)
+        is_float(leaf)
         and jnp.ndim(leaf) >= 2
         and _is_weight(names, _owner(params, keys), jnp.shape(leaf), tuple(names[:-1]) in with_weights)
         for (keys, leaf), names in zip(leaves, parts, strict=True)
     ]
 
 
-def _is_float(leaf: Any) -> bool:
+def is_float(leaf: Any) -> bool:
     """Whether a leaf holds real or complex floats, not integers, booleans or PRNG keys."""
     dtype = getattr(leaf, "dtype", None)
     return jnp.issubdtype(jnp.result_type(leaf) if dtype is None else dtype, jnp.inexact)

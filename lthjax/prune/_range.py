@@ -64,8 +64,8 @@ class Wide(NamedTuple):
 def widened(function: Callable[[PyTree], jax.Array], params: PyTree) -> Wide:
     """The value of a function of a pytree whose intermediate numbers may leave the range of their dtype.
 
-    Loops, and operations without a fixed scaling (for example `exp`), run on the plain numbers and must stay
-    in range.
+    Loops of fixed length (`scan`) carry exponents from step to step. Other loops, and operations without a
+    fixed scaling (for example `exp`), run on the plain numbers and must stay in range.
 
     Args:
         function: pytree -> array.
@@ -102,6 +102,8 @@ def _apply(eqn: Any, operands: list[Wide]) -> list[Wide]:
         called = eqn.params["jaxpr"]
         consts = [_normal(c, 0) for c in getattr(called, "consts", ())]
         return _evaluate(getattr(called, "jaxpr", called), consts, operands)
+    if name == "scan":
+        return _scan(eqn, operands)
     if name in _PRODUCTS:
         return _bind(eqn, operands, exponents[0] + exponents[1])
     if name == "div":
@@ -123,6 +125,41 @@ def _apply(eqn: Any, operands: list[Wide]) -> list[Wide]:
         return _bind(eqn, [Wide(_plain(operand), 0) for operand in operands], 0)
     sums = [sum((n * e for n, e in zip(of, exponents, strict=True) if n), start=0) for of in degrees]
     return [_normal(out, e) for out, e in zip(_call(eqn, operands), sums, strict=True)]
+
+
+def _scan(eqn: Any, operands: Sequence[Wide]) -> list[Wide]:
+    """A loop of fixed length; what it carries has an exponent of its own in every step."""
+    body, fixed = eqn.params["jaxpr"], eqn.params["num_consts"]
+    first = fixed + eqn.params["num_carry"]
+    consts = [_normal(c, 0) for c in body.consts]
+
+    def step(carry: list[Wide], arrays: list[jax.Array]) -> tuple[list[Wide], list[Wide]]:
+        slices = [_normal(array, of.exponent) for array, of in zip(arrays, operands[first:], strict=True)]
+        made = _evaluate(body.jaxpr, consts, [*operands[:fixed], *carry, *slices])
+        made = [_counted(_normal(*one)) for one in made]
+        return made[: first - fixed], made[first - fixed :]
+
+    carry, stacked = jax.lax.scan(
+        step,
+        [*map(_counted, operands[fixed:first])],
+        [operand.array for operand in operands[first:]],
+        length=eqn.params["length"],
+        reverse=eqn.params["reverse"],
+    )
+    return [*carry, *map(_in_common, stacked)]
+
+
+def _counted(number: Wide) -> Wide:
+    """The number with its exponent as an array, whose type a loop keeps."""
+    return Wide(number.array, jnp.asarray(number.exponent, jnp.int32))
+
+
+def _in_common(stacked: Wide) -> Wide:
+    """Arrays [n, ...] with an exponent each, int32 [n], as one number; far below the largest they are 0."""
+    if not _floating(stacked.array):
+        return Wide(stacked.array, 0)
+    common = jnp.max(stacked.exponent, initial=_NOTHING)
+    return _normal(jax.vmap(lambda one: _lowered(one, common).array)(stacked), common)
 
 
 def _call(eqn: Any, operands: Sequence[Wide]) -> list[jax.Array]:

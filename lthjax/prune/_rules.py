@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lthjax.prune import _scores
 from lthjax.prune._masks import apply as masked_params
 from lthjax.prune._masks import ones, paths, totals
+from lthjax.prune._names import is_float
 from lthjax.prune._rates import Number, check_density, count
 from lthjax.prune._selection import count_bad, random_scores, refuse, remove_counted, to_density
 
@@ -136,8 +137,9 @@ def snip(
 
     Source: Lee et al. 2019 (arXiv 1810.02340), algorithm 1.
     """
+    mask = _graded(params, prunable)
     scores = _scores.saliency(lambda p: loss(p, batch), params)
-    return to_density(scores, ones(params, prunable), density, scope="global")
+    return to_density(scores, mask, density, scope="global")
 
 
 def grasp(
@@ -164,7 +166,7 @@ def grasp(
 
     Source: Wang et al. 2020 (arXiv 2002.07376), algorithm 1.
     """
-    mask = ones(params, prunable)
+    mask = _graded(params, prunable)
     scores = _scores.gradient_flow(lambda p: loss(p, batch), params, mask)
     return to_density(scores, mask, density, scope="global")
 
@@ -193,27 +195,40 @@ def synflow(
 
     Source: Tanaka et al. 2020 (arXiv 2006.05467), algorithm 1.
     """
-    mask = ones(params, prunable)
+    mask = _graded(params, prunable)
     total = totals(mask)[1]
     density = float(check_density(density))
     densities = [density ** (i / rounds) for i in range(1, rounds)] + [density]
     targets = jnp.array([count(float(str(d)), total) for d in densities], jnp.int32)
 
+    none = jnp.int32(0), jnp.int32(0)
+
     def one(i: jax.Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         mask, before = carry
         scores = _scores.synaptic_flow(apply, masked_params(params, mask), shape)
-        bad = jax.tree.map(lambda s, m: count_bad(s, m & (jnp.ndim(m) > 0)), scores, mask)
+        bad = jax.tree.map(lambda s, m: count_bad(s, m) if jnp.ndim(m) else none, scores, mask)
         # The flow is largest in the first round, so an overflow happens there first.
         bad = jax.tree.map(lambda now, first: jnp.where(i == 0, now, first), bad, before)
         return remove_counted(scores, mask, [totals(mask)[0] - targets[i]], scope="global"), bad
 
-    nothing = jax.tree.map(lambda _: (jnp.int32(0), jnp.int32(0)), mask)
+    nothing = jax.tree.map(lambda _: none, mask)
     mask, bad = jax.lax.fori_loop(0, rounds, one, (mask, nothing))
     counts = jax.tree.leaves(bad)
     if not any(isinstance(n, jax.core.Tracer) for n in counts):
         for path, n, left in zip(paths(mask), counts[::2], counts[1::2], strict=True):
             if n:
                 refuse(path, int(n), int(left))
+    return mask
+
+
+def _graded(params: PyTree, prunable: Prunable) -> PyTree:
+    """The mask that keeps everything; raises for a prunable leaf that has no gradient."""
+    mask = ones(params, prunable)
+    for path, leaf, m in zip(paths(params), jax.tree.leaves(params), jax.tree.leaves(mask), strict=True):
+        if jnp.ndim(m) and not is_float(leaf):
+            raise ValueError(
+                f"prunable: leaf {path!r} is {leaf.dtype} and has no gradient; leave it out, or convert it."
+            )
     return mask
 
 

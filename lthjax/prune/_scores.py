@@ -1,12 +1,13 @@
 """Scores from gradients, before or after training. The lowest scores are pruned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lthjax.prune._masks import apply as masked_params
+from lthjax.prune._names import is_float
 from lthjax.prune._range import at_exponent, widened
 
 PyTree = Any
@@ -27,7 +28,9 @@ def saliency(loss: Loss, params: PyTree) -> PyTree:
     Source: Lee et al. 2019, SNIP (arXiv 1810.02340), at initialisation; Molchanov et al. 2017
     (arXiv 1611.06440), Taylor, on trained weights.
     """
-    return jax.tree.map(lambda g, w: jnp.abs(_product(g, w)), jax.grad(loss)(params), params)
+    floats, whole = _split(params)
+    gradient = jax.grad(lambda of: loss(whole(of)))(floats)
+    return whole([jnp.abs(_product(g, w)) for g, w in zip(gradient, floats, strict=True)])
 
 
 def gradient_flow(loss: Loss, params: PyTree, mask: PyTree) -> PyTree:
@@ -44,10 +47,14 @@ def gradient_flow(loss: Loss, params: PyTree, mask: PyTree) -> PyTree:
     Source: Wang et al. 2020, GraSP (arXiv 2002.07376), equation 8.
     """
     # Reverse over reverse: functions with a custom reverse rule have no forward rule.
-    at, pull = jax.vjp(jax.grad(loss), params)
-    chosen = jax.tree.map(lambda m, g: g if jnp.ndim(m) else jnp.zeros_like(g), mask, masked_params(at, mask))
+    floats, whole = _split(params)
+    own = _split(params, mask)[0]
+    at, pull = jax.vjp(jax.grad(lambda of: loss(whole(of))), floats)
+    chosen = [
+        g if jnp.ndim(m) else jnp.zeros_like(g) for m, g in zip(own, masked_params(at, own), strict=True)
+    ]
     (curved,) = pull(chosen)
-    return jax.tree.map(_product, params, curved)
+    return whole([_product(w, c) for w, c in zip(floats, curved, strict=True)])
 
 
 def synaptic_flow(
@@ -65,13 +72,33 @@ def synaptic_flow(
 
     Source: Tanaka et al. 2020, SynFlow (arXiv 2006.05467), algorithm 1.
     """
-    positive = jax.tree.map(jnp.abs, params)
+    floats, whole = _split(params)
+    positive = [*map(jnp.abs, floats)]
     gradient, exponent = jax.grad(
-        lambda p: widened(lambda p: apply(p, jnp.ones(shape)).sum(), p), has_aux=True
+        lambda of: widened(lambda of: apply(whole(of), jnp.ones(shape)).sum(), of), has_aux=True
     )(positive)
-    return jax.tree.map(
-        lambda g, w: at_exponent(_product(g, w), jnp.clip(exponent, *_EXPONENTS)), gradient, positive
-    )
+    exponent = jnp.clip(exponent, *_EXPONENTS)
+    return whole([at_exponent(_product(g, w), exponent) for g, w in zip(gradient, positive, strict=True)])
+
+
+def _split(
+    params: PyTree, values: PyTree | None = None
+) -> tuple[list[Any], Callable[[Sequence[Any]], PyTree]]:
+    """Leaves that have gradients, and the tree with other ones in their place; integers and PRNG keys stay.
+
+    Args:
+        params: a pytree of arrays, whose floats have gradients.
+        values: the tree whose leaves are given, by default the parameters.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+
+    def whole(floats: Sequence[Any]) -> PyTree:
+        others = dict(zip(places, floats, strict=True))
+        return jax.tree.unflatten(treedef, [others.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+    given = leaves if values is None else jax.tree.leaves(values)
+    return [given[i] for i in places], whole
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,0 +1,103 @@
+"""Setting damage aside: what is whole stays, even where something that it was made from is damaged."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import result
+
+from lthjax import config, prune, record, study
+from lthjax.check import check, repair
+from lthjax.folder.places import folder, state_folder
+from lthjax.folder.store import Store
+from lthjax.folder.verified import has_manifests
+from lthjax.imp import DENSE, Cell
+from lthjax.models import Variables
+from lthjax.training import train
+
+_PARAMS = {"fc": {"kernel": np.arange(1, 31, dtype=np.float32).reshape(6, 5)}}
+STUDY = {"model": "lenet300", "data": config.Data(name="mnist_10k"), "seeds": (0,), "levels": 2,
+         "arms": ("ticket",)}  # fmt: skip
+_START, _DENSE = Path("seed=0/state=0"), Path("seed=0/dense")
+_FIRST, _SECOND = (Path(f"seed=0/chain=rewind-0/level=0{level}/ticket") for level in (1, 2))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
+    """Learning rate -> a run folder: a state and a dense network and tickets made from it, untrained."""
+    found = {}
+    for rate in (0.1, 0.2):
+        how = {"train": config.Train(steps=5), "optim": config.Optim(name="sgd", lr=rate)}
+        prepared = study.prepare(config.Study(**STUDY, **how))
+        facts = record.about(prepared.study, prepared.identity, prepared.lengths, prepared.dataset)
+        run = found[rate] = tmp_path_factory.mktemp("made") / prepared.folder
+        with Store(run, facts) as store:
+            weights = Variables(jax.tree.map(lambda x, r=rate: x * r, _PARAMS), {})
+            store.write_state(0, 0, weights)
+            mask, before = prune.ones(_PARAMS), [state_folder(Path(), 0, 0)]
+            for level in range(3):
+                cell = Cell(0, "rewind-0", level, "ticket") if level else Cell(0, DENSE, 0, DENSE)
+                store.write(cell, result(cell), mask, weights, before)
+                mask = prune.magnitude(_PARAMS, mask, 0.5)
+                before = [folder(Path(), cell), state_folder(Path(), 0, 0)]
+    return found
+
+
+def emptied(name: str) -> Callable[[Path, Path], None]:
+    return lambda run, _: (run / name).write_bytes(b"") and None
+
+
+def swapped(place: Path) -> Callable[[Path, Path], None]:
+    def swap(run: Path, other: Path) -> None:
+        shutil.rmtree(run / place)
+        shutil.copytree(other / place, run / place)
+
+    return swap
+
+
+@pytest.mark.parametrize(
+    ("damage", "aside"),
+    [
+        (emptied("study.json"), ["study.json"]),
+        (emptied(f"{_START}/manifest.json"), [str(_START)]),
+        (emptied(f"{_FIRST}/manifest.json"), [str(_FIRST)]),
+        (swapped(_DENSE), [str(_DENSE)]),
+        (swapped(_START), [str(_START)]),
+        (emptied(f"{_SECOND}/mask.npz"), [str(_SECOND)]),
+    ],
+    ids=["study", "state", "cell", "dense of another study", "state of another study", "mask"],
+)
+def test_only_the_damaged_is_set_aside(
+    damage: Callable[[Path, Path], None], aside: list[str], made: dict[float, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "x-0123abcd"
+    shutil.copytree(made[0.1], run)
+    assert not check(run).damaged
+    damage(run, made[0.2])
+    found = check(run)
+    assert [path.relative_to(run).as_posix() for path in found.damaged] == aside
+    left = {"study.json", *map(str, (_START, _DENSE, _FIRST, _SECOND))} - {*aside}
+    assert {path.relative_to(run).as_posix() for path in found.whole} == left
+    assert [path.relative_to(run).as_posix() for path in repair(run, found)] == aside
+    assert all((run / name).exists() for name in left)
+
+
+def test_a_study_json_that_is_gone_is_written_anew_without_training(
+    made: dict[float, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / made[0.1].name
+    shutil.copytree(made[0.1], run)
+    (run / "study.json").unlink()
+    monkeypatch.setattr(train, "train", None)
+    how = {"train": config.Train(steps=5), "optim": config.Optim(name="sgd", lr=0.1)}
+    study.fill([study.prepare(config.Study(**STUDY, **how))], tmp_path)
+    assert [path.relative_to(run) for path in check(run).whole] == [
+        path.relative_to(made[0.1]) for path in check(made[0.1]).whole
+    ]
+    assert has_manifests(run)
+    # Cells of another study beside no study.json are noticed once it is there.
+    (run / "study.json").write_bytes((made[0.2] / "study.json").read_bytes())
+    assert len(check(run).damaged) == 4
