@@ -35,7 +35,7 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UserError("tensorboardX is not installed; pip install tensorboardX adds it.") from error
-    run, own = Path(run), to is None
+    run = Path(run)
     to = run / "tensorboard" if to is None else Path(to)
     if (to / "study.json").is_file():
         raise UserError(
@@ -46,7 +46,7 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
     try:
         for row in rows:
             cell = folder(Path(), row.cell)
-            for earlier in (to / cell).glob(f"events.out.tfevents.*{'' if own else _SUFFIX}"):
+            for earlier in (to / cell).glob(f"events.out.tfevents.*{_SUFFIX}"):
                 earlier.unlink()
             curves = opened.results[row.cell]["curves"]
             with SummaryWriter(str(to / cell), filename_suffix=_SUFFIX) as writer:

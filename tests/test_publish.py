@@ -235,18 +235,21 @@ def test_an_export_replaces_a_ticket_and_nothing_else(runs: tuple[Path, Path]) -
     assert contents(runs[0]) == before
 
 
-def test_event_files_of_other_programs_are_kept(runs: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_event_files_of_other_programs_are_kept(runs: tuple[Path, Path], tmp_path: Path, named: bool) -> None:
     result = {
         **Cell(0, "dense", 0, "dense")._asdict(), "status": "diverged", "reason": "it was told to",
         "density": 1.0, "weights_left": 1, "weights": 1, "start": 0, "made_from": None,
         "steps": 2, "seconds": 1.0, "curves": {"step": [1, 2], "test_loss": [1.0, 0.5]},
     }  # fmt: skip
     (runs[0] / "seed=0" / "dense" / "result.json").write_text(json.dumps(result))
-    theirs = tmp_path / "logs" / "seed=0" / "dense" / "events.out.tfevents.1.host"
+    to = tmp_path / "logs" if named else None
+    logs = to or runs[0] / "tensorboard"
+    theirs = logs / "seed=0" / "dense" / "events.out.tfevents.1.host"
     theirs.parent.mkdir(parents=True)
     theirs.write_text("theirs")
     for _ in range(2):
-        tensorboard.write(runs[0], tmp_path / "logs")
+        tensorboard.write(runs[0], to)
         assert theirs.read_text() == "theirs"
         assert len([*theirs.parent.iterdir()]) == 2
     with pytest.raises(UserError, match=r"--to: .* is a run folder, which holds its cells alone"):
