@@ -229,7 +229,12 @@ def test_what_the_study_draws_is_what_the_command_draws(
     ]
     assert "ranked by magnitude within every layer," in " ".join(section.notes)
     (finding,) = analysed.findings(open_run(run), own)
+    assert (finding.claim, finding.outcome) == (CLAIM, "not tested")
+    assert finding.estimate.endswith("5 of them, which the rule compares, take 56 % of the training")
+    seldom = [row._replace(total=25) for row in own["draws.csv"]]
+    (finding,) = analysed.findings(open_run(run), {**own, "draws.csv": seldom})
     assert (finding.claim, finding.n) == (CLAIM, 2)
+    assert finding.outcome != "not tested"
     assert not (run / "earlybird").exists()
     asked: dict[str, Any] = {"every": 1, "data_dir": tmp_path / "data"}
     record.perform(analysed.ANALYSIS, run, **asked)

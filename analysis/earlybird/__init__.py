@@ -94,6 +94,11 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     if found is None:
         command = words.command("earlybird", run.path)
         return [Finding(_CLAIM, "not tested", "no masks were drawn", 0, command)]
+    rule = found["draws.csv"][0]
+    if rule.level is None and rule.queue * rule.every > _EARLY * rule.total:
+        full = f"{100 * rule.queue * rule.every / rule.total:.0f} % of the training"
+        why = f"masks were drawn too seldom: {rule.queue} of them, which the rule compares, take {full}"
+        return [Finding(_CLAIM, "not tested", why, 0, words.command("earlybird", run.path))]
     levels = by_density(found["draws.csv"])
     judged = everywhere([At(words.share(density), _early(own)) for (_, density), own in levels.items()])
     own = next(of for (_, density), of in levels.items() if words.share(density) == judged.decides.place)
