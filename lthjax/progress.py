@@ -16,8 +16,8 @@ from lthjax.pulse import SILENT_SECONDS, Pulse, duration
 from lthjax.record import describe, outcome
 from lthjax.study import Estimate, Plan, Prepared, together
 
-# Trainings under way have a line every ten seconds, all else one every three.
-_LINE_SECONDS = 10.0
+# A segment of a training takes about as long, so that trainings under way have a line every three seconds.
+_LINE_SECONDS = SILENT_SECONDS / 2
 
 
 class Silent:
@@ -32,7 +32,7 @@ class Silent:
 
 
 class Lines:
-    """A plain line for every finished cell, every ten seconds in between, every three while compiling."""
+    """A plain line for every finished cell, and every three seconds in between."""
 
     def __init__(self, console: Console, silent: float = SILENT_SECONDS) -> None:
         self._console, self._silent = console, silent
