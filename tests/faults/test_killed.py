@@ -26,10 +26,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, dict[s
 def test_a_study_killed_again_and_again(
     undisturbed: tuple[World, dict[str, float]], tmp_path: Path, number: int
 ) -> None:
-    """Five kills each: together with the analyses below, more than 50."""
+    """Six kills each: together with the analyses below, more than 50."""
     whole, seconds = undisturbed
     moments, cut = random.Random(number), world(tmp_path)
-    for _ in range(5):
+    for _ in range(6):
         cut.killed("run", moments.uniform(0.3, 1) * seconds["run"])
     cut.finish("run")
     assert contents(cut.run) == contents(whole.run)
@@ -50,7 +50,7 @@ def test_an_analysis_killed_again_and_again(
     for written in (cut.run / name, cut.run / f"{name}.json"):
         shutil.rmtree(written) if written.is_dir() else written.unlink(missing_ok=True)
     moments = random.Random(name)
-    for _ in range(5):
+    for _ in range(4):
         cut.killed(name, moments.uniform(0.3, 1) * seconds[name])
     cut.finish(name)
     names = [] if name == "savings" else [name]  # whose times differ

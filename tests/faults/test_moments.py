@@ -47,7 +47,7 @@ def moments(calls: int, count: int) -> list[int]:
     return sorted({*np.linspace(1, calls, min(count, calls)).round().astype(int).tolist()})
 
 
-@pytest.mark.parametrize("count", [QUICK, pytest.param(40, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("count", [QUICK, pytest.param(25, marks=pytest.mark.faults)])
 def test_killed_at_any_call_it_goes_on_to_the_same_numbers(
     folder: Path, undisturbed: tuple[dict, int], tmp_path: Path, count: int
 ) -> None:
@@ -68,7 +68,7 @@ def test_killed_at_any_call_it_goes_on_to_the_same_numbers(
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-@pytest.mark.parametrize("count", [QUICK // 2, pytest.param(30, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("count", [QUICK // 2, pytest.param(15, marks=pytest.mark.faults)])
 def test_a_disk_that_fails_at_any_call_is_one_sentence(
     folder: Path, undisturbed: tuple[dict, int], tmp_path: Path, kind: str, count: int
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_call_that_fails_once_loses_nothing(
         shutil.rmtree(tmp_path / "runs")
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(24, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("count", [2, pytest.param(12, marks=pytest.mark.faults)])
 def test_a_report_cut_short_anywhere_is_whole_after_the_next(
     folder: Path, tmp_path: Path, count: int
 ) -> None:
