@@ -640,6 +640,15 @@ def test_what_does_not_match_is_named_by_its_first_path() -> None:
         prune.apply({"a/w": 1.0, "a": {"w": 1.0}}, Boxes(1, 1))
 
 
+def left_out(
+    outer: str, inner: optax.GradientTransformation, labels: Any
+) -> optax.GradientTransformationExtraArgs:
+    """`inner` for the leaves whose label is True alone, by either of optax's ways."""
+    if outer == "masked":
+        return optax.masked(inner, labels)
+    return optax.multi_transform({True: inner, False: optax.sgd(1.0)}, labels)
+
+
 @pytest.mark.parametrize("outer", ["masked", "multi_transform"])
 def test_optax_may_leave_out_leaves_in_boxes(outer: str) -> None:
     """As `nnx.Optimizer` gives them: `a/kernel/value`, while the mask has `a/kernel`."""
@@ -648,11 +657,7 @@ def test_optax_may_leave_out_leaves_in_boxes(outer: str) -> None:
     mask = prune.magnitude(plain, prune.ones(plain), 0.5)
     labels = jax.tree_util.tree_map_with_path(lambda path, _: path[-2].key == "kernel", params)
     inner = prune.masked(optax.sgd(0.1), mask)
-    tx = (
-        optax.masked(inner, labels)
-        if outer == "masked"
-        else optax.multi_transform({True: inner, False: optax.sgd(1.0)}, labels)
-    )
+    tx = left_out(outer, inner, labels)
     updates, _ = tx.update(params, tx.init(params), params)
     stepped = optax.apply_updates(params, updates)["a"]["kernel"]["value"]
     np.testing.assert_allclose(stepped, np.where(mask["a"]["kernel"], 0.9, 0), rtol=1e-6)
@@ -664,11 +669,7 @@ def test_optax_may_leave_out_leaves_around_masked(outer: str) -> None:
     mask = prune.magnitude(params, prune.ones(params), 0.5)
     labels = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
     inner = prune.masked(optax.adamw(0.1), mask)
-    tx = (
-        optax.masked(inner, labels)
-        if outer == "masked"
-        else optax.multi_transform({True: inner, False: optax.sgd(1.0)}, labels)
-    )
+    tx = left_out(outer, inner, labels)
     updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
     whole = prune.masked(optax.adamw(0.1), mask)
     expected, _ = jax.jit(whole.update)(gradients, whole.init(params), params)
