@@ -15,6 +15,9 @@ NON_INFERIOR = "non-inferiority"
 EQUIVALENT = "equivalence"
 # Percentage points of accuracy within which two arms count as equal where neither is found to be better.
 SAME = 0.2
+# The factor within which two positive measures, as numbers of steps, count as equal.
+SAME_FACTOR = 1.1
+TIMES = f"within {SAME_FACTOR:g}×"
 
 
 class At(NamedTuple):
@@ -56,15 +59,19 @@ class Judged(NamedTuple):
         return f"{decided} {self.decides.place}{several}".rstrip()
 
 
-def everywhere(tests: Sequence[At]) -> Judged:
+def everywhere(tests: Sequence[At], same: float = 0.0) -> Judged:
     """A claim that it holds at every level (at least one): an intersection–union test.
 
     The least favourable level is the one of the least bound that decides: of the least upper bound where the
     claim is refuted, else of the least lower one.
+
+    Args:
+        tests: one a level.
+        same: the value that says that there is no difference: 0, or 1 for ratios.
     """
     outcome: Said = stats.conjunction(of.verdict.outcome for of in tests)
     if outcome == "undecided" and all(of.zero and of.zero.outcome == "supported" for of in tests):
-        return Judged("equivalent", max(tests, key=lambda of: _reach(of.zero)), len(tests))
+        return Judged("equivalent", max(tests, key=lambda of: _reach(of.zero, same)), len(tests))
     return Judged(outcome, min(tests, key=lambda of: _least(of.verdict, outcome)), len(tests))
 
 
@@ -87,9 +94,9 @@ def beside(
     return "; ".join(said)
 
 
-def named(tested: Judged, test: str, margin: str = f"{SAME:g} pp") -> str:
+def named(tested: Judged, test: str, margin: str = f"±{SAME:g} pp") -> str:
     """The name of the test that decided: `test`, or the equivalence test with its margin."""
-    return f"{EQUIVALENT}, ±{margin}" if tested.outcome == "equivalent" else test
+    return f"{EQUIVALENT}, {margin}" if tested.outcome == "equivalent" else test
 
 
 def _least(of: Verdict, outcome: Said) -> float:
@@ -97,5 +104,8 @@ def _least(of: Verdict, outcome: Said) -> float:
     return mean if n < 2 else high if outcome == "refuted" else low
 
 
-def _reach(of: Verdict | None) -> float:
-    return 0.0 if of is None else max(-of.bounds.low, of.bounds.high)
+def _reach(of: Verdict | None, same: float) -> float:
+    """How far the bounds of an equivalence test reach from the value that says that nothing differs."""
+    if of is None:
+        return 0.0
+    return max(1 / of.bounds.low, of.bounds.high) if same else max(-of.bounds.low, of.bounds.high)

@@ -157,14 +157,16 @@ def seconds(option: str, text: str) -> float:
 
 
 def loading(tell: bool) -> contextlib.AbstractContextManager[None]:
-    """Says on a terminal that the imports in its block load JAX, and every three seconds for how long so far.
+    """Says that the imports in its block load JAX, and every three seconds for how long so far.
+
+    On a terminal it is said at once; in a log, where an error should be the first line, after three seconds.
 
     Args:
-        tell: whether to say anything; nothing is said where JAX is loaded already.
+        tell: whether to say anything; nothing is said with `--quiet` or where JAX is loaded already.
     """
-    if not tell or "jax" in sys.modules or not sys.stderr.isatty():
+    if not tell or "jax" in sys.modules or "--quiet" in sys.argv:
         return contextlib.nullcontext()
-    return pulse.telling(_say, "loading JAX")
+    return pulse.telling(_say, "loading JAX", at_once=sys.stderr.isatty())
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from analysis import words
-from analysis.claims import At, Judged, beside, everywhere, named
+from analysis.claims import TIMES, At, Judged, beside, everywhere, named
 from analysis.compare import equal
 from analysis.compare.entries import Entry, Point
 from analysis.record import COUNT, TIMING, Finding, settled
@@ -103,6 +103,18 @@ def test_equivalent_takes_every_level() -> None:
     assert everywhere([near, far, at("open", -1, 1, "undecided")]).outcome == "undecided"
     above = everywhere([at("above", 0.01, 0.1, "supported", "supported")])
     assert (above.outcome, named(above, "superiority")) == ("supported", "superiority")
+
+
+def test_equivalent_ratios_reach_from_one() -> None:
+    """1/0.92 is further from 1 than 1.08 is; their bounds' distances from 0 say the contrary."""
+    below, above = (
+        at("below", 0.92, 1.01, "undecided", "supported"),
+        at("above", 0.99, 1.08, "undecided", "supported"),
+    )
+    tested = everywhere([above, below], same=1)
+    assert (tested.outcome, tested.decides.place) == ("equivalent", "below")
+    assert named(tested, "superiority", TIMES) == "equivalence, within 1.1×"
+    assert everywhere([above, below]).decides.place == "above"
 
 
 def test_below_three_seeds_there_is_no_verdict() -> None:

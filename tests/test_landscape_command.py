@@ -880,6 +880,20 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     turned = [row for row in flat if row.where == "end"]
     losses = [row._replace(quantity="train_loss", value=0.1) for row in turned]
     assert command.flatter(open_run(run), found._replace(rows=turned + losses))[0].outcome == "refuted"
+    # Where neither is found flatter, they may be as flat, within a factor.
+    for apart, outcome, test in (
+        (0.01, "equivalent", "equivalence, within 1.1×"),
+        (0.5, "undecided", "superiority"),
+    ):
+        near = [
+            row._replace(value=3.0 + (apart * (row.seed - 1) if row.arm == "ticket" else 0.0))
+            for row in turned
+        ]
+        alike = command.flatter(open_run(run), found._replace(rows=near + losses))[0]
+        assert (alike.outcome, alike.test) == (outcome, test)
+        assert ("ticket / reinit 1.00×, at least 0.99 and at most 1.01" in alike.estimate) is (apart < 0.1)
+    signed = [row._replace(value=row.value - 3.0) for row in near]
+    assert command.flatter(open_run(run), found._replace(rows=signed + losses))[0].outcome == "undecided"
     # A table of an earlier version lacks the curvature, and says how to get it.
     lacking = [row for row in found.rows if row.quantity != "filter_curvature"]
     older = command.flatter(open_run(run), found._replace(rows=lacking))

@@ -1,6 +1,7 @@
 """Short ways to write options, and numbers of things in words."""
 
 import dataclasses
+import functools
 import io
 import re
 import sys
@@ -104,14 +105,26 @@ def test_what_takes_long_says_so() -> None:
 
 
 def test_loading_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a terminal, where there is something to load, unless a command is quiet."""
+    """Where there is something to load, unless a command is quiet; in a log only what takes long."""
     jax = sys.modules["jax"]
     monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setattr(sys, "argv", ["run.py"])
     with cli.loading(True):
         assert capsys.readouterr().err == "", "no terminal"
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.pulse, "telling", functools.partial(pulse.telling, every=0.01))
+        told: list[str] = []
+        patch.setattr(cli, "_say", told.append)
+        with cli.loading(True):
+            until(lambda: len(told) > 1)
+        assert told[:2] == ["loading JAX: 0 s so far"] * 2
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with cli.loading(False):
         assert capsys.readouterr().err == "", "quiet"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["run.py", "--quiet"])
+        with cli.loading(True):
+            assert capsys.readouterr().err == "", "quiet"
     with cli.loading(True):
         assert capsys.readouterr().err == "loading JAX\n"
     monkeypatch.setitem(sys.modules, "jax", jax)

@@ -191,6 +191,26 @@ def test_geometric_bounds_by_hand() -> None:
         assert stats.geometric_verdict(few, 5).outcome == "undecided"
 
 
+@given(st.lists(st.floats(0.5, 2), min_size=2, max_size=8, unique=True), st.floats(1, 3))
+@settings(deadline=None)
+def test_ratios_are_equivalent_where_their_logarithms_are(values: list[float], factor: float) -> None:
+    ratios = [stats.Ratio(value, value) for value in values]
+    logs = stats.equivalent([math.log(value) for value in values], math.log(factor))
+    found = stats.geometric_equivalent(ratios, factor)
+    assert found.outcome == logs.outcome
+    assert found.bounds[:3] == pytest.approx(np.exp(logs.bounds[:3]))
+
+
+def test_ratios_known_by_bounds_are_equivalent_only_where_both_are_near() -> None:
+    """Supported needs both bounds; a bound far on one side refutes."""
+    near = [stats.Ratio(0.98, 1.02)] * 6
+    assert stats.geometric_equivalent(near, 1.1).outcome == "supported"
+    assert stats.geometric_equivalent([stats.Ratio(0.98, math.inf)] * 6, 1.1).outcome == "undecided"
+    assert stats.geometric_equivalent([stats.Ratio(2, math.inf)] * 6, 1.1).outcome == "refuted"
+    assert stats.geometric_equivalent([stats.Ratio(0, 0.5)] * 6, 1.1).outcome == "refuted"
+    assert stats.geometric_equivalent(near[:1], 1.1).outcome == "undecided"
+
+
 @pytest.mark.parametrize("n", [3, 6])
 def test_coverage_of_the_bound_with_censored_ratios(n: int) -> None:
     """Ratios of geometric mean 8, observed only up to 10: the bound exceeds 8 in at most 6 % of the cases."""
@@ -766,6 +786,8 @@ def test_area_turns_and_shifts(
         (lambda: stats.equivalent([1, math.inf], 1), "values: inf is not a finite number"),
         (lambda: stats.noninferior([1, 2], -0.5), "margin: -0.5 is not allowed"),
         (lambda: stats.equivalent([1, 2], -0.5), "margin: -0.5 is not allowed"),
+        (lambda: stats.geometric_equivalent([], 0.9), "factor: 0.9 is not allowed"),
+        (lambda: stats.geometric_equivalent([], math.nan), "factor: nan is not allowed"),
         (lambda: stats.t_p_value([1, 2], alternative="more"), "alternative: 'more' is not known"),
         (lambda: stats.sign_flip_p_value([1, 2], alternative="grater"), "did you mean 'greater'"),
         (lambda: stats.sign_flip_p_value([1, math.nan]), "values: nan"),

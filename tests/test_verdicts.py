@@ -96,6 +96,49 @@ def test_a_precise_zero_is_equivalent_and_no_open_question() -> None:
     assert said(wide)["Tickets beat reinitialised ones at 80–90 % sparsity"].outcome == "undecided"
 
 
+def test_two_arms_that_need_as_many_weights_or_steps_are_equivalent() -> None:
+    """Tickets and reinit fall alike: as many weights within a factor of 1.1; one needs a tenth more steps."""
+    falls = {0.5: 1.0, 0.15: 0.3, 0.1: -3.0}
+    rows = run({"ticket": falls, "reinit": falls})
+    found = said(rows)["Reinitialised masks need more weights than tickets 0.5 points below dense"]
+    assert found.outcome == "equivalent"
+    assert found.test == "equivalence, within 1.1×"
+    assert re.fullmatch(
+        r"\d\.\d\d×, at least 0\.9\d and at most 1\.0\d \(each one-sided 95 %\)", found.estimate
+    )
+    for steps, outcome, test in (
+        ([101, 99, 102, 98, 100, 101], "equivalent", "equivalence, within 1.1×"),
+        ([140, 99, 120, 70, 100, 101], "undecided", "superiority"),
+        ([112, 113, 111, 112, 113, 112], "supported", "superiority"),
+    ):
+        told = [row._replace(early_stop_step=steps[row.seed]) if row.arm == "reinit" else row for row in rows]
+        faster = said(told)["Tickets learn faster than reinitialised ones at 80–90 % sparsity"]
+        assert (faster.outcome, faster.test) == (outcome, test), faster
+
+
+def test_a_search_finds_that_every_level_is_equivalent() -> None:
+    """Gaps of ±0.03 points at each of two levels; one level of ±0.3 leaves it open."""
+    rows = run({"ticket": {0.15: 0.0, 0.05: 0.0}, "reinit": {0.15: 0.0, 0.05: 0.0}})
+    claim = "Tickets beat reinitialised ones at 80–90 % sparsity … at some density"
+
+    def with_spread(last: float) -> list[Row]:
+        spread = {1: 0.001, 2: last}
+        return [
+            r._replace(test_accuracy=0.95 + spread[r.level] * NOISE[r.seed] if r.arm == "ticket" else 0.95)
+            if r.level
+            else r
+            for r in rows
+        ]
+
+    found = said(with_spread(0.002))[claim]
+    assert (found.outcome, found.test) == ("equivalent", "equivalence, ±0.2 pp")
+    assert found.estimate.endswith("at 5.0 % of the weights, the most of 2 levels")
+    wide = said(with_spread(0.02))[claim]
+    assert (wide.outcome, wide.test) == ("undecided", "superiority, 2 levels by Holm")
+    ten = said(with_spread(0.002))[f"{TEN} … by 10 points or more at some density"]
+    assert ten.outcome == "refuted"
+
+
 def lucky(images: int) -> tuple[dict[str, verdicts.Finding], list[Row]]:
     """Three seeds that all have +1.0 points at 70 %, and a test set of so many images."""
     rows = run({"ticket": {0.15: 1.0}}, dense=70.0, seeds=range(3))

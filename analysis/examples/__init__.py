@@ -132,7 +132,7 @@ def _finding(
     what = "κ" if claim == _LOST else "κ less that with other seeds' dense networks"
     seeds = {row.seed for row in rows if (row.level, row.arm, row.other) == (decides, TICKET, DENSE)}
     where = Link("image by image", "#examples")
-    test = named(judged, SUPERIOR, f"{_SAME:g}")
+    test = named(judged, SUPERIOR, f"±{_SAME:g}")
     return Finding(claim, judged.outcome, f"{what} {judged.said('+.3f')}", len(seeds), where, test)
 
 

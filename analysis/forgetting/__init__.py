@@ -116,7 +116,7 @@ def _finding(
     judged = everywhere(tests)
     n = judged.decides.verdict.bounds.n
     where = Link("forgetting", "#forgetting")
-    test = named(judged, SUPERIOR, f"{margin:g}")
+    test = named(judged, SUPERIOR, f"±{margin:g}")
     return Finding(claim, judged.outcome, judged.said("+.3f", unit), n, where, test)
 
 

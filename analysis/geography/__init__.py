@@ -77,7 +77,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
             ]
         )
         n = min(seeds_at(rows, level) for level in values)
-        test = named(tested, f"{SUPERIOR}{f' to {threshold:g}' if threshold else ''}", f"{margin:g}")
+        test = named(tested, f"{SUPERIOR}{f' to {threshold:g}' if threshold else ''}", f"±{margin:g}")
         where, estimate = Link("tickets of different seeds", "#geography"), f"{kind} {tested.said('+.3f')}"
         said.append(Finding(claim, tested.outcome, estimate, n, where, test))
     return said

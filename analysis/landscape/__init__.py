@@ -28,10 +28,10 @@ import numpy as np
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.quantities import BESIDE, FLATNESS, QUANTITIES, WITHIN
-from lthjax.measures.stats import mean_interval
+from lthjax.measures.stats import Ratio, mean_interval
 
 from .. import words
-from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere
+from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, everywhere, named
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
 from ..run import TICKET, Run, select
@@ -131,7 +131,10 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
     if not where:
         return _again(run, found, claim, f"no {control} cell there, or not measured")
     flat = stats.verdict([-value for value in paired[where]])
+    tested = everywhere([At("", flat, _equal(*both(where, quantity)))], same=1)
     difference = words.decided(flat, "+.3g", below=True)
+    if tested.outcome == "equivalent":
+        difference = f"ticket / {control} {tested.said('.2f', '×')}"
     beside = "at the end of training, not matched" if where == END else "at matched train loss"
     at_end = words.interval(mean_interval(paired[END]), "+.3g")
     also = "" if where == END else f"; at the end {at_end}"
@@ -139,7 +142,16 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
     scaled = f"; with the scale: {', '.join(changing)}" if changing else ""
     estimate = f"{against(quantity)}: {difference} {beside} ({against('train_loss')} nats){also}{scaled}"
     far = "" if where == END else unmatched(found.rows, control)
-    return Finding(claim, flat.outcome, estimate, len(paired[where]), _LINK, SUPERIOR, far)
+    test = named(tested, SUPERIOR, TIMES)
+    return Finding(claim, tested.outcome, estimate, len(paired[where]), _LINK, test, far)
+
+
+def _equal(ours: Mapping[int, float], theirs: Mapping[int, float]) -> stats.Verdict | None:
+    """Whether two measures are equal within a factor; None where one of them is not above 0."""
+    pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    if any(min(pair) <= 0 for pair in pairs):
+        return None
+    return stats.geometric_equivalent([Ratio(a / b, a / b) for a, b in pairs], SAME_FACTOR)
 
 
 def unmatched(rows: Sequence[table.Number], control: str) -> str:

@@ -65,7 +65,7 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
         estimate = f"{more.said('+.4f', '')} ({means}) {at}"
         made.append(
             Finding(
-                _ADDED, more.outcome, estimate, len(added), link, named(more, SUPERIOR, f"{_SAME_AUROC:g}")
+                _ADDED, more.outcome, estimate, len(added), link, named(more, SUPERIOR, f"±{_SAME_AUROC:g}")
             )
         )
     else:

@@ -17,7 +17,7 @@ from lthjax.measures import stats
 from lthjax.measures.stats import Ratio, Verdict
 
 from .. import ends, words
-from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, Judged, beside, everywhere, named
+from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, beside, everywhere, named
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled
 from ..run import TICKET, Row, accuracies, chains, images_of, select
@@ -94,17 +94,16 @@ def in_range(levels: Sequence[Level]) -> list[Level]:
 def _everywhere(
     claim: str,
     levels: Sequence[Level],
-    say: Callable[[Level], Verdict],
+    say: Callable[[Level], At],
     command: str,
     where: Link,
     test: str,
-    zero: Callable[[Level], Verdict] | None = None,
 ) -> Finding:
     """A claim about every level of the range, with the estimate of the least favourable one."""
     levels = in_range(levels)
     if not levels:
         return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
-    tested = everywhere([At(at(level), say(level), zero(level) if zero else None) for level in levels])
+    tested = everywhere([say(level) for level in levels])
     n = min(len(level.values) for level in levels)
     return Finding(claim, tested.outcome, tested.said(_FORM, _UNIT), n, where, named(tested, test))
 
@@ -113,13 +112,13 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
     """The claim that tickets lose less than a margin to the dense network; the same of controls beside it."""
     claim = f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network"
 
-    def say(level: Level) -> Verdict:
-        return stats.noninferior(level.values, margin, floor=level.floor)
+    def say(level: Level) -> At:
+        return At(at(level), stats.noninferior(level.values, margin, floor=level.floor))
 
     test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
     found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test)
     controls = {
-        arm: everywhere([At(at(level), say(level)) for level in of_arm])
+        arm: everywhere([say(level) for level in of_arm])
         for arm in CONTROLS
         if (of_arm := in_range(to_dense[arm]))
     }
@@ -128,14 +127,13 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
 
 def _better(claim: str, levels: Sequence[Level], command: str, where: Link) -> Finding:
     """A claim that a difference is above 0 at every level of the range."""
+    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR)
 
-    def zero(level: Level) -> Verdict:
-        return stats.equivalent(level.values, SAME, floor=level.floor)
 
-    def say(level: Level) -> Verdict:
-        return stats.verdict(level.values, floor=level.floor)
-
-    return _everywhere(claim, levels, say, command, where, SUPERIOR, zero)
+def _against_zero(level: Level) -> At:
+    """Whether a difference is above 0, or next to 0."""
+    better = stats.verdict(level.values, floor=level.floor)
+    return At(at(level), better, stats.equivalent(level.values, SAME, floor=level.floor))
 
 
 def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int) -> Finding:
@@ -151,8 +149,8 @@ def _by_ten(levels: Sequence[Level], command: str) -> Finding:
     """The claim of 10 to 15 points: 10 or more decides, and whether it is 15 or less is said."""
     claim = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
 
-    def least(level: Level) -> Verdict:
-        return stats.verdict(level.values, 10, floor=level.floor)
+    def least(level: Level) -> At:
+        return At(at(level), stats.verdict(level.values, 10, floor=level.floor))
 
     found = _everywhere(claim, levels, least, command, _GAPS, f"{SUPERIOR}, by 10{_UNIT} or more")
     most = stats.conjunction(
@@ -185,7 +183,7 @@ def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: s
     adjusted = stats.holm(p_values)
     n, several = min(len(level.values) for level in tested), f"{len(tested)} levels by Holm"
     rule = f"one-sided 95 %{f' over {several}' if len(tested) > 1 else ''}"
-    test = f"{test}, {several}" if len(tested) > 1 else test
+    searched = f"{test}, {several}" if len(tested) > 1 else test
 
     def shown(place: int, alpha: float) -> tuple[str, Verdict]:
         level = tested[place]
@@ -196,17 +194,20 @@ def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: s
         first = max(clear, key=lambda place: tested[place].density)
         place, verdict = shown(first, _ALPHA / (len(tested) - ranked.index(first)))
         said = words.decided(verdict._replace(outcome="supported"), _FORM, _UNIT, rule=rule)
-        return Finding(claim, "supported", f"first {place}: {said}{out}", n, _GAPS, test)
+        return Finding(claim, "supported", f"first {place}: {said}{out}", n, _GAPS, searched)
     if not few and all(
         stats.verdict(of.values, threshold, floor=of.floor).outcome == "refuted" for of in tested
     ):
         every = [shown(place, _ALPHA) for place in range(len(tested))]
         place, verdict = max(every, key=lambda one: one[1].bounds.high)
         said = words.decided(verdict, _FORM, _UNIT)
-        return Finding(claim, "refuted", f"highest bound {place}: {said}", n, _GAPS, test)
+        return Finding(claim, "refuted", f"highest bound {place}: {said}", n, _GAPS, searched)
+    equal = everywhere([_against_zero(level) for level in tested])
+    if not few and not threshold and equal.outcome == "equivalent":
+        return Finding(claim, "equivalent", equal.said(_FORM, _UNIT), n, _GAPS, named(equal, test))
     place, verdict = shown(max(ranked, key=lambda place: tested[place].mean), _ALPHA / len(tested))
     said = words.decided(verdict._replace(outcome="undecided"), _FORM, _UNIT, rule=rule)
-    return Finding(claim, "undecided", f"most {place}: {said}{out}", n, _GAPS, test)
+    return Finding(claim, "undecided", f"most {place}: {said}{out}", n, _GAPS, searched)
 
 
 def _saved(rows: Sequence[Row], chain: str) -> Finding:
@@ -253,11 +254,12 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
     for of in levels:
         known = f", {of.censored} of {len(of.ratios)} seeds known by bounds" if of.censored else ""
         place = f"at {100 * of.density:.1f} % of the weights{known}"
-        tests.append(At(place, stats.geometric_verdict(of.ratios, 1)))
-    tested = everywhere(tests)
+        equal = stats.geometric_equivalent(of.ratios, SAME_FACTOR)
+        tests.append(At(place, stats.geometric_verdict(of.ratios, 1), equal))
+    tested = everywhere(tests, same=1)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
     said = f"steps of {other} / ticket: {tested.said('.2f', '×')}"
-    return Finding(claim, tested.outcome, said, n, where, SUPERIOR)
+    return Finding(claim, tested.outcome, said, n, where, named(tested, SUPERIOR, TIMES))
 
 
 def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, images: int) -> list[Finding]:
@@ -282,14 +284,18 @@ def at(level: Level) -> str:
 def _times(claim: str, ratios: Sequence[Ratio], threshold: float, why: str, test: str) -> Finding:
     """A claim about the geometric mean of ratios; for censored ones, with the reason."""
     found = stats.geometric_verdict(ratios, threshold)
-    return Finding(claim, found.outcome, _ratio(ratios, found, why), len(ratios), _LEVELS, test)
+    equal = stats.geometric_equivalent(ratios, SAME_FACTOR) if threshold == 1 else None
+    tested = everywhere([At("", found, equal)], same=1)
+    said = _ratio(ratios, tested, why)
+    return Finding(claim, tested.outcome, said, len(ratios), _LEVELS, named(tested, test, TIMES))
 
 
-def _ratio(ratios: Sequence[Ratio], found: Verdict, why: str) -> str:
+def _ratio(ratios: Sequence[Ratio], tested: Judged, why: str) -> str:
     """The geometric mean with the bound that decides; with censored seeds its bounds, and the reason."""
     censored = [ratio for ratio in ratios if ratio.low != ratio.high]
+    found = tested.decides.verdict
     if not censored:
-        return words.decided(found, ".1f", "×")
+        return tested.said(".2f" if tested.outcome == "equivalent" else ".1f", "×")
     # A single seed has only its own bounds.
     _, low, high, n = found.bounds
     low, high = (low, high) if n > 1 else censored[0]

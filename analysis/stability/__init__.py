@@ -201,7 +201,7 @@ def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[in
     claim += f", from step {k} at {words.share(density(ours[k]))}"
     judged = everywhere([At("", stats.verdict(values), stats.equivalent(values, _SAME))])
     estimate = f"barrier less by {judged.said('+.2f', ' pp')}"
-    test = named(judged, SUPERIOR, f"{_SAME:g} pp")
+    test = named(judged, SUPERIOR, f"±{_SAME:g} pp")
     return Finding(claim, judged.outcome, estimate, len(values), _LINK, test)
 
 

@@ -1,9 +1,10 @@
 """Verdicts on claims by one-sided bounds."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from lthjax.errors import unknown
+from lthjax.errors import UserError, unknown
 from lthjax.measures.stats._checks import finite, not_negative
 from lthjax.measures.stats._intervals import ANY, Interval, Range, Ratio, bounds, geometric_bounds
 
@@ -37,6 +38,26 @@ def geometric_verdict(ratios: Sequence[Ratio], threshold: float, confidence: flo
     """
     found = geometric_bounds(ratios, confidence)
     return Verdict(_outcome(found.low > threshold, found.high < threshold), found)
+
+
+def geometric_equivalent(ratios: Sequence[Ratio], factor: float, confidence: float = 0.95) -> Verdict:
+    """Tests the claim that the geometric mean of ratios is 1 within a factor, by two one-sided tests (TOST).
+
+    As `equivalent`, of the ratios' logarithms, with the bounds of `geometric_bounds`.
+
+    Args:
+        ratios: one per seed.
+        factor: 1 or more; 1.1 is for ratios from 1/1.1 to 1.1.
+        confidence: of either bound, in (0.5, 1).
+
+    Raises:
+        UserError: the factor or the confidence is out of range.
+    """
+    if not 1 <= factor < math.inf:
+        raise UserError(f"factor: {factor} is not allowed; it must be 1 or more.")
+    found = geometric_bounds(ratios, confidence)
+    inside = found.low > 1 / factor and found.high < factor
+    return Verdict(_outcome(inside, found.low > factor or found.high < 1 / factor), found)
 
 
 def verdict(
