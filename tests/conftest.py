@@ -53,9 +53,20 @@ PLAIN = (
     "test_any_rows", "test_budget", "test_claims", "test_command", "test_config", "test_conform", "test_data",
     "test_doctor", "test_examples", "test_files", "test_layouts", "test_locks", "test_lowest", "test_optim",
     "test_overrides", "test_prune", "test_prune_optimiser", "test_prune_sharded", "test_publish",
-    "test_readme", "test_results", "test_rows", "test_rules", "test_short", "test_shorthand", "test_stats",
+    "test_readme", "test_results", "test_rows", "test_short", "test_shorthand", "test_stats",
     "test_ticket_files", "test_training_length", "test_verdicts",
 )  # fmt: skip
+# By file the tests of PLAIN that take seconds of compilation or waiting each; `make quick` leaves them out.
+NOT_QUICK = {
+    "test_locks": ("test_leases_where", "test_of_processes", "test_a_lease_of_another"),
+    "test_prune": (
+        "test_magnitude_agrees_with_sorting",
+        "test_pruned_weights_and_moments",
+        "test_random_and_shuffle",
+        "test_units_of_narrow_numbers",
+    ),
+    "test_stats": ("test_holm_is", "test_coverage", "test_false_finds"),
+}
 # Files that take a worker minutes. They come first and PLAIN ones last, so that both workers end together.
 LONG = (
     "test_versions", "test_configs", "test_landscape_command", "test_conv", "test_report", "test_hessian",
@@ -65,14 +76,41 @@ LONG = (
 # `make test-all` runs them.
 SLOW = {
     "test_accelerators": ("test_replicates_together_give_what_each_gives_alone[lenet5",),
-    "test_arms": ("test_a_study_by_criterion", "test_a_study_of_every_arm_and_criterion"),
+    "test_arms": (
+        "test_a_study_by_criterion",
+        "test_a_study_of_every_arm_and_criterion",
+        "test_a_cell_is_exp",
+    ),
     "test_benchmarks": ("test_both_forms_of_a_convolution_are_the_networks_own[conv6",),
-    "test_bucket": ("test_the_command_takes_an_address",),
-    "test_cli": ("test_on_a_terminal", "test_only_the_reports_path", "test_dry_run_prints_the_plan"),
+    "test_bucket": (
+        "test_the_command_takes_an_address",
+        *(
+            f"test_a_cell_whose_upload_failed_is_not_there_and_is_sent_the_next_time[seed={part}"
+            for part in ("1/dense/mask", "2")
+        ),
+        "test_two_machines",
+    ),
+    "test_checkpoints": ("test_a_study_stopped_inside",),
+    "test_cli": (
+        "test_on_a_terminal",
+        "test_overrides",
+        "test_only_the_reports_path",
+        "test_dry_run_prints_the_plan",
+    ),
     "test_compaction": tuple(f"test_compacted_logits_are_the_networks_own[{n}" for n in ("resnet8", "vgg11")),
     "test_configs": tuple(
         f"test_builds_and_runs_two_steps[{name}"
-        for name in ("budget", "cifar_cnn", "conv2", "conv4", "conv6", "quickstart_wide", "resnet20")
+        for name in (
+            "budget",
+            "cifar_cnn",
+            "conv2",
+            "conv4",
+            "conv6",
+            "lenet5_mnist",
+            "lr_cifar",
+            "quickstart_wide",
+            "resnet20",
+        )
     ),
     "test_conv": (
         "test_a_weight_gradient_in_blocks",
@@ -85,8 +123,9 @@ SLOW = {
             for n in (1, 2, 6, 9, 11, 14)
         ),
     ),
-    "test_earlybird": ("test_masks_of_a_run",),
+    "test_earlybird": ("test_masks_of_a_run", "test_what_the_study_draws"),
     "test_extending": (
+        "test_own_data_network_criterion",
         "test_own_analysis_is_on_the_report",
         "test_the_page_on_own_models_runs",
         "test_the_page_on_other_libraries_runs",
@@ -98,6 +137,7 @@ SLOW = {
         "test_a_sketch_that_spans",
     ),
     "test_hessian": (
+        "test_density_is",
         "test_as_many_steps_as_dimensions",
         "test_golden",
         "test_mask_may_be_traced",
@@ -107,6 +147,7 @@ SLOW = {
     "test_interop": ("test_a_ticket_in_a_few_lines[of_equinox", "test_a_ticket_in_a_few_lines[of_haiku"),
     "test_landscape": (
         "test_a_direction_is_the_formula",
+        "test_directions_of_other_keys",
         "test_directions_stay_inside",
         "test_only_adaptive_sharpness_is_the_same",
         "test_only_filter_curvature_is_the_same",
@@ -117,8 +158,7 @@ SLOW = {
         "test_killed_at_any_call",
         "test_a_call_that_fails_once",
         "test_a_report_cut_short",
-        "test_a_disk_that_fails_at_any_call_is_one_sentence[2-read-only",
-        "test_a_disk_that_fails_at_any_call_is_one_sentence[2-vanished",
+        "test_a_disk_that_fails_at_any_call_is_one_sentence[2",
     ),
     "test_notebooks": ("test_",),
     "test_precision": (
@@ -126,7 +166,11 @@ SLOW = {
         "test_every_product_of_a_network_is_of_rounded",
     ),
     "test_predict": ("test_grasp_of_a_network_with_convolutions",),
-    "test_processes": ("test_killed_twice_and_run_again", "test_two_processes_train_no_cell_twice"),
+    "test_processes": (
+        "test_killed_twice_and_run_again",
+        "test_two_processes_train_no_cell_twice",
+        "test_signals",
+    ),
     "test_report": (
         "test_a_report_that_is_not_whole",
         "test_an_unchanged_report",
@@ -141,14 +185,21 @@ SLOW = {
     "test_savings": (
         "test_the_command_and_its_errors",
         "test_compacted_logits_are_the_tickets[conv",
+        "test_the_forms_of_a_residual",
     ),
     "test_settings": ("test_neither_chunk_nor_devices", "test_no_setting_changes_a_bit"),
-    "test_sharing": ("test_a_seed_of_a_sweep",),
-    "test_structure": ("test_a_convolution_at_the_input",),
+    "test_sharing": (
+        "test_a_seed_of_a_sweep",
+        "test_two_folders",
+        "test_each_takes",
+        "test_a_study_with_leases",
+    ),
+    "test_structure": ("test_a_convolution_at_the_input", "test_what_is_drawn"),
     "test_study": (
         "test_a_killed_process_leaves_whole_cells",
         "test_widening_keeps_every_old_cell",
         "test_the_same_study_twice",
+        "test_a_study_cut_anywhere",
     ),
     "test_sweep": (
         "test_a_sweep_is_its_studies",
@@ -170,7 +221,7 @@ SLOW = {
         "test_against_a_plain_loop",
         "test_neighbours_and_twice",
     ),
-    "test_watching": ("test_services_are_told",),
+    "test_watching": ("test_services_are_told", "test_tensorboard_has"),
     "test_until": ("test_the_command_adds_seeds",),
     "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate", "test_a_mask_goes_to"),
     "test_traces": ("test_hutch_plus_plus_is_exact",),
@@ -218,7 +269,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         slow = item.get_closest_marker("slow") is not None
         if slow and any(item.name.startswith(name) for name in LENGTHY.get(file, ())):
             item.add_marker(pytest.mark.lengthy)
-        if file not in PLAIN:
+        if file not in PLAIN or any(item.name.startswith(name) for name in NOT_QUICK.get(file, ())):
             item.add_marker(pytest.mark.study)
 
 
