@@ -37,6 +37,7 @@ from .differences import floor, mean_accuracy
 from .forgetting.table import EventRow
 from .page import Table
 from .report import facts
+from .retraining import table as retraining
 from .run import TICKET, images_of, select
 
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
@@ -85,6 +86,11 @@ class Published(_Folder, Measured):
     def by_level(self, rewind: int = 0) -> Table:
         """The report's table of levels."""
         return facts.levels(self.rows, f"rewind-{rewind}")
+
+    def retrained(self) -> Table:
+        """The report's table of arms that train after pruning, at equal density and cost."""
+        found = retraining.of_rows(self.rows, self.about)
+        return retraining.shown(self._known(found, "no arm starts from trained weights"))[0]
 
     @property
     def looks(self) -> EventRow:

@@ -8,7 +8,7 @@ learning rate falls to a tenth after 60 and after 80 % of the training. Six seed
     python run.py --config configs/retraining_lenet5.py
 
 Needs mnist.npz in data/, or an internet connection to fetch it once.
-Time: about 20 min on 2 x86-64 cores, estimated by `--dry-run`.
+Time: 30 min on 2 x86-64 cores that other work shared.
 Result: the section "After pruning" of the report.
 """
 

@@ -136,9 +136,7 @@ def test_costs_and_comparisons_by_hand() -> None:
             for arm, values in accuracy.items():
                 rows.append(of(Cell(seed, "rewind-40", level, arm), values[level - 1] + seed / 1e4, 60, left))
             rows.append(of(Cell(seed, "continued-40", level, "continued"), 0.85, 100, left))
-    run: Any = SimpleNamespace(
-        rows=rows, lengths=SimpleNamespace(total=100), about={"data": {"test": 10_000}}
-    )
+    run: Any = SimpleNamespace(rows=rows, about={"data": {"test": 10_000}, "lengths": {"total": 100}})
     found = table.load(run)
     assert found is not None
     assert [row.steps for row in found.of("rewind-40", "finetune").values()] == [160, 220, 280]

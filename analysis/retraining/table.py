@@ -1,7 +1,7 @@
 """What a training after pruning costs and gives, arm by arm: the rows of the section, and its tables."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lthjax import imp
 from lthjax.arms import ARMS
@@ -63,7 +63,12 @@ class Retrained(NamedTuple):
 
 def load(run: Run) -> Retrained | None:
     """The arms that Renda et al. 2020 compare, by chain; None where none starts from trained weights."""
-    rows = [row for row in run.rows if row.status == "done"]
+    return of_rows(run.rows, run.about)
+
+
+def of_rows(every: Sequence[Row], about: Mapping[str, Any]) -> Retrained | None:
+    """As `load`, from the rows of a run and its study.json."""
+    rows = [row for row in every if row.status == "done"]
     if not any(row.arm in ARMS and ARMS[row.arm].final for row in rows):
         return None
     shown = [
@@ -71,12 +76,12 @@ def load(run: Run) -> Retrained | None:
         *(arm for arm in arms(rows) if arm in ARMS and (ARMS[arm].final or arm == "continued_reset")),
     ]
     levels = [
-        _level(rows, of, run.lengths.total)
+        _level(rows, of, about["lengths"]["total"])
         for chain in chains(rows)
         for arm in shown
         for of in by_level(select(rows, chain=chain, arm=arm)).values()
     ]
-    return Retrained(accuracies(select(rows, chain=DENSE)), levels, run.about["data"]["test"])
+    return Retrained(accuracies(select(rows, chain=DENSE)), levels, about["data"]["test"])
 
 
 def _level(rows: Sequence[Row], of: Sequence[Row], total: int) -> Level:
