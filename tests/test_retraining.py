@@ -158,5 +158,5 @@ def test_costs_and_comparisons_by_hand() -> None:
     assert "at 10.0 % of the weights, 2.2 dense trainings" in beats.claim
     assert beats.estimate.startswith("+3.00")
     assert needs.estimate.startswith("+0.20")
-    without = SimpleNamespace(rows=[row for row in rows if row.arm in ("dense", "ticket")])
+    without = SimpleNamespace(rows=[row for row in rows if row.arm in ("dense", "ticket")], about=run.about)
     assert table.load(without) is None  # type: ignore[arg-type]
