@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 
 SILENT_SECONDS = 3.0
 """Nothing that a user waits for is silent for longer."""
+# The start of the process, nearly; while it starts up, one thing after another is loaded, each in silence.
+_BEGAN = time.monotonic()
+_STARTING_SECONDS = 30.0
 
 
 class Pulse:
@@ -15,18 +18,22 @@ class Pulse:
     Args:
         call: the function.
         seconds: between two calls.
+        first: seconds before the first call; by default those between two.
     """
 
-    def __init__(self, call: Callable[[], None], seconds: float) -> None:
+    def __init__(self, call: Callable[[], None], seconds: float, first: float | None = None) -> None:
         """Starts the thread."""
         self._call, self._seconds = call, seconds
+        self._first = seconds if first is None else first
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._closed.wait(self._seconds):
+        seconds = self._first
+        while not self._closed.wait(seconds):
             self._call()
+            seconds = self._seconds
 
     def close(self) -> None:
         """Ends the calls; waits for one under way."""
@@ -40,6 +47,9 @@ def telling(
 ) -> Iterator[None]:
     """Says what is being done, and every three seconds for how long so far.
 
+    Where it is not said at the start, a process that has just begun says it at the next multiple of three
+    seconds since then.
+
     Args:
         say: takes a line, as `Watch.say` does.
         what: what the block does, for example "writing the report".
@@ -47,9 +57,17 @@ def telling(
         every: seconds between two lines.
     """
     began = time.monotonic()
+    first = every
     if at_once:
         say(what)
-    pulse = Pulse(lambda: say(f"{what}: {duration(time.monotonic() - began)} so far"), every)
+    elif began - _BEGAN < _STARTING_SECONDS:
+        first = every - (began - _BEGAN) % every
+
+    def tell() -> None:
+        seconds = time.monotonic() - began
+        say(f"{what}: {duration(seconds)} so far" if seconds >= 0.5 else what)
+
+    pulse = Pulse(tell, every, first)
     try:
         yield
     finally:

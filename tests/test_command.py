@@ -78,7 +78,7 @@ def test_without_the_laboratory_one_sentence_says_what_to_install(words: list[st
     )
     assert done.returncode == 2
     assert re.fullmatch(
-        r"(loading JAX: .* so far\n)*"
+        r"(loading JAX.*\n)*"
         r"error: the package (tyro|scipy) is not installed, which studies and reports need; "
         r"pip install 'lthjax\[lab\]' adds it\.\n",
         done.stderr,
