@@ -4,7 +4,7 @@ python -m analysis.publish runs/lenet5_mnist-0123abcd results/lenet5_mnist
 python -m analysis.publish runs/rates_lenet5-* results/rates_lenet5
 
   FOLDER/
-    published.json           the names of all files here; a folder with it may be replaced
+    published.json           the names and checksums of all files here; a folder as it says may be replaced
     study.json               of the run; of several a list
     cells.csv, verdicts.csv  of the report; of several comparison.csv
     NAME.svg (or .png)       the report's figures
@@ -41,21 +41,26 @@ def publish(runs: Sequence[str | Path], to: str | Path) -> Path:
         to: a folder that is new, empty, or from an earlier call, which is replaced whole or not at all.
 
     Raises:
-        UserError: as `report.build_all`; the folder holds other files, is a run's, lies in a run or holds
-            one, or cannot be written. All but the last is found before anything is written.
+        UserError: as `report.build_all`; the folder holds other or edited files, is a run's, lies in
+            a run or holds one, or cannot be written. All but the last is found before anything is written.
     """
     to, folders = Path(os.path.abspath(to)), [Path(run) for run in runs]
     about = [read_study(run) for run in folders]
     try:
         _check(to, folders)
         files.recover_folder(to, MARK)
-        foreign = files.foreign(to, MARK)
+        foreign, edited = files.foreign(to, MARK), files.edited(to, MARK)
     except OSError as error:
         raise UserError(f"{to}: it cannot be read ({error.strerror}); name another folder.") from error
     if foreign is not None:
         raise UserError(
             f"{to}: it holds {foreign}, which publish did not write there, as far as its {MARK} says; move "
             "that or name another folder."
+        )
+    if edited is not None:
+        raise UserError(
+            f"{to}: {edited} is not as publish wrote it there, and would be replaced; move it away or name "
+            "another folder."
         )
     source = report.build_all(folders).parent
     tables = [source / name for name in ("cells.csv", "verdicts.csv", "comparison.csv")]

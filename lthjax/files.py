@@ -15,6 +15,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from lthjax.errors import UserError
 
@@ -169,12 +170,9 @@ def move(source: Path, target: Path, last: str = "") -> None:
 
 def listed(folder: Path, mark: str) -> list[str] | None:
     """The names of the files that `replace_folder` wrote, the mark last; None where the mark is not sound."""
-    try:
-        names = json.loads((folder / mark).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    names = _marked(folder, mark)
     # A name that leads out of the folder was not written by `replace_folder`.
-    inside = isinstance(names, list) and all(
+    inside = isinstance(names, (dict, list)) and all(
         isinstance(name, str) and name and PurePosixPath(name).parts[0] != "/" and ".." not in name.split("/")
         for name in names
     )
@@ -192,6 +190,26 @@ def foreign(folder: Path, mark: str) -> str | None:
     return None
 
 
+def edited(folder: Path, mark: str) -> str | None:
+    """The first file in a folder that is no longer as `replace_folder` wrote it; None where all there are.
+
+    Marks of earlier versions have no checksums: of them nothing is known.
+    """
+    digests = _marked(folder, mark)
+    if not isinstance(digests, dict):
+        return None
+    there = ((name, digest) for name, digest in sorted(digests.items()) if (folder / name).is_file())
+    return next((name for name, digest in there if sha256(folder / name) != digest), None)
+
+
+def _marked(folder: Path, mark: str) -> Any:
+    """What a mark says of the files beside it: checksums by name, or in those of earlier versions names."""
+    try:
+        return json.loads((folder / mark).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def replace_folder(target: Path, contents: Mapping[str, Path | bytes], mark: str) -> None:
     """Writes a folder beside the target, and then puts it in the target's place.
 
@@ -200,7 +218,7 @@ def replace_folder(target: Path, contents: Mapping[str, Path | bytes], mark: str
     Args:
         target: the folder; one that is there is replaced, and must be from an earlier call.
         contents: path in the folder -> its bytes, or the file to copy.
-        mark: name of the file in it that lists all others.
+        mark: name of the file in it that lists all others, with their checksums.
 
     Raises:
         OSError: it cannot be written; a folder that was there still is.
@@ -208,9 +226,13 @@ def replace_folder(target: Path, contents: Mapping[str, Path | bytes], mark: str
     new, old = _beside(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     new.mkdir()
-    # The mark comes first, so that the next call may remove what a killed one leaves.
-    write_whole(new / mark, (json.dumps({"files": sorted(contents)}, indent=1) + "\n").encode())
     try:
+        digests = {
+            name: hashlib.sha256(of).hexdigest() if isinstance(of, bytes) else sha256(of)
+            for name, of in sorted(contents.items())
+        }
+        # The mark comes first, so that the next call may remove what a killed one leaves.
+        write_whole(new / mark, (json.dumps({"files": digests}, indent=1) + "\n").encode())
         for name, content in contents.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, bytes):

@@ -89,6 +89,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "something else, hidden": (["runs/x-0", "hidden"], "it holds .git, which publish did not write"),
     "published without a mark": (["runs/x-0", "older"], "it holds cells.csv, which publish did not write"),
     "a letter in it": (["runs/x-0", "mixed"], "it holds sub/letter.txt, which publish did not write"),
+    "an edited file in it": (
+        ["runs/x-0", "edited"],
+        "cells.csv is not as publish wrote it there, and would be",
+    ),
     "a mark that lies": (["runs/x-0", "lies"], "it holds published.json, which publish did not write"),
     "no run": (["other", "to"], "it is not a run folder"),
 }
@@ -106,6 +110,9 @@ def test_what_is_never_a_target(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
     (tmp_path / "mixed" / publish.MARK).write_text('{"files": ["cells.csv", "sub/scores.csv"]}')
+    (tmp_path / "edited").mkdir()
+    (tmp_path / "edited" / "cells.csv").write_text("mine")
+    (tmp_path / "edited" / publish.MARK).write_text(f'{{"files": {{"cells.csv": "{"0" * 64}"}}}}')
     (tmp_path / "lies").mkdir()
     (tmp_path / "lies" / publish.MARK).write_text('{"files": ["../file"]}')
     before = contents(tmp_path)
@@ -133,7 +140,13 @@ def test_a_published_folder_is_replaced_and_keeps_its_mode(
     new.mkdir()
     assert to.stat().st_mode == new.stat().st_mode
     assert publish.publish([runs[0]], new) == new, "an empty folder may be written"
-    assert built == [runs[0], runs[0], *runs, runs[0]]
+    written = (new / "study.json").read_bytes()
+    (new / "study.json").write_bytes(written.replace(b" ", b"  ", 1))
+    with pytest.raises(UserError, match=r"study.json is not as publish wrote it there"):
+        publish.publish([runs[0]], new)
+    (new / "study.json").unlink()
+    assert (publish.publish([runs[0]], new) / "study.json").read_bytes() == written
+    assert built == [runs[0], runs[0], *runs, runs[0], runs[0]]
     with pytest.raises(UserError, match=r"it lies in .*x, which is a run or a published folder"):
         publish.publish([runs[0]], to / "deeper")
 
