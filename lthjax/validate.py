@@ -15,6 +15,7 @@ from lthjax.optim import SCHEDULES
 from lthjax.rows import names
 
 # Cells of a study. Writing this many takes half a day, and 12 GB.
+_DIFFERENT = "all different; leave out the duplicates"
 _MOST_CELLS = 100_000
 # Learning rates are float32.
 _SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
@@ -35,20 +36,21 @@ def validate(study: Study) -> None:
     _need(len(study.seeds) > 0, "seeds", study.seeds, "at least one seed")
     for seed in study.seeds:
         _need(_whole(seed, 0) and seed < 2**32, "seeds", seed, "whole numbers from 0 to 4294967295")
-    _need(_unique(study.seeds), "seeds", study.seeds, "all different; leave out the duplicates")
+    _need(_unique(study.seeds), "seeds", study.seeds, _DIFFERENT)
     _need(_whole(study.levels, 0), "levels", study.levels, "a whole number, 0 or more")
     for arm in study.arms:
         _among("arms", arm, ARMS)
         leader = ARMS[arm].on
         _need(leader in ("ticket", *study.arms), "arms", study.arms,
               f"with {leader!r}, too, whose chain {arm!r} is a leaf of")  # fmt: skip
-    _need(_unique(study.arms), "arms", study.arms, "all different; leave out the duplicates")
+    _need(_unique(study.arms), "arms", study.arms, _DIFFERENT)
     for arm, times in study.repeats:
         _among("repeats", arm, [a for a in ARMS if not ARMS[a].leads])
         _need(_whole(times, 1), f"repeats of {arm}", times, "a whole number, 1 or more")
     _need(_unique(arm for arm, _ in study.repeats), "repeats", study.repeats, "one pair for an arm")
     for level in study.control_levels:
         _need(_whole(level, 1), "control_levels", level, "whole numbers, 1 or more")
+    _need(_unique(study.control_levels), "control_levels", study.control_levels, _DIFFERENT)
     check_size(study)
     _among("model", study.model, MODELS)
     _among("init", study.init, INITS)

@@ -115,6 +115,7 @@ def test_durations_in_steps_and_epochs() -> None:
         (Study(model="lenet"), r"model: 'lenet' is not known; did you mean 'lenet5'\?"),
         (Study(arms=("ticket", "reinits")), r"arms: 'reinits' is not known; did you mean 'reinit'\?"),
         (Study(arms=("ticket", "ticket")), "arms: .* must be all different"),
+        (Study(levels=3, control_levels=(1, 1, 3)), r"control_levels: \(1, 1, 3\) .* must be all different"),
         (Study(prune=Prune(rate=1.5)), r"prune.rate: 1.5 is not allowed; it must be in \(0, 1\)"),
         (Study(prune=Prune(rate=0.0)), r"prune.rate: 0.0 is not allowed"),
         (Study(prune=Prune(rate=(("fc", 20.0),))), r"prune.rate of 'fc': 20.0 .* in \(0, 1\)"),
