@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matfree import decomp, stochtrace
 
 from lthjax.measures import hessian, traces
 
@@ -141,3 +142,34 @@ def test_the_estimate_is_chosen_by_the_operator(x64: None) -> None:
     for estimate, least in ((traces.nystrom_trace, 2), (traces.sketched_trace, 6)):
         with pytest.raises(ValueError, match=f"products: it takes {least} or more"):
             estimate(on, KEY, least - 1)
+
+
+def test_traces_are_matfrees_for_the_same_vectors(x64: None) -> None:
+    """Hutchinson and XNysTrace, sample by sample, by another library (Krämer et al. 2024)."""
+    kept = np.arange(90) % 3 > 0
+    whole, on = operator(1 / np.arange(1, 61) ** 1.5, kept, semidefinite=True)
+    vectors = hessian.rademacher(KEY, on.kept, 12)[:, kept]
+    product = jnp.asarray(whole[np.ix_(kept, kept)]).__matmul__
+    with jax.numpy_rank_promotion("allow"):
+        samples = stochtrace.leave_one_out_xnystrace(apply_resphering=False)(product, vectors)
+    found = traces.nystrom_trace(on, KEY, 12)
+    assert float(found.total) == pytest.approx(float(samples.mean()), rel=1e-8)
+    assert float(found.error) == pytest.approx(float(samples.std(ddof=1)) * np.sqrt(2 / 12), rel=1e-6)
+    plain = stochtrace.estimator_monte_carlo_mean_and_sem(stochtrace.monte_carlo_trace(), lambda _: vectors)
+    mean, error = plain(product, KEY)
+    of = hessian.trace(on, KEY, 12)
+    assert float(of.total) == pytest.approx(float(mean), rel=1e-12)
+    assert float(of.error) == pytest.approx(float(error) * np.sqrt(12 / 11), rel=1e-12)
+
+
+def test_lanczos_is_matfrees_from_the_same_vector(x64: None) -> None:
+    """The tridiagonal matrix and the basis, with full re-orthogonalisation in both."""
+    kept = np.arange(90) % 3 > 0
+    whole, on = operator(np.linspace(-1, 3, 60) ** 3, kept)
+    start = hessian.rademacher(KEY, on.kept, 1)
+    run = hessian.lanczos(on, start, 12, KEY)
+    product = jnp.asarray(whole[np.ix_(kept, kept)]).__matmul__
+    basis, (diagonal, beside), *_ = decomp.tridiag_sym(12, materialize=False)(product, start[0, kept])
+    np.testing.assert_allclose(run.diagonal[0], diagonal, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(run.beside[0, :-1], beside, rtol=1e-9)
+    np.testing.assert_allclose(np.asarray(run.basis)[0][:, kept], basis, atol=1e-8)
