@@ -92,7 +92,7 @@ SLOW = {
         ),
         "test_two_machines",
     ),
-    "test_checkpoints": ("test_a_study_stopped_inside",),
+    "test_checkpoints": ("test_a_study_stopped_inside", "test_a_position_that_lacks"),
     "test_cli": (
         "test_on_a_terminal",
         "test_overrides",
@@ -140,6 +140,7 @@ SLOW = {
     ),
     "test_hessian": (
         "test_density_is",
+        "test_quadrature_is",
         "test_as_many_steps_as_dimensions",
         "test_golden",
         "test_mask_may_be_traced",
@@ -189,14 +190,18 @@ SLOW = {
         "test_compacted_logits_are_the_tickets[conv",
         "test_the_forms_of_a_residual",
     ),
-    "test_settings": ("test_neither_chunk_nor_devices", "test_no_setting_changes_a_bit"),
+    "test_settings": (
+        "test_a_folder_that_goes_on",
+        "test_neither_chunk_nor_devices",
+        "test_no_setting_changes_a_bit",
+    ),
     "test_sharing": (
         "test_a_seed_of_a_sweep",
         "test_two_folders",
         "test_each_takes",
         "test_a_study_with_leases",
     ),
-    "test_structure": ("test_a_convolution_at_the_input", "test_what_is_drawn"),
+    "test_structure": ("test_a_convolution_at_the_input", "test_what_is_drawn", "test_figures_of_a_run_hold"),
     "test_study": (
         "test_a_killed_process_leaves_whole_cells",
         "test_widening_keeps_every_old_cell",
