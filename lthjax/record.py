@@ -14,7 +14,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from lthjax import config, data, fields, home, prune, settings
+from lthjax import __version__, config, data, fields, home, prune, settings
 from lthjax.devices import hardware
 from lthjax.folder import verified
 from lthjax.imp import DENSE, Cell
@@ -22,7 +22,7 @@ from lthjax.measures import earlybird
 from lthjax.training.job import Job, Trained
 
 _log = logging.getLogger(__name__)
-_PACKAGES = ("lthjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def result(cell: Cell, job: Job, trained: Trained, made_from: dict[str, Any] | None) -> fields.Result:
@@ -83,7 +83,8 @@ def about(
     study: config.Study, identity: dict[str, Any], lengths: config.Lengths, dataset: data.Dataset
 ) -> fields.About:
     """The contents of study.json."""
-    versions = {}
+    # Of the code that runs, whatever else is installed.
+    versions = {"lthjax": __version__}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

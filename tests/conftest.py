@@ -112,6 +112,7 @@ SLOW = {
             "lr_cifar",
             "quickstart_wide",
             "resnet20",
+            "retraining_cnn",
         )
     ),
     "test_conv": (

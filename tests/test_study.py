@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ import pytest
 from conftest import ROOT, result
 
 from analysis import load, report
-from lthjax import config, imp, plan, prune, record, rng, study
+from lthjax import __version__, config, imp, plan, prune, record, rng, study
 from lthjax.errors import UserError
 from lthjax.folder import claims
 from lthjax.folder.places import folder, state_folder
@@ -387,6 +388,20 @@ def test_damaged_files_are_named_and_a_deleted_cell_is_made_anew(tiny: Make, tmp
     study.run(prepared, tmp_path / "runs")
     assert numbers(run) == before
     assert (run / "damaged/1" / ticket.relative_to(run) / "mask.npz").is_file()
+
+
+def test_study_json_names_the_version_of_the_code_that_ran(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout need not be installed, and what is installed may be another version."""
+
+    def version(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", version)
+    one = tiny()
+    versions = record.about(one.study, one.identity, one.lengths, one.dataset)["versions"]
+    assert (versions["lthjax"], versions["jax"]) == (__version__, "not installed as a package")
 
 
 def test_study_json_remembers_every_command(
