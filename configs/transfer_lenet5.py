@@ -10,8 +10,8 @@ Training has 2,500 steps, half of those of lenet5_mnist.py.
 
 with the run folders that the first command prints. Needs mnist.npz and fashion_mnist.npz in data/, or an
 internet connection to fetch them once.
-Six seeds. Time: 50 min on 2 x86-64 cores for the first command, estimated by `--dry-run`; 31 and 8 min, measured,
-for the second and third.
+Six seeds. Time: 50 min on 2 x86-64 cores for the first command, estimated by `--dry-run`; 31 and 8 min,
+measured, for the second and third.
 Result: the figures and tables in the `transfer` folder of every target's run folder, and its report.
 """
 
