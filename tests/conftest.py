@@ -113,6 +113,7 @@ SLOW = {
             "quickstart_wide",
             "resnet20",
             "retraining_cnn",
+            "rewind_resnet8",
         )
     ),
     "test_conv": (
@@ -241,7 +242,8 @@ LENGTHY = {
     "test_bucket": ("test_the_command_takes_an_address",),
     "test_checkpoints": ("test_from_every_position_a_job_goes_on_to_the_same_bits[statistics",),
     "test_configs": tuple(
-        f"test_builds_and_runs_two_steps[{name}" for name in ("conv4", "conv6", "resnet20", "quickstart_wide")
+        f"test_builds_and_runs_two_steps[{name}"
+        for name in ("conv4", "conv6", "resnet20", "rewind_resnet8", "quickstart_wide")
     ),
     "test_extending": ("test_the_page_on_",),
     "test_hosts": ("test_two_processes",),
