@@ -281,6 +281,20 @@ def test_divergence_ends_one_training_with_its_reason_and_leaves_its_neighbour(t
     assert sum(told) == 12, "what is not trained for divergence is not waited for"
 
 
+def test_what_is_recorded_of_a_divergence_does_not_depend_on_the_neighbour(tiny: Make) -> None:
+    """Alone, the training run ends with its first segment; beside another one it goes on to the last step."""
+    prepared = tiny()
+    trainer = trainer_of(prepared)._replace(log_every=1)
+    good = job_of(prepared, 1)
+    bad = job_of(prepared, captures=(0, 3, 7))
+    bad = bad._replace(variables=Variables(jax.tree.map(lambda p: p + jnp.nan, bad.variables.params), {}))
+    beside, _ = run(trainer, bad, good)
+    (alone,) = run(trainer, bad)
+    assert beside.curves == alone.curves
+    assert (alone.curves["loss_step"], alone.curves["loss"]) == ([0], [None])
+    assert [*beside.states] == [*alone.states] == [0], "no state is kept from which nothing can be trained"
+
+
 def test_augmentation_changes_training_and_is_reproducible(tiny: Make) -> None:
     prepared = tiny(data=config.Data(name="few", validation=40, augment=True))
     trainer = trainer_of(prepared)

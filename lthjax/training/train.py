@@ -136,7 +136,7 @@ class _Chunk:
         if any(self.at in job.captures for job in jobs):
             copies = replicate.unstack(now, len(jobs))
             for job, record, copy in zip(jobs, self._records, copies, strict=True):
-                if self.at in job.captures:
+                if self.at in job.captures and not record.reason:
                     record.states[self.at] = copy
         every = self._trainer.lengths.evaluate
         if self.at != self.stop and (self.at == self.start or self.at % every):
@@ -253,15 +253,22 @@ class _Record:
         return Position(at, arrays, curves, losses, {**self.states}, self._seconds + seconds)
 
     def add_losses(self, at: int, losses: np.ndarray) -> None:
+        """Adds the losses of the steps from `at` on, up to the first that is not finite.
+
+        So the record of a run that diverges does not depend on how long others of its chunk go on.
+        """
+        if self.reason:
+            return
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            self.reason = f"the training loss was not finite at step {at + int(bad[0])}"
+            losses = losses[: bad[0] + 1]
         self.losses.append(losses)
         if self._log_every:
             for step, loss in enumerate(losses.tolist(), at):
                 if step % self._log_every == 0:
                     self.curves["loss_step"].append(step)
                     self.curves["loss"].append(loss if math.isfinite(loss) else None)
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if bad.size and not self.reason:
-            self.reason = f"the training loss was not finite at step {at + int(bad[0])}"
 
     def add_evaluation(self, at: int, validation: Evaluation, test: Evaluation) -> bool:
         """Adds an evaluation; True if its validation loss is the lowest so far."""
