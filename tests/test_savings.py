@@ -82,6 +82,21 @@ def test_macs_by_hand() -> None:
     assert got == (61_470, 61_470 - 7, macs, macs - 7 * 100)
 
 
+def test_multiplications_that_cannot_be_counted_are_refused() -> None:
+    """Weights in a `while` loop would count as none."""
+
+    def apply(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1) @ params["first"]
+        return jax.lax.while_loop(lambda y: (y < 9).all(), lambda y: y @ params["again"] + 1, x)
+
+    params = {"first": jnp.ones((4, 2)), "again": jnp.ones((2, 2))}
+    first = {"first": params["first"]}
+    known = savings.counted(first, prune.ones(first), lambda p, x: x.reshape(1, -1) @ p["first"], (2, 2, 1))
+    assert known.macs == 8
+    with pytest.raises(UserError, match=r"savings: the multiplications of again cannot be counted"):
+        savings.counted(params, prune.ones(params), apply, (2, 2, 1))
+
+
 def test_published_ratios_of_storage_at_ten_percent() -> None:
     """Rows of 50,000 weights: their starts are negligible, and 16 bits can index them."""
     mask = np.zeros((50_000, 20), bool)

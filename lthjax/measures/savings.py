@@ -25,6 +25,7 @@ from scipy.sparse import csr_array
 
 from lthjax import prune
 from lthjax.devices import conv
+from lthjax.errors import UserError
 from lthjax.networks import Layer
 from lthjax.prune._masks import matched
 
@@ -127,14 +128,25 @@ def counted(
         params, mask: its parameters and their mask.
         apply: (params, images) -> logits, in evaluation; it is traced.
         shape: (height, width, channels) of one image.
+
+    Raises:
+        UserError: the multiplications of some prunable weights are not known; see `prune.table`.
     """
     rows = prune.table(params, mask, apply=apply, shape=(1, *shape)).rows
     prunable = [row for row in rows if row.prunable]
+    macs = [(row.macs, row.density) for row in prunable if row.macs is not None]
+    if len(macs) < len(prunable):
+        unknown = ", ".join(row.path for row in prunable if row.macs is None)
+        raise UserError(
+            f"savings: the multiplications of {unknown} cannot be counted: they enter no matrix product or "
+            "convolution unchanged, or in a loop or branch of unknown length; write the forward pass so, "
+            "or leave them unpruned by `prune.rate`."
+        )
     return Counts(
         sum(row.weights for row in prunable),
         sum(row.left for row in prunable),
-        sum(row.macs or 0 for row in prunable),
-        sum(round((row.macs or 0) * row.density) for row in prunable),
+        sum(of for of, _ in macs),
+        sum(round(of * density) for of, density in macs),
     )
 
 
