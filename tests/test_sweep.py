@@ -210,6 +210,23 @@ def test_the_table_of_tickets_says_what_is_a_bound_and_keeps_intervals_in_range(
     assert 70 < low < 84.2 < 93.1 < high < 97
 
 
+def test_a_lucky_spread_is_no_narrower_than_the_test_set_allows() -> None:
+    """Three seeds that all gain one point; 100 test images leave several points open."""
+    lucky = entry("lucky", [(0.5, 2, (91, 91, 91)), (0.4, 3, (90, 90, 90))])
+    (line,) = compare.tickets([lucky]).rows
+    assert line[3] == "+1.00 [+1.00, +1.00]"
+    (line,) = compare.tickets([lucky._replace(images=100)]).rows
+    low, high = map(float, re.findall(r"[-+][\d.]+", line[3])[1:])
+    # A seed's difference of 91 and 90 % has an error of 4.15 points; t of 2 degrees of freedom is 4.303.
+    error = 100 * np.sqrt((0.91 * 0.09 + 0.90 * 0.10) / 100)
+    assert (low, high) == pytest.approx(
+        (1 - 4.303 * error / np.sqrt(3), 1 + 4.303 * error / np.sqrt(3)), abs=0.01
+    )
+    both = [lucky, entry("best", [(0.4, 3, (92, 92, 92))])]
+    (_, _, worse, _), _ = compare.cheapest([one._replace(images=100) for one in both], 0.4)
+    assert (worse.mean, worse.low < -4, worse.high > 0) == (-2, True, True)
+
+
 def test_the_comparison_page(tiny: Callable, tmp_path: Path) -> None:
     base = tiny(arms=("ticket",), seeds=(0, 1, 2)).study
     shots = sweep.product(sweep.values("levels", 1), sweep.values("prune.density", 0.5, 0.25))

@@ -101,7 +101,7 @@ def tickets(found: Sequence[Entry]) -> Table:
     """A line for every entry: its dense network, its sparsest ticket that matches, its best gain."""
     lines = []
     for entry in found:
-        gains = [(point, difference(point.accuracies, entry.dense)) for point in entry.tickets]
+        gains = [(point, difference(point.accuracies, entry.dense, entry.images)) for point in entry.tickets]
         matching = [point for point, gain in gains if gain.mean >= 0]
         sparsest = min(matching, key=lambda point: point.density, default=None)
         best, gain = max(gains, key=lambda one: one[1].mean, default=(None, None))
@@ -162,7 +162,7 @@ def cheapest(
     _, best, highest = max(reached, key=lambda one: one[2])
     ranked = sorted(reached, key=lambda one: (one[1].trainings, -one[2]))
     return [
-        (entry, point, difference(point.accuracies, best.accuracies), mean >= highest - margin)
+        (entry, point, difference(point.accuracies, best.accuracies, entry.images), mean >= highest - margin)
         for entry, point, mean in ranked
     ]
 

@@ -139,8 +139,8 @@ def counted(
         unknown = ", ".join(row.path for row in prunable if row.macs is None)
         raise UserError(
             f"savings: the multiplications of {unknown} cannot be counted: they enter no matrix product or "
-            "convolution unchanged, or in a loop or branch of unknown length; write the forward pass so, "
-            "or leave them unpruned by `prune.rate`."
+            "convolution unchanged, or do so in a loop or branch of unknown length; "
+            "leave them unpruned by `prune.rate`, or change the network."
         )
     return Counts(
         sum(row.weights for row in prunable),
