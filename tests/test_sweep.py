@@ -223,7 +223,8 @@ def test_a_lucky_spread_is_no_narrower_than_the_test_set_allows() -> None:
         (1 - 4.303 * error / np.sqrt(3), 1 + 4.303 * error / np.sqrt(3)), abs=0.01
     )
     both = [lucky, entry("best", [(0.4, 3, (92, 92, 92))])]
-    (_, _, worse, _), _ = compare.cheapest([one._replace(images=100) for one in both], 0.4)
+    best, (_, _, worse, _) = compare.cheapest([one._replace(images=100) for one in both], 0.4)
+    assert best[0].how == "best"
     assert (worse.mean, worse.low < -4, worse.high > 0) == (-2, True, True)
 
 
