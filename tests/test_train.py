@@ -106,10 +106,11 @@ def test_losses_of_single_steps_survive_an_interruption() -> None:
     second = train._Record(first.position(11, {}, 0.0), 2)
     second.add_losses(11, losses[1:])
     for record in (whole, second):
-        assert record.curves["loss_step"] == [10, 12, 14]
-        assert record.curves["loss"] == [0.5, 0.125, 2.0]
+        assert record.curves["loss_step"] == [10, 12], "the loss of step 13 is not finite"
+        assert record.curves["loss"] == [0.5, 0.125]
     late = train._Record(train._Record().position(11, {}, 0.0), 3)
-    late.add_losses(11, losses[1:])
+    late.add_losses(11, losses[1:3])
+    late.add_losses(13, np.array([1.0, 2.0, 4.0], np.float32))
     assert (late.curves["loss_step"], late.curves["loss"]) == ([12, 15], [0.125, 4.0])
     assert "loss" not in train._Record().curves
 
