@@ -60,8 +60,8 @@ def prepared_segment(trainer: Trainer, job: Job) -> Callable[[], State]:
 def steady_seconds(run: Callable[[int], object], most: int, enough: float) -> float:
     """Seconds of one step, measured by twice as many steps a call until a call takes long enough.
 
-    A call that is slow only once does not count, such as the first, which compiles, or the one in which a GPU
-    records its graphs: the last call is made twice.
+    A call that is slow only once does not count, such as the first, which may compile: the last call is made
+    twice. (On a GPU a later one was slow once, too; docs/performance.md.)
 
     Args:
         run: takes that many steps.
