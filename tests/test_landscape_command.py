@@ -831,10 +831,16 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
             r"; with the scale: largest eigenvalue \S+ against \S+, mean eigenvalue", one.estimate
         )
     barriers = [100 * value(run, s, "ticket", "path to sibling", "barrier_test_error") for s in (0, 1)]
-    # On the logit scale, as no error is below 0 or above 100 %.
+    differ = [100 * value(run, s, "ticket", "path to sibling", "disagreement") for s in (0, 1)]
     share = np.mean(barriers) / 100
-    half = scipy_stats.t.ppf(0.95, 1) * scipy_stats.sem(barriers) / 100 / (share * (1 - share))
-    lower, bound = 100 * scipy_special.expit(scipy_special.logit(share) + np.array([-half, half]))
+    floor = 100 * np.sqrt(np.mean(np.maximum(barriers, differ)) / 100 / found.scope.settings.images)
+    if floor > np.std(barriers, ddof=1):
+        half = scipy_stats.t.ppf(0.95, 1) * floor / np.sqrt(2)
+        lower, bound = np.clip(np.mean(barriers) + np.array([-half, half]), 0, 100)
+    else:
+        # On the logit scale, as no error is below 0 or above 100 %.
+        half = scipy_stats.t.ppf(0.95, 1) * scipy_stats.sem(barriers) / 100 / (share * (1 - share))
+        lower, bound = 100 * scipy_special.expit(scipy_special.logit(share) + np.array([-half, half]))
     outcome = "supported" if bound < 2 else "refuted" if lower > 2 else "undecided"
     assert basin.outcome == outcome
     # As published once: 0.0333 [-0.00252, 0.0692] pp by t.
@@ -842,6 +848,10 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
         table.Number(seed, CHAIN, 2, "ticket", "path to sibling", "barrier_test_error", barrier, None)
         for seed, barrier in enumerate((0.00025, 0.0005, 0.00025))
     ]
+    few += [row._replace(quantity="disagreement", value=0.01) for row in few]
+    # Of so many images that the barrier's own error is nothing.
+    settings = dataclasses.replace(found.scope.settings, images=10**12)
+    found = found._replace(scope=found.scope._replace(settings=settings))
     more = [
         row._replace(arm=arm, value=of * row.value)
         for row in few
@@ -855,6 +865,11 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     high = 0.0333333 * np.exp(half)
     assert close.estimate == f"barrier of the test error 0.0333 pp, at most {high:.3g} (one-sided 95 %)"
     assert (close.outcome, close.beside) == ("supported", "")
+    # 100 images, of which the ends answer 1 % differently: three seeds that agree by chance say less.
+    scope = found.scope._replace(settings=dataclasses.replace(settings, images=100))
+    coarse = command.connected(open_run(run), found._replace(rows=few, scope=scope))
+    high = 0.0333333 + scipy_stats.t.ppf(0.95, 2) / np.sqrt(3)
+    assert coarse.estimate == f"barrier of the test error 0.0333 pp, at most {high:.3g} (one-sided 95 %)"
     # A control whose siblings are connected, too: the claim says nothing of tickets.
     for more, outcome, said in (
         (0.0, "equivalent", "reinit passes the same test"),

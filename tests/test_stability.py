@@ -333,13 +333,17 @@ def test_matching_brings_back_a_residual_network_with_its_statistics(monkeypatch
     assert moved == np.concatenate(changed).mean() > 0.5
 
 
+# Of so many test images the barrier's own error is nothing.
+MANY = 10**12
+
+
 def pair_rows(arm: str, level: int, k: int, barriers: list[float], gaps: list[float]) -> list[PairRow]:
     """Rows of one pair a seed; barriers and gaps to the dense network in points."""
     return [
         PairRow(
             seed, "dense" if arm == "dense" else CHAIN, level, arm, 0.1, k, 1, b / 100, b / 100, b, b,
             b / 100, b / 100, 0.0, 1.0, 10.0, 0.01, 0.97 + gap / 100, 0.97, table.stable(b / 100),
-            table.matching(0.97 + gap / 100, 0.97), 100, 30,
+            table.matching(0.97 + gap / 100, 0.97), MANY, 30,
         )
         for seed, (b, gap) in enumerate(zip(barriers, gaps, strict=True))
     ]  # fmt: skip
@@ -349,7 +353,7 @@ def level_rows(level: int, barriers: list[float], gaps: list[float]) -> list[Lev
     return [
         LevelRow(
             seed, CHAIN, level, 0.8**level, level - 1, b / 100, b / 100, b, b, 1.0, 10.0, 0.01,
-            0.97 + gap / 100, 0.97, table.stable(b / 100), table.matching(0.97 + gap / 100, 0.97), 100, 30,
+            0.97 + gap / 100, 0.97, table.stable(b / 100), table.matching(0.97 + gap / 100, 0.97), MANY, 30,
         )
         for seed, (b, gap) in enumerate(zip(barriers, gaps, strict=True))
     ]  # fmt: skip
@@ -398,6 +402,15 @@ def test_verdicts_by_hand() -> None:
     assert successive.estimate.startswith("barrier of the test error 2.00 pp, at least ")
     assert "at level 2 (64.0 %), the least favourable of 2 levels" in successive.estimate
     assert apart.estimate.startswith("barrier of the test error 7.00 pp, at least ")
+    # 100 images, of which the ends of a path answer 1 % differently: a barrier varies by √(0.01 / 100) = 1 %.
+    coarse = {name: [row._replace(images=100) for row in of] for name, of in found.items()}
+    dense, ticket, _, reinit, random, *_ = stability.findings(run, coarse)
+    half = scipy_stats.t.ppf(0.95, 2) / np.sqrt(3)
+    assert dense.estimate.endswith(f"; 0.15 pp, at most {0.15 + half:.2f} from step 50")
+    assert (ticket.outcome, random.outcome) == ("supported", "undecided")
+    # Of reinit, whose barrier is more than that: √(0.045 / 100).
+    half *= 100 * np.hypot(np.sqrt(0.01 / 100), np.sqrt(0.045 / 100))
+    assert reinit.estimate == f"barrier less by +4.35 pp, at least {4.35 - half:+.2f} (one-sided 95 %)"
     none = stability.findings(run, {**found, "levels.csv": levels[:3]})[-1]
     assert (none.outcome, none.estimate) == ("not tested", "every level matches")
 

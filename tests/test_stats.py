@@ -355,6 +355,23 @@ def test_the_floor_by_hand() -> None:
     assert stats.verdict([0.15] * 3, 0.145, floor=floor).outcome == "undecided"
     assert stats.noninferior([0.0] * 3, 0.005, floor=floor).outcome == "undecided"
     assert stats.equivalent([0.0] * 3, 0.02, floor=floor).outcome == "supported"
+    # On images of which the networks answer 4 % differently; bounds stay in the range.
+    floor = stats.paired_error(0.04, 2500)
+    assert floor == pytest.approx(0.004)
+    cut = stats.mean_interval([0.001, 0.002, 0.0015], within=stats.SHARE, floor=floor)
+    assert cut == pytest.approx((0.0015, 0.0, 0.0015 + 4.3026527 * floor / math.sqrt(3), 3))
+    # A floor widens only: by the logit scale the bound above is farther than by Student's t.
+    skewed = stats.mean_interval([0.0, 0.0, 0.006], within=stats.SHARE)
+    floored = stats.mean_interval([0.0, 0.0, 0.006], within=stats.SHARE, floor=floor)
+    assert floored == (0.002, 0.0, skewed.high, 3)
+    assert skewed.high > 0.002 + 4.3026527 * floor / math.sqrt(3)
+    spread = [0.1, 0.2, 0.15]
+    assert stats.mean_interval(spread, within=stats.SHARE, floor=floor) == stats.mean_interval(
+        spread, within=stats.SHARE
+    )
+    for share, images, field in ((1.1, 10, "share: 1.1"), (0.1, 0, "images: 0")):
+        with pytest.raises(UserError, match=field):
+            stats.paired_error(share, images)
     for wrong in (lambda: stats.bounds(values, floor=-1), lambda: stats.t_p_value(values, floor=-1)):
         with pytest.raises(UserError, match="floor: -1 is not allowed"):
             wrong()

@@ -30,14 +30,14 @@ from lthjax.measures import stats
 from lthjax.measures.quantities import BESIDE, FLATNESS, QUANTITIES, WITHIN
 from lthjax.measures.stats import Ratio, mean_interval
 
-from .. import words
+from .. import barriers, words
+from ..barriers import LIMIT, Paths
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, everywhere, named
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
 from ..run import TICKET, Run, select
 from . import figures, table, work
 from .table import (
-    CONNECTED,
     CONTROLS,
     END,
     NAME,
@@ -168,37 +168,33 @@ def unmatched(rows: Sequence[table.Number], control: str) -> str:
 
 def connected(run: Run, found: Found) -> Finding:
     """Whether the paths between tickets and their siblings are without a barrier; other arms beside."""
-    claim = f"{_BASIN}, at {words.share(found.scope.density)}: error barrier below {CONNECTED:g} points"
-    barriers = {
-        arm: {seed: 100 * value for seed, value in of_arm.items()}
-        for arm in (TICKET, *CONTROLS, DENSE)
-        if (of_arm := values_of(found.rows, arm, table.PATH_TO.format(SIBLING), "barrier_test_error"))
-    }
-    if TICKET not in barriers:
+    claim = f"{_BASIN}, at {words.share(found.scope.density)}: error barrier below {LIMIT:g} points"
+    every = {arm: of for arm in (TICKET, *CONTROLS, DENSE) if (of := _paths(found, arm)).barriers}
+    if TICKET not in every:
         return _again(run, found, claim, "no siblings trained")
-    tested = {arm: _below([*of.values()]) for arm, of in barriers.items()}
+    tested = {arm: barriers.below(of) for arm, of in every.items()}
     ticket = tested.pop(TICKET)
     said = f"barrier of the test error {words.decided(ticket, '.3g', ' pp', below=True)}"
-    also = [_apart(arm, ticket.outcome, of, barriers) for arm, of in tested.items()]
-    n, test = len(barriers[TICKET]), f"{NON_INFERIOR}, margin {CONNECTED:g} pp"
+    also = [_apart(arm, ticket.outcome, of, every) for arm, of in tested.items()]
+    n, test = len(every[TICKET].barriers), f"{NON_INFERIOR}, margin {LIMIT:g} pp"
     return Finding(claim, ticket.outcome, said, n, _LINK, test, "; ".join(also))
 
 
-def _below(values: Sequence[float]) -> stats.Verdict:
-    """The verdict on barriers, in points, below the limit."""
-    # A path's highest error is no less than its ends' mean, and no error is above 100 %.
-    least, most = stats.PERCENT
-    return stats.verdict([-value for value in values], -CONNECTED, within=(-most, -least))
+def _paths(found: Found, arm: str) -> Paths:
+    """The paths between an arm's networks and their siblings."""
+    where = table.PATH_TO.format(SIBLING)
+    highest, disagreements = (
+        {seed: 100 * value for seed, value in values_of(found.rows, arm, where, name).items()}
+        for name in ("barrier_test_error", "disagreement")
+    )
+    return barriers.paths(highest, disagreements, found.scope.settings.images)
 
 
-def _apart(
-    arm: str, outcome: stats.Outcome, tested: stats.Verdict, barriers: Mapping[str, Mapping[int, float]]
-) -> str:
+def _apart(arm: str, outcome: stats.Outcome, tested: stats.Verdict, every: Mapping[str, Paths]) -> str:
     """What the same test says of a control's siblings, and the verdict on its barrier − the ticket's."""
     passes = tested.outcome == "supported"
     told = ", so connection does not tell tickets from it" if passes and outcome == "supported" else ""
-    gaps = stats.paired(barriers[arm], barriers[TICKET])
-    more = everywhere([At("", stats.verdict(gaps), stats.equivalent(gaps, SAME))])
+    more = everywhere([At("", *barriers.higher(every[arm], every[TICKET], SAME))])
     gap = f"{arm} − ticket {more.said('+.3g', ' pp')}: {more.outcome}"
     return f"{arm} {'passes the same test' if passes else f'does not pass ({tested.outcome})'}{told}; {gap}"
 

@@ -15,6 +15,7 @@ from lthjax.measures.quantities import BESIDE, FLATNESS
 from lthjax.measures.stats import ANY, PERCENT, POSITIVE, mean_interval
 
 from .. import draw, words
+from ..barriers import LIMIT
 from ..page import Drawn
 from ..run import TICKET, Run
 from . import table
@@ -293,7 +294,7 @@ def _barriers(run: Run, found: Found) -> Drawn | None:
         "the mask. Right, the ticket and another network of its seed; with the dense network the masks "
         f"differ, and the path lies in their union. Lines are means over {words.seeds(seeds)}, thin ones "
         f"seeds{_bands(seeds)}. The barrier is the highest point over the mean of the ends; below "
-        f"{table.CONNECTED:g} points two networks count as linearly connected.",
+        f"{LIMIT:g} points two networks count as linearly connected.",
         (("arm", "other", "seed", "share", "test_error"), rows),
     )
 

@@ -23,8 +23,6 @@ CONTROLS = ARMS[1:]
 END, MATCHED_WITH, PATH_TO = "end", "matched {}", "path to {}"
 SIBLING: Final = "sibling"
 MATCHED: Final = "matched"
-# Percentage points of error below which a path counts as without a barrier (Frankle et al. 2020).
-CONNECTED = 2.0
 Arrays = dict[str, np.ndarray]
 
 

@@ -26,7 +26,8 @@ from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import mean_interval
 
-from .. import words
+from .. import barriers, words
+from ..barriers import LIMIT
 from ..claims import NON_INFERIOR, SUPERIOR, At, beside, everywhere, named
 from ..differences import floor
 from ..page import Link, Section, Table
@@ -36,12 +37,12 @@ from . import figures, work
 from .table import (
     MATCHING,
     NAME,
-    STABLE,
     TABLES,
     LevelRow,
     PairRow,
     density,
     gaps,
+    paths_of,
     percent,
     subjects,
 )
@@ -52,12 +53,12 @@ __all__ = ["ANALYSIS", "LevelRow", "Options", "PairRow"]
 # Points within which the barriers of two arms count as the same.
 _SAME = 0.5
 _LINK = Link(NAME, f"#{NAME}")
-_STABLE = f"is stable to the order of the data (error barrier below {STABLE:g} points)"
+_STABLE = f"is stable to the order of the data (error barrier below {LIMIT:g} points)"
 _SUCCESSIVE = "Successive levels are linearly connected where the sparser one matches the dense network"
 _REMARK = (
     "Barriers are highest errors on the straight path less the mean of its ends, in points; “units matched” "
     "after the second network's hidden units are matched with the first's by their weights. “stable” "
-    f"counts the pairs whose barrier of the test error is below {STABLE:g} points, “matching” those whose "
+    f"counts the pairs whose barrier of the test error is below {LIMIT:g} points, “matching” those whose "
     f"accuracy is no more than {MATCHING:g} points below that of the run's dense network. Intervals are "
     "over seeds, of 95 %."
 )
@@ -103,12 +104,12 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
 def _numbers(rows: Sequence[PairRow]) -> list[str]:
     """The cells of a state's line."""
     known = [row for row in rows if row.matched_test_error is not None]
-    barriers = [_barrier(rows, "barrier_test_error"), _barrier(rows, "barrier_train_error")]
-    barriers.append(_barrier(known, "matched_test_error") if known else "–")
+    shown = [_barrier(rows, "barrier_test_error"), _barrier(rows, "barrier_train_error")]
+    shown.append(_barrier(known, "matched_test_error") if known else "–")
     means = [f"{np.mean([getattr(row, name) for row in rows]):.3g}" for name in ("distance", "degrees")]
     counts = [f"{sum(getattr(r, name) for r in rows)} of {len(rows)}" for name in ("stable", "matching")]
     gap = gaps(rows)
-    return [*barriers, *means, words.points(mean_interval([*gap.values()])), *counts, str(len(gap))]
+    return [*shown, *means, words.points(mean_interval([*gap.values()])), *counts, str(len(gap))]
 
 
 def _barrier(rows: Sequence[PairRow | LevelRow], column: str) -> str:
@@ -138,13 +139,6 @@ def _of(arm: str, rows: Sequence[PairRow]) -> str:
     return "the dense network" if arm == DENSE else f"tickets of {words.share(density(rows))} of the weights"
 
 
-def below(barriers: Sequence[float]) -> stats.Verdict:
-    """Whether error barriers, in points and one a seed, are below 2 points."""
-    # A path's highest error is no less than its ends' mean, and no error is above 100 %.
-    least, most = stats.PERCENT
-    return stats.verdict([-value for value in barriers], -STABLE, within=(-most, -least))
-
-
 def _stable(
     arm: str, steps: Mapping[int, Sequence[PairRow]], controls: Mapping[str, Mapping[int, Sequence[PairRow]]]
 ) -> Finding:
@@ -158,7 +152,7 @@ def _stable(
     first, *later = steps
 
     def tested(rows: Sequence[PairRow]) -> stats.Verdict:
-        return below([*percent(rows, "barrier_test_error").values()])
+        return barriers.below(paths_of(rows))
 
     def said(verdict: stats.Verdict, rule: str = words.RULE) -> str:
         return words.decided(verdict, ".2f", " pp", below=True, rule=rule)
@@ -169,7 +163,7 @@ def _stable(
     same = {name: everywhere([At("", tested(of[first]))]) for name, of in controls.items() if first in of}
     besides = beside(verdict.outcome, same, ".2f", " pp", below=True)
     claim = f"From step {first} on the training of {_of(arm, steps[first])} {_STABLE}"
-    test = f"{NON_INFERIOR}, margin {STABLE:g} pp"
+    test = f"{NON_INFERIOR}, margin {LIMIT:g} pp"
     return Finding(claim, verdict.outcome, estimate, verdict.bounds.n, _LINK, test, besides)
 
 
@@ -196,26 +190,24 @@ def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[in
     claim = f"Tickets are more stable to the order of the data than {control}"
     if k is None:
         return Finding(claim, "not tested", "no step in common", 0, _LINK)
-    both = [percent(rows[k], "barrier_test_error") for rows in (theirs, ours)]
-    values = stats.paired(*both)
     claim += f", from step {k} at {words.share(density(ours[k]))}"
-    judged = everywhere([At("", stats.verdict(values), stats.equivalent(values, _SAME))])
+    judged = everywhere([At("", *barriers.higher(paths_of(theirs[k]), paths_of(ours[k]), _SAME))])
     estimate = f"barrier less by {judged.said('+.2f', ' pp')}"
     test = named(judged, SUPERIOR, f"±{_SAME:g} pp")
-    return Finding(claim, judged.outcome, estimate, len(values), _LINK, test)
+    return Finding(claim, judged.outcome, estimate, judged.decides.verdict.bounds.n, _LINK, test)
 
 
 def _connected(rows: Sequence[LevelRow]) -> list[Finding]:
     """Whether successive levels are connected as long as the sparser one matches, and no longer."""
     levels = dict(sorted(grouped([row for row in rows if row.other == row.level - 1], "level").items()))
-    barriers = {level: [*percent(of, "barrier_test_error").values()] for level, of in levels.items()}
+    every = {level: paths_of(of) for level, of in levels.items()}
     close = {level: float(np.mean([*gaps(of).values()])) >= -MATCHING for level, of in levels.items()}
     said = []
     for matching, claim in (
         (True, _SUCCESSIVE),
         (False, "… and are not where it does not match"),
     ):
-        own = {level: of for level, of in barriers.items() if close[level] is matching}
+        own = {level: of for level, of in every.items() if close[level] is matching}
         if not own:
             none = "no level matches" if matching else "every level matches"
             said.append(Finding(claim, "not tested", none, 0, _LINK))
@@ -224,15 +216,15 @@ def _connected(rows: Sequence[LevelRow]) -> list[Finding]:
         judged = everywhere([
             At(
                 f"at level {level} ({words.share(density(levels[level]))})",
-                below(of) if matching else stats.verdict(of, STABLE, within=stats.PERCENT),
+                barriers.below(of) if matching else barriers.above(of),
             )
             for level, of in own.items()
         ])  # fmt: skip
         several = f", the least favourable of {len(own)} levels" if len(own) > 1 else ""
         decided = words.decided(judged.decides.verdict, ".2f", " pp", below=matching)
         estimate = f"barrier of the test error {decided} {judged.decides.place}{several}"
-        n = min(map(len, own.values()))
-        test = f"{NON_INFERIOR}, margin {STABLE:g} pp" if matching else f"{SUPERIOR}, threshold {STABLE:g} pp"
+        n = min(len(of.barriers) for of in own.values())
+        test = f"{NON_INFERIOR}, margin {LIMIT:g} pp" if matching else f"{SUPERIOR}, threshold {LIMIT:g} pp"
         said.append(Finding(claim, judged.outcome, estimate, n, _LINK, test))
     return said
 

@@ -12,9 +12,10 @@ from lthjax.imp import DENSE
 from lthjax.measures.stats import ANY, PERCENT, POSITIVE, Range
 
 from .. import draw, words
+from ..barriers import LIMIT
 from ..page import Drawn
 from ..run import by_seed, grouped
-from .table import MATCHING, STABLE, LevelRow, PairRow, density, gaps, percent, subjects
+from .table import MATCHING, LevelRow, PairRow, density, gaps, percent, subjects
 
 _MOST_LEVELS = 4
 # Rows of the first figure: label, values of a seed, their range, whether there is a line at 2 points.
@@ -37,7 +38,7 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
         "barrier is that of the error on the straight path between their ends "
         f"({rows[0].alphas} points, {rows[0].images:,} train and as many test images). Lines are means over "
         f"seeds{several}, small points seeds, bands 95 % intervals (of three seeds or more). Below "
-        f"{STABLE:g} points (dashed) the training counts as stable from k on; dotted: the barrier after the "
+        f"{LIMIT:g} points (dashed) the training counts as stable from k on; dotted: the barrier after the "
         "hidden units are matched. Look at the step from which a line stays below."
     )
     between = (
@@ -70,7 +71,7 @@ def _curves(rows: Sequence[PairRow]) -> Figure:
             _panel(axes, own, values, within)
             axes.set_ylabel(label if axes in grid[:, 0] else "", fontsize=9)
             if limit:
-                axes.axhline(STABLE, **draw.CHANCE)
+                axes.axhline(LIMIT, **draw.CHANCE)
         _matched(column[0], own)
         _steps(column[-1], sorted({row.k for row in own}))
     for panels, (_, _, _, limit) in zip(grid, _ROWS, strict=True):
@@ -88,7 +89,7 @@ def _panel(axes: Axes, rows: Sequence[PairRow], values: _Values, within: Range) 
         draw.curve(axes, [*steps], each, (*draw.look(arm), "-"), arm, within=within)
     # By the values: intervals of few seeds are wide.
     most = max(value for of in grouped(rows, "arm", "level", "k").values() for value in values(of).values())
-    axes.set_ylim(0, 1.15 * max(most, STABLE))
+    axes.set_ylim(0, 1.15 * max(most, LIMIT))
 
 
 def _matched(axes: Axes, rows: Sequence[PairRow]) -> None:
@@ -119,9 +120,9 @@ def _levels(rows: Sequence[LevelRow]) -> Figure:
     }
     for place, (name, own) in enumerate(kinds.items()):
         _along(barriers, own, lambda of: percent(of, "barrier_test_error"), draw.series(place), name, PERCENT)
-    barriers.axhline(STABLE, **draw.CHANCE)
+    barriers.axhline(LIMIT, **draw.CHANCE)
     most = max(100 * row.barrier_test_error for row in rows)
-    barriers.set_ylim(-0.04 * max(most, STABLE), 1.15 * max(most, STABLE))
+    barriers.set_ylim(-0.04 * max(most, LIMIT), 1.15 * max(most, LIMIT))
     barriers.set_ylabel("barrier of the test error (pp)")
     _along(accuracy, kinds["to the dense network"], gaps, draw.look("ticket"), "ticket − dense", ANY)
     accuracy.axhline(-MATCHING, **draw.CHANCE)

@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..barriers import LIMIT, Paths, paths
 from ..run import by_seed, grouped
 
 NAME = "stability"
-# Percentage points: of error below which a path has no barrier, and of accuracy below the dense network's
-# down to which a network matches it (Frankle et al. 2020, arXiv 1912.05671, sections 2 and 4).
-STABLE, MATCHING = 2.0, 0.2
+# Percentage points of accuracy below the dense network's down to which a network matches it (Frankle et al.
+# 2020, arXiv 1912.05671, section 4).
+MATCHING = 0.2
 # Points; errors are counts of images, and less than one in a million of them is rounding.
 _SLACK = 1e-4
 
@@ -101,7 +102,7 @@ TABLES: dict[str, type] = {"levels.csv": LevelRow, "stability.csv": PairRow}
 
 def stable(barrier: float) -> bool:
     """Whether an error barrier, a fraction, is below 2 points."""
-    return 100 * barrier < STABLE - _SLACK
+    return 100 * barrier < LIMIT - _SLACK
 
 
 def matching(accuracy: float, dense: float) -> bool:
@@ -112,6 +113,12 @@ def matching(accuracy: float, dense: float) -> bool:
 def percent(rows: Iterable[PairRow | LevelRow], column: str) -> dict[int, float]:
     """Seed -> a column's fraction in percent, pairs of a seed averaged."""
     return {seed: 100 * value for seed, value in by_seed(rows, column).items()}
+
+
+def paths_of(rows: Sequence[PairRow | LevelRow]) -> Paths:
+    """The paths of some rows, one a seed: barriers of the test error."""
+    barriers, disagreements = (percent(rows, column) for column in ("barrier_test_error", "disagreement"))
+    return paths(barriers, disagreements, min(row.images for row in rows))
 
 
 def gaps(rows: Sequence[PairRow | LevelRow]) -> dict[int, float]:

@@ -34,6 +34,7 @@ from lthjax.measures.stats._intervals import (
     geometric_interval,
     mean_interval,
     paired,
+    paired_error,
     sampling_error,
     step_ratio,
 )
@@ -98,6 +99,7 @@ __all__ = [
     "nearest",
     "noninferior",
     "paired",
+    "paired_error",
     "sampling_error",
     "seeds_for",
     "sign_flip_p_value",

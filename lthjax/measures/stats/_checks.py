@@ -22,10 +22,10 @@ def finite(field: str, values: Sequence[float]) -> Sequence[float]:
     return values
 
 
-def fraction(accuracy: float) -> float:
-    if not 0 <= accuracy <= 1:
-        raise UserError(f"accuracy: {accuracy:g} is not in [0, 1]; give a fraction, not percent.")
-    return accuracy
+def fraction(value: float, field: str = "accuracy") -> float:
+    if not 0 <= value <= 1:
+        raise UserError(f"{field}: {value:g} is not in [0, 1]; give a fraction, not percent.")
+    return value
 
 
 def inside(field: str, value: float, low: float, high: float) -> None:

@@ -66,6 +66,8 @@ def mean_interval(
     mean's position between two limits (`SHARE`, `PERCENT`), or the logarithm of its distance to a single
     limit (`POSITIVE`). The mean stays the arithmetic mean, values may lie at a limit, and far from the limits
     the interval is Student's. For skewed values and three to six seeds its coverage is better than that of t.
+    Where the floor is more than the values' own spread, the interval is also no narrower than Student's with
+    the floor, cut at the limits.
 
     For a paired comparison pass the differences, one per seed; differences have no such range. Identical
     values give bounds equal to the mean. Accuracies are counts of images, so two or three seeds may agree by
@@ -76,7 +78,7 @@ def mean_interval(
         confidence: of the two-sided interval, in (0, 1).
         within: the quantity's range, in the unit of the values.
         floor: the least standard deviation of a value, in the unit of the values: s is at least that; for
-            accuracies by `difference_error`.
+            accuracies by `difference_error`, for barriers by `paired_error`.
 
     Raises:
         UserError: the confidence or the mean is out of range, or the floor is negative.
@@ -97,9 +99,13 @@ def mean_interval(
         return Interval(mean, mean, mean, n)
     if n == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
-    spread = max(0.0 if same else float(np.std(values, ddof=1)), floor)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * spread / np.sqrt(n))
-    return Interval(mean, *_around(mean, half, within), n)
+    spread = 0.0 if same else float(np.std(values, ddof=1))
+    halves = float(stats.t.ppf((1 + confidence) / 2, n - 1) / np.sqrt(n))
+    low, high = _around(mean, halves * spread, within)
+    if floor > spread:
+        low = min(low, max(mean - halves * floor, within[0]))
+        high = max(high, min(mean + halves * floor, within[1]))
+    return Interval(mean, low, high, n)
 
 
 def _around(mean: float, half: float, within: Range) -> tuple[float, float]:
@@ -235,6 +241,24 @@ def difference_error(accuracy: float, other: float, images: int) -> float:
         UserError: an accuracy is not in [0, 1], or there are no images.
     """
     return math.hypot(sampling_error(accuracy, images), sampling_error(other, images))
+
+
+def paired_error(share: float, images: int) -> float:
+    """The standard error of a difference of two errors on the same images, from above: √(share / images).
+
+    Images on which the two networks answer alike add 0 to the difference, the others −1, 0 or 1, so the
+    difference of one image has a variance of no more than their share. It is a fraction.
+
+    Args:
+        share: of the images, on which the two networks answer differently; a fraction.
+        images: in the test set.
+
+    Raises:
+        UserError: the share is not in [0, 1], or there are no images.
+    """
+    if images < 1:
+        raise UserError(f"images: {images} is too few; a test set has one or more.")
+    return math.sqrt(fraction(share, "share") / images)
 
 
 def step_ratio(steps: Sequence[float], others: Sequence[float], last: float) -> Ratio:
