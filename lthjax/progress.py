@@ -31,6 +31,23 @@ class Silent:
     def say(self, text: str) -> None: ...
 
 
+class _Speed:
+    """Steps a second since the first steps were done: what was compiled before them does not count."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._steps = 0
+
+    def add(self, steps: int) -> float | None:
+        """Steps that have just been done; the speed, None for the first ones."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+            return None
+        self._steps += steps
+        return self._steps / (now - self._began) if now > self._began else None
+
+
 class Lines:
     """A plain line for every finished cell, and every three seconds in between."""
 
@@ -39,10 +56,11 @@ class Lines:
         self._done = self._total = self._cells = self._all = 0
         self._began = self._last = 0.0
         self._what = ""
+        self._speed = _Speed()
         self._pulse: Pulse | None = None
 
     def begin(self, title: str, plan: Plan) -> None:
-        self._done, self._total = 0, plan.steps
+        self._done, self._total, self._speed = 0, plan.steps, _Speed()
         self._cells, self._all = len(plan.done), len(plan.done) + len(plan.missing)
         self._began = self._last = time.monotonic()
         self.say(f"{title}: {len(plan.missing)} of {counted(len(plan.cells), 'cell')} to train")
@@ -61,14 +79,16 @@ class Lines:
 
     def advance(self, steps: int, accuracy: float | None) -> None:
         self._done += steps
+        speed = self._speed.add(steps)
         now = time.monotonic()
         if now - self._last < _LINE_SECONDS:
             return
         self._last = now
-        rate = self._done / (now - self._began)
-        left = (self._total - self._done) / rate if rate else 0
         seen = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
-        self.say(f"{self._what}{seen}, {rate:.0f} steps/s, {duration(left)} left")
+        ahead = f"{self._done:,} of {self._total:,} steps"
+        if speed:
+            ahead = f"{speed:.0f} steps/s, {duration((self._total - self._done) / speed)} left"
+        self.say(f"{self._what}{seen}, {ahead}")
 
     def finished(self, cell: Cell, result: fields.Result, label: str) -> None:
         self._cells += 1
@@ -100,10 +120,11 @@ class Bar:
             transient=True,
         )
         self._began = 0.0
+        self._speed = _Speed()
         self._pulse: Pulse | None = None
 
     def begin(self, title: str, plan: Plan) -> None:
-        self._began = time.monotonic()
+        self._began, self._speed = time.monotonic(), _Speed()
         self.end()
         for earlier in self._bar.task_ids:
             self._bar.remove_task(earlier)
@@ -123,9 +144,8 @@ class Bar:
 
     def advance(self, steps: int, accuracy: float | None) -> None:
         self._bar.advance(self._task, steps)
-        done = self._bar.tasks[0].completed
-        speed = f"{done / (time.monotonic() - self._began):.0f} steps/s"
-        self._bar.update(self._task, speed=speed)
+        speed = self._speed.add(steps)
+        self._bar.update(self._task, speed=f"{speed:.0f} steps/s" if speed else "")
         if accuracy is not None:
             self._bar.update(self._task, accuracy=f"test {100 * accuracy:.2f} %")
 
