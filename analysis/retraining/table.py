@@ -98,10 +98,11 @@ def _level(rows: Sequence[Row], of: Sequence[Row], total: int) -> Level:
 
 
 def named(chain: str, arm: str) -> str:
-    """An arm with its chain's step: `ticket, rewound to 500`; `finetune, from step 500`."""
-    if arm not in ARMS or not ARMS[arm].final:
+    """An arm with the step that it starts at: `ticket, rewound to 500`; `finetune, from step 500`."""
+    row = ARMS.get(arm)
+    if row is None or not row.final and row.start == "rewind":
         return f"{arm}, rewound to {imp.rewind_of(chain)}"
-    return f"{arm}, from step {imp.rewind_of(chain) if ARMS[arm].start == 'rewind' else 0}"
+    return f"{arm}, from step {imp.rewind_of(chain) if row.start == 'rewind' else 0}"
 
 
 def series(found: Retrained) -> list[tuple[str, str]]:
