@@ -9,7 +9,8 @@ from lthjax.errors import counted
 from lthjax.measures.stats import Interval, Verdict
 
 _NETWORKS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Small CNN",
-             "lenet5_wide": "LeNet-5 wide"} | {f"conv{n}": f"Conv-{n}" for n in (2, 4, 6)}  # fmt: skip
+             "lenet5_wide": "LeNet-5 wide", "lenet5_deep": "LeNet-5 deep",
+             "small_cnn_wide": "Small CNN wide"} | {f"conv{n}": f"Conv-{n}" for n in (2, 4, 6)}  # fmt: skip
 _DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR-10",
          "cifar100": "CIFAR-100", "mnist_10k": "10,000 images of MNIST"}  # fmt: skip
 

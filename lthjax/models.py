@@ -148,10 +148,25 @@ MODELS: dict[str, Entry] = {
         4,
         "LeNet-5 with twice its channels and units: 12, 32, 240, 168 (243,900 weights on MNIST)",
     ),
+    "lenet5_deep": Entry(
+        (
+            Layer("conv1", 6, 5, pool=True),
+            Layer("conv2", 16, 5, "VALID"),
+            Layer("conv3", 16, 5, pool=True),
+            *_dense(120, 84, 84),
+        ),
+        4,
+        "LeNet-5 with a third convolution, 16@5x5 same, and a third layer of 84 (74,926 weights on MNIST)",
+    ),
     "small_cnn": Entry(
         (*_pooled_pairs(16, 32), *_dense(128)),
         4,
         "conv 16-16, pool, 32-32, pool, dense 128 (279,984 weights on CIFAR-10)",
+    ),
+    "small_cnn_wide": Entry(
+        (*_pooled_pairs(32, 64), *_dense(256)),
+        4,
+        "small_cnn with twice its channels and units: 32, 64, 256 (1,116,512 weights on CIFAR-10)",
     ),
     "conv2": Entry(
         (*_pooled_pairs(64), *_dense(256, 256)),

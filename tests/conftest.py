@@ -114,6 +114,7 @@ SLOW = {
             "resnet20",
             "retraining_cnn",
             "rewind_resnet8",
+            "transfer_cnn",
         )
     ),
     "test_conv": (

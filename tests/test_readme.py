@@ -125,10 +125,11 @@ def test_measured_times_are_those_of_published_runs(name: str) -> None:
 def test_weights_of_networks() -> None:
     """Every number of weights on the page is that of the network named before it."""
     shapes = {"LeNet-5": ("lenet5", (28, 28, 1)), "`lenet5_wide`": ("lenet5_wide", (28, 28, 1)),
-              "`small_cnn`": ("small_cnn", (32, 32, 3))}  # fmt: skip
+              "`lenet5_deep`": ("lenet5_deep", (28, 28, 1)), "`small_cnn`": ("small_cnn", (32, 32, 3)),
+              "`small_cnn_wide`": ("small_cnn_wide", (32, 32, 3))}  # fmt: skip
     said = re.search(r'"LeNet-5" is ambiguous.*?\n\n', SHIPPED + "\n\n", re.DOTALL)
     assert said is not None
-    parts = re.split(r"(`lenet5_wide`|`small_cnn`)", "LeNet-5" + said[0])
+    parts = re.split(r"(`lenet5_wide`|`lenet5_deep`|`small_cnn`|`small_cnn_wide`)", "LeNet-5" + said[0])
     names = ["LeNet-5", *parts[1::2]]
     for name, text in zip(names, parts[::2], strict=True):
         number = re.search(r"([\d,]+)\s+weights", text)

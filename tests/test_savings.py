@@ -233,7 +233,7 @@ def test_a_channel_goes_only_with_all_its_pixels() -> None:
 
 
 TINY = {name: (8, 8, 2) for name, entry in models.MODELS.items() if entry.layers(3)}
-TINY |= {"lenet5": (12, 12, 1), "lenet5_wide": (12, 12, 1)}
+TINY |= dict.fromkeys(("lenet5", "lenet5_wide", "lenet5_deep"), (12, 12, 1))
 
 forward = jax.jit(savings.forward, static_argnums=0)
 apply = jax.jit(prune.apply)

@@ -54,7 +54,7 @@ def network(name: str) -> tuple[models.Model, models.Model, Any, jax.Array]:
     return plain, models.for_tpu(plain), jax.tree.unflatten(tree, drawn), draw((3, *shape), 99)
 
 
-@pytest.mark.parametrize("name", ["lenet5", "lenet5_wide", "small_cnn"])
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_wide", "lenet5_deep", "small_cnn"])
 def test_a_network_for_tpu_has_the_numbers_of_the_plain_one(name: str) -> None:
     """Logits and gradients, alone and of two replicates together; in float64, so that no rounding hides."""
     with jax.enable_x64(True):

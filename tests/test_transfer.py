@@ -209,6 +209,7 @@ def test_what_cannot_be_moved_is_refused_by_a_sentence() -> None:
         transfer.check(lenet300, unlike)
     transfer.check(lenet5, unlike)  # of the same shapes: nothing need be known of its layers
     transfer.check(lenet5, models.build("lenet5_wide", (28, 28, 1), 10))
+    transfer.check(lenet5, models.build("lenet5_deep", (28, 28, 1), 10))
 
 
 def residual(widths: tuple[int, ...], blocks: int, **how: Any) -> Model:

@@ -100,7 +100,7 @@ def _level(rows: Sequence[Row], of: Sequence[Row], total: int) -> Level:
 def named(chain: str, arm: str) -> str:
     """An arm with the step that it starts at: `ticket, rewound to 500`; `finetune, from step 500`."""
     row = ARMS.get(arm)
-    if row is None or not row.final and row.start == "rewind":
+    if row is None or (not row.final and row.start == "rewind"):
         return f"{arm}, rewound to {imp.rewind_of(chain)}"
     return f"{arm}, from step {imp.rewind_of(chain) if row.start == 'rewind' else 0}"
 
