@@ -386,3 +386,18 @@ def test_the_command_of_a_part_of_the_seeds_is_told_for_all() -> None:
     ):
         assert verdicts._of_all({"commands": [command]}, {3, 0}) == f"python {told}"
     assert verdicts._of_all({}, {0}) == "python run.py --config CONFIG"
+
+
+def test_a_command_that_has_an_option_is_widened_by_no_second_one() -> None:
+    given = "run.py --config A.py --levels 2 --control-levels 2 --arms ticket constant --rewind 0 --seeds 0 1"
+    study = {"commands": [given]}
+    rows = run({"ticket": {0.5: 0.0}}, seeds=range(2))
+    found = {str(one.where) for one in verdicts.findings(study, rows) if "A.py" in str(one.where)}
+    base = "python run.py --config A.py"
+    assert found == {
+        f"{base} --levels 11 --arms ticket constant --rewind 0 --seeds 0 1",
+        f"{base} --levels 11 --arms ticket constant reinit --rewind 0 --seeds 0 1",
+        f"{base} --levels 11 --arms ticket constant random --rewind 0 --seeds 0 1",
+        f"{base} --levels 2 --control-levels 2 --arms ticket constant reinit --rewind 0 --seeds 0 1",
+        f"{base} --levels 2 --control-levels 2 --arms ticket constant --rewind 0 '1 epoch' --seeds 0 1",
+    }

@@ -7,6 +7,7 @@ verdict. A claim without data is not tested, and names the command that tests it
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     again = _of_all(study, {row.seed for row in rows})
     if not tickets:
         return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
-    chain, deeper = tickets[0], f"{again} --levels 11"
+    chain, deeper = tickets[0], _with(again, "--levels", "11")
     images = images_of(study)
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
     found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
@@ -52,7 +53,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
         own, start = select(rows, chain=chain, arm=control), len(found)
-        command = f"{deeper} --arms ticket {control}"
+        command = _with(deeper, "--arms", TICKET, control)
         if control == "reinit":
             found += [
                 _by_ten(gaps, command),
@@ -83,6 +84,29 @@ def _of_all(study: Mapping[str, Any], seeds: Collection[int]) -> str:
     if named and {*map(int, re.findall("[0-9]+", named[1]))} != {*seeds}:
         command = command.replace(named[0], f" --seeds {' '.join(map(str, sorted(seeds)))}", 1)
     return home.again(command)
+
+
+def _with(command: str, option: str, *values: str) -> str:
+    """A command with an option, in place of the same one where the command has it: given twice it is refused.
+
+    Arms are added to the command's own. With more levels its choice of control levels is left out, so that
+    the new levels have controls.
+    """
+    given: list[list[str]] = [[]]
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            given.append(word.split("=", 1))
+        else:
+            given[-1].append(word)
+    if option == "--levels":
+        given = [one for one in given if one[:1] != ["--control-levels"]]
+    for one in given[1:]:
+        if one[0] == option:
+            own = one[1:] if option == "--arms" else []
+            one[1:] = dict.fromkeys((*own, *values))
+            return shlex.join(word for one in given for word in one)
+    said = " ".join(f'"{value}"' if " " in value else value for value in values)
+    return f"{shlex.join(word for one in given for word in one)} {option} {said}"
 
 
 def in_range(levels: Sequence[Level]) -> list[Level]:
@@ -236,7 +260,7 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     tickets, controls = (curves(rows, chain, arm) for arm in (TICKET, "reinit"))
     ratios = [*stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios.values()]
     if not ratios:
-        return Finding(claim, "not tested", "no such cells", 0, f"{again} --arms ticket reinit")
+        return Finding(claim, "not tested", "no such cells", 0, _with(again, "--arms", TICKET, "reinit"))
     return _times(claim, ratios, 1, "do not fall that low", SUPERIOR)
 
 
@@ -248,7 +272,7 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
         of for of in speed.slower(rows, chain, other, end) if in_range([Level(of.level, of.density, [])])
     ]
     if not levels:
-        command = deeper if other == DENSE else f"{deeper} --arms ticket {other}"
+        command = deeper if other == DENSE else _with(deeper, "--arms", TICKET, other)
         return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
     tests = []
     for of in levels:
@@ -267,8 +291,8 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, images: int) 
     claim = "Late rewinding helps at 80–90 % sparsity"
     first, *later = tickets
     if not later:
-        return [Finding(claim, "not tested", "one rewind step", 0, f'{again} --rewind 0 "1 epoch"')]
-    found, deeper = [], f"{again} --levels 11"
+        return [Finding(claim, "not tested", "one rewind step", 0, _with(again, "--rewind", "0", "1 epoch"))]
+    found, deeper = [], _with(again, "--levels", "11")
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
