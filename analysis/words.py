@@ -80,14 +80,12 @@ def decided(
     else:
         shown = [("at least", low) if up else ("at most", high)]
     known = [
-        f"{name} {_number(value, form)}"
+        f"{name} {_bound(value, form)}"
         for name, value in shown
         if math.isfinite(value) and (value or unit != "×")
     ]
-    if known:
-        kind = f" ({'each ' if len(known) > 1 else ''}{rule})" if rule else ""
-        said.append(f"{' and '.join(known)}{kind}")
-    return ", ".join(said) or "no bound is known"
+    kind = f" ({'each ' if len(known) > 1 else ''}{rule})" if rule and known else ""
+    return ", ".join([*said, f"{' and '.join(known) or 'no bound is known'}{kind}"])
 
 
 def percent(of: Interval) -> str:
@@ -113,6 +111,12 @@ def seeds(n: int) -> str:
 def p_value(p: float) -> str:
     """A p-value: `.032`, `< .001`; "–" where there is none."""
     return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+
+
+def _bound(value: float, form: str) -> str:
+    """A formatted bound; one that rounds to 0 has its first digit, as 0 itself is often the threshold."""
+    said = _number(value, form)
+    return f"{value:{'+' if form.startswith('+') else ''}.1g}" if value and not said.strip("+0.") else said
 
 
 def _number(value: float, form: str) -> str:

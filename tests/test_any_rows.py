@@ -281,7 +281,7 @@ def test_a_recorded_command_is_widened_as_a_shell_takes_it() -> None:
     again = [shlex.split(command) for command in found if "My Drive" in command]
     assert again
     assert all(words[: len(argv) + 1] == ["python", *argv] for words in again)
-    assert ["--levels", "11"] in [words[len(argv) + 1 :] for words in again]
+    assert ["--levels", "4"] in [words[len(argv) + 1 :] for words in again]
 
 
 def test_what_is_recorded_is_the_command_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,8 +42,20 @@ BOUNDS = Interval(6.95, 0.52, 13.38, 6)
         (
             Verdict("refuted", Interval(-0.001, -0.002, 0.001, 3)),
             {},
-            "+0.00 pp, at most +0.00 (one-sided 95 %)",
+            "+0.00 pp, at most +0.001 (one-sided 95 %)",
         ),
+        # A bound that rounds to 0 is above it, or not.
+        (
+            Verdict("supported", Interval(0.002, 0.0004, 0.004, 3)),
+            {},
+            "+0.00 pp, at least +0.0004 (one-sided 95 %)",
+        ),
+        (
+            Verdict("supported", Interval(0.0, -0.002, 0.002, 3)),
+            {"below": True},
+            "+0.00 pp, at most +0.002 (one-sided 95 %)",
+        ),
+        (Verdict("undecided", Interval(1.0, -math.inf, math.inf, 3)), {}, "+1.00 pp, no bound is known"),
         (Verdict("undecided", Interval(1.0, math.nan, math.nan, 1)), {}, "+1.00 pp"),
         (Verdict("undecided", Interval(math.nan, math.nan, math.nan, 0)), {}, "–"),
         (Verdict("supported", Interval(math.nan, 7.6, math.inf, 3)), {}, "at least +7.60 (one-sided 95 %)"),
@@ -145,7 +157,7 @@ def test_how_many_verdicts_chance_may_have_made_false() -> None:
     said = ["supported", "refuted", "undecided", "equivalent", "not tested"]
     found = [Finding("", one, "", 6, "") for one in said]  # type: ignore[arg-type]
     (note,) = facts.of_verdicts([*found, Finding("", "supported", "", 1, "", COUNT)])
-    assert note.startswith("4 claims were tested over seeds; 3 of them have a verdict.")
+    assert note.startswith("4 claims tested over seeds, 3 verdicts.")
     assert "up to 0.2 false" in note
     assert facts.of_verdicts([Finding("", "undecided", "", 6, "")]) == []
 

@@ -395,9 +395,29 @@ def test_a_command_that_has_an_option_is_widened_by_no_second_one() -> None:
     found = {str(one.where) for one in verdicts.findings(study, rows) if "A.py" in str(one.where)}
     base = "python run.py --config A.py"
     assert found == {
-        f"{base} --levels 11 --arms ticket constant --rewind 0 --seeds 0 1",
-        f"{base} --levels 11 --arms ticket constant reinit --rewind 0 --seeds 0 1",
-        f"{base} --levels 11 --arms ticket constant random --rewind 0 --seeds 0 1",
+        f"{base} --levels 4 --arms ticket constant --rewind 0 --seeds 0 1",
+        f"{base} --levels 4 --arms ticket constant reinit --rewind 0 --seeds 0 1",
+        f"{base} --levels 4 --arms ticket constant random --rewind 0 --seeds 0 1",
         f"{base} --levels 2 --control-levels 2 --arms ticket constant reinit --rewind 0 --seeds 0 1",
         f"{base} --levels 2 --control-levels 2 --arms ticket constant --rewind 0 '1 epoch' --seeds 0 1",
     }
+
+
+@pytest.mark.parametrize(
+    ("left", "asked"),
+    [
+        # Rounds of 36 % of a part of the weights: 0.202^(6/4) is the first density below 10 %.
+        ({0.654: 0.0, 0.434: 0.0, 0.292: 0.0, 0.202: 0.0}, "--levels 6"),
+        ({0.8: 0.0}, "--levels 11"),
+        # It has a level in the range; the sparser ones belong to it, too.
+        ({0.5: 0.0, 0.15: 0.0}, "--levels 11"),
+        # No level more is in the range that a round has passed over.
+        ({0.3: 0.0, 0.09: 0.0}, "--prune.rate 0.2 --levels 11"),
+    ],
+)
+def test_the_command_asks_for_the_levels_that_the_range_takes(left: dict[float, float], asked: str) -> None:
+    rows = run({"ticket": left}, seeds=range(3))
+    study = {"commands": ["run.py --config A.py"]}
+    assert verdicts._deeper(verdicts._of_all(study, {0, 1, 2}), rows, "rewind-0") == (
+        f"python run.py --config A.py {asked}"
+    )

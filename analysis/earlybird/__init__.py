@@ -15,6 +15,7 @@ at their evaluations. Writes RUN/earlybird:
   masks=3/      the masks of a seed, so that a stopped call goes on after the last finished one
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,8 +93,7 @@ def _is_first(row: DrawRow) -> bool:
 def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     """Whether masks settle early, at every level that was looked at."""
     if found is None:
-        command = words.command("earlybird", run.path)
-        return [Finding(_CLAIM, "not tested", "no masks were drawn", 0, command)]
+        return [Finding(_CLAIM, "not tested", _lacking(run), 0, words.command("earlybird", run.path))]
     rule = found["draws.csv"][0]
     if rule.level is None and rule.queue * rule.every > _EARLY * rule.total:
         full = f"{100 * rule.queue * rule.every / rule.total:.0f} % of the training"
@@ -105,10 +105,20 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     never = sum(row.step is None for row in own)
     several = f", the latest of {len(levels)} densities" if len(levels) > 1 else ""
     more = f"; {never} of {len(own)} never, counted as 100 %" if never else ""
-    bound = " or less" if any(_is_first(row) for row in own) else ""
-    share = words.decided(judged.decides.verdict, ".1f", " %", below=True)
-    estimate = f"after {share}{bound} of the training at {judged.decides.place} of the weights{several}{more}"
+    first = any(_is_first(row) for row in own)
+    sooner = "; perhaps sooner, before as many masks were drawn as the rule compares" if first else ""
+    share = words.decided(judged.decides.verdict, ".1f", " % of the training", below=True)
+    estimate = f"after {share} at {judged.decides.place} of the weights{several}{more}{sooner}"
     return [Finding(_CLAIM, judged.outcome, estimate, len(own), Link("Early-Bird", "#earlybird"), SUPERIOR)]
+
+
+def _lacking(run: Run) -> str:
+    """Why there is nothing to look at: no masks, or too few for the rule."""
+    drawn = [
+        (len(of["curves"]["step"]), of["draws"]["queue"]) for of in run.results.values() if "draws" in of
+    ]
+    few = [f"{count} masks were drawn, the rule compares {queue}" for count, queue in drawn if count < queue]
+    return few[0] if few else "no masks were drawn"
 
 
 def _early(own: Sequence[DrawRow]) -> Verdict:
@@ -118,7 +128,9 @@ def _early(own: Sequence[DrawRow]) -> Verdict:
     nothing.
     """
     shares = [-100.0 if row.step is None else -100 * row.step / row.total for row in own]
-    found = verdict(shares, -100 * _EARLY, within=(-100.0, 0.0))
+    # A step is known to within the steps between two masks: seeds that agree are no more certain than that.
+    floor = 100 * max(row.every / row.total for row in own) / math.sqrt(12)
+    found = verdict(shares, -100 * _EARLY, within=(-100.0, 0.0), floor=floor)
     seldom = any(row.queue * row.every > _EARLY * row.total for row in own)
     return found._replace(outcome="undecided") if found.outcome == "refuted" and seldom else found
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lthjax.imp import DENSE
-from lthjax.measures.stats import PERCENT, POSITIVE, equivalent, mean_interval, verdict
+from lthjax.measures.stats import PERCENT, POSITIVE, equivalent, mean_interval, paired_error, verdict
 
 from .. import words
 from ..claims import SUPERIOR, At, everywhere, named
@@ -60,12 +60,17 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
             own = [row for row in pairs if (row.level, row.arm, row.other) == (level, arm, other)]
             if not own:
                 continue
-            lost, won, gap = (
-                mean_interval([*by_seed(own, level, arm, other, column).values()], within=within)
-                for column, within in (("lost", PERCENT), ("won", PERCENT), ("difference", (-100.0, 100.0)))
+            lost, won, gaps = (
+                [*by_seed(own, level, arm, other, column).values()]
+                for column in ("lost", "won", "difference")
             )
+            # Images that only one of the two gets right are those that another test set would change.
+            share = (sum(lost) + sum(won)) / (100 * len(lost))
+            least = 100 * paired_error(share, own[0].images)
+            gap = mean_interval(gaps, within=(-100.0, 100.0), floor=least)
             clear = sum(row.p < 0.05 for row in own)
-            said = [words.percent(lost), words.percent(won), words.points(gap), f"{clear} of {len(own)}"]
+            counts = [words.percent(mean_interval(of, within=PERCENT)) for of in (lost, won)]
+            said = [*counts, words.points(gap), f"{clear} of {len(own)}"]
             lines.append([str(level), arm, other, *said])
     table = Table("Test images lost and won", header, lines, 3)
     shown = [table, _forgetting(found["forgetting.csv"], found["agreement.csv"])]

@@ -19,7 +19,7 @@ cells are only read. Writes RUN/predict:
 from lthjax.measures.predict import ALONE, LOGISTIC, MEAN
 from lthjax.measures.stats import SHARE, equivalent, paired, verdict
 
-from .. import words
+from .. import ends, words
 from ..claims import SAME, SUPERIOR, At, everywhere, named
 from ..differences import floor
 from ..page import Link, Section
@@ -80,8 +80,11 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
         if gaps:
             claim = f"Predicted masks train to more than the same shuffled, at {words.share(density[level])}"
             tested = everywhere([At("", verdict(gaps, floor=least), equivalent(gaps, SAME, floor=least))])
-            said = tested.said("+.2f", " pp")
-            made.append(Finding(claim, tested.outcome, said, len(gaps), link, named(tested, SUPERIOR)))
+            said, end = tested.said("+.2f", " pp"), ends.total(run.about, run.rows)
+            shuffled = [ends.Ended(end - trial.step, trial.early_stop_step) for trial in by_mask[1]]
+            learning = ends.mark(shuffled, "the shuffled mask", end)
+            test = named(tested, SUPERIOR)
+            made.append(Finding(claim, tested.outcome, said, len(gaps), link, test, learning))
     return made
 
 

@@ -91,8 +91,8 @@ def of_verdicts(found: Sequence[Finding]) -> list[str]:
     if not reached:
         return []
     return [
-        f"{len(tested)} claims were tested over seeds; {len(reached)} of them have a verdict. A test errs in "
-        "5 % of the cases at its threshold, less beyond it, and the claims are not corrected for one "
+        f"{counted(len(tested), 'claim')} tested over seeds, {counted(len(reached), 'verdict')}. A test errs "
+        "in 5 % of the cases at its threshold, less beyond it, and the claims are not corrected for one "
         f"another: up to {0.05 * len(tested):.1f} false verdicts are to be expected. (A claim about several "
         "levels at once is refuted wrongly more often than that, up to 5 % a level.)"
     ]

@@ -21,7 +21,7 @@ from .. import ends, words
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, beside, everywhere, named
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled
-from ..run import TICKET, Row, accuracies, chains, images_of, select
+from ..run import TICKET, Row, accuracies, chains, densities, images_of, select
 from . import speed
 from .paired import TOLERANCE, Level, curves, differences
 
@@ -45,7 +45,8 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     again = _of_all(study, {row.seed for row in rows})
     if not tickets:
         return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
-    chain, deeper = tickets[0], _with(again, "--levels", "11")
+    chain = tickets[0]
+    deeper = _deeper(again, rows, chain)
     images = images_of(study)
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
     found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
@@ -107,6 +108,19 @@ def _with(command: str, option: str, *values: str) -> str:
             return shlex.join(word for one in given for word in one)
     said = " ".join(f'"{value}"' if " " in value else value for value in values)
     return f"{shlex.join(word for one in given for word in one)} {option} {said}"
+
+
+def _deeper(again: str, rows: Sequence[Row], chain: str) -> str:
+    """The run's command with as many levels as pass the range, or with rounds that do not pass over it."""
+    left = densities(row for row in select(rows, chain=chain, arm=TICKET) if row.level)
+    if not left or any(RANGE[0] <= density <= RANGE[1] for density in left.values()):
+        return _with(again, "--levels", "11")
+    last = max(left)
+    if left[last] < RANGE[0] or left[last] == 1:
+        return _with(_with(again, "--prune.rate", "0.2"), "--levels", "11")
+    # Rounds go on to keep the same share of what is left.
+    rounds = last * math.log(RANGE[0]) / math.log(left[last])
+    return _with(again, "--levels", str(math.ceil(rounds)))
 
 
 def in_range(levels: Sequence[Level]) -> list[Level]:
@@ -292,7 +306,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, images: int) 
     first, *later = tickets
     if not later:
         return [Finding(claim, "not tested", "one rewind step", 0, _with(again, "--rewind", "0", "1 epoch"))]
-    found, deeper = [], _with(again, "--levels", "11")
+    found, deeper = [], _deeper(again, rows, first)
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)

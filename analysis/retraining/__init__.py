@@ -9,11 +9,12 @@ with several rewind steps compare costs.
 
 from lthjax.measures import stats
 
+from .. import ends
 from ..claims import NON_INFERIOR, SUPERIOR
 from ..differences import floor
 from ..page import Link, Section
 from ..record import Analysis, Finding, Options
-from ..run import TICKET, Run, nearest
+from ..run import TICKET, Run, nearest, select
 from ..words import decided, share
 from . import figures, table
 from .table import Level, Retrained
@@ -45,7 +46,10 @@ def findings(run: Run, found: Retrained | None) -> list[Finding]:
             levels = [row for row in found.levels if row.arm == name and _pairs(found, row, TICKET)]
             if levels:
                 near = nearest({row.level: row.density for row in levels}, 0.1)
-                said.append(_finding(found, next(row for row in levels if row.level == near), arm))
+                row = next(row for row in levels if row.level == near)
+                cells = select(run.rows, chain=row.chain, level=near, arm=name)
+                learning = ends.mark(cells, name, ends.total(run.about, run.rows))
+                said.append(_finding(found, row, arm)._replace(beside=learning))
     return said
 
 

@@ -98,11 +98,15 @@ def _level(rows: Sequence[Row], of: Sequence[Row], total: int) -> Level:
 
 
 def named(chain: str, arm: str) -> str:
-    """An arm with the step that it starts at: `ticket, rewound to 500`; `finetune, from step 500`."""
-    row = ARMS.get(arm)
-    if row is None or (not row.final and row.start == "rewind"):
-        return f"{arm}, rewound to {imp.rewind_of(chain)}"
-    return f"{arm}, from step {imp.rewind_of(chain) if row.start == 'rewind' else 0}"
+    """An arm with its chain's step: `ticket, rewound to 500`; `finetune, from step 500`.
+
+    An arm that starts at step 0 has the masks of rewound tickets: `reinit, of tickets rewound to 500`.
+    """
+    row, step = ARMS.get(arm), imp.rewind_of(chain)
+    if row and row.final:
+        return f"{arm}, from step {step if row.start == 'rewind' else 0}"
+    of = " of tickets" if row and row.start == "zero" and imp.leader(chain) == TICKET else ""
+    return f"{arm},{of} rewound to {step}"
 
 
 def series(found: Retrained) -> list[tuple[str, str]]:
