@@ -315,6 +315,14 @@ def test_late_rewinding_is_paired_by_seed() -> None:
     claim = "Late rewinding helps at 80–90 % sparsity: to step 50 against 0"
     assert found[claim].outcome == "supported"
     assert found[claim].estimate.startswith("+1.00 pp, at least +1.00 (one-sided 95 %) at 15.0 %")
+    # Of levels outside 10 to 20 % the search still says something.
+    first = run({"ticket": {0.5: 0.0, 0.25: -2.0}})
+    later = [r for r in run({"ticket": {0.5: 0.0, 0.25: -1.0}}, chain="rewind-50") if r.arm != "dense"]
+    found = said([*first, *later])
+    assert found[claim].outcome == "not tested"
+    somewhere = found["Late rewinding helps at some density: to step 50 against 0"]
+    assert somewhere.outcome == "supported"
+    assert somewhere.estimate.startswith("first at 25.0 % of the weights: +1.00 pp, at least ")
 
 
 def test_table_of_differences_is_scipys() -> None:

@@ -199,7 +199,9 @@ def _by_ten(levels: Sequence[Level], command: str) -> Finding:
     return found._replace(estimate=f"{found.estimate}{more}")
 
 
-def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: str) -> Finding:
+def _somewhere(
+    claim: str, levels: Sequence[Level], threshold: float, command: str, where: Link = _GAPS
+) -> Finding:
     """A claim about any level, by the p-values of t with Holm's correction for the search.
 
     It is refuted only where the gap is refuted at every level. Levels of fewer than three seeds are not
@@ -215,7 +217,7 @@ def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: s
     if not levels:
         return Finding(claim, "not tested", "no such cells", 0, command)
     if not tested:
-        return Finding(claim, "undecided", "one seed", 1, _GAPS, test)
+        return Finding(claim, "undecided", "one seed", 1, where, test)
     p_values = [stats.t_p_value(of.values, threshold, "greater", of.floor) for of in tested]
     ranked = sorted(range(len(tested)), key=lambda place: p_values[place])
     adjusted = stats.holm(p_values)
@@ -232,20 +234,20 @@ def _somewhere(claim: str, levels: Sequence[Level], threshold: float, command: s
         first = max(clear, key=lambda place: tested[place].density)
         place, verdict = shown(first, _ALPHA / (len(tested) - ranked.index(first)))
         said = words.decided(verdict._replace(outcome="supported"), _FORM, _UNIT, rule=rule)
-        return Finding(claim, "supported", f"first {place}: {said}{out}", n, _GAPS, searched)
+        return Finding(claim, "supported", f"first {place}: {said}{out}", n, where, searched)
     if not few and all(
         stats.verdict(of.values, threshold, floor=of.floor).outcome == "refuted" for of in tested
     ):
         every = [shown(place, _ALPHA) for place in range(len(tested))]
         place, verdict = max(every, key=lambda one: one[1].bounds.high)
         said = words.decided(verdict, _FORM, _UNIT)
-        return Finding(claim, "refuted", f"highest bound {place}: {said}", n, _GAPS, searched)
+        return Finding(claim, "refuted", f"highest bound {place}: {said}", n, where, searched)
     equal = everywhere([_against_zero(level) for level in tested])
     if not few and not threshold and equal.outcome == "equivalent":
-        return Finding(claim, "equivalent", equal.said(_FORM, _UNIT), n, _GAPS, named(equal, test))
+        return Finding(claim, "equivalent", equal.said(_FORM, _UNIT), n, where, named(equal, test))
     place, verdict = shown(max(ranked, key=lambda place: tested[place].mean), _ALPHA / len(tested))
     said = words.decided(verdict._replace(outcome="undecided"), _FORM, _UNIT, rule=rule)
-    return Finding(claim, "undecided", f"most {place}: {said}{out}", n, _GAPS, searched)
+    return Finding(claim, "undecided", f"most {place}: {said}{out}", n, where, searched)
 
 
 def _saved(rows: Sequence[Row], chain: str) -> Finding:
@@ -310,7 +312,10 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, images: int) 
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
-        found.append(_better(f"{claim}: {steps}", gaps, deeper, _LEVELS))
+        found += [
+            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS),
+            _somewhere(f"Late rewinding helps at some density: {steps}", gaps, 0, deeper, _LEVELS),
+        ]
     return found
 
 
