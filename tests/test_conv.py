@@ -44,7 +44,8 @@ def builtin(x: jax.Array, w: jax.Array, padding: object, stride: int = 1) -> jax
 
 
 def draw(shape: tuple[int, ...], seed: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+    """Normal numbers of float64, by numpy: JAX would compile a program for every shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float64)
 
 
 @pytest.mark.parametrize(("images", "kernel", "padding", "stride"), [*((*c, 1) for c in CASES), *STRIDED])
@@ -54,23 +55,23 @@ def test_values_and_gradients_are_those_of_the_builtin(
 ) -> None:
     with jax.enable_x64(True):
         x, w = draw(images, 0), draw(kernel, 1)
-        y, theirs = jax.vjp(lambda x, w: builtin(x, w, padding, stride), x, w)
-        dy = draw(y.shape, 2)
+        dy = draw(jax.eval_shape(lambda x, w: builtin(x, w, padding, stride), x, w).shape, 2)
 
-        def ours(x: jax.Array, w: jax.Array) -> tuple:
-            out, pull = jax.vjp(lambda x, w: conv.conv2d(x, w, padding, stride), x, w)  # type: ignore[arg-type]
-            return out, *pull(dy)
+        def of(convolve: Any) -> Any:
+            def both(x: jax.Array, w: jax.Array) -> tuple:
+                out, pull = jax.vjp(lambda x, w: convolve(x, w, padding, stride), x, w)
+                return out, *pull(dy)
 
+            return both
+
+        ours, expected = of(conv.conv2d), jax.jit(of(builtin))(x, w)
         if inside_a_loop:
-            got = jax.jit(
-                lambda x, w: lax.fori_loop(
-                    0, 2, lambda i, _: ours(x, w), jax.tree.map(jnp.zeros_like, ours(x, w))
-                )
-            )(x, w)
+            start = jax.tree.map(jnp.zeros_like, expected)
+            got = jax.jit(lambda x, w: lax.fori_loop(0, 2, lambda i, _: ours(x, w), start))(x, w)
         else:
             got = jax.jit(ours)(x, w)
-        for mine, expected in zip(got, (y, *theirs(dy)), strict=True):
-            np.testing.assert_allclose(mine, expected, rtol=1e-10, atol=1e-10)
+        for mine, theirs in zip(got, expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +118,16 @@ def test_fewer_products_give_the_same(images: tuple, padding: winograd.Padding) 
     """Any number of images, rows and columns, multiples of the tile size or not."""
     with jax.enable_x64(True):
         x, w = draw(images, 0), draw((3, 3, images[-1], 5), 1)
-        y, theirs = jax.vjp(lambda w: builtin(x, w, padding), w)
-        dy = draw(y.shape, 2)
-        np.testing.assert_allclose(winograd.convolution(x, w, padding), y, atol=1e-11)
-        np.testing.assert_allclose(winograd.weight_gradient(x, dy, padding), theirs(dy)[0], atol=1e-11)
+        dy = draw(jax.eval_shape(lambda x, w: builtin(x, w, padding), x, w).shape, 2)
+
+        @jax.jit
+        def both(x: jax.Array, w: jax.Array, dy: jax.Array) -> Any:
+            y, pull = jax.vjp(lambda w: builtin(x, w, padding), w)
+            ours = winograd.convolution(x, w, padding), winograd.weight_gradient(x, dy, padding)
+            return ours, (y, *pull(dy))
+
+        for mine, theirs in zip(*both(x, w, dy), strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-11)
 
 
 def test_a_weight_gradient_in_blocks_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +137,7 @@ def test_a_weight_gradient_in_blocks_of_images(monkeypatch: pytest.MonkeyPatch) 
         found = []
         for numbers in sizes:
             monkeypatch.setattr(winograd, "_BLOCK", numbers)
-            found.append(winograd.weight_gradient(x, dy, ((1, 1), (1, 1))))
+            found.append(jax.jit(lambda x, dy: winograd.weight_gradient(x, dy, ((1, 1), (1, 1))))(x, dy))
         for other in found[1:]:
             np.testing.assert_allclose(other, found[0], atol=1e-12)
 
