@@ -90,12 +90,18 @@ def environment(folder: Path, version: str, packages: list[str]) -> str:
     return python
 
 
+def on_cpu() -> dict[str, str]:
+    """The variables of a fresh environment's programs, of which only the first one compiles bytecode."""
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return others | {"JAX_PLATFORMS": "cpu"}
+
+
 def study(python: str, out: Path) -> list[str]:
     """The lines of cells.csv of a little study, run twice."""
     command = [python, "run.py", "--config", "configs/quickstart.py", "--seeds", "0", "--levels", "2",
                "--control-levels", "2", "--train.steps", "20", "--train.eval-every", "10",
                "--no-cache", "--out", str(out)]  # fmt: skip
-    environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environ = on_cpu()
     pages = {
         subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout
         for _ in range(2)
@@ -111,7 +117,7 @@ def versions(python: str, names: list[str]) -> dict[str, str]:
 
 def nnx_of(python: str) -> str:
     """The weights left of 6, half pruned, in nnx.Optimizer by every form of `prune.masked`."""
-    environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environ = on_cpu()
     return subprocess.run([python, "-c", NNX], env=environ, capture_output=True, text=True, check=True).stdout
 
 
