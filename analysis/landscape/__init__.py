@@ -169,7 +169,7 @@ def unmatched(rows: Sequence[table.Number], control: str) -> str:
 def connected(run: Run, found: Found) -> Finding:
     """Whether the paths between tickets and their siblings are without a barrier; other arms beside."""
     claim = f"{_BASIN}, at {words.share(found.scope.density)}: error barrier below {LIMIT:g} points"
-    every = {arm: of for arm in (TICKET, *CONTROLS, DENSE) if (of := _paths(found, arm)).barriers}
+    every = {arm: of for arm in (TICKET, *CONTROLS, DENSE) if (of := _paths(found, arm))}
     if TICKET not in every:
         return _again(run, found, claim, "no siblings trained")
     tested = {arm: barriers.below(of) for arm, of in every.items()}
@@ -180,14 +180,14 @@ def connected(run: Run, found: Found) -> Finding:
     return Finding(claim, ticket.outcome, said, n, _LINK, test, "; ".join(also))
 
 
-def _paths(found: Found, arm: str) -> Paths:
-    """The paths between an arm's networks and their siblings."""
+def _paths(found: Found, arm: str) -> Paths | None:
+    """The paths between an arm's networks and their siblings; None where there is none."""
     where = table.PATH_TO.format(SIBLING)
     highest, disagreements = (
         {seed: 100 * value for seed, value in values_of(found.rows, arm, where, name).items()}
         for name in ("barrier_test_error", "disagreement")
     )
-    return barriers.paths(highest, disagreements, found.scope.settings.images)
+    return barriers.paths(highest, disagreements, found.scope.settings.images) if highest else None
 
 
 def _apart(arm: str, outcome: stats.Outcome, tested: stats.Verdict, every: Mapping[str, Paths]) -> str:
