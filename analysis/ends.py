@@ -6,7 +6,7 @@ a ticket and a control that is still learning is a gap at this budget.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from .run import Row
 
@@ -34,20 +34,12 @@ class Ends(NamedTuple):
         return "overfitted" if 2 * self.long_before > self.networks else "long enough"
 
 
-class Trained(Protocol):
-    """What is asked of a network: a row of cells.csv has it, and so has `Ended`."""
-
-    @property
-    def steps(self) -> int:
-        """Steps that it was trained for."""
-
-    @property
-    def early_stop_step(self) -> int | None:
-        """Step of the lowest validation loss; None where it was not looked for."""
-
-
 class Ended(NamedTuple):
-    """A network that was trained beside a run, as `Trained`."""
+    """A network that was trained beside a run.
+
+    Attributes:
+        steps, early_stop_step: as in `analysis.run.Row`.
+    """
 
     steps: int
     early_stop_step: int | None
@@ -59,7 +51,7 @@ def total(study: Mapping[str, Any], rows: Sequence[Row]) -> int:
     return int(study.get("lengths", {}).get("total") or longest)
 
 
-def ends(rows: Sequence[Trained], end: int) -> Ends:
+def ends(rows: Sequence[Row | Ended], end: int) -> Ends:
     """How many networks were still learning at the step `end`, and how many were past their best."""
     trained = [row for row in rows if row.steps and row.early_stop_step is not None]
     learning = sum((row.early_stop_step or 0) >= end for row in trained)
@@ -68,7 +60,7 @@ def ends(rows: Sequence[Trained], end: int) -> Ends:
     return Ends(learning, before, len(trained))
 
 
-def mark(rows: Sequence[Trained], arm: str, end: int) -> str:
+def mark(rows: Sequence[Row | Ended], arm: str, end: int) -> str:
     """What a verdict on a gap to an arm must say if most of its networks are still learning; "" if not."""
     found = ends(rows, end)
     if found.word != "still learning":

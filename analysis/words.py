@@ -8,9 +8,15 @@ from lthjax import home
 from lthjax.errors import counted
 from lthjax.measures.stats import Interval, Verdict
 
-_NETWORKS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "small_cnn": "Small CNN",
-             "lenet5_wide": "LeNet-5 wide", "lenet5_deep": "LeNet-5 deep",
-             "small_cnn_wide": "Small CNN wide"} | {f"conv{n}": f"Conv-{n}" for n in (2, 4, 6)}  # fmt: skip
+_NETWORKS = {
+    "lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "lenet5_wide": "LeNet-5 wide",
+    "lenet5_deep": "LeNet-5 deep", "small_cnn": "Small CNN", "small_cnn_wide": "Small CNN wide",
+    **{f"conv{n}": f"Conv-{n}" for n in (2, 4, 6)},
+    **{f"resnet{n}": f"ResNet-{n}" for n in (8, 14, 20, 32, 56)},
+    **{f"vgg{n}": f"VGG-{n}" for n in (11, 16)},
+    **{f"conv{n}_dropout": f"Conv-{n} with dropout" for n in (2, 4, 6)},
+    "lenet300_dropout": "LeNet-300-100 with dropout",
+}  # fmt: skip
 _DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "kmnist": "KMNIST", "cifar10": "CIFAR-10",
          "cifar100": "CIFAR-100", "mnist_10k": "10,000 images of MNIST"}  # fmt: skip
 

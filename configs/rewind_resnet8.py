@@ -10,7 +10,7 @@ convolutions, ranked together. Random masks of the same density are trained from
 
 Needs cifar10.npz in data/, or an internet connection to fetch it once.
 Time: 14 h on 2 x86-64 cores, estimated by `--dry-run`; an H100 trained it, six networks at a time, in about
-16 min, which other work shared.
+18 min, which other work shared.
 Result: the figure of rewind steps in the report; `analysis.stability` adds how stable each step is to the
 order of the data. Published in results/rewind_resnet8.
 """

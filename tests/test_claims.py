@@ -14,6 +14,7 @@ from analysis.compare import equal
 from analysis.compare.entries import Entry, Point
 from analysis.record import COUNT, TIMING, Finding, settled
 from analysis.report import facts
+from lthjax import models
 from lthjax.measures import stats
 from lthjax.measures.stats import Interval, Verdict
 
@@ -64,6 +65,12 @@ BOUNDS = Interval(6.95, 0.52, 13.38, 6)
 )
 def test_the_bound_that_decides_is_said(verdict: Verdict, more: dict, said: str) -> None:
     assert words.decided(verdict, "+.2f", " pp", **more) == said
+
+
+def test_every_network_has_a_name_for_titles() -> None:
+    assert words._NETWORKS.keys() == models.MODELS.keys()
+    about = {"config": {"model": "resnet8", "data": {"name": "cifar10"}}}
+    assert words.title(about) == "ResNet-8 on CIFAR-10"
 
 
 @given(st.lists(st.integers(-300, 300), min_size=3, max_size=8), st.integers(-200, 200))

@@ -16,6 +16,7 @@ from analysis import publish, results, words
 from analysis.page import Table
 from analysis.report import verdicts
 from analysis.run import Row, to_csv
+from lthjax import files
 from lthjax.errors import UserError
 from lthjax.measures.stats import mean_interval
 
@@ -54,6 +55,9 @@ def test_a_folder_is_small_and_names_no_machine(folder: Path) -> None:
 def test_a_folder_has_the_mark_by_which_publish_knows_it(folder: Path) -> None:
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert set(publish.listed(folder) or []) == there
+    # So that publish replaces it: nothing is there that is not its own, nothing was edited.
+    assert files.foreign(folder, publish.MARK) is None
+    assert files.edited(folder, publish.MARK) is None
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -417,8 +417,9 @@ def test_a_command_that_has_an_option_is_widened_by_no_second_one() -> None:
         # Rounds of 36 % of a part of the weights: 0.202^(6/4) is the first density below 10 %.
         ({0.654: 0.0, 0.434: 0.0, 0.292: 0.0, 0.202: 0.0}, "--levels 6"),
         ({0.8: 0.0}, "--levels 11"),
-        # It has a level in the range; the sparser ones belong to it, too.
-        ({0.5: 0.0, 0.15: 0.0}, "--levels 11"),
+        # Of a level in the range, too, those up to its end; and never fewer levels than there are.
+        ({0.5: 0.0, 0.15: 0.0}, "--levels 3"),
+        ({0.5: 0.0, 0.15: 0.0, 0.05: 0.0, 0.02: 0.0}, "--levels 4"),
         # No level more is in the range that a round has passed over.
         ({0.3: 0.0, 0.09: 0.0}, "--prune.rate 0.2 --levels 11"),
     ],

@@ -120,8 +120,8 @@ def _judged(measured: Measured, line: Line, lacking: str) -> Judged:
         why = "not measured"
     ours = ours._replace(looked=_looked(measured, line, rewind))
     if not why and ours.censored:
-        # A mean over values of which some are bounds is no estimate.
         why = f"the lowest validation loss is at the last evaluation in {words.seeds(ours.censored)}"
+        # A mean over values of which some are bounds is no estimate.
         ours = ours._replace(said="–")
     why = lacking or why or ("" if line.value else "none printed")
     mark: Mark = "not comparable" if why else _mark(line, ours)

@@ -105,22 +105,24 @@ def _with(command: str, option: str, *values: str) -> str:
         if one[0] == option:
             own = one[1:] if option == "--arms" else []
             one[1:] = dict.fromkeys((*own, *values))
-            return shlex.join(word for one in given for word in one)
-    said = " ".join(f'"{value}"' if " " in value else value for value in values)
-    return f"{shlex.join(word for one in given for word in one)} {option} {said}"
+            break
+    else:
+        given.append([option, *values])
+    return shlex.join(word for one in given for word in one)
 
 
 def _deeper(again: str, rows: Sequence[Row], chain: str) -> str:
     """The run's command with as many levels as pass the range, or with rounds that do not pass over it."""
     left = densities(row for row in select(rows, chain=chain, arm=TICKET) if row.level)
-    if not left or any(RANGE[0] <= density <= RANGE[1] for density in left.values()):
+    if not left:
         return _with(again, "--levels", "11")
-    last = max(left)
-    if left[last] < RANGE[0] or left[last] == 1:
+    last, passed = max(left), not any(RANGE[0] <= density <= RANGE[1] for density in left.values())
+    if left[last] == 1 or (passed and left[last] < RANGE[0]):
         return _with(_with(again, "--prune.rate", "0.2"), "--levels", "11")
-    # Rounds go on to keep the same share of what is left.
-    rounds = last * math.log(RANGE[0]) / math.log(left[last])
-    return _with(again, "--levels", str(math.ceil(rounds)))
+    if left[last] > RANGE[0]:
+        # Rounds go on to keep the same share of what is left.
+        last = math.ceil(last * math.log(RANGE[0]) / math.log(left[last]))
+    return _with(again, "--levels", str(last))
 
 
 def in_range(levels: Sequence[Level]) -> list[Level]:

@@ -100,11 +100,12 @@ def mean_interval(
     if n == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
     spread = 0.0 if same else float(np.std(values, ddof=1))
-    halves = float(stats.t.ppf((1 + confidence) / 2, n - 1) / np.sqrt(n))
-    low, high = _around(mean, halves * spread, within)
+    # What a standard deviation is multiplied by for half the width of an interval.
+    times = float(stats.t.ppf((1 + confidence) / 2, n - 1) / np.sqrt(n))
+    low, high = _around(mean, times * spread, within)
     if floor > spread:
-        low = min(low, max(mean - halves * floor, within[0]))
-        high = max(high, min(mean + halves * floor, within[1]))
+        low = min(low, max(mean - times * floor, within[0]))
+        high = max(high, min(mean + times * floor, within[1]))
     return Interval(mean, low, high, n)
 
 
