@@ -191,14 +191,18 @@ def test_geometric_bounds_by_hand() -> None:
         assert stats.geometric_verdict(few, 5).outcome == "undecided"
 
 
-@given(st.lists(st.floats(0.5, 2), min_size=2, max_size=8, unique=True), st.floats(1, 3))
+@given(st.lists(st.integers(2**19, 2**21), min_size=2, max_size=8, unique=True), st.floats(1, 3))
 @settings(deadline=None)
-def test_ratios_are_equivalent_where_their_logarithms_are(values: list[float], factor: float) -> None:
+def test_ratios_are_equivalent_where_their_logarithms_are(numbers: list[int], factor: float) -> None:
+    """Of ratios that differ by more than rounding; the others count as the same, and have no bound."""
+    values = [number / 2**20 for number in numbers]
     ratios = [stats.Ratio(value, value) for value in values]
     logs = stats.equivalent([math.log(value) for value in values], math.log(factor))
     found = stats.geometric_equivalent(ratios, factor)
     assert found.outcome == logs.outcome
     assert found.bounds[:3] == pytest.approx(np.exp(logs.bounds[:3]))
+    same = [stats.Ratio(value, value) for value in (values[0], math.nextafter(values[0], 3))]
+    assert stats.geometric_bounds(same)[1:3] == (0, math.inf)
 
 
 def test_ratios_known_by_bounds_are_equivalent_only_where_both_are_near() -> None:
