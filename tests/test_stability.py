@@ -50,6 +50,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return run, where / "data"
 
 
+@pytest.fixture(scope="module")
+def rewound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(run folder, data folder) of seed 1, rewound to steps 0 and 4 of 8; every chain at its own step."""
+    where = tmp_path_factory.mktemp("rewound")
+    prepared = make_tiny(where)(
+        seeds=(1,),
+        levels=1,
+        arms=("ticket", "random"),
+        rewind=(0, 4),
+        train=config.Train(steps=8, batch=20, eval_every=4),
+    )
+    run = study.run(prepared, where / "runs")
+    arms = ("dense", "ticket", "random")
+    record.perform(stability.ANALYSIS, run, data_dir=where / "data", at_rewind=True, alphas=5, arms=arms)
+    return run, where / "data"
+
+
 @pytest.fixture
 def copied(made: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return Path(shutil.copytree(made[0], tmp_path / made[0].name)), made[1]
@@ -138,6 +155,41 @@ def test_which_states_pairs_start_from(made: tuple[Path, Path]) -> None:
     state = Reader(run).state(1, 4)
     jax.tree.map(np.testing.assert_array_equal, open_run(run).variables_at(1, 4), state)
     assert made_from["state"] == measure.content(run / "seed=1" / "state=4") != ""
+
+
+def test_every_chain_at_its_own_rewind_step(rewound: tuple[Path, Path]) -> None:
+    """Tickets and controls of a chain start at its step, with its mask; only the dense network at both."""
+    run = rewound[0]
+    found = {(row["chain"], row["arm"], row["k"]) for row in rows_of(run)}
+    chains = {(f"rewind-{k}", arm, k) for k in ("0", "4") for arm in ("ticket", "random")}
+    assert found == chains | {("dense", "dense", "0"), ("dense", "dense", "4")}
+    # No state is trained again: all are the starts of trainings, or the run's own.
+    assert not [*run.glob("stability/**/*_to_*")]
+    store, opened = Reader(run / "stability"), open_run(run)
+    for chain, arm, k in chains:
+        mask = store.mask(Cell(1, chain, 1, f"{arm}_from_{k}", 1))
+        jax.tree.map(np.testing.assert_array_equal, mask, opened.mask(Cell(1, chain, 1, arm)))
+    assert {row["chain"] for row in rows_of(run, "levels.csv")} == {"rewind-0"}
+    check_section(stability.ANALYSIS, run)
+    tables = record.found(stability.ANALYSIS, opened)
+    section = stability.section(opened, tables)
+    assert section.remark.endswith("so each k is a chain of its own.")
+    assert "tickets and controls being those rewound to step k" in section.figures[0].caption
+    claims = [finding.claim for finding in stability.findings(opened, tables)]
+    assert claims[0].startswith("From step 0 on the training of the dense network is stable")
+    assert claims[1].startswith("Rewound to step 0, the training of tickets of ")
+    assert claims[2].startswith("Rewound to step 0, tickets of ")
+    assert claims[3].startswith(
+        "Tickets are more stable to the order of the data than random, rewound to step 0"
+    )
+
+
+def test_one_chain_of_several_by_its_step(rewound: tuple[Path, Path]) -> None:
+    options = work.Options(
+        run=rewound[0], data_dir=rewound[1], at_rewind=True, k=(4,), arms=("dense", "ticket")
+    )
+    origins = work.ask(open_run(rewound[0]), options).origins
+    assert [(at.cell.chain, at.k) for at in origins] == [("dense", 4), ("rewind-4", 4)]
 
 
 def test_paths_between_levels_by_numpy(made: tuple[Path, Path]) -> None:
@@ -460,6 +512,11 @@ def test_the_section_shows_every_state(made: tuple[Path, Path]) -> None:
         (
             {"arms": ("ticket", "tiket")},
             r"--arms: 'tiket' is not in the run; it may be dense, reinit, ticket",
+        ),
+        ({"at_rewind": True}, r"--k: 0 is not a step that tickets were rewound to; it may be 4\."),
+        (
+            {"at_rewind": True, "chain": "rewind-4"},
+            r"--chain: rewind-4 is not allowed with --at-rewind, which takes every chain",
         ),
         ({"pairs": 0}, r"--pairs: 0 is not allowed; it must be from 1 to 100"),
         ({"alphas": 1}, r"--alphas: 1 is not allowed"),

@@ -2,6 +2,7 @@
 
 python -m analysis.stability runs/lenet300_mnist-0123abcd
 python -m analysis.stability runs/lenet300_mnist-0123abcd --k 0 100 1000 --levels 7 10 --pairs 3
+python -m analysis.stability runs/rewind_resnet8-0123abcd --at-rewind --arms dense ticket random
 
 From the weights at step k, two copies are trained to the end with data orders of their own. Where the
 straight path between the two ends has no error barrier, the training is stable from step k on (Frankle et
@@ -17,6 +18,7 @@ files are written to RUN/stability:
   seed=3/chain=C/level=07/ARM_to_500/, ARM_from_500/, ARM_from_500.r2/    the state, and a pair of copies
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +44,7 @@ from .table import (
     PairRow,
     density,
     gaps,
+    own_starts,
     paths_of,
     percent,
     subjects,
@@ -62,6 +65,7 @@ _REMARK = (
     f"accuracy is no more than {MATCHING:g} points below that of the run's dense network. Intervals are "
     "over seeds, of 95 %."
 )
+_REWOUND = "Tickets and controls start from the step they were rewound to, so each k is a chain of its own."
 
 
 def section(run: Run, found: Mapping[str, Any]) -> Section:
@@ -98,7 +102,8 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
             ]
         )
     between = Table("Between levels", header, lines, 2)
-    return Section(NAME, "Stability", (), figures.drawn(found), [pairs, between], _REMARK)
+    remark = f"{_REMARK} {_REWOUND}" if own_starts(found["stability.csv"]) else _REMARK
+    return Section(NAME, "Stability", (), figures.drawn(found), [pairs, between], remark)
 
 
 def _numbers(rows: Sequence[PairRow]) -> list[str]:
@@ -135,6 +140,11 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     return said + _connected(found["levels.csv"])
 
 
+def _from(k: int, steps: Mapping[int, Sequence[PairRow]]) -> str:
+    """How the training from step k is named: tickets of several chains start where they were rewound to."""
+    return f"Rewound to step {k}," if own_starts(itertools.chain(*steps.values())) else f"From step {k} on"
+
+
 def _of(arm: str, rows: Sequence[PairRow]) -> str:
     return "the dense network" if arm == DENSE else f"tickets of {words.share(density(rows))} of the weights"
 
@@ -162,7 +172,7 @@ def _stable(
     estimate = "; ".join([f"barrier of the test error {said(verdict)}", *after])
     same = {name: everywhere([At("", tested(of[first]))]) for name, of in controls.items() if first in of}
     besides = beside(verdict.outcome, same, ".2f", " pp", below=True)
-    claim = f"From step {first} on the training of {_of(arm, steps[first])} {_STABLE}"
+    claim = f"{_from(first, steps)} the training of {_of(arm, steps[first])} {_STABLE}"
     test = f"{NON_INFERIOR}, margin {LIMIT:g} pp"
     return Finding(claim, verdict.outcome, estimate, verdict.bounds.n, _LINK, test, besides)
 
@@ -176,7 +186,7 @@ def _matches(steps: Mapping[int, Sequence[PairRow]], images: int) -> Finding:
     """
     first, rows = next(iter(steps.items()))
     values = gaps(rows)
-    claim = f"From step {first} {_of(TICKET, rows)} match the dense network in other orders of the data"
+    claim = f"{_from(first, steps)} {_of(TICKET, rows)} match the dense network in other orders of the data"
     least = floor(percent(rows, "test_accuracy"), percent(rows, "dense_accuracy"), images)
     verdict = stats.noninferior([*values.values()], MATCHING, floor=least)
     estimate = f"{words.decided(verdict, '+.2f', ' pp')}; within {MATCHING:g} points is asked"
@@ -190,7 +200,8 @@ def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[in
     claim = f"Tickets are more stable to the order of the data than {control}"
     if k is None:
         return Finding(claim, "not tested", "no step in common", 0, _LINK)
-    claim += f", from step {k} at {words.share(density(ours[k]))}"
+    start = "rewound to" if own_starts(itertools.chain(*ours.values())) else "from"
+    claim += f", {start} step {k} at {words.share(density(ours[k]))}"
     judged = everywhere([At("", *barriers.higher(paths_of(theirs[k]), paths_of(ours[k]), _SAME))])
     estimate = f"barrier less by {judged.said('+.2f', ' pp')}"
     test = named(judged, SUPERIOR, f"±{_SAME:g} pp")

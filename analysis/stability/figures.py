@@ -15,7 +15,7 @@ from .. import draw, words
 from ..barriers import LIMIT
 from ..page import Drawn
 from ..run import by_seed, grouped
-from .table import MATCHING, LevelRow, PairRow, density, gaps, percent, subjects
+from .table import MATCHING, LevelRow, PairRow, density, gaps, own_starts, percent, subjects
 
 _MOST_LEVELS = 4
 # Rows of the first figure: label, values of a seed, their range, whether there is a line at 2 points.
@@ -33,9 +33,10 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
     rows, levels = found["stability.csv"], found["levels.csv"]
     pairs = len({row.pair for row in rows})
     several = f", mean of {pairs} pairs" if pairs > 1 else ""
+    start = ", tickets and controls being those rewound to step k," if own_starts(rows) else ""
     curve = (
-        "Two copies of the weights at step k are trained to the end with other orders of the data; the "
-        "barrier is that of the error on the straight path between their ends "
+        f"Two copies of the weights at step k{start} are trained to the end with other orders of the data; "
+        "the barrier is that of the error on the straight path between their ends "
         f"({rows[0].alphas} points, {rows[0].images:,} train and as many test images). Lines are means over "
         f"seeds{several}, small points seeds, bands 95 % intervals (of three seeds or more). Below "
         f"{LIMIT:g} points (dashed) the training counts as stable from k on; dotted: the barrier after the "

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lthjax.imp import DENSE
+
 from ..barriers import LIMIT, Paths, paths
 from ..run import by_seed, grouped
 
@@ -131,6 +133,11 @@ def subjects(rows: Iterable[PairRow]) -> dict[tuple[int, str], dict[int, list[Pa
     """(level, arm) -> step -> its rows, by level; steps ascend."""
     found = sorted(grouped(rows, "level", "arm").items(), key=lambda item: item[0][0])
     return {key: dict(sorted(grouped(of, "k").items())) for key, of in found}
+
+
+def own_starts(rows: Iterable[PairRow]) -> bool:
+    """Whether tickets and controls are of several chains, each from the step that it was rewound to."""
+    return len({row.chain for row in rows} - {DENSE}) > 1
 
 
 def density(rows: Iterable[PairRow | LevelRow]) -> float:

@@ -24,7 +24,7 @@ from lthjax.study import Prepared, Watch
 from lthjax.training.job import Job
 
 from .. import page, record, tables
-from ..run import TICKET, Run, Tickets, asked_levels, densities, select
+from ..run import TICKET, Run, Tickets, asked_levels, chains, densities, select
 from ..work import Work, kept
 from . import figures
 from .measure import BARRIERS, Line, Measurer, content
@@ -51,6 +51,9 @@ class Options(record.TrainingOptions):
     """Whose states."""
     chain: str | None = None
     """The chain; by default the one of the lowest rewind step."""
+    at_rewind: bool = False
+    """The tickets and controls of every chain, each from the step that it was rewound to, and the dense
+    network from all of these steps; `--k` may name some of them."""
     seeds: tuple[int, ...] = ()
     """The seeds; by default all that have a ticket in the chain."""
     pairs: int = 1
@@ -125,25 +128,35 @@ def ask(run: Run, options: Options) -> Asked:
     programs.check(settings)
     if not 1 <= options.pairs <= 100:
         raise UserError(f"--pairs: {options.pairs} is not allowed; it must be from 1 to 100.")
-    tickets, total = run.tickets(options.chain), run.lengths.total
+    if options.at_rewind and options.chain is not None:
+        raise UserError(
+            f"--chain: {options.chain} is not allowed with --at-rewind, which takes every chain; leave it "
+            "out, or name steps of rewinding by --k."
+        )
+    tickets = run.tickets(options.chain)
     if not tickets.done:
         raise UserError(f"{run.path}: every ticket of {tickets.chain} diverged; train more seeds.")
-    for k in options.k:
-        if not 0 <= k <= total:
-            raise UserError(f"--k: {k} is not a step of the training; it may be from 0 to {total}.")
+    ks, own = _steps(run, tickets, options)
     there = sorted({row.seed for row in tickets.done})
     for seed in options.seeds:
         if seed not in there:
             raise UserError(f"--seeds: {seed} has no trained ticket in {tickets.chain}; it may be {there}.")
-    known = {DENSE, *(row.arm for row in select(run.rows, chain=tickets.chain))}
+    known = {DENSE, *(row.arm for row in run.rows if row.chain in own)}
     for arm in options.arms:
         if arm not in known and arm not in ARMS:
             raise UserError(f"--arms: {arm!r} is not in the run; it may be {', '.join(sorted(known))}.")
-    ks = sorted({*options.k} or {0, tickets.rewind, *(round(share * total) for share in _SHARES)})
     what = f"trained ticket in {tickets.chain}"
     levels = asked_levels(options.levels, densities(tickets.done), what, _NEAR, last=False)
     seeds = sorted({*(options.seeds or there)})
-    origins, notes = _origins(run, tickets, (seeds, levels, dict.fromkeys(options.arms), ks))
+    places = [(DENSE, 0, DENSE, ks)] if DENSE in options.arms else []
+    places += [
+        (chain, level, arm, steps)
+        for chain, steps in own.items()
+        for arm in dict.fromkeys(options.arms)
+        if arm != DENSE
+        for level in levels
+    ]
+    origins, notes = _origins(run, seeds, places)
     if not origins:
         why = "; ".join(notes) or "no arm is asked for"
         raise UserError(f"--k, --arms: there is no state to start from ({why}); name others.")
@@ -155,16 +168,38 @@ def ask(run: Run, options: Options) -> Asked:
     return Asked(prepared, tickets, origins, options.pairs, settings.limited(few), notes)
 
 
+def _steps(run: Run, tickets: Tickets, options: Options) -> tuple[list[int], dict[str, list[int]]]:
+    """The steps of the dense network's states, and chain -> those of its tickets' and controls' states."""
+    total = run.lengths.total
+    if options.at_rewind:
+        every = {chain: imp.rewind_of(chain) for chain in chains(select(run.rows, arm=TICKET))}
+        for k in options.k:
+            if k not in every.values():
+                allowed = ", ".join(map(str, sorted({*every.values()})))
+                raise UserError(f"--k: {k} is not a step that tickets were rewound to; it may be {allowed}.")
+        asked = {chain: k for chain, k in every.items() if not options.k or k in options.k}
+        return sorted({*asked.values()}), {chain: [k] for chain, k in asked.items()}
+    for k in options.k:
+        if not 0 <= k <= total:
+            raise UserError(f"--k: {k} is not a step of the training; it may be from 0 to {total}.")
+    ks = sorted({*options.k} or {0, tickets.rewind, *(round(share * total) for share in _SHARES)})
+    return ks, {tickets.chain: ks}
+
+
 def _origins(
-    run: Run, tickets: Tickets, asked: tuple[Iterable[int], Iterable[int], Iterable[str], Sequence[int]]
+    run: Run, seeds: Iterable[int], places: Iterable[tuple[str, int, str, Sequence[int]]]
 ) -> tuple[list[Origin], list[str]]:
-    """The states of these seeds, levels, arms and steps, and sentences on those that are not there."""
-    seeds, levels, arms, ks = asked
+    """The states of these seeds, and sentences on those that are not there.
+
+    Args:
+        run: the run.
+        seeds: the seeds.
+        places: chain, level, arm and steps.
+    """
     rows = {row.cell: row for row in run.rows}
     found, notes = [], []
-    for arm in arms:
-        places = [(DENSE, 0)] if arm == DENSE else [(tickets.chain, level) for level in levels]
-        for (chain, level), seed in itertools.product(places, seeds):
+    for chain, level, arm, ks in places:
+        for seed in seeds:
             cell = Cell(seed, chain, level, arm)
             row = rows.get(cell)
             dense = rows.get(Cell(seed, DENSE, 0, DENSE))
