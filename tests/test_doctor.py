@@ -226,7 +226,8 @@ def changed(arrays: Arrays, name: str, place: tuple[int, ...], value: Any) -> Ar
 
 def check_of(found: Check, *faults: Fault) -> None:
     assert [*found.faults] == [*faults]
-    assert found.outcome == ("FAILED" if faults else "ok")
+    fault = "note" if found.claim == doctor.UNSIGNED else "FAILED"
+    assert found.outcome == (fault if faults else "ok")
 
 
 def test_what_is_prunable_is_judged_as_by_the_library() -> None:
@@ -538,7 +539,7 @@ def test_the_example_of_the_page(tmp_path: Path, command: Command, monkeypatch: 
     exec(compile(code, "product.py", "exec"), {})
     words = [str(tmp_path / word) if word.endswith(".npz") else word for word in asked.split()]
     done = command("-m", "analysis.doctor", *words)
-    assert (done.returncode, done.stdout) == (1, said)
+    assert (done.returncode, done.stdout) == (0, said)
 
 
 # A run folder of ours, written without training.
@@ -624,6 +625,6 @@ MORE = {**KEPT, "fc1": np.arange(60).reshape(10, 6) >= 13}
 )
 def test_what_is_wrong_in_a_run_folder(tmp_path: Path, change: dict[str, Any], claims: list[str]) -> None:
     found = diagnose(Options(run=run_folder(tmp_path / "run", **change), quiet=True))
-    assert [check.claim for check in found if check.faults] == claims
+    assert [check.claim for check in found if check.outcome == "FAILED"] == claims
     first = next(fault for check in found for fault in check.faults)
     assert first.layer.startswith("seed=0/chain=rewind-3/level=01/")

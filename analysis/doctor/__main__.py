@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> None:
     found = diagnose(cli.parsed(Options, arguments, home.command("doctor")))
     for check in found:
         print(line(check))
-    if any(check.faults for check in found):
+    if any(check.outcome == "FAILED" for check in found):
         sys.exit(1)
 
 

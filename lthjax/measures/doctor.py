@@ -19,7 +19,7 @@ from lthjax.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
 """Name of an array -> the array."""
-Outcome = Literal["ok", "FAILED", "not checked"]
+Outcome = Literal["ok", "FAILED", "note", "not checked"]
 ALL = "all layers"
 
 
@@ -48,6 +48,7 @@ class Check(NamedTuple):
         layers: number of layers that were looked at.
         weights: number of weights that were looked at.
         lacking: why it could not be made, or "".
+        harmless: whether a fault is to be known, but breaks no claim: a note.
     """
 
     claim: str
@@ -55,12 +56,13 @@ class Check(NamedTuple):
     layers: int = 0
     weights: int = 0
     lacking: str = ""
+    harmless: bool = False
 
     @property
     def outcome(self) -> Outcome:
         """Whether it is so; without anything to look at, "not checked"."""
         if self.faults:
-            return "FAILED"
+            return "note" if self.harmless else "FAILED"
         return "ok" if self.layers else "not checked"
 
 
@@ -171,12 +173,16 @@ def zeros(final: Arrays, mask: Arrays) -> Check:
 
 
 def unsigned(final: Arrays, mask: Arrays) -> Check:
-    """Whether no pruned weight is −0, as a product with the mask makes of a negative one; as `zeros`."""
+    """Whether no pruned weight is −0, as a product with the mask makes of a negative one; as `zeros`.
+
+    It computes as 0, so that a fault is only a note; training with lthjax makes none.
+    """
 
     def negative(w: np.ndarray) -> np.ndarray:
         return np.signbit(w) & (w == 0)
 
-    return _where(UNSIGNED, mask, {n: negative(_pruned(final[n], m)) for n, m in mask.items()})
+    found = _where(UNSIGNED, mask, {n: negative(_pruned(final[n], m)) for n, m in mask.items()})
+    return found._replace(harmless=True)
 
 
 def _pruned(weight: np.ndarray, mask: np.ndarray) -> np.ndarray:
