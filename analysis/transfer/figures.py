@@ -115,7 +115,7 @@ def permuted(rows: Sequence[TransferRow], said: Mapping[str, str]) -> list[Drawn
     if not places:
         return []
     names = ("matched −\nunmatched", "matched −\nown ticket", "unmatched −\nown ticket")
-    heading = f"on {said.get(rows[0].target, rows[0].target)}"
+    heading = f"Moved to {said.get(rows[0].target, rows[0].target)}"
     figure, grid = draw.panels(heading, (1, len(places)), (0.6 + 4.4 * len(places), 3.8), sharey=True)
     for axes, ((source, pair), own) in zip(grid[0], places, strict=True):
         levels = draw.thinned([*dict.fromkeys(one.level for one in own)], _MOST)
@@ -152,7 +152,7 @@ def arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
     columns = min(len(places), 3)
     lines = -(-len(places) // columns)
     size = (max(0.6 + 3.6 * columns, 6.0), 3.6 * lines + 0.4)
-    heading = f"on {said.get(rows[0].target, rows[0].target)}"
+    heading = f"Moved to {said.get(rows[0].target, rows[0].target)}"
     figure, grid = draw.panels(heading, (lines, columns), size, sharex=True, sharey=True)
     for axes in grid.ravel()[len(places) :]:
         axes.set_visible(False)
