@@ -404,6 +404,9 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
     fields["prune.rates"] = study.prune.rates[: study.levels]
     if (version := CRITERIA[study.prune.criterion].version) > 1:
         fields["prune.criterion_version"] = version
+    # 1 and 1.0 are one learning rate, and so one folder.
+    usual = flat(Study())
+    fields |= {name: float(fields[name]) for name, value in usual.items() if isinstance(value, float)}
     return json.loads(json.dumps({**fields, "data.digest": digest}))
 
 

@@ -234,6 +234,12 @@ def test_a_criterion_whose_scores_have_changed_has_another_folder() -> None:
     assert len({config.fingerprint(of) for of in made.values()}) == len(CRITERIA)
 
 
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "decay"])
+def test_a_whole_number_is_the_same_as_a_float(name: str) -> None:
+    whole, broken = (Study(optim=Optim(**{name: value})) for value in (1, 1.0))
+    assert config.fingerprint(resolved(whole)) == config.fingerprint(resolved(broken))
+
+
 def test_what_is_only_recorded_is_outside_the_fingerprint() -> None:
     assert resolved(Study(train=Train(log_every=1))) == resolved(Study())
     with pytest.raises(UserError, match=r"train\.log_every: -1 is not allowed"):
