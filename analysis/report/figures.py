@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lthjax.errors import counted
 from lthjax.imp import DENSE
 from lthjax.measures.stats import PERCENT, Range, Ratio, mean_interval
 
@@ -59,7 +60,7 @@ def speed(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     """Steps over the ticket's against weights left; `levels` are `speed.Level`s by arm."""
     figure, axes = draw.single(heading)
     axes.axhline(1, color=draw.look("ticket")[0], lw=1, label="ticket")
-    shown, left = [1.0], set[float]()
+    shown, left, unknown = [1.0], set[float](), 0
     for place, (arm, of_arm) in enumerate(levels.items()):
         colour, marker = draw.look(arm)
         there = [level for level in of_arm if level.density]
@@ -73,15 +74,19 @@ def speed(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
             left.add(100 * level.density)
             for ratio in level.ratios:
                 mark, value = _bound(ratio)
-                if value is not None:
-                    axes.plot([100 * level.density * aside], [value], mark, color=colour, ms=4, alpha=0.6)
-                    shown.append(value)
+                if value is None:
+                    unknown += 1
+                    continue
+                axes.plot([100 * level.density * aside], [value], mark, color=colour, ms=4, alpha=0.6)
+                shown.append(value)
         if not known and there:
             axes.plot(
                 [], [], marker or "D", ls="-", color=colour, label=f"{arm}: no level is known for all seeds"
             )
     for mark, said in (("^", "at least this"), ("v", "at most this")):
         axes.plot([], [], mark, color="#777777", ms=4, ls="", label=said)
+    if unknown:
+        axes.plot([], [], ls="", label=f"{counted(unknown, 'ratio')} not shown, without a bound")
     axes.set_yscale("log")
     low, high = min(shown), max(shown)
     axes.set_ylim(low / 1.2, high * 1.2)
