@@ -110,6 +110,7 @@ SLOW = {
             "conv6",
             "lenet5_mnist",
             "lr_cifar",
+            "precision_lenet5",
             "quickstart_wide",
             "resnet20",
             "retraining_cnn",
@@ -193,6 +194,7 @@ SLOW = {
         "test_compacted_logits_are_the_tickets[conv",
         "test_the_forms_of_a_residual",
     ),
+    "test_stability": ("test_every_chain_at_its_own", "test_one_chain_of_several"),
     "test_settings": (
         "test_a_folder_that_goes_on",
         "test_neither_chunk_nor_devices",

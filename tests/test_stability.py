@@ -52,14 +52,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def rewound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(run folder, data folder) of seed 1, rewound to steps 0 and 4 of 8; every chain at its own step."""
+    """(run folder, data folder) of seed 1, rewound to steps 0 and 4 of 12; every chain at its own step."""
     where = tmp_path_factory.mktemp("rewound")
     prepared = make_tiny(where)(
         seeds=(1,),
         levels=1,
         arms=("ticket", "random"),
         rewind=(0, 4),
-        train=config.Train(steps=8, batch=20, eval_every=4),
+        train=config.Train(steps=12, batch=20, eval_every=6),
     )
     run = study.run(prepared, where / "runs")
     arms = ("dense", "ticket", "random")
