@@ -5,7 +5,7 @@ Rounds of 36 % (two rounds of 20 % in one; output layer 20 %) pass 41 % and 17 %
 steps of cifar_cnn.py, with its learning rate and schedule.
 
     python run.py --config configs/transfer_cnn.py
-    python -m analysis.transfer --from runs/SMALL --to runs/WIDE --levels 4
+    python -m analysis.transfer --from runs/SMALL --to runs/WIDE --levels 4 --arms transferred_init shuffled
 
 with the run folders that the first command prints. Needs cifar10.npz in data/, or an internet connection to
 fetch it once. Meant for a GPU or TPU.
