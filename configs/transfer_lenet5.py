@@ -12,8 +12,8 @@ with the run folders that the first command prints. Needs mnist.npz and fashion_
 internet connection to fetch them once.
 Six seeds. Time: 1 h on 2 x86-64 cores for the first command, estimated by `--dry-run`; the second moves
 to two of its targets in 31 min, measured, the third takes 8.
-Result: the figures and tables in the `transfer` folder of every target's run folder, and its report; published
-in results/transfer_mnist, transfer_fashion_mnist, transfer_wide and transfer_deep.
+Result: the figures and tables in the `transfer` folder of every target's run folder, and its report;
+published in results/transfer_mnist, transfer_fashion_mnist, transfer_wide and transfer_deep.
 """
 
 from lthjax import sweep
