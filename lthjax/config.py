@@ -405,8 +405,7 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
     if (version := CRITERIA[study.prune.criterion].version) > 1:
         fields["prune.criterion_version"] = version
     # 1 and 1.0 are one learning rate, and so one folder.
-    usual = flat(Study())
-    fields |= {name: float(fields[name]) for name, value in usual.items() if isinstance(value, float)}
+    fields |= {name: float(fields[name]) for name, value in defaults().items() if isinstance(value, float)}
     return json.loads(json.dumps({**fields, "data.digest": digest}))
 
 

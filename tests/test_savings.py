@@ -24,7 +24,7 @@ from scipy import sparse
 from analysis import open_run, record, report
 from analysis import savings as command
 from analysis.record import Finding
-from analysis.savings.table import LevelSavings, Timing, compared, to_json
+from analysis.savings.table import LevelSavings, Timing, _rate, compared, to_json
 from analysis.savings.work import _forms, timed_levels
 from analysis.tables import write_tables
 from lthjax import models, prune, study
@@ -592,3 +592,10 @@ def test_the_commands_error_is_a_sentence(
     done = command_line("-m", "analysis.savings", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {tmp_path}: it is not a run folder (no study.json in it).\n"
+
+
+def test_times_are_written_without_powers_of_ten() -> None:
+    assert _rate(6.57, 256) == ("6,570", "39")
+    assert _rate(0.09996, 1) == ("100", "10")
+    assert _rate(0.0482, 1) == ("48.2", "21")
+    assert _rate(None, 1) == ("–", "–")

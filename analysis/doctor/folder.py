@@ -88,8 +88,7 @@ def _of_weights(run: Run, row: Row, mask: doctor.Arrays) -> Iterator[Check]:
     """What the final weights say, and the record of what they were trained from."""
     final = _named(run.weights(row.cell))
     yield doctor.zeros(final, mask)
-    # Our steps select instead of multiplying, so that a −0 is from elsewhere.
-    yield doctor.unsigned(final, mask)._replace(harmless=False)
+    yield doctor.unsigned(final, mask)
     yield doctor.finite(final, mask)
     if row.arm == TICKET:
         yield _rewound(run, row, mask)

@@ -175,11 +175,11 @@ def _times(rows: Sequence[LevelSavings]) -> Table:
 
 
 def _rate(seconds: float | None, batch: int) -> tuple[str, str]:
-    return (
-        ("–", "–")
-        if seconds is None
-        else (f"{1000 * seconds:,{'.0f' if seconds >= 0.1 else '.3g'}}", f"{batch / seconds:,.0f}")
-    )
+    if seconds is None:
+        return "–", "–"
+    milliseconds = 1000 * seconds
+    digits = ",.0f" if milliseconds >= 100 else ".3g"
+    return f"{milliseconds:{digits}}", f"{batch / seconds:,.0f}"
 
 
 def compared(timing: Timing) -> str:

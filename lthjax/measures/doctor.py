@@ -173,16 +173,12 @@ def zeros(final: Arrays, mask: Arrays) -> Check:
 
 
 def unsigned(final: Arrays, mask: Arrays) -> Check:
-    """Whether no pruned weight is −0, as a product with the mask makes of a negative one; as `zeros`.
-
-    It computes as 0, so that a fault is only a note; training with lthjax makes none.
-    """
+    """Whether no pruned weight is −0, as a product with the mask makes of a negative one; as `zeros`."""
 
     def negative(w: np.ndarray) -> np.ndarray:
         return np.signbit(w) & (w == 0)
 
-    found = _where(UNSIGNED, mask, {n: negative(_pruned(final[n], m)) for n, m in mask.items()})
-    return found._replace(harmless=True)
+    return _where(UNSIGNED, mask, {n: negative(_pruned(final[n], m)) for n, m in mask.items()})
 
 
 def _pruned(weight: np.ndarray, mask: np.ndarray) -> np.ndarray:
