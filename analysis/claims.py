@@ -7,7 +7,7 @@ from lthjax.measures import stats
 from lthjax.measures.stats import Verdict
 
 from . import words
-from .record import Said
+from .record import LEAST_SEEDS, Said
 
 # What kinds of tests are called, in verdicts.csv and on the page.
 SUPERIOR = "superiority"
@@ -76,21 +76,38 @@ def everywhere(tests: Sequence[At], same: float = 0.0) -> Judged:
 
 
 def beside(
-    outcome: Said, controls: Mapping[str, Judged], form: str, unit: str = "", *, below: bool = False
+    outcome: Said,
+    controls: Mapping[str, Judged],
+    form: str,
+    unit: str = "",
+    *,
+    below: bool = False,
+    levels: int = 1,
 ) -> str:
     """What the same test says of controls: a claim that holds for them, too, does not tell tickets apart.
 
-    `below` says that the claim is one of a mean below a threshold, as in `words.decided`.
+    `below` says that the claim is one of a mean below a threshold, as in `words.decided`; `levels`, at how
+    many the claim was tested. Controls of fewer levels say so; those of too few seeds have no outcome.
     """
     if outcome in ("too few seeds", "not tested"):
         return ""
-    said, passing = [], [arm for arm, of in controls.items() if of.outcome == "supported"]
+    said, passing = [], dict[str, str]()
     for arm, of in controls.items():
-        how = "passes the same test" if arm in passing else f"does not pass ({of.outcome})"
+        at = f" at {of.levels} of the {levels} levels" if of.levels < levels else ""
+        n = of.decides.verdict.bounds.n
+        if n < LEAST_SEEDS:
+            said.append(f"{arm} has {words.seeds(n)}{at}, too few")
+            continue
+        if of.outcome == "supported":
+            passing[arm] = at
+        how = "passes the same test" if of.outcome == "supported" else f"does not pass ({of.outcome})"
         bound = words.decided(of.decides.verdict, form, unit, below=below, rule="")
-        said.append(f"{arm} {how}: {bound} {of.decides.place}".rstrip())
+        said.append(f"{arm} {how}{at}: {bound} {of.decides.place}".rstrip())
     if outcome == "supported" and passing:
-        said.append(f"so the claim does not tell tickets from {' and '.join(passing)}")
+        alike = len({*passing.values()}) == 1
+        names = " and ".join(arm if alike else f"{arm}{at}" for arm, at in passing.items())
+        where = next(iter(passing.values())) if alike else ""
+        said.append(f"so the claim does not tell tickets from {names}{where}")
     return "; ".join(said)
 
 

@@ -704,8 +704,28 @@ def test_iso_ratio_by_hand() -> None:
     assert stats.iso_ratio(ticket, control, 0.98) == pytest.approx((4, 4))
     # Below at its first level: it falls halfway between that level and the dense network, density 1.
     low = [(0.25, 0.96)]
-    assert stats.iso_ratio(ticket, low, 0.98, 0.01) == pytest.approx((5, 5))
-    assert stats.iso_ratio(ticket, [(1.0, 0.5), *low], 0.98, 0.01) == pytest.approx((5, 5))
+    sparse = [(0.25, 0.98), (0.2, 0.98), (0.05, 0.96)]
+    assert stats.iso_ratio(sparse, low, 0.98, 0.01) == pytest.approx((5, 5))
+    assert stats.iso_ratio(sparse, [(1.0, 0.5), *low], 0.98, 0.01) == pytest.approx((5, 5))
+
+
+def test_a_fall_across_levels_that_were_not_trained_is_known_by_bounds() -> None:
+    """The ticket falls at .1; the control somewhere from 1 to .25, as nothing was trained at .8."""
+    ticket = [(0.8, 0.985), (0.25, 0.98), (0.2, 0.98), (0.05, 0.96)]
+    control = [(0.25, 0.96)]
+    assert stats.iso_ratio(ticket, control, 0.98, 0.01) == pytest.approx((0.25 / 0.1, 1 / 0.1))
+    assert stats.iso_ratio(control, ticket, 0.98, 0.01) == pytest.approx((0.1 / 1, 0.1 / 0.25))
+    # A mask that differs in single weights is at the same level.
+    beside = [(0.8, 0.98), (0.2497, 0.96)]
+    assert stats.iso_ratio(ticket, beside, 0.98, 0.01).low > 0.3 / 0.1
+    # Both are the same concave curve: the bounds hold 1, a line across levels would say 1.3.
+    curve = lambda density: (density, 0.98 - 0.002 * math.log2(density) ** 2)  # noqa: E731
+    every = [curve(0.8**level) for level in range(1, 14)]
+    few = [every[7], every[11]]
+    ratio = stats.iso_ratio(every, few, 0.98, 0.005)
+    assert ratio.low < 1 < ratio.high
+    assert stats.iso_ratio(every, every, 0.98, 0.005) == pytest.approx((1, 1))
+    assert stats.iso_ratio(every[:0] + few, few, 0.98, 0.005) == pytest.approx((1, 1)), "nothing lies between"
 
 
 def test_iso_ratio_of_curves_that_never_fall() -> None:
@@ -735,8 +755,8 @@ def test_iso_accuracy_counts_what_it_leaves_out() -> None:
 
 
 def humped(at: float) -> list[tuple[float, float]]:
-    """A curve that falls below .98 at `at`, halfway between two points in log density."""
-    return [(2 * at, 0.985), (at / 2, 0.975)]
+    """A curve that falls below .98 at `at`, at levels of 20 % a round."""
+    return [(0.8**level, 0.98 + 0.005 * math.log2(0.8**level / at)) for level in range(1, 40)]
 
 
 @pytest.mark.parametrize("n", [3, 6, 10])
@@ -760,13 +780,11 @@ def test_coverage_of_the_iso_accuracy_interval(n: int) -> None:
 def test_area_between_by_hand() -> None:
     """From 1 to 1/4 ours falls by 2 in log density, theirs is 0: the mean of 4 … 2 is 3."""
     assert stats.area_between([(1, 4.0), (0.25, 2.0)], [(1, 0.0), (0.25, 0.0)]) == pytest.approx(3)
-    # Common range 1/2 … 1/4, where ours goes from 3 to 2 and theirs from 1 to 0.
-    assert stats.area_between([(1, 4.0), (0.25, 2.0)], [(0.5, 1.0), (0.125, -1.0)]) == pytest.approx(2)
-    # A kink at a point that the other curve lacks: a triangle of height 2 over the whole range.
-    assert stats.area_between([(1, 0.0), (0.5, 2.0), (0.25, 0.0)], [(1, 0.0), (0.25, 0.0)]) == pytest.approx(
-        1
-    )
-    assert stats.area_between([(1, 4.0), (0.5, 2.0)], [(0.5, 0.0), (0.25, 0.0)]) is None
+    # Only what both measured counts: 4 at density 1 and 2 at 1/4, whatever one of them is between.
+    kinked = [(1, 4.0), (0.5, 9.0), (0.25, 2.0)]
+    assert stats.area_between(kinked, [(1, 0.0), (0.2505, 0.0)]) == pytest.approx(3)
+    assert stats.area_between([(1, 4.0), (0.25, 2.0)], [(0.5, 1.0), (0.125, -1.0)]) is None
+    assert stats.area_between([(1, 4.0), (0.5, 2.0)], [(0.5, 0.0), (0.25, 0.0)]) is None, "one density"
     assert stats.area_between([], [(1, 1.0)]) is None
 
 
@@ -778,19 +796,16 @@ def test_area_turns_and_shifts(
     area = stats.area_between(ours, theirs)
     back = stats.area_between(theirs, ours)
     moved = stats.area_between([(density, value + shift) for density, value in ours], theirs)
-    low = max(min(ours)[0], min(theirs)[0])
-    high = min(max(ours)[0], max(theirs)[0])
-    if low >= high:
+    both = sorted(dict(ours).keys() & dict(theirs).keys())
+    if len(both) < 2:
         assert area is back is moved is None
         return
     assert area == pytest.approx(-back, abs=1e-9)
     assert moved == pytest.approx(area + shift, abs=1e-9)
-    # An independent computation: many small steps.
-    grid = np.linspace(math.log(low), math.log(high), 20_001)
-    drawn = [
-        np.interp(grid, np.log([d for d, _ in c]), [a for _, a in c]) for c in (sorted(ours), sorted(theirs))
-    ]
-    assert area == pytest.approx(np.mean(drawn[0] - drawn[1]), abs=1e-3)
+    # An independent computation: many small steps along the line between the common densities.
+    grid = np.linspace(math.log(both[0]), math.log(both[-1]), 20_001)
+    gaps = [dict(ours)[density] - dict(theirs)[density] for density in both]
+    assert area == pytest.approx(np.mean(np.interp(grid, np.log(both), gaps)), abs=1e-3)
 
 
 # Bad input

@@ -271,6 +271,45 @@ def test_weights_saved_and_iso_accuracy() -> None:
     )
 
 
+def test_controls_at_some_of_the_tickets_levels_are_said_to_be_there_only() -> None:
+    """Three levels of tickets in the range, one of reinit, two of random, which is as good as dense."""
+    rows = run(
+        {
+            "ticket": {0.9: 1.0, 0.2: 1.0, 0.15: 1.0, 0.1: 1.0},
+            "reinit": {0.15: -3.0},
+            "random": {0.2: 1.0, 0.15: 1.0},
+        }
+    )
+    # By level of the tickets: the helper numbers the levels of each arm from 1.
+    places = {0.9: 1, 0.2: 2, 0.15: 3, 0.1: 4, 1.0: 0}
+    found = said([of._replace(level=places[of.density]) for of in rows])
+    gap = found["Tickets beat reinitialised ones at 80–90 % sparsity"]
+    assert gap.outcome == "supported"
+    assert gap.estimate.endswith(
+        "at 15.0 % of the weights; both were trained at 1 of the tickets' 3 levels there"
+    )
+    within = found[WITHIN.format(2)]
+    assert "trained at" not in within.estimate, "tickets are compared with the dense network at all three"
+    assert "reinit does not pass (refuted) at 1 of the 3 levels: " in within.beside
+    assert "random passes the same test at 2 of the 3 levels: " in within.beside
+    assert within.beside.endswith("so the claim does not tell tickets from random at 2 of the 3 levels")
+    # Reinit fell somewhere from the dense network to 15 %, where nothing else of it was trained.
+    iso = found["Reinitialised masks need more weights than tickets 0.5 points below dense"]
+    assert iso.estimate == (
+        "≥ 1.5×, one-sided 95 % bound of the mean; 6 of 6 seeds (100 %) do not fall that low, each ≥ 1.5×"
+    )
+    falls = run({"ticket": {0.9: 1.0, 0.2: 1.0, 0.15: 1.0, 0.1: -9.0}, "reinit": {0.15: -3.0}})
+    known = said([of._replace(level=places[of.density]) for of in falls])[iso.claim]
+    assert "6 of 6 seeds (100 %) fall between levels without a control" in known.estimate
+    assert known.outcome == "supported"
+
+
+def test_controls_of_too_few_seeds_have_no_outcome_beside_a_claim() -> None:
+    rows = run({"ticket": {0.15: 1.0}, "reinit": {0.15: 1.0}})
+    few = [of for of in rows if of.arm != "reinit" or of.seed < 2]
+    assert said(few)[WITHIN.format(2)].beside == "reinit has 2 seeds, too few"
+
+
 def test_a_censored_seed_is_a_bound_and_no_value() -> None:
     """One of six seeds stops at 50 %, five still match at 2.5 %: nothing above 40 times was measured."""
     rows = run({"ticket": {0.5: 1.0, 0.1: 1.0, 0.025: 1.0}})

@@ -50,6 +50,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     images = images_of(study)
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
     found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
+    there = len(in_range(to_dense[TICKET]))
     end = ends.total(study, rows)
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
@@ -57,11 +58,14 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         command = _with(deeper, "--arms", TICKET, control)
         if control == "reinit":
             found += [
-                _by_ten(gaps, command),
+                _by_ten(gaps, command, there),
                 _somewhere("… by 10 points or more at some density", gaps, 10, command),
             ]
         claim = f"Tickets beat {others} at 80–90 % sparsity"
-        found += [_better(claim, gaps, command, _GAPS), _somewhere("… at some density", gaps, 0, command)]
+        found += [
+            _better(claim, gaps, command, _GAPS, there),
+            _somewhere("… at some density", gaps, 0, command),
+        ]
         found[start:] = [_marked(finding, own, control, end) for finding in found[start:]]
     faster = [_faster(rows, chain, other, end, deeper) for other in (DENSE, "reinit")]
     found += [
@@ -138,14 +142,24 @@ def _everywhere(
     command: str,
     where: Link,
     test: str,
+    of: int,
 ) -> Finding:
-    """A claim about every level of the range, with the estimate of the least favourable one."""
+    """A claim about every level of the range, with the estimate of the least favourable one.
+
+    Of the tickets' `of` levels there, the control may have been trained at some only.
+    """
     levels = in_range(levels)
     if not levels:
         return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
     tested = everywhere([say(level) for level in levels])
-    n = min(len(level.values) for level in levels)
-    return Finding(claim, tested.outcome, tested.said(_FORM, _UNIT), n, where, named(tested, test))
+    n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
+    estimate = f"{said}{_some(len(levels), of)}"
+    return Finding(claim, tested.outcome, estimate, n, where, named(tested, test))
+
+
+def _some(levels: int, of: int) -> str:
+    """What must be said where a claim about a range is tested at some of the tickets' levels only."""
+    return f"; both were trained at {levels} of the tickets' {of} levels there" if levels < of else ""
 
 
 def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str) -> Finding:
@@ -156,18 +170,19 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
         return At(at(level), stats.noninferior(level.values, margin, floor=level.floor))
 
     test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
-    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test)
+    of = len(in_range(to_dense[TICKET]))
+    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, of)
     controls = {
         arm: everywhere([say(level) for level in of_arm])
         for arm in CONTROLS
         if (of_arm := in_range(to_dense[arm]))
     }
-    return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT))
+    return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT, levels=of))
 
 
-def _better(claim: str, levels: Sequence[Level], command: str, where: Link) -> Finding:
-    """A claim that a difference is above 0 at every level of the range."""
-    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR)
+def _better(claim: str, levels: Sequence[Level], command: str, where: Link, of: int) -> Finding:
+    """A claim that a difference is above 0 at every level of the range; `of` as in `_everywhere`."""
+    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, of)
 
 
 def _against_zero(level: Level) -> At:
@@ -185,14 +200,15 @@ def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int) -> Fin
     return finding._replace(beside=ends.mark(control, arm, end))
 
 
-def _by_ten(levels: Sequence[Level], command: str) -> Finding:
+def _by_ten(levels: Sequence[Level], command: str, of: int) -> Finding:
     """The claim of 10 to 15 points: 10 or more decides, and whether it is 15 or less is said."""
     claim = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
 
     def least(level: Level) -> At:
         return At(at(level), stats.verdict(level.values, 10, floor=level.floor))
 
-    found = _everywhere(claim, levels, least, command, _GAPS, f"{SUPERIOR}, by 10{_UNIT} or more")
+    test = f"{SUPERIOR}, by 10{_UNIT} or more"
+    found = _everywhere(claim, levels, least, command, _GAPS, test, of)
     most = stats.conjunction(
         stats.verdict([-value for value in level.values], -15, floor=level.floor).outcome
         for level in in_range(levels)
@@ -279,7 +295,10 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     ratios = [*stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios.values()]
     if not ratios:
         return Finding(claim, "not tested", "no such cells", 0, _with(again, "--arms", TICKET, "reinit"))
-    return _times(claim, ratios, 1, "do not fall that low", SUPERIOR)
+    unmeasured = any(0 < ratio.low < ratio.high < math.inf for ratio in ratios)
+    unfallen = any(not ratio.low or math.isinf(ratio.high) for ratio in ratios)
+    why = ["do not fall that low"] * unfallen + ["fall between levels without a control"] * unmeasured
+    return _times(claim, ratios, 1, " or ".join(why), SUPERIOR)
 
 
 def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) -> Finding:
@@ -300,7 +319,8 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
         tests.append(At(place, stats.geometric_verdict(of.ratios, 1), equal))
     tested = everywhere(tests, same=1)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
-    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}"
+    there = len(in_range(differences(rows, chain, TICKET, DENSE)))
+    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{_some(len(levels), there)}"
     return Finding(claim, tested.outcome, said, n, where, named(tested, SUPERIOR, TIMES))
 
 
@@ -311,11 +331,12 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, images: int) 
     if not later:
         return [Finding(claim, "not tested", "one rewind step", 0, _with(again, "--rewind", "0", "1 epoch"))]
     found, deeper = [], _deeper(again, rows, first)
+    there = len(in_range(differences(rows, first, TICKET, DENSE)))
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
         found += [
-            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS),
+            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, there),
             _somewhere(f"Late rewinding helps at some density: {steps}", gaps, 0, deeper, _LEVELS),
         ]
     return found

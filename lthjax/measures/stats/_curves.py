@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +11,14 @@ from lthjax.errors import UserError
 from lthjax.measures.stats._checks import finite, not_negative
 from lthjax.measures.stats._intervals import Interval, Ratio, geometric_bounds, geometric_interval
 
-Curve = Iterable[tuple[float, float]]
+_Point = tuple[float, float]
+Curve = Iterable[_Point]
 """(density, accuracy) of one seed and arm, in any order; densities in (0, 1], each at most once."""
 
 # Accuracies are counts of images: a difference below one image in a million is rounding.
 _SLACK = 1e-6
+# Densities of one level are equal to within this factor; masks of other arms may differ in single weights.
+_SAME = 1.01
 
 
 class IsoAccuracy(NamedTuple):
@@ -113,14 +116,23 @@ def crossing(curve: Curve, target: float) -> float | None:
     Raises:
         UserError: the curve is not valid.
     """
-    before: tuple[float, float] | None = None
-    for density, accuracy in _descending(curve):
-        if accuracy < target - _SLACK:
-            if before is None:
-                return density
-            way = max(0.0, (before[1] - target) / (before[1] - accuracy))
-            return float(before[0] * (density / before[0]) ** way)
-        before = density, accuracy
+    found = _fall(_descending(curve), target)
+    if found is None:
+        return None
+    above, below = found
+    if above is None:
+        return below[0]
+    way = max(0.0, (above[1] - target) / (above[1] - below[1]))
+    return float(above[0] * (below[0] / above[0]) ** way)
+
+
+def _fall(points: Sequence[_Point], target: float) -> tuple[_Point | None, _Point] | None:
+    """The first point below a target and the one before it, if any; None where there is none below."""
+    before: _Point | None = None
+    for point in points:
+        if point[1] < target - _SLACK:
+            return before, point
+        before = point
     return None
 
 
@@ -147,8 +159,10 @@ def iso_ratio(ticket: Curve, control: Curve, dense: float, tolerance: float = 0.
 
     Accuracy falls where it drops below dense − tolerance, by `crossing`. Both curves start at the dense
     network, which replaces any point at density 1. A curve that never falls is censored: its density is below
-    its smallest point, and only a bound of the ratio is known. At tolerance 0 a level that is worse by one
-    image is a fall; a tolerance makes the ratio steadier.
+    its smallest point, and only a bound of the ratio is known. So is one that falls between two points where
+    the other curve has a point between them: it was not measured at that level, and a line across levels is
+    no measurement of them (accuracy is concave in log density, so the line falls too early). At tolerance 0 a
+    level that is worse by one image is a fall; a tolerance makes the ratio steadier.
 
     Args:
         ticket: (density, accuracy) of one seed.
@@ -164,13 +178,34 @@ def iso_ratio(ticket: Curve, control: Curve, dense: float, tolerance: float = 0.
         UserError: a curve is not valid, or the tolerance is negative.
     """
     target = dense - not_negative("tolerance", tolerance)
-    lows, highs = [], []
-    for curve in (ticket, control):
-        points = [(1.0, dense), *(point for point in _descending(curve) if point[0] < 1)]
-        at = crossing(points, target)
-        lows.append(0.0 if at is None else at)
-        highs.append(points[-1][0] if at is None else at)
-    return Ratio(lows[1] / highs[0], highs[1] / lows[0] if lows[0] else math.inf)
+    curves = [
+        [(1.0, dense), *(point for point in _descending(curve) if point[0] < 1)]
+        for curve in (ticket, control)
+    ]
+    (ticket_low, ticket_high), (control_low, control_high) = (
+        _fallen(own, [density for density, _ in other], target) for own, other in (curves, curves[::-1])
+    )
+    return Ratio(control_low / ticket_high, control_high / ticket_low if ticket_low else math.inf)
+
+
+def _fallen(points: Sequence[_Point], others: Sequence[float], target: float) -> tuple[float, float]:
+    """The least and the largest density at which a curve may first fall below a target.
+
+    Args:
+        points: the curve, descending; the first is not below the target.
+        others: the densities at which another curve was measured.
+        target: an accuracy.
+    """
+    found = _fall(points, target)
+    if found is None:
+        return 0.0, points[-1][0]
+    above, below = found
+    assert above is not None, "the dense network is not below itself"
+    if any(below[0] * _SAME < density < above[0] / _SAME for density in others):
+        return below[0], above[0]
+    at = crossing((above, below), target)
+    assert at is not None
+    return at, at
 
 
 def iso_accuracy(
@@ -206,30 +241,28 @@ def iso_accuracy(
 
 
 def area_between(ours: Curve, theirs: Curve) -> float | None:
-    """The mean of ours − theirs over log density, on the range of densities that both curves cover.
+    """The mean of ours − theirs over log density, from the largest to the smallest density that both have.
 
-    Both curves are linear in log density between points, so the trapezoid rule on the points of both is
-    exact.
+    The difference is taken where both curves were measured, to within 1 % of the density, and is linear in
+    log density between those points, so that the trapezoid rule is exact.
 
     Returns:
-        In the curves' unit; None where they have no range in common.
+        In the curves' unit; None where they have fewer than two densities in common.
 
     Raises:
         UserError: a curve is not valid.
     """
-    both = []
-    for curve in (ours, theirs):
-        ascending = np.array(_descending(curve)[::-1]).reshape(-1, 2)
-        both.append((np.log(ascending[:, 0]), ascending[:, 1]))
-    (x, y), (u, v) = both
-    if not len(x) or not len(u):
+    our, their = _descending(ours), _descending(theirs)
+    pairs = [
+        (math.log(density), accuracy - other)
+        for density, accuracy in our
+        for at, other in their
+        if density / _SAME < at < density * _SAME
+    ]
+    if len(pairs) < 2:
         return None
-    low, high = max(x[0], u[0]), min(x[-1], u[-1])
-    if low >= high:
-        return None
-    grid = np.union1d(x, u)
-    grid = grid[(grid >= low) & (grid <= high)]
-    return float(np.trapezoid(np.interp(grid, x, y) - np.interp(grid, u, v), grid) / (high - low))
+    x, gaps = np.array(pairs[::-1]).T
+    return float(np.trapezoid(gaps, x) / (x[-1] - x[0]))
 
 
 def _descending(curve: Curve) -> list[tuple[float, float]]:
