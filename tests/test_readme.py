@@ -87,6 +87,15 @@ def test_a_papers_run_has_the_folder_that_is_named() -> None:
     assert paper.train.steps == 5 * ours.train.steps
 
 
+def test_the_home_page_lists_every_guide() -> None:
+    home, nav = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/index.md", "mkdocs.yml"))
+    guides = re.findall(r"^      - .*?: ((?!api/)\w+\.md)$", nav, re.MULTILINE)
+    assert len(guides) > 15
+    assert [
+        page for page in re.findall(r"^- \[.*?\]\((\w+\.md)\)", home, re.MULTILINE) if page in guides
+    ] == guides
+
+
 def test_what_the_quickstart_is_said_to_do() -> None:
     study = config.load(ROOT / "configs" / "quickstart.py")
     (output, tenth), (_, fifth) = study.prune.rate  # type: ignore[misc]
