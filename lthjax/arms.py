@@ -57,8 +57,8 @@ class Arm(NamedTuple):
             at step 0 and trains all steps, for weights that have no state at the rewind step.
         leads: whether it leads its own chain, that is, gives that chain's next mask.
         criterion: the criterion of its own chain, if it is not the study's.
-        final: whether its weights are the final ones of the last level's leader, whose batch statistics it
-            then takes, too.
+        final: whether its weights are the final ones of the previous level's leader, whose batch statistics
+            it then takes, too.
         held: whether every step has the learning rate of the last one.
         scores: context -> start scores of an arm that learns its mask: its weights stay as they are, and of
             every layer as many weights as in its mask take part, those of the highest scores.
@@ -89,7 +89,7 @@ def rewound(context: Context, mask: PyTree) -> PyTree:
 
 
 def _trained(context: Context, mask: PyTree) -> PyTree:
-    """The final weights of the last level's leader."""
+    """The final weights of the previous level's leader."""
     return context.final
 
 
@@ -300,7 +300,7 @@ ARMS: dict[str, Arm] = {
     "invert": Arm(
         _inverted,
         rewound,
-        summary="the opposite choice: of the last level's survivors the worst stay, as many in every layer",
+        summary="the opposite choice: the previous level's worst survivors stay, as many in every layer",
     ),
     "untrained": Arm(
         _ticket_mask,

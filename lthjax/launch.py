@@ -308,9 +308,10 @@ def parse(arguments: list[str]) -> list[Options]:
 
 
 def _overview() -> str:
-    """What the command is for, with examples, and which configs there are."""
+    """What the command is for, with examples, which configs there are, and how to see the options."""
     there = [str(path) for path in sorted(Path("configs").glob("*.py"))] or [*config.shipped()]
     text = __doc__ or ""
     if home.INSTALLED:
         text = re.sub(r"configs/(\w+)\.py", r"\1", text.replace("python run.py", home.RUN))
-    return f"{text}\nconfigs: {', '.join(there)}"
+    options = home.command("run", "--config", home.config("quickstart"), "--help")
+    return f"{text}\nconfigs: {', '.join(there)}\n\n{options} lists every option with that config's value."

@@ -41,6 +41,9 @@ def test_without_a_config_it_says_which_there_are(command_line: Call) -> None:
     done = command_line("run.py")
     assert done.returncode == 2
     assert "configs/quickstart.py" in done.stderr
+    assert done.stderr.endswith(
+        "\npython run.py --config configs/quickstart.py --help lists every option with that config's value.\n"
+    )
     assert "Traceback" not in done.stderr
 
 

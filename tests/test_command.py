@@ -115,6 +115,7 @@ def test_commands_of_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> N
     assert record._git_commit() is None
     assert "run.py" not in launch._overview()
     assert "lthjax run --config lenet5_mnist --seeds 0 1 --levels 8" in launch._overview()
+    assert "lthjax run --config quickstart --help lists every option" in launch._overview()
 
 
 @pytest.mark.parametrize(

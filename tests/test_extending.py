@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from analysis import load, record, report
 from analysis.analyses import ANALYSES
-from lthjax import config, data, launch, prune, rng, study
+from lthjax import config, data, launch, models, prune, rng, study
 from lthjax.arms import ARMS
 from lthjax.criteria import CRITERIA
 from lthjax.data import SOURCES
@@ -209,6 +209,55 @@ def test_the_page_on_other_libraries_runs(tmp_path: Path, monkeypatch: pytest.Mo
         start = got["loss"](prune.apply(got["plain"], got["plain_mask"]))
         for name in ("plain_params", "multi_params", "free_params", "free_eval"):
             assert got["loss"](got[name]) < start, name
+
+
+def test_a_tickets_kernels_in_pytorchs_order_give_the_same_logits() -> None:
+    """LeNet-5 once more, channels first, by NumPy alone; its weights and masks as the page orders them."""
+
+    class Tensor(np.ndarray):
+        permute = np.ndarray.transpose
+
+    def convolved(x: np.ndarray, kernel: np.ndarray, padding: int) -> np.ndarray:
+        x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], axis=(2, 3))
+        return np.einsum("nchwij,ocij->nohw", windows, kernel)
+
+    def pooled(x: np.ndarray) -> np.ndarray:
+        n, c, h, w = x.shape
+        return np.maximum(x.reshape(n, c, h // 2, 2, w // 2, 2).max((3, 5)), 0)
+
+    draw = np.random.default_rng(0)
+    model = models.build("lenet5", (28, 28, 1), 10)
+    variables = model.init(jax.random.key(0))  # its biases are 0
+    images = draw.normal(size=(2, 28, 28, 1)).astype(np.float32)
+    want, _ = model.apply(variables.params, variables.stats, images, False)
+
+    (code,) = snippets("interop.md", "torch_kernels.py")
+    got: dict[str, Any] = {}
+    exec(code, got)
+    named = zip(prune.paths(variables.params), jax.tree.leaves(variables.params), strict=True)
+    weights = {name: np.asarray(leaf).view(Tensor) for name, leaf in named}
+    ours = got["torch_kernels"](weights)
+    x = pooled(convolved(images.transpose(0, 3, 1, 2), ours["conv1/kernel"], 2))
+    x = pooled(convolved(x, ours["conv2/kernel"], 0)).reshape(2, -1)
+
+    def logits(first: np.ndarray) -> np.ndarray:
+        hidden = np.maximum(x @ first.T, 0)
+        return np.maximum(hidden @ ours["fc2/kernel"].T, 0) @ ours["output/kernel"].T
+
+    np.testing.assert_allclose(logits(ours["fc1/kernel"]), want, atol=1e-5)
+    # Transposed alone the first dense layer has the same shape, and other logits.
+    assert np.abs(logits(weights["fc1/kernel"].T) - want).max() > 0.1
+
+
+def test_a_state_dict_is_a_pytree() -> None:
+    draw = np.random.default_rng(0)
+    shapes = {"features.0.weight": (6, 1, 5, 5), "features.0.bias": (6,), "norm1.weight": (6,),
+              "norm1.running_var": (6,), "embed.weight": (20, 8), "fc.weight": (10, 8)}  # fmt: skip
+    state = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    mask = prune.magnitude(state, prune.ones(state), 0.2)
+    left = {name: int(np.sum(m)) for name, m in mask.items() if np.ndim(m)}
+    assert left == {"features.0.weight": 120, "fc.weight": 64}
 
 
 def test_own_analysis_is_on_the_report(

@@ -54,7 +54,8 @@ def magnitude(
             unit or filter (the last axis), ranked by the sum or the Euclidean norm of its survivors;
             the rate then counts units; "N:M", for example "2:4": of every M consecutive weights along
             the input axis (the last but one) the N highest stay; the rate must be 1 - N/M and the
-            scope "layer".
+            scope "layer". Axes are those of Flax and Haiku, [..., inputs, outputs]; Equinox and PyTorch
+            hold [outputs, inputs, ...]: transpose their weights first.
 
     Returns:
         The new mask, which removes exactly floor(rate * n + 1/2) of n survivors. The rate is taken as
