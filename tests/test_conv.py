@@ -97,6 +97,27 @@ def test_gradients_of_gradients_are_those_of_the_builtin(
             np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-8)
 
 
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 3))])
+@pytest.mark.parametrize("images", [1, 4, 7])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_a_large_weight_gradient_in_blocks_of_images_and_rows(
+    padding: Any, images: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four images a block, so many rows: the last block may be partly zeros, the last rows fewer."""
+    with jax.enable_x64(True):
+        x, w = draw((images, 7, 6, 3), 0), draw((3, 2, 3, 5), 1)
+        dy = draw(builtin(x, w, padding).shape, 2)
+        expected = jax.vjp(lambda w: builtin(x, w, padding), w)[1](dy)[0]
+        size = -(-images // -(-images // 4))
+        monkeypatch.setattr(conv, "_LARGE", 0)
+        monkeypatch.setattr(conv, "_BLOCK_IMAGES", 4)
+        monkeypatch.setattr(conv, "_BLOCK_BYTES", rows * size * dy.shape[2] * (3 + 5) * 8)
+        got = jax.jit(lambda x, dy: conv._weight_gradient_cpu(x, dy, padding))(x, dy)
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
+        text = str(jax.make_jaxpr(lambda x, dy: conv._weight_gradient_cpu(x, dy, padding))(x, dy))
+        assert text.count("conv_general_dilated") == -(-dy.shape[1] // min(rows, dy.shape[1]))
+
+
 @pytest.mark.parametrize(("images", "kernel", "padding", "stride"), [*((*c, 1) for c in CASES), *STRIDED])
 def test_under_vmap(images: tuple, kernel: tuple, padding: object, stride: int) -> None:
     """Replicates together, each with its own kernel."""

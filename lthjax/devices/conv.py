@@ -29,6 +29,9 @@ _PATCHES_UP_TO = 8
 # Up to this output width the weight gradient is faster two rows at a time, as the operands then stay in
 # the cache.
 _NARROW = 16
+# Where the operands of a weight gradient take more bytes than this, it is the sum over blocks of images and
+# rows: so many images, and rows whose operands take so many bytes, which a core's own cache holds.
+_LARGE, _BLOCK_IMAGES, _BLOCK_BYTES = 2**22, 32, 2**19
 # 3x3 convolutions with this many input and output channels, and many tiles, need fewer multiplications.
 _DEEP = 64
 _MANY_TILES = 16
@@ -229,15 +232,36 @@ def _weight_gradient_cpu(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.A
     # c is the batch axis, n the channel axis, and dy the kernel.
     if _few_products(_kernel(x, dy, padding).shape, dy.shape):
         return winograd.weight_gradient(x, dy, padding)
+    rows = 2 if dy.shape[2] <= _NARROW else dy.shape[1]
+    if x.nbytes + dy.nbytes <= _LARGE:
+        return _weight_gradient_of_rows(x, dy, padding, rows)
+    blocks = -(-len(x) // _BLOCK_IMAGES)
+    size = -(-len(x) // blocks)
+    row = dy.itemsize * size * dy.shape[2] * (x.shape[3] + dy.shape[3])
+    rows = max(1, min(dy.shape[1], _BLOCK_BYTES // row))
+    # Images of zeros fill the last block up; they add nothing.
+    x, dy = (
+        jnp.pad(of, ((0, blocks * size - len(of)), *[(0, 0)] * 3)).reshape(blocks, size, *of.shape[1:])
+        for of in (x, dy)
+    )
+
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
+        return total + _weight_gradient_of_rows(x[i], dy[i], padding, rows)
+
+    kernel = jax.eval_shape(partial(_weight_gradient_of_rows, padding=padding, rows=rows), x[0], dy[0])
+    return lax.fori_loop(0, blocks, add, jnp.zeros(kernel.shape, kernel.dtype))
+
+
+def _weight_gradient_of_rows(x: jax.Array, dy: jax.Array, padding: Padding, rows: int) -> jax.Array:
+    """The weight gradient as a convolution, so many rows of `dy` at a time."""
     n, height, width, c = x.shape
     pixels, kernel = lax.optimization_barrier((x.transpose(1, 2, 0, 3), dy.transpose(1, 2, 0, 3)))
     # The transpose as a product with the identity: exact, and faster than XLA's loop.
     images = lax.dot_general(jnp.eye(c, dtype=x.dtype), pixels.reshape(-1, c), (((1,), (1,)), ((), ())))
     images = lax.optimization_barrier(images.reshape(c, height, width, n))
     (top, bottom), horizontal = padding
-    out_height, out_width = kernel.shape[:2]
+    out_height = kernel.shape[0]
     kh = height + top + bottom - out_height + 1
-    rows = 2 if out_width <= _NARROW else out_height
     total: Any = 0
     for first in range(0, out_height, rows):
         last = min(first + rows, out_height)
