@@ -35,6 +35,7 @@ from .compare.equal import Contrast, contrasts
 from .conform.measured import Cells, Measured, published
 from .differences import floor, mean_accuracy
 from .forgetting.table import EventRow
+from .landscape.table import ArmDifference
 from .page import Table
 from .report import facts
 from .retraining import table as retraining
@@ -97,6 +98,18 @@ class Published(_Folder, Measured):
         """A row of forgetting/events.csv, whose numbers of images and evaluations all rows share."""
         rows = tables.read_rows(self.folder / "forgetting" / "events.csv", EventRow)
         return self._known(next(iter(rows), None), "forgetting/events.csv has no row")
+
+    def apart(self, level: int, other: str, quantity: str) -> Interval:
+        """Ticket − another arm in a measure of the landscape at the end of training, paired by seed."""
+        folders = sorted(self.folder.glob(f"landscape/chain=*/level={level:02}"))
+        rows = [
+            row
+            for folder in folders
+            for row in tables.read_rows(folder / "differences.csv", ArmDifference)
+            if (row.other, row.where, row.quantity) == (other, "end", quantity)
+        ]
+        found = self._known(next(iter(rows), None), f"no {quantity} of ticket − {other} at level {level}")
+        return Interval(found.mean, found.low, found.high, found.n)
 
     def moved(self) -> Table:
         """The differences between the tickets moved here and the arms beside them, level by level."""
@@ -267,6 +280,7 @@ def render(folder: Path, template: str) -> str:
         "percent": words.percent,
         "points": words.points,
         "times": words.times,
+        "signed": lambda of: words.interval(of, "+.2g"),
         "markdown": markdown,
         "anchor": lambda heading: re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"),
         "density": words.share,

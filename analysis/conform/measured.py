@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 from lthjax.errors import UserError
@@ -85,11 +86,15 @@ class Measured(Cells):
         """The geometric mean of `slowness` with its interval."""
         return stats.geometric_interval(self.slowness(arm, other, level, rewind))
 
-    def rewound(self, level: int) -> Interval:
-        """Tickets of the latest rewind step − those of the earliest, in percentage points, paired by seed."""
+    def rewound(self, level: int, step: int | None = None) -> Interval:
+        """Tickets of a rewind step, by default the latest, − those of the earliest, in points, paired by seed."""
         steps = sorted(self.about["lengths"]["rewind"])
-        late, early = (self.of_seeds("ticket", level, step) for step in (steps[-1], steps[0]))
+        late, early = (self.of_seeds("ticket", level, k) for k in (step or steps[-1], steps[0]))
         return difference(late, early)
+
+    def train(self, arm: str, level: int = 0, rewind: int = 0) -> float:
+        """Train accuracy at the end, as a fraction, mean over seeds."""
+        return fmean(by_seed(self.cells(arm, level, rewind), "train_accuracy").values())
 
     def density(self, level: int, rewind: int = 0) -> float:
         """Weights left / prunable weights."""

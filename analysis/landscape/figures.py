@@ -320,7 +320,7 @@ def _sharpness(found: Found) -> Drawn | None:
                 draw.dots(*at, beside=0.2, sizes=(5, 7), alphas=(0.7, 0.5), label=label)
         for between in (2.9, 5.7):
             axes.axvline(between, color="#999999", lw=0.8, ls=":")
-        axes.set_xticks([1.1, 4.3, 7.1], ["end", "loss\nmatched", "loss\nmatched"])
+        axes.set_xticks([1.1, 4.3, 7.1], ["end", *(f"matched\nto {control}" for control in CONTROLS)])
         axes.set_xlim(-0.6, 8.4)
         axes.grid(axis="x", visible=False)
         axes.set_title(heading, loc="left", fontsize=10)
