@@ -87,7 +87,7 @@ class Measured(Cells):
         return stats.geometric_interval(self.slowness(arm, other, level, rewind))
 
     def rewound(self, level: int, step: int | None = None) -> Interval:
-        """Tickets of a rewind step, by default the latest, − those of the earliest, in points, paired by seed."""
+        """Tickets of a rewind step (by default the latest) − those of the earliest, in points, by seed."""
         steps = sorted(self.about["lengths"]["rewind"])
         late, early = (self.of_seeds("ticket", level, k) for k in (step or steps[-1], steps[0]))
         return difference(late, early)
