@@ -138,7 +138,9 @@ class Run:
             self._say(f"{error} The training of {record.describe(cell)} begins anew.")
             self._store.drop_position(cell)  # or it would not be saved again at this step
             return job
-        if position is None or not job.start <= position.at <= job.stop:
+        # Earlier versions saved positions at the start, too; whoever begins there has none, and is trained
+        # beside others that have none.
+        if position is None or not job.start < position.at <= job.stop:
             return job
         if any(k <= position.at and k not in position.states for k in job.captures):
             return job  # it was saved before this rewind state was asked for

@@ -58,9 +58,9 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
     saved: list[tuple[int, Position]] = []
     keep = Checkpoints(0.0, lambda i, position: saved.append((i, position)))
     again = train.train(trainer, jobs, lambda *_: None, keep)
-    # At the start, where states are captured, and after each of the segments: 2 steps, then 1 at a time.
-    assert [position.at for i, position in saved if i == 0] == [0, *range(2, stop + 1)]
-    assert len(saved) == 2 * stop
+    # After each of the segments: 2 steps, then 1 at a time.
+    assert [position.at for i, position in saved if i == 0] == [*range(2, stop + 1)]
+    assert len(saved) == 2 * (stop - 1)
     folder = store.Store(tmp_path / "run", study_about(prepared))
     with folder:
         for results in (again, *resumed(trainer, jobs, saved, folder)):
@@ -202,6 +202,29 @@ def test_a_position_that_lacks_a_rewind_state_is_not_used(tiny: Make, tmp_path: 
     study.run(wide, tmp_path / "runs")
     whole = study.run(wide, tmp_path / "whole")
     assert numbers(run) == numbers(whole)
+
+
+def test_no_position_is_at_the_start(tiny: Make, tmp_path: Path) -> None:
+    """Earlier versions saved one, beside which a training that begins there would share a chunk."""
+    prepared = tiny(seeds=(0,), levels=1, arms=("untrained", "untrained_sign_constant"))
+    whole, run = (study.run(one, tmp_path / where) for one, where in (
+        (prepared, "whole"), (tiny(seeds=(0,), levels=1, arms=()), "cut")))  # fmt: skip
+    cell = Cell(0, "rewind-0", 1, "untrained")
+    task = study.task(prepared, Reader(whole), cell)
+    chunk = train._Chunk(
+        study.make_trainer([prepared], 1, [0]), [Job(0, 1, task.start, task.stop, task.variables, task.mask)]
+    )
+    list(chunk.train(lambda *_: None))
+    saved: list[Position] = []
+    chunk.save(lambda _, position: saved.append(position))
+    assert not saved
+    chunk.start = -1
+    chunk.save(lambda _, position: saved.append(position))
+    with store.Store(run, study_about(prepared)) as folder:
+        folder.write_position(cell, saved[0], ())
+    assert study.run(prepared, tmp_path / "cut", chunk=2) == run
+    assert numbers(run) == numbers(whole)
+    assert not list(run.glob("seed=*/under-way"))
 
 
 def test_without_checkpoints_nothing_is_saved(tiny: Make, tmp_path: Path) -> None:

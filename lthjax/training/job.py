@@ -51,7 +51,7 @@ class Position(NamedTuple):
     """A training run under way: all that the rest of it depends on. Going on from it changes no bit.
 
     Attributes:
-        at: the next step.
+        at: the next step, after the start of its job.
         arrays: "params", "stats", "opt" ({number of the leaf: leaf} of the optimiser's state), those of the
             lowest validation loss so far, "best_params" and "best_stats", and {"newest": masks} as "draws"
             where masks have been drawn; numpy.

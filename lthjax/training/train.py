@@ -73,9 +73,9 @@ class _Chunk:
     """Jobs that are trained together: their states on the devices, and their records."""
 
     def __init__(self, trainer: Trainer, jobs: Sequence[Job]) -> None:
-        spans = {(job.start, job.stop, job.at, job.scores is None) for job in jobs}
+        spans = {(job.start, job.stop, job.at, job.scores is None, job.position is None) for job in jobs}
         assert len(spans) == 1, "jobs of one chunk start, stop and go on together, in one program"
-        ((self.start, self.stop, self.at, weights),) = spans
+        ((self.start, self.stop, self.at, weights, _),) = spans
         self._program = trainer.segment if weights else trainer.segment_scored
         self._began = time.perf_counter()
         self._trainer, self._jobs = trainer, jobs
@@ -162,7 +162,9 @@ class _Chunk:
         return (time.perf_counter() - self._began) / len(self._jobs)
 
     def save(self, save: Callable[[int, Position], None]) -> None:
-        """Saves the positions of the jobs, except those that have diverged."""
+        """Saves the positions of the jobs, except those that have diverged; none where nothing is trained."""
+        if self.at == self.start:
+            return
         optimiser = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(self._state.opt))}
         best = {"best_params": self._best.params, "best_stats": self._best.stats}
         trees = {**self._now._asdict(), "opt": optimiser, **best}
