@@ -1,6 +1,7 @@
 """Training runs that are stopped in the middle: they go on to the same bits. And work in the background."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from lthjax.folder import places, store
 from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import earlybird
+from lthjax.queue import Item, Queue
 from lthjax.training import train
 from lthjax.training.job import Checkpoints, Job, Position
 from lthjax.training.trainer import Trainer
@@ -225,6 +227,66 @@ def test_no_position_is_at_the_start(tiny: Make, tmp_path: Path) -> None:
     assert study.run(prepared, tmp_path / "cut", chunk=2) == run
     assert numbers(run) == numbers(whole)
     assert not list(run.glob("seed=*/under-way"))
+
+
+def test_a_study_stopped_in_its_last_evaluation_trains_no_step_again(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = tiny(levels=0, seeds=(0, 1))
+    whole = study.run(prepared, tmp_path / "whole")
+    results = train._Chunk.results
+
+    def interrupted(chunk: train._Chunk) -> list[Any]:
+        signal.raise_signal(signal.SIGINT)
+        return results(chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Chunk, "results", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            study.run(prepared, tmp_path / "cut")
+    watch = Stop(None)
+    run = study.run(prepared, tmp_path / "cut", watch=watch)
+    assert watch.steps == 0
+    assert numbers(run) == numbers(whole)
+    one, other = (Reader(of).result(CELL) for of in (run, whole))
+    assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+class Written:
+    """The study of an item, which only says what was written."""
+
+    def __init__(self) -> None:
+        self.booked: list[Any] = []
+        self.written: list[Any] = []
+
+    def lends(self, _: Item) -> bool:
+        return False
+
+    def book(self, _: Item, trained: Any) -> None:
+        self.booked.append(trained)
+
+    def write(self, _: Item, trained: Any) -> None:
+        self.written.append(trained)
+
+
+def test_results_are_written_though_a_signal_comes_while_they_wait_for_the_disk() -> None:
+    run, busy = Written(), threading.Event()
+    item = Item((0,), run, None, Job(0, 0, 0, 1, None, None))  # type: ignore[arg-type]
+
+    def write_another() -> None:
+        busy.set()
+        time.sleep(0.5)
+
+    def stopped_while_it_waits() -> None:
+        with Background(waiting=1) as background:
+            background.add(write_another)
+            busy.wait()
+            background.add(lambda: None)
+            threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+            Queue(background).finish([item], ["trained"])  # type: ignore[list-item]
+
+    assert raised(stopped_while_it_waits) is KeyboardInterrupt
+    assert run.booked == run.written == ["trained"]
 
 
 def test_without_checkpoints_nothing_is_saved(tiny: Make, tmp_path: Path) -> None:

@@ -59,14 +59,25 @@ def train(
     saved = time.monotonic()
     with signals.delayed() as delay:
         for _ in chunk.train(progress):
-            asked, number = delay.asked, hosts.signalled(delay.number)
-            if number or hosts.decided(time.monotonic() - saved >= checkpoints.seconds):
-                chunk.save(checkpoints.save)
+            due = time.monotonic() - saved >= checkpoints.seconds
+            if _kept(chunk, checkpoints, delay, due):
                 saved = time.monotonic()
-                delay.deliver()
-                if number and not asked:
-                    raise signals.Stopped(number)  # another process of the program was asked
-    return chunk.results()
+        trained = chunk.results()
+        # Whoever is asked to stop meanwhile has nothing but the last evaluation left.
+        _kept(chunk, checkpoints, delay, due=False)
+    return trained
+
+
+def _kept(chunk: "_Chunk", checkpoints: Checkpoints, delay: signals.Delay, due: bool) -> bool:
+    """Saves the positions of a chunk if that is due or a signal has come, which then acts; whether it did."""
+    asked, number = delay.asked, hosts.signalled(delay.number)
+    if not number and not hosts.decided(due):
+        return False
+    chunk.save(checkpoints.save)
+    delay.deliver()
+    if number and not asked:
+        raise signals.Stopped(number)  # another process of the program was asked
+    return True
 
 
 class _Chunk:
@@ -301,10 +312,12 @@ class _Record:
         self, final: Variables, train_accuracy: float, early_train_accuracy: float, seconds: float
     ) -> Trained:
         seconds += self._seconds
-        distances = self.curves.pop(_DISTANCES, ())
+        # The record stays whole: the position at the end may still be saved.
+        curves = {name: values for name, values in self.curves.items() if name != _DISTANCES}
+        distances = self.curves.get(_DISTANCES, ())
         if self.reason:
             reason = self.reason
-            return Trained(final, self.states, self.curves, {}, "diverged", reason, seconds, distances)
+            return Trained(final, self.states, curves, {}, "diverged", reason, seconds, distances)
         early = int(np.argmin(self.curves["validation_loss"]))
         scalars = {name: self.curves[name][-1] for name in _CURVES if name != "step"} | {
             "train_accuracy": train_accuracy,
@@ -312,4 +325,4 @@ class _Record:
             "early_stop_test_accuracy": self.curves["test_accuracy"][early],
             "early_stop_train_accuracy": early_train_accuracy,
         }
-        return Trained(final, self.states, self.curves, scalars, "done", "", seconds, distances)
+        return Trained(final, self.states, curves, scalars, "done", "", seconds, distances)
