@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -125,8 +125,7 @@ class Run:
         # A missing rewind state is made by replaying the first steps of the dense training.
         stop = max(states) if present else self._lengths.total
         mask = jax.device_get(prune.ones(initial.params))
-        draws: Literal["", "layer", "global"] = "global" if self._study.prune.scope == "global" else "layer"
-        job = Job(seed, 0, 0, stop, initial, mask, states, draws="" if present else draws)
+        job = Job(seed, 0, 0, stop, initial, mask, states, draws=not present)
         job = self._resumed(dense, job)
         self._queue.add(Item((self._number, 0, 0, 0, seed), self, None if present else dense, job))
 

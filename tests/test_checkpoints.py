@@ -37,8 +37,7 @@ def jobs_of(prepared: study.Prepared, stop: int) -> list[Job]:
     for seed in prepared.study.seeds:
         variables = prepared.model.init(rng.stream(seed, "init"))
         mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.5)
-        drawn = "global" if seed else "layer"
-        made.append(Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed], draws=drawn))
+        made.append(Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed], draws=True))
     return made
 
 
@@ -71,7 +70,9 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
                 same(one.states, other.states)
                 assert (one.curves, one.scalars, one.status) == (other.curves, other.scalars, other.status)
                 assert one.distances == other.distances
-                assert len(one.distances) == len(one.curves["step"])
+                assert one.distances is not None
+                assert {len(of) for of in one.distances.values()} == {len(one.curves["step"])}
+                assert one.distances["layer"] != one.distances["global"]
 
 
 def resumed(
@@ -250,6 +251,23 @@ def test_a_study_stopped_in_its_last_evaluation_trains_no_step_again(
     assert numbers(run) == numbers(whole)
     one, other = (Reader(of).result(CELL) for of in (run, whole))
     assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_position_of_an_earlier_version_goes_on_without_its_masks(tiny: Make) -> None:
+    """It has those of one scope, whose distances would be half of what a result has."""
+    prepared = tiny(seeds=(0,))
+    (job,) = jobs_of(prepared, 12)
+    trainer = study.make_trainer([prepared], 1, [0])
+    saved: list[Position] = []
+    keep = Checkpoints(0.0, lambda _, position: saved.append(position))
+    (whole,) = train.train(trainer, [job], lambda *_: None, keep)
+    curves = {name: of for name, of in saved[0].curves.items() if name not in earlybird.CURVES.values()}
+    arrays = {**saved[0].arrays, "draws": {"newest": np.zeros((1, 4, 9), np.uint8)}}
+    earlier = saved[0]._replace(curves=curves | {"distances": [[None] * 4]}, arrays=arrays)
+    (rest,) = train.train(trainer, [job._replace(position=earlier)], lambda *_: None)
+    same(rest.variables, whole.variables)
+    assert (rest.curves, rest.scalars, rest.distances) == (whole.curves, whole.scalars, None)
+    assert whole.distances is not None
 
 
 class Written:

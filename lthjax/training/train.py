@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from lthjax import batches, settings, signals
 from lthjax.devices import hosts, replicate
 from lthjax.measures import layers
-from lthjax.measures.earlybird import Draws
+from lthjax.measures.earlybird import CURVES, Draws
 from lthjax.models import Variables
 from lthjax.training.job import Checkpoints, Job, Position, PyTree, Trained
 from lthjax.training.step import State
@@ -29,8 +29,6 @@ _CURVES = (
     "test_loss",
     "test_accuracy",
 )
-# Those of the masks that are drawn, among the curves of a training run that is under way.
-_DISTANCES = "distances"
 
 Progress = Callable[[int, float | None], None]
 """Called with (replicate steps done since the last call, last mean test accuracy or None)."""
@@ -216,13 +214,16 @@ def _begun(trainer: Trainer, job: Job) -> tuple[State, Variables]:
     return State(arrays["params"], arrays["stats"], opt), best
 
 
-def _drawing(job: Job) -> Draws | None:
-    """The masks that a job draws, from where its position left off; None if it draws none."""
-    if job.position is None:
-        return Draws(job.draws == "global") if job.draws else None
-    if not job.draws or _DISTANCES not in job.position.curves:
-        return None  # an earlier version, which drew none, saved the position
-    return Draws(job.draws == "global", job.position.arrays.get("draws", {}).get("newest"))
+def _drawing(job: Job) -> dict[str, Draws]:
+    """Scope -> the masks that a job draws, from where its position left off; empty if it draws none."""
+    newest = {}
+    if job.position is not None:
+        if not {*CURVES.values()} <= job.position.curves.keys():
+            return {}  # an earlier version, which drew none or those of one scope, saved the position
+        newest = job.position.arrays.get("draws", {})
+    if not job.draws:
+        return {}
+    return {scope: Draws(scope == "global", newest.get(scope)) for scope in CURVES}
 
 
 def _orders(trainer: Trainer, jobs: Sequence[Job], at: int, count: int) -> list[np.ndarray]:
@@ -240,29 +241,33 @@ class _Record:
     """Losses and evaluations of one training run, collected while it runs."""
 
     def __init__(
-        self, position: Position | None = None, log_every: int = 0, draws: Draws | None = None
+        self,
+        position: Position | None = None,
+        log_every: int = 0,
+        draws: Mapping[str, Draws] | None = None,
     ) -> None:
         self.states: dict[int, Variables] = {}
         self._log_every = log_every
         logged = ("loss_step", "loss") if log_every else ()
-        self.curves: dict[str, list[Any]] = {name: [] for name in (*_CURVES, *logged)}
-        self._draws = draws
-        if draws is not None:
-            self.curves[_DISTANCES] = []
+        self._draws = draws or {}
+        drawn = (CURVES[scope] for scope in self._draws)
+        self.curves: dict[str, list[Any]] = {name: [] for name in (*_CURVES, *logged, *drawn)}
         self.reason = ""
         self.losses: list[np.ndarray] = []
         self._seconds = 0.0
         if position is not None:
             self.states |= position.states
-            self.curves |= {name: [*values] for name, values in position.curves.items()}
+            known = position.curves
+            self.curves |= {name: [*known[name]] for name in self.curves if name in known}
             self.losses.append(np.array(position.losses, np.float32))
             self._seconds = position.seconds
 
     def position(self, at: int, arrays: dict[str, PyTree], seconds: float) -> Position:
         curves = {name: [*values] for name, values in self.curves.items()}
         losses = [float(loss) for part in self.losses for loss in part]
-        if self._draws is not None and self._draws.newest is not None:
-            arrays = {**arrays, "draws": {"newest": self._draws.newest}}
+        newest = {scope: draws.newest for scope, draws in self._draws.items() if draws.newest is not None}
+        if newest:
+            arrays = {**arrays, "draws": newest}
         return Position(at, arrays, curves, losses, {**self.states}, self._seconds + seconds)
 
     def add_losses(self, at: int, losses: np.ndarray) -> None:
@@ -300,8 +305,10 @@ class _Record:
 
     def draw(self, params: PyTree, mask: PyTree) -> None:
         """Draws masks of these weights, if that was asked for and the training has not diverged."""
-        if self._draws is not None and not self.reason:
-            self.curves[_DISTANCES].append(self._draws.add(layers.by_layer(params, mask)))
+        if not self.reason:
+            weights = layers.by_layer(params, mask) if self._draws else {}
+            for scope, draws in self._draws.items():
+                self.curves[CURVES[scope]].append(draws.add(weights))
 
     def ended_best(self) -> bool:
         """Whether the last evaluation has the lowest validation loss."""
@@ -313,8 +320,8 @@ class _Record:
     ) -> Trained:
         seconds += self._seconds
         # The record stays whole: the position at the end may still be saved.
-        curves = {name: values for name, values in self.curves.items() if name != _DISTANCES}
-        distances = self.curves.get(_DISTANCES, ())
+        curves = {name: values for name, values in self.curves.items() if name not in CURVES.values()}
+        distances = {scope: self.curves[CURVES[scope]] for scope in self._draws} or None
         if self.reason:
             reason = self.reason
             return Trained(final, self.states, curves, {}, "diverged", reason, seconds, distances)
