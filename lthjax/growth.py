@@ -144,6 +144,11 @@ class Run:
         if any(k <= position.at and k not in position.states for k in job.captures):
             return job  # it was saved before this rewind state was asked for
         self.log("%s goes on from step %d", record.describe(cell), position.at)
+        every, known = self.trainer.log_every, position.curves
+        if every and known.get("loss_step") != [s for s in range(job.start, position.at) if s % every == 0]:
+            self.log("%s began with another train.log_every; its loss is not logged", record.describe(cell))
+            kept = {name: curve for name, curve in known.items() if name not in ("loss_step", "loss")}
+            position = position._replace(curves=kept)
         return job._replace(position=position)
 
     def _begin_chains(

@@ -253,6 +253,26 @@ def test_a_study_stopped_in_its_last_evaluation_trains_no_step_again(
     assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 5), (0, 5), (2, 0)])
+def test_a_loss_curve_is_whole_or_left_out(tiny: Make, tmp_path: Path, before: int, after: int) -> None:
+    """Another spacing neither changes the folder nor the numbers of a training that was stopped."""
+
+    def asked(log_every: int) -> study.Prepared:
+        long = config.Train(steps=40, batch=20, eval_every=5, log_every=log_every)
+        return tiny(seeds=(0,), levels=0, train=long)
+
+    run = stopped(asked(before), tmp_path / "runs")
+    assert places.saved_step(run, CELL) > 2
+    assert study.run(asked(after), tmp_path / "runs") == run
+    curves = Reader(run).result(CELL)["curves"]
+    if before == after:
+        assert curves["loss_step"] == [*range(0, 40, after)]
+    else:
+        assert not {"loss_step", "loss"} & curves.keys()
+    told = "seed 0, dense began with another train.log_every; its loss is not logged"
+    assert (told in (run / "log.txt").read_text()) == (after == 5)
+
+
 def test_a_position_of_an_earlier_version_goes_on_without_its_masks(tiny: Make) -> None:
     """It has those of one scope, whose distances would be half of what a result has."""
     prepared = tiny(seeds=(0,))

@@ -90,7 +90,8 @@ class Trained(NamedTuple):
         curves: "step" and, for the evaluations at these steps, "train_loss" (mean over the steps
             since the previous evaluation, None where there were none), "validation_loss",
             "validation_accuracy", "test_loss", "test_accuracy"; accuracies are fractions, losses nats. With
-            `log_every` also "loss_step" and "loss", the training loss before the update of these steps.
+            `log_every` also "loss_step" and "loss", the training loss before the update of these steps,
+            unless the training goes on from a position without them.
         scalars: "train_accuracy" (whole train split, at the end), "early_stop_step" (first step of
             the lowest validation loss), "early_stop_test_accuracy", "early_stop_train_accuracy",
             and the last value of every curve. Empty if diverged.

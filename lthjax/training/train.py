@@ -247,8 +247,9 @@ class _Record:
         draws: Mapping[str, Draws] | None = None,
     ) -> None:
         self.states: dict[int, Variables] = {}
-        self._log_every = log_every
-        logged = ("loss_step", "loss") if log_every else ()
+        # Part of a loss curve would look like all of it.
+        self._log_every = log_every if position is None or "loss" in position.curves else 0
+        logged = ("loss_step", "loss") if self._log_every else ()
         self._draws = draws or {}
         drawn = (CURVES[scope] for scope in self._draws)
         self.curves: dict[str, list[Any]] = {name: [] for name in (*_CURVES, *logged, *drawn)}
