@@ -24,6 +24,7 @@ from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 from lthjax.measures.stats import nearest
 from lthjax.models import Model, Variables
+from lthjax.optim import SCHEDULES
 from lthjax.study import Prepared, prepare, task
 
 from . import tables
@@ -169,10 +170,12 @@ class Run:
 
     def _constant_from(self) -> int:
         """The step from which on the learning rate does not change."""
-        if self.study.optim.schedule == "cosine":
+        schedule = self.study.optim.schedule
+        # A row of one's own is known only where its file is loaded.
+        if schedule in SCHEDULES and SCHEDULES[schedule].falls:
             raise UserError(
                 f"--last: {self.last} is not allowed, as the learning rate falls to the end (schedule "
-                "cosine); it must be 1."
+                f"{schedule}); it must be 1."
             )
         return max([self.lengths.warmup, *self.lengths.milestones])
 

@@ -40,7 +40,7 @@ def run(
         _fail(str(error))
     except BrokenPipeError:
         # The reader of the output has closed it, so nothing can be reported.
-        os._exit(128 + 13)
+        signals.leave(128 + 13)
     except OSError as error:
         _fail(of_disk(error))
     except Exception:

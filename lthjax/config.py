@@ -182,7 +182,9 @@ class Lengths(NamedTuple):
 
 
 # Fields that only add cells to a study. They are outside the fingerprint, so that a study can be extended
-# without training anything again. `levels` is among them because no level's rate depends on it.
+# without training anything again. `levels` is among them where no level's rate depends on it: `identity` adds
+# it where there is a density to reach, and of `prune.rates` it keeps one a level, so that with either more
+# levels are another folder.
 _WIDENING = ("name", "seeds", "levels", "arms", "repeats", "control_levels", "rewind")
 # Fields that only say what is recorded of a training.
 _RECORDING = ("train.log_every",)

@@ -53,11 +53,13 @@ class Criterion(NamedTuple):
         score: weights -> scores, a pytree like the weights.
         summary: one line for help and report.
         version: increased when its scores change, so that a study with the new scores gets a new folder.
+        initial: whether it reads `Weights.initial`, from which a chain of fresh weights never starts.
     """
 
     score: Callable[[Weights], PyTree]
     summary: str
     version: int = 1
+    initial: bool = False
 
 
 def _by_leaf(score: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[Weights], PyTree]:
@@ -68,48 +70,63 @@ def _by_leaf(score: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[We
 CRITERIA: dict[str, Criterion] = {
     "large_final": Criterion(_by_leaf(lambda i, f: jnp.abs(f)), "magnitude of the trained weight"),
     "small_final": Criterion(_by_leaf(lambda i, f: -jnp.abs(f)), "the opposite of large_final"),
-    "large_init": Criterion(_by_leaf(lambda i, f: jnp.abs(i)), "magnitude of the initial weight"),
-    "small_init": Criterion(_by_leaf(lambda i, f: -jnp.abs(i)), "the opposite of large_init"),
+    "large_init": Criterion(
+        _by_leaf(lambda i, f: jnp.abs(i)), "magnitude of the initial weight", initial=True
+    ),
+    "small_init": Criterion(_by_leaf(lambda i, f: -jnp.abs(i)), "the opposite of large_init", initial=True),
     "large_init_large_final": Criterion(
-        _by_leaf(lambda i, f: jnp.minimum(jnp.abs(i), jnp.abs(f))), "the smaller of the two magnitudes"
+        _by_leaf(lambda i, f: jnp.minimum(jnp.abs(i), jnp.abs(f))),
+        "the smaller of the two magnitudes",
+        initial=True,
     ),
     "small_init_small_final": Criterion(
-        _by_leaf(lambda i, f: -jnp.maximum(jnp.abs(i), jnp.abs(f))), "minus the larger of the two magnitudes"
+        _by_leaf(lambda i, f: -jnp.maximum(jnp.abs(i), jnp.abs(f))),
+        "minus the larger of the two magnitudes",
+        initial=True,
     ),
     "large_final_same_sign": Criterion(
         _by_leaf(lambda i, f: jnp.sign(i) * f),
         "magnitude of the trained weight, negative if its sign changed",
+        initial=True,
     ),
     "large_final_diff_sign": Criterion(
-        _by_leaf(lambda i, f: -jnp.sign(i) * f), "the opposite of large_final_same_sign"
+        _by_leaf(lambda i, f: -jnp.sign(i) * f), "the opposite of large_final_same_sign", initial=True
     ),
     "magnitude_increase_same_sign": Criterion(
         _by_leaf(lambda i, f: jnp.where(i * f > 0, jnp.abs(f) - jnp.abs(i), -jnp.abs(i) - jnp.abs(f))),
         "magnitude_increase where the sign stayed, else minus both magnitudes",
+        initial=True,
     ),
     "magnitude_increase_diff_sign": Criterion(
         _by_leaf(lambda i, f: jnp.where(i * f > 0, -jnp.abs(i) - jnp.abs(f), jnp.abs(f) - jnp.abs(i))),
         "magnitude_increase where the sign changed, else minus both magnitudes",
+        initial=True,
     ),
     "magnitude_increase": Criterion(
-        _by_leaf(lambda i, f: jnp.abs(f) - jnp.abs(i)), "by how much training raised the magnitude"
+        _by_leaf(lambda i, f: jnp.abs(f) - jnp.abs(i)),
+        "by how much training raised the magnitude",
+        initial=True,
     ),
-    "movement": Criterion(_by_leaf(lambda i, f: jnp.abs(f - i)), "how far training moved the weight"),
+    "movement": Criterion(
+        _by_leaf(lambda i, f: jnp.abs(f - i)), "how far training moved the weight", initial=True
+    ),
     "random": Criterion(lambda w: random_scores(w.key, w.final), "chance"),
     "taylor": Criterion(
         lambda w: _scores.saliency(w.loss, w.final), "|gradient times weight| of the trained network"
     ),
     "snip": Criterion(
-        lambda w: _scores.saliency(w.loss, w.initial), "|gradient times weight| before training"
+        lambda w: _scores.saliency(w.loss, w.initial), "|gradient times weight| before training", initial=True
     ),
     "grasp": Criterion(
         lambda w: _scores.gradient_flow(lambda p: w.loss(p, _scores.TEMPERATURE), w.initial, w.mask),
         "what the weight does to gradient flow before training",
         version=2,  # 1 followed the gradient of biases and pruned weights, too, at temperature 1
+        initial=True,
     ),
     "synflow": Criterion(
         lambda w: _scores.synaptic_flow(w.logits, w.initial, w.shape),
         "synaptic flow before training, without data",
+        initial=True,
     ),
 }
 """The criteria by name; add a row to add one."""

@@ -50,12 +50,17 @@ class Result(TypedDict):
 
 
 class Draws(TypedDict):
-    """Distances of the masks that the dense training drew at its evaluations: `measures.earlybird.Draws`."""
+    """Distances of the masks that the dense training drew at its evaluations: `measures.earlybird.Draws`.
 
-    scope: str
+    Of both scopes, {scope: [[distance, ...], ...]}, whatever the study's own is, as studies of several scopes
+    may share a dense network. Earlier versions drew those of one, `scope`, and have its list; see
+    `largest_of`.
+    """
+
+    scope: NotRequired[str]
     densities: list[float]
     queue: int
-    largest: list[list[float | None]]
+    largest: Any
 
 
 class DataFacts(TypedDict):
@@ -166,12 +171,12 @@ _OF_CELL: Mapping[str, Check] = {
     "weights": whole(1),
     "draws": table,
 }
+_SCOPES = ("layer", "global")
 _DRAWS: Mapping[str, Check] = {
-    "scope": lambda value: value in ("layer", "global"),
     "densities": many(share),
     "queue": whole(2),
-    "largest": many(many(maybe(share))),
 }
+_OF_DRAWS: Mapping[str, Check] = {"scope": lambda value: value in _SCOPES}
 # Of a ticket that `analysis.transfer` has moved: its sources in result.json.
 _MOVED: Mapping[str, Check] = {
     "source": text,
@@ -237,9 +242,22 @@ def result(fields: dict[str, Any]) -> None:
 
 def _drawn(draws: Mapping[str, Any], evaluations: int) -> None:
     _needed(draws, _DRAWS, "draws.")
-    wrong = [len(of) for of in draws["largest"] if len(of) != len(draws["densities"])]
-    if len(draws["largest"]) != evaluations or wrong:
-        raise ValueError("draws.largest has not one distance for each density and evaluation")
+    _optional(draws, _OF_DRAWS, "draws.")
+    one = "scope" in draws
+    _needed(draws, {"largest": many(many(maybe(share))) if one else table}, "draws.")
+    if not one:
+        _needed(draws["largest"], dict.fromkeys(_SCOPES, many(many(maybe(share)))), "draws.largest.")
+    for distances in [draws["largest"]] if one else [draws["largest"][scope] for scope in _SCOPES]:
+        wrong = [len(of) for of in distances if len(of) != len(draws["densities"])]
+        if len(distances) != evaluations or wrong:
+            raise ValueError("draws.largest has not one distance for each density and evaluation")
+
+
+def largest_of(draws: Draws, scope: str) -> list[list[float | None]] | None:
+    """The distances of masks of that scope; None where an earlier version recorded those of another."""
+    if "scope" in draws:
+        return draws["largest"] if draws["scope"] == scope else None
+    return draws["largest"][scope]
 
 
 def moved(fields: Mapping[str, Any], arms: Iterable[str]) -> str:
@@ -298,8 +316,8 @@ def _needed(fields: Mapping[str, Any], checks: Mapping[str, Check], prefix: str)
             raise ValueError(f"{prefix}{name} is {_shown(fields[name])}")
 
 
-def _optional(fields: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
-    _needed(fields, {name: check for name, check in checks.items() if name in fields}, "")
+def _optional(fields: Mapping[str, Any], checks: Mapping[str, Check], prefix: str = "") -> None:
+    _needed(fields, {name: check for name, check in checks.items() if name in fields}, prefix)
 
 
 def _shown(value: object) -> str:

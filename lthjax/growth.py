@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -125,8 +125,7 @@ class Run:
         # A missing rewind state is made by replaying the first steps of the dense training.
         stop = max(states) if present else self._lengths.total
         mask = jax.device_get(prune.ones(initial.params))
-        draws: Literal["", "layer", "global"] = "global" if self._study.prune.scope == "global" else "layer"
-        job = Job(seed, 0, 0, stop, initial, mask, states, draws="" if present else draws)
+        job = Job(seed, 0, 0, stop, initial, mask, states, draws=not present)
         job = self._resumed(dense, job)
         self._queue.add(Item((self._number, 0, 0, 0, seed), self, None if present else dense, job))
 
@@ -138,11 +137,18 @@ class Run:
             self._say(f"{error} The training of {record.describe(cell)} begins anew.")
             self._store.drop_position(cell)  # or it would not be saved again at this step
             return job
-        if position is None or not job.start <= position.at <= job.stop:
+        # Earlier versions saved positions at the start, too; whoever begins there has none, and is trained
+        # beside others that have none.
+        if position is None or not job.start < position.at <= job.stop:
             return job
         if any(k <= position.at and k not in position.states for k in job.captures):
             return job  # it was saved before this rewind state was asked for
         self.log("%s goes on from step %d", record.describe(cell), position.at)
+        every, known = self.trainer.log_every, position.curves
+        if every and known.get("loss_step") != [s for s in range(job.start, position.at) if s % every == 0]:
+            self.log("%s began with another train.log_every; its loss is not logged", record.describe(cell))
+            kept = {name: curve for name, curve in known.items() if name not in ("loss_step", "loss")}
+            position = position._replace(curves=kept)
         return job._replace(position=position)
 
     def _begin_chains(

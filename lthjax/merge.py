@@ -17,8 +17,9 @@ from lthjax.folder.verified import checked, difference, has_manifests, read_stud
 from lthjax.imp import Cell
 from lthjax.locks import Held
 
-# What two trainings with the same numbers may differ in: the time, and the description of the devices.
-_BESIDE = ("seconds", "platform")
+# What two trainings with the same numbers may differ in: the time, the description of the devices, and the
+# masks drawn on the way, of which earlier versions recorded those of one study's scope or none.
+_BESIDE = ("seconds", "platform", "draws")
 _NAMED = 5
 
 

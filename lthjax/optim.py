@@ -88,11 +88,13 @@ class Course(NamedTuple):
         after: (config, lengths) -> the learning rate by step, counted from the end of the warm-up.
         summary: one line for help and report.
         milestones: whether it uses the config's milestones.
+        falls: whether the learning rate falls up to the last step.
     """
 
     after: Callable[[Optim, Lengths], optax.Schedule]
     summary: str
     milestones: bool = False
+    falls: bool = False
 
 
 def _left(lengths: Lengths) -> int:
@@ -109,11 +111,13 @@ SCHEDULES: dict[str, Course] = {
     "cosine": Course(
         lambda optim, lengths: optax.cosine_decay_schedule(optim.lr, _left(lengths)),
         "a cosine down to 0 at the end",
+        falls=True,
     ),
     "steps": Course(_steps, "multiplied by decay at every milestone", milestones=True),
     "linear": Course(
         lambda optim, lengths: optax.linear_schedule(optim.lr, 0.0, _left(lengths)),
         "a line down to 0 at the end",
+        falls=True,
     ),
 }
 """The courses of the learning rate after the warm-up, by name; add a row to add one."""

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
+from lthjax import signals
 from lthjax.background import Background
 from lthjax.devices import hosts
 from lthjax.imp import DENSE, Cell
@@ -112,8 +113,10 @@ class Queue:
                 self._close(waits)
 
         self._close(-1)
-        self._background.add(book, urgent=True)
-        self._background.add(write)
+        # A signal that comes while there is no room acts once the results are in the queue.
+        with signals.delayed():
+            self._background.add(book, urgent=True)
+            self._background.add(write)
 
     def _close(self, number: int) -> None:
         with self._background.changed:

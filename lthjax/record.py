@@ -46,10 +46,9 @@ def result(cell: Cell, job: Job, trained: Trained, made_from: dict[str, Any] | N
     }
     if trained.distances:
         found["draws"] = {
-            "scope": job.draws,
             "densities": [*earlybird.DENSITIES],
             "queue": earlybird.QUEUE,
-            "largest": [*trained.distances],
+            "largest": {**trained.distances},
         }
     return cast(fields.Result, found)
 

@@ -1,5 +1,6 @@
 """Signals that end a command: as an exception, within seconds, and delayed while a training run is saved."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -12,6 +13,8 @@ from typing import Any, NoReturn
 INTERRUPT = int(signal.SIGINT)
 # Seconds that a command may take to end by itself after a signal.
 _GRACE = 4.0
+# What `at_end` was given. As that of `atexit`, the list is the process's.
+_last: list[Callable[[], object]] = []
 
 
 class Stopped(BaseException):
@@ -28,7 +31,21 @@ def end(number: int) -> NoReturn:
     """Ends the process at once; library threads would delay a normal exit."""
     with contextlib.suppress(OSError):
         print(goes_on(number), file=sys.stderr, flush=True)
-    os._exit(128 + number)
+    leave(128 + number)
+
+
+def at_end(act: Callable[[], object]) -> None:
+    """Has `act` called when the process ends, also by `leave`; it must be quick, and may be called twice."""
+    atexit.register(act)
+    _last.append(act)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process with that status at once, after what `at_end` was given alone."""
+    for act in _last:
+        with contextlib.suppress(Exception):
+            act()
+    os._exit(status)
 
 
 @contextlib.contextmanager

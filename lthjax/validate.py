@@ -61,6 +61,7 @@ def validate(study: Study) -> None:
     _among("train.precision", study.train.precision, get_args(Precision))
     _validate_optim(study.optim)
     _validate_prune(study.prune, study.levels)
+    _validate_chains(study)
     for name, value in _durations(study):
         durations.parse(value, name)
 
@@ -129,6 +130,20 @@ def _validate_prune(prune: Prune, levels: int) -> None:
     _need(prune.density is None or not prune.rates, "prune.density", prune.density,
           "left out where prune.rates is given")  # fmt: skip
     _among("prune.course", prune.course, ("geometric", "linear", "cubic"))
+
+
+def _validate_chains(study: Study) -> None:
+    """Rejects a chain whose leaders are scored against weights that they never had."""
+    for name in study.arms:
+        arm = ARMS[name]
+        fresh = arm.leads and arm.start == "zero" and not arm.final
+        criterion = arm.criterion or study.prune.criterion
+        if fresh and CRITERIA[criterion].initial:
+            known = ", ".join(other for other, row in CRITERIA.items() if not row.initial)
+            raise UserError(
+                f"prune.criterion: {criterion!r} is not allowed with the arm {name!r}, whose networks do not "
+                f"start from the initial weights that it reads; leave out the arm, or take one of {known}."
+            )
 
 
 def _validate_granularity(prune: Prune, levels: int) -> None:

@@ -126,6 +126,26 @@ def test_scores_that_are_not_finite_end_a_study_with_a_sentence(monkeypatch: pyt
         next(rounds)
 
 
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_criterion_says_whether_it_reads_the_initial_weights(
+    criterion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it reads shows in its scores."""
+    before = scores_of(criterion)
+    other = INITIAL._replace(params=jax.tree.map(lambda w: -w[::-1] / 2, INITIAL.params))
+    monkeypatch.setitem(globals(), "INITIAL", other)
+    changed = any((scores_of(criterion)[name] != before[name]).any() for name in PATHS)
+    assert changed == CRITERIA[criterion].initial
+    asked = config.Study(prune=config.Prune(criterion=criterion, rate=0.2))
+    for arms in (("random_chain", "finetune_chain", "continued"), ("reinit_chain",)):
+        if arms == ("reinit_chain",) and CRITERIA[criterion].initial:
+            said = rf"^prune\.criterion: '{criterion}' is not allowed with the arm 'reinit_chain', .* one of "
+            with pytest.raises(UserError, match=said + "large_final, small_final, random, taylor"):
+                validate.validate(dataclasses.replace(asked, arms=arms))
+        else:
+            validate.validate(dataclasses.replace(asked, arms=arms))
+
+
 def test_random_scores_are_other_with_another_key_and_uniform() -> None:
     one, other = (random_scores(jax.random.key(k), {"a": jnp.zeros((40, 50))})["a"] for k in (0, 1))
     assert (one != other).mean() > 0.99

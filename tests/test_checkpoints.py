@@ -1,6 +1,7 @@
 """Training runs that are stopped in the middle: they go on to the same bits. And work in the background."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from lthjax.folder import places, store
 from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import earlybird
+from lthjax.queue import Item, Queue
 from lthjax.training import train
 from lthjax.training.job import Checkpoints, Job, Position
 from lthjax.training.trainer import Trainer
@@ -35,8 +37,7 @@ def jobs_of(prepared: study.Prepared, stop: int) -> list[Job]:
     for seed in prepared.study.seeds:
         variables = prepared.model.init(rng.stream(seed, "init"))
         mask = prune.magnitude(variables.params, prune.ones(variables.params), 0.5)
-        drawn = "global" if seed else "layer"
-        made.append(Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed], draws=drawn))
+        made.append(Job(seed, 0, 0, stop, variables, mask, captures=(0, 3, stop)[: 3 - seed], draws=True))
     return made
 
 
@@ -58,9 +59,9 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
     saved: list[tuple[int, Position]] = []
     keep = Checkpoints(0.0, lambda i, position: saved.append((i, position)))
     again = train.train(trainer, jobs, lambda *_: None, keep)
-    # At the start, where states are captured, and after each of the segments: 2 steps, then 1 at a time.
-    assert [position.at for i, position in saved if i == 0] == [0, *range(2, stop + 1)]
-    assert len(saved) == 2 * stop
+    # After each of the segments: 2 steps, then 1 at a time.
+    assert [position.at for i, position in saved if i == 0] == [*range(2, stop + 1)]
+    assert len(saved) == 2 * (stop - 1)
     folder = store.Store(tmp_path / "run", study_about(prepared))
     with folder:
         for results in (again, *resumed(trainer, jobs, saved, folder)):
@@ -69,7 +70,9 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
                 same(one.states, other.states)
                 assert (one.curves, one.scalars, one.status) == (other.curves, other.scalars, other.status)
                 assert one.distances == other.distances
-                assert len(one.distances) == len(one.curves["step"])
+                assert one.distances is not None
+                assert {len(of) for of in one.distances.values()} == {len(one.curves["step"])}
+                assert one.distances["layer"] != one.distances["global"]
 
 
 def resumed(
@@ -202,6 +205,126 @@ def test_a_position_that_lacks_a_rewind_state_is_not_used(tiny: Make, tmp_path: 
     study.run(wide, tmp_path / "runs")
     whole = study.run(wide, tmp_path / "whole")
     assert numbers(run) == numbers(whole)
+
+
+def test_no_position_is_at_the_start(tiny: Make, tmp_path: Path) -> None:
+    """Earlier versions saved one, beside which a training that begins there would share a chunk."""
+    prepared = tiny(seeds=(0,), levels=1, arms=("untrained", "untrained_sign_constant"))
+    whole, run = (study.run(one, tmp_path / where) for one, where in (
+        (prepared, "whole"), (tiny(seeds=(0,), levels=1, arms=()), "cut")))  # fmt: skip
+    cell = Cell(0, "rewind-0", 1, "untrained")
+    task = study.task(prepared, Reader(whole), cell)
+    chunk = train._Chunk(
+        study.make_trainer([prepared], 1, [0]), [Job(0, 1, task.start, task.stop, task.variables, task.mask)]
+    )
+    list(chunk.train(lambda *_: None))
+    saved: list[Position] = []
+    chunk.save(lambda _, position: saved.append(position))
+    assert not saved
+    chunk.start = -1
+    chunk.save(lambda _, position: saved.append(position))
+    with store.Store(run, study_about(prepared)) as folder:
+        folder.write_position(cell, saved[0], ())
+    assert study.run(prepared, tmp_path / "cut", chunk=2) == run
+    assert numbers(run) == numbers(whole)
+    assert not list(run.glob("seed=*/under-way"))
+
+
+def test_a_study_stopped_in_its_last_evaluation_trains_no_step_again(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = tiny(levels=0, seeds=(0, 1))
+    whole = study.run(prepared, tmp_path / "whole")
+    results = train._Chunk.results
+
+    def interrupted(chunk: train._Chunk) -> list[Any]:
+        signal.raise_signal(signal.SIGINT)
+        return results(chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Chunk, "results", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            study.run(prepared, tmp_path / "cut")
+    watch = Stop(None)
+    run = study.run(prepared, tmp_path / "cut", watch=watch)
+    assert watch.steps == 0
+    assert numbers(run) == numbers(whole)
+    one, other = (Reader(of).result(CELL) for of in (run, whole))
+    assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 5), (0, 5), (2, 0)])
+def test_a_loss_curve_is_whole_or_left_out(tiny: Make, tmp_path: Path, before: int, after: int) -> None:
+    """Another spacing neither changes the folder nor the numbers of a training that was stopped."""
+
+    def asked(log_every: int) -> study.Prepared:
+        long = config.Train(steps=40, batch=20, eval_every=5, log_every=log_every)
+        return tiny(seeds=(0,), levels=0, train=long)
+
+    run = stopped(asked(before), tmp_path / "runs")
+    assert places.saved_step(run, CELL) > 2
+    assert study.run(asked(after), tmp_path / "runs") == run
+    curves = Reader(run).result(CELL)["curves"]
+    if before == after:
+        assert curves["loss_step"] == [*range(0, 40, after)]
+    else:
+        assert not {"loss_step", "loss"} & curves.keys()
+    told = "seed 0, dense began with another train.log_every; its loss is not logged"
+    assert (told in (run / "log.txt").read_text()) == (after == 5)
+
+
+def test_a_position_of_an_earlier_version_goes_on_without_its_masks(tiny: Make) -> None:
+    """It has those of one scope, whose distances would be half of what a result has."""
+    prepared = tiny(seeds=(0,))
+    (job,) = jobs_of(prepared, 12)
+    trainer = study.make_trainer([prepared], 1, [0])
+    saved: list[Position] = []
+    keep = Checkpoints(0.0, lambda _, position: saved.append(position))
+    (whole,) = train.train(trainer, [job], lambda *_: None, keep)
+    curves = {name: of for name, of in saved[0].curves.items() if name not in earlybird.CURVES.values()}
+    arrays = {**saved[0].arrays, "draws": {"newest": np.zeros((1, 4, 9), np.uint8)}}
+    earlier = saved[0]._replace(curves=curves | {"distances": [[None] * 4]}, arrays=arrays)
+    (rest,) = train.train(trainer, [job._replace(position=earlier)], lambda *_: None)
+    same(rest.variables, whole.variables)
+    assert (rest.curves, rest.scalars, rest.distances) == (whole.curves, whole.scalars, None)
+    assert whole.distances is not None
+
+
+class Written:
+    """The study of an item, which only says what was written."""
+
+    def __init__(self) -> None:
+        self.booked: list[Any] = []
+        self.written: list[Any] = []
+
+    def lends(self, _: Item) -> bool:
+        return False
+
+    def book(self, _: Item, trained: Any) -> None:
+        self.booked.append(trained)
+
+    def write(self, _: Item, trained: Any) -> None:
+        self.written.append(trained)
+
+
+def test_results_are_written_though_a_signal_comes_while_they_wait_for_the_disk() -> None:
+    run, busy = Written(), threading.Event()
+    item = Item((0,), run, None, Job(0, 0, 0, 1, None, None))  # type: ignore[arg-type]
+
+    def write_another() -> None:
+        busy.set()
+        time.sleep(0.5)
+
+    def stopped_while_it_waits() -> None:
+        with Background(waiting=1) as background:
+            background.add(write_another)
+            busy.wait()
+            background.add(lambda: None)
+            threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+            Queue(background).finish([item], ["trained"])  # type: ignore[list-item]
+
+    assert raised(stopped_while_it_waits) is KeyboardInterrupt
+    assert run.booked == run.written == ["trained"]
 
 
 def test_without_checkpoints_nothing_is_saved(tiny: Make, tmp_path: Path) -> None:

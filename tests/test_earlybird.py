@@ -20,7 +20,7 @@ from analysis import earlybird as analysed
 from analysis import open_run, record
 from analysis.earlybird.table import DrawRow
 from analysis.work import Work
-from lthjax import config, fields, models, study
+from lthjax import config, fields, merge, models, study
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import earlybird
@@ -257,13 +257,51 @@ def test_what_the_study_draws_is_what_the_command_draws(
         assert any(row[-1] is not None for row in mine)
     path = run / "seed=0" / "dense"
     result = json.loads((path / "result.json").read_text())
+    largest = result["draws"]["largest"]
     for change, said in (
         ({"scope": "all"}, "draws.scope"),
         ({"queue": 0}, "draws.queue"),
-        ({"largest": result["draws"]["largest"][1:]}, "draws.largest"),
+        ({"largest": {"layer": largest["layer"]}}, "draws.largest.global"),
+        ({"largest": largest | {"global": largest["global"][1:]}}, "draws.largest"),
+        ({"scope": "layer", "largest": largest["layer"][1:]}, "draws.largest"),
     ):
         with pytest.raises(ValueError, match=said):
             fields.result(result | {"draws": result["draws"] | change})
+    # Earlier versions recorded one scope; a dense network borrowed from a study of another has none to show.
+    for scope in ("layer", "global"):
+        earlier = result["draws"] | {"scope": scope, "largest": largest[scope]}
+        fields.result(result | {"draws": earlier})
+        old = open_run(run)
+        old.results = {cell: of | {"draws": earlier} for cell, of in old.results.items() if cell.seed == 0}
+        found = analysed.recorded(old)
+        if scope == "layer":
+            assert found == {name: [row for row in of if row.seed == 0] for name, of in own.items()}
+        else:
+            assert found is None
+            assert analysed.findings(old, None)[0].estimate == "no masks were drawn"
+
+
+def test_a_dense_network_is_the_same_whatever_the_scope(
+    tiny: Callable[..., study.Prepared], tmp_path: Path
+) -> None:
+    every = config.Train(steps=6, batch=20, eval_every=1)
+    asked = [
+        tiny(seeds=(0,), levels=0, train=every, prune=config.Prune(scope=scope, rate=0.2)).study
+        for scope in ("layer", "global")
+    ]
+    both = study.run_all(study.prepare_all(asked, tmp_path / "data"), tmp_path / "both")
+    alone = study.run(study.prepare(asked[1], tmp_path / "data"), tmp_path / "alone")
+    runs = [open_run(path) for path in (*both, alone)]
+    layer, *others = (run.results[Cell(0, DENSE, 0, DENSE)] | {"seconds": 0} for run in runs)
+    assert others == [layer, layer]
+    assert layer["draws"]["largest"]["layer"] != layer["draws"]["largest"]["global"]
+    for run, scope in zip(runs, ("layer", "global", "global"), strict=True):
+        found = analysed.recorded(run)
+        assert found is not None
+        shown = [[row.largest for row in found["masks.csv"] if row.density == d] for d in earlybird.DENSITIES]
+        assert shown == [list(of) for of in zip(*layer["draws"]["largest"][scope], strict=True)]
+    merged = merge.merge([both[1], alone], tmp_path / "merged")
+    assert open_run(merged.into).results.keys() == runs[1].results.keys()
 
 
 def check_a_second_call(

@@ -106,6 +106,7 @@ def test_schedules(config: Optim, in_steps: Lengths, expected: dict[int, float])
     schedule = optim.make(config, in_steps).schedule
     for at, rate in expected.items():
         assert float(schedule(at)) == pytest.approx(rate, abs=1e-7)
+    assert (float(schedule(99)) < float(schedule(98))) == optim.SCHEDULES[config.schedule].falls
 
 
 def test_a_start_at_k_has_the_rate_of_k_and_fresh_moments() -> None:

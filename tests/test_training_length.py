@@ -99,8 +99,10 @@ def test_the_mean_of_the_last_evaluations() -> None:
 
 
 def test_only_where_the_learning_rate_is_constant() -> None:
-    with pytest.raises(UserError, match="--last: 2 is not allowed, as the learning rate falls to the end"):
-        _ = made(2, optim=Optim(schedule="cosine")).rows
+    said = "--last: 2 is not allowed, as the learning rate falls to the end"
+    for schedule in ("cosine", "linear"):
+        with pytest.raises(UserError, match=rf"{said} \(schedule {schedule}\)"):
+            _ = made(2, optim=Optim(schedule=schedule)).rows
     steps = made(3, optim=Optim(schedule="steps", milestones=(9,)))
     # The evaluation at step 8 shows the rate before the drop.
     steps.about["lengths"]["milestones"] = [8]

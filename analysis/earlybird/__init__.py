@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lthjax.fields import largest_of
 from lthjax.measures.stats import SHARE, Verdict, mean_interval, verdict
 
 from .. import words
@@ -27,7 +28,7 @@ from ..page import Link, Section, Table
 from ..record import Analysis, Finding
 from ..run import Run
 from . import figures
-from .table import TABLES, DrawRow, by_density, load, recorded
+from .table import TABLES, DrawRow, by_density, load, recorded, scope_of
 from .work import Options, work
 
 # Share of the dense training by which the ticket should have been drawn.
@@ -60,9 +61,7 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
 
 def _kind(run: Run) -> str:
     """Which weights the recorded masks keep, whatever the study itself prunes."""
-    scopes = {result["draws"]["scope"] for result in run.results.values() if "draws" in result}
-    ranked = {"layer": "within every layer", "global": "over all layers together"}
-    how = ", or ".join(ranked[scope] for scope in sorted(scopes))
+    how = {"layer": "within every layer", "global": "over all layers together"}[scope_of(run)]
     return f"These are masks of single weights, ranked by magnitude {how}, whatever the study prunes."
 
 
@@ -115,7 +114,9 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
 def _lacking(run: Run) -> str:
     """Why there is nothing to look at: no masks, or too few for the rule."""
     drawn = [
-        (len(of["curves"]["step"]), of["draws"]["queue"]) for of in run.results.values() if "draws" in of
+        (len(of["curves"]["step"]), of["draws"]["queue"])
+        for of in run.results.values()
+        if "draws" in of and largest_of(of["draws"], scope_of(run)) is not None
     ]
     few = [f"{count} masks were drawn, the rule compares {queue}" for count, queue in drawn if count < queue]
     return few[0] if few else "no masks were drawn"

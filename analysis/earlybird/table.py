@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
+from lthjax import fields
 from lthjax.imp import DENSE
 from lthjax.measures import earlybird
 
@@ -83,7 +84,7 @@ def load(run: Run) -> dict[str, Any]:
 
 
 def recorded(run: Run) -> dict[str, Any] | None:
-    """File -> rows of the masks that the dense trainings drew at their evaluations.
+    """File -> rows of the masks of the study's scope that the dense trainings drew at their evaluations.
 
     None of older runs, and where there are too few evaluations to fill the queue.
     """
@@ -92,12 +93,12 @@ def recorded(run: Run) -> dict[str, Any] | None:
         made = result.get("draws")
         if cell.arm != DENSE or made is None or result["status"] != "done":
             continue
-        steps = result["curves"]["step"]
-        if len(steps) < made["queue"]:
+        steps, largest = result["curves"]["step"], fields.largest_of(made, scope_of(run))
+        if largest is None or len(steps) < made["queue"]:
             continue
         rule = (made["queue"], earlybird.THRESHOLD, run.lengths.evaluate, run.lengths.total)
         for place, density in enumerate(made["densities"]):
-            apart = [of[place] for of in made["largest"]]
+            apart = [of[place] for of in largest]
             chance, of_seed = 2 * density * (1 - density), (DENSE, None, cell.seed)
             rows += [
                 MaskRow(*of_seed, step, density, None, far, chance, None, None)
@@ -108,6 +109,11 @@ def recorded(run: Run) -> dict[str, Any] | None:
             epoch = None if step is None else step / run.lengths.per_epoch
             draws.append(DrawRow(DENSE, None, cell.seed, density, *rule, step, epoch, chance, None))
     return {"masks.csv": rows, "draws.csv": draws} if rows else None
+
+
+def scope_of(run: Run) -> str:
+    """The scope of the recorded masks that are those of a study: groups of layers are none of theirs."""
+    return "global" if run.study.prune.scope == "global" else "layer"
 
 
 def by_density(rows: Iterable[_Of]) -> dict[tuple[int | None, float], list[_Of]]:

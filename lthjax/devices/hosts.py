@@ -306,7 +306,7 @@ def _leave(number: int, why: str) -> NoReturn:
             time.sleep(0.1)
     if leads():
         time.sleep(0.3)
-    os._exit(128 + number if number else 2)
+    signals.leave(128 + number if number else 2)
 
 
 def _line(error: BaseException) -> str:

@@ -6,12 +6,12 @@ chunk, or on the number of devices up to the number of cores; more devices mean 
 (`settings.threads`). On accelerators the replicates run together (`vmap`).
 """
 
-import atexit
 import contextlib
 import hashlib
 import logging
 import os
 import platform
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -21,14 +21,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lthjax import signals
 from lthjax.devices import hosts
 
 PyTree = Any
 _AXIS = "replicates"
 # The suffix of file names in JAX's cache folder.
 _ENTRY = "-cache"
+# Seconds for which a process that made a program may still be running.
+_YOUNG = 24 * 3600.0
 _log = logging.getLogger(__name__)
 
 
@@ -66,8 +70,7 @@ def keep_programs() -> None:
     except OSError as error:
         _log.warning("compiled programs are not kept: %s", error)
         return
-    vouch = drop_damaged(folder)
-    atexit.register(vouch)
+    signals.at_end(drop_damaged(folder))
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
@@ -75,12 +78,15 @@ def keep_programs() -> None:
 def drop_damaged(folder: Path) -> Callable[[], None]:
     """Deletes damaged programs from a cache folder.
 
-    JAX writes an entry in place and notices only some damage when it reads the entry; then it warns at every
-    run and never replaces the entry. So each entry has its checksum beside it. The process that made the
-    entry writes the checksum when it ends. An entry without one was cut short, or is older than checksums.
+    JAX writes an entry in place, and reads it without a lock. It notices only some damage; then it warns at
+    every run and never replaces the entry. So each entry has its checksum beside it, which the process that
+    made the entry writes when it ends. An entry without one is of a process that runs, or was killed, or it
+    is older than checksums. It is spared for a day if it can be decompressed. One that is cut short cannot,
+    neither by zlib nor by zstd, which JAX takes where it is installed: both say where an entry ends. A
+    flipped bit zlib notices, too; zstd need not, as JAX has it write no checksum.
 
     Returns:
-        A function that writes the checksums of entries made since this call.
+        A function that writes the checksums of whole entries made since this call.
     """
 
     def checksum(entry: Path) -> str:
@@ -92,7 +98,11 @@ def drop_damaged(folder: Path) -> Callable[[], None]:
     for entry in folder.glob(f"*{_ENTRY}"):
         # Another process may be deleting it at the same time.
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            if not (beside(entry).is_file() and beside(entry).read_bytes() == checksum(entry).encode()):
+            if beside(entry).is_file():
+                good = beside(entry).read_bytes() == checksum(entry).encode()
+            else:
+                good = time.time() - entry.stat().st_mtime < _YOUNG and _is_whole(entry)
+            if not good:
                 beside(entry).unlink(missing_ok=True)
                 entry.unlink()
     kept = {*folder.glob(f"*{_ENTRY}")}
@@ -100,9 +110,21 @@ def drop_damaged(folder: Path) -> Callable[[], None]:
     def vouch() -> None:
         for entry in {*folder.glob(f"*{_ENTRY}")} - kept:
             with contextlib.suppress(OSError):
-                beside(entry).write_text(checksum(entry))
+                # Another process may be writing it.
+                if _is_whole(entry):
+                    beside(entry).write_text(checksum(entry))
 
     return vouch
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether JAX can decompress an entry of its cache folder."""
+    try:
+        return bool(compilation_cache.decompress_executable(entry.read_bytes()))
+    except FileNotFoundError:
+        raise
+    except Exception:  # of zlib or zstd
+        return False
 
 
 def cores() -> int:

@@ -17,6 +17,8 @@ from lthjax.measures.layers import Layers
 QUEUE, THRESHOLD = 5, 0.1
 # Densities at which a training draws masks: the paper prunes 30, 50 and 70 %.
 DENSITIES = (0.7, 0.5, 0.3, 0.1)
+# By scope, whether masks keep the largest weights of every layer or of all together, the curve of distances.
+CURVES = {"layer": "distances_layer", "global": "distances_global"}
 
 
 def distance(a: Layers, b: Layers) -> float:

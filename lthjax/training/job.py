@@ -1,6 +1,6 @@
 """A training run: what is asked of it, where it stands, and what it gives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from lthjax.models import Variables
@@ -24,8 +24,7 @@ class Job(NamedTuple):
         held: whether every step has the learning rate of the last one.
         scores: start scores of a mask that is learned, see `supermask`; the weights then stay as they are,
             and `mask` says how many of every layer take part. None trains weights.
-        draws: whether masks are drawn at the evaluations (`measures.earlybird.Draws`), of the largest weights
-            of every "layer", or of all layers together, "global"; "" for none.
+        draws: whether masks are drawn at the evaluations (`measures.earlybird.Draws`).
     """
 
     seed: int
@@ -39,7 +38,7 @@ class Job(NamedTuple):
     position: "Position | None" = None
     held: bool = False
     scores: PyTree = None
-    draws: Literal["", "layer", "global"] = ""
+    draws: bool = False
 
     @property
     def at(self) -> int:
@@ -51,11 +50,12 @@ class Position(NamedTuple):
     """A training run under way: all that the rest of it depends on. Going on from it changes no bit.
 
     Attributes:
-        at: the next step.
+        at: the next step, after the start of its job.
         arrays: "params", "stats", "opt" ({number of the leaf: leaf} of the optimiser's state), those of the
-            lowest validation loss so far, "best_params" and "best_stats", and {"newest": masks} as "draws"
-            where masks have been drawn; numpy.
-        curves: as in `Trained`, so far, with its `distances`, if masks are drawn.
+            lowest validation loss so far, "best_params" and "best_stats", and {scope: masks} as "draws" where
+            masks have been drawn; numpy.
+        curves: as in `Trained`, so far; if masks are drawn, also its `distances` under
+            `measures.earlybird.CURVES`.
         losses: training losses since the last evaluation, nats.
         states: captured states so far, as in `Trained`.
         seconds: spent so far.
@@ -90,15 +90,16 @@ class Trained(NamedTuple):
         curves: "step" and, for the evaluations at these steps, "train_loss" (mean over the steps
             since the previous evaluation, None where there were none), "validation_loss",
             "validation_accuracy", "test_loss", "test_accuracy"; accuracies are fractions, losses nats. With
-            `log_every` also "loss_step" and "loss", the training loss before the update of these steps.
+            `log_every` also "loss_step" and "loss", the training loss before the update of these steps,
+            unless the training goes on from a position without them.
         scalars: "train_accuracy" (whole train split, at the end), "early_stop_step" (first step of
             the lowest validation loss), "early_stop_test_accuracy", "early_stop_train_accuracy",
             and the last value of every curve. Empty if diverged.
         status: "done", or "diverged" if the loss was not finite.
         reason: why it is not done, or "".
         seconds: wall time of its chunk, divided by the replicates in the chunk.
-        distances: of the masks drawn at every evaluation, as `measures.earlybird.Draws.add` returns them;
-            empty if none were drawn.
+        distances: scope -> of the masks drawn at every evaluation, what `measures.earlybird.Draws.add`
+            returns; None if none were drawn.
     """
 
     variables: Variables
@@ -108,4 +109,4 @@ class Trained(NamedTuple):
     status: Literal["done", "diverged"]
     reason: str
     seconds: float
-    distances: Sequence[list[float | None]] = ()
+    distances: Mapping[str, list[list[float | None]]] | None = None

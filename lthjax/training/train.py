@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from lthjax import batches, settings, signals
 from lthjax.devices import hosts, replicate
 from lthjax.measures import layers
-from lthjax.measures.earlybird import Draws
+from lthjax.measures.earlybird import CURVES, Draws
 from lthjax.models import Variables
 from lthjax.training.job import Checkpoints, Job, Position, PyTree, Trained
 from lthjax.training.step import State
@@ -29,8 +29,6 @@ _CURVES = (
     "test_loss",
     "test_accuracy",
 )
-# Those of the masks that are drawn, among the curves of a training run that is under way.
-_DISTANCES = "distances"
 
 Progress = Callable[[int, float | None], None]
 """Called with (replicate steps done since the last call, last mean test accuracy or None)."""
@@ -59,23 +57,34 @@ def train(
     saved = time.monotonic()
     with signals.delayed() as delay:
         for _ in chunk.train(progress):
-            asked, number = delay.asked, hosts.signalled(delay.number)
-            if number or hosts.decided(time.monotonic() - saved >= checkpoints.seconds):
-                chunk.save(checkpoints.save)
+            due = time.monotonic() - saved >= checkpoints.seconds
+            if _kept(chunk, checkpoints, delay, due):
                 saved = time.monotonic()
-                delay.deliver()
-                if number and not asked:
-                    raise signals.Stopped(number)  # another process of the program was asked
-    return chunk.results()
+        trained = chunk.results()
+        # Whoever is asked to stop meanwhile has nothing but the last evaluation left.
+        _kept(chunk, checkpoints, delay, due=False)
+    return trained
+
+
+def _kept(chunk: "_Chunk", checkpoints: Checkpoints, delay: signals.Delay, due: bool) -> bool:
+    """Saves the positions of a chunk if that is due or a signal has come, which then acts; whether it did."""
+    asked, number = delay.asked, hosts.signalled(delay.number)
+    if not number and not hosts.decided(due):
+        return False
+    chunk.save(checkpoints.save)
+    delay.deliver()
+    if number and not asked:
+        raise signals.Stopped(number)  # another process of the program was asked
+    return True
 
 
 class _Chunk:
     """Jobs that are trained together: their states on the devices, and their records."""
 
     def __init__(self, trainer: Trainer, jobs: Sequence[Job]) -> None:
-        spans = {(job.start, job.stop, job.at, job.scores is None) for job in jobs}
+        spans = {(job.start, job.stop, job.at, job.scores is None, job.position is None) for job in jobs}
         assert len(spans) == 1, "jobs of one chunk start, stop and go on together, in one program"
-        ((self.start, self.stop, self.at, weights),) = spans
+        ((self.start, self.stop, self.at, weights, _),) = spans
         self._program = trainer.segment if weights else trainer.segment_scored
         self._began = time.perf_counter()
         self._trainer, self._jobs = trainer, jobs
@@ -162,7 +171,9 @@ class _Chunk:
         return (time.perf_counter() - self._began) / len(self._jobs)
 
     def save(self, save: Callable[[int, Position], None]) -> None:
-        """Saves the positions of the jobs, except those that have diverged."""
+        """Saves the positions of the jobs, except those that have diverged; none where nothing is trained."""
+        if self.at == self.start:
+            return
         optimiser = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(self._state.opt))}
         best = {"best_params": self._best.params, "best_stats": self._best.stats}
         trees = {**self._now._asdict(), "opt": optimiser, **best}
@@ -203,13 +214,16 @@ def _begun(trainer: Trainer, job: Job) -> tuple[State, Variables]:
     return State(arrays["params"], arrays["stats"], opt), best
 
 
-def _drawing(job: Job) -> Draws | None:
-    """The masks that a job draws, from where its position left off; None if it draws none."""
-    if job.position is None:
-        return Draws(job.draws == "global") if job.draws else None
-    if not job.draws or _DISTANCES not in job.position.curves:
-        return None  # an earlier version, which drew none, saved the position
-    return Draws(job.draws == "global", job.position.arrays.get("draws", {}).get("newest"))
+def _drawing(job: Job) -> dict[str, Draws]:
+    """Scope -> the masks that a job draws, from where its position left off; empty if it draws none."""
+    newest = {}
+    if job.position is not None:
+        if not {*CURVES.values()} <= job.position.curves.keys():
+            return {}  # an earlier version, which drew none or those of one scope, saved the position
+        newest = job.position.arrays.get("draws", {})
+    if not job.draws:
+        return {}
+    return {scope: Draws(scope == "global", newest.get(scope)) for scope in CURVES}
 
 
 def _orders(trainer: Trainer, jobs: Sequence[Job], at: int, count: int) -> list[np.ndarray]:
@@ -227,29 +241,34 @@ class _Record:
     """Losses and evaluations of one training run, collected while it runs."""
 
     def __init__(
-        self, position: Position | None = None, log_every: int = 0, draws: Draws | None = None
+        self,
+        position: Position | None = None,
+        log_every: int = 0,
+        draws: Mapping[str, Draws] | None = None,
     ) -> None:
         self.states: dict[int, Variables] = {}
-        self._log_every = log_every
-        logged = ("loss_step", "loss") if log_every else ()
-        self.curves: dict[str, list[Any]] = {name: [] for name in (*_CURVES, *logged)}
-        self._draws = draws
-        if draws is not None:
-            self.curves[_DISTANCES] = []
+        # Part of a loss curve would look like all of it.
+        self._log_every = log_every if position is None or "loss" in position.curves else 0
+        logged = ("loss_step", "loss") if self._log_every else ()
+        self._draws = draws or {}
+        drawn = (CURVES[scope] for scope in self._draws)
+        self.curves: dict[str, list[Any]] = {name: [] for name in (*_CURVES, *logged, *drawn)}
         self.reason = ""
         self.losses: list[np.ndarray] = []
         self._seconds = 0.0
         if position is not None:
             self.states |= position.states
-            self.curves |= {name: [*values] for name, values in position.curves.items()}
+            known = position.curves
+            self.curves |= {name: [*known[name]] for name in self.curves if name in known}
             self.losses.append(np.array(position.losses, np.float32))
             self._seconds = position.seconds
 
     def position(self, at: int, arrays: dict[str, PyTree], seconds: float) -> Position:
         curves = {name: [*values] for name, values in self.curves.items()}
         losses = [float(loss) for part in self.losses for loss in part]
-        if self._draws is not None and self._draws.newest is not None:
-            arrays = {**arrays, "draws": {"newest": self._draws.newest}}
+        newest = {scope: draws.newest for scope, draws in self._draws.items() if draws.newest is not None}
+        if newest:
+            arrays = {**arrays, "draws": newest}
         return Position(at, arrays, curves, losses, {**self.states}, self._seconds + seconds)
 
     def add_losses(self, at: int, losses: np.ndarray) -> None:
@@ -287,8 +306,10 @@ class _Record:
 
     def draw(self, params: PyTree, mask: PyTree) -> None:
         """Draws masks of these weights, if that was asked for and the training has not diverged."""
-        if self._draws is not None and not self.reason:
-            self.curves[_DISTANCES].append(self._draws.add(layers.by_layer(params, mask)))
+        if not self.reason:
+            weights = layers.by_layer(params, mask) if self._draws else {}
+            for scope, draws in self._draws.items():
+                self.curves[CURVES[scope]].append(draws.add(weights))
 
     def ended_best(self) -> bool:
         """Whether the last evaluation has the lowest validation loss."""
@@ -299,10 +320,12 @@ class _Record:
         self, final: Variables, train_accuracy: float, early_train_accuracy: float, seconds: float
     ) -> Trained:
         seconds += self._seconds
-        distances = self.curves.pop(_DISTANCES, ())
+        # The record stays whole: the position at the end may still be saved.
+        curves = {name: values for name, values in self.curves.items() if name not in CURVES.values()}
+        distances = {scope: self.curves[CURVES[scope]] for scope in self._draws} or None
         if self.reason:
             reason = self.reason
-            return Trained(final, self.states, self.curves, {}, "diverged", reason, seconds, distances)
+            return Trained(final, self.states, curves, {}, "diverged", reason, seconds, distances)
         early = int(np.argmin(self.curves["validation_loss"]))
         scalars = {name: self.curves[name][-1] for name in _CURVES if name != "step"} | {
             "train_accuracy": train_accuracy,
@@ -310,4 +333,4 @@ class _Record:
             "early_stop_test_accuracy": self.curves["test_accuracy"][early],
             "early_stop_train_accuracy": early_train_accuracy,
         }
-        return Trained(final, self.states, self.curves, scalars, "done", "", seconds, distances)
+        return Trained(final, self.states, curves, scalars, "done", "", seconds, distances)

@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import struct
+import subprocess
 import sys
 import time
 import zipfile
@@ -28,6 +29,7 @@ import pytest
 from conftest import ROOT, arrays, unsealed, write_npz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jax._src import compilation_cache
 
 from analysis import export, load, open_run, record
 from analysis.analyses import ANALYSES
@@ -379,19 +381,75 @@ def test_settings_that_jax_does_not_take(
 
 def test_damaged_programs_are_dropped_and_made_anew(tmp_path: Path) -> None:
     names = ["jit_whole-1-cache", "jit_flipped-2-cache", "jit_cut-3-cache", "jit_killed-4-cache"]
+    entry = compilation_cache.compress_executable(bytes(range(200)))
     vouch = replicate.drop_damaged(tmp_path)
     for name in names[:3]:
-        (tmp_path / name).write_bytes(bytes(range(100)))
+        (tmp_path / name).write_bytes(entry)
     vouch()
-    (tmp_path / names[3]).write_bytes(b"the process ended before its checksum was written")
-    (tmp_path / names[1]).write_bytes(bytes([1, *range(1, 100)]))
-    (tmp_path / names[2]).write_bytes(bytes(range(50)))
+    (tmp_path / names[3]).write_bytes(entry[:-1])
+    (tmp_path / names[1]).write_bytes(bytes([entry[0], entry[1] ^ 1, *entry[2:]]))
+    (tmp_path / names[2]).write_bytes(entry[:50])
     again = replicate.drop_damaged(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {names[0], f"{names[0]}.crc32"}
-    (tmp_path / names[1]).write_bytes(b"anew")
+    (tmp_path / names[1]).write_bytes(entry)
+    (tmp_path / names[2]).write_bytes(entry[:50])
     again()
+    assert not (tmp_path / f"{names[2]}.crc32").exists(), "another process may still be writing it"
     replicate.drop_damaged(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*-cache")) == sorted(names[:2])
+
+
+def test_programs_of_a_process_that_runs_are_left_to_it(tmp_path: Path) -> None:
+    made, cut, old = (tmp_path / f"jit_{name}-cache" for name in ("made", "cut", "old"))
+    entry = compilation_cache.compress_executable(bytes(range(200)))
+    for length in range(len(entry)):
+        cut.write_bytes(entry[:length])
+        replicate.drop_damaged(tmp_path)
+        assert not cut.exists(), f"{length} of {len(entry)} bytes"
+    vouch = replicate.drop_damaged(tmp_path)
+    for path in (made, old):
+        path.write_bytes(entry)
+    yesterday = time.time() - 25 * 3600
+    os.utime(old, (yesterday, yesterday))
+    replicate.drop_damaged(tmp_path)()
+    assert made.exists()
+    assert not old.exists()
+    assert not Path(f"{made}.crc32").exists(), "the process that made it vouches for it"
+    vouch()
+    os.utime(made, (yesterday, yesterday))
+    replicate.drop_damaged(tmp_path)
+    assert made.exists()
+
+
+@pytest.mark.parametrize("how", ["signals.end(15)", "hosts._leave(0, 'why')", "raise SystemExit(3)"])
+def test_a_process_vouches_for_its_programs_however_it_ends(tmp_path: Path, how: str) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import jax
+from jax._src import compilation_cache
+from lthjax import signals
+from lthjax.devices import hosts, replicate
+hosts._client, hosts._read = lambda: SimpleNamespace(key_value_set=lambda *_, **__: None), str
+hosts.index = lambda: 1
+replicate.keep_programs()
+folder = Path(jax.config.jax_compilation_cache_dir)
+(folder / "jit_made-cache").write_bytes(compilation_cache.compress_executable(bytes(9)))
+{how}
+"""
+    here = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**here, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (128 + 15, 2, 3), done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list(tmp_path.rglob("jit_made-cache.crc32"))) == 1
 
 
 # Configs
