@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from analysis import compare, draw, page, report, savings
 from analysis.analyses import ANALYSES
 from analysis.compare.entries import entries
-from analysis.report import facts, figures, paired, verdicts
+from analysis.report import accuracy, facts, figures, paired, verdicts
 from analysis.run import Row, Run, nearest, open_run
 from analysis.savings.table import LevelSavings
 from analysis.tables import to_csv
@@ -334,9 +334,28 @@ def test_the_legend_of_several_chains_hides_nothing(rewound: tuple[int, ...]) ->
 
 def test_a_control_of_one_level_has_its_name_in_the_legend() -> None:
     """Controls are trained at some levels; the first panel need not have them."""
-    steps, values = [1, 2, 3], np.array([[0.1, 0.2, 0.3], [0.2, 0.3, 0.4], [0.2, 0.2, 0.4]]) * 100
-    few = {"dense": (steps, values), "ticket": (steps, values)}
-    figure = figures.learning({"first": few, "second": {**few, "reinit": (steps, values)}}, "")
+    values = np.array([[0.1, 0.2, 0.3], [0.2, 0.3, 0.4], [0.2, 0.2, 0.4]]) * 100
+    curve = figures.Curve(np.array([1, 2, 3]), values, [0, 1, 2])
+    few = {"dense": curve, "ticket": curve}
+    figure = figures.learning({"first": few, "second": {**few, "reinit": curve}}, "")
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["dense (n = 3)", "ticket (n = 3)", "reinit (n = 3)"]
+
+
+def test_learning_curves_are_of_seeds_not_of_repeats() -> None:
+    """Two seeds of two repeats at 50 %, 70 % and 60 %, 90 % accuracy: n = 2, of 60 % and 75 %."""
+    ends = {(4, 1): 0.5, (4, 2): 0.7, (1, 1): 0.6, (1, 2): 0.9}
+    rows = [row(seed, 1, "reinit", 0.5, end, repeat=repeat) for (seed, repeat), end in ends.items()]
+    rows += [
+        row(seed, level, arm, 0.5, 0.8) for seed in (1, 4) for level, arm in ((0, "dense"), (1, "ticket"))
+    ]
+    (panel,) = accuracy._learning(Given(rows), rows, "rewind-0").values()
+    assert panel["reinit"].seeds == [1, 4]
+    np.testing.assert_allclose(panel["reinit"].values, [[10, 20, 75], [10, 20, 60]])
+    drawn = accuracy._curves({"first": panel}, "")
+    (legend,) = drawn.figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {f"{arm} (n = 2)" for arm in panel}
+    header, lines = drawn.data
+    last = [dict(zip(header, line, strict=True)) for line in lines if line[1:3] == ("reinit", 12)]
+    assert [(line["seed"], line["test_accuracy_percent"]) for line in last] == [(1, 75), (4, 60)]

@@ -9,9 +9,9 @@ from lthjax import imp
 from lthjax.imp import DENSE
 
 from ..page import Drawn, Section
-from ..run import TICKET, Row, Run, arms, by_level, by_seed, chains, densities, select, worth_seeing
+from ..run import TICKET, Row, Run, arms, by_level, by_seed, chains, densities, grouped, select, worth_seeing
 from . import figures, paired
-from .figures import Curves
+from .figures import Curve, Curves
 
 # Learning curves are shown at the levels nearest to these densities, and at the last, for these arms.
 _SHOWN = (0.2, 0.1)
@@ -132,16 +132,16 @@ def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str) -> Drawn:
 
 def _curves(learning: Mapping[str, Curves], heading: str) -> Drawn:
     caption = (
-        "Test accuracy over training, mean over seeds, with the band of the 95 % interval from three seeds "
-        "on; one panel a level, on shared axes. The dense network is in every panel. Look for which arm "
-        "rises first, and which ends highest."
+        "Test accuracy over training, mean over seeds (repeats averaged), with the band of the 95 % interval "
+        "from three seeds on; one panel a level, on shared axes. The dense network is in every panel. Look "
+        "for which arm rises first, and which ends highest."
     )
-    header = ("panel", "arm", "step", "seed_number", "test_accuracy_percent")
+    header = ("panel", "arm", "step", "seed", "test_accuracy_percent")
     lines = [
-        (panel, arm, int(step), number, float(value))
+        (panel, arm, int(step), seed, float(value))
         for panel, curves in learning.items()
-        for arm, (steps, values) in curves.items()
-        for number, of_seed in enumerate(values)
+        for arm, (steps, values, seeds) in curves.items()
+        for seed, of_seed in zip(seeds, values, strict=True)
         for step, value in zip(steps, of_seed, strict=True)
     ]
     figure = figures.learning(learning, f"{heading}: learning curves")
@@ -158,12 +158,17 @@ def _learning(run: Run, rows: Sequence[Row], chain: str) -> dict[str, Curves]:
         if name in panels:
             name = f"{name}, level {level}"
         shown = {arm: _of_cells(run, select(of_level, arm=arm)) for arm in _AT_MOST}
-        panels[name] = {arm: curves for arm, curves in {DENSE: dense, **shown}.items() if len(curves[1])}
+        panels[name] = {arm: curves for arm, curves in {DENSE: dense, **shown}.items() if curves.seeds}
     return panels
 
 
-def _of_cells(run: Run, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+def _of_cells(run: Run, rows: Sequence[Row]) -> Curve:
+    """The learning curves of an arm's cells; the seed is the unit, its repeats are averaged."""
     done = [row for row in rows if row.status == "done" and row.steps]
-    curves = [run.results[row.cell]["curves"] for row in done]
-    steps = np.array(curves[0]["step"] if curves else [])
-    return steps, np.array([np.multiply(100, curve["test_accuracy"]) for curve in curves])
+    curves = {row.cell: run.results[row.cell]["curves"] for row in done}
+    steps = next((curve["step"] for curve in curves.values()), [])
+    of_seeds = {
+        seed: np.mean([np.multiply(100, curves[row.cell]["test_accuracy"]) for row in own], 0)
+        for seed, own in sorted(grouped(done, "seed").items())
+    }
+    return Curve(np.array(steps), np.array([*of_seeds.values()]), [*of_seeds])

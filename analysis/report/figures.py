@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -17,8 +17,23 @@ from .. import draw
 from ..retraining.table import named
 from ..run import Row, arms, by_level, by_seed, chains, select
 
-Curves = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Arm -> (steps [S], test accuracies in percent [cells, S])."""
+
+class Curve(NamedTuple):
+    """The learning curves of an arm.
+
+    Attributes:
+        steps: [S].
+        values: test accuracies in percent, the repeats of a seed averaged [seeds, S].
+        seeds: whose these are.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+    seeds: list[int]
+
+
+Curves = dict[str, Curve]
+"""Arm -> its learning curves."""
 
 
 def accuracy(rows: Sequence[Row], heading: str) -> Figure:
@@ -117,7 +132,7 @@ def learning(panels: Mapping[str, Curves], heading: str) -> Figure:
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_xlabel("step of training")
         axes.tick_params(labelbottom=True)
-        for place, (arm, (steps, values)) in enumerate(curves.items()):
+        for place, (arm, (steps, values, _)) in enumerate(curves.items()):
             style = (draw.look(arm)[0], "", draw.LINES[place % len(draw.LINES)])
             draw.curve(axes, list(steps), values.T.tolist(), style, arm, points=False, within=PERCENT)
             ends += values.mean(0)[len(steps) // 4 :].tolist()
