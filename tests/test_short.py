@@ -67,6 +67,41 @@ def test_where_nothing_matches_or_seeds_are_few() -> None:
     assert sentence(run({})) == "No ticket has been trained beside its dense network yet."
 
 
+def test_levels_and_controls_of_fewer_than_three_seeds_are_not_believed() -> None:
+    """Tickets of 50 and 17 % have six seeds, that of 7 % two; controls as many as said."""
+    rows = run({"ticket": {0.5: 0.2, 0.17: 0.1, 0.07: 0.2}, "reinit": {0.5: -1.0, 0.17: -1.5, 0.07: -2.0}})
+
+    def of(**seeds: int) -> list[Row]:
+        """Of the reinit of level n as many seeds as `reinit_n` says, of every arm of level 3 two."""
+        few = {("reinit", int(name[-1])): n for name, n in seeds.items()}
+        return [r for r in rows if r.seed < min(few.get((r.arm, r.level), 6), 2 if r.level == 3 else 6)]
+
+    as_good = "the ticket is as good as the whole network (within half a point, 6 seeds)"
+    fresh = "the same mask on fresh weights loses"
+    assert sentence(of()) == f"With 17 % of its weights {as_good}; {fresh} 1.5 points."
+    # The control that is believed is that of 50 %, and of three seeds, which is said.
+    assert sentence(of(reinit_2=2)) == f"With 50 % of its weights {as_good}; {fresh} 1.0 points."
+    three = sentence(of(reinit_1=2, reinit_2=3))
+    assert three.startswith(f"With 17 % of its weights {as_good}; {fresh} 1.")
+    assert three.endswith(" points (3 seeds).")
+    assert sentence(of(reinit_1=2, reinit_2=2)) == f"With 17 % of its weights {as_good}."
+    fallen = run({"ticket": {0.5: 0.2, 0.17: -3.0}})
+    assert "they come nearest with 17 % of its weights, -3.0 points (6 seeds)" in sentence(
+        [r for r in fallen if r.level != 1 or r.seed < 2]
+    )
+
+
+def test_the_number_of_seeds_is_that_of_the_level_that_is_named() -> None:
+    """Four seeds of the level that matches, six of the one before it; of two seeds and one, one."""
+    rows = run({"ticket": {0.5: 0.2, 0.17: 0.1}})
+    four = [r for r in rows if r.level < 2 or r.seed < 4]
+    assert sentence(four) == (
+        "With 17 % of its weights the ticket is as good as the whole network (within half a point, 4 seeds)."
+    )
+    one = [r for r in rows if r.seed < 2 - (r.level == 2)]
+    assert sentence(one).endswith("; 1 seed is too few for a verdict.")
+
+
 def test_at_most_six_verdicts_open_the_page_and_untested_claims_are_folded() -> None:
     rows = run({"ticket": {0.17: 0.1}, "reinit": {0.17: -1.5}, "random": {0.17: -1.5}})
     found = verdicts.findings(STUDY, rows)

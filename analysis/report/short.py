@@ -67,51 +67,54 @@ def sentence(study: Any, rows: Sequence[Row]) -> str:
     if not levels:
         return "No ticket has been trained beside its dense network yet."
     fresh = {of.level: of for of in differences(rows, tickets[0], "reinit", DENSE)}
-    n = max(len(level.values) for level in levels)
-    if n < LEAST_SEEDS:
-        return _of_few(levels, fresh, n)
+    enough = [level for level in levels if len(level.values) >= LEAST_SEEDS]
+    if not enough:
+        return _of_few(levels, fresh)
     good, same = _as_good(levels, TOLERANCE), "as good as the whole network (within half a point, {})"
     if not good:
         good, same = _as_good(levels, 2.0), "within 2 points of the whole network ({})"
     if not good:
-        best = max(levels, key=lambda level: level.mean)
+        best = max(enough, key=lambda level: level.mean)
         return (
             "No level's tickets are found to be within 2 points of the whole network: they come nearest with "
-            f"{_share(best)} of its weights, {best.mean:+.1f} points ({words.seeds(n)})."
+            f"{_share(best)} of its weights, {best.mean:+.1f} points ({_seeds(best)})."
         )
-    last = min([level for level in good if level.level in fresh] or good, key=lambda level: level.density)
-    control = _control(rows, tickets[0], last, fresh, images_of(study))
-    return f"With {_share(last)} of its weights the ticket is {same.format(words.seeds(n))}{control}."
+    gaps = {
+        of.level: of
+        for of in differences(rows, tickets[0], TICKET, "reinit", images=images_of(study))
+        if of.level in fresh and min(len(of.values), len(fresh[of.level].values)) >= LEAST_SEEDS
+    }
+    last = min([level for level in good if level.level in gaps] or good, key=lambda level: level.density)
+    control = _control(last, fresh[last.level], gaps[last.level]) if last.level in gaps else ""
+    return f"With {_share(last)} of its weights the ticket is {same.format(_seeds(last))}{control}."
 
 
 def _as_good(levels: Sequence[Level], margin: float) -> list[Level]:
     """The levels from the densest on whose tickets are found to lose less than the margin."""
     good: list[Level] = []
     for level in sorted(levels, key=lambda of: -of.density):
-        if stats.noninferior(level.values, margin, floor=level.floor).outcome != "supported":
+        found = stats.noninferior(level.values, margin, floor=level.floor).outcome == "supported"
+        if len(level.values) < LEAST_SEEDS or not found:
             break
         good.append(level)
     return good
 
 
-def _control(rows: Sequence[Row], chain: str, level: Level, fresh: dict[int, Level], images: int) -> str:
-    """What the same mask on fresh weights is worth there; "" where it was not trained."""
-    if level.level not in fresh:
-        return ""
-    lost = fresh[level.level].mean
-    gaps = {of.level: of for of in differences(rows, chain, TICKET, "reinit", images=images)}
-    gap = gaps[level.level]
-    outcome = stats.verdict(gap.values, floor=gap.floor).outcome
+def _control(ticket: Level, fresh: Level, gap: Level) -> str:
+    """What the same mask on fresh weights is worth: beside the dense network, and behind the ticket."""
+    lost, outcome = fresh.mean, stats.verdict(gap.values, floor=gap.floor).outcome
     same = "; the same mask on fresh weights"
+    fewer = len(gap.values) < len(ticket.values)
+    of = f" ({_seeds(gap)})" if fewer else ""
     if outcome == "supported":
         more = f"loses {-lost:.1f} points" if lost < 0 else f"is {gap.mean:.1f} points behind the ticket"
-        return f"{same} {more}"
+        return f"{same} {more}{of}"
     if outcome == "refuted":
-        return f"{same} is {-gap.mean:.1f} points better still"
-    return f"{same} is not found to be worse ({lost:+.1f} points)"
+        return f"{same} is {-gap.mean:.1f} points better still{of}"
+    return f"{same} is not found to be worse ({lost:+.1f} points{f', {_seeds(gap)}' if fewer else ''})"
 
 
-def _of_few(levels: Sequence[Level], fresh: dict[int, Level], n: int) -> str:
+def _of_few(levels: Sequence[Level], fresh: dict[int, Level]) -> str:
     """The sentence of one or two seeds: what was seen, without a verdict."""
     matching = [level for level in levels if level.mean >= -TOLERANCE]
     shown = matching or levels
@@ -121,8 +124,13 @@ def _of_few(levels: Sequence[Level], fresh: dict[int, Level], n: int) -> str:
         control = f", the same mask on fresh weights {fresh[last.level].mean:+.1f}"
     return (
         f"With {_share(last)} of its weights the ticket is {last.mean:+.1f} points from the whole network"
-        f"{control}; {words.seeds(n)} {'is' if n == 1 else 'are'} too few for a verdict."
+        f"{control}; {_seeds(last)} {'is' if len(last.values) == 1 else 'are'} too few for a verdict."
     )
+
+
+def _seeds(level: Level) -> str:
+    """Of how many seeds a level is."""
+    return words.seeds(len(level.values))
 
 
 def _share(level: Level) -> str:
