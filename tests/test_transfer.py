@@ -648,6 +648,32 @@ def test_differences_pair_the_targets_seeds() -> None:
     assert one.interval.mean == pytest.approx(-7.5)
 
 
+def test_a_ticket_of_another_density_is_no_measure_of_a_moved_one(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Level 3 moves 10 % of the weights to tickets of 51 % (worse by 0.8 points), level 2 48 to 51 %."""
+    monkeypatch.setattr(command, "names", lambda _: {"a": "A"})
+    target = open_run(next((trained / "runs").iterdir()))
+    target.about["data"]["test"] = 10_000
+    sides = [("ticket", 0.51, 0.98), ("transferred", 0.1, 0.972), ("shuffled", 0.1, 0.96)]
+    far = [row(arm, v + 0.0002 * s, s, s)._replace(density=d) for s in range(6) for arm, d, v in sides]
+    own, shuffled = command.findings(target, far)
+    assert (own.outcome, own.n) == ("not tested", 0)
+    none = "no own ticket of that density (moved: 10.0 % of weights, the nearest own ticket has 51.0 %)"
+    assert own.estimate == none
+    assert (shuffled.outcome, shuffled.beside) == ("supported", "")
+    of = {"ticket": (0.51, 0.98), "transferred": (0.48, 0.981), "shuffled": (0.48, 0.96)}
+    near = [
+        one._replace(level=2, density=density, test_accuracy=accuracy + 0.0002 * one.seed)
+        for one in far
+        for density, accuracy in [of[one.arm]]
+    ]
+    own, shuffled = command.findings(target, [*near, *far])
+    assert (own.outcome, own.n, shuffled.beside) == ("supported", 6, "")
+    assert own.estimate.endswith("(one-sided 95 %) at 48.0 % of weights")
+    assert own.beside == f"left out: {none}"
+
+
 def test_differences_of_matched_masks() -> None:
     """From the same mask as it is, and the own ticket; there is no such line of what was not matched."""
     plain = [row("transferred", v, s, 9) for s, v in enumerate((0.5, 0.7))]

@@ -56,7 +56,8 @@ def section(run: Run, rows: Sequence[TransferRow]) -> Section:
 def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     """Whether tickets moved to a run are as good as its own, and better than the same masks shuffled.
 
-    A claim is one about every level that was moved; its estimate is that of the worst.
+    A claim is one about every level that was moved; its estimate is that of the worst. That about own tickets
+    leaves out levels at whose density the run has none.
     """
     # A run's own ticket on its own seed is the ticket again.
     every = differences(rows or (), images=run.about["data"]["test"])
@@ -71,14 +72,26 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
         for other, (claim, margin) in _CLAIMS.items():
             if other in levels:
                 what = f"{claim}: {where}{_ALONG.get(arm, '')}"
-                found.append(_finding(what, levels[other], margin))
+                near = [one for one in levels[other] if other != TICKET or not one.far]
+                found.append(_finding(what, near, margin, [one for one in levels[other] if one not in near]))
         # It is trained where it is asked for only.
         if arm == PERMUTED and MOVED in levels:
             found.append(_finding(f"{_MATCHED}: {where}", levels[MOVED], None))
     return found
 
 
-def _finding(claim: str, levels: Sequence[Difference], margin: float | None) -> Finding:
+def _finding(
+    claim: str, levels: Sequence[Difference], margin: float | None, far: Sequence[Difference] = ()
+) -> Finding:
+    """A claim about the levels; of those that are `far` it says that no own ticket has their density."""
+    apart = "; ".join(
+        f"{words.share(one.density)} of weights, the nearest own ticket has {words.share(one.other_density)}"
+        for one in far
+    )
+    where, none = Link("transfer", "#transfer"), f"no own ticket of that density (moved: {apart})"
+    if not levels:
+        return Finding(claim, "not tested", none, 0, where)
+
     def tried(one: Difference) -> At:
         place = f"at {words.share(one.density)} of weights"
         if margin is not None:
@@ -89,8 +102,8 @@ def _finding(claim: str, levels: Sequence[Difference], margin: float | None) -> 
     tested = everywhere([tried(one) for one in levels])
     n = min(len(one.values) for one in levels)
     test = named(tested, SUPERIOR if margin is None else f"{NON_INFERIOR}, margin {margin:g} pp")
-    where, said = Link("transfer", "#transfer"), tested.said("+.2f", " pp")
-    return Finding(claim, tested.outcome, said, n, where, test)
+    beside = f"left out: {none}" if far else ""
+    return Finding(claim, tested.outcome, tested.said("+.2f", " pp"), n, where, test, beside)
 
 
 # It reads several runs, so its command is one of its own: see `__main__`.

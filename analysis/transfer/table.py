@@ -23,8 +23,8 @@ PAIRS: dict[Pair, str] = {"same": "mask of the same seed", "other": "mask of ano
 ORDER = (DENSE, TICKET, *ARMS)
 # What a moved ticket is compared with.
 AGAINST = {TICKET: "the target's own ticket", "shuffled": "the mask shuffled within layers"}
-# A comparison with a ticket whose density is further off than this factor gets a note.
-_FAR = 1.1
+# A ticket whose density is further off than this factor is no measure of a moved one.
+FAR = 1.1
 
 
 class TransferRow(NamedTuple):
@@ -71,6 +71,7 @@ class Difference(NamedTuple):
             subtracted; "transferred" is subtracted from the permuted one alone.
         values: percentage points, one a seed of the target.
         floor: the least standard deviation of a value, as `analysis.differences.floor`.
+        other_density: mean over the masks of the other arm.
     """
 
     source: str
@@ -82,6 +83,12 @@ class Difference(NamedTuple):
     other: str
     values: list[float]
     floor: float = 0.0
+    other_density: float = 0.0
+
+    @property
+    def far(self) -> bool:
+        """Whether the two arms' densities are apart by more than the factor `FAR`."""
+        return _far(self.density, self.other_density)
 
     @property
     def interval(self) -> Interval:
@@ -120,13 +127,17 @@ def differences(
         arms = grouped(own, "arm")
         pairs = [*itertools.product((MOVED, CARRIED, PERMUTED), others), (PERMUTED, MOVED)]
         for arm, other in pairs:
-            ours = arms.get(arm, [])
-            both = accuracies(ours), accuracies(arms.get(other, []))
+            ours, theirs = arms.get(arm, []), arms.get(other, [])
+            both = accuracies(ours), accuracies(theirs)
             if values := paired(*both):
-                density = float(np.mean([row.density for row in ours]))
+                density, beside = (float(np.mean([row.density for row in of])) for of in (ours, theirs))
                 place = (source, target, pair, level, density)
-                found.append(Difference(*place, arm, other, values, floor(*both, images)))
+                found.append(Difference(*place, arm, other, values, floor(*both, images), beside))
     return found
+
+
+def _far(density: float, other: float) -> bool:
+    return not density / FAR < other < density * FAR
 
 
 def described(run: Run) -> str:
@@ -155,7 +166,7 @@ def notes(rows: Sequence[TransferRow]) -> list[str]:
     own = {(row.target, row.seed, row.own_level): row.density for row in rows if row.arm == TICKET}
     for row in rows:
         density = own.get((row.target, row.seed, row.own_level))
-        if row.arm == MOVED and density and not 1 / _FAR < row.density / density < _FAR:
+        if row.arm == MOVED and density and _far(row.density, density):
             found.append(
                 f"{row.source} to {row.target}, level {row.level}: the moved mask has "
                 f"{words.share(row.density)} of the weights, the nearest own ticket {words.share(density)}."
