@@ -533,6 +533,39 @@ def test_what_is_not_allowed(made: tuple[Path, Path], changes: dict[str, Any], m
         work.ask(open_run(made[0]), options)
 
 
+def test_copies_of_an_arm_train_as_the_arm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuning is held at the last learning rate, which LR rewinding is not; others are refused."""
+    every = ("ticket", "finetune", "lr_rewind", "untrained")
+    train_of = config.Train(steps=4, batch=20, eval_every=2)
+    prepared = make_tiny(tmp_path)(seeds=(1,), levels=1, arms=every, rewind=(1,), train=train_of)
+    run = open_run(study.run(prepared, tmp_path / "runs"))
+    little = {"run": run.path, "data_dir": tmp_path / "data", "images": 20, "alphas": 2}
+    asked = work.ask(run, work.Options(arms=("finetune", "lr_rewind"), k=(1, 3), **little))
+    at = work._Stability(run, asked, Reader(tmp_path / "none"), None, None)  # type: ignore[arg-type]
+    jobs: list[tuple[Cell, Job]] = []
+    monkeypatch.setattr(at, "train", lambda these: jobs.extend(these) or ())
+    trunks = at.trunks()
+    missing = {cell: one for cell, one in at.copies(trunks).items() if one.at.k == 1} | trunks
+    at.train_missing(missing)
+    held = {cell.arm: job.held for cell, job in jobs}
+    assert held == {f"{arm}_{how}": arm == "finetune" for arm in ("finetune", "lr_rewind")
+                    for how in ("from_1", "to_3")}  # fmt: skip
+    # Arms that are not held have the `made_from` of before, by which what is there counts as trained.
+    for arm, more in (("finetune", {"held": True}), ("lr_rewind", {})):
+        cell = Cell(1, "rewind-1", 1, arm)
+        named = {"cell": folder(Path(), cell).as_posix(), "step": 1, "state": "start"}
+        noises = work.orders(1, 1, 1)
+        assert [missing[of].made_from for of in work.Origin(cell, 1, 1, 4, 0.5).copies(1)] == [
+            {**named, **more, "noise": noise} for noise in noises
+        ]
+        again = {"trained_again": folder(Path(), cell).as_posix()}
+        assert missing[cell._replace(arm=f"{arm}_to_3")].made_from == again | more
+    with pytest.raises(UserError, match=r"--arms: untrained trains nothing, so that no copies of it can be"):
+        work.ask(run, work.Options(arms=("ticket", "untrained"), **little))
+    assert work._untrained("edge_popup") == "learns a mask"
+    assert not any(map(work._untrained, ("dense", "ticket", "finetune_chain", "constant", "of_a_config")))
+
+
 def test_what_is_measured_where_nothing_is_named(made: tuple[Path, Path]) -> None:
     asked = work.ask(open_run(made[0]), work.Options(run=made[0], data_dir=made[1]))
     # 1, 4 and 20 % of 12 steps are 0, 0 and 2; the ticket begins at 4, and level 2 is nearest to 10 %.

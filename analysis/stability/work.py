@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lthjax import imp, progress, rng
+from lthjax import arms, imp, progress, rng
 from lthjax.devices import hardware
 from lthjax.errors import UserError, counted
 from lthjax.folder.places import folder, state_folder
@@ -145,6 +145,8 @@ def ask(run: Run, options: Options) -> Asked:
     for arm in options.arms:
         if arm not in known and arm not in ARMS:
             raise UserError(f"--arms: {arm!r} is not in the run; it may be {', '.join(sorted(known))}.")
+        if why := _untrained(arm):
+            raise UserError(f"--arms: {arm} {why}, so that no copies of it can be trained; leave it out.")
     what = f"trained ticket in {tickets.chain}"
     levels = asked_levels(options.levels, densities(tickets.done), what, _NEAR, last=False)
     seeds = sorted({*(options.seeds or there)})
@@ -166,6 +168,19 @@ def ask(run: Run, options: Options) -> Asked:
     if few < settings.images:
         notes.append(f"{settings.images:,} images of each part were asked for; {few:,} of each are there.")
     return Asked(prepared, tickets, origins, options.pairs, settings.limited(few), notes)
+
+
+def _untrained(arm: str) -> str:
+    """Why an arm trains no weights, "" where it does; the states of a learned mask lack its scores."""
+    of = arms.ARMS.get(arm)
+    if of is None or (of.train and of.scores is None):
+        return ""
+    return "learns a mask" if of.train else "trains nothing"
+
+
+def _held(cell: Cell) -> dict[str, bool]:
+    """What `made_from` says of an arm that is trained at the last learning rate; nothing of others."""
+    return {"held": True} if cell.arm in arms.ARMS and arms.ARMS[cell.arm].held else {}
 
 
 def _steps(run: Run, tickets: Tickets, options: Options) -> tuple[list[int], dict[str, list[int]]]:
@@ -263,7 +278,7 @@ class _Stability(Work):
 
     def _made_from(self, at: Origin) -> dict[str, Any]:
         """The state's identity, for what is made from it; the state must be there."""
-        of = {"cell": folder(Path(), at.cell).as_posix(), "step": at.k}
+        of = {"cell": folder(Path(), at.cell).as_posix(), "step": at.k, **_held(at.cell)}
         if at.k == at.start:
             return of | {"state": "start"}
         if not self._is_in_run(at):
@@ -288,7 +303,7 @@ class _Stability(Work):
     def trunks(self) -> dict[Cell, Training]:
         """Stored cell -> the training to a state that is missing."""
         made = {
-            at.trunk: Training(at, 0, {"trained_again": folder(Path(), at.cell).as_posix()})
+            at.trunk: Training(at, 0, {"trained_again": folder(Path(), at.cell).as_posix(), **_held(at.cell)})
             for at in self._asked.origins
             if not self._is_in_run(at)
         }
@@ -319,7 +334,8 @@ class _Stability(Work):
         for cell, (at, noise, _) in missing.items():
             task, place = self._task(at.cell), (at.cell.seed, at.cell.level)
             start = self._state(at) if noise else task.variables
-            jobs.append((cell, Job(*place, *missing[cell].span, start, task.mask, noise=noise)))
+            job = Job(*place, *missing[cell].span, start, task.mask, noise=noise, held=task.held)
+            jobs.append((cell, job))
         for cell, job, trained in self.train(jobs):
             self.write(self._store, cell, job, trained, missing[cell].made_from, weights=True)
 
