@@ -91,6 +91,7 @@ def test_it_stops_once_decided_or_at_the_last_look(
     assert state.ended == ("last look" if outcome == "undecided" else "decided")
     assert [len(asked) for asked in lab.asked] == [n for n in (3, 6, 9, 12) if n <= seeds]
     assert until.read(tmp_path) == state
+    assert state.chain == "rewind-0"
     assert lab.said[-1] == str(state)
 
 
@@ -132,10 +133,10 @@ def test_the_report_shows_the_outcome_of_the_looks(tmp_path: Path) -> None:
     found = verdicts.findings(STUDY, rows)
     assert until.noted(None, found, STUDY, rows) == found
     for key, claim in until.CLAIMS.items():
-        state = until.State(key, [6, 12], 0.03, 6, "undecided", "last look")
+        state = until.State(key, [6, 12], 0.03, 6, until.judged(key, STUDY, rows, 0.03).outcome, "last look")
         noted = until.noted(state, found, STUDY, rows)
         (changed,) = [one for one in noted if "with looks at 6, 12 seeds" in one.beside]
-        assert (changed.claim, changed.outcome) == (claim.words, "undecided")
+        assert (changed.claim, changed.outcome) == (claim.words, state.outcome)
         assert "one-sided 97.0 % at every look" in changed.beside
         assert "one-sided 97.0 %)" in changed.estimate
     low = -scipy_stats.t.isf(0.03, 5) * scipy_stats.sem(NOISE)
@@ -169,6 +170,58 @@ def test_the_seeds_of_a_look_are_those_that_it_was_made_of(tmp_path: Path) -> No
     assert one.estimate.startswith(
         f"{10 + np.mean([np.random.default_rng(s).normal() for s in (5, 6, 7)]):+.2f} pp"
     )
+
+
+def grown_late(gap: float, early: float) -> list[Row]:
+    """Six seeds: tickets rewound to step 500 that differ from dense by `gap`, and to 0, by `early`."""
+    late = run({"ticket": {0.17: gap}}, chain="rewind-500")
+    return [*late, *(of for of in run({"ticket": {0.17: early}}) if of.chain != "dense")]
+
+
+def test_a_chain_that_comes_first_later_has_a_verdict_of_its_own() -> None:
+    """Seeds were added for tickets rewound to step 500, within 0.5 points; those of step 0 lose 1.5."""
+    rows = grown_late(0.0, -1.5)
+    claim = until.CLAIMS["within-0.5"].words
+    plain = verdicts.findings(STUDY, rows)
+    state = until.State("within-0.5", [3, 6], 0.03, 6, "supported", "decided", [*range(6)], "rewind-500")
+    noted = until.noted(state, plain, STUDY, rows)
+    late, early = [one for one in noted if one.claim.startswith(claim)]
+    assert [one for one in noted if one is not late] == plain
+    assert (late.claim, late.outcome, late.n) == (f"{claim}: rewound to step 500", "supported", 6)
+    assert late.estimate.startswith("+0.00 pp, at least -0.")
+    assert (late.test, late.beside) == ("non-inferiority, margin 0.5 pp, 2 looks", state.how)
+    assert (early.claim, early.outcome) == (claim, "refuted")
+    # Of a file that does not name the chain it cannot be known: the first, by what is found now.
+    (old,) = [of for of in until.noted(state._replace(chain=""), plain, STUDY, rows) if of.claim == claim]
+    assert old.outcome == "refuted"
+    assert old.estimate.startswith("-1.50 pp, at most -1.")
+    assert old.beside == f"{state.how}; at the last look it was supported"
+
+
+def test_a_chain_whose_levels_are_gone_leaves_the_finding_as_it_is() -> None:
+    rows = [of for of in grown_late(0.0, 0.0) if of.chain != "rewind-500"]
+    plain = verdicts.findings(STUDY, rows)
+    state = until.State("within-2", [6, 12], 0.03, 6, "refuted", "decided", [*range(6)], "rewind-500")
+    first, *others = until.noted(state, plain, STUDY, rows)
+    assert (first._replace(beside=""), others) == (plain[0], plain[1:])
+    assert first.beside == f"refuted {state.how}; the cells of those looks are not in the run"
+
+
+def test_the_test_that_is_named_is_that_of_the_looks() -> None:
+    """Differences of a thousandth of a point are equivalent in a single look, and undecided in looks."""
+    rows = [of._replace(test_accuracy=0.95 + 1e-5 * NOISE[of.seed] * (of.arm == "ticket"))
+            for of in run({"ticket": {0.15: 0.0}, "reinit": {0.15: 0.0}})]  # fmt: skip
+    plain = verdicts.findings(STUDY, rows)
+    for key, named in (
+        ("beats-reinit", "superiority, 2 looks"),
+        ("beats-reinit-by-10", "superiority, by 10 pp or more, 2 looks"),
+        ("within-0.2", "non-inferiority, margin 0.2 pp, 2 looks"),
+    ):
+        (before,) = [of for of in plain if of.claim == until.CLAIMS[key].words]
+        state = until.State(key, [6, 12], 0.03, 6, "undecided", "budget", [*range(6)], "rewind-0")
+        (of,) = [of for of in until.noted(state, plain, STUDY, rows) if of.claim == before.claim]
+        assert (before.test == "equivalence, ±0.2 pp") == (key == "beats-reinit")
+        assert of.test == named
 
 
 def test_a_look_at_fewer_than_three_pairs_decides_nothing(tmp_path: Path) -> None:

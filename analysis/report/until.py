@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthjax import files, imp
-from lthjax.errors import UserError, unknown
+from lthjax.errors import UserError, counted, unknown
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 
 from .. import words
-from ..claims import At, Judged, everywhere
+from ..claims import NON_INFERIOR, SUPERIOR, At, Judged, everywhere
+from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
 from ..run import TICKET, Row, Run, chains
 from .paired import differences
@@ -61,6 +62,7 @@ class State(NamedTuple):
         outcome: there.
         ended: why no seeds are added: "decided", "last look" or "budget".
         chosen: the seeds of that look; empty in files of before.
+        chain: whose tickets are tested; "" in files of before, for the first of the report.
     """
 
     claim: str
@@ -70,6 +72,7 @@ class State(NamedTuple):
     outcome: Said
     ended: str
     chosen: Sequence[int] = ()
+    chain: str = ""
 
     @property
     def rule(self) -> str:
@@ -113,15 +116,16 @@ def widened(seeds: Sequence[int], n: int) -> list[int]:
     return [*seeds, *(next(others) for _ in range(n - len(seeds)))][:n]
 
 
-def judged(key: str, study: Any, rows: Sequence[Row], level: float) -> Judged:
+def judged(key: str, study: Any, rows: Sequence[Row], level: float, chain: str = "") -> Judged:
     """The verdict on a claim at one look, by one-sided bounds of this level.
+
+    `chain` is that of the tickets, by default the first.
 
     Raises:
         UserError: there is no level of 80–90 % sparsity that has what the claim compares.
     """
-    claim = checked(key)
-    tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
-    every = differences(rows, tickets[0], TICKET, claim.other, images=images_of(study)) if tickets else []
+    claim, chain = checked(key), chain or _first(rows)
+    every = differences(rows, chain, TICKET, claim.other, images=images_of(study)) if chain else []
     levels = in_range(every)
     if not levels:
         raise UserError(
@@ -136,6 +140,11 @@ def judged(key: str, study: Any, rows: Sequence[Row], level: float) -> Judged:
     # Seeds whose ticket or control has diverged give no pair.
     few = any(len(of.values) < LEAST_SEEDS for of in levels)
     return found._replace(outcome="undecided") if few else found
+
+
+def _first(rows: Sequence[Row]) -> str:
+    """The chain of tickets that the report's verdicts are about; "" where there is none."""
+    return next((chain for chain in chains(rows) if imp.leader(chain) == TICKET), "")
 
 
 def grow(
@@ -162,17 +171,19 @@ def grow(
     """
     looks = looks_of(len(seeds))
     level, began = stats.level_of_looks(looks), clock()
-    before, there = began, 0
+    before, there, chain = began, 0, ""
     for n in looks:
         run = train(widened(seeds, n))
         now = clock()
         own = [row for row in run.rows if row.seed in widened(seeds, n)]
-        outcome = judged(key, run.about, own, level).outcome
+        chain = chain or _first(own)
+        outcome = judged(key, run.about, own, level, chain).outcome
         # Seeds that were there already took time in another call.
         a_seed = max((now - before) / (n - there), sum(row.seconds for row in own) / n)
         over = budget > 0 and now - began + a_seed * looks[0] > budget
         last = "decided" if outcome != "undecided" else "last look" if n == looks[-1] else ""
-        state = State(key, looks, level, n, outcome, last or ("budget" if over else ""), widened(seeds, n))
+        ended = last or ("budget" if over else "")
+        state = State(key, looks, level, n, outcome, ended, widened(seeds, n), chain)
         say(str(state) if state.ended else f"{key}: undecided after {words.seeds(n)}; adding seeds")
         if state.ended:
             files.write_whole(run.path / FILE, (json.dumps(state._asdict(), indent=1) + "\n").encode())
@@ -209,17 +220,37 @@ def noted(state: State | None, found: Sequence[Finding], study: Any, rows: Seque
     """
     if state is None:
         return list(found)
+    words_of = CLAIMS[state.claim].words
+    made = [of for one in found if one.claim == words_of for of in _by_looks(state, one, study, rows)]
+    place = next((place for place, one in enumerate(found) if one.claim == words_of), len(found))
+    return [*found[:place], *made, *found[place + 1 :]]
+
+
+def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> list[Finding]:
+    """The findings in place of `plain`, which is made without looks and of the first chain.
+
+    Seeds that were added for another chain give a finding of its own, so that neither hides the other.
+    """
     seeds = state.chosen or sorted({row.seed for row in rows})[: state.seeds]
-    tested = judged(state.claim, study, [row for row in rows if row.seed in seeds], state.level)
-    said = tested.said("+.2f", " pp", state.rule)
-    return [
-        one._replace(
-            outcome=state.outcome,
-            estimate=said,
-            n=tested.decides.verdict.bounds.n,
-            beside="; ".join(filter(None, (state.how, one.beside))),
-        )
-        if one.claim == CLAIMS[state.claim].words
-        else one
-        for one in found
-    ]
+    own = [row for row in rows if row.seed in seeds]
+    try:
+        tested = judged(state.claim, study, own, state.level, state.chain)
+    except UserError:
+        lost = f"{state.outcome} {state.how}; the cells of those looks are not in the run"
+        return [plain._replace(beside="; ".join(filter(None, (lost, plain.beside))))]
+    claim = CLAIMS[state.claim]
+    test = f"{NON_INFERIOR}, margin {-claim.threshold:g} pp" if claim.other == DENSE else SUPERIOR
+    test += f", by {claim.threshold:g} pp or more" if claim.threshold > 0 else ""
+    then = "" if tested.outcome == state.outcome else f"at the last look it was {state.outcome}"
+    by_looks = plain._replace(
+        outcome=tested.outcome,
+        estimate=tested.said("+.2f", " pp", state.rule),
+        n=tested.decides.verdict.bounds.n,
+        test=f"{test}, {counted(len(state.looks), 'look')}",
+        beside="; ".join(filter(None, (state.how, then, plain.beside))),
+    )
+    if state.chain in ("", _first(rows)):
+        return [by_looks]
+    beside, name = "; ".join(filter(None, (state.how, then))), f"rewound to step {imp.rewind_of(state.chain)}"
+    where = Link("levels", "#levels") if claim.other == DENSE else Link("gaps", "#gaps")
+    return [by_looks._replace(claim=f"{plain.claim}: {name}", where=where, beside=beside), plain]
