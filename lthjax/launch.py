@@ -189,8 +189,11 @@ def _keep_config(path: Path, text: bytes, runs: "Sequence[Path]") -> None:
 
 
 def _grown(options: Options) -> "Filled | None":
-    """As `_filled`, with more and more seeds until the claim is decided or the budget is used up."""
-    from lthjax import progress
+    """As `_filled`, with more and more seeds until the claim is decided or the budget is used up.
+
+    Looks that the run folder has already had are not taken again.
+    """
+    from lthjax import progress, study
 
     until = command.laboratory("report.until")
 
@@ -200,8 +203,8 @@ def _grown(options: Options) -> "Filled | None":
     filled: list[Filled | None] = []
 
     def train(seeds: list[int]) -> "Run":
-        study = dataclasses.replace(options.study, seeds=tuple(seeds))
-        done = _filled([dataclasses.replace(options, study=study)], None, writes=True)
+        wider = dataclasses.replace(options.study, seeds=tuple(seeds))
+        done = _filled([dataclasses.replace(options, study=wider)], None, writes=True)
         assert done is not None
         if done.others:
             raise UserError("--until-decided: other processes train seeds of this study; let them end first.")
@@ -209,7 +212,8 @@ def _grown(options: Options) -> "Filled | None":
         return command.laboratory("run").Run(done.runs[0])
 
     budget = cli.seconds("--budget", options.budget)
-    until.grow(options.until_decided, options.study.seeds, train, budget, watch.say)
+    path = options.out / study.prepare(options.study, options.data_dir).folder
+    until.grow(options.until_decided, options.study.seeds, path, train, budget, watch.say)
     return filled[0]
 
 

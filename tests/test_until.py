@@ -1,6 +1,7 @@
 """Adding seeds until a claim is decided: the level of the looks, and when it stops."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -74,9 +75,9 @@ class Lab:
             rows.append(row(seed, "rewind-0", 1, "reinit", 0.15, 70.0))
         return Made(self.path, rows)
 
-    def grow(self, key: str, budget: float = 0.0) -> until.State:
+    def grow(self, key: str, budget: float = 0.0, seeds: tuple[int, ...] = (0, 1, 2)) -> until.State:
         self.said = list[str]()
-        return until.grow(key, (0, 1, 2), self.train, budget, self.said.append, lambda: self.now)
+        return until.grow(key, seeds, self.path, self.train, budget, self.said.append, lambda: self.now)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_it_stops_once_decided_or_at_the_last_look(
     assert (state.outcome, state.seeds) == (outcome, seeds)
     assert state.ended == ("last look" if outcome == "undecided" else "decided")
     assert [len(asked) for asked in lab.asked] == [n for n in (3, 6, 9, 12) if n <= seeds]
-    assert until.read(tmp_path) == state
+    assert until.read(tmp_path) == {"beats-reinit": state}
     assert state.chain == "rewind-0"
     assert lab.said[-1] == str(state)
 
@@ -131,32 +132,32 @@ def test_the_report_shows_the_outcome_of_the_looks(tmp_path: Path) -> None:
     """Every claim is one that the report makes; its row gets the outcome and the bound of the looks."""
     rows = run({arm: {0.15: 0.0 if arm == "ticket" else -5.0} for arm in ("ticket", "reinit", "random")})
     found = verdicts.findings(STUDY, rows)
-    assert until.noted(None, found, STUDY, rows) == found
+    assert until.noted({}, found, STUDY, rows) == found
     for key, claim in until.CLAIMS.items():
         state = until.State(key, [6, 12], 0.03, 6, until.judged(key, STUDY, rows, 0.03).outcome, "last look")
-        noted = until.noted(state, found, STUDY, rows)
+        noted = until.noted({key: state}, found, STUDY, rows)
         (changed,) = [one for one in noted if "with looks at 6, 12 seeds" in one.beside]
         assert (changed.claim, changed.outcome) == (claim.words, state.outcome)
         assert "one-sided 97.0 % at every look" in changed.beside
         assert "one-sided 97.0 %)" in changed.estimate
     low = -scipy_stats.t.isf(0.03, 5) * scipy_stats.sem(NOISE)
-    within = until.noted(until.State("within-2", [6], 0.03, 6, "supported", "decided"), found, STUDY, rows)
+    supported = until.State("within-2", [6], 0.03, 6, "supported", "decided")
+    within = until.noted({"within-2": supported}, found, STUDY, rows)
     assert within[0].estimate == f"+0.00 pp, at least {low:+.2f} (one-sided 97.0 %) at 15.0 % of the weights"
     (tmp_path / until.FILE).write_text("{")
     with pytest.raises(UserError, match="it cannot be read"):
         until.read(tmp_path)
     (tmp_path / until.FILE).unlink()
-    assert until.read(tmp_path) is None
+    assert until.read(tmp_path) == {}
 
 
 def test_the_seeds_of_a_look_are_those_that_it_was_made_of(tmp_path: Path) -> None:
     """Seeds 5, 6, 7 were looked at; seeds 0, 1, 2, added later by hand, say something else."""
     lab = Lab(tmp_path, 10.0)
-    state = until.grow("within-2", (5, 6, 7), lab.train, 0, lambda _: None)
-    assert (state.seeds, list(state.chosen), state.outcome) == (3, [5, 6, 7], "supported")
+    state = lab.grow("within-2", seeds=(5, 6, 7))
+    assert (state.seeds, state.chosen, state.outcome) == (3, [5, 6, 7], "supported")
     there = until.read(tmp_path)
-    assert there is not None
-    assert there == state._replace(chosen=list(state.chosen))
+    assert there == {"within-2": state}
     ours = lab.train([5, 6, 7]).rows
     lab.gap = -10.0
     rows = [*ours, *lab.train([0, 1, 2]).rows]
@@ -172,6 +173,75 @@ def test_the_seeds_of_a_look_are_those_that_it_was_made_of(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize("gap", [20.0, 0.0])
+def test_a_search_that_is_over_is_not_begun_anew(tmp_path: Path, gap: float) -> None:
+    """Decided at three seeds, or no look left: the same call looks at nothing, and more seeds are refused."""
+    lab = Lab(tmp_path, gap)
+    state = lab.grow("beats-reinit")
+    text = (tmp_path / until.FILE).read_text()
+    again = Lab(tmp_path, -20.0)
+    assert again.grow("beats-reinit") == state
+    assert (again.asked, again.said) == ([state.chosen], [str(state)])
+    assert (tmp_path / until.FILE).read_text() == text
+    more = Lab(tmp_path, gap)
+    refused = (
+        r"--seeds: 20, 21 are not allowed with --until-decided beats-reinit, whose looks take seeds 0, 1, 2"
+    )
+    with pytest.raises(UserError, match=rf"{refused}.* \({state.outcome} after {state.seeds} seeds\)"):
+        more.grow("beats-reinit", seeds=(0, 20, 21))
+    assert more.asked == []
+    # Of a file of before, of one claim.
+    (tmp_path / until.FILE).write_text(json.dumps({**state._asdict(), "chain": ""}))
+    assert Lab(tmp_path, -20.0).grow("beats-reinit").outcome == state.outcome
+
+
+def test_a_search_goes_on_with_the_looks_that_it_began_with(tmp_path: Path) -> None:
+    """Stopped by the budget at three seeds; a call for six goes on to the look at six, of 3, 6, 9, 12."""
+    first = Lab(tmp_path, 0.0).grow("beats-reinit", budget=59.0)
+    assert (first.seeds, first.ended) == (3, "budget")
+    lab = Lab(tmp_path, 0.0)
+    lab.asked.append([0, 1, 2])
+    state = lab.grow("beats-reinit", seeds=tuple(range(6)))
+    assert (state.looks, state.level) == (first.looks, first.level)
+    assert [len(asked) for asked in lab.asked[1:]] == [3, 6, 9, 12]
+    assert (state.seeds, state.outcome, state.ended) == (12, "undecided", "last look")
+    # The same budget again: no further look where three seeds take longer by their own time.
+    third = Lab(tmp_path / "other", 0.0)
+    third.path.mkdir()
+    third.grow("beats-reinit", budget=59.0)
+    assert third.grow("beats-reinit", budget=1.0).seeds == 3
+
+
+def test_a_look_is_kept_before_the_next_is_trained(tmp_path: Path) -> None:
+    """Killed in the second look: the looks stay fixed, whatever seeds the next call asks for."""
+    lab = Lab(tmp_path, 0.0)
+
+    def killed(seeds: list[int]) -> Run:
+        if len(seeds) > 3:
+            raise KeyboardInterrupt
+        return lab.train(seeds)
+
+    with pytest.raises(KeyboardInterrupt):
+        until.grow("beats-reinit", (0, 1, 2), tmp_path, killed, 0, lambda _: None)
+    there = until.read(tmp_path)["beats-reinit"]
+    assert (there.seeds, there.outcome, there.ended, there.over) == (3, "undecided", "", False)
+    assert lab.grow("beats-reinit", seeds=(0, 1, 2, 3)).looks == [3, 6, 9, 12]
+
+
+def test_a_claim_keeps_its_rule_when_another_is_grown(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, 20.0)
+    first = lab.grow("beats-reinit")
+    second = lab.grow("within-2", seeds=(0, 1, 2, 3))
+    there = until.read(tmp_path)
+    assert there == {"beats-reinit": first, "within-2": second}
+    made = Made(tmp_path, lab.train([0, 1, 2, 3]).rows)
+    noted = until.noted(there, verdicts.findings(made.about, made.rows), made.about, made.rows)
+    looked = {of.claim: of for of in noted if "with looks at" in of.beside}
+    assert {claim: of.n for claim, of in looked.items()} == {
+        until.CLAIMS["beats-reinit"].words: 3, until.CLAIMS["within-2"].words: 4
+    }  # fmt: skip
+
+
 def grown_late(gap: float, early: float) -> list[Row]:
     """Six seeds: tickets rewound to step 500 that differ from dense by `gap`, and to 0, by `early`."""
     late = run({"ticket": {0.17: gap}}, chain="rewind-500")
@@ -184,7 +254,7 @@ def test_a_chain_that_comes_first_later_has_a_verdict_of_its_own() -> None:
     claim = until.CLAIMS["within-0.5"].words
     plain = verdicts.findings(STUDY, rows)
     state = until.State("within-0.5", [3, 6], 0.03, 6, "supported", "decided", [*range(6)], "rewind-500")
-    noted = until.noted(state, plain, STUDY, rows)
+    noted = until.noted({state.claim: state}, plain, STUDY, rows)
     late, early = [one for one in noted if one.claim.startswith(claim)]
     assert [one for one in noted if one is not late] == plain
     assert (late.claim, late.outcome, late.n) == (f"{claim}: rewound to step 500", "supported", 6)
@@ -192,7 +262,8 @@ def test_a_chain_that_comes_first_later_has_a_verdict_of_its_own() -> None:
     assert (late.test, late.beside) == ("non-inferiority, margin 0.5 pp, 2 looks", state.how)
     assert (early.claim, early.outcome) == (claim, "refuted")
     # Of a file that does not name the chain it cannot be known: the first, by what is found now.
-    (old,) = [of for of in until.noted(state._replace(chain=""), plain, STUDY, rows) if of.claim == claim]
+    unknown = {state.claim: state._replace(chain="")}
+    (old,) = [of for of in until.noted(unknown, plain, STUDY, rows) if of.claim == claim]
     assert old.outcome == "refuted"
     assert old.estimate.startswith("-1.50 pp, at most -1.")
     assert old.beside == f"{state.how}; at the last look it was supported"
@@ -202,7 +273,7 @@ def test_a_chain_whose_levels_are_gone_leaves_the_finding_as_it_is() -> None:
     rows = [of for of in grown_late(0.0, 0.0) if of.chain != "rewind-500"]
     plain = verdicts.findings(STUDY, rows)
     state = until.State("within-2", [6, 12], 0.03, 6, "refuted", "decided", [*range(6)], "rewind-500")
-    first, *others = until.noted(state, plain, STUDY, rows)
+    first, *others = until.noted({state.claim: state}, plain, STUDY, rows)
     assert (first._replace(beside=""), others) == (plain[0], plain[1:])
     assert first.beside == f"refuted {state.how}; the cells of those looks are not in the run"
 
@@ -219,7 +290,7 @@ def test_the_test_that_is_named_is_that_of_the_looks() -> None:
     ):
         (before,) = [of for of in plain if of.claim == until.CLAIMS[key].words]
         state = until.State(key, [6, 12], 0.03, 6, "undecided", "budget", [*range(6)], "rewind-0")
-        (of,) = [of for of in until.noted(state, plain, STUDY, rows) if of.claim == before.claim]
+        (of,) = [of for of in until.noted({key: state}, plain, STUDY, rows) if of.claim == before.claim]
         assert (before.test == "equivalence, ±0.2 pp") == (key == "beats-reinit")
         assert of.test == named
 
@@ -276,8 +347,8 @@ def test_the_command_adds_seeds_and_a_second_call_trains_nothing(
     done = command_line(*small)
     assert done.returncode == 0, done.stderr
     page = Path(done.stdout.strip())
-    state = until.read(page.parent.parent)
-    assert state is not None
+    there = until.read(page.parent.parent)
+    state = there["beats-reinit-by-10"]
     assert state.looks == [3, 6, 9, 12]
     assert state.ended in ("decided", "last look")
     seeds = {path.name for path in page.parent.parent.glob("seed=*")}
@@ -286,4 +357,9 @@ def test_the_command_adds_seeds_and_a_second_call_trains_nothing(
     assert "with looks at 3, 6, 9, 12 seeds" in page.read_text()
     again = command_line(*small)
     assert "[1/" not in again.stderr, "nothing is trained anew"
-    assert until.read(page.parent.parent) == state
+    assert str(state) in " ".join(again.stderr.split())
+    assert until.read(page.parent.parent) == there
+    more = command_line(*small, "--seeds", "0", str(state.seeds))
+    assert more.returncode == 2
+    assert f"--seeds: {state.seeds} is not allowed with --until-decided beats-reinit-by-10" in more.stderr
+    assert {path.name for path in page.parent.parent.glob("seed=*")} == seeds

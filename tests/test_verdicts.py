@@ -430,6 +430,12 @@ def test_the_command_of_a_part_of_the_seeds_is_told_for_all() -> None:
         ("run.py --config c.py --shard 2/3 --quiet", "run.py --config c.py --quiet"),
         ("run.py --shard=2/3 --seeds=1", "run.py --seeds 0 3"),
         ("run.py --config c.py", "run.py --config c.py"),
+        # A command to add seeds would begin new looks.
+        (
+            "run.py --config c.py --until-decided within-2 --budget '2 h' --quiet",
+            "run.py --config c.py --quiet",
+        ),
+        ("run.py --until_decided=within-2 --config 'a b.py'", "run.py --config 'a b.py'"),
     ):
         assert verdicts._of_all({"commands": [command]}, {3, 0}) == f"python {told}"
     assert verdicts._of_all({}, {0}) == "python run.py --config CONFIG"

@@ -1,8 +1,12 @@
-"""Adding seeds until a claim is decided: looks fixed beforehand, one error for all of them together."""
+"""Adding seeds until a claim is decided: looks fixed beforehand, one error for all of them together.
+
+The run folder keeps the looks of every claim, and a later call goes on with them: begun anew they would err
+more often.
+"""
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,15 +56,15 @@ CLAIMS = {
 
 
 class State(NamedTuple):
-    """How far the search for a verdict has come, as in sequential.json.
+    """How far the search for a verdict on a claim has come; sequential.json has one for every claim.
 
     Attributes:
         claim: a key of `CLAIMS`.
         looks: numbers of seeds at which it is tested, fixed beforehand.
         level: of the one-sided test of every look.
-        seeds: at the last look.
+        seeds: at the last look; 0 before the first.
         outcome: there.
-        ended: why no seeds are added: "decided", "last look" or "budget".
+        ended: why no seeds are added: "decided", "last look", "budget", or "" while they are.
         chosen: the seeds of that look; empty in files of before.
         chain: whose tickets are tested; "" in files of before, for the first of the report.
     """
@@ -82,11 +86,21 @@ class State(NamedTuple):
     @property
     def how(self) -> str:
         """After how many seeds it ended, and why."""
-        why = {"decided": "", "last look": "; that was the last look", "budget": "; the budget is used up"}
+        why = {
+            "": "",
+            "decided": "",
+            "last look": "; that was the last look",
+            "budget": "; the budget is used up",
+        }
         return (
             f"after {words.seeds(self.seeds)}, with looks at {', '.join(map(str, self.looks))} seeds, "
             f"{self.rule} at every look, so that all looks together err in 5 %{why[self.ended]}"
         )
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no look left."""
+        return self.ended in ("decided", "last look")
 
     def __str__(self) -> str:
         """In words, for the terminal."""
@@ -150,16 +164,21 @@ def _first(rows: Sequence[Row]) -> str:
 def grow(
     key: str,
     seeds: Sequence[int],
+    path: Path,
     train: Callable[[list[int]], Run],
     budget: float,
     say: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> State:
-    """Trains seeds look by look until the claim is decided, and writes `sequential.json` into the run folder.
+    """Trains seeds look by look until the claim is decided, and keeps every look in `sequential.json`.
+
+    A search that the run folder knows goes on after its last look, which is not judged again; one that is
+    over only has what is missing of its seeds trained.
 
     Args:
         key: of `CLAIMS`.
-        seeds: of the study.
+        seeds: of the study; how many they are fixes the looks of a claim that has none.
+        path: the run folder, which need not be there yet.
         train: trains what is missing of these seeds, and opens the run.
         budget: seconds. A look is not begun if it would exceed them, at the speed of the one before; 0 for
             no limit. The first look is always taken.
@@ -167,63 +186,105 @@ def grow(
         clock: seconds.
 
     Raises:
-        UserError: as `judged`.
+        UserError: as `judged` and `read`; or seeds are asked for that the looks of the claim do not have.
     """
-    looks = looks_of(len(seeds))
-    level, began = stats.level_of_looks(looks), clock()
-    before, there, chain = began, 0, ""
-    for n in looks:
-        run = train(widened(seeds, n))
+    state = read(path).get(key) or _begun(key, len(seeds))
+    of = state.chosen or seeds
+    _check_seeds(state, seeds, of)
+    step, began, there = state.looks[0], clock(), 0
+    before = began
+    for n in [look for look in state.looks if look >= state.seeds]:
+        state, run = _looked(state, widened(of, n), train)
         now = clock()
-        own = [row for row in run.rows if row.seed in widened(seeds, n)]
-        chain = chain or _first(own)
-        outcome = judged(key, run.about, own, level, chain).outcome
         # Seeds that were there already took time in another call.
-        a_seed = max((now - before) / (n - there), sum(row.seconds for row in own) / n)
-        over = budget > 0 and now - began + a_seed * looks[0] > budget
-        last = "decided" if outcome != "undecided" else "last look" if n == looks[-1] else ""
-        ended = last or ("budget" if over else "")
-        state = State(key, looks, level, n, outcome, ended, widened(seeds, n), chain)
+        in_all = sum(row.seconds for row in run.rows if row.seed in state.chosen)
+        a_seed = max((now - before) / (n - there), in_all / n)
+        if not state.over:
+            over = budget > 0 and now - began + a_seed * step > budget
+            state = state._replace(ended="budget" if over else "")
+        _keep(run.path, state)
         say(str(state) if state.ended else f"{key}: undecided after {words.seeds(n)}; adding seeds")
         if state.ended:
-            files.write_whole(run.path / FILE, (json.dumps(state._asdict(), indent=1) + "\n").encode())
             return state
         before, there = now, n
     raise AssertionError("the last look ends it")
 
 
-def read(run: Path) -> State | None:
-    """The state in a run folder; None where seeds were not added so.
+def _begun(key: str, seeds: int) -> State:
+    """The state before the first look of a study of so many seeds."""
+    looks = looks_of(seeds)
+    return State(key, looks, stats.level_of_looks(looks), 0, "undecided", "")
+
+
+def _check_seeds(state: State, asked: Sequence[int], of: Sequence[int]) -> None:
+    """Checks that the seeds asked for are among those of the looks, which begin with `of`."""
+    allowed = widened(of, state.seeds if state.over else state.looks[-1])
+    if others := [seed for seed in asked if state.seeds and seed not in allowed]:
+        raise UserError(
+            f"--seeds: {', '.join(map(str, others))} {'is' if len(others) == 1 else 'are'} not allowed with "
+            f"--until-decided {state.claim}, whose looks take seeds {', '.join(map(str, allowed))} "
+            f"({state.outcome} after {words.seeds(state.seeds)}) and would err more often if they were begun "
+            "anew; leave these seeds out, or train them without --until-decided."
+        )
+
+
+def _looked(state: State, seeds: list[int], train: Callable[[list[int]], Run]) -> tuple[State, Run]:
+    """The state after the look at these seeds, and the run; an outcome that is known stays."""
+    run, n = train(seeds), len(seeds)
+    if n == state.seeds:
+        return state._replace(chosen=seeds), run
+    own = [row for row in run.rows if row.seed in seeds]
+    chain = state.chain or _first(own)
+    outcome = judged(state.claim, run.about, own, state.level, chain).outcome
+    ended = "decided" if outcome != "undecided" else "last look" if n == state.looks[-1] else ""
+    return state._replace(seeds=n, outcome=outcome, ended=ended, chosen=seeds, chain=chain), run
+
+
+def _keep(run: Path, state: State) -> None:
+    """Writes a claim's state into a run folder, beside those of other claims."""
+    every = {key: of._asdict() for key, of in (read(run) | {state.claim: state}).items()}
+    files.write_whole(run / FILE, (json.dumps(every, indent=1) + "\n").encode())
+
+
+def read(run: Path) -> dict[str, State]:
+    """The states in a run folder, by claim; none where seeds were not added so.
 
     Raises:
         UserError: the file is damaged.
     """
     path = run / FILE
     if not path.is_file():
-        return None
+        return {}
     try:
-        state = State(**json.loads(path.read_text(encoding="utf-8")))
-        str(state)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise UserError(f"{path}: it cannot be read; delete it, or run --until-decided again.") from error
-    return state
+        made = json.loads(path.read_text(encoding="utf-8"))
+        # Files of before hold the state of one claim.
+        states = [State(**of) for of in ([made] if "claim" in made else made.values())]
+        for state in states:
+            str(state)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise UserError(
+            f"{path}: it cannot be read; delete it, and its claims are tested as if no seeds had been added."
+        ) from error
+    return {state.claim: state for state in states}
 
 
-def noted(state: State | None, found: Sequence[Finding], study: Any, rows: Sequence[Row]) -> list[Finding]:
-    """The findings, that on the claim for which seeds were added by its own bounds.
+def noted(
+    states: Mapping[str, State], found: Sequence[Finding], study: Any, rows: Sequence[Row]
+) -> list[Finding]:
+    """The findings, those on claims for which seeds were added by their own bounds.
 
     Args:
-        state: of the run, if seeds were added so.
+        states: of the run, by claim, as `read`.
         found: the findings.
         study: study.json.
         rows: of the run.
     """
-    if state is None:
-        return list(found)
-    words_of = CLAIMS[state.claim].words
-    made = [of for one in found if one.claim == words_of for of in _by_looks(state, one, study, rows)]
-    place = next((place for place, one in enumerate(found) if one.claim == words_of), len(found))
-    return [*found[:place], *made, *found[place + 1 :]]
+    by_words = {CLAIMS[key].words: state for key, state in states.items()}
+    return [
+        of
+        for one in found
+        for of in (_by_looks(by_words[one.claim], one, study, rows) if one.claim in by_words else [one])
+    ]
 
 
 def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> list[Finding]:

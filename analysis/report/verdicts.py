@@ -80,11 +80,14 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
 
 
 def _of_all(study: Mapping[str, Any], seeds: Collection[int]) -> str:
-    """The first command of a run, for all its seeds; a process may have trained a part of them."""
+    """The first command of a run, for all its seeds; a process may have trained a part of them.
+
+    It adds no seeds by itself: what it is changed for is no look of the claim that it named.
+    """
     commands = study.get("commands")
     if not commands:
         return home.command("run", "--config", "CONFIG")
-    command = re.sub(r" --shard[ =]\S+", "", commands[0])
+    command = _without(commands[0], "--shard", "--until-decided", "--budget")
     named = re.search(r" --seeds((?:[ =][0-9]+)+)", command)
     if named and {*map(int, re.findall("[0-9]+", named[1]))} != {*seeds}:
         command = command.replace(named[0], f" --seeds {' '.join(map(str, sorted(seeds)))}", 1)
@@ -97,12 +100,7 @@ def _with(command: str, option: str, *values: str) -> str:
     Arms are added to the command's own. With more levels its choice of control levels is left out, so that
     the new levels have controls.
     """
-    given: list[list[str]] = [[]]
-    for word in shlex.split(command):
-        if word.startswith("--"):
-            given.append(word.split("=", 1))
-        else:
-            given[-1].append(word)
+    given = _options(command)
     if option == "--levels":
         given = [one for one in given if one[:1] != ["--control-levels"]]
     for one in given[1:]:
@@ -113,6 +111,24 @@ def _with(command: str, option: str, *values: str) -> str:
     else:
         given.append([option, *values])
     return shlex.join(word for one in given for word in one)
+
+
+def _without(command: str, *options: str) -> str:
+    """A command without some options, if it has them."""
+    kept = [one for one in _options(command) if not {*one[:1]} & {*options}]
+    return shlex.join(word for one in kept for word in one)
+
+
+def _options(command: str) -> list[list[str]]:
+    """The words of a command: before its first option, then of every option its name and values."""
+    given: list[list[str]] = [[]]
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            name, *value = word.split("=", 1)
+            given.append([f"--{name[2:].replace('_', '-')}", *value])
+        else:
+            given[-1].append(word)
+    return given
 
 
 def _deeper(again: str, rows: Sequence[Row], chain: str) -> str:
