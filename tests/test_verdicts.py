@@ -1,15 +1,22 @@
 """Verdicts on rows made by hand."""
 
+import dataclasses
+import json
 import math
 import re
+import shlex
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import about
 from scipy import stats as scipy_stats
 
 from analysis.page import Link
 from analysis.report import facts, gaps, verdicts
 from analysis.run import Row
+from lthjax import config, imp, launch, validate
 
 SEEDS = range(6)
 STUDY = {"commands": ["run.py --config configs/x.py"]}
@@ -430,12 +437,12 @@ def test_the_command_of_a_part_of_the_seeds_is_told_for_all() -> None:
         ("run.py --config c.py --shard 2/3 --quiet", "run.py --config c.py --quiet"),
         ("run.py --shard=2/3 --seeds=1", "run.py --seeds 0 3"),
         ("run.py --config c.py", "run.py --config c.py"),
-        # A command to add seeds would begin new looks.
+        # A command to add seeds would begin new looks; those that it has added are named.
         (
             "run.py --config c.py --until-decided within-2 --budget '2 h' --quiet",
-            "run.py --config c.py --quiet",
+            "run.py --config c.py --quiet --seeds 0 3",
         ),
-        ("run.py --until_decided=within-2 --config 'a b.py'", "run.py --config 'a b.py'"),
+        ("run.py --until_decided=within-2 --config 'a b.py'", "run.py --config 'a b.py' --seeds 0 3"),
     ):
         assert verdicts._of_all({"commands": [command]}, {3, 0}) == f"python {told}"
     assert verdicts._of_all({}, {0}) == "python run.py --config CONFIG"
@@ -449,8 +456,9 @@ def test_a_command_that_has_an_option_is_widened_by_no_second_one() -> None:
     base = "python run.py --config A.py"
     assert found == {
         f"{base} --levels 4 --arms ticket constant --rewind 0 --seeds 0 1",
-        f"{base} --levels 4 --arms ticket constant reinit --rewind 0 --seeds 0 1",
-        f"{base} --levels 4 --arms ticket constant random --rewind 0 --seeds 0 1",
+        # Level 3, of 12.5 %, is in the range.
+        f"{base} --levels 4 --arms ticket constant reinit --rewind 0 --seeds 0 1 --control-levels 2 3",
+        f"{base} --levels 4 --arms ticket constant random --rewind 0 --seeds 0 1 --control-levels 2 3",
         f"{base} --levels 2 --control-levels 2 --arms ticket constant reinit --rewind 0 --seeds 0 1",
         f"{base} --levels 2 --control-levels 2 --arms ticket constant --rewind 0 '1 epoch' --seeds 0 1",
     }
@@ -467,11 +475,109 @@ def test_a_command_that_has_an_option_is_widened_by_no_second_one() -> None:
         ({0.5: 0.0, 0.15: 0.0, 0.05: 0.0, 0.02: 0.0}, "--levels 4"),
         # No level more is in the range that a round has passed over.
         ({0.3: 0.0, 0.09: 0.0}, "--prune.rate 0.2 --levels 11"),
+        # Nor in one that the next round passes over, of 6.25 %.
+        ({0.25: 0.0}, "--prune.rate 0.2 --levels 11"),
     ],
 )
 def test_the_command_asks_for_the_levels_that_the_range_takes(left: dict[float, float], asked: str) -> None:
     rows = run({"ticket": left}, seeds=range(3))
     study = {"commands": ["run.py --config A.py"]}
-    assert verdicts._deeper(verdicts._of_all(study, {0, 1, 2}), rows, "rewind-0") == (
-        f"python run.py --config A.py {asked}"
+    command, _ = verdicts._deeper(verdicts._of_all(study, {0, 1, 2}), study, rows, "rewind-0")
+    assert command == f"python run.py --config A.py {asked}"
+
+
+def asked_of(**changes: Any) -> config.Study:
+    """A config file's study."""
+    return config.Study(**{"data": config.Data(name="few"), "levels": 3, "seeds": (*SEEDS,), **changes})
+
+
+def proposed(rows: list[Row], **changes: Any) -> dict[str, str]:
+    """Claim -> the command that tests it, of a run of such a study."""
+    made = json.loads(json.dumps(dataclasses.asdict(asked_of(**changes))))
+    study = {**about(), "config": made, "commands": ["run.py --config A.py"]}
+    found = verdicts.findings(study, rows)
+    return {one.claim: str(one.where) for one in found if "A.py" in str(one.where)}
+
+
+REINIT = "Tickets beat reinitialised ones at 80–90 % sparsity"
+
+
+def as_asked(command: str, tmp_path: Path, **changes: Any) -> config.Study:
+    """The study that a command asks for of its config file."""
+    text = f"from lthjax.config import *\n\nconfig = {asked_of(**changes)!r}\n"
+    (tmp_path / "A.py").write_text(text)
+    arguments = shlex.split(command.replace("A.py", str(tmp_path / "A.py")))[2:]
+    (options,) = launch.parse(arguments)
+    validate.validate(options.study)
+    return options.study
+
+
+@pytest.mark.parametrize(
+    ("density", "levels", "left", "asked"),
+    [
+        # One shot to 50 %: more levels would go to 50 % in smaller steps.
+        (0.5, 1, {0.5: 0.0}, "--prune.density 0.11"),
+        # One shot past the range, or to its end, of which a weight too many went.
+        (0.05, 1, {0.05: 0.0}, "--prune.density 0.11"),
+        (0.1, 1, {0.0999: 0.0}, "--prune.density 0.11"),
+        # Level 2 of three is of 15.9 %, and not trained yet.
+        (0.0631, 3, {0.398: 0.0}, ""),
+        (0.15, 1, {0.15: 0.0}, ""),
+    ],
+)
+def test_of_a_last_density_it_is_the_density_that_is_changed(
+    density: float, levels: int, left: dict[float, float], asked: str, tmp_path: Path
+) -> None:
+    changes = {"levels": levels, "prune": config.Prune(density=density)}
+    rows = run({"ticket": left})
+    command = proposed(rows, **changes)[REINIT]
+    assert command == f"python run.py --config A.py {asked} --arms ticket reinit".replace("  ", " ")
+    study = as_asked(command, tmp_path, **changes)
+    trained = [imp.schedule_at(study, level)["density"] for level in range(1, levels + 1)]
+    assert any(0.1 < density < 0.2 for density in trained)
+
+
+def test_rates_by_level_give_way_to_one_for_all(tmp_path: Path) -> None:
+    changes = {"levels": 2, "prune": config.Prune(rates=(0.3, 0.3))}
+    command = proposed(run({"ticket": {0.7: 0.0, 0.49: 0.0}}), **changes)[REINIT]
+    assert command == (
+        "python run.py --config A.py --prune.rates --prune.rate 0.2 --levels 11 --arms ticket reinit"
     )
+    study = as_asked(command, tmp_path, **changes)
+    assert (study.prune.rates, study.prune.rate, study.levels) == ((), 0.2, 11)
+
+
+def test_control_levels_of_the_config_file_that_miss_the_range_are_added_to(tmp_path: Path) -> None:
+    """Tickets pass the range at levels 2 and 3 of four, of 20 and 13 %; controls are at 1 and 4."""
+    rows = run({"ticket": {0.3: 0.0, 0.2: 0.0, 0.13: 0.0, 0.09: 0.0}})
+    base = "python run.py --config A.py --levels 4"
+    missed = proposed(rows, levels=4, control_levels=(1, 4))
+    assert missed[REINIT] == f"{base} --control-levels 1 2 3 4 --arms ticket reinit"
+    faster = "Tickets learn faster than reinitialised ones at 80–90 % sparsity"
+    assert missed[faster] == missed[REINIT]
+    assert as_asked(missed[REINIT], tmp_path, levels=4, control_levels=(1, 4)).control_levels == (1, 2, 3, 4)
+    for enough in ((1, 3), ()):
+        assert proposed(rows, levels=4, control_levels=enough)[REINIT] == f"{base} --arms ticket reinit"
+    # The last level, which the command names, has controls by itself.
+    ends = proposed(run({"ticket": {0.3: 0.0, 0.1: 0.0}}), levels=2, control_levels=(1,))[REINIT]
+    assert ends == "python run.py --config A.py --levels 2 --arms ticket reinit"
+    assert as_asked(ends, tmp_path, levels=2, control_levels=(1,)).control_levels == (1, 2)
+
+
+def test_seeds_that_other_commands_have_added_are_asked_for(tmp_path: Path) -> None:
+    every, own = [*range(6)], {"seeds": (0, 1, 2)}
+    first, later = "run.py --config A.py", "run.py --config A.py --seeds 0..5"
+    told = "python run.py --config A.py --seeds 0 1 2 3 4 5"
+    for commands, seeds, expected in (
+        ([first, later], {"seeds": every}, told),
+        ([first, later, first], own, told),
+        ([f"{first} --until-decided within-2"], {"seeds": every}, told),
+        ([first, first], {"seeds": every}, "python run.py --config A.py"),
+        ([first], {"seeds": [*range(8)]}, "python run.py --config A.py"),
+        # Of several ways to name the same seeds.
+        ([later], {"seeds": every}, "python run.py --config A.py --seeds 0..5"),
+        (["run.py --config A.py --seeds 0,1"], {"seeds": every}, told),
+    ):
+        study = {"commands": commands, "config": {**about()["config"], **seeds}}
+        assert verdicts._of_all(study, every) == expected
+    assert as_asked(told, tmp_path, **own).seeds == tuple(every)

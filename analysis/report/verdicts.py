@@ -5,13 +5,14 @@ bounds are one-sided at 95 %, seeds are the unit and pair the arms. Three seeds 
 verdict. A claim without data is not tested, and names the command that tests it.
 """
 
+import dataclasses
 import math
-import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from lthjax import home, imp
+from lthjax import config, home, imp, shorthand
+from lthjax.config import Study
 from lthjax.errors import counted
 from lthjax.imp import DENSE
 from lthjax.measures import stats
@@ -27,6 +28,10 @@ from .paired import TOLERANCE, Level, curves, differences
 
 # Densities of 80 to 90 % sparsity.
 RANGE = (0.1, 0.2)
+# The mean of equal densities differs from them by rounding.
+_ROUNDING = 1e-9
+# A last density in the range. One of 0.1 may fall below it, as numbers of weights are whole.
+_AIM = 0.11
 # The arms that pass for tickets if a claim does not tell them apart.
 CONTROLS = ("reinit", "random")
 _ALPHA = 0.05
@@ -46,7 +51,8 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     if not tickets:
         return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
     chain = tickets[0]
-    deeper = _deeper(again, rows, chain)
+    deeper, reached = _deeper(again, study, rows, chain)
+    controlled = _controlled(again, deeper, study, reached)
     images = images_of(study)
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
     found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
@@ -55,7 +61,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
         own, start = select(rows, chain=chain, arm=control), len(found)
-        command = _with(deeper, "--arms", TICKET, control)
+        command = _with(controlled, "--arms", TICKET, control)
         if control == "reinit":
             found += [
                 _by_ten(gaps, command, there),
@@ -67,12 +73,13 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
             _somewhere("… at some density", gaps, 0, command),
         ]
         found[start:] = [_marked(finding, own, control, end) for finding in found[start:]]
-    faster = [_faster(rows, chain, other, end, deeper) for other in (DENSE, "reinit")]
+    by_other = {DENSE: deeper, "reinit": controlled}
+    faster = [_faster(rows, chain, other, end, command) for other, command in by_other.items()]
     found += [
         _saved(rows, chain),
         _iso_accuracy(rows, chain, again),
         *faster,
-        *_late(rows, tickets, again, images),
+        *_late(rows, tickets, again, deeper, images),
     ]
     schedules = "Which pruning rate and schedule is best"
     command = home.command("run", "--config", home.config("rates_lenet5"))
@@ -88,10 +95,22 @@ def _of_all(study: Mapping[str, Any], seeds: Collection[int]) -> str:
     if not commands:
         return home.command("run", "--config", "CONFIG")
     command = _without(commands[0], "--shard", "--until-decided", "--budget")
-    named = re.search(r" --seeds((?:[ =][0-9]+)+)", command)
-    if named and {*map(int, re.findall("[0-9]+", named[1]))} != {*seeds}:
-        command = command.replace(named[0], f" --seeds {' '.join(map(str, sorted(seeds)))}", 1)
+    named, every = {*_numbers(command, "--seeds")}, {*seeds}
+    if not named:
+        # Other commands may have added seeds to those of the config file, which study.json need not have.
+        last = {*study.get("config", {}).get("seeds", every)}
+        options = {one[0] for of in commands for one in _options(of) if one}
+        if not last >= every or options & {"--seeds", "--until-decided"}:
+            command = _with(command, "--seeds", *map(str, sorted(every | last)))
+    elif named and named != every:
+        command = _with(command, "--seeds", *map(str, sorted(every)))
     return home.again(command)
+
+
+def _numbers(command: str, option: str) -> list[int]:
+    """The whole numbers that a command gives an option; none where it does not have it."""
+    given = next((one[1:] for one in _options(command) if one[:1] == [option]), [])
+    return [int(word) for word in shorthand.expanded(Study, [option, *given])[1:] if word.isdecimal()]
 
 
 def _with(command: str, option: str, *values: str) -> str:
@@ -131,24 +150,62 @@ def _options(command: str) -> list[list[str]]:
     return given
 
 
-def _deeper(again: str, rows: Sequence[Row], chain: str) -> str:
-    """The run's command with as many levels as pass the range, or with rounds that do not pass over it."""
+def _deeper(again: str, study: Mapping[str, Any], rows: Sequence[Row], chain: str) -> tuple[str, list[int]]:
+    """The run's command with levels in the range, and which levels these will be.
+
+    It has as many levels as pass the range, or rounds that do not pass over it; where the config names the
+    last density, a density in the range.
+    """
     left = densities(row for row in select(rows, chain=chain, arm=TICKET) if row.level)
-    if not left:
-        return _with(again, "--levels", "11")
-    last, passed = max(left), not any(RANGE[0] <= density <= RANGE[1] for density in left.values())
-    if left[last] == 1 or (passed and left[last] < RANGE[0]):
-        return _with(_with(again, "--prune.rate", "0.2"), "--levels", "11")
-    if left[last] > RANGE[0]:
-        # Rounds go on to keep the same share of what is left.
-        last = math.ceil(last * math.log(RANGE[0]) / math.log(left[last]))
-    return _with(again, "--levels", str(last))
+    prune = study.get("config", {}).get("prune", {})
+    if prune.get("density") is not None:
+        return _dense_enough(again, config.from_dict(study["config"]), left)
+    last, rates = max(left, default=0), prune.get("rates")
+    if last and left[last] < 1:
+        share, enough = left[last] ** (1 / last), last
+        if left[last] > RANGE[0]:
+            # Rounds go on to keep the same share of what is left.
+            enough = math.ceil(last * math.log(RANGE[0]) / math.log(left[last]))
+        enough = min(enough, len(rates)) if rates else enough
+        if reached := [n for n in range(1, enough + 1) if _is_in_range(left.get(n, share**n))]:
+            return _with(again, "--levels", str(enough)), reached
+    plain = _with(again, "--prune.rates") if rates else again
+    at_rate = _with(plain, "--prune.rate", "0.2") if last or rates else plain
+    return _with(at_rate, "--levels", "11"), [n for n in range(1, 12) if _is_in_range(0.8**n)]
+
+
+def _dense_enough(again: str, study: Study, left: Mapping[int, float]) -> tuple[str, list[int]]:
+    """As `_deeper`, of a study that names its last density, which stays where a level is in the range."""
+
+    def reached(of: Study, known: Mapping[int, float]) -> list[int]:
+        every = range(1, of.levels + 1)
+        return [n for n in every if _is_in_range(known.get(n) or imp.schedule_at(of, n)["density"])]
+
+    if levels := reached(study, left):
+        return again, levels
+    aimed = dataclasses.replace(study, prune=dataclasses.replace(study.prune, density=_AIM))
+    return _with(again, "--prune.density", f"{_AIM:g}"), reached(aimed, {})
+
+
+def _controlled(again: str, deeper: str, study: Mapping[str, Any], reached: Sequence[int]) -> str:
+    """The deeper command, with controls in the range where the run's own control levels are all outside."""
+    own = {*(study.get("config", {}).get("control_levels") or _numbers(again, "--control-levels"))}
+    last = _numbers(deeper, "--levels")[:1]
+    # A last level that the command names gets controls by itself, unless it names their levels, too.
+    by_itself = [] if _numbers(deeper, "--control-levels") else last
+    if not own or {*own, *by_itself} & {*reached}:
+        return deeper
+    allowed = [n for n in {*own, *reached} if not last or n <= last[0]]
+    return _with(deeper, "--control-levels", *map(str, sorted(allowed)))
+
+
+def _is_in_range(density: float) -> bool:
+    return RANGE[0] - _ROUNDING <= density <= RANGE[1] + _ROUNDING
 
 
 def in_range(levels: Sequence[Level]) -> list[Level]:
     """The levels of 80 to 90 % sparsity."""
-    # The mean of equal densities differs from them by rounding.
-    return [level for level in levels if RANGE[0] - 1e-9 <= level.density <= RANGE[1] + 1e-9]
+    return [level for level in levels if _is_in_range(level.density)]
 
 
 def _everywhere(
@@ -340,14 +397,13 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
     return Finding(claim, tested.outcome, said, n, where, named(tested, SUPERIOR, TIMES))
 
 
-def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, images: int) -> list[Finding]:
+def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, images: int) -> list[Finding]:
     """Each later rewind step against the first."""
     claim = "Late rewinding helps at 80–90 % sparsity"
     first, *later = tickets
     if not later:
         return [Finding(claim, "not tested", "one rewind step", 0, _with(again, "--rewind", "0", "1 epoch"))]
-    found, deeper = [], _deeper(again, rows, first)
-    there = len(in_range(differences(rows, first, TICKET, DENSE)))
+    found, there = [], len(in_range(differences(rows, first, TICKET, DENSE)))
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
