@@ -269,6 +269,17 @@ def test_a_chain_that_comes_first_later_has_a_verdict_of_its_own() -> None:
     assert old.beside == f"{state.how}; at the last look it was supported"
 
 
+def test_looks_at_some_of_the_levels_say_so() -> None:
+    """Controls of one of two levels in the range: by looks, as without."""
+    rows = run({"ticket": {0.2: 0.0, 0.15: 0.0}, "reinit": {0.2: -5.0}})
+    plain, claim = verdicts.findings(STUDY, rows), until.CLAIMS["beats-reinit"].words
+    for chain in ("", "rewind-0"):
+        state = until.State("beats-reinit", [6], 0.03, 6, "supported", "decided", [*range(6)], chain)
+        for found in (plain, until.noted({"beats-reinit": state}, plain, STUDY, rows)):
+            (one,) = [of for of in found if of.claim == claim]
+            assert one.estimate.endswith("; both were trained at 1 of the tickets' 2 levels there")
+
+
 def test_a_chain_whose_levels_are_gone_leaves_the_finding_as_it_is() -> None:
     rows = [of for of in grown_late(0.0, 0.0) if of.chain != "rewind-500"]
     plain = verdicts.findings(STUDY, rows)

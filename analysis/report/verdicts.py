@@ -226,11 +226,11 @@ def _everywhere(
         return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
     tested = everywhere([say(level) for level in levels])
     n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
-    estimate = f"{said}{_some(len(levels), of)}"
+    estimate = f"{said}{at_some(len(levels), of)}"
     return Finding(claim, tested.outcome, estimate, n, where, named(tested, test))
 
 
-def _some(levels: int, of: int) -> str:
+def at_some(levels: int, of: int) -> str:
     """What must be said where a claim about a range is tested at some of the tickets' levels only."""
     return f"; both were trained at {levels} of the tickets' {of} levels there" if levels < of else ""
 
@@ -393,7 +393,7 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
     tested = everywhere(tests, same=1)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
     there = len(in_range(differences(rows, chain, TICKET, DENSE)))
-    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{_some(len(levels), there)}"
+    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{at_some(len(levels), there)}"
     return Finding(claim, tested.outcome, said, n, where, named(tested, SUPERIOR, TIMES))
 
 
