@@ -5,14 +5,11 @@ bounds are one-sided at 95 %, seeds are the unit and pair the arms. Three seeds 
 verdict. A claim without data is not tested, and names the command that tests it.
 """
 
-import dataclasses
 import math
-import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lthjax import config, home, imp, shorthand
-from lthjax.config import Study
+from lthjax import home, imp
 from lthjax.errors import counted
 from lthjax.imp import DENSE
 from lthjax.measures import stats
@@ -22,16 +19,10 @@ from .. import ends, words
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, beside, everywhere, named
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled
-from ..run import TICKET, Row, accuracies, chains, densities, images_of, select
-from . import speed
+from ..run import TICKET, Row, accuracies, chains, images_of, select
+from . import commands, speed
 from .paired import TOLERANCE, Level, curves, differences
 
-# Densities of 80 to 90 % sparsity.
-RANGE = (0.1, 0.2)
-# The mean of equal densities differs from them by rounding.
-_ROUNDING = 1e-9
-# A last density in the range. One of 0.1 may fall below it, as numbers of weights are whole.
-_AIM = 0.11
 # The arms that pass for tickets if a claim does not tell them apart.
 CONTROLS = ("reinit", "random")
 _ALPHA = 0.05
@@ -47,12 +38,12 @@ def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
 def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
     # The command of the run, quoted as for a shell; with further options it adds cells.
-    again = _of_all(study, {row.seed for row in rows})
+    again = commands.of_all(study, {row.seed for row in rows})
     if not tickets:
         return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
     chain = tickets[0]
-    deeper, reached = _deeper(again, study, rows, chain)
-    controlled = _controlled(again, deeper, study, reached)
+    deeper, reached = commands.deeper(again, study, rows, chain)
+    controlled = commands.controlled(again, deeper, study, reached)
     images = images_of(study)
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
     found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
@@ -61,7 +52,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
         own, start = select(rows, chain=chain, arm=control), len(found)
-        command = _with(controlled, "--arms", TICKET, control)
+        command = commands.extended(controlled, "--arms", TICKET, control)
         if control == "reinit":
             found += [
                 _by_ten(gaps, command, there),
@@ -86,126 +77,9 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     return [*found, Finding(schedules, "not tested", "a run has one schedule", 0, command)]
 
 
-def _of_all(study: Mapping[str, Any], seeds: Collection[int]) -> str:
-    """The first command of a run, for all its seeds; a process may have trained a part of them.
-
-    It adds no seeds by itself: what it is changed for is no look of the claim that it named.
-    """
-    commands = study.get("commands")
-    if not commands:
-        return home.command("run", "--config", "CONFIG")
-    command = _without(commands[0], "--shard", "--until-decided", "--budget")
-    named, every = {*_numbers(command, "--seeds")}, {*seeds}
-    if not named:
-        # Other commands may have added seeds to those of the config file, which study.json need not have.
-        last = {*study.get("config", {}).get("seeds", every)}
-        options = {one[0] for of in commands for one in _options(of) if one}
-        if not last >= every or options & {"--seeds", "--until-decided"}:
-            command = _with(command, "--seeds", *map(str, sorted(every | last)))
-    elif named and named != every:
-        command = _with(command, "--seeds", *map(str, sorted(every)))
-    return home.again(command)
-
-
-def _numbers(command: str, option: str) -> list[int]:
-    """The whole numbers that a command gives an option; none where it does not have it."""
-    given = next((one[1:] for one in _options(command) if one[:1] == [option]), [])
-    return [int(word) for word in shorthand.expanded(Study, [option, *given])[1:] if word.isdecimal()]
-
-
-def _with(command: str, option: str, *values: str) -> str:
-    """A command with an option, in place of the same one where the command has it: given twice it is refused.
-
-    Arms are added to the command's own. With more levels its choice of control levels is left out, so that
-    the new levels have controls.
-    """
-    given = _options(command)
-    if option == "--levels":
-        given = [one for one in given if one[:1] != ["--control-levels"]]
-    for one in given[1:]:
-        if one[0] == option:
-            own = one[1:] if option == "--arms" else []
-            one[1:] = dict.fromkeys((*own, *values))
-            break
-    else:
-        given.append([option, *values])
-    return shlex.join(word for one in given for word in one)
-
-
-def _without(command: str, *options: str) -> str:
-    """A command without some options, if it has them."""
-    kept = [one for one in _options(command) if not {*one[:1]} & {*options}]
-    return shlex.join(word for one in kept for word in one)
-
-
-def _options(command: str) -> list[list[str]]:
-    """The words of a command: before its first option, then of every option its name and values."""
-    given: list[list[str]] = [[]]
-    for word in shlex.split(command):
-        if word.startswith("--"):
-            name, *value = word.split("=", 1)
-            given.append([f"--{name[2:].replace('_', '-')}", *value])
-        else:
-            given[-1].append(word)
-    return given
-
-
-def _deeper(again: str, study: Mapping[str, Any], rows: Sequence[Row], chain: str) -> tuple[str, list[int]]:
-    """The run's command with levels in the range, and which levels these will be.
-
-    It has as many levels as pass the range, or rounds that do not pass over it; where the config names the
-    last density, a density in the range.
-    """
-    left = densities(row for row in select(rows, chain=chain, arm=TICKET) if row.level)
-    prune = study.get("config", {}).get("prune", {})
-    if prune.get("density") is not None:
-        return _dense_enough(again, config.from_dict(study["config"]), left)
-    last, rates = max(left, default=0), prune.get("rates")
-    if last and left[last] < 1:
-        share, enough = left[last] ** (1 / last), last
-        if left[last] > RANGE[0]:
-            # Rounds go on to keep the same share of what is left.
-            enough = math.ceil(last * math.log(RANGE[0]) / math.log(left[last]))
-        enough = min(enough, len(rates)) if rates else enough
-        if reached := [n for n in range(1, enough + 1) if _is_in_range(left.get(n, share**n))]:
-            return _with(again, "--levels", str(enough)), reached
-    plain = _with(again, "--prune.rates") if rates else again
-    at_rate = _with(plain, "--prune.rate", "0.2") if last or rates else plain
-    return _with(at_rate, "--levels", "11"), [n for n in range(1, 12) if _is_in_range(0.8**n)]
-
-
-def _dense_enough(again: str, study: Study, left: Mapping[int, float]) -> tuple[str, list[int]]:
-    """As `_deeper`, of a study that names its last density, which stays where a level is in the range."""
-
-    def reached(of: Study, known: Mapping[int, float]) -> list[int]:
-        every = range(1, of.levels + 1)
-        return [n for n in every if _is_in_range(known.get(n) or imp.schedule_at(of, n)["density"])]
-
-    if levels := reached(study, left):
-        return again, levels
-    aimed = dataclasses.replace(study, prune=dataclasses.replace(study.prune, density=_AIM))
-    return _with(again, "--prune.density", f"{_AIM:g}"), reached(aimed, {})
-
-
-def _controlled(again: str, deeper: str, study: Mapping[str, Any], reached: Sequence[int]) -> str:
-    """The deeper command, with controls in the range where the run's own control levels are all outside."""
-    own = {*(study.get("config", {}).get("control_levels") or _numbers(again, "--control-levels"))}
-    last = _numbers(deeper, "--levels")[:1]
-    # A last level that the command names gets controls by itself, unless it names their levels, too.
-    by_itself = [] if _numbers(deeper, "--control-levels") else last
-    if not own or {*own, *by_itself} & {*reached}:
-        return deeper
-    allowed = [n for n in {*own, *reached} if not last or n <= last[0]]
-    return _with(deeper, "--control-levels", *map(str, sorted(allowed)))
-
-
-def _is_in_range(density: float) -> bool:
-    return RANGE[0] - _ROUNDING <= density <= RANGE[1] + _ROUNDING
-
-
 def in_range(levels: Sequence[Level]) -> list[Level]:
     """The levels of 80 to 90 % sparsity."""
-    return [level for level in levels if _is_in_range(level.density)]
+    return [level for level in levels if commands.is_in_range(level.density)]
 
 
 def _everywhere(
@@ -367,7 +241,9 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     tickets, controls = (curves(rows, chain, arm) for arm in (TICKET, "reinit"))
     ratios = [*stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios.values()]
     if not ratios:
-        return Finding(claim, "not tested", "no such cells", 0, _with(again, "--arms", TICKET, "reinit"))
+        return Finding(
+            claim, "not tested", "no such cells", 0, commands.extended(again, "--arms", TICKET, "reinit")
+        )
     unmeasured = any(0 < ratio.low < ratio.high < math.inf for ratio in ratios)
     unfallen = any(not ratio.low or math.isinf(ratio.high) for ratio in ratios)
     why = ["do not fall that low"] * unfallen + ["fall between levels without a control"] * unmeasured
@@ -382,7 +258,7 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
         of for of in speed.slower(rows, chain, other, end) if in_range([Level(of.level, of.density, [])])
     ]
     if not levels:
-        command = deeper if other == DENSE else _with(deeper, "--arms", TICKET, other)
+        command = deeper if other == DENSE else commands.extended(deeper, "--arms", TICKET, other)
         return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
     tests = []
     for of in levels:
@@ -402,7 +278,15 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, 
     claim = "Late rewinding helps at 80–90 % sparsity"
     first, *later = tickets
     if not later:
-        return [Finding(claim, "not tested", "one rewind step", 0, _with(again, "--rewind", "0", "1 epoch"))]
+        return [
+            Finding(
+                claim,
+                "not tested",
+                "one rewind step",
+                0,
+                commands.extended(again, "--rewind", "0", "1 epoch"),
+            )
+        ]
     found, there = [], len(in_range(differences(rows, first, TICKET, DENSE)))
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
