@@ -19,7 +19,7 @@ from scipy import stats as scipy_stats
 import analysis
 from analysis import draw, open_run, page, publish, report
 from analysis.record import Finding
-from analysis.report import facts, figures, paired
+from analysis.report import accuracy, facts, figures, paired
 from analysis.run import Row, by_seed, select
 from lthjax import config, files, record, study
 from lthjax.errors import UserError
@@ -94,6 +94,21 @@ def test_figures_show_every_seed_and_the_means() -> None:
     shown = sorted(float(y) for line in points for y in np.atleast_1d(line.get_ydata()))
     np.testing.assert_allclose(shown, sorted([96, 98, 92, 91, 93, 90]))
     assert "steps" in figures.early_stop(ROWS, "title").axes[0].get_ylabel()
+
+
+def test_accuracies_near_the_dense_network_have_a_panel_where_others_fall_far() -> None:
+    rows = [row(0, 0, "dense", 0.99), row(0, 1, "ticket", 0.985), row(0, 2, "ticket", 0.98)]
+    assert len(figures.accuracy([*rows, row(0, 2, "reinit", 0.8)], "title").axes) == 1
+    whole, near = figures.accuracy([*rows, row(0, 2, "reinit", 0.5)], "title").axes
+    assert whole.get_ylim()[0] < 50
+    assert 94 < near.get_ylim()[0] <= 95, "four points below, and a margin"
+    assert near.get_ylim()[1] == pytest.approx(99, abs=0.5)
+    assert whole.get_xlim() == near.get_xlim()
+    assert whole.get_legend() is not None
+    assert near.get_xlabel()
+    shown = accuracy.overview([*rows, row(0, 2, "reinit", 0.5)], "title").caption
+    assert "near the dense network" in shown
+    assert "near the dense network" not in accuracy.overview(rows, "title").caption
 
 
 def test_geometric_bands_are_those_of_logarithms() -> None:

@@ -76,6 +76,8 @@ def overview(rows: Sequence[Row], heading: str) -> Drawn:
         "Student's t on the logit scale, cut off at the figure's edge. The dense network is the horizontal "
         "line. Look for how far to the right the ticket stays at it, and where the controls leave it."
     )
+    if figures.is_far(rows):
+        caption += " The lower panel shows the same near the dense network."
     title, figure = "Test accuracy against weights left", figures.accuracy(rows, f"{heading}: accuracy")
     return Drawn("accuracy", title, figure, caption, _points(rows, "test_accuracy", 100))
 

@@ -34,12 +34,27 @@ class Curve(NamedTuple):
 
 Curves = dict[str, Curve]
 """Arm -> its learning curves."""
+# Points below the dense network from which on accuracies near it get a panel of their own, and how many it
+# shows.
+_FAR, _NEAR = 20.0, 4.0
 
 
 def accuracy(rows: Sequence[Row], heading: str) -> Figure:
-    """Test accuracy at the end of training against weights left."""
+    """Test accuracy at the end of training against weights left.
+
+    Where accuracies reach far below the dense network, a second panel shows those near it, which would lie in
+    one line.
+    """
     label = "test accuracy at the end (%)"
-    return _against_weights(rows, heading, "test_accuracy", label, 100.0, PERCENT)
+    near = _NEAR if is_far(rows) else 0.0
+    return _against_weights(rows, heading, "test_accuracy", label, 100.0, PERCENT, near)
+
+
+def is_far(rows: Sequence[Row]) -> bool:
+    """Whether the figure of accuracies has a panel for those near the dense network."""
+    dense = [*by_seed(select(rows, chain=DENSE), "test_accuracy").values()]
+    lowest = min((row.test_accuracy for row in rows if row.test_accuracy is not None), default=0.0)
+    return bool(dense) and 100 * (float(np.mean(dense)) - lowest) > _FAR
 
 
 def early_stop(rows: Sequence[Row], heading: str) -> Figure:
@@ -144,10 +159,44 @@ def learning(panels: Mapping[str, Curves], heading: str) -> Figure:
 
 @matplotlib.rc_context(draw.STYLE)
 def _against_weights(
-    rows: Sequence[Row], heading: str, column: str, label: str, unit: float, within: Range
+    rows: Sequence[Row],
+    heading: str,
+    column: str,
+    label: str,
+    unit: float,
+    within: Range,
+    near: float = 0.0,
 ) -> Figure:
-    """A column against weights left: every seed as a point, the mean as a line with its 95 % interval."""
-    figure, axes = draw.single(heading)
+    """A column against weights left; with `near`, a second panel of what is so close to the dense network."""
+    if near:
+        figure, grid = draw.panels(heading, (2, 1), (7.2, 7.4), sharex=True)
+        first, second = grid[:, 0]
+    else:
+        figure, first = draw.single(heading)
+    left, shown = _lines(first, rows, column, unit, within)
+    # No accuracy is above 100 %; steps at the last evaluation need room for their marks.
+    most = PERCENT[1] if within == PERCENT else math.inf
+    # Beside the lines of several chains there is no room for their names.
+    several = len(chains(rows)) > 1
+    _finish(first, left, shown, None if several else "best", most)
+    first.set_ylabel(label)
+    if near:
+        first.set_xlabel("")
+        dense = float(
+            np.mean([unit * value for value in by_seed(select(rows, chain=DENSE), column).values()])
+        )
+        close = [value for value in _lines(second, rows, column, unit, within)[1] if value >= dense - near]
+        _finish(second, left, [dense - near, *close], None, most)
+        second.set_ylabel(f"{label},\nnear the dense network")
+    if several:
+        draw.legend_below(figure, first)
+    return figure
+
+
+def _lines(
+    axes: Axes, rows: Sequence[Row], column: str, unit: float, within: Range
+) -> tuple[set[float], list[float]]:
+    """Draws seeds as points, their mean as a line with its 95 % interval; returns densities and values."""
     shown = [unit * value for value in by_seed(select(rows, chain=DENSE), column).values()]
     if shown:
         interval, colour = mean_interval(shown, within=within), draw.look(DENSE)[0]
@@ -168,14 +217,7 @@ def _against_weights(
                 shown += [value for of_level in values for value in of_level]
                 name = named(chain, arm) if len(there) > 1 else arm
                 draw.curve(axes, x, values, (*draw.look(arm), line), name, within=within)
-    # No accuracy is above 100 %; steps at the last evaluation need room for their marks.
-    most = PERCENT[1] if within == PERCENT else math.inf
-    # Beside the lines of several chains there is no room for their names.
-    _finish(axes, left, shown, "best" if len(there) < 2 else None, most)
-    if len(there) > 1:
-        draw.legend_below(figure, axes)
-    axes.set_ylabel(label)
-    return figure
+    return left, shown
 
 
 def _finish(
