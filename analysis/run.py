@@ -264,7 +264,8 @@ class Run:
         Raises:
             UserError: the data differ, or cannot be read.
         """
-        made = prepare(dataclasses.replace(self.study, seeds=tuple(sorted(seeds))), data_dir)
+        study = dataclasses.replace(self.study, seeds=tuple(sorted(seeds)))
+        made = prepare(study, data_dir, trained=True)
         self._check(made.dataset)
         return made
 

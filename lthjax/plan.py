@@ -70,26 +70,31 @@ class Plan(NamedTuple):
     seeds: tuple[int, ...] = ()
 
 
-def prepare(study: config.Study, data_dir: str | Path = "data") -> Prepared:
+def prepare(study: config.Study, data_dir: str | Path = "data", *, trained: bool = False) -> Prepared:
     """Validates a study, loads its data, and resolves the settings that depend on them.
 
     Args:
         study: the config.
         data_dir: the data folder.
+        trained: whether its cells are there, and are looked at: earlier versions trained chains that are
+            refused now.
 
     Raises:
         UserError: something in the config is not allowed or does not fit the data.
     """
-    return prepare_all([study], data_dir)[0]
+    return prepare_all([study], data_dir, trained=trained)[0]
 
 
 @settings.pinned()
-def prepare_all(studies: Sequence[config.Study], data_dir: str | Path = "data") -> list[Prepared]:
+def prepare_all(
+    studies: Sequence[config.Study], data_dir: str | Path = "data", *, trained: bool = False
+) -> list[Prepared]:
     """Prepares the studies of a sweep; each data set is loaded once.
 
     Args:
         studies: the configs.
         data_dir: the data folder.
+        trained: as for `prepare`.
 
     Raises:
         UserError: as for `prepare`; or two of them would fill the same folder.
@@ -97,6 +102,8 @@ def prepare_all(studies: Sequence[config.Study], data_dir: str | Path = "data") 
     replicate.use_all_cores()
     for study in studies:
         validate.validate(study)
+        if not trained:
+            validate.check_chains(study)
     datasets = {
         name: data.load(name, data_dir) for name in dict.fromkeys(study.data.name for study in studies)
     }

@@ -61,7 +61,6 @@ def validate(study: Study) -> None:
     _among("train.precision", study.train.precision, get_args(Precision))
     _validate_optim(study.optim)
     _validate_prune(study.prune, study.levels)
-    _validate_chains(study)
     for name, value in _durations(study):
         durations.parse(value, name)
 
@@ -132,8 +131,12 @@ def _validate_prune(prune: Prune, levels: int) -> None:
     _among("prune.course", prune.course, ("geometric", "linear", "cubic"))
 
 
-def _validate_chains(study: Study) -> None:
-    """Rejects a chain whose leaders are scored against weights that they never had."""
+def check_chains(study: Study) -> None:
+    """Rejects a chain whose leaders are scored against weights that they never had.
+
+    Raises:
+        UserError: names the arm, and the criteria that it may have.
+    """
     for name in study.arms:
         arm = ARMS[name]
         fresh = arm.leads and arm.start == "zero" and not arm.final

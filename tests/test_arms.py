@@ -141,9 +141,17 @@ def test_a_criterion_says_whether_it_reads_the_initial_weights(
         if arms == ("reinit_chain",) and CRITERIA[criterion].initial:
             said = rf"^prune\.criterion: '{criterion}' is not allowed with the arm 'reinit_chain', .* one of "
             with pytest.raises(UserError, match=said + "large_final, small_final, random, taylor"):
-                validate.validate(dataclasses.replace(asked, arms=arms))
+                validate.check_chains(dataclasses.replace(asked, arms=arms))
         else:
-            validate.validate(dataclasses.replace(asked, arms=arms))
+            validate.check_chains(dataclasses.replace(asked, arms=arms))
+
+
+def test_a_chain_that_an_earlier_version_trained_is_still_looked_at(tiny: Make, tmp_path: Path) -> None:
+    asked = tiny(levels=2, arms=("ticket", "reinit_chain")).study
+    asked = dataclasses.replace(asked, prune=dataclasses.replace(asked.prune, criterion="movement"))
+    with pytest.raises(UserError, match=r"^prune\.criterion: 'movement' is not allowed with the arm"):
+        study.prepare(asked, tmp_path / "data")
+    assert study.prepare(asked, tmp_path / "data", trained=True).study == asked
 
 
 def test_random_scores_are_other_with_another_key_and_uniform() -> None:
