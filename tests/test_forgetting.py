@@ -60,16 +60,15 @@ def test_verdicts_by_hand() -> None:
     ticket = [(10, 0.5), (12, 0.6), (11, 0.5), (10, 0.6)]
     reinit = [(30, 0.2), (31, 0.3), (30, 0.3), (33, 0.2)]
     run: Any = None
-    less, beside, same = analysed.findings(run, rows(dense=dense, ticket=ticket, reinit=reinit))
-    assert [of.outcome for of in (less, beside, same)] == ["supported"] * 3
+    less, beside = analysed.findings(run, rows(dense=dense, ticket=ticket, reinit=reinit))
+    assert [of.outcome for of in (less, beside)] == ["supported"] * 2
     # (10 + 11 + 9 + 10) / 4 of 100 images; (20 + 19 + 19 + 23) / 4.
     assert less.estimate.startswith("+0.100 events an image, at least +0.0")
     assert beside.estimate.startswith("+0.203 events an image, at least +0.1")
-    assert same.estimate.startswith("+0.300 of the rank correlation")
     turned = analysed.findings(
         run, rows(dense=[(4, None)] * 4, ticket=[(10, 0.3)] * 4, random=[(5, 0.6)] * 4)
     )
-    assert [of.outcome for of in turned] == ["refuted"] * 3
+    assert [of.outcome for of in turned] == ["refuted"] * 2
     assert "random masks" in turned[1].claim
     # Precise zeros: both bounds are within the margin.
     events, like = (
@@ -77,11 +76,22 @@ def test_verdicts_by_hand() -> None:
         [(21, 0.52), (20, 0.50), (21, 0.50), (20, 0.52)],
     )
     none = analysed.findings(run, rows(dense=[(20, None), (21, None)] * 2, ticket=events, reinit=like))
-    assert [of.outcome for of in none] == ["equivalent", "undecided", "equivalent"]
-    assert [of.test for of in none] == ["equivalence, ±0.01", "superiority", "equivalence, ±0.1"]
+    assert [of.outcome for of in none] == ["equivalent", "undecided"]
+    assert [of.test for of in none] == ["equivalence, ±0.01", "superiority"]
     # Without a control there is one claim.
     (alone,) = analysed.findings(run, rows(dense=dense, ticket=dense))
     assert alone.outcome != "supported"
+
+
+def test_fewer_events_alone_lower_the_rank_correlation() -> None:
+    """Why there is no verdict on it: all networks find the very same images hard."""
+    draw = np.random.default_rng(0)
+    hard = draw.gamma(0.15, 1.0, 2000)
+    dense, many, few = (draw.poisson(hard * events / hard.sum()) for events in (800, 500, 100))
+    often, seldom = (examples.rank_correlation(of, dense) for of in (many, few))
+    assert often is not None
+    assert seldom is not None
+    assert seldom < often - 0.1
 
 
 def test_forgetting_of_a_run(
