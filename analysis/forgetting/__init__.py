@@ -42,9 +42,9 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
     note = (
         "Events are counted from the rewind step on. A network that is right about fewer images has fewer to "
         "forget. Those that it never gets right have no event, are named in a column of their own, and rank "
-        "above all others in the correlation, which so tells about them, too. The fewer events a network has, "
-        "the more images are tied and the less it correlates with the dense network, even where both find "
-        "the same images hard: correlations tell of the images only where events are about as many."
+        "above all others in the correlation, which so tells about them, too. The fewer events a network "
+        "has, the more images are tied and the less it correlates with the dense network, even where both "
+        "find the same images hard: correlations tell of the images only where events are about as many."
     )
     shown = [_table(rows, TRAIN, ""), _table(rows, TEST, "The same of test images")]
     return Section("forgetting", "Forgetting in training", [note], figures.drawn(found), shown)

@@ -34,7 +34,7 @@ from .. import barriers, words
 from ..barriers import LIMIT, Paths
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, everywhere, named
 from ..page import Link, Section, Table
-from ..record import Analysis, Finding
+from ..record import Analysis, Finding, Said
 from ..run import TICKET, Run, select
 from . import figures, table, work
 from .table import (
@@ -116,7 +116,11 @@ def flatter(run: Run, found: Found) -> list[Finding]:
 
 
 def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str) -> Finding:
-    """Whether a measure is less for tickets than for a control, at matched loss where there are replays."""
+    """Whether a measure is less for tickets than for a control, at matched loss where there are replays.
+
+    A network that is stopped at a loss is at no minimum: a claim about minima that is found there must be
+    found at the ends as well, or it is undecided.
+    """
 
     def both(where: str, quantity: str) -> list[dict[int, float]]:
         return [values_of(found.rows, arm, where, quantity) for arm in (TICKET, control)]
@@ -135,15 +139,22 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
     difference = words.decided(flat, "+.3g", below=True)
     if tested.outcome == "equivalent":
         difference = f"ticket / {control} {tested.said('.2f', '×')}"
-    beside = "at the end of training, not matched" if where == END else "at matched train loss"
+    place = "at the end of training, not matched" if where == END else "at matched train loss"
     at_end = words.interval(mean_interval(paired[END]), "+.3g")
     also = "" if where == END else f"; at the end {at_end}"
     changing = [f"{name} {against(other)}" for other, name in BESIDE.items() if all(both(where, other))]
     scaled = f"; with the scale: {', '.join(changing)}" if changing else ""
-    estimate = f"{against(quantity)}: {difference} {beside} ({against('train_loss')} nats){also}{scaled}"
-    far = "" if where == END else unmatched(found.rows, control)
-    test = named(tested, SUPERIOR, TIMES)
-    return Finding(claim, tested.outcome, estimate, len(paired[where]), _LINK, test, far)
+    estimate = f"{against(quantity)}: {difference} {place} ({against('train_loss')} nats){also}{scaled}"
+    outcome: Said = tested.outcome
+    notes: list[str] = []
+    if where != END:
+        notes = [stopped(found.rows, control), unmatched(found.rows, control)]
+        end = stats.verdict([-value for value in paired[END]]).outcome if paired[END] else outcome
+        if outcome in ("supported", "refuted") and end != outcome:
+            notes.insert(0, f"{outcome} at matched loss, {end} at the ends")
+            outcome = "undecided"
+    test, beside = named(tested, SUPERIOR, TIMES), "; ".join(filter(None, notes))
+    return Finding(claim, outcome, estimate, len(paired[where]), _LINK, test, beside)
 
 
 def _equal(ours: Mapping[int, float], theirs: Mapping[int, float]) -> stats.Verdict | None:
@@ -152,6 +163,16 @@ def _equal(ours: Mapping[int, float], theirs: Mapping[int, float]) -> stats.Verd
     if any(min(pair) <= 0 for pair in pairs):
         return None
     return stats.geometric_equivalent([Ratio(a / b, a / b) for a, b in pairs], SAME_FACTOR)
+
+
+def stopped(rows: Sequence[table.Number], control: str) -> str:
+    """After how many steps tickets and a control have the losses that were matched."""
+
+    def steps(place: int) -> str:
+        of = [pair.steps[place] for pair in table.matched_pairs(rows) if pair.control == control]
+        return f"{min(of):,}" if len({*of}) == 1 else f"{min(of):,} to {max(of):,}"
+
+    return f"matched at step {steps(0)} of the ticket and {steps(1)} of {control}"
 
 
 def unmatched(rows: Sequence[table.Number], control: str) -> str:
