@@ -163,6 +163,11 @@ def test_the_verdict(steps: list[int | None], every: int, outcome: str) -> None:
         f"after {100 * share:.1f} % of the training, {known.get(outcome, both)} ("
     )
     assert ("perhaps sooner" in found.estimate) == (every == 8)
+    assert found.beside == ""
+    sparse = draws(steps, every)
+    sparse["draws.csv"] = [of._replace(chance=of.threshold / 2) for of in sparse["draws.csv"]]
+    (found,) = analysed.findings(open_run_like(), sparse)
+    assert found.beside == "two random masks of that density pass the same rule"
 
 
 def open_run_like() -> Any:

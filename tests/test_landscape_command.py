@@ -825,7 +825,16 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
         low, high = scipy_stats.t.interval(
             0.9, 1, np.mean(np.subtract(*both)), scipy_stats.sem(np.subtract(*both))
         )
-        assert one.outcome == ("supported" if high < 0 else "refuted" if low > 0 else "undecided")
+        matched = "supported" if high < 0 else "refuted" if low > 0 else "undecided"
+        ends = [
+            [value(run, s, arm, "end", "adaptive_sharpness") for s in (0, 1)] for arm in ("ticket", control)
+        ]
+        at_end = scipy_stats.t.interval(
+            0.9, 1, np.mean(np.subtract(*ends)), scipy_stats.sem(np.subtract(*ends))
+        )
+        same = {"supported": at_end[1] < 0, "refuted": at_end[0] > 0}.get(matched, True)
+        assert one.outcome == (matched if same else "undecided")
+        assert ("at the ends" in one.beside) is not same
         assert one.estimate.startswith(f"{np.mean(both[0]):.3g} against {np.mean(both[1]):.3g}: ")
         assert re.search(
             r"; with the scale: largest eigenvalue \S+ against \S+, mean eigenvalue", one.estimate

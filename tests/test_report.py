@@ -193,6 +193,19 @@ def test_a_run_on_devices_of_several_kinds_says_so(last: str, said: str) -> None
     assert dict(facts.of_run(run))["Devices"] == (said if mixed else "gpu")
 
 
+def test_an_analysis_of_fewer_seeds_than_the_run_says_so() -> None:
+    run = open_run(ROOT / "results" / "quickstart")
+    run.rows = ROWS
+    section = page.Section("a", "A", ["a note"])
+    tables = {"rows.csv": [row(0, 1, "ticket", 0.9)], "others.csv": []}
+    (first, *others) = report._of_some(section, tables, run).notes
+    assert first == "Of seed 0 alone; the run has 2. Its command, called again, adds what is missing."
+    assert others == ["a note"]
+    whole = {"rows.csv": [row(seed, 1, "ticket", 0.9) for seed in (0, 1)]}
+    for found in (whole, [whole["rows.csv"]], {"rows.csv": []}, {}):
+        assert report._of_some(section, found, run) == section
+
+
 def test_a_claim_that_goes_on_stands_below_the_one_that_it_goes_on_from() -> None:
     """Where one of the two was not tested, they are in two tables, and the claim is named with both."""
     found = [

@@ -13,6 +13,7 @@ import pytest
 from conftest import about
 from scipy import stats as scipy_stats
 
+from analysis.commands import with_control
 from analysis.page import Link
 from analysis.report import facts, gaps, verdicts
 from analysis.run import Row
@@ -309,6 +310,27 @@ def test_controls_at_some_of_the_tickets_levels_are_said_to_be_there_only() -> N
     known = said([of._replace(level=places[of.density]) for of in falls])[iso.claim]
     assert "6 of 6 seeds (100 %) fall between levels without a control" in known.estimate
     assert known.outcome == "supported"
+
+
+@pytest.mark.parametrize(
+    ("command", "levels", "expected"),
+    [
+        ("run.py --config a.py", (), "--config a.py --arms ticket reinit"),
+        ("run.py --config a.py", (3, 5), "--config a.py --arms ticket reinit --control-levels 3 5 7"),
+        (
+            "run.py --control-levels 9 --config a.py",
+            (3,),
+            "--control-levels 7 9 --config a.py --arms ticket reinit",
+        ),
+        ("run.py --config a.py --arms random", (), "--config a.py --arms random ticket reinit"),
+    ],
+)
+def test_the_command_that_trains_a_control_at_a_level(
+    command: str, levels: tuple[int, ...], expected: str
+) -> None:
+    about = {"commands": [command], "config": {"control_levels": levels, "seeds": SEEDS}}
+    rows = run({"ticket": {0.15: 1.0}})
+    assert with_control(about, rows, "reinit", 7).endswith(expected)
 
 
 def test_controls_of_too_few_seeds_have_no_outcome_beside_a_claim() -> None:

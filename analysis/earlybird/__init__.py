@@ -108,7 +108,10 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     sooner = "; perhaps sooner, before as many masks were drawn as the rule compares" if first else ""
     share = words.decided(judged.decides.verdict, ".1f", " % of the training", below=True)
     estimate = f"after {share} at {judged.decides.place} of the weights{several}{more}{sooner}"
-    return [Finding(_CLAIM, judged.outcome, estimate, len(own), Link("Early-Bird", "#earlybird"), SUPERIOR)]
+    by_chance = any(row.threshold >= row.chance for row in own)
+    beside = "two random masks of that density pass the same rule" if by_chance else ""
+    where = Link("Early-Bird", "#earlybird")
+    return [Finding(_CLAIM, judged.outcome, estimate, len(own), where, SUPERIOR, beside)]
 
 
 def _lacking(run: Run) -> str:

@@ -30,12 +30,12 @@ from lthjax.measures import stats
 from lthjax.measures.quantities import BESIDE, FLATNESS, QUANTITIES, WITHIN
 from lthjax.measures.stats import Ratio, mean_interval
 
-from .. import barriers, words
+from .. import barriers, commands, words
 from ..barriers import LIMIT, Paths
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, everywhere, named
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding, Said
-from ..run import TICKET, Run, select
+from ..run import TICKET, Run, chains, select
 from . import figures, table, work
 from .table import (
     CONTROLS,
@@ -99,11 +99,19 @@ def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
     """The claims about tickets; flatness is compared at matched train loss where replays were trained."""
     if found:
         return [finding for one in found for finding in (*flatter(run, one), connected(run, one))]
-    tickets = select(run.rows, arm=TICKET)
-    level = min(tickets, key=lambda row: abs(row.density - 0.15)).level if tickets else "L"
-    where = table.command(run, level)
+    where = table.command(run, _proposed(run))
     claims = (*_FLAT.values(), _BASIN)
     return [Finding(claim, "not tested", "not measured", 0, where) for claim in claims]
+
+
+def _proposed(run: Run) -> int | str:
+    """The level near 15 % of the weights where the first chain has a ticket and, if possible, a control."""
+    done = [row for row in run.rows if row.status == "done"]
+    first = (chains(select(done, arm=TICKET)) or [""])[0]
+    tickets = select(done, chain=first, arm=TICKET)
+    beside = {row.level for row in select(done, chain=first) if row.arm in CONTROLS}
+    both = [row for row in tickets if row.level in beside] or tickets
+    return min(both, key=lambda row: abs(row.density - 0.15)).level if both else "L"
 
 
 def flatter(run: Run, found: Found) -> list[Finding]:
@@ -133,7 +141,10 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
     paired = {at: stats.paired(*both(at, quantity)) for at in (table.MATCHED_WITH.format(control), END)}
     where = next((where for where in paired if paired[where]), "")
     if not where:
-        return _again(run, found, claim, f"no {control} cell there, or not measured")
+        if not select(run.rows, found.scope.chain, found.scope.level, control):
+            missing = commands.with_control(run.about, run.rows, control, found.scope.level)
+            return Finding(claim, "not tested", f"no {control} cell there", 0, missing)
+        return _again(run, found, claim, "not measured")
     flat = stats.verdict([-value for value in paired[where]])
     tested = everywhere([At("", flat, _equal(*both(where, quantity)))], same=1)
     difference = words.decided(flat, "+.3g", below=True)

@@ -5,7 +5,7 @@ python -m analysis.report runs/quickstart-0123abcd
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ def _part(analysis: Analysis, run: Run) -> tuple[list[Finding], list[Section], b
     try:
         found = record.found(analysis, run)
         section = [] if found is None else [analysis.section(run, found)]
+        # The options of an analysis of one ticket name its seed.
+        if analysis.work is not None and "seed" not in analysis.options.__dataclass_fields__:
+            section = [_of_some(one, found, run) for one in section]
         return [settled(one) for one in analysis.findings(run, found)], section, True
     except UserError as error:
         claim = f"{title}: its claims"
@@ -72,6 +75,27 @@ def _part(analysis: Analysis, run: Run) -> tuple[list[Finding], list[Section], b
         # An analysis that the report does itself makes no claims.
         claims = [] if analysis.work is None and not analysis.marker else [lacking]
         return claims, [Section(name, title, [f"Not shown: {error}"])], False
+
+
+def _of_some(section: Section, found: Any, run: Run) -> Section:
+    """A section; with a note where its tables lack seeds that the run has, as where it has grown since."""
+    own = {row.seed for row in run.rows if row.arm == TICKET and row.status == "done"}
+    there = _seeds_in(found)
+    if not there or own <= there:
+        return section
+    several = f"{'seeds' if len(there) > 1 else 'seed'} {', '.join(map(str, sorted(there)))}"
+    note = f"Of {several} alone; the run has {len(own)}. Its command, called again, adds what is missing."
+    return section._replace(notes=[note, *section.notes])
+
+
+def _seeds_in(found: Any) -> set[int]:
+    """The seeds of all rows in an analysis's tables."""
+    if isinstance(getattr(found, "seed", None), int):
+        return {found.seed}
+    if hasattr(found, "rows"):
+        return _seeds_in(found.rows)
+    parts = found.values() if isinstance(found, Mapping) else found
+    return {seed for of in parts for seed in _seeds_in(of)} if isinstance(found, Mapping | list) else set()
 
 
 def _digest(run: Run, table: str) -> str:

@@ -15,12 +15,12 @@ from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Ratio, Verdict
 
-from .. import ends, words
+from .. import commands, ends, words
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, beside, everywhere, named
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled
 from ..run import TICKET, Row, accuracies, chains, images_of, select
-from . import commands, speed
+from . import speed
 from .paired import TOLERANCE, Level, curves, differences
 
 # The arms that pass for tickets if a claim does not tell them apart.

@@ -9,7 +9,7 @@ from typing import Any
 from lthjax import config, home, imp, shorthand
 from lthjax.config import Study
 
-from ..run import TICKET, Row, densities, select
+from .run import TICKET, Row, densities, select
 
 # Densities of 80 to 90 % sparsity.
 RANGE = (0.1, 0.2)
@@ -135,3 +135,10 @@ def controlled(again: str, deeper: str, study: Mapping[str, Any], reached: Seque
         return deeper
     allowed = [n for n in {*own, *reached} if not last or n <= last[0]]
     return extended(deeper, "--control-levels", *map(str, sorted(allowed)))
+
+
+def with_control(study: Mapping[str, Any], rows: Sequence[Row], arm: str, level: int) -> str:
+    """The run's command, by which a control is also trained at a level."""
+    again = extended(of_all(study, {row.seed for row in rows}), "--arms", TICKET, arm)
+    own = {*_numbers(again, "--control-levels")} or {*(study.get("config", {}).get("control_levels") or ())}
+    return extended(again, "--control-levels", *map(str, sorted({*own, level}))) if own else again
