@@ -13,7 +13,7 @@ import pytest
 from conftest import about
 from scipy import stats as scipy_stats
 
-from analysis.commands import with_control
+from analysis.commands import deeper, of_all, with_control
 from analysis.page import Link
 from analysis.report import facts, gaps, verdicts
 from analysis.run import Row
@@ -466,8 +466,8 @@ def test_the_command_of_a_part_of_the_seeds_is_told_for_all() -> None:
         ),
         ("run.py --until_decided=within-2 --config 'a b.py'", "run.py --config 'a b.py' --seeds 0 3"),
     ):
-        assert verdicts._of_all({"commands": [command]}, {3, 0}) == f"python {told}"
-    assert verdicts._of_all({}, {0}) == "python run.py --config CONFIG"
+        assert of_all({"commands": [command]}, {3, 0}) == f"python {told}"
+    assert of_all({}, {0}) == "python run.py --config CONFIG"
 
 
 def test_a_command_that_has_an_option_is_widened_by_no_second_one() -> None:
@@ -504,7 +504,7 @@ def test_a_command_that_has_an_option_is_widened_by_no_second_one() -> None:
 def test_the_command_asks_for_the_levels_that_the_range_takes(left: dict[float, float], asked: str) -> None:
     rows = run({"ticket": left}, seeds=range(3))
     study = {"commands": ["run.py --config A.py"]}
-    command, _ = verdicts._deeper(verdicts._of_all(study, {0, 1, 2}), study, rows, "rewind-0")
+    command, _ = deeper(of_all(study, {0, 1, 2}), study, rows, "rewind-0")
     assert command == f"python run.py --config A.py {asked}"
 
 
@@ -601,5 +601,5 @@ def test_seeds_that_other_commands_have_added_are_asked_for(tmp_path: Path) -> N
         (["run.py --config A.py --seeds 0,1"], {"seeds": every}, told),
     ):
         study = {"commands": commands, "config": {**about()["config"], **seeds}}
-        assert verdicts._of_all(study, every) == expected
+        assert of_all(study, every) == expected
     assert as_asked(told, tmp_path, **own).seeds == tuple(every)
