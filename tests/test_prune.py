@@ -538,12 +538,24 @@ WEIGHT, STACK, WIDE = (8, 4), (3, 4), (1, 1, 8)
         ("0/0", WEIGHT, True),
         ("cls", WIDE, False),
         ("0/1", WIDE, False),
+        ("fc_mean.weight", WEIGHT, True),
+        ("patch_embed.proj.weight", (8, 3, 4, 4), True),
+        ("norm_block.conv.weight", (8, 3, 3, 3), True),
+        ("scale_net.fc.weight", WEIGHT, True),
+        ("encoder.mean_head.0.weight", WEIGHT, True),
+        ("encoder.mean_head.0.bias", STACK, False),
+        ("attention.in_proj_weight", WEIGHT, True),
+        ("layers.0.norm1.weight", STACK, False),
+        ("emb.weight", WEIGHT, False),
+        ("bn1.weight", STACK, False),
+        ("layer.b", WEIGHT, False),
+        ("state_dict/patch_embed.proj.weight", WEIGHT, True),
     ],
 )
 def test_what_is_prunable_goes_by_name_then_by_shape(path: str, shape: tuple, prunable: bool) -> None:
     *parents, last = path.split("/")
     tree: Any = {last: np.ones(shape, np.float32)}
-    if last in ("b", "b1"):
+    if last in ("b", "b1", "layer.b"):
         tree[last.replace("b", "w")] = np.ones(WEIGHT, np.float32)
     for parent in reversed(parents):
         tree = {parent: tree}

@@ -74,9 +74,11 @@ def _is_weight(parts: Sequence[str], owner: str, shape: tuple[int, ...], beside_
 
 
 def _parts(keys: Keys) -> list[str]:
-    """The path's parts, without the `value` in which NNX and Linen's metadata box a leaf."""
-    parts = path_of(keys).split("/")
-    return parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts
+    """The path's parts, without the `value` in which NNX and Linen's metadata box a leaf.
+
+    In the names of a PyTorch state dict, such as `patch_embed.proj.weight`, dots separate the parts.
+    """
+    return re.split(r"[/.]", path_of(keys).removesuffix("/value"))
 
 
 def _words(name: str) -> list[str]:
