@@ -30,19 +30,15 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     Args:
         run: the run or its folder.
         cell: a cell that did not diverge.
-        to: the file; an exported cell there is replaced, any other file is not.
+        to: the file; an exported cell there is replaced, any other file is not, a ticket that
+            `prune.save` wrote elsewhere included.
 
     Raises:
-        UserError: there is no such cell, it diverged, or the file is no ticket or cannot be written.
+        UserError: there is no such cell, it diverged, or the file is no exported cell or cannot be written.
     """
     to = Path(to)
-    if to.exists():
-        try:
-            prune.load(to)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{to}: it is there and is no ticket, and is not replaced; name another file."
-            ) from error
+    if to.exists() and not _exported(to):
+        raise UserError(f"{to}: it is there and is no exported cell, and is not replaced; name another file.")
     opened = open_run(run)
     row = _row(opened.rows, cell)
     trained, mask, result = opened.weights(cell), opened.mask(cell), opened.results[cell]
@@ -61,6 +57,15 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"{to}: it cannot be written ({error.strerror}); choose another file.") from error
     return to
+
+
+def _exported(file: Path) -> bool:
+    """Whether a file holds a cell that `export` wrote, by its metadata."""
+    try:
+        metadata = prune.load(file).metadata
+    except (OSError, ValueError):
+        return False
+    return isinstance(metadata, dict) and {"study", "made_from", *Cell._fields} <= metadata.keys()
 
 
 def _row(rows: list[Row], cell: Cell) -> Row:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import about
 
 from analysis import compare, export, page, publish, report, tensorboard
 from analysis.run import Run
+from lthjax import prune
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 
@@ -239,13 +241,18 @@ def test_a_disk_that_fills_up_leaves_the_old(
     assert [p.name for p in to.parent.iterdir()] == ["x"]
 
 
-def test_an_export_replaces_a_ticket_and_nothing_else(runs: tuple[Path, Path]) -> None:
+def test_an_export_replaces_an_exported_cell_and_nothing_else(runs: tuple[Path, Path]) -> None:
     before = contents(runs[0])
-    with pytest.raises(UserError, match="it is there and is no ticket, and is not replaced"):
+    with pytest.raises(UserError, match="it is there and is no exported cell, and is not replaced"):
         export.export(runs[0], Cell(0, "dense", 0, "dense"), runs[0] / "study.json")
-    with pytest.raises(UserError, match="it is there and is no ticket, and is not replaced"):
+    with pytest.raises(UserError, match="it is there and is no exported cell, and is not replaced"):
         export.export(runs[0], Cell(0, "dense", 0, "dense"), runs[0])
     assert contents(runs[0]) == before
+    own = runs[0].parent / "own.safetensors"
+    prune.save(own, {"w": np.ones((2, 2))}, {"w": np.ones((2, 2), bool)}, metadata={"study": "mine"})
+    with pytest.raises(UserError, match=r"own\.safetensors: it is there and is no exported cell"):
+        export.export(runs[0], Cell(0, "dense", 0, "dense"), own)
+    assert prune.load(own).metadata == {"study": "mine"}
 
 
 @pytest.mark.parametrize("named", [True, False])
