@@ -458,6 +458,20 @@ def test_what_lacks_a_file_says_which(tmp_path: Path) -> None:
     assert line(found[doctor.ZEROS]) == f"ok           {doctor.ZEROS} (2 layers, 42 weights)"
 
 
+def test_a_checkpoint_may_hold_tensors_beside_the_state_dict(tmp_path: Path) -> None:
+    start, final, mask = ticket()
+    best, momentum = np.array(76.1, "f4"), {"state": {"0": {"momentum_buffer": np.ones((6, 10), "f4")}}}
+    paths = {
+        name: write_torch(tmp_path / f"{name}.pt", {"best": best, key: arrays, "optimizer": momentum})
+        for name, key, arrays in (("init", "state_dict", start), ("final", "model", final))
+    }
+    options = Options(**paths, mask=written(tmp_path / "mask.npz", mask), claimed_sparsity=0.5)  # type: ignore[arg-type]
+    assert not [check for check in diagnose(options) if check.faults]
+    # Of no state dict all tensors are read.
+    other = write_torch(tmp_path / "other.pt", {"w": best, "model": {"epoch": 3}})
+    assert [*files.read(other, "--init").values] == ["w"]
+
+
 def test_weights_and_masks_of_torch_prune(tmp_path: Path) -> None:
     """`weight_orig` moves under the mask by weight decay; the network multiplies it away, but not a NaN."""
     start, _, mask = ticket()

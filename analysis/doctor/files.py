@@ -110,10 +110,10 @@ def _npz(path: Path, option: str) -> dict[str, np.ndarray]:
 
 def _torch(path: Path, option: str) -> dict[str, np.ndarray]:
     found: dict[str, Any] = pickled.read(path)
-    if not any(isinstance(value, np.ndarray) for value in found.values()):
-        states = (found[key] for key in _STATES if isinstance(found.get(key), dict))
-        found = next(states, found)
-    return dict(pickled.tensors(found))
+    whole = dict(pickled.tensors(found))
+    # Other tensors may lie beside it, such as the best accuracy.
+    states = (dict(pickled.tensors(found[key])) for key in _STATES if isinstance(found.get(key), dict))
+    return next(filter(None, states), whole)
 
 
 def _plain(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
