@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lthjax import files, imp, sweep
-from lthjax.arms import ARMS
+from lthjax.arms import ARMS, rewound
 from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
 
@@ -116,7 +116,8 @@ def _facts(run: Run, row: Row) -> list[tuple[str, str]]:
     """(name, value): what it is, and what made it."""
     about, study = run.about, run.study
     place = "dense" if row.arm == DENSE else f"{row.chain}, level {row.level}"
-    rewind = "–" if row.arm == DENSE else str(imp.rewind_of(row.chain))
+    rewinds = row.arm in ARMS and ARMS[row.arm].params is rewound
+    start = run.results[row.cell]["start"]
     versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
     return [
         ("study", f"`{run.name}`"),
@@ -125,7 +126,8 @@ def _facts(run: Run, row: Row) -> list[tuple[str, str]]:
         ("chain", place),
         ("density", f"{words.share(row.density)}: {row.weights_left:,} prunable weights left"),
         ("pruning", sweep.schedule(study)),
-        ("rewound to step", rewind),
+        ("rewound to step", str(imp.rewind_of(row.chain)) if rewinds else "–"),
+        ("trained from step", str(start)),
         ("trained for", counted(row.steps, "step")),
         ("command", f"`{'; '.join(about.get('commands', [])) or 'not known'}`"),
         ("versions, commit", f"{versions or 'not known'}; {about.get('git') or 'not known'}"),

@@ -12,7 +12,7 @@ import pytest
 from conftest import unsealed
 from scipy import stats
 
-from analysis import export
+from analysis import card, export, open_run
 from lthjax import config, durations, imp, models, prune, rng, study, validate
 from lthjax.arms import ARMS, Context
 from lthjax.criteria import CRITERIA, Criterion, Weights
@@ -313,8 +313,12 @@ def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable, 
     same(ticket.origin, store.state(0, 3).params)
     assert ticket.metadata["test_accuracy"] == store.result(cell)["test_accuracy"]
     assert (ticket.metadata["seed"], ticket.metadata["level"], ticket.metadata["model"]) == (0, 1, "lenet300")
-    for arm in ("reinit", "reshuffle"):
-        assert prune.load(export.export(run, Cell(0, "rewind-3", 1, arm), file)).origin is None
+    steps = "| rewound to step | {} |\n| trained from step | {} |"
+    assert steps.format(3, 3) in card.card(open_run(run), cell, "t")
+    for arm, start in (("reinit", 0), ("reshuffle", 3)):
+        other = cell._replace(arm=arm)
+        assert prune.load(export.export(run, other, file)).origin is None
+        assert steps.format("–", start) in card.card(open_run(run), other, "t")
     dense = prune.load(export.export(run, Cell(0, "dense", 0, "dense"), file))
     same(dense.origin, initial.params)
     for wrong, says in (

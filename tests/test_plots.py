@@ -258,6 +258,7 @@ def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_pa
     refused = command(*line)
     assert (refused.returncode, "is no model card, and is not replaced" in refused.stderr) == (2, True)
     dense = card.card(made, Cell(0, "dense", 0, "dense"), "x")
+    assert "| rewound to step | – |\n| trained from step | 0 |" in dense
     assert "before any pruning" in dense
     assert " − " not in dense
 
