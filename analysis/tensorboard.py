@@ -48,7 +48,8 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
             cell = folder(Path(), row.cell)
             for earlier in (to / cell).glob(f"events.out.tfevents.*{_SUFFIX}"):
                 earlier.unlink()
-            curves = opened.results[row.cell]["curves"]
+            result = opened.results[row.cell]
+            curves, start = result["curves"], result.get("start", 0)
             with SummaryWriter(str(to / cell), filename_suffix=_SUFFIX) as writer:
                 for name, values in curves.items():
                     # The losses of single steps (`log_every`) have steps of their own.
@@ -57,8 +58,8 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
                         continue
                     for step, value in zip(steps, values, strict=True):
                         if value is not None:
-                            # Seconds since the training began, by its mean speed.
-                            passed = row.seconds * step / max(row.steps, 1)
+                            # Seconds since the training began, by its mean speed; steps count from 0.
+                            passed = row.seconds * (step - start) / max(row.steps, 1)
                             writer.add_scalar(name, value, step, walltime=passed)
     except OSError as error:
         raise UserError(

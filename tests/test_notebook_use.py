@@ -3,10 +3,12 @@
 import json
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import unsealed
 
 import analysis
 from analysis import tensorboard
@@ -20,17 +22,22 @@ def run(tiny: Callable[..., study.Prepared], tmp_path: Path) -> Path:
     return study.run(tiny(seeds=(0,), levels=1, arms=("ticket",), train=every), tmp_path / "runs")
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag -> (step, value) from the event files in a folder, parsed as TFRecord files."""
+def events(folder: Path) -> Iterator[Any]:
+    """The events of the one event file in a folder, parsed as a TFRecord file."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found: dict[str, list[tuple[int, float]]] = {}
     (file,) = folder.glob("events.*")
     data = file.read_bytes()
     while data:
         (length,) = struct.unpack("<Q", data[:8])
-        event = Event.FromString(data[12 : 12 + length])
+        yield Event.FromString(data[12 : 12 + length])
         data = data[16 + length :]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> (step, value) from the event file in a folder."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in events(folder):
         for value in event.summary.value:
             found.setdefault(value.tag, []).append((event.step, value.simple_value))
     return found
@@ -59,6 +66,18 @@ def test_curves_go_to_tensorboard(run: Path) -> None:
     tensorboard.write(run)
     assert (run / "tensorboard" / "mine.txt").read_text() == "kept"
     assert len(list((run / "tensorboard").rglob("events.*"))) == 2, "a second call replaces the first"
+
+
+def test_seconds_begin_at_the_step_where_a_training_does(run: Path) -> None:
+    unsealed(run)
+    cell = "seed=0/chain=rewind-0/level=01/ticket"
+    result = json.loads((run / cell / "result.json").read_text()) | {"start": 4, "steps": 8, "seconds": 16.0}
+    (run / cell / "result.json").write_text(json.dumps(result))
+    tensorboard.write(run)
+    found = [
+        (event.step, event.wall_time) for event in events(run / "tensorboard" / cell) if event.summary.value
+    ]
+    assert {(5, 2.0), (10, 12.0), (12, 16.0)} <= {*found}
 
 
 def test_without_the_library_it_says_what_to_install(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
