@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lthjax import prune
+from lthjax.prune import _masks
 
 ADAFACTOR = optax.adafactor(0.01)
 RATES = st.decimals(0, 1, places=6).map(float) | st.sampled_from([0.0, 0.15, 0.2, 1.0, 1e-6])
@@ -441,6 +442,19 @@ def test_more_weights_than_can_be_counted_are_refused() -> None:
         jax.eval_shape(lambda p, m: prune.magnitude({"w": p}, {"w": m}, 0.5), shape, mask)
 
 
+def test_a_density_is_known_of_more_weights_than_an_int32_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = [jax.ShapeDtypeStruct((2**15, 2**15), jnp.bool_)] * 3
+    assert jax.eval_shape(prune.density, large).dtype == jnp.float32
+    for counted in (prune.totals, lambda m: prune.survivors(m, "group", groups=[0, 0, -1])):
+        with pytest.raises(ValueError, match=r"mask: [23],\d{3},\d{3},\d{3} weights are counted together"):
+            jax.eval_shape(counted, large)
+    assert [size for _, size in prune.survivors([np.ones((2, 3), bool)] * 2, "global")] == [12]
+    monkeypatch.setattr(_masks, "_MOST", 12)
+    mask = [jnp.arange(6).reshape(2, 3) < left for left in (1, 2, 3)]
+    assert float(prune.density(mask)) == np.float32(6 / 18)
+    assert [int(left) for left, _ in prune.survivors(mask)] == [1, 2, 3]
+
+
 def test_misuse_is_named() -> None:
     params, mask = tree(), prune.ones(tree())
     with pytest.raises(ValueError, match=r"rate: 1.5 is outside \[0, 1\]"):
@@ -781,8 +795,16 @@ def test_a_mask_that_is_not_bool_is_refused(dtype: str, scope: prune.Scope) -> N
     mask = {"w": np.full((2, 3), 255).astype(dtype)}
     with pytest.raises(ValueError, match=rf"mask: leaf 'w' is of dtype {dtype}; it must be bool"):
         prune.magnitude(params, mask, 0.5, scope=scope)
-    with pytest.raises(ValueError, match="it must be bool"):
-        prune.density(mask)
+    alike = {"w": np.ones((2, 3), bool)}
+    for refused in (
+        lambda: prune.density(mask),
+        lambda: prune.table(params, mask),
+        lambda: prune.check(params, mask),
+        lambda: prune.overlap(mask, alike),
+        lambda: prune.overlap(alike, mask),
+    ):
+        with pytest.raises(ValueError, match="it must be bool"):
+            refused()
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

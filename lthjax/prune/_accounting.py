@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from lthjax.prune._masks import matched, paths
+from lthjax.prune._masks import check_bool, matched, paths
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -162,8 +162,10 @@ def overlap(a: PyTree, b: PyTree) -> Overlap:
         b: a mask of the same tree.
 
     Raises:
-        ValueError: the masks do not match each other.
+        ValueError: the masks do not match each other, or a leaf is not bool.
     """
+    check_bool(a, "a")
+    check_bool(b, "b")
     b = matched(a, b)
     both = either = expected = union = jnp.float32(0)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -197,8 +199,10 @@ def table(
         about time. Sums skip leaves with an unknown number and then show "≥".
 
     Raises:
-        ValueError: params and mask do not match, or one of apply and shape is missing.
+        ValueError: params and mask do not match, a leaf of the mask is not bool, or one of apply and shape
+            is missing.
     """
+    check_bool(mask)
     mask = matched(params, mask)
     if (apply is None) != (shape is None):
         raise ValueError("apply, shape: MACs need both, the function and the shape of its input.")

@@ -16,6 +16,8 @@ from lthjax.prune._units import any_alive
 
 PyTree = Any
 Scope = Literal["layer", "global", "group"]
+# An int32 counts fewer.
+_MOST = 2**31
 
 
 def paths(tree: PyTree) -> list[str]:
@@ -87,8 +89,9 @@ def check(params: PyTree, mask: PyTree) -> None:
 
     Raises:
         ValueError: a pruned weight is not 0 (the sentence names the first such leaf and their number), the
-            trees do not match, or values are traced.
+            trees do not match, a leaf of the mask is not bool, or values are traced.
     """
+    check_bool(mask)
     mask = matched(params, mask)
     names, kept = paths(params), jax.tree.leaves(mask)
     leaves = [
@@ -123,26 +126,38 @@ def survivors(
         groups: with scope "group", every leaf's group, from 0, or -1.
 
     Raises:
-        ValueError: the scope is unknown, or a leaf of the mask is not bool: 2 or 255 would be miscounted.
+        ValueError: the scope is unknown, a leaf of the mask is not bool (2 or 255 would be miscounted), or
+            2**31 weights or more would be counted together.
     """
     if scope not in ("layer", "global", "group"):
         raise ValueError(f"scope: {scope!r} is not known; it is 'layer', 'global' or 'group'.")
+    check_bool(mask)
     leaves = jax.tree.leaves(mask)
-    for path, m in zip(paths(mask), leaves, strict=True):
-        if jnp.ndim(m) and m.dtype != bool:
-            raise ValueError(f"mask: leaf {path!r} is of dtype {m.dtype}; it must be bool: give leaf != 0.")
     if granularity != "weight":
         leaves = [any_alive(m) if jnp.ndim(m) else m for m in leaves]
     counted = [
         (_left_and_gone(m)[0], m.size) if jnp.ndim(m) else (jnp.zeros((), jnp.int32), 0) for m in leaves
     ]
-    if scope == "layer":
-        return counted
-    whole = [[*range(len(counted))]] if scope == "global" else members_of(groups)
-    return [
-        (sum((counted[i][0] for i in of), start=jnp.zeros((), jnp.int32)), sum(counted[i][1] for i in of))
-        for of in whole
-    ]
+    if scope != "layer":
+        whole = [[*range(len(counted))]] if scope == "global" else members_of(groups)
+        counted = [
+            (sum((counted[i][0] for i in of), start=jnp.zeros((), jnp.int32)), sum(counted[i][1] for i in of))
+            for of in whole
+        ]
+    for _, total in counted:
+        if total >= _MOST:
+            raise ValueError(
+                f"mask: {total:,} weights are counted together; counts are exact below {_MOST:,}. Count leaf "
+                "by leaf, or split the leaf."
+            )
+    return counted
+
+
+def check_bool(mask: PyTree, name: str = "mask") -> None:
+    """Raises if a leaf of the mask of that name is not bool."""
+    for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True):
+        if jnp.ndim(m) and m.dtype != bool:
+            raise ValueError(f"{name}: leaf {path!r} is of dtype {m.dtype}; it must be bool: give leaf != 0.")
 
 
 @jax.jit
@@ -160,12 +175,19 @@ def members_of(groups: Sequence[int]) -> list[list[int]]:
 
 def density(mask: PyTree) -> jax.Array:
     """Weights left / prunable weights, float32, shape (); 1 if nothing is prunable."""
-    left, total = totals(mask)
-    return left / max(total, 1) if total else jnp.float32(1)
+    total = sum(m.size for m in jax.tree.leaves(mask) if jnp.ndim(m))
+    if total < _MOST:
+        return totals(mask)[0] / total if total else jnp.float32(1)
+    left = (left.astype(jnp.float32) for left, _ in survivors(mask))
+    return sum(left, start=jnp.float32(0)) / float(total)
 
 
 def totals(mask: PyTree) -> tuple[jax.Array, int]:
-    """(prunable weights left, int32 of shape (); prunable weights, int)."""
+    """(prunable weights left, int32 of shape (); prunable weights, int).
+
+    Raises:
+        ValueError: as for `survivors` of scope "global".
+    """
     return survivors(mask, "global")[0]
 
 
