@@ -66,6 +66,15 @@ def test_erk_and_smart_ratio_by_hand() -> None:
     assert all(abs(k - e) < 1 for k, e in zip(counts[:2], exact, strict=True))
 
 
+def test_random_rules_leave_a_leaf_without_weights_empty() -> None:
+    params = {"a": np.ones((10, 10)), "b": np.ones((20, 5)), "empty": np.ones((0, 5))}
+    for rule in (prune.uniform, prune.erk, prune.smart_ratio):
+        mask = rule(jax.random.key(0), params, 0.25)
+        assert int(mask["a"].sum()) + int(mask["b"].sum()) == 50, rule
+    only = prune.erk(jax.random.key(0), {"empty": params["empty"]}, 0.25)
+    assert only["empty"].shape == (0, 5)
+
+
 def test_smart_ratio_goes_from_the_input_to_the_output() -> None:
     names = ["stem", *(f"block{n}" for n in range(1, 12)), "output"]
     params = {name: jnp.zeros((20, 20)) for name in names}
@@ -202,6 +211,12 @@ def test_snip_grasp_and_synflow_are_their_formulas() -> None:
         masks = keep_highest(scores, int(np.floor(0.05 ** (i / 10) * 370 + 0.5)))
     got = prune.synflow(lambda p, x: x @ p["a"] @ p["b"], params, (1, 32), 0.05, rounds=10)
     assert sum((np.asarray(got[n]) != m).sum() for n, m in zip("ab", masks, strict=True)) == 0
+
+
+@pytest.mark.parametrize("rounds", [0, -3])
+def test_synflow_needs_a_round(rounds: int) -> None:
+    with pytest.raises(ValueError, match=f"rounds: {rounds} is not allowed; it must be 1 or more"):
+        prune.synflow(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 6))}, (1, 4), 0.1, rounds=rounds)
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -346,6 +361,10 @@ def test_two_of_four() -> None:
         prune.magnitude(PARAMS, prune.ones(PARAMS), 0.5, granularity="2:4")
     with pytest.raises(ValueError, match=r"it is 0\.5, not 0\.2"):
         prune.magnitude(PARAMS, prune.ones(PARAMS), 0.2, granularity="2:4")
+    flat = {"w": np.ones(8, bool)}
+    with pytest.raises(ValueError, match="leaf 'w' has one axis, not two; leave it out"):
+        prune.magnitude({"w": np.ones(8)}, flat, 0.5, granularity="2:4")
+    assert prune.shuffle(jax.random.key(0), flat, "2:4")["w"].all(), "no pattern prunes it"
     with pytest.raises(ValueError, match="granularity: 'row' is not known"):
         prune.magnitude(PARAMS, prune.ones(PARAMS), 0.2, granularity="row")
 

@@ -58,7 +58,8 @@ def erk(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable =
     """
     mask = ones(params, prunable)
     shapes = [m.shape for m in jax.tree.leaves(mask) if jnp.ndim(m)]
-    ratios = [sum(shape) / math.prod(shape) for shape in shapes]
+    # A leaf without weights has nothing to keep, whatever its ratio.
+    ratios = [sum(shape) / max(math.prod(shape), 1) for shape in shapes]
     return _random(key, mask, _shares(ratios, _sizes(mask), density))
 
 
@@ -193,8 +194,13 @@ def synflow(
     Returns:
         The mask.
 
+    Raises:
+        ValueError: `rounds` is less than 1.
+
     Source: Tanaka et al. 2020 (arXiv 2006.05467), algorithm 1.
     """
+    if rounds < 1:
+        raise ValueError(f"rounds: {rounds} is not allowed; it must be 1 or more, 100 in the paper.")
     mask = _graded(params, prunable)
     total = totals(mask)[1]
     density = float(check_density(density))
@@ -259,7 +265,7 @@ def _shares(
     sizes = sizes[: len(ratios)]
     dense: set[int] = set()
     while True:
-        free = [i for i in range(len(sizes)) if i not in dense]
+        free = [i for i, n in enumerate(sizes) if n and i not in dense]
         rest = left - sum(sizes[i] for i in dense)
         scale = rest / sum(ratios[i] * sizes[i] for i in free) if free else 0.0
         over = {i for i in free if scale * ratios[i] > 1}

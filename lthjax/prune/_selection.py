@@ -24,7 +24,7 @@ from lthjax.prune._rates import (
     rates_of,
     warn_of_idle,
 )
-from lthjax.prune._units import grouped, pattern_of, prune_pattern, ungrouped, units_of
+from lthjax.prune._units import fits, grouped, pattern_of, prune_pattern, ungrouped, units_of
 
 PyTree = Any
 
@@ -313,7 +313,7 @@ def shuffle(key: jax.Array, mask: PyTree, granularity: str = "weight") -> PyTree
             return jax.random.permutation(key, m.ravel()).reshape(m.shape)
         if pattern is None:
             return jax.random.permutation(key, m, axis=m.ndim - 1)
-        if m.shape[-2] % pattern[1]:
+        if not fits(m, pattern[1]):
             return m  # not pruned by this pattern
         return ungrouped(jax.random.permutation(key, grouped(m, pattern[1]), axis=-1, independent=True))
 

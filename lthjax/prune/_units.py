@@ -103,17 +103,22 @@ def any_alive(mask: jax.Array) -> jax.Array:
 
 def prune_pattern(path: str, scores: jax.Array, mask: jax.Array, kept: int, group: int) -> jax.Array:
     """Keeps the `kept` highest of every `group` consecutive weights along the last axis but one."""
-    if mask.shape[-2] % group:
-        raise ValueError(
-            f"granularity: leaf {path!r} has {mask.shape[-2]} inputs, not a multiple of {group}; leave it "
-            "out by a mapping of rates."
+    if not fits(mask, group):
+        inputs = (
+            f"{mask.shape[-2]} inputs, not a multiple of {group}" if mask.ndim > 1 else "one axis, not two"
         )
+        raise ValueError(f"granularity: leaf {path!r} has {inputs}; leave it out by a mapping of rates.")
 
     survivors, scores = grouped(gathered(mask), group), gathered(scores)
     # Pruned weights rank below all others; ties go by lowest index first.
     ranked = jnp.lexsort((grouped(order(scores), group), survivors), axis=-1)
     place = jnp.argsort(ranked, axis=-1)
     return placed(ungrouped(survivors & (place >= group - kept)), mask)
+
+
+def fits(mask: jax.Array, group: int) -> bool:
+    """Whether a leaf has whole groups of so many weights along its last axis but one."""
+    return mask.ndim > 1 and mask.shape[-2] % group == 0
 
 
 def grouped(array: jax.Array, group: int) -> jax.Array:
