@@ -167,6 +167,18 @@ def test_another_mask_needs_no_other_program_and_clears_moments() -> None:
     assert step._cache_size() == 1
 
 
+def test_moments_are_found_where_a_layer_is_called_as_they_are() -> None:
+    """`0/mu/mu/w` and `0/mu/w` both end in `mu/w`."""
+    params = {"mu": {"w": jnp.ones((2, 2))}, "w": jnp.ones((2, 2))}
+    tx = prune.masked(optax.adam(0.1))
+    _, state = tx.update(params, tx.init(params), params)
+    mask = {"mu": {"w": jnp.ones((2, 2), bool)}, "w": jnp.zeros((2, 2), bool)}
+    for own in (mask, jax.tree.map(jnp.invert, mask)):
+        adam = prune.set_mask(state, own).inner[0]
+        for moment in (adam.mu, adam.nu):
+            jax.tree.map(lambda x, m: np.testing.assert_array_equal(x != 0, m), moment, own)
+
+
 def test_misuse_of_masks_in_a_state_is_one_sentence() -> None:
     params = tree()
     tx = prune.masked(optax.sgd(0.1))

@@ -11,6 +11,7 @@ import optax
 
 from lthjax.prune._lowest import absolute
 from lthjax.prune._masks import PyTree, Scope, apply, is_key, matched, ones, paths, survivors, unboxed
+from lthjax.prune._names import Keys, path_of
 from lthjax.prune._placing import all_true, placed
 from lthjax.prune._rates import Number, check_density, count
 from lthjax.prune._selection import remove_counted
@@ -159,23 +160,32 @@ def _with_mask(state: MaskedState, mask: PyTree) -> MaskedState:
 def _without_moments(inner: Any, mask: PyTree) -> Any:
     """An optimiser's state with 0 where the mask prunes, in the leaves that are shaped like parameters.
 
-    Such a leaf is one whose path ends in a parameter's path and whose shape is the parameter's, as
-    `0/mu/dense/kernel` for `dense/kernel`.
+    Such leaves are those of a subtree in the parameters' containers. Elsewhere, as in moments without the
+    leaves that `optax.masked` leaves out, one is a leaf whose path ends in a parameter's path and whose shape
+    is the parameter's, as `0/mu/dense/kernel` for `dense/kernel`.
     """
+    containers: Any = jax.tree.structure(mask)
     masks = {unboxed(path): m for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True)}
 
-    def zeroed(path: str, leaf: Any) -> Any:
-        parts = unboxed(path).split("/")
-        ends = ("/".join(parts[i:]) for i in range(len(parts) + 1))
-        m = next((masks[end] for end in ends if end in masks), None)
-        if m is None or not jnp.ndim(m) or jnp.shape(m) != jnp.shape(leaf):
+    def alike(node: Any) -> bool:
+        return bool(containers == jax.tree.structure(node))
+
+    def zeroed(leaf: Any, m: Any) -> Any:
+        if not jnp.ndim(m) or jnp.shape(m) != jnp.shape(leaf):
             return leaf
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
         return jnp.where(placed(m, leaf), leaf, jnp.zeros_like(leaf))
 
-    leaves, treedef = jax.tree.flatten(inner)
-    return jax.tree.unflatten(treedef, map(zeroed, paths(inner), leaves))
+    def cleared(keys: Keys, node: Any) -> Any:
+        if alike(node):
+            return jax.tree.map(zeroed, node, mask)
+        parts = unboxed(path_of(keys)).split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts) + 1))
+        m = next((masks[end] for end in ends if end in masks), None)
+        return node if m is None else zeroed(node, m)
+
+    return jax.tree_util.tree_map_with_path(cleared, inner, is_leaf=alike)
 
 
 def scheduled(
