@@ -9,7 +9,7 @@ run.mask(cell)["conv1"]["kernel"]           # bool array
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -373,6 +373,7 @@ def asked_levels(
     what: str,
     near: Sequence[float] = NEAR,
     last: bool = True,
+    beside: Collection[int] = (),
 ) -> list[int]:
     """The levels that `--levels` names, or those that `worth_seeing` chooses.
 
@@ -381,6 +382,7 @@ def asked_levels(
         densities: level -> density of all allowed levels; not empty.
         what: for the error, what other levels lack: "trained ticket in rewind-0".
         near, last: as for `worth_seeing`.
+        beside: levels to choose from, if any of them is allowed: those that have what is compared.
 
     Raises:
         UserError: a named level is not allowed.
@@ -390,7 +392,14 @@ def asked_levels(
         if level not in densities:
             allowed = ", ".join(map(str, sorted(densities)))
             raise UserError(f"--levels: {level} has no {what}; it may be {allowed}.")
-    return named or worth_seeing(densities, near, last)
+    preferred = {level: left for level, left in densities.items() if level in beside}
+    return named or worth_seeing(preferred or densities, near, last)
+
+
+def controlled(rows: Iterable[Row], chain: str, arms: Collection[str]) -> set[int]:
+    """The levels of a chain at which any of these arms, beside the ticket, has a cell that is done."""
+    done = [row for row in select(rows, chain=chain) if row.status == "done"]
+    return {row.level for row in done if row.arm in arms and row.arm != TICKET}
 
 
 def select(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,11 @@ def test_verdicts_by_hand() -> None:
     none = analysed.findings(run, rows(dense=[(20, None), (21, None)] * 2, ticket=events, reinit=like))
     assert [of.outcome for of in none] == ["equivalent", "undecided"]
     assert [of.test for of in none] == ["equivalence, ±0.01", "superiority"]
-    # Without a control there is one claim.
-    (alone,) = analysed.findings(run, rows(dense=dense, ticket=dense))
+    # Without a control its claim is not tested.
+    run = SimpleNamespace(path=Path("runs/A"))
+    alone, lacking = analysed.findings(run, rows(dense=dense, ticket=dense))
     assert alone.outcome != "supported"
+    assert (lacking.outcome, lacking.estimate) == ("not tested", "no control was replayed")
 
 
 def test_fewer_events_alone_lower_the_rank_correlation() -> None:

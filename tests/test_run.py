@@ -113,6 +113,9 @@ def test_chains_levels_and_seeds_are_chosen_in_one_place(trained: tuple[study.Pr
     assert reading.worth_seeing(density, (0.5,), last=False) == [2]
     assert reading.asked_levels((5, 2), density, "ticket") == [2, 5]
     assert reading.asked_levels((), density, "ticket") == [3, 4, 6]
+    assert reading.asked_levels((), density, "ticket", beside=(2, 6, 9)) == [2, 6], "levels with controls"
+    assert reading.asked_levels((), density, "ticket", beside=(9,)) == [3, 4, 6], "none is allowed"
+    assert reading.asked_levels((5,), density, "ticket", beside=(2,)) == [5]
     with pytest.raises(UserError, match="--levels: 9 has no ticket; it may be 1, 2, 3, 4, 5, 6"):
         reading.asked_levels((9,), density, "ticket")
 

@@ -96,6 +96,9 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         made.append(
             _finding(_LESS.format(name), rows, *_EVENTS, lambda n: _apart(events, n, control, TICKET))
         )
+    else:
+        claim, command = _LESS.format(_CONTROLS["reinit"]), words.command("forgetting", run.path)
+        made.append(Finding(claim, "not tested", "no control was replayed", 0, command))
     return [finding for finding in made if finding is not None]
 
 

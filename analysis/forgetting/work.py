@@ -18,7 +18,7 @@ from lthjax.training.job import Job, Trained
 
 from .. import page, record, tables
 from .. import work as trainings
-from ..run import TICKET, Row, Run, Tickets, asked_levels, densities, select
+from ..run import TICKET, Row, Run, Tickets, asked_levels, controlled, densities, select
 from . import figures
 from .table import TABLES, TEST, TRAIN, EventRow
 
@@ -92,7 +92,9 @@ def ask(run: Run, options: Options) -> Asked:
     there = densities(row for row in tickets.done if row.seed in dense)
     if not there:
         raise UserError(f"{run.path}: no seed has both a dense network and a ticket that did not diverge.")
-    levels = asked_levels(options.levels, there, f"trained ticket in {tickets.chain}", _NEAR, last=False)
+    beside = controlled(run.rows, tickets.chain, options.arms)
+    what = f"trained ticket in {tickets.chain}"
+    levels = asked_levels(options.levels, there, what, _NEAR, last=False, beside=beside)
     rows, notes = _chosen(run, tickets, levels, options.arms, dense)
     if not rows:
         raise UserError(f"--arms, --levels: no network is left ({' '.join(notes)}); name others.")

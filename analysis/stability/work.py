@@ -24,7 +24,7 @@ from lthjax.study import Prepared, Watch
 from lthjax.training.job import Job
 
 from .. import page, record, tables
-from ..run import TICKET, Run, Tickets, asked_levels, chains, densities, select
+from ..run import TICKET, Run, Tickets, asked_levels, chains, controlled, densities, select
 from ..work import Work, kept
 from . import figures
 from .measure import BARRIERS, Line, Measurer, content
@@ -148,7 +148,8 @@ def ask(run: Run, options: Options) -> Asked:
         if why := _untrained(arm):
             raise UserError(f"--arms: {arm} {why}, so that no copies of it can be trained; leave it out.")
     what = f"trained ticket in {tickets.chain}"
-    levels = asked_levels(options.levels, densities(tickets.done), what, _NEAR, last=False)
+    beside = controlled(run.rows, tickets.chain, options.arms)
+    levels = asked_levels(options.levels, densities(tickets.done), what, _NEAR, last=False, beside=beside)
     seeds = sorted({*(options.seeds or there)})
     places = [(DENSE, 0, DENSE, ks)] if DENSE in options.arms else []
     places += [
