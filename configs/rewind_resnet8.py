@@ -9,7 +9,7 @@ convolutions, ranked together. Random masks of the same density are trained from
     python -m analysis.stability runs/REWIND_RESNET8 --k 0 100 --arms dense --levels 4
 
 Needs cifar10.npz in data/, or an internet connection to fetch it once.
-Time: 14 h on 2 x86-64 cores, estimated by `--dry-run`; an H100 trained it, six networks at a time, in about
+Time: 12 h on 2 x86-64 cores, estimated by `--dry-run`; an H100 trained it, six networks at a time, in about
 18 min, which other work shared.
 Result: the figure of rewind steps in the report; `analysis.stability` adds how stable each step is to the
 order of the data. Published in results/rewind_resnet8.
