@@ -193,6 +193,10 @@ def test_the_images_of_a_run(made: Made, capsys: pytest.CaptureFixture[str]) -> 
     flat = {**found, "agreement.csv": [row._replace(kappa=0.3) for row in found["agreement.csv"]]}
     none, alike = by_image.findings(open_run(run), flat)
     assert (none.outcome, none.test, alike.outcome) == ("equivalent", "equivalence, ±0.05", "supported")
+    # Random masks are as alike: the claim says nothing of tickets.
+    assert none.beside.startswith("random does not pass (equivalent): ")
+    assert alike.beside.startswith("random passes the same test: +0.300")
+    assert alike.beside.endswith("; so the claim does not tell tickets from random")
     before = (run / "examples" / "pairs.csv").read_bytes()
     record.perform(by_image.ANALYSIS, run, data_dir=where)
     assert (run / "examples" / "pairs.csv").read_bytes() == before

@@ -22,9 +22,9 @@ from lthjax.imp import DENSE
 from lthjax.measures.stats import PERCENT, POSITIVE, equivalent, mean_interval, paired_error, verdict
 
 from .. import words
-from ..claims import SUPERIOR, At, everywhere, named
+from ..claims import SUPERIOR, At, beside, everywhere, named
 from ..page import Link, Section, Table
-from ..record import Analysis, Finding
+from ..record import LEAST_SEEDS, Analysis, Finding
 from ..run import TICKET, Run
 from . import figures
 from .table import (
@@ -54,9 +54,9 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
               "networks with p < 5 %"]  # fmt: skip
     lines = []
     for level in levels(pairs):
-        beside = [(arm, DENSE) for arm in arms(pairs)]
-        beside += [(TICKET, arm) for arm in arms(pairs) if arm != TICKET]
-        for arm, other in beside:
+        networks = [(arm, DENSE) for arm in arms(pairs)]
+        networks += [(TICKET, arm) for arm in arms(pairs) if arm != TICKET]
+        for arm, other in networks:
             own = [row for row in pairs if (row.level, row.arm, row.other) == (level, arm, other)]
             if not own:
                 continue
@@ -101,18 +101,18 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
             Finding(claim, "not tested", "images were not compared", 0, command) for claim in (_OWN, _LOST)
         ]
     rows: Sequence[AgreementRow] = found["agreement.csv"]
-    own = {level: _above(rows, level) for level in levels(rows)}
-    lost = {level: between(rows, level, TICKET, TICKET, LOSSES) for level in levels(rows)}
-    return [
-        finding
-        for claim, values in ((_OWN, own), (_LOST, lost))
-        if (finding := _finding(claim, values, rows)) is not None
-    ]
+    made = [_finding(claim, rows) for claim in (_OWN, _LOST)]
+    return [finding for finding in made if finding is not None]
 
 
-def _above(rows: Sequence[AgreementRow], level: int) -> list[float]:
-    """κ of a ticket and its own dense network less the mean κ with other seeds', one a ticket's seed."""
-    own = [row for row in rows if (row.level, row.of, row.arm, row.other) == (level, "errors", TICKET, DENSE)]
+def _values(claim: str, rows: Sequence[AgreementRow], level: int, arm: str) -> list[float]:
+    """What a claim is about, of an arm in place of the ticket."""
+    return _above(rows, level, arm) if claim == _OWN else between(rows, level, arm, arm, LOSSES)
+
+
+def _above(rows: Sequence[AgreementRow], level: int, arm: str) -> list[float]:
+    """κ of a network and its own dense network less the mean κ with other seeds', one a network's seed."""
+    own = [row for row in rows if (row.level, row.of, row.arm, row.other) == (level, "errors", arm, DENSE)]
     made = []
     for seed in sorted({row.seed for row in own}):
         values = {row.other_seed: row.kappa for row in own if row.seed == seed and row.kappa is not None}
@@ -122,14 +122,17 @@ def _above(rows: Sequence[AgreementRow], level: int) -> list[float]:
     return made
 
 
-def _finding(
-    claim: str, by_level: Mapping[int, Sequence[float]], rows: Sequence[AgreementRow]
-) -> Finding | None:
-    tests = {
+def _tests(claim: str, rows: Sequence[AgreementRow], arm: str) -> dict[int, At]:
+    """Level -> the test of a claim, of an arm in place of the ticket; without levels that have no values."""
+    return {
         n: At(f"at level {n}", verdict(values), equivalent(values, _SAME))
-        for n, values in by_level.items()
-        if values
+        for n in levels(rows)
+        if (values := _values(claim, rows, n, arm))
     }
+
+
+def _finding(claim: str, rows: Sequence[AgreementRow]) -> Finding | None:
+    tests = _tests(claim, rows, TICKET)
     if not tests:
         return None
     judged = everywhere([*tests.values()])
@@ -138,7 +141,14 @@ def _finding(
     seeds = {row.seed for row in rows if (row.level, row.arm, row.other) == (decides, TICKET, DENSE)}
     where = Link("image by image", "#examples")
     test = named(judged, SUPERIOR, f"±{_SAME:g}")
-    return Finding(claim, judged.outcome, f"{what} {judged.said('+.3f')}", len(seeds), where, test)
+    others = {arm: _tests(claim, rows, arm) for arm in dict.fromkeys(row.arm for row in rows)}
+    controls = {
+        arm: everywhere([*of.values()]) for arm, of in others.items() if of and arm not in (TICKET, DENSE)
+    }
+    said = beside(
+        judged.outcome if len(seeds) >= LEAST_SEEDS else "too few seeds", controls, "+.3f", levels=len(tests)
+    )
+    return Finding(claim, judged.outcome, f"{what} {judged.said('+.3f')}", len(seeds), where, test, said)
 
 
 ANALYSIS = Analysis("examples", "Image by image", Options, work, TABLES, section, findings)
