@@ -21,7 +21,7 @@ from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
 from ..run import TICKET, Row, Run, chains
 from .paired import differences
-from .verdicts import at, at_some, images_of, in_range
+from .verdicts import at, at_some, images_of, in_range, levels_there
 
 FILE = "sequential.json"
 # Looks at the data, each after as many further seeds as the first one has.
@@ -302,11 +302,11 @@ def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> 
     claim = CLAIMS[state.claim]
     test = f"{NON_INFERIOR}, margin {-claim.threshold:g} pp" if claim.other == DENSE else SUPERIOR
     test += f", by {claim.threshold:g} pp or more" if claim.threshold > 0 else ""
-    there = in_range(differences(own, state.chain or _first(own), TICKET, DENSE))
+    there = levels_there(own, state.chain or _first(own))
     then = "" if tested.outcome == state.outcome else f"at the last look it was {state.outcome}"
     by_looks = plain._replace(
         outcome=tested.outcome,
-        estimate=tested.said("+.2f", " pp", state.rule) + at_some(tested.levels, len(there)),
+        estimate=tested.said("+.2f", " pp", state.rule) + at_some(tested.levels, there),
         n=tested.decides.verdict.bounds.n,
         test=f"{test}, {counted(len(state.looks), 'look')}",
         beside="; ".join(filter(None, (state.how, then, plain.beside))),

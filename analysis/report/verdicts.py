@@ -47,7 +47,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     images = images_of(study)
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
     found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
-    there = len(in_range(to_dense[TICKET]))
+    there = levels_there(rows, chain)
     end = ends.total(study, rows)
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
@@ -102,6 +102,11 @@ def _everywhere(
     n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
     estimate = f"{said}{at_some(len(levels), of)}"
     return Finding(claim, tested.outcome, estimate, n, where, named(tested, test))
+
+
+def levels_there(rows: Sequence[Row], chain: str) -> int:
+    """The levels of 80 to 90 % sparsity at which tickets stand beside their dense network."""
+    return len(in_range(differences(rows, chain, TICKET, DENSE)))
 
 
 def at_some(levels: int, of: int) -> str:
@@ -268,7 +273,7 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
         tests.append(At(place, stats.geometric_verdict(of.ratios, 1), equal))
     tested = everywhere(tests, same=1)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
-    there = len(in_range(differences(rows, chain, TICKET, DENSE)))
+    there = levels_there(rows, chain)
     said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{at_some(len(levels), there)}"
     return Finding(claim, tested.outcome, said, n, where, named(tested, SUPERIOR, TIMES))
 
@@ -287,7 +292,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, 
                 commands.extended(again, "--rewind", "0", "1 epoch"),
             )
         ]
-    found, there = [], len(in_range(differences(rows, first, TICKET, DENSE)))
+    found, there = [], levels_there(rows, first)
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
