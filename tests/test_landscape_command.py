@@ -911,6 +911,8 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
         assert said.outcome == outcome
         assert "1.01 against 3.01: -2, at most -2 (one-sided 95 %) at matched train loss" in said.estimate
         assert said.beside == f"{note}matched at step 20 of the ticket and 30 to 32 of reinit"
+        unknown = command.flatter(open_run(run), found._replace(rows=flat + losses))[0]
+        assert unknown.beside == note.removesuffix("; "), "a table without steps"
     turned = [row for row in flat if row.where == "end"]
     losses = [row._replace(quantity="train_loss", value=0.1) for row in turned]
     assert command.flatter(open_run(run), found._replace(rows=turned + losses))[0].outcome == "refuted"

@@ -96,6 +96,8 @@ def test_late_rewinding_by_hand() -> None:
     )
     assert len(late) == len(early) == got.seeds
     np.testing.assert_allclose(got.rewound(6).mean, np.mean(np.subtract(late, early)))
+    assert got.rewound(6, 250) == got.rewound(6)
+    assert got.rewound(6, 0).mean == 0, "the earliest against itself"
 
 
 def test_moved_tickets_by_hand() -> None:

@@ -89,7 +89,8 @@ class Measured(Cells):
     def rewound(self, level: int, step: int | None = None) -> Interval:
         """Tickets of a rewind step (by default the latest) − those of the earliest, in points, by seed."""
         steps = sorted(self.about["lengths"]["rewind"])
-        late, early = (self.of_seeds("ticket", level, k) for k in (step or steps[-1], steps[0]))
+        later = steps[-1] if step is None else step
+        late, early = (self.of_seeds("ticket", level, k) for k in (later, steps[0]))
         return difference(late, early)
 
     def train(self, arm: str, level: int = 0, rewind: int = 0) -> float:

@@ -177,13 +177,15 @@ def _equal(ours: Mapping[int, float], theirs: Mapping[int, float]) -> stats.Verd
 
 
 def stopped(rows: Sequence[table.Number], control: str) -> str:
-    """After how many steps tickets and a control have the losses that were matched."""
-
-    def steps(place: int) -> str:
-        of = [pair.steps[place] for pair in table.matched_pairs(rows) if pair.control == control]
-        return f"{min(of):,}" if len({*of}) == 1 else f"{min(of):,} to {max(of):,}"
-
-    return f"matched at step {steps(0)} of the ticket and {steps(1)} of {control}"
+    """At which steps tickets and a control have the losses that were matched; "" where none is known."""
+    pairs = [pair.steps for pair in table.matched_pairs(rows) if pair.control == control]
+    if not pairs:
+        return ""
+    ours, theirs = (
+        f"{min(of):,}" if len({*of}) == 1 else f"{min(of):,} to {max(of):,}"
+        for of in zip(*pairs, strict=True)
+    )
+    return f"matched at step {ours} of the ticket and {theirs} of {control}"
 
 
 def unmatched(rows: Sequence[table.Number], control: str) -> str:
