@@ -16,7 +16,8 @@ from matplotlib import image
 from scipy import stats as scipy_stats
 from test_report import row
 
-from analysis import card, mask, open_run, tables
+from analysis import card, compare, mask, open_run, tables
+from analysis.compare.entries import Entry, Point
 from analysis.report import accuracy, gaps, numbers
 from analysis.run import Row, Run
 from lthjax import study
@@ -277,3 +278,25 @@ def test_a_layer_is_found_by_its_name() -> None:
     ]
     with pytest.raises(UserError, match="--layer: 'b' has b/c/kernel, b/d/kernel; name one of them"):
         mask.named("b", whole)
+
+
+@pytest.mark.parametrize(
+    ("sparsest", "controls", "panels"), [(88.0, 0.0, 2), (93.0, 0.0, 1), (88.0, 95.0, 2)]
+)
+def test_differences_near_the_dense_network_get_a_panel(
+    sparsest: float, controls: float, panels: int
+) -> None:
+    """Where those of the only arm reach more than 5 points below it; arms share an axis as they are."""
+    points = [Point(0.8, {0: 97.5, 1: 98.5}, 2), Point(0.1, {0: sparsest, 1: sparsest + 1}, 11)]
+    arms = {"ticket": points} | ({"reinit": [Point(0.1, {0: controls}, 12)]} if controls else {})
+    (entry,) = entries = [Entry("20 % a round", "", {0: 97.0, 1: 98.0}, arms)]
+    drawn = compare.figures.compared(entries, "A study")
+    seen = [axes for axes in drawn.axes if axes.get_visible()]
+    assert len(seen) == panels
+    near = [axes for axes in seen if axes.get_title("left") == "ticket, near the dense network"]
+    assert len(near) == compare.figures.is_far(entries) == (panels == 2 and not controls)
+    for axes in near:
+        low, high = axes.get_ylim()
+        assert (low, high) == (-2, pytest.approx(0.55))
+    means = [line.get_ydata() for axes in seen for line in axes.lines if line.get_label() == entry.name]
+    assert [*means[0]] == [pytest.approx(0.5), pytest.approx(sparsest + 0.5 - 97.5)]

@@ -115,13 +115,14 @@ def tickets(found: Sequence[Entry]) -> Table:
 
 
 def _overview(found: Sequence[Entry], heading: str) -> Section:
+    near = " The lower panel shows the same near the dense network." if figures.is_far(found) else ""
     drawn = Drawn(
         "compared",
         "Difference to the dense network against weights left",
         figures.compared(found, f"{heading}: difference to dense"),
         "Test accuracy at the end of training minus that of the same seed's dense network, in percentage "
         "points; one panel an arm, on shared axes. Lines are means over seeds, points the seeds, bars the "
-        "95 % interval of the mean by Student's t. Look for where each line leaves zero.",
+        f"95 % interval of the mean by Student's t. Look for where each line leaves zero.{near}",
         (("study", "arm", "density", "seed", "test_accuracy_percent", "dense_percent", "trainings"), [
             (entry.name, arm, point.density, seed, value, entry.dense.get(seed), point.trainings)
             for entry in found for arm, points in entry.arms.items() for point in points

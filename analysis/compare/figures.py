@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lthjax.arms import ARMS
@@ -10,37 +11,81 @@ from lthjax.imp import DENSE
 from lthjax.measures.stats import mean_interval, paired
 
 from .. import draw
-from .entries import Entry, at_most
+from .entries import Entry, Point, at_most
+
+# Points below the dense network from which on the differences of a single arm get a second panel of those
+# near 0, and how many it shows.
+_FAR, _NEAR = 5.0, 2.0
 
 
 @matplotlib.rc_context(draw.STYLE)
 def compared(entries: Sequence[Entry], heading: str) -> Figure:
-    """Every entry's difference to its dense network against weights left; one panel an arm."""
-    there = dict.fromkeys(arm for entry in entries for arm in entry.arms)
-    names = sorted(there, key=lambda arm: list(ARMS).index(arm) if arm in ARMS else len(ARMS))
-    figure, panels = draw.few_beside(heading, len(names))
-    densities: set[float] = set()
+    """Every entry's difference to its dense network against weights left; one panel an arm.
+
+    Where those of a single arm reach far below 0, a second panel shows those near it (`is_far`).
+    """
+    names = _arms(entries)
+    if is_far(entries):
+        figure, panels = draw.panels(heading, (2, 1), (7.2, 6.6), sharex=True)
+        names *= 2
+    else:
+        figure, panels = draw.few_beside(heading, len(names))
+    left, gains = set[float](), list[float]()
     for axes, arm in zip(panels.ravel(), names, strict=False):
         axes.tick_params(labelbottom=True)
         axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
         axes.set_title(arm, loc="left", fontsize=10)
         axes.set_xlabel(draw.WEIGHTS_LEFT)
-        for entry, (colour, marker, line) in zip(entries, _looks(entries), strict=True):
-            points = [point for point in entry.arms.get(arm, []) if point.density]
-            x = [100 * point.density for point in points]
-            densities.update(x)
-            gains = [paired(point.accuracies, entry.dense) for point in points]
-            intervals = [mean_interval(gain) for gain in gains]
-            means = [interval.mean for interval in intervals]
-            axes.plot(x, means, line, color=colour, marker=marker, ms=4, label=entry.name)
-            for left, gain, interval in zip(x, gains, intervals, strict=True):
-                axes.plot([left] * len(gain), gain, ".", color=colour, ms=2.5, alpha=0.6)
-                if interval.n >= draw.BAND_FROM:
-                    axes.vlines(left, interval.low, interval.high, color=colour, alpha=0.35, lw=1)
-    draw.weights_axis(panels[0, 0], densities)
+        for entry, look in zip(entries, _looks(entries), strict=True):
+            x, values = _differences(axes, entry, arm, look)
+            left.update(x)
+            gains += values
+    if is_far(entries):
+        panels[0, 0].set_xlabel("")
+        panels[1, 0].set_title(f"{names[0]}, near the dense network", loc="left", fontsize=10)
+        panels[1, 0].set_ylim(-_NEAR, max(0.1, 1.1 * max(gains)))
+    draw.weights_axis(panels[0, 0], left)
     figure.supylabel("test accuracy − dense (pp)", fontsize=10)
     draw.legend_below(figure, panels[0, 0])
     return figure
+
+
+def is_far(entries: Sequence[Entry]) -> bool:
+    """Whether `compared` has a panel for differences near 0: those of its only arm reach far below."""
+    names = _arms(entries)
+    gains = [
+        gain for e in entries for arm in names for point in e.arms.get(arm, []) for gain in _gains(e, point)
+    ]
+    return len(names) == 1 and min(gains, default=0.0) < -_FAR
+
+
+def _arms(entries: Sequence[Entry]) -> list[str]:
+    """The arms of any entry, in the order of their table; moved tickets, which it lacks, last."""
+    there = dict.fromkeys(arm for entry in entries for arm in entry.arms)
+    return sorted(there, key=lambda arm: list(ARMS).index(arm) if arm in ARMS else len(ARMS))
+
+
+def _gains(entry: Entry, point: Point) -> list[float]:
+    """A point's differences to the dense network of the same seed, in percentage points."""
+    return paired(point.accuracies, entry.dense)
+
+
+def _differences(
+    axes: Axes, entry: Entry, arm: str, look: tuple[str, str, str]
+) -> tuple[list[float], list[float]]:
+    """Draws an arm of an entry; returns percentages of weights left and the differences of all seeds."""
+    colour, marker, line = look
+    points = [point for point in entry.arms.get(arm, []) if point.density]
+    x = [100 * point.density for point in points]
+    gains = [_gains(entry, point) for point in points]
+    intervals = [mean_interval(gain) for gain in gains]
+    means = [interval.mean for interval in intervals]
+    axes.plot(x, means, line, color=colour, marker=marker, ms=4, label=entry.name)
+    for left, gain, interval in zip(x, gains, intervals, strict=True):
+        axes.plot([left] * len(gain), gain, ".", color=colour, ms=2.5, alpha=0.6)
+        if interval.n >= draw.BAND_FROM:
+            axes.vlines(left, interval.low, interval.high, color=colour, alpha=0.35, lw=1)
+    return x, [value for gain in gains for value in gain]
 
 
 @matplotlib.rc_context(draw.STYLE)

@@ -81,7 +81,7 @@ def _forgetting(rows: Sequence[ForgettingRow], agreement: Sequence[AgreementRow]
     """What tickets forget from level to level, over the seeds that have most levels."""
     last, networks = max((row.last, row.networks) for row in rows)
     own = [row for row in rows if (row.last, row.networks) == (last, networks)]
-    header = ["networks in sequence", "always right (%)", "never", "forgotten", "events an image",
+    header = ["networks in sequence", "seeds", "always right (%)", "never", "forgotten", "events an image",
               "κ of two seeds"]  # fmt: skip
     shares = [
         words.percent(mean_interval([100 * getattr(row, name) / row.images for row in own], within=PERCENT))
@@ -89,8 +89,10 @@ def _forgetting(rows: Sequence[ForgettingRow], agreement: Sequence[AgreementRow]
     ]
     events = words.interval(mean_interval([row.events / row.images for row in own], within=POSITIVE), ".3f")
     alike = words.interval(mean_interval(between(agreement, last, TICKET, TICKET, FORGOTTEN)), "+.2f")
-    title = f"What tickets forget, from the dense network to level {last}: right, and wrong at the next level"
-    return Table(title, header, [[str(networks), *shares, events, alike]], 0)
+    title = (
+        f"What tickets forget, from the dense network to level {last}: right, and wrong in the next network"
+    )
+    return Table(title, header, [[str(networks), str(len(own)), *shares, events, alike]], 0)
 
 
 def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:

@@ -28,10 +28,11 @@ _MOST_LEVELS = 4
 def drawn(found: Mapping[str, Any]) -> list[Drawn]:
     """Both figures with their captions, from the tables by file."""
     rows, inputs = found["overlap.csv"], found["inputs.csv"]
-    n = seeds_at(rows, rows[0].level)
+    n = sorted({seeds_at(rows, row.level) for row in rows})
+    seeds = f"{n[0]} to {n[-1]}" if len(n) > 1 else f"{n[0]}"
     overlaps = (
         "Overlap of the tickets of two seeds, connections in both divided by connections in either, layer by "
-        f"layer and of all together. Small points are pairs of the {n} seeds, large ones their mean, bars "
+        f"layer and of all together. Small points are pairs of {seeds} seeds, large ones their mean, bars "
         "its 95 % interval over seeds (jackknife; of three seeds or more), dashes the same after both "
         "tickets were shuffled within their layers: matching finds agreement in noise, too. It finds a "
         "local optimum, so that a matched overlap is a lower bound."
