@@ -1,7 +1,7 @@
 """The house style of figures, and the plots that they share."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -83,6 +83,20 @@ def few_beside(heading: str, count: int) -> tuple[Figure, np.ndarray]:
     for axes in grid.ravel()[max(count, 1) :]:
         axes.set_visible(False)
     return figure, grid
+
+
+def over_levels(
+    axes: Axes,
+    places: Mapping[int, float],
+    values: Mapping[int, Sequence[float]],
+    style: tuple[str, str, str],
+    name: str,
+    **how: Any,
+) -> None:
+    """The `curve` of level -> values over level -> place, of the levels that have values, if any."""
+    known = {level: of for level, of in values.items() if of}
+    if known:
+        curve(axes, [places[level] for level in known], [*known.values()], style, name, **how)
 
 
 def by_level(points: Iterable[tuple[int, float, float]]) -> tuple[list[float], list[list[float]]]:

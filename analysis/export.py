@@ -16,7 +16,7 @@ from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 
-from . import card
+from . import card, tables
 from .run import Row, Run, open_run
 
 _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "steps")
@@ -40,7 +40,9 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     if to.exists() and not _exported(to):
         raise UserError(f"{to}: it is there and is no exported cell, and is not replaced; name another file.")
     opened = open_run(run)
-    row = _row(opened.rows, cell)
+    row = there(opened, cell)
+    if row.status != "done":
+        raise UserError("the cell diverged, and its weights were not kept; choose another.")
     trained, mask, result = opened.weights(cell), opened.mask(cell), opened.results[cell]
     rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound
     origin = opened.state(cell.seed, result["start"]) if rewound else None
@@ -68,21 +70,21 @@ def _exported(file: Path) -> bool:
     return isinstance(metadata, dict) and {"study", "made_from", *Cell._fields} <= metadata.keys()
 
 
-def _row(rows: list[Row], cell: Cell) -> Row:
-    of_seed = [row for row in rows if row.seed == cell.seed]
-    if not of_seed:
-        raise UserError(f"--seed: {cell.seed} is not in the run; it has {sorted({r.seed for r in rows})}.")
-    found = [row for row in of_seed if row.cell == cell]
-    if not found:
-        there = sorted({(r.chain, r.level, r.arm) for r in of_seed})
-        words = "; ".join(f"{chain}, level {level}, {arm}" for chain, level, arm in there)
-        raise UserError(
-            f"seed {cell.seed} has no cell {cell.chain}, level {cell.level}, {cell.arm}, "
-            f"repeat {cell.repeat}; it has: {words}."
-        )
-    if found[0].status != "done":
-        raise UserError("the cell diverged, and its weights were not kept; choose another.")
-    return found[0]
+def there(run: Run, cell: Cell) -> Row:
+    """The row of a cell; raises where the run has no such cell, and says which there are."""
+    seeds = sorted({row.seed for row in run.rows})
+    if cell.seed not in seeds:
+        raise UserError(f"--seed: {cell.seed} is not in the run; it has {', '.join(map(str, seeds))}.")
+    found = next((row for row in run.rows if row.cell == cell), None)
+    if found is not None:
+        return found
+    own = sorted({(r.chain, r.arm, r.level) for r in run.rows if r.seed == cell.seed and r.chain != DENSE})
+    levels = tables.grouped(((chain, arm), str(level)) for chain, arm, level in own)
+    said = [f"{chain}: {arm} at levels {', '.join(of)}" for (chain, arm), of in levels.items()]
+    raise UserError(
+        f"seed {cell.seed} has no cell {cell.chain}, level {cell.level}, {cell.arm}, repeat {cell.repeat}; "
+        f"it has {'; '.join(said) or 'the dense network alone'}."
+    )
 
 
 def only_chain(rows: Sequence[Row], seed: int, level: int, arm: str, repeat: int = 1) -> str:
@@ -101,15 +103,13 @@ def only_chain(rows: Sequence[Row], seed: int, level: int, arm: str, repeat: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Writes a cell of a run folder as one safetensors file, which any framework reads."""
+class Named:
+    """The options of a command about one cell."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    file: Annotated[Path, tyro.conf.Positional]
-    """The safetensors file to write."""
-    seed: int = 0
-    """The seed."""
+    seed: int | None = None
+    """The seed; by default the first of the run."""
     level: int
     """The level; 0 is the dense network."""
     arm: str = "ticket"
@@ -118,17 +118,26 @@ class Options:
     """Which repeat, from 1."""
     chain: str | None = None
     """The chain; may be left out where only one has such a cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Named):
+    """Writes a cell of a run folder as one safetensors file, which any framework reads."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """The safetensors file to write."""
     card: bool = False
     """Also write a model card, README.md beside the file: study, accuracy, controls, how to load it."""
 
 
-def chosen(run: Run, options: Options) -> Cell:
+def chosen(run: Run, options: Named) -> Cell:
     """The cell that the options name.
 
     Raises:
         UserError: they leave out the chain, and several have such a cell.
     """
-    seed, level, arm, repeat = options.seed, options.level, options.arm, options.repeat
+    level, arm, repeat = options.level, options.arm, options.repeat
+    seed = min(row.seed for row in run.finished()) if options.seed is None else options.seed
     if level == 0:
         return Cell(seed, DENSE, 0, DENSE, repeat)
     return Cell(seed, options.chain or only_chain(run.rows, seed, level, arm, repeat), level, arm, repeat)

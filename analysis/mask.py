@@ -9,21 +9,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import matplotlib
 import numpy as np
-import tyro
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from lthjax import cli, files, home, prune
 from lthjax.errors import UserError, unknown
 from lthjax.imp import DENSE, Cell
+from lthjax.measures import structure
 
-from . import draw, tables, words
-from .export import only_chain
+from . import draw, words
+from .export import Named, chosen, there
 from .run import Run, open_run
 
 # Width over height that a picture of many tiles comes near to.
@@ -47,7 +47,7 @@ def drawing(run: str | Path | Run, cell: Cell, layer: str, weights: bool = False
             weights.
     """
     opened = open_run(run)
-    _check(opened, cell)
+    there(opened, cell)
     masks = _by_path(opened.mask(cell))
     path = named(layer, masks)
     mask = masks[path]
@@ -94,11 +94,9 @@ def tiles(array: np.ndarray, image: Sequence[int]) -> tuple[np.ndarray, str]:
     columns = filters if 1.6 * columns >= filters else columns
     rows = math.ceil(filters / columns)
     picture = np.full((rows * block - apart, columns * (width + 1) - 1), np.nan)
-    for number in range(filters):
-        down, right = number // columns * block, number % columns * (width + 1)
-        for channel in range(channels):
-            top = down + channel * (height + 1)
-            picture[top : top + height, right : right + width] = array[:, :, channel, number]
+    for row in range(rows):
+        part = structure.side_by_side(array[..., row * columns : (row + 1) * columns])
+        picture[row * block :][: len(part), : part.shape[1]] = part
     what = f"a tile a filter ({height}×{width})"
     if channels > 1:
         what = f"a column a filter, its {channels} input channels below each other ({height}×{width} each)"
@@ -130,22 +128,6 @@ def _by_path(tree: Any) -> dict[str, np.ndarray]:
     return dict(zip(prune.paths(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
 
 
-def _check(run: Run, cell: Cell) -> None:
-    """Raises where the run has no such cell, and says which there are."""
-    if cell in run.results:
-        return
-    seeds = sorted({one.seed for one in run.results})
-    if cell.seed not in seeds:
-        raise UserError(f"--seed: {cell.seed} is not in the run; it has {', '.join(map(str, seeds))}.")
-    own = [one for one in run.results if one.seed == cell.seed and one.chain == cell.chain]
-    levels = tables.grouped((one.arm, one.level) for one in sorted(own, key=lambda one: (one.arm, one.level)))
-    there = [f"{arm} at levels {', '.join(map(str, dict.fromkeys(of)))}" for arm, of in levels.items()]
-    raise UserError(
-        f"seed {cell.seed} has no {cell.chain}, level {cell.level}, {cell.arm}, repeat {cell.repeat}; it has "
-        f"{'; '.join(there) or 'the dense network alone'}."
-    )
-
-
 def _pictured(picture: np.ndarray, kept: np.ndarray, heading: str, below: str, weights: bool) -> Figure:
     """The picture under its heading; a colour bar for weights."""
     shape = picture.shape
@@ -172,23 +154,11 @@ def _pictured(picture: np.ndarray, kept: np.ndarray, heading: str, below: str, w
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Named):
     """Draws the mask or the weights of one layer of one network of a run folder; prints the file's path."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run folder."""
     layer: str
     """The layer: its name, for example conv1, or a path, conv1/kernel."""
-    level: int
-    """The level; 0 is the dense network."""
-    seed: int | None = None
-    """The seed; by default the first of the run."""
-    arm: str = "ticket"
-    """The arm."""
-    chain: str | None = None
-    """The chain; may be left out where only one has such a cell."""
-    repeat: int = 1
-    """Which repeat, from 1."""
     weights: bool = False
     """Draw the final weights, the pruned ones grey."""
     to: Path | None = None
@@ -199,16 +169,10 @@ def main(arguments: list[str]) -> None:
     """The command line."""
     options = cli.parsed(Options, arguments, home.command("mask"))
     run = open_run(options.run)
-    rows = run.finished()
-    seed = min(row.seed for row in rows) if options.seed is None else options.seed
-    level, arm, repeat = options.level, options.arm, options.repeat
-    cell = Cell(seed, DENSE, 0, DENSE)
-    if level:
-        cell = Cell(seed, options.chain or only_chain(rows, seed, level, arm, repeat), level, arm, repeat)
+    cell = chosen(run, options)
     name = f"{'weights' if options.weights else 'mask'}-{options.layer.replace('/', '-')}"
-    usual = (
-        f"{name}-{cell.chain}-level={level}-{cell.arm}{f'.r{repeat}' if repeat > 1 else ''}-seed={seed}.png"
-    )
+    again = f".r{cell.repeat}" if cell.repeat > 1 else ""
+    usual = f"{name}-{cell.chain}-level={cell.level}-{cell.arm}{again}-seed={cell.seed}.png"
     to = options.to or run.path / "mask" / usual
     if to.suffix.lstrip(".") not in _KINDS:
         raise UserError(f"--to: {str(to)!r} is not allowed; it must end in .{', .'.join(_KINDS)}.")

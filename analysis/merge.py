@@ -38,17 +38,13 @@ def main(arguments: list[str]) -> None:
     for run, count in done.copied.items():
         _say(f"{run}: {counted(count, 'cell or rewind state', 'cells and rewind states')} copied")
     _say(f"{done.into}: {counted(done.there, 'cell or rewind state', 'cells and rewind states')} in all")
-    if alone := [path for run in done.copied for path in _analyses(run)]:
+    results = [run / of for run in done.copied for name in ANALYSES for of in (name, f"{name}.json")]
+    if alone := [path for path in results if path.exists()]:
         _say(f"not merged, as analyses look at whole runs: {', '.join(map(str, alone))}")
     if done.into.absolute().name != done.name:
         _say(f"{home.RUN} goes on with the study where the folder is called {done.name}")
     _say(f"{home.command('report', done.into)} writes the report")
     print(done.into)
-
-
-def _analyses(run: Path) -> list[Path]:
-    """The results of analyses in a run folder."""
-    return [path for name in ANALYSES for path in (run / name, run / f"{name}.json") if path.exists()]
 
 
 def _say(text: str) -> None:

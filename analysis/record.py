@@ -58,6 +58,11 @@ def settled(finding: Finding) -> Finding:
     return finding._replace(outcome="too few seeds") if few else finding
 
 
+def untested(claim: str, why: str, where: str | Link) -> Finding:
+    """A claim that was not tested, and why; `where` is the command that tests it."""
+    return Finding(claim, "not tested", why, 0, where)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of every analysis."""
@@ -145,13 +150,11 @@ def read_tables(
     `check` raises a ValueError where tables lack rows or do not fit each other.
     """
     where = run.path / name
-    try:
+    with tables.reading(where, words.command(name, run.path)):
         found: dict[str, Any] = {file: tables.read_rows(where / file, kind) for file, kind in kinds.items()}
         if check is not None:
             check(found)
-        return found
-    except tables.DAMAGED as error:
-        raise tables.unreadable(where, error, words.command(name, run.path)) from error
+    return found
 
 
 def needed(analysis: Analysis, run: Run) -> Any:
@@ -181,8 +184,8 @@ def perform(analysis: Analysis, run: Run | str | Path, *, watch: Watch | None = 
     return analysis.work(run, analysis.options(run=run.path, **asked), watch or progress.watch(True))
 
 
-def command(analysis: Analysis) -> Callable[[list[str]], None]:
-    """The main function of the command of an analysis."""
+def command(analysis: Analysis, module: str = "") -> Callable[[list[str]], None]:
+    """The main function of the command of an analysis; it is run where `module` is the program."""
 
     def main(arguments: list[str]) -> None:
         options = cli.parsed(analysis.options, arguments, home.command(analysis.name))
@@ -196,6 +199,8 @@ def command(analysis: Analysis) -> Callable[[list[str]], None]:
             page.print_section(analysis.section(run, found(analysis, run)))
         print(path)
 
+    if module == "__main__":
+        cli.run(main)
     return main
 
 

@@ -39,7 +39,7 @@ from .landscape.table import ArmDifference
 from .page import Table
 from .report import facts
 from .retraining import table as retraining
-from .run import TICKET, images_of, select
+from .run import TICKET, images_of, percent, select
 
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 
@@ -220,14 +220,7 @@ class Compared(_Folder):
         """
         found = []
         for about, rows in zip(self.about, self.by_run, strict=True):
-            measured = [
-                {
-                    one.seed: 100 * one.validation_accuracy
-                    for one in select(rows, arm=arm)
-                    if one.validation_accuracy is not None
-                }
-                for arm in named
-            ]
+            measured = [percent(select(rows, arm=arm), "validation_accuracy") for arm in named]
             mean = fmean(fmean(of.values()) for of in measured) if all(measured) else -math.inf
             found.append((about["identity"][field], measured, mean))
         best = max(mean for *_, mean in found)

@@ -345,9 +345,14 @@ def images_of(study: Mapping[str, Any]) -> int:
     return int(study.get("data", {}).get("test") or 0)
 
 
+def percent(rows: Iterable[Seeded], column: str) -> dict[int, float]:
+    """Seed -> a column's share in percent, repeats averaged."""
+    return {seed: 100 * value for seed, value in by_seed(rows, column).items()}
+
+
 def accuracies(rows: Iterable[Seeded]) -> dict[int, float]:
     """Seed -> test accuracy at the end in percent, repeats averaged."""
-    return {seed: 100 * value for seed, value in by_seed(rows, "test_accuracy").items()}
+    return percent(rows, "test_accuracy")
 
 
 def densities(rows: Iterable[Row]) -> dict[int, float]:
@@ -420,6 +425,11 @@ def grouped(rows: Iterable[_Of], *columns: str) -> dict[Any, list[_Of]]:
 def chains(rows: Sequence[Row]) -> list[str]:
     """The chains of a table by rewind step, those led by other arms than the ticket last; without "dense"."""
     return sorted({row.chain for row in rows} - {DENSE}, key=_by_number)
+
+
+def ticket_chains(rows: Sequence[Row]) -> list[str]:
+    """The chains that tickets lead, by rewind step."""
+    return [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
 
 
 def arms(rows: Sequence[Row]) -> list[str]:

@@ -1,10 +1,11 @@
 """Tables in files: rows to CSV and back, written whole with their checksums, the marker last."""
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -118,6 +119,10 @@ def write_arrays(path: Path, basis: Mapping[str, Any], arrays: Mapping[str, np.n
     files.write_whole(path, contents.getvalue())
 
 
-def unreadable(where: Path, error: Exception, command: str) -> UserError:
-    """The error for damaged tables: the folder, the reason, the command that makes them anew."""
-    return UserError(f"{where}: it cannot be read ({error}); run {command} again.")
+@contextlib.contextmanager
+def reading(where: Path, command: str) -> Iterator[None]:
+    """Raises a UserError where tables in it are damaged: the folder, why, the command to make them anew."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise UserError(f"{where}: it cannot be read ({error}); run {command} again.") from error

@@ -49,7 +49,7 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
     names = [*dict.fromkeys(study["config"]["name"] for study in about)]
     digest = _digest(" ".join(sorted(path.name for path in paths)))[:8]
     folder = paths[0].parent / "comparisons" / f"{'-'.join(names[:3])}-{digest}"
-    table = _csv(opened)
+    table = tables.to_csv(["run", *COLUMNS], [[run.path.name, *row] for run in opened for row in run.rows])
     shows = _digest(json.dumps([table, about]))
     if only_if_changed and page.is_whole(folder, shows):
         return folder / "index.html"
@@ -236,11 +236,6 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
         "is chosen by its validation accuracy, which the comparison does not use, and p-values are "
         "two-sided, by t, with Holm's correction over the schedules compared at the density.",
     )
-
-
-def _csv(runs: Sequence[Run]) -> str:
-    """The rows of all runs; the first column names the run folder."""
-    return tables.to_csv(["run", *COLUMNS], [[run.path.name, *row] for run in runs for row in run.rows])
 
 
 def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-from lthjax import imp
 from lthjax.arms import ARMS
 from lthjax.fields import About
 from lthjax.measures import stats
@@ -20,7 +19,7 @@ from ..differences import floor
 from ..ends import Ends, ends, total
 from ..page import Drawn, Section, Table
 from ..record import Finding, settled
-from ..run import TICKET, Row, accuracies, arms, by_level, chains, densities, images_of, select
+from ..run import TICKET, Row, accuracies, arms, by_level, densities, images_of, select, ticket_chains
 
 # The gap in percentage points of test accuracy that is claimed of tickets at 80–90 % sparsity.
 CLAIMED = 10.0
@@ -94,7 +93,7 @@ def gaps(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Gap]:
 
 def _gaps(about: About, rows: Sequence[Row]) -> list[Gap]:
     found, end = [], total(about, rows)
-    for chain in [chain for chain in chains(rows) if imp.leader(chain) == TICKET]:
+    for chain in ticket_chains(rows):
         own = select(rows, chain=chain)
         tickets = by_level(select(own, arm=TICKET))
         for control in [arm for arm in arms(own) if arm != TICKET]:

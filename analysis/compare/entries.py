@@ -11,13 +11,14 @@ from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
 
 from ..differences import mean_accuracy
-from ..run import TICKET, Row, accuracies, arms, by_level, by_seed, chains, select
+from ..run import TICKET, Row, accuracies, arms, by_level, chains, percent, select
 from ..words import title
 
 # Fields left out of the names: they only add cells, or are in the title.
 _LEFT_OUT = ("name", "seeds", "arms", "repeats", "control_levels", "rewind", "model", "data.name")
 # And those that are left out where other fields tell the studies apart.
 _SELDOM = ("data.validation", "train.eval_every")
+_VALIDATION = "validation_accuracy"
 
 
 class Point(NamedTuple):
@@ -86,7 +87,7 @@ def entries(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Ent
             rewound = f"rewound to {imp.rewind_of(chain)}" if several else ""
             key = (how, ", ".join(part for part in (variant, rewound) if part))
             dense = select(rows, chain=DENSE)
-            made = Entry(*key, accuracies(dense), {}, _validation(dense), facts["data"]["test"])
+            made = Entry(*key, accuracies(dense), {}, percent(dense, _VALIDATION), facts["data"]["test"])
             entry = found.setdefault(key, made)
             own = select(rows, chain=chain)
             for arm in arms(own):
@@ -124,12 +125,7 @@ def _point(rows: Sequence[Row], chain: str, cells: Sequence[Row], total: int) ->
     before = {row.level: row.steps for row in select(rows, chain=chain, arm=leader) if row.level < level}
     steps = total + sum(before.values()) + cells[0].steps
     density = sum(row.density for row in cells) / len(cells)
-    return Point(density, accuracies(cells), steps / total, _validation(cells))
-
-
-def _validation(rows: Sequence[Row]) -> dict[int, float]:
-    """Seed -> validation accuracy in percent, repeats averaged."""
-    return {seed: 100 * value for seed, value in by_seed(rows, "validation_accuracy").items()}
+    return Point(density, accuracies(cells), steps / total, percent(cells, _VALIDATION))
 
 
 def at_most(points: Sequence[Point], density: float) -> Point | None:

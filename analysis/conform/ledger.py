@@ -119,7 +119,11 @@ def _check(where: str, line: Line) -> None:
         raise wrong("at", f"{EARLY!r} or {END!r}")
     if line.quantity in ("gap", "speedup") and not line.other:
         raise wrong("other", "an arm")
-    if line.density != BEST and line.density and not _is_share(line.density):
+    if (
+        line.density != BEST
+        and line.density
+        and not (_is_number(line.density) and 0 < float(line.density) <= 1)
+    ):
         raise wrong("density", f"a number in (0, 1], or {BEST!r}")
     if line.density == BEST and (line.quantity, line.of) != ("gap", TICKET):
         raise wrong("density", "a number in (0, 1]: only gaps of the ticket have a best level")
@@ -143,10 +147,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_share(text: str) -> bool:
-    return _is_number(text) and 0 < float(text) <= 1
 
 
 def parsed(text: str) -> Any:

@@ -12,7 +12,7 @@ from lthjax.measures.stats import Interval, mean_interval, paired
 
 from .. import tables
 from ..differences import difference, mean_accuracy
-from ..run import Row, Run, by_seed, select
+from ..run import Row, Run, by_seed, percent, select
 
 _Of = TypeVar("_Of")
 
@@ -54,7 +54,7 @@ class Measured(Cells):
     def of_seeds(self, arm: str, level: int = 0, rewind: int = 0, early: bool = False) -> dict[int, float]:
         """Seed -> test accuracy in percent, at the end or at the step of the lowest validation loss."""
         column = "early_stop_test_accuracy" if early else "test_accuracy"
-        return {seed: 100 * value for seed, value in by_seed(self.cells(arm, level, rewind), column).items()}
+        return percent(self.cells(arm, level, rewind), column)
 
     def accuracy(self, arm: str, level: int = 0, rewind: int = 0, early: bool = False) -> Interval:
         """Test accuracy in percent, mean over seeds; at the end of training, or at `early` stop."""

@@ -128,7 +128,7 @@ def _of_start(
         return [
             *(_lacks(claim, "--rewound") for claim in (doctor.START, doctor.REST)),
             _lacks(doctor.REWOUND, "--rewound and --dense"),
-            doctor.both_signs(init, final, _in(mask, init)),
+            doctor.both_signs(init, final, doctor.fitting(mask, init)),
         ]
     start, origin = found["rewound"].values, init
     if "dense" in found:
@@ -143,12 +143,7 @@ def _of_start(
             _lacks(doctor.REWOUND, "--dense"),
         ]
     rest = doctor.same_rest(start, origin, weights)
-    return [by_claim[0], rest, by_claim[1], doctor.both_signs(start, final, _in(mask, start))]
-
-
-def _in(mask: doctor.Arrays, arrays: doctor.Arrays) -> dict[str, np.ndarray]:
-    """The masks that fit these arrays too."""
-    return doctor.fitting(mask, arrays)
+    return [by_claim[0], rest, by_claim[1], doctor.both_signs(start, final, doctor.fitting(mask, start))]
 
 
 def _lacks(claim: str, option: str) -> Check:

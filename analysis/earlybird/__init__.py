@@ -25,7 +25,7 @@ from lthjax.measures.stats import SHARE, Verdict, mean_interval, verdict
 from .. import words
 from ..claims import SUPERIOR, At, everywhere
 from ..page import Link, Section, Table
-from ..record import Analysis, Finding
+from ..record import Analysis, Finding, untested
 from ..run import Run
 from . import figures
 from .table import TABLES, DrawRow, by_density, load, recorded, scope_of
@@ -92,12 +92,12 @@ def _is_first(row: DrawRow) -> bool:
 def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     """Whether masks settle early, at every level that was looked at."""
     if found is None:
-        return [Finding(_CLAIM, "not tested", _lacking(run), 0, words.command("earlybird", run.path))]
+        return [untested(_CLAIM, _lacking(run), words.command("earlybird", run.path))]
     rule = found["draws.csv"][0]
     if rule.level is None and rule.queue * rule.every > _EARLY * rule.total:
         full = f"{100 * rule.queue * rule.every / rule.total:.0f} % of the training"
         why = f"masks were drawn too seldom: {rule.queue} of them, which the rule compares, take {full}"
-        return [Finding(_CLAIM, "not tested", why, 0, words.command("earlybird", run.path))]
+        return [untested(_CLAIM, why, words.command("earlybird", run.path))]
     levels = by_density(found["draws.csv"])
     judged = everywhere([At(words.share(density), _early(own)) for (_, density), own in levels.items()])
     own = next(of for (_, density), of in levels.items() if words.share(density) == judged.decides.place)

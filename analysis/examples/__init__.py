@@ -24,7 +24,7 @@ from lthjax.measures.stats import PERCENT, POSITIVE, equivalent, mean_interval, 
 from .. import words
 from ..claims import SUPERIOR, At, beside, everywhere, named
 from ..page import Link, Section, Table
-from ..record import LEAST_SEEDS, Analysis, Finding
+from ..record import LEAST_SEEDS, Analysis, Finding, untested
 from ..run import TICKET, Run
 from . import figures
 from .table import (
@@ -99,9 +99,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     """Whether networks err on the same images; a claim is one about every level that was looked at."""
     if found is None:
         command = words.command("examples", run.path)
-        return [
-            Finding(claim, "not tested", "images were not compared", 0, command) for claim in (_OWN, _LOST)
-        ]
+        return [untested(claim, "images were not compared", command) for claim in (_OWN, _LOST)]
     rows: Sequence[AgreementRow] = found["agreement.csv"]
     made = [_finding(claim, rows) for claim in (_OWN, _LOST)]
     return [finding for finding in made if finding is not None]

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lthjax.imp import DENSE
@@ -60,10 +59,7 @@ def _pairs(pairs: Sequence[PairRow]) -> Figure:
         axes.set_title(f"{arm} beside dense", loc="left", fontsize=10)
         for column, style in (("lost", ("#D55E00", "v", "-")), ("won", ("#0072B2", "^", "--"))):
             by_level = {n: [*by_seed(pairs, n, arm, DENSE, column).values()] for n in places}
-            known = {n: values for n, values in by_level.items() if values}
-            if known:
-                x = [places[n] for n in known]
-                draw.curve(axes, x, [*known.values()], style, column, within=PERCENT)
+            draw.over_levels(axes, places, by_level, style, column, within=PERCENT)
         draw.weights_axis(axes, {*places.values()})
         axes.set_xlabel("weights left (%, log scale)")
         axes.legend(fontsize=8)
@@ -79,9 +75,10 @@ def _agreement(pairs: Sequence[PairRow], rows: Sequence[AgreementRow]) -> Figure
         colour, marker = draw.series(place)
         values = {n: between(rows, n, arm, other, same=same) for n in places}
         # Bands of all would hide each other.
-        _line(left, places, values, (colour, marker, line), name, same)
+        style = (colour, marker, line)
+        draw.over_levels(left, places, values, style, name, interval=same, points=False)
     lost = {n: between(rows, n, TICKET, TICKET, LOSSES) for n in places}
-    _line(right, places, lost, ("#CC79A7", "D", "-"), "tickets of two seeds", True)
+    draw.over_levels(right, places, lost, ("#CC79A7", "D", "-"), "tickets of two seeds", points=False)
     right.axhline(0, **draw.CHANCE)
     if right.get_legend_handles_labels()[0]:  # of one seed there is none
         right.legend(fontsize=8)
@@ -91,18 +88,3 @@ def _agreement(pairs: Sequence[PairRow], rows: Sequence[AgreementRow]) -> Figure
     left.set_ylim(min(0.0, left.get_ylim()[0]), None)
     draw.legend_below(figure, left)
     return figure
-
-
-def _line(
-    axes: Axes,
-    places: Mapping[int, float],
-    values: Mapping[int, Sequence[float]],
-    style: tuple[str, str, str],
-    name: str,
-    interval: bool,
-) -> None:
-    """A line over the levels that have values, by level -> one value a seed."""
-    known = {n: of for n, of in values.items() if of}
-    if known:
-        x = [places[n] for n in known]
-        draw.curve(axes, x, [*known.values()], style, name, interval=interval, points=False)

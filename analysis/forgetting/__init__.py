@@ -13,7 +13,7 @@ from the final weights. The run's own cells are only read. Writes RUN/forgetting
   events/        events of the images of every training, so that a stopped call goes on after the last one
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lthjax.imp import DENSE
@@ -22,7 +22,7 @@ from lthjax.measures.stats import PERCENT, POSITIVE, equivalent, mean_interval, 
 from .. import words
 from ..claims import SUPERIOR, At, everywhere, named
 from ..page import Link, Section, Table
-from ..record import Analysis, Finding
+from ..record import Analysis, Finding, untested
 from ..run import TICKET, Run
 from . import figures
 from .table import TABLES, TEST, TRAIN, EventRow, alike, arms, levels, of, rate
@@ -30,8 +30,8 @@ from .work import Options, work
 
 # The controls that tickets are compared with: the first one that was replayed.
 _CONTROLS = {"reinit": "reinitialised masks", "random": "random masks"}
-# The unit of the differences, and the margin within which they count as none.
-_EVENTS = (" events an image", 0.01)
+# Events an image within which a difference counts as none.
+_SAME = 0.01
 _DENSE = "Along a training, tickets forget train images less often than the dense network"
 _LESS = "… and less often than {}"
 
@@ -78,49 +78,34 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     There is none about which images they forget: the rank correlation with the dense network is less for a
     network of fewer events, whichever these are.
     """
-    control = "reinit"
+    claims, again = [_DENSE, _LESS.format(_CONTROLS["reinit"])], words.command("forgetting", run.path)
     if found is None:
-        command = words.command("forgetting", run.path)
-        claims = [_DENSE, _LESS.format(_CONTROLS[control])]
-        return [Finding(claim, "not tested", "no training was replayed", 0, command) for claim in claims]
+        return [untested(claim, "no training was replayed", again) for claim in claims]
     rows: Sequence[EventRow] = found["events.csv"]
-    there = arms(rows)
-    control = next((arm for arm in _CONTROLS if arm in there), "")
-
-    def events(level: int, arm: str) -> dict[int, float]:
-        return {seed: rate(row) for seed, row in of(rows, TRAIN, level, arm).items()}
-
-    made = [_finding(_DENSE, rows, *_EVENTS, lambda n: _apart(events, n, DENSE, TICKET))]
+    control = next((arm for arm in _CONTROLS if arm in arms(rows)), "")
+    made = [_finding(_DENSE, rows, DENSE)]
     if control:
-        name = _CONTROLS[control]
-        made.append(
-            _finding(_LESS.format(name), rows, *_EVENTS, lambda n: _apart(events, n, control, TICKET))
-        )
+        made.append(_finding(_LESS.format(_CONTROLS[control]), rows, control))
     else:
-        claim, command = _LESS.format(_CONTROLS["reinit"]), words.command("forgetting", run.path)
-        made.append(Finding(claim, "not tested", "no control was replayed", 0, command))
+        made.append(untested(claims[1], "no control was replayed", again))
     return [finding for finding in made if finding is not None]
 
 
-def _apart(of_arm: Callable[[int, str], dict[int, float]], level: int, arm: str, other: str) -> list[float]:
-    """arm − other, paired by seed."""
-    return paired(of_arm(level, arm), of_arm(level, other))
-
-
-def _finding(
-    claim: str, rows: Sequence[EventRow], unit: str, margin: float, values: Callable[[int], list[float]]
-) -> Finding | None:
-    """A claim that a difference is above 0 at every level that has it; within the margin it is none."""
-    tests = [
-        At(f"at level {n}", verdict(own), equivalent(own, margin)) for n in levels(rows) if (own := values(n))
-    ]
+def _finding(claim: str, rows: Sequence[EventRow], arm: str) -> Finding | None:
+    """A claim that tickets have fewer events than an arm, at every level that has both."""
+    tests = []
+    for n in levels(rows):
+        theirs, ours = (
+            {seed: rate(row) for seed, row in of(rows, TRAIN, n, a).items()} for a in (arm, TICKET)
+        )
+        if apart := paired(theirs, ours):
+            tests.append(At(f"at level {n}", verdict(apart), equivalent(apart, _SAME)))
     if not tests:
         return None
     judged = everywhere(tests)
-    n = judged.decides.verdict.bounds.n
-    where = Link("forgetting", "#forgetting")
-    test = named(judged, SUPERIOR, f"±{margin:g}")
-    return Finding(claim, judged.outcome, judged.said("+.3f", unit), n, where, test)
+    n, test = judged.decides.verdict.bounds.n, named(judged, SUPERIOR, f"±{_SAME:g}")
+    estimate = judged.said("+.3f", " events an image")
+    return Finding(claim, judged.outcome, estimate, n, Link("forgetting", "#forgetting"), test)
 
 
 ANALYSIS = Analysis("forgetting", "Forgetting in training", Options, work, TABLES, section, findings)

@@ -50,10 +50,8 @@ def _figure(rows: Sequence[EventRow]) -> Figure:
             (left, {n: [rate(row) for row in of(rows, TRAIN, n, arm).values()] for n in places}),
             (right, {n: [*alike(rows, TRAIN, n, arm).values()] for n in places}),
         ):
-            known = {n: values for n, values in by_level.items() if values}
-            if known:
-                within = POSITIVE if axes is left else _CORRELATION
-                draw.curve(axes, [places[n] for n in known], [*known.values()], style, arm, within=within)
+            within = POSITIVE if axes is left else _CORRELATION
+            draw.over_levels(axes, places, by_level, style, arm, within=within)
     left.set_ylabel("forgetting events an image")
     right.set_ylabel("rank correlation with the dense network")
     right.axhline(0, **draw.CHANCE)

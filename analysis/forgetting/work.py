@@ -162,12 +162,9 @@ class _Forgetting(trainings.Work):
         """Part -> events of its images, as `examples.events`, where an earlier call has counted them."""
         return tables.read_arrays(self._file(cell), self._basis)
 
-    def _missing(self) -> list[Cell]:
-        return [row.cell for row in self._asked.rows if self._known(row.cell) is None]
-
     def _jobs(self) -> list[tuple[Cell, Job]]:
         jobs = []
-        for cell in self._missing():
+        for cell in [row.cell for row in self._asked.rows if self._known(row.cell) is None]:
             task = self.run.task(self.prepared, cell)
             place, captures = (cell.seed, cell.level, task.start, task.stop), tuple(self._asked.steps)
             job = Job(*place, task.variables, task.mask, captures, held=task.held, scores=task.scores)

@@ -22,7 +22,7 @@ from lthjax.measures.geography import ALL, INPUTS, SHUFFLED
 from .. import words
 from ..claims import SUPERIOR, At, everywhere, named
 from ..page import Link, Section
-from ..record import Analysis, Finding
+from ..record import Analysis, Finding, untested
 from ..run import Run
 from . import figures
 from .table import TABLES, load, over_seeds, seeds_at
@@ -52,7 +52,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     """How alike the tickets of a run's seeds are. A claim is one about every level that was compared."""
     if found is None:
         command = words.command("geography", run.path)
-        return [Finding(claim, "not tested", "tickets were not compared", 0, command) for claim in _CLAIMS]
+        return [untested(claim, "tickets were not compared", command) for claim in _CLAIMS]
     rows = found["overlap.csv"]
     levels = sorted({row.level for row in rows})
     said = []

@@ -34,7 +34,7 @@ from .. import barriers, commands, words
 from ..barriers import LIMIT, Paths
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, everywhere, named
 from ..page import Link, Section, Table
-from ..record import Analysis, Finding, Said
+from ..record import Analysis, Finding, Said, untested
 from ..run import TICKET, Run, chains, select
 from . import figures, table, work
 from .table import (
@@ -101,7 +101,7 @@ def findings(run: Run, found: Sequence[Found] | None) -> list[Finding]:
         return [finding for one in found for finding in (*flatter(run, one), connected(run, one))]
     where = table.command(run, _proposed(run))
     claims = (*_FLAT.values(), _BASIN)
-    return [Finding(claim, "not tested", "not measured", 0, where) for claim in claims]
+    return [untested(claim, "not measured", where) for claim in claims]
 
 
 def _proposed(run: Run) -> int | str:
@@ -143,7 +143,7 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
     if not where:
         if not select(run.rows, found.scope.chain, found.scope.level, control):
             missing = commands.with_control(run.about, run.rows, control, found.scope.level)
-            return Finding(claim, "not tested", f"no {control} cell there", 0, missing)
+            return untested(claim, f"no {control} cell there", missing)
         return _again(run, found, claim, "not measured")
     flat = stats.verdict([-value for value in paired[where]])
     tested = everywhere([At("", flat, _equal(*both(where, quantity)))], same=1)
@@ -236,7 +236,7 @@ def _apart(arm: str, outcome: stats.Outcome, tested: stats.Verdict, every: Mappi
 def _again(run: Run, found: Found, claim: str, why: str) -> Finding:
     """A claim that is not tested, with the command that tests it."""
     again = table.command(run, found.scope.level, found.scope.chain)
-    return Finding(claim, "not tested", why, 0, again)
+    return untested(claim, why, again)
 
 
 ANALYSIS = Analysis(

@@ -267,7 +267,7 @@ def load(run: Run) -> list[Found]:
 
 def _found_at(run: Run, chain: str, level: int) -> Found:
     where = level_folder(run.path, chain, level)
-    try:
+    with tables.reading(where, command(run, level, chain)):
         about = json.loads(tables.read_text(where / MARKER))
         told, arms = about["settings"], about["arms"]
         lacking = sorted({field.name for field in dataclasses.fields(Settings)} - {*told})
@@ -276,8 +276,6 @@ def _found_at(run: Run, chain: str, level: int) -> Found:
         rows = tables.read_rows(where / TABLE, Number, about.get("rows"))
         scope = Scope(*(about[name] for name in Scope._fields))
         return Found(scope._replace(settings=Settings(**told)), rows, [*about["notes"]])
-    except tables.DAMAGED as error:
-        raise tables.unreadable(where, error, command(run, level, chain)) from error
 
 
 def command(run: Run, level: int | str, chain: str = "") -> str:

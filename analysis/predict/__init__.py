@@ -23,7 +23,7 @@ from .. import ends, words
 from ..claims import SAME, SUPERIOR, At, everywhere, named
 from ..differences import floor
 from ..page import Link, Section
-from ..record import Analysis, Finding
+from ..record import Analysis, Finding, untested
 from ..run import TICKET, Run, accuracies, nearest
 from . import table, work
 from .figures import drawn
@@ -43,13 +43,13 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
     """Whether masks are predictable, and what is added to |θ₀|, near 10 % of the weights; predicted masks."""
     command = words.command("predict", run.path)
     if found is None:
-        return [Finding(claim, "not tested", "no scores", 0, command) for claim in (_CLAIM, _ADDED)]
+        return [untested(claim, "no scores", command) for claim in (_CLAIM, _ADDED)]
     density = found.density
     own = [r for r in found.rows if (r.step, r.mask, r.layer) == (0, TICKET, MEAN)]
     held, nested = ([r for r in own if r.score == score] for score in (LOGISTIC, ALONE))
     if not held:
         none = "one seed: none is held out"
-        return [Finding(claim, "not tested", none, 0, command) for claim in (_CLAIM, _ADDED)]
+        return [untested(claim, none, command) for claim in (_CLAIM, _ADDED)]
     level = nearest({row.level: density[row.level] for row in held}, 0.1)
     both, alone = (
         {r.seed: r.auroc for r in of if r.level == level and r.auroc is not None} for of in (held, nested)
@@ -69,7 +69,7 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
             )
         )
     else:
-        made.append(Finding(_ADDED, "not tested", "the nested predictor was not fitted", 0, command))
+        made.append(untested(_ADDED, "the nested predictor was not fitted", command))
     for level in sorted({trial.level for trial in found.trials}):
         by_mask = [
             [trial for trial in found.trials if (trial.level, trial.mask) == (level, mask)]

@@ -84,7 +84,7 @@ def load(run: Run) -> Loaded:
         UserError: a file cannot be read.
     """
     where = run.path / "predict"
-    try:
+    with tables.reading(where, words.command("predict", run.path)):
         about = json.loads(tables.read_text(where / ABOUT))
         rows = tables.read_rows(where / SCORES, Scored, about.get("scores"))
         trials = tables.read_rows(where / TRIALS, Trial, about.get("functional"))
@@ -93,8 +93,6 @@ def load(run: Run) -> Loaded:
         if unknown:
             raise ValueError(f"the run has no ticket of level {min(unknown)}")
         return Loaded(rows, trials, [*about["notes"]], density)
-    except tables.DAMAGED as error:
-        raise tables.unreadable(where, error, words.command("predict", run.path)) from error
 
 
 def notes(

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lthjax import imp
 from lthjax.errors import UserError, counted
 
 from .. import compare, page, record, tables, words
 from ..analyses import ANALYSES
 from ..page import Link, Section, Table
-from ..record import Analysis, Finding, settled
-from ..run import TICKET, Run, chains, images_of, open_run, to_csv
+from ..record import Analysis, Finding, settled, untested
+from ..run import TICKET, Run, chains, images_of, open_run, ticket_chains, to_csv
 from . import accuracy, facts, gaps, numbers, power, short, speed, training, until, verdicts
 
 
@@ -71,7 +70,7 @@ def _part(analysis: Analysis, run: Run) -> tuple[list[Finding], list[Section], b
         return [settled(one) for one in analysis.findings(run, found)], section, True
     except UserError as error:
         claim = f"{title}: its claims"
-        lacking = Finding(claim, "not tested", "cannot be read", 0, Link(title.lower(), f"#{name}"))
+        lacking = untested(claim, "cannot be read", Link(title.lower(), f"#{name}"))
         # An analysis that the report does itself makes no claims.
         claims = [] if analysis.work is None and not analysis.marker else [lacking]
         return claims, [Section(name, title, [f"Not shown: {error}"])], False
@@ -111,7 +110,7 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
     """The opening, verdicts, accuracy, length of training, learning speed, differences, levels."""
     rows, own = run.rows, chains(run.rows)
     notes = [*facts.notes(run), *facts.of_verdicts(found)]
-    tickets = [chain for chain in own if imp.leader(chain) == TICKET]
+    tickets = ticket_chains(rows)
     images, heading = images_of(run.about), words.title(run.about)
     apart = [
         table for chain in tickets for table in (gaps.summaries(rows, chain), gaps.gaps(rows, chain, images))

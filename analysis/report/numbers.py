@@ -5,13 +5,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
 
 from .. import tables
 from ..differences import mean_accuracy
-from ..run import TICKET, Row, Run, accuracies, arms, by_level, chains, images_of, select
+from ..run import Row, Run, accuracies, arms, by_level, chains, images_of, select, ticket_chains
 from . import gaps
 
 _ESCAPED = {
@@ -48,8 +47,7 @@ def beside(run: Run) -> dict[str, str]:
     levels = level_rows(run.rows)
     differences = [
         one
-        for chain in chains(run.rows)
-        if imp.leader(chain) == TICKET
+        for chain in ticket_chains(run.rows)
         for one in gaps.compared(run.rows, chain, images_of(run.about))
     ]
     return {

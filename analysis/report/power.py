@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 
 from .. import words
 from ..page import Table
-from ..run import TICKET, Row, chains, images_of
-from .paired import Level, differences
+from ..run import TICKET, Row, images_of, ticket_chains
+from .paired import differences
 from .verdicts import CONTROLS, in_range
 
 # Percentage points for which the table says how many seeds they take.
@@ -41,21 +40,17 @@ def spreads(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Spread]:
     Each is the root mean square over the levels at 80–90 % sparsity, or over all where none is there; never
     below the test set's own error.
     """
-    tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
+    tickets = ticket_chains(rows)
     found = []
     for other in (DENSE, *CONTROLS) if tickets else ():
         every = differences(rows, tickets[0], TICKET, other, images=images_of(study))
         levels = [level for level in every if len(level.values) > 1]
         levels = in_range(levels) or levels
         if levels:
-            squares = [_spread(level) ** 2 for level in levels]
+            squares = [max(float(np.std(of.values, ddof=1)), of.floor) ** 2 for of in levels]
             seeds = min(len(level.values) for level in levels)
             found.append(Spread(other, math.sqrt(sum(squares) / len(squares)), seeds))
     return found
-
-
-def _spread(level: Level) -> float:
-    return max(float(np.std(level.values, ddof=1)), level.floor)
 
 
 def table(study: Mapping[str, Any], rows: Sequence[Row]) -> Table | None:

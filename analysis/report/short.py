@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 
 from .. import words
 from ..page import Section, Table
 from ..record import LEAST_SEEDS, Finding
-from ..run import TICKET, Row, Run, chains, images_of
+from ..run import TICKET, Row, Run, images_of, ticket_chains
 from . import accuracy
 from .paired import TOLERANCE, Level, differences
 
@@ -59,7 +58,7 @@ def sentence(study: Any, rows: Sequence[Row]) -> str:
     which the same mask on fresh weights was trained, if there is any. Levels are tested from the densest on
     up to the first that fails, so none takes a correction.
     """
-    tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
+    tickets = ticket_chains(rows)
     levels: list[Level] = []
     if tickets:
         every = differences(rows, tickets[0], TICKET, DENSE, images=images_of(study))

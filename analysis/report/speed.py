@@ -7,7 +7,6 @@ might have gone on learning: its step is at least that, and the ratio is known b
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 from lthjax.measures.stats import Ratio
@@ -15,7 +14,7 @@ from lthjax.measures.stats import Ratio
 from .. import words
 from ..ends import total
 from ..page import Drawn, Section, Table
-from ..run import TICKET, Row, Run, arms, by_level, chains, densities, select
+from ..run import TICKET, Row, Run, arms, by_level, densities, select, ticket_chains
 from . import figures
 
 TITLE, ANCHOR = "Learning speed", "speed"
@@ -74,7 +73,7 @@ def _steps(rows: Sequence[Row]) -> dict[int, list[int]]:
 def section(run: Run, heading: str) -> list[Section]:
     """The report's section; none where no ticket has a network to be compared with."""
     end, lines = total(run.about, run.rows), []
-    tickets = [chain for chain in chains(run.rows) if imp.leader(chain) == TICKET]
+    tickets = ticket_chains(run.rows)
     for chain in tickets:
         for other in _others(run.rows, chain):
             lines += [_line(chain, other, level) for level in slower(run.rows, chain, other, end)]

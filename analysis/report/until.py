@@ -19,7 +19,7 @@ from .. import words
 from ..claims import NON_INFERIOR, SUPERIOR, At, Judged, everywhere
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
-from ..run import TICKET, Row, Run, chains
+from ..run import TICKET, Row, Run, ticket_chains
 from .paired import differences
 from .verdicts import at, at_some, images_of, in_range, levels_there
 
@@ -86,15 +86,10 @@ class State(NamedTuple):
     @property
     def how(self) -> str:
         """After how many seeds it ended, and why."""
-        why = {
-            "": "",
-            "decided": "",
-            "last look": "; that was the last look",
-            "budget": "; the budget is used up",
-        }
+        why = {"last look": "; that was the last look", "budget": "; the budget is used up"}
         return (
             f"after {words.seeds(self.seeds)}, with looks at {', '.join(map(str, self.looks))} seeds, "
-            f"{self.rule} at every look, so that all looks together err in 5 %{why[self.ended]}"
+            f"{self.rule} at every look, so that all looks together err in 5 %{why.get(self.ended, '')}"
         )
 
     @property
@@ -138,7 +133,7 @@ def judged(key: str, study: Any, rows: Sequence[Row], level: float, chain: str =
     Raises:
         UserError: there is no level of 80–90 % sparsity that has what the claim compares.
     """
-    claim, chain = checked(key), chain or _first(rows)
+    claim, chain = checked(key), chain or next(iter(ticket_chains(rows)), "")
     every = differences(rows, chain, TICKET, claim.other, images=images_of(study)) if chain else []
     levels = in_range(every)
     if not levels:
@@ -154,11 +149,6 @@ def judged(key: str, study: Any, rows: Sequence[Row], level: float, chain: str =
     # Seeds whose ticket or control has diverged give no pair.
     few = any(len(of.values) < LEAST_SEEDS for of in levels)
     return found._replace(outcome="undecided") if few else found
-
-
-def _first(rows: Sequence[Row]) -> str:
-    """The chain of tickets that the report's verdicts are about; "" where there is none."""
-    return next((chain for chain in chains(rows) if imp.leader(chain) == TICKET), "")
 
 
 def grow(
@@ -234,7 +224,7 @@ def _looked(state: State, seeds: list[int], train: Callable[[list[int]], Run]) -
     if n == state.seeds:
         return state._replace(chosen=seeds), run
     own = [row for row in run.rows if row.seed in seeds]
-    chain = state.chain or _first(own)
+    chain = state.chain or next(iter(ticket_chains(own)), "")
     outcome = judged(state.claim, run.about, own, state.level, chain).outcome
     ended = "decided" if outcome != "undecided" else "last look" if n == state.looks[-1] else ""
     return state._replace(seeds=n, outcome=outcome, ended=ended, chosen=seeds, chain=chain), run
@@ -302,7 +292,7 @@ def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> 
     claim = CLAIMS[state.claim]
     test = f"{NON_INFERIOR}, margin {-claim.threshold:g} pp" if claim.other == DENSE else SUPERIOR
     test += f", by {claim.threshold:g} pp or more" if claim.threshold > 0 else ""
-    there = levels_there(own, state.chain or _first(own))
+    there = levels_there(own, state.chain or next(iter(ticket_chains(own)), ""))
     then = "" if tested.outcome == state.outcome else f"at the last look it was {state.outcome}"
     by_looks = plain._replace(
         outcome=tested.outcome,
@@ -311,7 +301,7 @@ def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> 
         test=f"{test}, {counted(len(state.looks), 'look')}",
         beside="; ".join(filter(None, (state.how, then, plain.beside))),
     )
-    if state.chain in ("", _first(rows)):
+    if state.chain in ("", next(iter(ticket_chains(rows)), "")):
         return [by_looks]
     beside, name = "; ".join(filter(None, (state.how, then))), f"rewound to step {imp.rewind_of(state.chain)}"
     where = Link("levels", "#levels") if claim.other == DENSE else Link("gaps", "#gaps")

@@ -18,8 +18,8 @@ from lthjax.measures.stats import Ratio, Verdict
 from .. import commands, ends, words
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, beside, everywhere, named
 from ..page import Link
-from ..record import LEAST_SEEDS, Finding, settled
-from ..run import TICKET, Row, accuracies, chains, images_of, select
+from ..record import LEAST_SEEDS, Finding, settled, untested
+from ..run import TICKET, Row, accuracies, images_of, select, ticket_chains
 from . import speed
 from .paired import TOLERANCE, Level, curves, differences
 
@@ -36,11 +36,11 @@ def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
 
 
 def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
-    tickets = [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
+    tickets = ticket_chains(rows)
     # The command of the run, quoted as for a shell; with further options it adds cells.
     again = commands.of_all(study, {row.seed for row in rows})
     if not tickets:
-        return [Finding("Winning tickets exist", "not tested", "no ticket is trained yet", 0, again)]
+        return [untested("Winning tickets exist", "no ticket is trained yet", again)]
     chain = tickets[0]
     deeper, reached = commands.deeper(again, study, rows, chain)
     controlled = commands.controlled(again, deeper, study, reached)
@@ -74,7 +74,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     ]
     schedules = "Which pruning rate and schedule is best"
     command = home.command("run", "--config", home.config("rates_lenet5"))
-    return [*found, Finding(schedules, "not tested", "a run has one schedule", 0, command)]
+    return [*found, untested(schedules, "a run has one schedule", command)]
 
 
 def in_range(levels: Sequence[Level]) -> list[Level]:
@@ -97,7 +97,7 @@ def _everywhere(
     """
     levels = in_range(levels)
     if not levels:
-        return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
+        return untested(claim, "no level between 10 and 20 % of the weights", command)
     tested = everywhere([say(level) for level in levels])
     n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
     estimate = f"{said}{at_some(len(levels), of)}"
@@ -185,7 +185,7 @@ def _somewhere(
     few = len(levels) - len(tested)
     out = f"; {counted(few, 'level')} of fewer seeds left out" if few else ""
     if not levels:
-        return Finding(claim, "not tested", "no such cells", 0, command)
+        return untested(claim, "no such cells", command)
     if not tested:
         return Finding(claim, "undecided", "one seed", 1, where, test)
     p_values = [stats.t_p_value(of.values, threshold, "greater", of.floor) for of in tested]
@@ -224,7 +224,7 @@ def _saved(rows: Sequence[Row], chain: str) -> Finding:
     claim = f"5–10× fewer weights within {TOLERANCE:g} points of the dense network"
     found = {arm: _factors(rows, chain, arm) for arm in (TICKET, *CONTROLS)}
     if not found[TICKET]:
-        return Finding(claim, "not tested", "no ticket is trained yet", 0, "")
+        return untested(claim, "no ticket is trained yet", "")
     why = "still match at the last level"
     said = _times(claim, found[TICKET], 5, why, f"{SUPERIOR}, 5× or more")
     tested = {arm: stats.geometric_verdict(found[arm], 5) for arm in CONTROLS if found[arm]}
@@ -246,9 +246,7 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     tickets, controls = (curves(rows, chain, arm) for arm in (TICKET, "reinit"))
     ratios = [*stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios.values()]
     if not ratios:
-        return Finding(
-            claim, "not tested", "no such cells", 0, commands.extended(again, "--arms", TICKET, "reinit")
-        )
+        return untested(claim, "no such cells", commands.extended(again, "--arms", TICKET, "reinit"))
     unmeasured = any(0 < ratio.low < ratio.high < math.inf for ratio in ratios)
     unfallen = any(not ratio.low or math.isinf(ratio.high) for ratio in ratios)
     why = ["do not fall that low"] * unfallen + ["fall between levels without a control"] * unmeasured
@@ -264,7 +262,7 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
     ]
     if not levels:
         command = deeper if other == DENSE else commands.extended(deeper, "--arms", TICKET, other)
-        return Finding(claim, "not tested", "no level between 10 and 20 % of the weights", 0, command)
+        return untested(claim, "no level between 10 and 20 % of the weights", command)
     tests = []
     for of in levels:
         known = f", {of.censored} of {len(of.ratios)} seeds known by bounds" if of.censored else ""
@@ -283,15 +281,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, 
     claim = "Late rewinding helps at 80–90 % sparsity"
     first, *later = tickets
     if not later:
-        return [
-            Finding(
-                claim,
-                "not tested",
-                "one rewind step",
-                0,
-                commands.extended(again, "--rewind", "0", "1 epoch"),
-            )
-        ]
+        return [untested(claim, "one rewind step", commands.extended(again, "--rewind", "0", "1 epoch"))]
     found, there = [], levels_there(rows, first)
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"

@@ -12,7 +12,7 @@ from lthjax.measures.savings import VARIANTS
 
 from .. import words
 from ..page import Link, Section
-from ..record import COUNT, TIMING, Analysis, Finding
+from ..record import COUNT, TIMING, Analysis, Finding, untested
 from ..run import Run, nearest
 from .table import FILE, LevelSavings, compared, load, shown, times
 from .work import Options, work
@@ -49,11 +49,11 @@ def findings(run: Run, found: Sequence[LevelSavings] | None) -> list[Finding]:
     # A network without weights is no ticket, whatever it saves.
     rows = [row for row in found or () if row.level and row.density]
     command = words.command("savings", run.path)
-    said = [_counted(rows) if rows else Finding(_FEWER, "not tested", "no counts", 0, command)]
+    said = [_counted(rows) if rows else untested(_FEWER, "no counts", command)]
     timed = [row for row in rows if row.timings]
     if not timed:
         claim = "Tickets compute faster than the dense network"
-        return [*said, Finding(claim, "not tested", "no times", 0, command)]
+        return [*said, untested(claim, "no times", command)]
     row = _near_a_tenth(timed)
     for timing in row.timings:
         if timing.batch == 1 and timing.faster is not None:

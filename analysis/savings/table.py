@@ -92,10 +92,8 @@ class LevelSavings(NamedTuple):
 def load(run: Run) -> list[LevelSavings]:
     """The rows of a run's savings.json, by level; raises a UserError where it cannot be read."""
     path = run.path / FILE
-    try:
+    with tables.reading(path, words.command("savings", run.path)):
         return [_row(**fields) for fields in json.loads(tables.read_text(path))["rows"]]
-    except tables.DAMAGED as error:
-        raise tables.unreadable(path, error, words.command("savings", run.path)) from error
 
 
 def _row(timings: list[dict[str, Any]], **fields: Any) -> LevelSavings:

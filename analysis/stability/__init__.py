@@ -33,8 +33,8 @@ from ..barriers import LIMIT
 from ..claims import NON_INFERIOR, SUPERIOR, At, beside, everywhere, named
 from ..differences import floor
 from ..page import Link, Section, Table
-from ..record import Analysis, Finding
-from ..run import TICKET, Run, grouped, images_of
+from ..record import Analysis, Finding, untested
+from ..run import TICKET, Run, grouped, images_of, percent
 from . import figures, work
 from .table import (
     MATCHING,
@@ -46,7 +46,6 @@ from .table import (
     gaps,
     own_starts,
     paths_of,
-    percent,
     subjects,
 )
 from .work import Options
@@ -126,7 +125,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     if found is None:
         again = words.command(NAME, run.path)
         claims = (f"The training of the dense network {_STABLE}", f"The training of tickets {_STABLE}")
-        return [Finding(one, "not tested", "not measured", 0, again) for one in (*claims, _SUCCESSIVE)]
+        return [untested(one, "not measured", again) for one in (*claims, _SUCCESSIVE)]
     said, every = [], subjects(found["stability.csv"])
     for (level, arm), steps in every.items():
         controls = {
@@ -199,7 +198,7 @@ def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[in
     k = next((k for k in ours if k in theirs), None)
     claim = f"Tickets are more stable to the order of the data than {control}"
     if k is None:
-        return Finding(claim, "not tested", "no step in common", 0, _LINK)
+        return untested(claim, "no step in common", _LINK)
     start = "rewound to" if own_starts(itertools.chain(*ours.values())) else "from"
     claim += f", {start} step {k} at {words.share(density(ours[k]))}"
     judged = everywhere([At("", *barriers.higher(paths_of(theirs[k]), paths_of(ours[k]), _SAME))])
@@ -221,7 +220,7 @@ def _connected(rows: Sequence[LevelRow]) -> list[Finding]:
         own = {level: of for level, of in every.items() if close[level] is matching}
         if not own:
             none = "no level matches" if matching else "every level matches"
-            said.append(Finding(claim, "not tested", none, 0, _LINK))
+            said.append(untested(claim, none, _LINK))
             continue
         # Above the limit is the same test with supported and refuted exchanged.
         judged = everywhere([

@@ -14,8 +14,8 @@ from lthjax.measures.stats import ANY, PERCENT, POSITIVE, Range
 from .. import draw, words
 from ..barriers import LIMIT
 from ..page import Drawn
-from ..run import by_seed, grouped
-from .table import MATCHING, LevelRow, PairRow, density, gaps, own_starts, percent, subjects
+from ..run import by_seed, grouped, percent
+from .table import MATCHING, LevelRow, PairRow, density, gaps, own_starts, subjects
 
 _MOST_LEVELS = 4
 # Rows of the first figure: label, values of a seed, their range, whether there is a line at 2 points.

@@ -8,7 +8,7 @@ import numpy as np
 from lthjax.imp import DENSE
 
 from ..barriers import LIMIT, Paths, paths
-from ..run import by_seed, grouped
+from ..run import grouped, percent
 
 NAME = "stability"
 # Percentage points of accuracy below the dense network's down to which a network matches it (Frankle et al.
@@ -110,11 +110,6 @@ def stable(barrier: float) -> bool:
 def matching(accuracy: float, dense: float) -> bool:
     """Whether an accuracy, a fraction, is no more than 0.2 points below the dense network's."""
     return 100 * (accuracy - dense) >= -MATCHING - _SLACK
-
-
-def percent(rows: Iterable[PairRow | LevelRow], column: str) -> dict[int, float]:
-    """Seed -> a column's fraction in percent, pairs of a seed averaged."""
-    return {seed: 100 * value for seed, value in by_seed(rows, column).items()}
 
 
 def paths_of(rows: Sequence[PairRow | LevelRow]) -> Paths:

@@ -383,13 +383,6 @@ class _Stability(Work):
         if self._measurer.matches:
             self._measurer.measure([line._replace(matched=True) for line in pairs])
 
-    def _dense(self, seed: int) -> float:
-        return self._accuracy(self.run.results[Cell(seed, DENSE, 0, DENSE)])
-
-    @staticmethod
-    def _accuracy(result: Mapping[str, Any]) -> float:
-        return float(result["test_accuracy"])
-
     def pair_rows(self) -> list[PairRow]:
         """The table of pairs."""
         rows = []
@@ -397,7 +390,7 @@ class _Stability(Work):
             found = self._measurer.values(line)
             matched = self._measurer.values(line._replace(matched=True)) if self._measurer.matches else {}
             after = [matched.get(name) for name in (*BARRIERS[:2], "units_moved")]
-            accuracy = float(np.mean([self._accuracy(self._store.result(cell)) for cell in line[:2]]))
+            accuracy = float(np.mean([_accuracy(self._store.result(cell)) for cell in line[:2]]))
             head = (*at.cell[:4], at.density, at.k, pair)
             rest = self._rest(found, at.cell.seed, accuracy)
             rows.append(PairRow(*head, *_barriers(found), *after, *rest))
@@ -410,16 +403,20 @@ class _Stability(Work):
             ticket, found = line.second, self._measurer.values(line)
             result = self.run.results[ticket]
             head = (*ticket[:3], result["density"], line.first.level)
-            rest = self._rest(found, ticket.seed, self._accuracy(result))
+            rest = self._rest(found, ticket.seed, _accuracy(result))
             rows.append(LevelRow(*head, *_barriers(found), *rest))
         return rows
 
     def _rest(self, found: Mapping[str, float], seed: int, accuracy: float) -> tuple[Any, ...]:
         """The columns that both tables end with."""
-        dense, how = self._dense(seed), self._asked.settings
+        dense, how = _accuracy(self.run.results[Cell(seed, DENSE, 0, DENSE)]), self._asked.settings
         apart = [found[name] for name in ("path_length", "path_degrees", "disagreement")]
         good = stable(found["barrier_test_error"]), matching(accuracy, dense)
         return (*apart, accuracy, dense, *good, how.images, how.alphas)
+
+
+def _accuracy(result: Mapping[str, Any]) -> float:
+    return float(result["test_accuracy"])
 
 
 def _barriers(found: Mapping[str, float]) -> Iterable[Any]:

@@ -27,7 +27,7 @@ from lthjax.measures.transfer_arms import CARRIED, MOVED, PERMUTED
 from .. import record, words
 from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere, named
 from ..page import Link, Section
-from ..record import Analysis, Finding
+from ..record import Analysis, Finding, untested
 from ..run import TICKET, Run, grouped
 from . import figures
 from .table import PAIRS, Difference, TransferRow, differences, load, names
@@ -65,7 +65,7 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     if not moved:
         command = words.command("transfer", "--from", "RUN", "--to", run.path)
         none = "no ticket was moved here"
-        return [Finding(claim, "not tested", none, 0, command) for claim, _ in _CLAIMS.values()]
+        return [untested(claim, none, command) for claim, _ in _CLAIMS.values()]
     said, found = names([run]), []
     for (source, pair, arm), own in grouped(moved, "source", "pair", "arm").items():
         levels, where = grouped(own, "other"), f"from {said[source]}, {PAIRS[pair]}"
@@ -90,7 +90,7 @@ def _finding(
     )
     where, none = Link("transfer", "#transfer"), f"no own ticket of that density (moved: {apart})"
     if not levels:
-        return Finding(claim, "not tested", none, 0, where)
+        return untested(claim, none, where)
 
     def tried(one: Difference) -> At:
         place = f"at {words.share(one.density)} of weights"
