@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from lthjax import config, fields, home, manifest
+from lthjax import command, config, fields, files, home, manifest
 from lthjax.errors import UserError
 from lthjax.folder.places import PLACES, folder, state_folder
 from lthjax.folder.reader import Reader
@@ -60,7 +60,8 @@ def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
 
     Raises:
         UserError: a folder is of another study, a file is damaged, two cells differ, or another process
-            writes to `into`; nothing has been written then. Or `into` cannot be written.
+            writes to `into`; or they have other looks of one claim. Nothing has been written then. Or
+            `into` cannot be written.
     """
     into = Path(into)
     sources = _sources([Path(run) for run in runs], into)
@@ -73,14 +74,23 @@ def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
                 f"{run}: it is of another study than {first}: {name} is {there!r} there and {here!r} here; "
                 "only folders of one fingerprint can be merged."
             )
+    until = command.laboratory("report.until")
+    looks = until.joined(abouts)
+    looks = {claim: state for claim, state in looks.items() if claim not in until.read(into)}
     versions = _versions([*abouts])
     name = f"{abouts[first]['config']['name']}-{config.fingerprint(abouts[first]['identity'])}"
     copied = dict.fromkeys(sources, 0)
     seeds = {int(place.parts[0].removeprefix("seed=")) for place, of in versions.items() if of.run != into}
-    if seeds:
+    if seeds or looks:
         with Store(into, _about(abouts), option="--into", seeds=seeds) as store:
             if {*store.seeds} != seeds:
                 raise Held(f"{into}: another process is running this study; wait for it or stop it.")
+            try:
+                # Before the cells, so that no claim is ever judged as if its looks had not been taken.
+                if looks:
+                    until.keep(into, looks)
+            except OSError as error:
+                raise files.unwritable(into, error) from error
             for place, version in versions.items():
                 if version.run == into:
                     continue
