@@ -1,5 +1,6 @@
 """Merging folders: what lies beside the cells comes with them, and is never lost in silence."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from conftest import result
 
+from analysis import merge as merge_command
 from analysis.report import until
 from lthjax import config, prune, record, study
 from lthjax.errors import UserError
 from lthjax.folder.store import Store
+from lthjax.folder.verified import read_study
 from lthjax.imp import DENSE, Cell
 from lthjax.merge import merge
 from lthjax.models import Variables
@@ -79,3 +82,75 @@ def test_two_folders_with_other_looks_of_a_claim_are_refused(fill: Fill, tmp_pat
         merge([there], here)
     assert not (here / "seed=1").exists()
     assert until.read(here) == {"within-2": _LOOKS}
+
+
+def test_study_json_says_what_all_folders_ask_for_and_were_made_by(fill: Fill, tmp_path: Path) -> None:
+    here = fill("here", 0, levels=3, arms=("ticket", "random"), control_levels=(2,), rewind=(50,))
+    there = fill("there", 1, levels=5, arms=("ticket", "reinit"), control_levels=(4,), rewind=(0, "50 steps"),
+                 repeats=(("reinit", 2),), told={"devices": "8 x H100", "git": "abc"})  # fmt: skip
+    line = f"8 x H100; python {read_study(there)['versions']['python']}, "
+    for order in ([here, there], [there, here]):
+        into = tmp_path / f"all-{order[0].parent.name}"
+        merge(order, into)
+        about = read_study(into)
+        asked = about["config"]
+        assert (asked["seeds"], asked["levels"], asked["control_levels"]) == ([0, 1], 5, [2, 4])
+        assert {*asked["arms"]} == {"ticket", "random", "reinit"}
+        assert asked["repeats"] == [["reinit", 2]]
+        assert about["lengths"]["rewind"] == [0, 50]
+        assert asked["rewind"] == [0, 50 if order[0] == here else "50 steps"]
+        own, (other,) = about["devices"], about["earlier"]
+        if order[0] == here:
+            assert other.startswith(line)
+            assert other.endswith("; commit abc")
+        else:
+            assert (own, other.startswith(line)) == ("8 x H100", False)
+    # The folder that is there is one of them, and what it says of earlier stays.
+    third = fill("third", 2, told={"devices": "1 x tpu"})
+    merge([third], into)
+    assert [one.partition(";")[0] for one in read_study(into)["earlier"]] == [
+        read_study(here)["devices"], "1 x tpu",
+    ]  # fmt: skip
+
+
+def test_controls_of_every_level_stay_controls_of_every_level(fill: Fill, tmp_path: Path) -> None:
+    plain = fill("plain", 0, levels=3, arms=("ticket",), control_levels=(2,))
+    every, some = fill("every", 1, levels=3, arms=("ticket", "random")), tmp_path / "some"
+    merge([plain, every], some)
+    assert read_study(some)["config"]["control_levels"] == []
+    merge([fill("deeper", 2, levels=5, arms=("ticket", "random"), control_levels=(5,))], some)
+    assert read_study(some)["config"]["control_levels"] == [1, 2, 3, 5]
+
+
+def test_the_config_file_comes_with_the_cells(
+    fill: Fill, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none, here, there = fill("none", 0), fill("here", 1), fill("there", 2)
+    into = tmp_path / "all"
+    for run, text in ((here, "first"), (there, "second")):
+        (run / "config.py").write_text(text)
+    merge_command.main([*map(str, (none, here)), "--into", str(into)])
+    assert (into / "config.py").read_text() == "first"
+    assert "config.py" not in capsys.readouterr().err
+    merge_command.main([str(there), "--into", str(into)])
+    assert (into / "config.py").read_text() == "first"
+    said = f"not merged, as {into / 'config.py'} is another config: {there / 'config.py'}"
+    assert said in capsys.readouterr().err.splitlines()
+
+
+def test_losses_that_one_folder_logs_are_no_difference(fill: Fill, tmp_path: Path) -> None:
+    logged = {"loss_step": [0, 4], "loss": [2.0, 1.0]}
+    here, there = fill("here", 0, 1), fill("there", 0, 2, curves=logged)
+    seldom = fill("seldom", 0, curves={"loss_step": [0], "loss": [2.0]})
+    done = merge([here, there, seldom], tmp_path / "all")
+
+    def curves(run: Path, seed: int) -> dict[str, Any]:
+        return json.loads((run / f"seed={seed}" / DENSE / "result.json").read_text())["curves"]
+
+    assert logged.items() <= curves(done.into, 0).items()
+    assert [*done.copied.values()] == [2, 4, 0]
+    merge([there], here)
+    assert "loss" not in curves(here, 0), "what is there stays"
+    assert "loss" in curves(here, 2)
+    with pytest.raises(UserError, match="other numbers for the same cell: seed=0/dense"):
+        merge([fill("other", 0, curves={"test_loss": [0.6]})], here)
