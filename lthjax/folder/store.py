@@ -58,7 +58,7 @@ class Store(Reader):
                 self._begin()
             else:
                 self._locks = self._take(self._asked)
-                with contextlib.closing(locks.take(self.path / claims.LOCK, claims.PATIENCE)):
+                with claims.about_locked(self.path):
                     self._begin()
         except OSError as error:
             self.__exit__()
