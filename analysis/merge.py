@@ -16,6 +16,7 @@ import tyro
 
 from lthjax import cli, home
 from lthjax.errors import counted
+from lthjax.folder.places import CONFIG
 from lthjax.merge import merge
 
 from .analyses import ANALYSES
@@ -38,6 +39,9 @@ def main(arguments: list[str]) -> None:
     for run, count in done.copied.items():
         _say(f"{run}: {counted(count, 'cell or rewind state', 'cells and rewind states')} copied")
     _say(f"{done.into}: {counted(done.there, 'cell or rewind state', 'cells and rewind states')} in all")
+    if done.unlike:
+        kept = done.into / CONFIG
+        _say(f"not merged, as {kept} is another config: {', '.join(map(str, done.unlike))}")
     results = [run / of for run in done.copied for name in ANALYSES for of in (name, f"{name}.json")]
     if alone := [path for path in results if path.exists()]:
         _say(f"not merged, as analyses look at whole runs: {', '.join(map(str, alone))}")

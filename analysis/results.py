@@ -143,6 +143,13 @@ class Compared(_Folder):
         if budget.differ(self.about):
             self.gaps = budget.gaps(self.about, self.by_run)
 
+    @property
+    def evaluations(self) -> dict[int, list[int]]:
+        """Evaluations of a training -> the lengths, in steps, of the trainings that have as many."""
+        lengths = [about["lengths"] for about in self.about]
+        by_count = tables.grouped((-(-of["total"] // of["evaluate"]), of["total"]) for of in lengths)
+        return {count: sorted(steps) for count, steps in by_count.items()}
+
     def entry(self, name: str) -> Entry:
         """The entry of that name."""
         by_name = {entry.name: entry for entry in reversed(self.entries)}

@@ -6,8 +6,8 @@ python -m benchmarks.host --weak 1 2 4 8 --seconds 5
 The study is `configs/quickstart.py` with 5 seeds, 12 levels and controls at each: 185 cells of 2 steps. The
 stand-in sleeps instead of training and evaluating, so that all the rest is the host's work: preparing and
 stacking inputs, making masks, writing and checking cells. `host` is the study with a stand-in that does not
-sleep, `device` the time that it sleeps, `together` the study with one that does. --against measures the
-host's work of another checkout in turn with this one.
+sleep, `device` the time that it sleeps, `together` the study with one that does; each is a single run.
+--against measures the host's work of another checkout in turn with this one.
 
 --weak scales weakly over virtual devices: 16 seeds a device, three levels of tickets, and chunks of all
 seeds, so that every chunk is one sleep, whatever the number of devices.

@@ -1,6 +1,6 @@
 """The cost of a study's own programs on TPU, estimated by the TPU compiler. No TPU is needed.
 
-    pip install '.[tpu]'
+    pip install --editable '.[lab,tpu]'
     python -m benchmarks.tpu --model lenet5 --replicates 16 --topology v5e:1x1 [--json]
 
 It compiles the training segment, the evaluation and the next mask, and prints the seconds that took, the

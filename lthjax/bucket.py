@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from lthjax import fields, files, locks, manifest
 from lthjax.errors import UserError
+from lthjax.folder import claims
 from lthjax.folder.places import LOCKS, PLACES, set_aside
 from lthjax.folder.store import Store
 from lthjax.folder.verified import check_identity
@@ -23,7 +24,6 @@ from lthjax.folder.verified import check_identity
 SCHEME = "gs"
 _STUDY = "study.json"
 _RESULT = "result.json"
-_PATIENCE = 60.0
 
 
 def address_of(out: str | Path) -> str | None:
@@ -246,9 +246,9 @@ class SharedStore(Store):
 
     def _begin(self) -> None:
         (place,) = self._bucket.leases(self._run, ["study"])
-        lease = locks.take_leases([place], _PATIENCE).get(place)
+        lease = locks.take_leases([place], claims.PATIENCE).get(place)
         if lease is None:
-            raise locks.Held(f"{place.run}: another process writes its study.json; try again.")
+            raise claims.still_written(place.run)
         with contextlib.closing(lease):
             # Under the locks: another process may just have finished a seed.
             self._bucket.pull(self._run)

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from lthjax import files, manifest
 from lthjax.errors import UserError
 from lthjax.folder.claims import locked
-from lthjax.folder.places import set_aside
+from lthjax.folder.places import PLACES, set_aside
 from lthjax.folder.verified import checked, read_result, read_study, sources
 
 
@@ -33,11 +34,14 @@ class Checked(NamedTuple):
 def check(run: str | Path) -> Checked:
     """Compares the contents of a run folder, those of analyses included, with their checksums.
 
+    Cells are checked without study.json, too, as a folder that was half copied has none.
+
     Raises:
         UserError: it is not a run folder.
     """
     run = Path(run)
-    if not (run / "study.json").is_file():
+    cells = (path for pattern in PLACES for path in run.glob(f"{pattern}/{manifest.FILE}"))
+    if not (run / "study.json").is_file() and not any(cells):
         raise UserError(f"{run}: it is not a run folder (no study.json in it).")
     found = Checked([], [], {})
     for path in _everything(run):
@@ -45,6 +49,9 @@ def check(run: str | Path) -> Checked:
             (found.whole if _is_checked(path) else found.unchecked).append(path)
         except (UserError, OSError, ValueError) as error:
             found.damaged[path] = str(error)
+    # A study that runs meanwhile removes positions of its trainings.
+    for path in [path for path in found.damaged if not path.exists()]:
+        del found.damaged[path]
     for path in _blameless(run, found):
         del found.damaged[path]
         found.whole.append(path)
@@ -67,7 +74,9 @@ def _everything(run: Path) -> Iterator[Path]:
 
     def there(name: str) -> list[Path]:
         # Without the files that were set aside, or left half written by a killed process.
-        inner = ((path, path.relative_to(run).parts) for path in run.rglob(name))
+        # Unlike `Path.rglob`, `os.walk` passes over folders that vanish meanwhile.
+        every = (Path(of, name) for of, _, names in os.walk(run) if name in names)
+        inner = ((path, path.relative_to(run).parts) for path in every)
         return sorted(p for p, of in inner if not any(x == "damaged" or x.startswith(".") for x in of))
 
     cells = {path.parent for name in ("result.json", manifest.FILE) for path in there(name)}

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from lthjax import config, fields, home, manifest
+from lthjax import command, config, fields, files, home, manifest
 from lthjax.errors import UserError
-from lthjax.folder.places import PLACES, folder, state_folder
+from lthjax.folder.places import CONFIG, PLACES, folder, state_folder
 from lthjax.folder.reader import Reader
-from lthjax.folder.store import Store
+from lthjax.folder.store import Store, filled_before
 from lthjax.folder.verified import checked, difference, has_manifests, read_study
 from lthjax.imp import Cell
 from lthjax.locks import Held
@@ -20,6 +20,8 @@ from lthjax.locks import Held
 # What two trainings with the same numbers may differ in: the time, the description of the devices, and the
 # masks drawn on the way, of which earlier versions recorded those of one study's scope or none.
 _BESIDE = ("seconds", "platform", "draws")
+# Nor do losses of single steps count, which `train.log_every` records, and which are no setting of the study.
+_LOGGED = ("loss", "loss_step")
 _NAMED = 5
 
 
@@ -31,21 +33,32 @@ class Merged(NamedTuple):
         name: the name that `run.py` gives to the folder of this study.
         copied: run -> how many cells and rewind states were copied from it.
         there: how many are in the folder now.
+        unlike: copies of config files in the folders that differ from the one in `into`.
     """
 
     into: Path
     name: str
     copied: dict[Path, int]
     there: int
+    unlike: list[Path]
 
 
 class _Version(NamedTuple):
-    """A cell or rewind state in one of the folders: its result without times, arrays and parents."""
+    """A cell or rewind state in one of the folders.
+
+    Attributes:
+        run: the folder.
+        result: its result without times and logged losses.
+        content: of its arrays.
+        parents: what it was made from.
+        logged: whether losses of single steps are recorded.
+    """
 
     run: Path
     result: dict[str, Any]
     content: str
     parents: dict[str, str]
+    logged: bool
 
     def equals(self, other: "_Version") -> bool:
         return (self.result, self.content) == (other.result, other.content)
@@ -60,7 +73,8 @@ def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
 
     Raises:
         UserError: a folder is of another study, a file is damaged, two cells differ, or another process
-            writes to `into`; nothing has been written then. Or `into` cannot be written.
+            writes to `into`; or they have other looks of one claim. Nothing has been written then. Or
+            `into` cannot be written.
     """
     into = Path(into)
     sources = _sources([Path(run) for run in runs], into)
@@ -73,14 +87,28 @@ def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
                 f"{run}: it is of another study than {first}: {name} is {there!r} there and {here!r} here; "
                 "only folders of one fingerprint can be merged."
             )
-    versions = _versions([*abouts])
+    until = command.laboratory("report.until")
+    looks = until.joined(abouts)
+    looks = {claim: state for claim, state in looks.items() if claim not in until.read(into)}
+    versions = _versions([*abouts], into)
+    configs = _configs([*abouts])
+    code = next(iter(configs.values()), b"")
+    begun = bool(configs) and into not in configs
     name = f"{abouts[first]['config']['name']}-{config.fingerprint(abouts[first]['identity'])}"
     copied = dict.fromkeys(sources, 0)
     seeds = {int(place.parts[0].removeprefix("seed=")) for place, of in versions.items() if of.run != into}
-    if seeds:
+    if seeds or looks or begun:
         with Store(into, _about(abouts), option="--into", seeds=seeds) as store:
             if {*store.seeds} != seeds:
                 raise Held(f"{into}: another process is running this study; wait for it or stop it.")
+            try:
+                # Before the cells, so that no claim is ever judged as if its looks had not been taken.
+                if looks:
+                    until.keep(into, looks)
+                if begun:
+                    files.write_whole(into / CONFIG, code)
+            except OSError as error:
+                raise files.unwritable(into, error) from error
             for place, version in versions.items():
                 if version.run == into:
                     continue
@@ -89,7 +117,8 @@ def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
                     copied[version.run] += 1
                 elif not _version(into, place).equals(version):  # written since it was looked for
                     raise _unlike([f"{place} of {version.run} and {into}"])
-    return Merged(into, name, copied, len(versions))
+    unlike = [run / CONFIG for run, text in configs.items() if text != code]
+    return Merged(into, name, copied, len(versions), unlike)
 
 
 def _is_run(path: Path) -> bool:
@@ -118,27 +147,66 @@ def _sources(runs: Sequence[Path], into: Path) -> list[Path]:
 
 
 def _about(abouts: Mapping[Path, fields.About]) -> fields.About:
-    """The study.json of the joined folder: that of the first, with the seeds and commands of all."""
+    """The study.json of the joined folder: that of the first, with what all ask for and were made by."""
     every = [cast(dict[str, Any], about) for about in abouts.values()]
-    seeds = sorted({seed for about in every for seed in about["config"]["seeds"]})
+    first, *others = every
 
     def all_of(key: str) -> list[str]:
         return list(dict.fromkeys(value for about in every for value in about.get(key, [])))
 
+    before = [*first.get("earlier", []), *(line for other in others for line in filled_before(other, first))]
+    # A step may be written in two ways.
+    steps = {
+        step: written
+        for about in reversed(every)
+        for step, written in zip(
+            about["lengths"]["rewind"], config.from_dict(about["config"]).rewind, strict=True
+        )
+    }
     joined = {
-        **every[0],
-        "config": {**every[0]["config"], "seeds": seeds},
+        **first,
+        "config": {
+            **_widest([about["config"] for about in every]),
+            "rewind": [steps[k] for k in sorted(steps)],
+        },
+        "lengths": {**first["lengths"], "rewind": sorted(steps)},
         "commands": [*all_of("commands"), home.typed()],
         "environment": all_of("environment"),
-        **({"earlier": made} if (made := all_of("earlier")) else {}),
+        **({"earlier": list(dict.fromkeys(before))} if before else {}),
     }
     if not all(map(has_manifests, abouts)):
         joined["manifests"] = "some"
     return cast(fields.About, joined)
 
 
-def _versions(runs: Sequence[Path]) -> dict[Path, _Version]:
-    """The cells and rewind states by their place, in the first of the folders that has each.
+def _widest(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first of several configs of one fingerprint, with the seeds, levels, arms and repeats of all."""
+    studies = [config.from_dict(one) for one in configs]
+    repeats = {arm: max(config.repeats(of, arm) for of in studies) for of in studies for arm, _ in of.repeats}
+    levels = max(of.levels for of in studies)
+    # Of studies that have controls: none named is every level.
+    named = [of.control_levels or tuple(range(1, of.levels + 1)) for of in studies if {*of.arms} - {"ticket"}]
+    controls = sorted({level for of in named for level in of})
+    return {
+        **configs[0],
+        "seeds": sorted({seed for of in studies for seed in of.seeds}),
+        "levels": levels,
+        "arms": list(dict.fromkeys(arm for of in studies for arm in of.arms)),
+        "repeats": [[arm, times] for arm, times in repeats.items()],
+        "control_levels": [] if controls == [*range(1, levels + 1)] else controls,
+    }
+
+
+def _configs(runs: Sequence[Path]) -> dict[Path, bytes]:
+    """The copies of config files in those of the folders that have one."""
+    try:
+        return {run: (run / CONFIG).read_bytes() for run in runs if (run / CONFIG).is_file()}
+    except OSError as error:
+        raise UserError(f"{error.filename}: it cannot be read ({error.strerror}).") from error
+
+
+def _versions(runs: Sequence[Path], into: Path) -> dict[Path, _Version]:
+    """Cells and rewind states by their place: those of `into`, else the first with logged losses, if any has.
 
     Raises:
         UserError: a file is damaged, or two folders differ.
@@ -155,6 +223,8 @@ def _versions(runs: Sequence[Path]) -> dict[Path, _Version]:
                 other = found.setdefault(place, version)
                 if not other.equals(version):
                     wrong.append(f"{place} of {other.run} and {run}")
+                elif version.logged and not other.logged and other.run != into:
+                    found[place] = version
     for place, version in found.items():
         for parent, content in version.parents.items():
             there = found.get(Path(parent))
@@ -178,13 +248,16 @@ def _version(run: Path, place: Path) -> _Version:
     try:
         result = json.loads((run / place / "result.json").read_text(encoding="utf-8"))
         kept = {name: value for name, value in result.items() if name not in _BESIDE}
+        logged = "loss" in kept.get("curves", {})
+        if logged:
+            kept["curves"] = {name: of for name, of in kept["curves"].items() if name not in _LOGGED}
         if made is None:
-            return _Version(run, kept, _older_content(run, place, result), {})
+            return _Version(run, kept, _older_content(run, place, result), {}, logged)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{run / place / 'result.json'}: it cannot be read ({error}).") from error
-    return _Version(run, kept, made.content, made.parents)
+    return _Version(run, kept, made.content, made.parents, logged)
 
 
 def _older_content(run: Path, place: Path, result: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from benchmarks import forms, measure, selection
 from lthjax import models
@@ -24,6 +25,25 @@ def test_pairs_interleave_and_take_medians() -> None:
     got = timing.pairs(lambda: called.append("a"), lambda: called.append("b"), 3)
     assert called == ["a", "b"] * 4
     assert got.spread[0] <= got.ratio <= got.spread[1]
+
+
+def test_networks_with_dropout_have_no_twin() -> None:
+    """The peer would train without it."""
+    sequential = {name for name, entry in models.MODELS.items() if entry.layers(10)}
+    dropping = {name for name in sequential if models.build(name, (32, 32, 3), 10).dropout}
+    assert "lenet300_dropout" in dropping
+    assert set(measure.MODELS) == sequential - dropping
+
+
+def test_the_page_says_of_which_figures_it_has_no_medians_of_pairs() -> None:
+    intro, *parts = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").split("\n## ")
+    assert "Unless a section says otherwise, a figure is a median of interleaved pairs" in intro
+    sections = {heading: " ".join(text.split()) for heading, text in (part.split("\n", 1) for part in parts)}
+    assert selection._LATER == 4
+    assert "Later calls are the fastest of four; of several rounds the least" in sections["Selecting weights"]
+    assert "each figure of a single run" in sections["The host's work"]
+    assert "Seconds per cell and peak memory are of single runs" in sections["Scaling"]
+    assert "Each number of ours is the fastest of five" in sections["An H100"]
 
 
 @pytest.mark.parametrize("name", measure.MODELS)

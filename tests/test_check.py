@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from conftest import result
 
+from lthjax import check as checking
 from lthjax import config, prune, record, study
 from lthjax.check import check, repair
+from lthjax.errors import UserError
 from lthjax.folder.places import folder, state_folder
 from lthjax.folder.store import Store
-from lthjax.folder.verified import has_manifests
+from lthjax.folder.verified import has_manifests, read_result
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 from lthjax.training import train
@@ -101,3 +103,45 @@ def test_a_study_json_that_is_gone_is_written_anew_without_training(
     # Cells of another study beside no study.json are noticed once it is there.
     (run / "study.json").write_bytes((made[0.2] / "study.json").read_bytes())
     assert len(check(run).damaged) == 4
+
+
+@pytest.mark.parametrize("manifests", [True, False])
+def test_a_folder_that_was_half_copied_is_checked_without_study_json(
+    made: dict[float, Path], tmp_path: Path, manifests: bool
+) -> None:
+    run = tmp_path / made[0.1].name
+    shutil.copytree(made[0.1], run)
+    (run / "study.json").unlink()
+    assert [path.relative_to(run) for path in check(run).whole] == [_FIRST, _SECOND, _DENSE, _START]
+    cut = run / _SECOND / "result.json"
+    cut.write_bytes(cut.read_bytes()[:40])
+    if not manifests:
+        (run / _SECOND / "manifest.json").unlink()
+    with pytest.raises(UserError, match=rf"python -m analysis\.check {run} --repair sets it aside"):
+        read_result(run / _SECOND)
+    found = check(run)
+    assert [*found.damaged] == [run / _SECOND]
+    repair(run, found)
+    assert not check(run).damaged
+    for path in run.rglob("manifest.json"):
+        path.unlink()
+    with pytest.raises(UserError, match="it is not a run folder"):
+        check(run)
+
+
+def test_a_position_that_a_study_drops_meanwhile_is_not_damaged(
+    made: dict[float, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / made[0.1].name
+    shutil.copytree(made[0.1], run)
+    position = run / "seed=0" / "under-way" / "dense" / "step=3"
+    shutil.copytree(run / _START, position)
+    genuine = checking._is_checked
+
+    def meanwhile(path: Path) -> bool:
+        shutil.rmtree(position, ignore_errors=True)
+        return genuine(path)
+
+    assert [*check(run).damaged] == [position]
+    monkeypatch.setattr(checking, "_is_checked", meanwhile)
+    assert not check(run).damaged

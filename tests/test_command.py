@@ -172,7 +172,7 @@ def test_what_is_shipped_imports_what_is_declared() -> None:
     """The wheel holds three folders of the checkout; they import nothing else of it, and no other package."""
     declared = required() | required("lab")
     page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8").partition("## Dependencies")[2]
-    tables = page.partition("`pip install '.[bench]'`")[0]
+    tables = page.partition("`pip install --editable '.[lab,bench]'`")[0]
     assert sorted(re.findall(r"^\| ([\w-]+) \| (?!why)", tables, re.M)) == sorted(declared)
     used: dict[str, set[str]] = {}
     shipped = [path for of in ("lthjax", "analysis", "configs") for path in (ROOT / of).rglob("*.py")]
@@ -190,3 +190,25 @@ def test_what_is_shipped_imports_what_is_declared() -> None:
     assert others - beside - {"analysis"} == {*declared.values()} - {"importlib_resources"}
     # In a checkout alone, and for types alone.
     assert used["analysis"] == {"lthjax/analysis.py", "lthjax/launch.py"}
+
+
+def test_pages_add_to_a_checkouts_environment_and_do_not_replace_it() -> None:
+    """Without `--editable` pip puts a copy in the checkout's place; benchmarks import the laboratory."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    pages += [
+        path for of in ("docs", "benchmarks", "configs", "analysis") for path in (ROOT / of).rglob("*.*")
+    ]
+    found = []
+    for path in pages:
+        if path.suffix not in (".md", ".py"):
+            continue
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # The table of installing.md is of environments that have no lthjax yet.
+            if line.startswith("| "):
+                continue
+            for options, extras in re.findall(r"pip install (.*?)'?\.\[([\w,]+)\]", line):
+                found.append((path.name, extras))
+                assert "--editable" in options, f"{path.name}: {line}"
+                assert extras == "docs" or "lab" in extras.split(","), f"{path.name}: {line}"
+    assert len([name for name, _ in found if name == "performance.md"]) == 3
+    assert ("tpu.py", "lab,tpu") in found

@@ -241,6 +241,27 @@ def test_multiplications_of_the_compacted_network(monkeypatch: pytest.MonkeyPatc
     assert found.weights == found.weights_left == 9 + 9 * 2 + 2 * 2
 
 
+@pytest.mark.parametrize(("name", "empty"), [("vgg11", "conv8"), ("resnet8", "conv1")])
+def test_multiplications_of_a_network_without_a_convolution(name: str, empty: str) -> None:
+    """The forward pass skips the product of a layer that lost all its channels; it counts as 0."""
+    model = models.build(name, (32, 32, 3), 10)
+    variables, mask = filled(model, 1.0, np.float32)
+    mask[empty]["kernel"][:] = False
+    if name == "resnet8":
+        # The stage's stream has no channel left when no layer writes to it.
+        mask["stage1_block1"]["conv2"]["kernel"][:] = False
+    small = compaction.compact(model, variables, mask)
+    stats = small.variables.stats
+    found = savings.counted(
+        small.variables.params,
+        small.mask,
+        lambda p, x: compaction.forward(model, Variables(p, stats), x),
+        model.input_shape,
+    )
+    assert len(small.kept[empty]) == 0
+    assert found.macs == found.macs_left == found.weights == 0
+
+
 def test_a_sequence_is_refused() -> None:
     model = models.build("lenet300", (8, 8, 1), 10)
     with pytest.raises(ValueError, match="lenet300 has neither residual stages nor normalised ones"):

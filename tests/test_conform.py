@@ -219,7 +219,13 @@ def test_late_rewinding() -> None:
     of = {"density": "0.8", "rewind": 40, "relation": ">", "value": "0.5"}
     assert mark(measured, line("rewound", **of)) == "agrees"
     assert mark(measured, line("accuracy", density="0.8", rewind=40, value="96")) == "agrees"
+    # The last command named one step; tickets rewound to the other one are there all the same.
     measured.about["lengths"]["rewind"] = [40]
+    assert mark(measured, line("rewound", **of)) == "agrees"
+    assert mark(measured, line("accuracy", density="0.8", value="95")) == "agrees"
+    assert settings.of(measured, "rewind") == [0, 40]
+    assert measured.rewound(1).mean == pytest.approx(1.0)
+    measured = study({place: of for place, of in cells.items() if place[0] != "rewind-0"})
     (one,) = judged(measured, line("rewound", **of))
     assert (one.mark, one.why) == ("not comparable", "not measured: no ticket is rewound to a later step")
 
@@ -296,13 +302,14 @@ def test_configs_that_follow_a_paper_have_its_settings(name: str, differs: set[s
     network = name.partition("_")[2]
     data = "mnist" if network == "lenet300" else "cifar"
     asked = config.load(ROOT / "configs" / f"{network}_{data}_paper.py")
+    lengths = durations.lengths(asked, 45_000 if data == "cifar" else 55_000)
     rows = [
-        row(seed, "rewind-0", 1, arm, 90.0, repeat=repeat)
+        row(seed, f"rewind-{step}", 1, arm, 90.0, repeat=repeat)
+        for step in lengths.rewind
         for seed in asked.seeds
         for arm in asked.arms
         for repeat in range(1, config.repeats(asked, arm) + 1)
     ]
-    lengths = durations.lengths(asked, 45_000 if data == "cifar" else 55_000)
     shape = [32, 32, 3] if data == "cifar" else [28, 28, 1]
     made = {"identity": json.loads(json.dumps(config.flat(asked))), "lengths": lengths._asdict(),
             "data": {"shape": shape, "classes": 10}}  # fmt: skip

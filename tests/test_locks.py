@@ -16,6 +16,7 @@ import pytest
 
 from lthjax import files, locks
 from lthjax.errors import UserError
+from lthjax.folder import claims
 
 WITHOUT = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK)
 
@@ -272,3 +273,49 @@ def test_locks_that_other_machines_do_not_see(
     locks.take(tmp_path / "seed=1").close()
     monkeypatch.setattr(locks, "_MOUNTS", tmp_path / "none")
     assert not locks._is_local(tmp_path)
+
+
+def test_processes_that_start_together_wait_for_their_turn_at_study_json(
+    leases: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array of 16 seeds with leases, by a clock that runs forty times as fast."""
+    usual = locks.SETTLE
+    leases(expires=20)
+    monkeypatch.setattr(claims, "PATIENCE", claims.PATIENCE * locks.SETTLE / usual)
+    done, refused = [], []
+
+    def start(seed: int) -> None:
+        try:
+            with claims.locked(tmp_path, [seed]):
+                done.append(seed)
+        except locks.Held as error:
+            refused.append(str(error))
+
+    tasks = [threading.Thread(target=start, args=(seed,)) for seed in range(16)]
+    for one in tasks:
+        one.start()
+    for one in tasks:
+        one.join()
+    assert (sorted(done), refused) == ([*range(16)], [])
+
+
+def test_who_waits_in_vain_for_study_json_is_told_so_and_a_busy_seed_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.monotonic()
+    with (
+        claims.locked(tmp_path, [1]),
+        pytest.raises(locks.Held, match="another process is running this study"),
+        claims.locked(tmp_path, [1]),
+    ):
+        pass
+    assert time.monotonic() - began < 10
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
+    with (
+        claims.about_locked(tmp_path),
+        pytest.raises(
+            locks.Held, match=r"another process still writes study\.json; run the same command again"
+        ),
+        claims.locked(tmp_path, [1]),
+    ):
+        pass

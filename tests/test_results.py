@@ -3,8 +3,10 @@
 import csv
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from analysis import publish, results, words
 from analysis.page import Table
 from analysis.report import verdicts
 from analysis.run import Row, to_csv
-from lthjax import files
+from lthjax import config, durations, files, launch
 from lthjax.errors import UserError
 from lthjax.measures.stats import mean_interval
 
@@ -288,6 +290,94 @@ def test_sections_that_pages_name_are_there() -> None:
     named = re.findall(r"\]\(#([^)]*)\)", text)
     assert len(named) > 20
     assert set(named) <= there
+
+
+def abouts(folder: Path) -> list[dict[str, Any]]:
+    """study.json of every study of a published folder."""
+    read = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    return read if isinstance(read, list) else [read]
+
+
+def sections() -> dict[str, tuple[str, list[Path]]]:
+    """Heading -> (text, published folders) of the sections of results/README.md that have commands."""
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    by_heading = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+    folders = {
+        heading: [RESULTS / name for name in re.findall(r"^    python .* results/(\w+)$", of, re.MULTILINE)]
+        for heading, of in by_heading.items()
+    }
+    return {heading: (by_heading[heading], found) for heading, found in folders.items() if found}
+
+
+def test_every_study_has_its_commands() -> None:
+    """But for the quickstart, which the front page runs."""
+    named = {folder.name for _, folders in sections().values() for folder in folders}
+    assert named == {folder.name for folder in (*FOLDERS, *COMPARED)} - {"quickstart"}
+
+
+@pytest.mark.parametrize("heading", sections())
+def test_commands_make_what_is_published(heading: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their studies have the fingerprints, seeds, levels and arms of the tables, given the same data."""
+    monkeypatch.chdir(ROOT)
+    text, folders = sections()[heading]
+    data = {about["data"]["name"]: about["data"] for of in (*FOLDERS, *COMPARED) for about in abouts(of)}
+    made: dict[str, list[config.Study]] = {}
+    for line in re.findall(r"^    python run\.py (.*)$", text, re.MULTILINE):
+        for options in launch.parse(shlex.split(line)):
+            study, of = options.study, data[options.study.data.name]
+            lengths = durations.lengths(study, of["train"] + of["validation"] - study.data.validation)
+            made.setdefault(config.fingerprint(config.identity(study, lengths, of["digest"])), []).append(
+                study
+            )
+    named = re.findall(r"runs/(\w+)-([0-9a-f]{8})\b", text)
+    assert set(named) <= {(study.name, of) for of, studies in made.items() for study in studies}
+    for folder in folders:
+        published = {config.fingerprint(about["identity"]): about for about in abouts(folder)}
+        assert published.keys() <= made.keys()
+        if folder in FOLDERS:
+            ((fingerprint, about),) = published.items()
+            assert fingerprint in {of for _, of in named}
+            studies = made[fingerprint]
+            with (folder / "cells.csv").open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            assert {int(row["seed"]) for row in rows} == {s for study in studies for s in study.seeds}
+            assert {row["arm"] for row in rows} - {"dense"} == {a for study in studies for a in study.arms}
+            assert max(int(row["level"]) for row in rows) == max(study.levels for study in studies)
+            rewound = {row["chain"].rpartition("-")[2] for row in rows} - {"dense"}
+            assert rewound == {str(k) for k in about["lengths"]["rewind"]}
+
+
+def test_pages_say_that_other_images_have_another_fingerprint() -> None:
+    """The published digest is that of the copy of CIFAR-10 that was used."""
+    said = "With the original images the run folder has another fingerprint"
+    for heading, (text, folders) in sections().items():
+        copied = any(about["data"]["name"] == "cifar10" for of in folders for about in abouts(of))
+        named = re.search(r"runs/\w+-[0-9a-f]{8}\b", text)
+        assert (said in text) == bool(copied and named), heading
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert said in text.partition("\n¹ ")[2].partition("\n\n")[0]
+
+
+def test_the_page_says_of_which_trainings_every_bit_is_promised() -> None:
+    """CPUs alone, and the code of then: later commits compute the convolutions on CIFAR-10 otherwise."""
+    text = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
+    (said,) = re.findall(r"\. ([^;]*bit for bit[^;]*);", text)
+    for condition in ("the commit and the versions that `study.json` names", "MNIST", "one kind of CPU"):
+        assert condition in said.rpartition(". ")[2]
+
+
+@pytest.mark.parametrize("folder", ["budget_cifar", "budget_lenet5"])
+def test_of_how_many_evaluations_the_last_is_meant(folder: str) -> None:
+    counts: dict[int, list[str]] = {}
+    for about in abouts(RESULTS / folder):
+        total, every = about["lengths"]["total"], about["lengths"]["evaluate"]
+        counts.setdefault(len([*range(every, total, every), total]), []).append(f"{total:,}")
+    (text,) = [text for text, folders in sections().values() if folders == [RESULTS / folder]]
+    (said,) = re.findall(r"lowest validation loss is that of the last of (.*?)\.", text)
+    first, *others = counts
+    expected = [f"{first} evaluations"]
+    expected += [f"of {count} in trainings of {' or '.join(counts[count])} steps" for count in others]
+    assert said == ", ".join(expected)
 
 
 def test_no_table_is_torn() -> None:

@@ -30,6 +30,7 @@ from analysis.tables import write_tables
 from lthjax import models, prune, study
 from lthjax.errors import UserError
 from lthjax.measures import savings, timing
+from lthjax.models import Variables
 from lthjax.networks import Layer
 
 PAPER = {"lenet5": (28, 28, 1), "conv2": (32, 32, 3), "conv4": (32, 32, 3), "conv6": (32, 32, 3)}
@@ -80,6 +81,34 @@ def test_macs_by_hand() -> None:
     got = savings.counts(model.layers, params, mask, model.input_shape)
     macs = 150 * 28 * 28 + 2400 * 10 * 10 + 400 * 120 + 120 * 84 + 84 * 10
     assert got == (61_470, 61_470 - 7, macs, macs - 7 * 100)
+
+
+def test_layers_that_are_not_pruned_count_as_whole_multiplications() -> None:
+    """fc2 alone is pruned, to 10 %; it has a tenth of the network's products, whether compacted or not."""
+    model = models.build("lenet300", (28, 28, 1), 10)
+    params = zeros(model)
+    mask = jax.tree.map(lambda leaf: np.ones((), bool), params)
+    mask["fc2"]["kernel"] = np.arange(30_000).reshape(300, 100) % 10 == 0
+    got = savings.counts(model.layers, params, mask, model.input_shape)
+    assert got == (30_000, 3_000, 266_200, 266_200 - 27_000)
+    # Every tenth unit has inputs.
+    small = savings.compact(model.layers, params, mask)
+    assert len(small.kept["fc2"]) == 10
+    got = savings.counts(small.layers, small.params, small.mask, model.input_shape)
+    assert got == (3_000, 3_000, 235_200 + 3_000 + 100, 235_200 + 3_000 + 100)
+
+
+@pytest.mark.parametrize("empty", ["conv1", "conv2"])
+def test_a_ticket_without_a_convolution_is_counted(empty: str) -> None:
+    """Its layers have no units after compaction; the forward pass skips their products."""
+    model = models.build("lenet5", (28, 28, 1), 10)
+    mask = random_mask(model, 0.5)
+    mask[empty]["kernel"][:] = False
+    forms = _forms(model, Variables(zeros(model), {}), mask)
+    assert forms is not None
+    assert forms.widths[empty] == 0
+    # The logits are the output layer's biases, which compaction has folded the rest into.
+    assert forms.counts == (0, 0, 0, 0)
 
 
 def test_multiplications_that_cannot_be_counted_are_refused() -> None:

@@ -345,7 +345,7 @@ def test_a_folder_that_an_earlier_version_fills_is_in_use(
     prepared = tiny(levels=0)
     with (
         opened(prepared, tmp_path / "runs"),
-        pytest.raises(UserError, match="another process is running this study"),
+        pytest.raises(UserError, match=r"another process still writes study\.json; run the same command"),
     ):
         study.run(prepared, tmp_path / "runs")
     study.run(prepared, tmp_path / "runs")

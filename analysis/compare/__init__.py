@@ -115,7 +115,11 @@ def tickets(found: Sequence[Entry]) -> Table:
 
 
 def _overview(found: Sequence[Entry], heading: str) -> Section:
-    near = " The lower panel shows the same near the dense network." if figures.is_far(found) else ""
+    near = (
+        " The lower panel shows the same near the dense network, and its points are left out above."
+        if figures.is_far(found)
+        else ""
+    )
     drawn = Drawn(
         "compared",
         "Difference to the dense network against weights left",

@@ -1,14 +1,17 @@
 """The figures of several runs side by side."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
-from lthjax.measures.stats import mean_interval, paired
+from lthjax.measures.stats import ANY, Range, mean_interval, paired
 
 from .. import draw
 from .entries import Entry, Point, at_most
@@ -22,22 +25,23 @@ _FAR, _NEAR = 5.0, 2.0
 def compared(entries: Sequence[Entry], heading: str) -> Figure:
     """Every entry's difference to its dense network against weights left; one panel an arm.
 
-    Where those of a single arm reach far below 0, a second panel shows those near it (`is_far`).
+    Where those of a single arm reach far below 0, a second panel shows those near it (`is_far`), and the
+    first leaves out their points.
     """
-    names = _arms(entries)
+    names, shown = _arms(entries), [ANY]
     if is_far(entries):
         figure, panels = draw.panels(heading, (2, 1), (7.2, 6.6), sharex=True)
-        names *= 2
+        names, shown = names * 2, [(-math.inf, -_NEAR), (-_NEAR, math.inf)]
     else:
         figure, panels = draw.few_beside(heading, len(names))
     left, gains = set[float](), list[float]()
-    for axes, arm in zip(panels.ravel(), names, strict=False):
+    for axes, arm, within in zip(panels.ravel(), names, itertools.cycle(shown), strict=False):
         axes.tick_params(labelbottom=True)
         axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
         axes.set_title(arm, loc="left", fontsize=10)
         axes.set_xlabel(draw.WEIGHTS_LEFT)
         for entry, look in zip(entries, _looks(entries), strict=True):
-            x, values = _differences(axes, entry, arm, look)
+            x, values = _differences(axes, entry, arm, look, within)
             left.update(x)
             gains += values
     if is_far(entries):
@@ -71,9 +75,12 @@ def _gains(entry: Entry, point: Point) -> list[float]:
 
 
 def _differences(
-    axes: Axes, entry: Entry, arm: str, look: tuple[str, str, str]
+    axes: Axes, entry: Entry, arm: str, look: tuple[str, str, str], within: Range
 ) -> tuple[list[float], list[float]]:
-    """Draws an arm of an entry; returns percentages of weights left and the differences of all seeds."""
+    """Draws an arm of an entry; returns percentages of weights left and the differences of all seeds.
+
+    Points of seeds are drawn within a range.
+    """
     colour, marker, line = look
     points = [point for point in entry.arms.get(arm, []) if point.density]
     x = [100 * point.density for point in points]
@@ -81,11 +88,15 @@ def _differences(
     intervals = [mean_interval(gain) for gain in gains]
     means = [interval.mean for interval in intervals]
     axes.plot(x, means, line, color=colour, marker=marker, ms=4, label=entry.name)
-    for left, gain, interval in zip(x, gains, intervals, strict=True):
-        axes.plot([left] * len(gain), gain, ".", color=colour, ms=2.5, alpha=0.6)
-        if interval.n >= draw.BAND_FROM:
-            axes.vlines(left, interval.low, interval.high, color=colour, alpha=0.35, lw=1)
-    return x, [value for gain in gains for value in gain]
+    values = [(left, gain) for left, of in zip(x, gains, strict=True) for gain in of]
+    low, high = within
+    dots = [(left, gain) for left, gain in values if low <= gain < high]
+    axes.plot(*np.reshape(dots, (-1, 2)).T, ".", color=colour, ms=2.5, alpha=0.6)
+    banded = [
+        (left, of.low, of.high) for left, of in zip(x, intervals, strict=True) if of.n >= draw.BAND_FROM
+    ]
+    axes.vlines(*np.reshape(banded, (-1, 3)).T, color=colour, alpha=0.35, lw=1)
+    return x, [value for _, value in values]
 
 
 @matplotlib.rc_context(draw.STYLE)

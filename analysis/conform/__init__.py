@@ -107,7 +107,7 @@ def judge(measured: Measured, ledger: Ledger) -> list[Judged]:
 
 
 def _judged(measured: Measured, line: Line, lacking: str) -> Judged:
-    rewind = min(measured.about["lengths"]["rewind"]) if line.rewind is None else line.rewind
+    rewind = measured.rewinds[0] if line.rewind is None else line.rewind
     level, why = _level(measured, line, rewind)
     quantity = _quantity(measured, line, level, rewind)
     ours = _Ours((), "–")
@@ -134,7 +134,7 @@ def _level(measured: Measured, line: Line, rewind: int) -> tuple[int, str]:
     if (line.of == DENSE and line.other in ("", DENSE)) or not line.density:
         return 0, ""
     levels = measured.levels(rewind=rewind)
-    if line.quantity == "rewound" and rewind == min(measured.about["lengths"]["rewind"]):
+    if line.quantity == "rewound" and rewind == measured.rewinds[0]:
         return 0, "not measured: no ticket is rewound to a later step"
     if not levels:
         return 0, f"not measured: no ticket is rewound to step {rewind:,}"
@@ -192,7 +192,7 @@ def _ours(measured: Measured, line: Line, level: int, rewind: int) -> _Ours:
             measured, *(measured.of_seeds(arm, level, rewind, early) for arm in (line.of, line.other))
         )
     if line.quantity == "rewound":
-        first = min(measured.about["lengths"]["rewind"])
+        first = measured.rewinds[0]
         return _difference(
             measured, *(measured.of_seeds(line.of, level, step, early) for step in (rewind, first))
         )

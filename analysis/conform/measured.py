@@ -6,13 +6,13 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from lthjax.errors import UserError
-from lthjax.imp import DENSE
+from lthjax.imp import DENSE, rewind_of
 from lthjax.measures import stats
 from lthjax.measures.stats import Interval, mean_interval, paired
 
 from .. import tables
 from ..differences import difference, mean_accuracy
-from ..run import Row, Run, by_seed, percent, select
+from ..run import TICKET, Row, Run, by_seed, percent, select
 
 _Of = TypeVar("_Of")
 
@@ -88,9 +88,8 @@ class Measured(Cells):
 
     def rewound(self, level: int, step: int | None = None) -> Interval:
         """Tickets of a rewind step (by default the latest) − those of the earliest, in points, by seed."""
-        steps = sorted(self.about["lengths"]["rewind"])
-        later = steps[-1] if step is None else step
-        late, early = (self.of_seeds("ticket", level, k) for k in (later, steps[0]))
+        later = self.rewinds[-1] if step is None else step
+        late, early = (self.of_seeds("ticket", level, k) for k in (later, self.rewinds[0]))
         return difference(late, early)
 
     def train(self, arm: str, level: int = 0, rewind: int = 0) -> float:
@@ -108,6 +107,15 @@ class Measured(Cells):
     def levels(self, arm: str = "ticket", rewind: int = 0) -> list[int]:
         """The levels at which an arm was trained."""
         return sorted({row.level for row in select(self.rows, chain=f"rewind-{rewind}", arm=arm)})
+
+    @property
+    def rewinds(self) -> list[int]:
+        """The steps that tickets are rewound to, by the cells: study.json has those of the last command.
+
+        Without tickets, those of study.json.
+        """
+        there = {rewind_of(row.chain) for row in self.rows if row.arm == TICKET}
+        return sorted(there or self.about["lengths"]["rewind"])
 
     @property
     def last(self) -> int:

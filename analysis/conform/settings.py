@@ -63,7 +63,7 @@ def of(measured: Measured, name: str) -> Any:
     if name == _SEEDS:
         return measured.seeds
     if name == _REWIND:
-        return [*about["lengths"]["rewind"]]
+        return measured.rewinds
     if name.startswith(_REPEATS):
         arm = name.removeprefix(_REPEATS)
         return max((row.repeat for row in measured.rows if row.arm == arm), default=0)

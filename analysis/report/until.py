@@ -6,7 +6,7 @@ more often.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,7 +192,7 @@ def grow(
         if not state.over:
             over = budget > 0 and now - began + a_seed * step > budget
             state = state._replace(ended="budget" if over else "")
-        _keep(run.path, state)
+        keep(run.path, {key: state})
         say(str(state) if state.ended else f"{key}: undecided after {words.seeds(n)}; adding seeds")
         if state.ended:
             return state
@@ -230,10 +230,28 @@ def _looked(state: State, seeds: list[int], train: Callable[[list[int]], Run]) -
     return state._replace(seeds=n, outcome=outcome, ended=ended, chosen=seeds, chain=chain), run
 
 
-def _keep(run: Path, state: State) -> None:
-    """Writes a claim's state into a run folder, beside those of other claims."""
-    every = {key: of._asdict() for key, of in (read(run) | {state.claim: state}).items()}
+def keep(run: Path, states: Mapping[str, State]) -> None:
+    """Writes states of claims into a run folder, beside those of other claims."""
+    every = {key: of._asdict() for key, of in (read(run) | {**states}).items()}
     files.write_whole(run / FILE, (json.dumps(every, indent=1) + "\n").encode())
+
+
+def joined(runs: Iterable[Path]) -> dict[str, State]:
+    """The states in several run folders of one study, by claim.
+
+    Raises:
+        UserError: two folders have other looks of one claim; or as `read`.
+    """
+    found: dict[str, tuple[Path, State]] = {}
+    for run in runs:
+        for key, state in read(run).items():
+            other, there = found.setdefault(key, (run, state))
+            if there != state:
+                raise UserError(
+                    f"{other} and {run} have other looks of the claim {key}, and looks of two folders cannot "
+                    "be joined: leave out one of the folders."
+                )
+    return {key: state for key, (_, state) in found.items()}
 
 
 def read(run: Path) -> dict[str, State]:

@@ -20,8 +20,9 @@ from .work import Options, work
 _HERE = Link("savings", "#savings")
 _FEWER = "5–10× fewer multiplications and bytes"
 _REMARK = (
-    "Fewer multiplications are not less time. A network is called faster or slower only where the interval "
-    "of the median ratio leaves out 1."
+    "Multiplications are those of all layers, also of those that may not be pruned; weights are the prunable "
+    "ones. Fewer multiplications are not less time. A network is called faster or slower only where the "
+    "interval of the median ratio leaves out 1."
 )
 _OUTSIDE = (
     "Units are not taken out, and nothing is timed: the network is from outside the package, or an earlier "

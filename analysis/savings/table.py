@@ -132,7 +132,7 @@ def shown(rows: Sequence[LevelSavings]) -> list[Table]:
     compacted = "level, units left, weights, fewer, MACs, fewer, largest deviation of a logit"
     timed = [row for row in rows if row.timings]
     return [
-        table(f"Weights, MACs for one image, and {cost}", weights, _weights),
+        table(f"Weights that may be pruned, MACs of all layers for one image, and {cost}", weights, _weights),
         table(_STORED, stored, _stored),
         *([table(_COMPACTED, compacted, _compacted, 2, small)] if small else []),
         *([_times(timed)] if timed else []),

@@ -9,7 +9,8 @@ from lthjax.folder.places import LOCKS
 
 # Held while study.json is read and written; by earlier versions as long as they ran.
 LOCK = ".lock"
-PATIENCE = 30.0
+# Seconds to wait for it: processes that start together take turns, of some seconds each with leases.
+PATIENCE = 600.0
 
 
 def lock_seeds(run: Path, seeds: Collection[int]) -> dict[str, locks.Lock]:
@@ -54,8 +55,29 @@ def locked(run: Path, seeds: Collection[int]) -> Iterator[None]:
             stack.enter_context(contextlib.closing(lock))
         if len(taken) < len(seeds):
             raise locks.Held(f"{run}: another process is running this study; wait for it or stop it.")
-        stack.enter_context(contextlib.closing(locks.take(run / LOCK, PATIENCE)))
+        stack.enter_context(about_locked(run))
         yield
+
+
+@contextlib.contextmanager
+def about_locked(run: Path) -> Iterator[None]:
+    """Holds the lock of study.json.
+
+    Raises:
+        Held: another process still holds it after `PATIENCE` seconds.
+        OSError: the lock cannot be made.
+    """
+    try:
+        lock = locks.take(run / LOCK, PATIENCE)
+    except locks.Held as error:
+        raise still_written(run) from error
+    with contextlib.closing(lock):
+        yield
+
+
+def still_written(run: Path | str) -> locks.Held:
+    """The refusal of who has waited for study.json in vain."""
+    return locks.Held(f"{run}: another process still writes study.json; run the same command again.")
 
 
 def seed_of(name: str) -> int:

@@ -58,7 +58,7 @@ class Store(Reader):
                 self._begin()
             else:
                 self._locks = self._take(self._asked)
-                with contextlib.closing(locks.take(self.path / claims.LOCK, claims.PATIENCE)):
+                with claims.about_locked(self.path):
                     self._begin()
         except OSError as error:
             self.__exit__()
@@ -101,7 +101,7 @@ class Store(Reader):
             for key in ("commands", "environment"):
                 now = about.get(key, [])
                 about[key] = [*(value for value in earlier.get(key, []) if value not in now), *now]
-            if made := _earlier(earlier, about):
+            if made := list(dict.fromkeys([*filled_before(earlier, about), *about.get("earlier", [])])):
                 about["earlier"] = made
             known = earlier.get(MANIFESTS, "some")
         else:
@@ -277,8 +277,13 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n")
 
 
-def _earlier(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """By which devices, versions and commits a folder was filled before, where they are others now."""
+def filled_before(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """By which devices, versions and commits a folder was filled before, where they are others now.
+
+    Args:
+        before: its study.json until now.
+        now: the one that is to be written.
+    """
     made = [f"{before.get('devices', 'devices not known')}; "
             f"{', '.join(f'{name} {version}' for name, version in before.get('versions', {}).items())}; "
             f"commit {before.get('git') or 'not known'}"]  # fmt: skip

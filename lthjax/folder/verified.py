@@ -160,7 +160,9 @@ def _sound(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any
 
 def damaged(path: Path, error: Exception) -> UserError:
     """What is wrong with a file, and the command that mends it."""
-    run = next((p for p in path.parents if (p / "study.json").exists()), path.parent)
+    known = next((p for p in path.parents if (p / "study.json").exists()), None)
+    inner = [p for p in path.parents if p.name.startswith("seed=")]
+    run = known or (inner[0].parent if inner else path.parent)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0] if path.exists() else "not there"
     return UserError(f"{path}: it cannot be read ({reason}); {_mend(run)}.")
 

@@ -73,14 +73,15 @@ class Storage(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Sizes of a network, without biases and other leaves that may not be pruned.
+    """Sizes of a network: its prunable weights, and the multiplications of all its layers.
 
     Attributes:
         weights: number of prunable weights.
         weights_left: number of survivors.
-        macs: multiply-accumulates for one example if dense. A dense layer has inputs x outputs; a
-            convolution has output height x width times the weights of its kernel.
-        macs_left: the same, counting only survivors.
+        macs: multiply-accumulates for one example if dense, in layers that may not be pruned, too. A dense
+            layer has inputs x outputs; a convolution has output height x width times the weights of its
+            kernel.
+        macs_left: the same, counting only survivors; layers that may not be pruned are whole.
     """
 
     weights: int
@@ -124,6 +125,9 @@ def counted(
 ) -> Counts:
     """The same of any network, from its forward pass; shortcuts count, normalisations do not.
 
+    A leaf without weights, as of a layer that compaction has emptied, has no multiplications. Of leaves that
+    may not be pruned those count whose multiplications are known.
+
     Args:
         params, mask: its parameters and their mask.
         apply: (params, images) -> logits, in evaluation; it is traced.
@@ -134,12 +138,13 @@ def counted(
     """
     rows = prune.table(params, mask, apply=apply, shape=(1, *shape)).rows
     prunable = [row for row in rows if row.prunable]
-    macs = [(row.macs, row.density) for row in prunable if row.macs is not None]
-    if len(macs) < len(prunable):
-        unknown = ", ".join(row.path for row in prunable if row.macs is None)
+    macs = [(row.macs, row.density) for row in rows if row.macs is not None]
+    # The forward passes do without the product of an empty kernel.
+    unknown = [row.path for row in prunable if row.macs is None and row.weights]
+    if unknown:
         raise UserError(
-            f"savings: the multiplications of {unknown} cannot be counted: they enter no matrix product or "
-            "convolution unchanged, or do so in a loop or branch of unknown length; "
+            f"savings: the multiplications of {', '.join(unknown)} cannot be counted: they enter no matrix "
+            "product or convolution unchanged, or do so in a loop or branch of unknown length; "
             "leave them unpruned by `prune.rate`, or change the network."
         )
     return Counts(
