@@ -80,7 +80,10 @@ def there(run: Run, cell: Cell) -> Row:
         return found
     own = sorted({(r.chain, r.arm, r.level) for r in run.rows if r.seed == cell.seed and r.chain != DENSE})
     levels = tables.grouped(((chain, arm), str(level)) for chain, arm, level in own)
-    said = [f"{chain}: {arm} at levels {', '.join(of)}" for (chain, arm), of in levels.items()]
+    arms = tables.grouped(
+        (chain, f"{arm} at levels {', '.join(dict.fromkeys(of))}") for (chain, arm), of in levels.items()
+    )
+    said = [f"{chain}: {' and '.join(of)}" for chain, of in arms.items()]
     raise UserError(
         f"seed {cell.seed} has no cell {cell.chain}, level {cell.level}, {cell.arm}, repeat {cell.repeat}; "
         f"it has {'; '.join(said) or 'the dense network alone'}."

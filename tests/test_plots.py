@@ -195,7 +195,10 @@ def test_the_command_draws_a_mask_and_weights(made: Run, command: Call, tmp_path
     [
         (["--layer", "fc9", "--level", "1"], "--layer: 'fc9' is not known; Known: fc1/kernel, fc2/kernel"),
         (["--layer", "fc1/bias", "--level", "1"], "fc1/bias is never pruned and has no mask; add --weights"),
-        (["--layer", "fc1", "--level", "7"], "it has reinit at levels 1, 2; ticket at levels 1, 2"),
+        (
+            ["--layer", "fc1", "--level", "7"],
+            "it has rewind-0: reinit at levels 1, 2 and ticket at levels 1, 2",
+        ),
         (["--layer", "fc1", "--level", "1", "--seed", "5"], "--seed: 5 is not in the run; it has 0, 1"),
         (["--layer", "fc1", "--level", "1", "--to", "x.doc"], "it must end in .png, .pdf, .svg"),
     ],
