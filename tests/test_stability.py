@@ -270,7 +270,7 @@ def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest
 
     monkeypatch.setattr(train, "train", counted)
     monkeypatch.setattr(measure.Measurer, "_ends", seen)
-    monkeypatch.setattr(work.figures, "drawn", lambda found: [])  # drawing takes seconds
+    monkeypatch.setattr(work.figures, "drawn", lambda *of: [])  # drawing takes seconds
     perform(copied)
     assert trained == [(1, 4, 12)]
     assert [(line.second.arm, line.second.seed, line.matched) for line in lines] == [
