@@ -117,6 +117,7 @@ def curve(
     points: bool = True,
     geometric: bool = False,
     within: Range = ANY,
+    floors: Sequence[float] = (),
 ) -> None:
     """A line of means with their 95 % intervals, and every value as a point.
 
@@ -132,9 +133,13 @@ def curve(
         points: whether to draw every value.
         geometric: whether to draw geometric means with the intervals of the logarithms; for a log scale.
         within: the range of the values, and of the intervals.
+        floors: the least standard deviation of a value at every place; none of geometric means.
     """
     colour, marker, line = style
-    intervals = [_geometric(at) if geometric else mean_interval(at, within=within) for at in values]
+    intervals = [
+        _geometric(at) if geometric else mean_interval(at, within=within, floor=floor)
+        for at, floor in zip(values, floors or [0.0] * len(values), strict=True)
+    ]
     counts = sorted({i.n for i in intervals}) or [0]
     n = counts[-1]
     label = f"{name} (n = {f'{counts[0]}–{n}' if len(counts) > 1 else n})"

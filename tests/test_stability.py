@@ -270,7 +270,7 @@ def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest
 
     monkeypatch.setattr(train, "train", counted)
     monkeypatch.setattr(measure.Measurer, "_ends", seen)
-    monkeypatch.setattr(work.figures, "drawn", lambda found: [])  # drawing takes seconds
+    monkeypatch.setattr(work.figures, "drawn", lambda *of: [])  # drawing takes seconds
     perform(copied)
     assert trained == [(1, 4, 12)]
     assert [(line.second.arm, line.second.seed, line.matched) for line in lines] == [
@@ -465,6 +465,26 @@ def test_verdicts_by_hand() -> None:
     assert reinit.estimate == f"barrier less by +4.35 pp, at least {4.35 - half:+.2f} (one-sided 95 %)"
     none = stability.findings(run, {**found, "levels.csv": levels[:3]})[-1]
     assert (none.outcome, none.estimate) == ("not tested", "every level matches")
+
+
+def test_seeds_that_agree_leave_a_gap_open_by_the_test_sets_error() -> None:
+    """In both tables and the figure, as in the verdict."""
+    found = {
+        "stability.csv": pair_rows("dense", 0, 0, [1.0, 1.1, 1.2], [0.0, 0.0, 0.0])
+        + pair_rows("ticket", 2, 0, [0.1, 0.2, 0.15], [0.5, 0.5, 0.5]),
+        "levels.csv": [row._replace(other=0) for row in level_rows(2, [0.1, 0.2, 0.1], [0.5, 0.5, 0.5])]
+        + [row._replace(other=0) for row in level_rows(3, [0.1, 0.2, 0.1], [0.5, 0.5, 0.5])],
+    }
+    run: Any = SimpleNamespace(about={"data": {"test": 10_000}})
+    section = stability.section(run, found)
+    spread = 100 * np.sqrt((0.975 * 0.025 + 0.97 * 0.03) / 10_000)
+    half = scipy_stats.t.ppf(0.975, 2) * spread / np.sqrt(3)
+    said = f"+0.50 [{0.5 - half:+.2f}, {0.5 + half:+.2f}]"
+    pairs, between = section.tables
+    assert [pairs.rows[1][9], between.rows[0][7]] == [said, said]
+    (band,) = section.figures[1].figure.axes[1].collections
+    corners = band.get_paths()[0].vertices[:, 1]
+    assert (corners.min(), corners.max()) == pytest.approx((0.5 - half, 0.5 + half))
 
 
 def test_the_limits_are_those_of_the_paper() -> None:

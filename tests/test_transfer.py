@@ -15,6 +15,7 @@ import pytest
 from conftest import check_section, make_tiny, random_mask, shapes, unsealed, write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from analysis import open_run, record
 from analysis import transfer as command
@@ -683,16 +684,36 @@ def test_differences_of_matched_masks() -> None:
     assert found["transferred_permuted", "transferred"] == pytest.approx([10, 5])
     assert found["transferred_permuted", "ticket"] == pytest.approx([-20, -5])
     assert ("transferred", "transferred") not in found
-    (drawn,) = figures.permuted([*plain, *matched, *own], {})
+    (drawn,) = figures.permuted([*plain, *matched, *own], {}, {})
     assert [line[5:7] for line in drawn.data[1]] == [
         ("transferred", "ticket"), ("transferred_permuted", "ticket"),
         ("transferred_permuted", "transferred"),
     ]  # fmt: skip
-    assert figures.permuted([*plain, *own], {}) == []
+    assert figures.permuted([*plain, *own], {}, {}) == []
+
+
+def test_seeds_that_agree_leave_a_difference_open_by_the_test_sets_error() -> None:
+    """Three seeds lose 2 points each; 10,000 images tell two networks at 90 % apart to within 0.4 or so."""
+    accuracies = {"transferred": 0.9, "transferred_permuted": 0.9, "ticket": 0.92}
+    rows = [row(arm, accuracy, seed, 9) for arm, accuracy in accuracies.items() for seed in range(3)]
+    spread = 100 * np.sqrt((0.9 * 0.1 + 0.92 * 0.08) / 10_000)
+    half = scipy_stats.t.ppf(0.975, 2) * spread / np.sqrt(3)
+    drawn = figures.matrix(rows, {}, {"b": 10_000})
+    said = f"-2.00\n[{-2 - half:+.2f}, {-2 + half:+.2f}]\nn = 3".replace("-", "−")
+    assert said in [text.get_text() for axes in drawn.figure.axes for text in axes.texts]
+    (permuted,) = figures.permuted(rows, {}, {"b": 10_000})
+    for header, lines in (drawn.data, permuted.data):
+        low, high = (header.index(name) for name in ("low", "high"))
+        to_own = [line for line in lines if line[header.index("other")] == "ticket"]
+        assert to_own
+        for line in to_own:
+            assert (line[low], line[high]) == pytest.approx((-2 - half, -2 + half))
+    # Of a target whose test set is not known there is none.
+    assert {one.interval[:3] for one in command.differences(rows)} == {(-2.0, -2.0, -2.0), (0.0, 0.0, 0.0)}
 
 
 def test_figures_of_trainings_that_all_diverged_are_empty() -> None:
     rows = [row(arm, None)._replace(status="diverged") for arm in ("ticket", "transferred")]
-    for drawn in (figures.matrix(rows, {}), figures.arms(rows, {})):
+    for drawn in (figures.matrix(rows, {}, {}), figures.arms(rows, {})):
         assert "1 of the 1 trained cells diverged" in drawn.caption
         drawn.figure.savefig(io.BytesIO(), format="svg")

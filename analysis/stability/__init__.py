@@ -31,7 +31,6 @@ from lthjax.measures.stats import mean_interval
 from .. import barriers, words
 from ..barriers import LIMIT
 from ..claims import NON_INFERIOR, SUPERIOR, At, beside, everywhere, named
-from ..differences import floor
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding
 from ..run import TICKET, Run, grouped, images_of
@@ -43,6 +42,8 @@ from .table import (
     LevelRow,
     PairRow,
     density,
+    gap,
+    gap_floor,
     gaps,
     own_starts,
     paths_of,
@@ -63,17 +64,19 @@ _REMARK = (
     "after the second network's hidden units are matched with the first's by their weights. “stable” "
     f"counts the pairs whose barrier of the test error is below {LIMIT:g} points, “matching” those whose "
     f"accuracy is no more than {MATCHING:g} points below that of the run's dense network. Intervals are "
-    "over seeds, of 95 %."
+    "over seeds, of 95 %; of accuracy − dense, the spread between seeds is taken as no less than the test "
+    "set's own error of a difference."
 )
 _REWOUND = "Tickets and controls start from the step they were rewound to, so each k is a chain of its own."
 
 
 def section(run: Run, found: Mapping[str, Any]) -> Section:
     """The report's section: figures, and a line for every state and every pair of levels."""
+    images = images_of(run.about)
     header = ["level", "arm", "weights (%)", "k", "test error", "train error", "units matched", "distance",
               "degrees", "accuracy − dense", "stable", "matching", "n"]  # fmt: skip
     lines = [
-        [str(level), arm, f"{100 * density(rows):.1f}", str(k), *_numbers(rows)]
+        [str(level), arm, f"{100 * density(rows):.1f}", str(k), *_numbers(rows, images)]
         for (level, arm), steps in subjects(found["stability.csv"]).items()
         for k, rows in steps.items()
     ]
@@ -88,7 +91,6 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
         means = [f"{np.mean([getattr(row, name) for row in rows]):.3g}" for name in ("distance", "degrees")]
         both = [_barrier(rows, f"barrier_{part}_error") for part in ("test", "train")]
         where = "dense" if not other else f"level {other}"
-        gap = words.points(mean_interval([*gaps(rows).values()]))
         lines.append(
             [
                 str(level),
@@ -96,25 +98,25 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
                 f"{100 * density(rows):.1f}",
                 *both,
                 *means,
-                gap,
+                words.points(gap(rows, images)),
                 *every,
                 str(len(gaps(rows))),
             ]
         )
     between = Table("Between levels", header, lines, 2)
     remark = f"{_REMARK} {_REWOUND}" if own_starts(found["stability.csv"]) else _REMARK
-    return Section(NAME, "Stability", (), figures.drawn(found), [pairs, between], remark)
+    return Section(NAME, "Stability", (), figures.drawn(found, images), [pairs, between], remark)
 
 
-def _numbers(rows: Sequence[PairRow]) -> list[str]:
-    """The cells of a state's line."""
+def _numbers(rows: Sequence[PairRow], images: int) -> list[str]:
+    """The cells of a state's line; `images` of the test set."""
     known = [row for row in rows if row.matched_test_error is not None]
     shown = [_barrier(rows, "barrier_test_error"), _barrier(rows, "barrier_train_error")]
     shown.append(_barrier(known, "matched_test_error") if known else "–")
     means = [f"{np.mean([getattr(row, name) for row in rows]):.3g}" for name in ("distance", "degrees")]
     counts = [f"{sum(getattr(r, name) for r in rows)} of {len(rows)}" for name in ("stable", "matching")]
-    gap = gaps(rows)
-    return [*shown, *means, words.points(mean_interval([*gap.values()])), *counts, str(len(gap))]
+    apart = gap(rows, images)
+    return [*shown, *means, words.points(apart), *counts, str(apart.n)]
 
 
 def _barrier(rows: Sequence[PairRow | LevelRow], column: str) -> str:
@@ -187,8 +189,7 @@ def _matches(steps: Mapping[int, Sequence[PairRow]], images: int) -> Finding:
     first, rows = next(iter(steps.items()))
     values = gaps(rows)
     claim = f"{_from(first, steps)} {_of(TICKET, rows)} match the dense network in other orders of the data"
-    least = floor(percent(rows, "test_accuracy"), percent(rows, "dense_accuracy"), images)
-    verdict = stats.noninferior([*values.values()], MATCHING, floor=least)
+    verdict = stats.noninferior([*values.values()], MATCHING, floor=gap_floor(rows, images))
     estimate = f"{words.decided(verdict, '+.2f', ' pp')}; within {MATCHING:g} points is asked"
     test = f"{NON_INFERIOR}, margin {MATCHING:g} pp"
     return Finding(claim, verdict.outcome, estimate, len(values), _LINK, test)

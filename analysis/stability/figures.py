@@ -15,7 +15,7 @@ from .. import draw, words
 from ..barriers import LIMIT
 from ..page import Drawn
 from ..run import by_seed, grouped
-from .table import MATCHING, LevelRow, PairRow, density, gaps, own_starts, percent, subjects
+from .table import MATCHING, LevelRow, PairRow, density, gap_floor, gaps, own_starts, percent, subjects
 
 _MOST_LEVELS = 4
 # Rows of the first figure: label, values of a seed, their range, whether there is a line at 2 points.
@@ -28,8 +28,8 @@ _ROWS: tuple[tuple[str, _Values, Range, bool], ...] = (
 
 
 @matplotlib.rc_context(draw.STYLE)
-def drawn(found: Mapping[str, Any]) -> list[Drawn]:
-    """Both figures with their captions, from the tables by file."""
+def drawn(found: Mapping[str, Any], images: int) -> list[Drawn]:
+    """Both figures with their captions, from the tables by file; `images` of the test set."""
     rows, levels = found["stability.csv"], found["levels.csv"]
     pairs = len({row.pair for row in rows})
     several = f", mean of {pairs} pairs" if pairs > 1 else ""
@@ -46,13 +46,14 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
         "Left: barrier of the test error on the straight path from a ticket to the one of the level before "
         "it, and to the dense network, in the union of their masks. Right: the ticket's accuracy less the "
         f"dense network's; dashed {MATCHING:g} points below it, down to which a ticket matches. Small points "
-        "are seeds, bands 95 % intervals (of three seeds or more). Successive levels would be connected "
-        "just as long as the sparser one matches (Paul et al. 2023)."
+        "are seeds, bands 95 % intervals (of three seeds or more), on the right with a spread between seeds "
+        "of no less than the test set's own error of a difference. Successive levels would be connected just "
+        "as long as the sparser one matches (Paul et al. 2023)."
     )
     return [
         Drawn("stability_curve", "Stability to the order of the data", _curves(rows), curve,
               (PairRow._fields, rows)),
-        Drawn("stability_levels", "Paths between levels", _levels(levels), between,
+        Drawn("stability_levels", "Paths between levels", _levels(levels, images), between,
               (LevelRow._fields, levels)),
     ]  # fmt: skip
 
@@ -112,7 +113,7 @@ def _steps(axes: Axes, steps: Sequence[int]) -> None:
     axes.set_xlabel("k, step of the common state")
 
 
-def _levels(rows: Sequence[LevelRow]) -> Figure:
+def _levels(rows: Sequence[LevelRow], images: int) -> Figure:
     """Barriers to the level before and to the dense network, and accuracy, against weights left."""
     figure, ((barriers, accuracy),) = draw.panels("", (1, 2), (9.6, 4.2))
     kinds = {
@@ -125,7 +126,7 @@ def _levels(rows: Sequence[LevelRow]) -> Figure:
     most = max(100 * row.barrier_test_error for row in rows)
     barriers.set_ylim(-0.04 * max(most, LIMIT), 1.15 * max(most, LIMIT))
     barriers.set_ylabel("barrier of the test error (pp)")
-    _along(accuracy, kinds["to the dense network"], gaps, draw.look("ticket"), "ticket − dense", ANY)
+    _along(accuracy, kinds["to the dense network"], gaps, draw.look("ticket"), "ticket − dense", ANY, images)
     accuracy.axhline(-MATCHING, **draw.CHANCE)
     accuracy.set_ylabel("accuracy − dense (pp)")
     for axes in (barriers, accuracy):
@@ -136,8 +137,17 @@ def _levels(rows: Sequence[LevelRow]) -> Figure:
 
 
 def _along(
-    axes: Axes, rows: Sequence[LevelRow], values: _Values, look: tuple[str, str], name: str, within: Range
+    axes: Axes,
+    rows: Sequence[LevelRow],
+    values: _Values,
+    look: tuple[str, str],
+    name: str,
+    within: Range,
+    images: int = 0,
 ) -> None:
+    """A line against weights left; of differences of accuracies `images` of the test set give the floor."""
     levels = dict(sorted(grouped(rows, "level").items()))
     x = [100 * density(of) for of in levels.values()]
-    draw.curve(axes, x, [[*values(of).values()] for of in levels.values()], (*look, "-"), name, within=within)
+    each = [[*values(of).values()] for of in levels.values()]
+    floors = [gap_floor(of, images) for of in levels.values()]
+    draw.curve(axes, x, each, (*look, "-"), name, within=within, floors=floors)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lthjax.imp import DENSE
+from lthjax.measures.stats import Interval
 
 from ..barriers import LIMIT, Paths, paths
+from ..differences import difference, floor
 from ..run import by_seed, grouped
 
 NAME = "stability"
@@ -127,6 +129,16 @@ def gaps(rows: Sequence[PairRow | LevelRow]) -> dict[int, float]:
     """Seed -> accuracy − the dense network's, in percentage points."""
     ours, dense = (percent(rows, column) for column in ("test_accuracy", "dense_accuracy"))
     return {seed: ours[seed] - dense[seed] for seed in ours}
+
+
+def gap(rows: Sequence[PairRow | LevelRow], images: int) -> Interval:
+    """The mean of `gaps` with its interval; `images` of the test set give the floor of their spread."""
+    return difference(percent(rows, "test_accuracy"), percent(rows, "dense_accuracy"), images)
+
+
+def gap_floor(rows: Sequence[PairRow | LevelRow], images: int) -> float:
+    """The least standard deviation of one of `gaps`, as `analysis.differences.floor`."""
+    return floor(percent(rows, "test_accuracy"), percent(rows, "dense_accuracy"), images)
 
 
 def subjects(rows: Iterable[PairRow]) -> dict[tuple[int, str], dict[int, list[PairRow]]]:

@@ -24,7 +24,7 @@ from lthjax.study import Prepared, Watch
 from lthjax.training.job import Job
 
 from .. import page, record, tables
-from ..run import TICKET, Run, Tickets, asked_levels, chains, controlled, densities, select
+from ..run import TICKET, Run, Tickets, asked_levels, chains, controlled, densities, images_of, select
 from ..work import Work, kept
 from . import figures
 from .measure import BARRIERS, Line, Measurer, content
@@ -259,7 +259,7 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     if not found["stability.csv"]:
         raise UserError(f"{run.path}: every copy diverged; there is no path to measure.")
     contents = {name: tables.of_rows(kind, found[name]) for name, kind in TABLES.items()}
-    return page.write_folder(run.path / NAME, figures.drawn(found), contents)
+    return page.write_folder(run.path / NAME, figures.drawn(found, images_of(run.about)), contents)
 
 
 class _Stability(Work):

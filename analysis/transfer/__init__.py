@@ -28,7 +28,7 @@ from .. import record, words
 from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere, named
 from ..page import Link, Section
 from ..record import Analysis, Finding
-from ..run import TICKET, Run, grouped
+from ..run import TICKET, Run, grouped, images_of
 from . import figures
 from .table import PAIRS, Difference, TransferRow, differences, load, names
 from .work import Options, build
@@ -47,9 +47,9 @@ _ALONG = {CARRIED: ", its initial values carried along", PERMUTED: ", units matc
 
 def section(run: Run, rows: Sequence[TransferRow]) -> Section:
     """The report's section."""
-    said = names([run])
-    drawn = [figures.matrix(rows, said), figures.arms(rows, said)] if rows else []
-    drawn += figures.permuted(rows, said)
+    said, images = names([run]), {run.name: images_of(run.about)}
+    drawn = [figures.matrix(rows, said, images), figures.arms(rows, said)] if rows else []
+    drawn += figures.permuted(rows, said, images)
     return Section("transfer", "Transfer", figures=drawn)
 
 
@@ -60,7 +60,7 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     leaves out levels at whose density the run has none.
     """
     # A run's own ticket on its own seed is the ticket again.
-    every = differences(rows or (), images=run.about["data"]["test"])
+    every = differences(rows or (), images={run.name: images_of(run.about)})
     moved = [one for one in every if (one.source, one.pair) != (run.name, "same")]
     if not moved:
         command = words.command("transfer", "--from", "RUN", "--to", run.path)

@@ -23,6 +23,7 @@ from .table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, 
 _Intervals = Mapping[tuple[str, str], Interval]
 # Arm of a line of panels, in its titles.
 _SAID = {MOVED: "moved", CARRIED: "moved with init", PERMUTED: "moved, units matched"}
+_FLOOR = "the spread between seeds taken as no less than the test set's own error of a difference"
 # Panels, or lines of panels, that a figure has at most.
 _MOST = 6
 # Arm -> colour, marker, label.
@@ -39,12 +40,13 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
 
 
 @matplotlib.rc_context({**draw.STYLE, "axes.grid": False})
-def matrix(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
+def matrix(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mapping[str, int]) -> Drawn:
     """Sources × targets: differences to the target's own ticket and to shuffled masks, in percentage points.
 
-    There is a line of panels for every pairing, arm and level, at most six. `said` has run folders in words.
+    There is a line of panels for every pairing, arm and level, at most six. `said` has run folders in words,
+    `images` the sizes of the targets' test sets.
     """
-    found = differences(rows)
+    found = differences(rows, images=images)
     pairs, names = list(PAIRS), list(ARMS)
     order = sorted(found, key=lambda one: (pairs.index(one.pair), names.index(one.arm), one.level))
     lines = draw.thinned([*grouped(order, "pair", "arm", "level").items()], _MOST)
@@ -75,8 +77,8 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
         "Test accuracy of moved masks, on the target's own weights or with the source's initial values "
         "carried along (init) or units matched first, minus that of the target's own ticket of the nearest "
         "density, and of the same masks shuffled within layers, which have the densities of their layers "
-        "alone. Mean over the target's seeds with its 95 % interval, paired; grey: not moved, or with init "
-        "the same as without. " + " ".join(notes(rows))
+        f"alone. Mean over the target's seeds with its 95 % interval, paired, {_FLOOR}; grey: not moved, or "
+        "with init the same as without. " + " ".join(notes(rows))
     )
     data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]
     return Drawn("transfer_matrix", "Tickets elsewhere", figure, caption.strip(), data)
@@ -104,11 +106,14 @@ def _broken(text: str) -> str:
 
 
 @matplotlib.rc_context(draw.STYLE)
-def permuted(rows: Sequence[TransferRow], said: Mapping[str, str]) -> list[Drawn]:
-    """What matching the units of a moved mask changes: a panel for every source and pairing; or nothing."""
+def permuted(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mapping[str, int]) -> list[Drawn]:
+    """What matching the units of a moved mask changes: a panel for every source and pairing; or nothing.
+
+    `said` and `images` as for `matrix`.
+    """
     shown = ((PERMUTED, MOVED), (PERMUTED, TICKET), (MOVED, TICKET))
     # With the own ticket as the measure: only what was moved in both ways.
-    found = [one for one in differences(rows) if (one.arm, one.other) in shown]
+    found = [one for one in differences(rows, images=images) if (one.arm, one.other) in shown]
     both = {one[:4] for one in found if one.other == MOVED}
     found = [one for one in found if one[:4] in both]
     places = draw.thinned([*grouped(found, "source", "pair").items()], _MOST)
@@ -137,10 +142,10 @@ def permuted(rows: Sequence[TransferRow], said: Mapping[str, str]) -> list[Drawn
         "Masks moved to another seed, with their units matched first or as they are: the order of the units "
         "is that in which the source's dense network comes nearest to the target's (Git Re-Basin). Small "
         "points are seeds of the target, large ones their mean, lines its 95 % interval (of three seeds or "
-        "more). Above 0 on the left matching helped; on the right is what is lost without it. "
+        f"more), {_FLOOR}. Above 0 on the left matching helped; on the right is what is lost without it. "
         + " ".join(notes(rows))
     )
-    data = (*Difference._fields[:-2], *Interval._fields), [(*one[:-2], *one.interval) for one in found]
+    data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]
     return [Drawn("transfer_permuted", "Moved masks with their units matched", figure, caption.strip(), data)]
 
 

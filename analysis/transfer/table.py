@@ -1,7 +1,8 @@
 """The table of moved tickets: rows, read from the cells that were trained, and differences between arms."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -92,8 +93,8 @@ class Difference(NamedTuple):
 
     @property
     def interval(self) -> Interval:
-        """Their mean and its 95 % interval."""
-        return mean_interval(self.values)
+        """Their mean and its 95 % interval, with the floor."""
+        return mean_interval(self.values, floor=self.floor)
 
 
 def load(run: Run) -> list[TransferRow]:
@@ -116,11 +117,13 @@ def load(run: Run) -> list[TransferRow]:
 
 
 def differences(
-    rows: Iterable[TransferRow], others: Sequence[str] = (*AGAINST, DENSE), images: int = 0
+    rows: Iterable[TransferRow],
+    others: Sequence[str] = (*AGAINST, DENSE),
+    images: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Difference]:
     """Moved ticket − other for every source, target, pairing and level, paired over the target's seeds.
 
-    `images` of the test set give the floor of the spread, 0 none.
+    `images` of a target's test set give the floor of the spread; a target that it lacks has none.
     """
     found = []
     for (source, target, pair, level), own in grouped(rows, "source", "target", "pair", "level").items():
@@ -132,7 +135,8 @@ def differences(
             if values := paired(*both):
                 density, beside = (float(np.mean([row.density for row in of])) for of in (ours, theirs))
                 place = (source, target, pair, level, density)
-                found.append(Difference(*place, arm, other, values, floor(*both, images), beside))
+                least = floor(*both, images.get(target, 0))
+                found.append(Difference(*place, arm, other, values, least, beside))
     return found
 
 

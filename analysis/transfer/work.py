@@ -30,7 +30,7 @@ from lthjax.study import Watch
 from lthjax.training.job import Job
 
 from .. import page, record, tables
-from ..run import TICKET, Run, Tickets, asked_levels, densities, grouped, nearest, open_run, select
+from ..run import TICKET, Run, Tickets, asked_levels, densities, grouped, images_of, nearest, open_run, select
 from ..work import Work, kept
 from .figures import arms, matrix, permuted
 from .table import Pair, TransferRow, described, load, names, notes
@@ -290,11 +290,12 @@ def _draw(runs: Iterable[Run], out: Path, watch: Watch) -> Path:
     if not rows:
         nothing = f"nothing was moved to {next(iter(moved)).path} yet"
         raise UserError(f"--from: {nothing}; name a run to move tickets from.")
+    images = {run.name: images_of(run.about) for run in moved}
     for run, of_run in moved.items():
         if of_run:
             said = names([run])
-            _write(run.path, [arms(of_run, said), *permuted(of_run, said)], of_run)
-    folder = _write(out, [matrix(rows, names(moved))], rows)
+            _write(run.path, [arms(of_run, said), *permuted(of_run, said, images)], of_run)
+    folder = _write(out, [matrix(rows, names(moved), images)], rows)
     for note in notes(rows):
         watch.say(note)
     return folder
