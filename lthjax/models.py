@@ -42,6 +42,7 @@ class Model(NamedTuple):
         stages: its stages if it is residual; else None.
         pooled: its stages if it is a sequence of normalised convolutions; else None.
         dropout: whether units are dropped in training, so that a step needs a key.
+        fans: of the `Init` that its weights are drawn by; None of a network from outside the package.
     """
 
     name: str
@@ -53,10 +54,19 @@ class Model(NamedTuple):
     stages: Stages | None = None
     pooled: Pooled | None = None
     dropout: bool = False
+    fans: Callable[[int, int], int] | None = None
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     return jax.random.uniform(key, shape, dtype)
+
+
+def _both(inputs: int, outputs: int) -> int:
+    return inputs + outputs
+
+
+def _inputs(inputs: int, outputs: int) -> int:
+    return inputs
 
 
 _ONES = nn.initializers.ones
@@ -65,15 +75,22 @@ INITS: dict[str, Init] = {
     "glorot": Init(
         nn.initializers.glorot_normal(),
         _ONES,
+        _both,
         "Glorot normal, truncated at two standard deviations and rescaled (Frankle & Carbin 2019)",
     ),
     "glorot_untruncated": Init(
-        nn.initializers.variance_scaling(1.0, "fan_avg", "normal"), _ONES, "Glorot normal, not truncated"
+        nn.initializers.variance_scaling(1.0, "fan_avg", "normal"),
+        _ONES,
+        _both,
+        "Glorot normal, not truncated",
     ),
-    "kaiming": Init(_KAIMING, _ONES, "normal of variance 2 / inputs, as the ResNets of He et al. 2016"),
+    "kaiming": Init(
+        _KAIMING, _ONES, _inputs, "normal of variance 2 / inputs, as the ResNets of He et al. 2016"
+    ),
     "kaiming_uniform_scale": Init(
         _KAIMING,
         _uniform,
+        _inputs,
         "kaiming, scales of batch normalisation uniform in [0, 1], as the ResNets of Frankle et al. 2020",
     ),
 }
@@ -315,7 +332,8 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
     drawn_by = settings.pinned()(jax.jit(start))
     layers = entry.layers(classes)
     pooled = entry.network if isinstance(entry.network, Pooled) else None
-    return Model(name, input_shape, classes, drawn_by, apply, layers, entry.stages, pooled, dropout)
+    fans = INITS[init].fans if isinstance(entry.network, tuple) else None
+    return Model(name, input_shape, classes, drawn_by, apply, layers, entry.stages, pooled, dropout, fans)
 
 
 def _undropped(call: Callable[..., Any], values: tuple, named: dict, context: Any) -> Any:

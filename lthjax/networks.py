@@ -66,11 +66,13 @@ class Init(NamedTuple):
     Attributes:
         kernel: (key, shape, dtype) -> the weights of a layer, inputs on all axes but the last.
         scale: the same for the scales of normalisations.
+        fans: (inputs, outputs of a weight's unit) -> n; the weights have a variance of 2 / n.
         summary: one line for help and errors.
     """
 
     kernel: Callable[..., jax.Array]
     scale: Callable[..., jax.Array]
+    fans: Callable[[int, int], int]
     summary: str
 
 

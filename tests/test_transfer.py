@@ -120,6 +120,21 @@ def test_the_first_copies_carry_their_values() -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
 
+@pytest.mark.parametrize("init", models.INITS)
+@pytest.mark.parametrize("before", ["glorot", "kaiming"])
+def test_carried_values_have_the_deviation_of_the_targets_own(before: str, init: str) -> None:
+    """Whatever the two studies draw their initial weights by; the deviations are those that are seen."""
+    source = models.build("lenet5", (28, 28, 1), 10, before)
+    target = models.build("lenet5_wide", (28, 28, 1), 10, init)
+    values, own = (model.init(jax.random.key(seed)) for seed, model in enumerate((source, target)))
+    params = transfer.initial(source, target, prune.ones(values.params), values, own).params
+    for name, theirs in values.params.items():
+        carried, mine = np.asarray(params[name]["kernel"]), np.asarray(own.params[name]["kernel"])
+        carried = carried[carried != mine]
+        assert carried.size == theirs["kernel"].size
+        assert carried.std() == pytest.approx(mine.std(), rel=0.25 if name == "conv1" else 0.1)
+
+
 def test_channels_keep_their_pixels() -> None:
     """Two channels of a convolution replace three; flattened channels are last."""
     layers = (Layer("conv1", 3, 3, pool=True), Layer("fc1", 2))

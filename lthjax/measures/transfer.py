@@ -181,7 +181,8 @@ def initial(source: Model, target: Model, mask: PyTree, values: Variables, own: 
 
     Networks of the same shapes take the values as they are, statistics included, and so do the blocks of
     residual networks. Otherwise a weight takes the source's value where it joins the first copies of two
-    units, scaled to the target's Glorot deviation. Further copies take the target's own values, as units that
+    units, scaled from the deviation of the source layer's initial weights to that of the target layer's, each
+    as its network's `models.INITS` row has it. Further copies take the target's own values, as units that
     start equal would stay equal. An output layer of other classes also takes the target's own values.
 
     Args:
@@ -205,7 +206,7 @@ def initial(source: Model, target: Model, mask: PyTree, values: Variables, own: 
         if not of.units.size:
             continue
         old = theirs[of.source]
-        scale = math.sqrt(_fans(layer, old) / _fans(layer, mine))
+        scale = math.sqrt(_fans(source, layer, old) / _fans(target, layer, mine))
         carried = (scale * old[of.places][:, of.inputs][:, :, of.units]).astype(mine.dtype)
         first = _first(of.inputs)[:, None] & _first(of.units)
         shape = params[layer.name]["kernel"].shape
@@ -380,7 +381,9 @@ def _first(units: np.ndarray) -> np.ndarray:
     return first
 
 
-def _fans(layer: Layer, kernel: np.ndarray) -> int:
-    """Fan-in plus fan-out, as Glorot's initialisation counts them."""
+def _fans(model: Model, layer: Layer, kernel: np.ndarray) -> int:
+    """The fans of a layer that the variance of the network's initial weights depends on."""
+    # Networks from outside the package have no known layers, and end before.
+    assert model.fans is not None
     places, inputs, units = kernel.shape
-    return places * inputs + (places if layer.size else 1) * units
+    return model.fans(places * inputs, (places if layer.size else 1) * units)
