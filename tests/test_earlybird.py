@@ -305,6 +305,9 @@ def test_a_dense_network_is_the_same_whatever_the_scope(
         assert found is not None
         shown = [[row.largest for row in found["masks.csv"] if row.density == d] for d in earlybird.DENSITIES]
         assert shown == [list(of) for of in zip(*layer["draws"]["largest"][scope], strict=True)]
+        section = analysed.section(run, found)
+        assert ("would be nearer to each other" in section.notes[1]) == (scope == "global")
+        assert "of two random masks with that density in every layer" in section.figures[0].caption
     merged = merge.merge([both[1], alone], tmp_path / "merged")
     assert open_run(merged.into).results.keys() == runs[1].results.keys()
 

@@ -61,8 +61,14 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
 
 def _kind(run: Run) -> str:
     """Which weights the recorded masks keep, whatever the study itself prunes."""
-    how = {"layer": "within every layer", "global": "over all layers together"}[scope_of(run)]
-    return f"These are masks of single weights, ranked by magnitude {how}, whatever the study prunes."
+    scope = scope_of(run)
+    how = {"layer": "within every layer", "global": "over all layers together"}[scope]
+    bound = (
+        " The random masks have the same density in every layer; ones with the layer densities of these, "
+        "which are not recorded, would be nearer to each other."
+    )
+    said = f"These are masks of single weights, ranked by magnitude {how}, whatever the study prunes."
+    return said + bound if scope == "global" else said
 
 
 def _line(level: int | None, own: Sequence[DrawRow]) -> list[str]:

@@ -26,11 +26,12 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
         if rule.level is None
         else ("Right: overlap with the ticket that the run found later; dotted: by chance. ")
     )
+    random = "with that density in every layer" if rule.level is None else "of the same layer densities"
     caption = (
         f"Masks of the largest weights, drawn every {rule.every:,} steps of the dense training. "
         f"{'Left: the' if overlap else 'The'} largest distance of a mask to the others in a queue of "
-        f"{rule.queue}, as a share of the weights; dotted in its colour: of two random masks; dashed: the "
-        "threshold, below which the Early-Bird ticket is drawn (You et al. 2020). "
+        f"{rule.queue}, as a share of the weights; dotted in its colour: of two random masks {random}; "
+        "dashed: the threshold, below which the Early-Bird ticket is drawn (You et al. 2020). "
         f"{overlap}{words.seeds(n)}; bands are 95 % intervals over seeds (of three or more)."
     )
     data = (MaskRow._fields, rows)

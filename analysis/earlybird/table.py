@@ -22,7 +22,9 @@ class MaskRow(NamedTuple):
         density: weights left / prunable weights.
         previous: distance to the mask before it (`lthjax.measures.earlybird.distance`); None for the first.
         largest: the largest distance to the masks of its queue; None where the queue is not full.
-        chance: distance of two random masks of these layer densities.
+        chance: distance of two random masks of these layer densities; for a mask that the study itself has
+            drawn, of two with the same density in every layer. For masks ranked over all layers together,
+            whose layer densities are not recorded, that is an upper bound.
         iou, iou_chance: overlap with the ticket's own mask, and that of a random mask; None where there is no
             ticket.
     """
