@@ -27,6 +27,8 @@ _SERIES_MARKERS = (*_MARKERS.values(), *_OTHER_MARKERS)
 LINES = ("-", "--", ":", "-.")
 # The interval of two seeds is so wide (t = 12.7) that a band would hide the curves: they get thin bars.
 BAND_FROM = 3
+# How captions name the intervals of `curve`.
+BANDS = "bands (bars for two seeds or a single level)"
 # How far an axis of densities reaches beyond them, and how many numbers it has at least.
 _BEYOND, _LEAST_TICKS = 1.08, 3
 WEIGHTS_LEFT = "weights left (% of prunable weights, log scale)"

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
+from analysis import draw, open_run, record
 from analysis import forgetting as analysed
-from analysis import open_run, record
 from analysis.forgetting.table import EventRow
 from analysis.work import Work
 from lthjax import config, models, study
@@ -113,7 +113,9 @@ def test_forgetting_of_a_run(
     assert capsys.readouterr().out == f"{run / 'forgetting'}\n"
     check_section(analysed.ANALYSIS, run)
     opened = open_run(run)
-    found = record.needed(analysed.ANALYSIS, opened)["events.csv"]
+    tables = record.needed(analysed.ANALYSIS, opened)
+    assert draw.BANDS in analysed.section(opened, tables).figures[0].caption
+    found = tables["events.csv"]
     assert {(row.arm, row.part) for row in found} == {
         (arm, part) for arm in (DENSE, "ticket", "reinit") for part in ("train", "test")
     }

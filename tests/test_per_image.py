@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar
 
+from analysis import draw, open_run, record
 from analysis import examples as by_image
-from analysis import open_run, record
 from analysis.examples import figures
 from analysis.examples.table import AgreementRow, PairRow, between
 from analysis.run import TICKET
@@ -178,6 +178,7 @@ def test_the_images_of_a_run(made: Made, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == f"{run / 'examples'}\n"
     check_section(by_image.ANALYSIS, run)
     found = record.needed(by_image.ANALYSIS, open_run(run))
+    assert draw.BANDS in by_image.section(open_run(run), found).figures[0].caption
     pairs: list[PairRow] = found["pairs.csv"]
     beside = [("random", DENSE), ("ticket", DENSE), ("ticket", "random")]
     assert sorted((row.arm, row.other) for row in pairs) == sorted(3 * beside)

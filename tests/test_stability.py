@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
-from analysis import open_run, record, stability
+from analysis import draw, open_run, record, stability
 from analysis.stability import measure, table, work
 from analysis.stability.table import LevelRow, PairRow
 from lthjax import config, data, models, networks, prune, rng, study
@@ -480,6 +480,8 @@ def test_seeds_that_agree_leave_a_gap_open_by_the_test_sets_error() -> None:
     spread = 100 * np.sqrt((0.975 * 0.025 + 0.97 * 0.03) / 10_000)
     half = scipy_stats.t.ppf(0.975, 2) * spread / np.sqrt(3)
     said = f"+0.50 [{0.5 - half:+.2f}, {0.5 + half:+.2f}]"
+    assert "bands (bars for two seeds or a single k)" in section.figures[0].caption
+    assert draw.BANDS in section.figures[1].caption
     pairs, between = section.tables
     assert [pairs.rows[1][9], between.rows[0][7]] == [said, said]
     (band,) = section.figures[1].figure.axes[1].collections

@@ -34,7 +34,7 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
         f"Of {images} test images, the share that a network gets right and the dense network of its seed "
         "does not (won), and the reverse (lost). Their difference is the difference of the two accuracies; "
         "their sum says how much two networks of one accuracy differ. Points are seeds, lines their "
-        "means, bands the 95 % interval over seeds (of three or more)."
+        f"means, {draw.BANDS} the 95 % interval over seeds."
     )
     agreed = (
         "Cohen's κ of errors, the agreement on which test images are wrong beyond chance: 1 for the "

@@ -26,8 +26,8 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
         f"Of {images} train images, looked at {evaluations} times along a training, how often one goes from "
         "right to wrong (left), and Spearman's rank correlation of the images' events with those of the "
         "seed's dense network (right): 1 if the same images are forgotten, 0 if they are unrelated. "
-        f"{words.seeds(len({row.seed for row in own}))}; points are seeds, lines their means, bands the 95 % "
-        "interval over seeds (of three or more)."
+        f"{words.seeds(len({row.seed for row in own}))}; points are seeds, lines their means, {draw.BANDS} "
+        "the 95 % interval over seeds (the dense network's of three or more)."
     )
     data = (EventRow._fields, rows)
     return [Drawn("forgetting", "What networks forget along their training", _figure(own), caption, data)]

@@ -8,6 +8,7 @@ import numpy as np
 from lthjax import imp
 from lthjax.imp import DENSE
 
+from .. import draw
 from ..page import Drawn, Section
 from ..run import TICKET, Row, Run, arms, by_level, by_seed, chains, densities, grouped, select, worth_seeing
 from . import figures, paired
@@ -72,7 +73,7 @@ def overview(rows: Sequence[Row], heading: str) -> Drawn:
     """The figure that the report opens with: accuracy against weights left."""
     caption = (
         "Test accuracy at the end of training for every level and arm. Points are seeds (repeats averaged), "
-        "lines their mean, bands (bars for two seeds or a single level) the 95 % interval of the mean by "
+        f"lines their mean, {draw.BANDS} the 95 % interval of the mean by "
         "Student's t on the logit scale, cut off at the figure's edge. The dense network is the horizontal "
         "line. Look for how far to the right the ticket stays at it, and where the controls leave it."
     )
@@ -116,8 +117,8 @@ def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:
 def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str) -> Drawn:
     caption = (
         "Test accuracy of the ticket minus that of a control of the same seed and level, in percentage "
-        "points, at the end of training. Points are seeds, lines their mean, bands (bars for two seeds or a "
-        "single level) the 95 % interval of the mean by Student's t. A grey band, where the axis reaches so "
+        "points, at the end of training. Points are seeds, lines their mean, "
+        f"{draw.BANDS} the 95 % interval of the mean by Student's t. A grey band, where the axis reaches so "
         "far, is the gap of 10 to 15 points that is often claimed. Look for where a line leaves zero."
     )
     header = ("arm", "level", "density", "seed_number", "ticket_minus_arm_points")

@@ -12,7 +12,7 @@ from .table import Retrained, named, series
 _CAPTION = (
     "Test accuracy at the end of training against all that was trained up to there: the dense network, the "
     "leaders of the levels before, the arm itself. Points along a line are levels, sparser to the right. "
-    "Small points are seeds, lines their mean, bands (bars for two seeds) the 95 % interval by Student's t. "
+    f"Small points are seeds, lines their mean, {draw.BANDS} the 95 % interval by Student's t. "
     "Look for which line is highest at one cost; at equal rewind steps equal places are equal densities."
 )
 _HEADER = ("chain", "arm", "level", "density", "steps", "dense_trainings", "seed", "test_accuracy_percent")

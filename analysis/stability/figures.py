@@ -38,7 +38,7 @@ def drawn(found: Mapping[str, Any], images: int) -> list[Drawn]:
         f"Two copies of the weights at step k{start} are trained to the end with other orders of the data; "
         "the barrier is that of the error on the straight path between their ends "
         f"({rows[0].alphas} points, {rows[0].images:,} train and as many test images). Lines are means over "
-        f"seeds{several}, small points seeds, bands 95 % intervals (of three seeds or more). Below "
+        f"seeds{several}, small points seeds, bands (bars for two seeds or a single k) 95 % intervals. Below "
         f"{LIMIT:g} points (dashed) the training counts as stable from k on; dotted: the barrier after the "
         "hidden units are matched. Look at the step from which a line stays below."
     )
@@ -46,7 +46,7 @@ def drawn(found: Mapping[str, Any], images: int) -> list[Drawn]:
         "Left: barrier of the test error on the straight path from a ticket to the one of the level before "
         "it, and to the dense network, in the union of their masks. Right: the ticket's accuracy less the "
         f"dense network's; dashed {MATCHING:g} points below it, down to which a ticket matches. Small points "
-        "are seeds, bands 95 % intervals (of three seeds or more), on the right with a spread between seeds "
+        f"are seeds, {draw.BANDS} 95 % intervals, on the right with a spread between seeds "
         "of no less than the test set's own error of a difference. Successive levels would be connected just "
         "as long as the sparser one matches (Paul et al. 2023)."
     )

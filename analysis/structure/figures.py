@@ -23,8 +23,8 @@ from . import table
 from .table import Survivors
 
 _POINTS = (
-    "Points are seeds, lines their mean, bands (bars for two seeds or a single level) the 95 % interval of "
-    "the mean by Student's t, on a scale that keeps it within what is possible"
+    f"Points are seeds, lines their mean, {draw.BANDS} the 95 % interval of the mean by Student's t, on a "
+    "scale that keeps it within what is possible"
 )
 # Of the first convolution, at most so many are shown.
 _FILTERS = 16
