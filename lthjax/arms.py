@@ -52,7 +52,8 @@ class Arm(NamedTuple):
     Attributes:
         mask: context -> mask.
         params: (context, mask) -> start weights; the mask is applied to them afterwards.
-        train: whether the cell is trained, or evaluated untrained.
+        train: whether the cell is trained, or evaluated untrained; batch statistics are then computed on its
+            own weights.
         start: "rewind" starts at the chain's rewind step and trains the remaining steps; "zero" starts
             at step 0 and trains all steps, for weights that have no state at the rewind step.
         leads: whether it leads its own chain, that is, gives that chain's next mask.
