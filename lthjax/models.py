@@ -6,7 +6,7 @@ the path (`conv1/kernel`); those of residual blocks as `stage2_block1/conv1/kern
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from lthjax.errors import UserError, unknown
 from lthjax.networks import PRODUCT, Init, Layer, Pooled, Residual, Sequential, Stages, Vgg
 
 PyTree = Any
+_LEAST_SIDE = 8
 
 
 class Variables(NamedTuple):
@@ -267,6 +268,15 @@ def statistics(model: Model, params: PyTree, stats: PyTree, images: jax.Array, u
     return jax.tree.map(lambda x: jnp.tensordot(weights / weights.sum(), x, 1), found)
 
 
+def _least_side(layers: Sequence[Layer]) -> int:
+    """The smallest side of images that these layers leave something of; at least 8."""
+    side = 1
+    for layer in reversed(layers):
+        side = side * 2 if layer.pool else side
+        side += layer.size - 1 if layer.size and layer.padding == "VALID" else 0
+    return max(side, _LEAST_SIDE)
+
+
 def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str = "glorot") -> Model:
     """The model of that name for images of that shape.
 
@@ -284,9 +294,10 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
         raise unknown("model", name, MODELS)
     entry = MODELS[name]
     height, width, channels = input_shape
-    if min(height, width) < 8 or height % entry.divisor or width % entry.divisor:
+    least = _least_side(entry.layers(classes))
+    if min(height, width) < least or height % entry.divisor or width % entry.divisor:
         raise UserError(
-            f"model: {name!r} takes images whose height and width are at least 8 and divisible by "
+            f"model: {name!r} takes images whose height and width are at least {least} and divisible by "
             f"{entry.divisor}, not {height}x{width}x{channels}; choose another model or data set."
         )
     if init not in INITS:

@@ -260,3 +260,9 @@ def test_errors() -> None:
         models.build("lenet55", (28, 28, 1), 10)
     with pytest.raises(UserError, match="divisible by 8, not 28x28x1"):
         models.build("conv6", (28, 28, 1), 10)
+    for name in ("lenet5", "lenet5_wide", "lenet5_deep"):
+        for sides in ((8, 8), (8, 12), (12, 8)):
+            with pytest.raises(UserError, match=rf"at least 12 and divisible by 4, not {sides[0]}x"):
+                models.build(name, (*sides, 1), 10)
+        made = models.build(name, (12, 12, 1), 10)
+        assert jax.eval_shape(made.init, jax.random.key(0)).params["fc1"]["kernel"].shape[0] in (16, 32)
