@@ -34,6 +34,7 @@ class Context(NamedTuple):
         scores: the criterion's scores that made the mask; None when a finished run is read and only its
             start weights are needed.
         granularity: what was pruned, as in `config.Prune`.
+        order: the paths of parameters in the order of use, as in `models.Model`.
     """
 
     key: jax.Array
@@ -44,6 +45,7 @@ class Context(NamedTuple):
     mask: PyTree
     scores: PyTree
     granularity: str = "weight"
+    order: tuple[str, ...] = ()
 
 
 class Arm(NamedTuple):
@@ -239,7 +241,9 @@ def by_depth(path: str) -> list[tuple[bool, list[tuple[int, str]]]]:
 
 
 def _smart_ratio(context: Context) -> PyTree:
-    order = sorted(_prunable(context.mask), key=by_depth)
+    # The names of shipped networks say the order; those of others need not.
+    names = sorted(_prunable(context.mask), key=by_depth)
+    order = sorted(names, key=context.order.index) if {*names} <= {*context.order} else names
     return _by_rule(functools.partial(prune.smart_ratio, order=order))(context)
 
 
