@@ -419,6 +419,11 @@ def _warn(text: str) -> None:
 
 def _cache(dataset: Dataset, path: Path) -> None:
     """Writes the documented npz atomically; an unwritable folder is no error."""
+    if (highest := int(clean["train_images"].max())) <= 1:
+        _warn(
+            f"warning: {source}: the pixels of train_images run from 0 to {highest}, those of uint8 to 255; "
+            "multiply them by 255, before the cast to uint8 if they were floats in [0, 1]."
+        )
     arrays = {k: getattr(dataset, k) for k in _KEYS} | {"classes": np.int64(dataset.classes)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
