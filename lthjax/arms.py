@@ -34,6 +34,7 @@ class Context(NamedTuple):
         scores: the criterion's scores that made the mask; None when a finished run is read and only its
             start weights are needed.
         granularity: what was pruned, as in `config.Prune`.
+        order: the paths of parameters in the order of use, as in `models.Model`.
     """
 
     key: jax.Array
@@ -44,6 +45,7 @@ class Context(NamedTuple):
     mask: PyTree
     scores: PyTree
     granularity: str = "weight"
+    order: tuple[str, ...] = ()
 
 
 class Arm(NamedTuple):
@@ -52,7 +54,8 @@ class Arm(NamedTuple):
     Attributes:
         mask: context -> mask.
         params: (context, mask) -> start weights; the mask is applied to them afterwards.
-        train: whether the cell is trained, or evaluated untrained.
+        train: whether the cell is trained, or evaluated untrained; batch statistics are then computed on its
+            own weights.
         start: "rewind" starts at the chain's rewind step and trains the remaining steps; "zero" starts
             at step 0 and trains all steps, for weights that have no state at the rewind step.
         leads: whether it leads its own chain, that is, gives that chain's next mask.
@@ -238,7 +241,9 @@ def by_depth(path: str) -> list[tuple[bool, list[tuple[int, str]]]]:
 
 
 def _smart_ratio(context: Context) -> PyTree:
-    order = sorted(_prunable(context.mask), key=by_depth)
+    # The names of shipped networks say the order; those of others need not.
+    names = sorted(_prunable(context.mask), key=by_depth)
+    order = sorted(names, key=context.order.index) if {*names} <= {*context.order} else names
     return _by_rule(functools.partial(prune.smart_ratio, order=order))(context)
 
 

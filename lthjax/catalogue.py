@@ -22,11 +22,24 @@ def _tfds() -> Any:
     return tensorflow_datasets
 
 
-def prepared_folder(folder: Path) -> Path | None:
-    """The newest version below a TFDS data set's folder, or None."""
+def prepared_folder(folder: Path, name: str) -> Path | None:
+    """The newest version of a prepared TFDS data set, or None.
+
+    Args:
+        folder: the data folder.
+        name: NAME, NAME/CONFIG, or either with a version behind it.
+
+    Raises:
+        UserError: NAME has several configs.
+    """
     # NAME/VERSION or NAME/CONFIG/VERSION. No deeper search: an unrelated large folder may have this name.
     patterns = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
-    found = [info.parent for pattern in patterns for info in folder.glob(pattern)]
+    found = [info.parent for pattern in patterns for info in (folder / name).glob(pattern)]
+    if len({version.parent for version in found}) > 1:
+        newest = sorted({version.parent: version for version in sorted(found, key=_version)}.values())
+        above = [version if version.parent == folder / name else version.parent for version in newest]
+        each = ", ".join(config.relative_to(folder).as_posix() for config in above)
+        raise UserError(f"data.name: {name!r} has several configs in {str(folder)!r}; choose one of {each}.")
     return max(found, key=_version) if found else None
 
 

@@ -18,6 +18,7 @@ import io
 import logging
 import math
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -133,12 +134,14 @@ def load(name: str, dir: str | Path = "data") -> Dataset:
     path = folder / f"{name}.npz"
     if path.is_file():
         return _of_file(name, path)
-    prepared = catalogue.prepared_folder(folder / name)
+    prepared = catalogue.prepared_folder(folder, name)
     if prepared is not None:
         arrays: Arrays = catalogue.read_prepared(prepared)
         source = str(prepared)
     elif row is not None:
         arrays, source = _of_source(row, name, folder), row.summary
+    elif near := _spelt_otherwise(name, folder):
+        raise UserError(f"data.name: {name!r} is not known; did you mean {near!r}?")
     elif not catalogue.lists(name):
         raise _unknown(name, folder)
     else:
@@ -278,9 +281,23 @@ def _of_source(row: Source, name: str, folder: Path) -> Arrays:
     return {key: np.asarray(given[key]) for key in (*_KEYS, "classes") if key in given}
 
 
+def _own(folder: Path) -> list[str]:
+    """The names of the archives in the data folder."""
+    return sorted(p.stem for p in folder.glob("*.npz") if p.is_file())
+
+
+def _spelt_otherwise(name: str, folder: Path) -> str:
+    """The data set that differs in capitals, hyphens and underscores alone, as `FashionMNIST`; or ""."""
+
+    def plain(name: str) -> str:
+        return re.sub("[-_]", "", name.lower())
+
+    return next((known for known in (*SOURCES, *_own(folder)) if plain(known) == plain(name)), "")
+
+
 def _unknown(name: str, folder: Path) -> UserError:
     """There is no data set of that name, and which there are."""
-    own = sorted(p.stem for p in folder.glob("*.npz") if p.is_file())
+    own = _own(folder)
     suggestion = str(unknown("data.name", name, [*SOURCES, *catalogue.names(), *own])).split(" Known:")[0]
     fetched = [name for name, row in SOURCES.items() if not row.packaged]
     return UserError(
@@ -402,6 +419,11 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
     clean = {k: np.ascontiguousarray(arrays[k], np.uint8 if "images" in k else np.int32) for k in _KEYS}
     if unused := layouts.unused_classes(clean["train_labels"], classes):
         _warn(f"warning: {source}: {unused}.")
+    if (highest := int(clean["train_images"].max())) <= 1:
+        _warn(
+            f"warning: {source}: the pixels of train_images run from 0 to {highest}, those of uint8 to 255; "
+            "multiply them by 255, before the cast to uint8 if they were floats in [0, 1]."
+        )
     digest = hashlib.sha256()
     for key in _KEYS:
         digest.update(f"{key}{clean[key].shape}".encode())

@@ -38,8 +38,9 @@ class UserError(ValueError):
 def unknown(field: str, value: object, allowed: Iterable[str]) -> UserError:
     """The error for a name that is not in a table; suggests the nearest name that is."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    lower = {name.lower(): name for name in reversed(names)}
+    near = difflib.get_close_matches(str(value).lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[near[0]]!r}? " if near else ""
     return UserError(f"{field}: {value!r} is not known; {hint}Known: {', '.join(names)}.")
 
 

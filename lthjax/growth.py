@@ -213,6 +213,7 @@ class Run:
             *(cell.seed, cell.level, task.start, task.stop, task.variables, task.mask),
             held=task.held,
             scores=task.scores,
+            fitted=not ARMS[cell.arm].train,
         )
         order = (self._number, cell.level, int(place > 0), self._chains.index(chain), cell.seed, place)
         return Item(order, self, cell, self._resumed(cell, job))

@@ -252,6 +252,7 @@ def rounds(
                 mask,
                 scores,
                 study.prune.granularity,
+                model.order,
             )
             own = jax.device_get(arm.mask(context))
             tasks.append(task(cell, chain, lengths.total, context, own, stats))

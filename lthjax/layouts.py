@@ -99,15 +99,17 @@ def channels_first(shape: Sequence[int]) -> bool:
 
 def _pixels(text: str, images: np.ndarray) -> str | None:
     """The expression for pixels as uint8, 0 to 255; None where they are in no known range."""
-    if images.dtype == np.uint8:
-        return text
-    if images.dtype.kind not in "fiu" or not images.size:
+    if images.dtype.kind not in "biuf" or not images.size:
         return None
     low, high = float(images.min()), float(images.max())
     if not 0 <= low <= high <= 255:
         return None
-    if high <= 1 and images.dtype.kind == "f":
-        return f"np.round(255 * {text}).astype(np.uint8)"
+    if high <= 1:
+        if images.dtype.kind == "f":
+            return f"np.round(255 * {text}).astype(np.uint8)"
+        return f"(255 * {text}.astype(np.uint8))"
+    if images.dtype == np.uint8:
+        return text
     whole = images.dtype.kind in "iu" or bool((images == np.round(images)).all())
     return f"{text}.astype(np.uint8)" if whole else None
 
@@ -124,7 +126,7 @@ def _of_labels(text: str, labels: np.ndarray) -> str | None:
     flat = f"{text}[:, 0]" if labels.ndim == 2 else text
     if labels.dtype.kind in "iu":
         return flat
-    whole = labels.dtype.kind == "f" and bool((labels == np.round(labels)).all())
+    whole = labels.dtype.kind == "b" or bool((labels == np.round(labels)).all())
     return f"{flat}.astype(np.int64)" if whole else None
 
 

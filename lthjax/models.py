@@ -6,19 +6,26 @@ the path (`conv1/kernel`); those of residual blocks as `stage2_block1/conv1/kern
 """
 
 import contextlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import InvalidRngError
 
-from lthjax import settings
+from lthjax import prune, settings
 from lthjax.devices import rows
 from lthjax.errors import UserError, unknown
 from lthjax.networks import PRODUCT, Init, Layer, Pooled, Residual, Sequential, Stages, Vgg
 
 PyTree = Any
+_LEAST_SIDE = 8
+_ASKED = (
+    "an Entry takes a function of the number of classes, which returns a Flax Linen module; it is called as "
+    "module(images, train=...), and changes its statistics with train=True alone (docs/extending.md)."
+)
 
 
 class Variables(NamedTuple):
@@ -43,6 +50,8 @@ class Model(NamedTuple):
         pooled: its stages if it is a sequence of normalised convolutions; else None.
         dropout: whether units are dropped in training, so that a step needs a key.
         fans: of the `Init` that its weights are drawn by; None of a network from outside the package.
+        order: of a network from outside the package the paths of its parameters, in the order in which a
+            forward pass uses them; else ().
     """
 
     name: str
@@ -55,6 +64,7 @@ class Model(NamedTuple):
     pooled: Pooled | None = None
     dropout: bool = False
     fans: Callable[[int, int], int] | None = None
+    order: tuple[str, ...] = ()
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -116,7 +126,8 @@ class Entry(NamedTuple):
     Attributes:
         network: all layers but the output layer, which depends on the number of classes; or the stages of a
             residual network or of one with pools; or, for any other network, number of classes -> Flax
-            module, called as `module(images, train=False)`. It may use `nn.Dropout`.
+            module, called as `module(images, train=False)`. It may use `nn.Dropout`; without statistics
+            also other means that draw from the stream "dropout".
         divisor: the sides of its images must be divisible by this number.
         summary: one line for help and errors.
         dropout: share of the units of hidden dense layers that is dropped in training; for layers.
@@ -284,6 +295,15 @@ def statistics(model: Model, params: PyTree, stats: PyTree, images: jax.Array, u
     return jax.tree.map(lambda x: jnp.tensordot(weights / weights.sum(), x, 1), found)
 
 
+def _least_side(layers: Sequence[Layer]) -> int:
+    """The smallest side of images that these layers leave something of; at least 8."""
+    side = 1
+    for layer in reversed(layers):
+        side = side * 2 if layer.pool else side
+        side += layer.size - 1 if layer.size and layer.padding == "VALID" else 0
+    return max(side, _LEAST_SIDE)
+
+
 def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str = "glorot") -> Model:
     """The model of that name for images of that shape.
 
@@ -294,61 +314,179 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
         init: a key of `INITS`.
 
     Raises:
-        UserError: a name is unknown, the model does not support images of that shape, or it is from outside
-            the package and has initial weights of its own.
+        UserError: a name is unknown, or the model does not support images of that shape; or it is from
+            outside the package, and has initial weights of its own or cannot be called as `Entry` says.
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     entry = MODELS[name]
+    if not isinstance(entry, Entry):
+        raise UserError(f"model: MODELS[{name!r}] is {_kind(entry)}, no Entry; {_ASKED}")
     height, width, channels = input_shape
-    if min(height, width) < 8 or height % entry.divisor or width % entry.divisor:
+    least = _least_side(entry.layers(classes))
+    if min(height, width) < least or height % entry.divisor or width % entry.divisor:
         raise UserError(
-            f"model: {name!r} takes images whose height and width are at least 8 and divisible by "
+            f"model: {name!r} takes images whose height and width are at least {least} and divisible by "
             f"{entry.divisor}, not {height}x{width}x{channels}; choose another model or data set."
         )
     if init not in INITS:
         raise unknown("init", init, INITS)
     if init != "glorot" and not isinstance(entry.network, tuple):
         raise UserError(f"init: {init!r} is not for {name!r}, which draws its own weights; leave init out.")
-    module = entry.module(classes, INITS[init])
-    shape = (1, *input_shape)
-    dropout = entry.dropout > 0 if isinstance(entry.network, tuple) else _drops(module, shape)
+    if isinstance(entry.network, tuple):
+        module, seen = entry.module(classes, INITS[init]), _Seen(entry.dropout > 0)
+    else:
+        module = _own(name, entry, classes)
+        seen = _tried(name, module, input_shape, classes)
 
     def start(key: jax.Array) -> Variables:
-        variables = dict(module.init(key, jnp.zeros(shape), train=False))
+        variables = dict(module.init(key, jnp.zeros((1, *input_shape)), train=False))
         return Variables(variables.pop("params"), variables)
 
     def apply(
         params: PyTree, stats: PyTree, images: jax.Array, train: bool, key: jax.Array | None = None
     ) -> tuple[jax.Array, PyTree]:
         variables, drawn = {"params": params, **stats}, None if key is None else {"dropout": key}
-        whole = nn.intercept_methods(_undropped) if dropout and key is None else contextlib.nullcontext()
+        all_units = seen.dropout and key is None
+        train = train and not (all_units and seen.elsewhere)
+        whole = nn.intercept_methods(_undropped) if all_units else contextlib.nullcontext()
         with whole:
             if not train or not stats:
-                return module.apply(variables, images, train=train, rngs=drawn), stats  # type: ignore[return-value]
+                return _wide(module.apply(variables, images, train=train, rngs=drawn)), stats
             logits, updated = module.apply(variables, images, train=train, mutable=list(stats), rngs=drawn)
-            return logits, dict(updated)
+            return _wide(logits), dict(updated)
 
     drawn_by = settings.pinned()(jax.jit(start))
     layers = entry.layers(classes)
     pooled = entry.network if isinstance(entry.network, Pooled) else None
     fans = INITS[init].fans if isinstance(entry.network, tuple) else None
-    return Model(name, input_shape, classes, drawn_by, apply, layers, entry.stages, pooled, dropout, fans)
+    more = (layers, entry.stages, pooled, seen.dropout, fans, seen.order)
+    return Model(name, input_shape, classes, drawn_by, apply, *more)
+
+
+def _wide(logits: Any) -> jax.Array:
+    """The logits in float32 at least, so that losses are."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _undropped(call: Callable[..., Any], values: tuple, named: dict, context: Any) -> Any:
     """Leaves out dropout: a call without a key has all units, in training, too."""
-    return values[0] if isinstance(context.module, nn.Dropout) else call(*values, **named)
+    if isinstance(context.module, nn.Dropout):
+        return values[0] if values else named["inputs"]
+    return call(*values, **named)
 
 
-def _drops(module: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether a network from outside the package drops units in training."""
-    seen: list[bool] = []
+class _Seen(NamedTuple):
+    """What a trace of a network shows.
+
+    Attributes:
+        dropout, order: as in `Model`.
+        elsewhere: whether units are dropped by other means than `nn.Dropout`, which cannot be left out; all
+            units are then those of `train=False`.
+    """
+
+    dropout: bool
+    elsewhere: bool = False
+    order: tuple[str, ...] = ()
+
+
+def _own(name: str, entry: Entry, classes: int) -> nn.Module:
+    """The module of a network from outside the package."""
+    if isinstance(entry.network, nn.Module) or not callable(entry.network):
+        raise UserError(f"model: the Entry of {name!r} has a network {_kind(entry.network)}; {_ASKED}")
+    with _refused(name, f"for {classes} classes"):
+        module = entry.module(classes, INITS["glorot"])
+    if not isinstance(module, nn.Module):
+        raise UserError(f"model: {name!r} is {_kind(module)} for {classes} classes; {_ASKED}")
+    return module
+
+
+def _tried(name: str, module: nn.Module, input_shape: tuple[int, int, int], classes: int) -> _Seen:
+    """Traces a network from outside the package on two images.
+
+    Raises:
+        UserError: it cannot be called as `Entry` says, or gives anything but logits.
+    """
+    images, key = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32), jax.random.key(0)
+    dropouts: list[bool] = []
 
     def watched(call: Callable[..., Any], values: tuple, named: dict, context: Any) -> Any:
-        seen.append(isinstance(context.module, nn.Dropout))
+        dropouts.append(isinstance(context.module, nn.Dropout))
         return _undropped(call, values, named, context)
 
-    with nn.intercept_methods(watched):
-        jax.eval_shape(lambda key, x: module.init(key, x, train=True), jax.random.key(0), jnp.zeros(shape))
-    return any(seen)
+    def trained(params: PyTree, stats: PyTree, images: jax.Array, keys: dict) -> Any:
+        given = {"params": params, **stats}
+        with nn.intercept_methods(watched):
+            return module.apply(given, images, train=True, mutable=list(stats), rngs=keys)
+
+    with _refused(name, "with train=False"):
+        variables = dict(jax.eval_shape(lambda k, x: module.init(k, x[:1], train=False), key, images))
+        if "params" not in variables:
+            raise UserError(f"model: {name!r} has no parameters; there is nothing to train or prune.")
+        params, stats = variables.pop("params"), variables
+        program, logits = jax.make_jaxpr(
+            lambda params, stats, x: module.apply({"params": params, **stats}, x, train=False),
+            return_shape=True,
+        )(params, stats, images)
+    _check_logits(name, logits, classes)
+    elsewhere = False
+    with _refused(name, "with train=True"):
+        try:
+            logits, updated = jax.eval_shape(trained, params, stats, images, {})
+        except InvalidRngError:
+            elsewhere = True
+            logits, updated = jax.eval_shape(trained, params, stats, images, {"dropout": key})
+    _check_logits(name, logits, classes)
+    if elsewhere and stats:
+        raise UserError(
+            f"model: {name!r} keeps statistics, and drops units by other means than nn.Dropout, which is not "
+            "supported; use nn.Dropout."
+        )
+    if jax.tree.map(_typed, dict(updated)) != jax.tree.map(_typed, stats):
+        raise UserError(f"model: {name!r} has statistics whose shapes change in training; they must stay.")
+    places = dict(zip(program.jaxpr.invars, prune.paths(params), strict=False))
+    order = tuple(dict.fromkeys(_used(program.jaxpr, places)))
+    return _Seen(elsewhere or any(dropouts), elsewhere, order)
+
+
+@contextlib.contextmanager
+def _refused(name: str, when: str) -> Iterator[None]:
+    """Turns whatever the code of a network raises into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = re.sub(r"\s*\(https?:\S+\)", "", str(error).strip().partition("\n")[0])[:200].rstrip(".")
+        raise UserError(f"model: {name!r} fails {when} ({type(error).__name__}: {said}); {_ASKED}") from error
+
+
+def _check_logits(name: str, logits: Any, classes: int) -> None:
+    shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
+    if shape != (2, classes) or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        given = f"something {_kind(logits)}" if shape is None else f"{dtype} of shape {shape}"
+        raise UserError(
+            f"model: {name!r} gives {given} for two images; it must give logits, floats of shape "
+            f"(2, {classes}), one for each of the {classes} classes."
+        )
+
+
+def _kind(thing: object) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"of type {type(thing).__name__}"
+
+
+def _typed(leaf: Any) -> tuple[Any, Any]:
+    return leaf.shape, leaf.dtype
+
+
+def _used(program: Any, places: Mapping[Any, str]) -> Iterator[str]:
+    """The paths of a program's variables in the order in which its steps use them, calls looked into."""
+    for step in program.eqns:
+        known = [None if hasattr(v, "val") else places.get(v) for v in step.invars]
+        parts = [getattr(value, "jaxpr", value) for value in step.params.values()]
+        parts = [part for part in parts if len(getattr(part, "invars", ())) == len(known)]
+        for part in parts:
+            inner = zip(part.invars, known, strict=True)
+            yield from _used(part, {variable: path for variable, path in inner if path})
+        if not parts:
+            yield from (path for path in known if path)

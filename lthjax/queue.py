@@ -42,10 +42,10 @@ class Item(NamedTuple):
     job: Job
 
     @property
-    def alike(self) -> tuple[int, int, int, int, bool]:
+    def alike(self) -> tuple[int, int, int, int, bool, bool]:
         """The key of items that can share a program."""
         job = self.job
-        return id(self.run.trainer), job.start, job.stop, job.at, job.scores is None
+        return id(self.run.trainer), job.start, job.stop, job.at, job.scores is None, job.fitted
 
     @property
     def named(self) -> Cell:

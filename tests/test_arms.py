@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from conftest import unsealed
 from scipy import stats
 
 from analysis import card, export, open_run
-from lthjax import config, durations, imp, models, prune, rng, study, validate
+from lthjax import batches, config, data, durations, imp, models, prune, rng, study, validate
 from lthjax.arms import ARMS, Context
 from lthjax.criteria import CRITERIA, Criterion, Weights
 from lthjax.errors import UserError
@@ -343,3 +344,49 @@ def test_a_folder_older_than_a_field_is_gone_on_with(tiny: Make, tmp_path: Path)
     (run / "study.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match=r"prune\.course is 'cubic' there and 'geometric' here"):
         study.plan(prepared, tmp_path / "runs")
+
+
+class Normalised(nn.Module):
+    """A network with batch normalisation, which trains quickly."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Dense(16, use_bias=False, name="fc1")(x.reshape(len(x), -1))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm1")(x)
+        return nn.Dense(self.classes, name="output")(nn.relu(x))
+
+
+def test_untrained_networks_have_the_batch_statistics_of_their_own_weights(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compares with numpy: the mean over the first batches of the level of each one's mean and variance."""
+    monkeypatch.setitem(models.MODELS, "normalised", models.Entry(Normalised, 1, "for a test"))
+    asked = tiny(model="normalised", levels=1, rewind=(0, 5), arms=("untrained", "untrained_sign_constant"))
+    run = study.run(asked, tmp_path / "runs", chunk=2)
+    store, dataset = Reader(run), asked.dataset
+    for seed in (0, 1):
+        split = data.split(dataset, seed, 40)
+        index = batches.order(split.train, asked.lengths, 20, seed, 1, 0, asked.lengths.per_epoch)
+
+        def pixels(images: np.ndarray, split: data.Split = split) -> np.ndarray:
+            return ((images / 255 - split.mean) / split.std).reshape(*images.shape[:-3], -1)
+
+        for chain in ("rewind-0", "rewind-5"):
+            for arm in ("untrained", "untrained_sign_constant"):
+                cell = Cell(seed, chain, 1, arm)
+                params, stats = store.variables(cell)
+                first = params["fc1"]["kernel"].astype(np.float64)
+                units = pixels(dataset.train_images[index]) @ first
+                mean, var = units.mean((0, 1)), units.var(1).mean(0)
+                found = stats["batch_stats"]["norm1"]
+                np.testing.assert_allclose(found["mean"], mean, rtol=1e-3, atol=1e-4)
+                np.testing.assert_allclose(found["var"], var, rtol=1e-3)
+                hidden = (pixels(dataset.test_images) @ first - mean) / np.sqrt(var + 1e-5)
+                hidden = np.maximum(hidden * params["norm1"]["scale"] + params["norm1"]["bias"], 0)
+                logits = hidden @ params["output"]["kernel"] + params["output"]["bias"]
+                share = (logits.argmax(1) == dataset.test_labels).mean()
+                assert store.result(cell)["test_accuracy"] == pytest.approx(share, abs=1.5 / 60)
+            ticket = store.state(seed, int(chain[-1])).stats["batch_stats"]["norm1"]
+            assert abs(ticket["mean"] - found["mean"]).max() > 0.1

@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import shutil
 import tarfile
 import threading
 import time
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 from conftest import FULL, arrays, write_npz
 
-from lthjax import data
-from lthjax.errors import UserError
+from lthjax import catalogue, data
+from lthjax.errors import UserError, unknown
 
 
 def test_embedded() -> None:
@@ -238,6 +239,36 @@ def test_prepared_tfds_folder_is_read_and_cached(prepared: Path) -> None:
     cached = data.load("digits", prepared)
     assert cached.source == str(prepared / "digits.npz")
     assert cached.digest == got.digest
+
+
+def test_a_prepared_set_of_several_configs_asks_for_one(prepared: Path) -> None:
+    for config in ("letters", "balanced"):
+        shutil.copytree(prepared / "digits" / "1.2.0", prepared / "emn" / config / "1.2.0")
+    with pytest.raises(
+        UserError, match=r"'emn' has several configs in .*; choose one of emn/balanced, emn/l"
+    ):
+        data.load("emn", prepared)
+    assert not (prepared / "emn.npz").exists()
+    (prepared / "emn" / "balanced" / "1.3.0").mkdir()
+    (prepared / "emn" / "balanced" / "1.3.0" / "dataset_info.json").write_text("{")
+    for name, version in (("emn/letters", "1.2.0"), ("emn/balanced", "1.3.0"), ("emn/balanced/1.2.0", "")):
+        assert catalogue.prepared_folder(prepared, name) == prepared / name / version
+    assert data.load("emn/letters", prepared).source == str(prepared / "emn" / "letters" / "1.2.0")
+    assert (prepared / "emn" / "letters.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("MNIST", "mnist"), ("FashionMNIST", "fashion_mnist"), ("CIFAR-10", "cifar10"), ("MyOwn", "my_own")],
+)
+def test_another_spelling_of_a_known_set_is_no_set_of_tfds(name: str, meant: str, tmp_path: Path) -> None:
+    write_npz(tmp_path, "my_own")
+    with pytest.raises(UserError, match=rf"^data\.name: '{name}' is not known; did you mean '{meant}'\?$"):
+        data.load(name, tmp_path)
+
+
+def test_a_suggestion_does_not_look_at_capitals() -> None:
+    assert "did you mean 'Adam'? " in str(unknown("name", "ADAMS", ["Adam", "sgd"]))
 
 
 def test_prepared_folder_that_cannot_be_read(prepared: Path) -> None:

@@ -57,6 +57,20 @@ LAYOUTS: dict[str, tuple[Made, Made, str]] = {
     "rows": (of_images(GOOD, lambda x: x.reshape(len(x), -1)), GOOD, r"has shape \(80, 64\)"),
     "one-hot": (of_labels(GOOD, lambda y: np.eye(10)[y]), GOOD, "train_labels has dtype float64"),
     "float labels": (of_labels(GOOD, lambda y: y.astype(float)), GOOD, "train_labels has dtype float64"),
+    "bool labels": (
+        of_labels(GOOD, lambda y: y % 2 > 0),
+        of_labels(GOOD, lambda y: y % 2),
+        "train_labels has dtype bool",
+    ),
+    **{
+        f"0 and 1 of {kind}": (
+            of_images(renamed(GOOD, lambda part, kind: f"{KERAS[kind]}_{part}"), lambda x: x)
+            | {f"x_{part}": (GOOD[f"{part}_images"] > 99).astype(kind) for part in ("train", "test")},
+            of_images(GOOD, lambda x: np.uint8(255) * (x > 99)),
+            "it lacks train_images",
+        )
+        for kind in ("uint8", "int8", "int64", "bool")
+    },
     "all at once": (
         renamed(
             of_labels(of_images(COLOUR, lambda x: x.transpose(0, 3, 1, 2) / 255), lambda y: np.eye(10)[y]),
@@ -80,6 +94,19 @@ def test_the_line_converts_it(tmp_path: Path, layout: str) -> None:
     got = data.load(name, tmp_path)
     for key, value in wanted.items():
         np.testing.assert_array_equal(getattr(got, key), value)
+
+
+def test_pixels_that_end_at_one_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, top in (("dark", 1), ("black", 0), ("fine", 2)):
+        np.savez(tmp_path / f"{name}.npz", **of_images(GOOD, lambda x, top=top: np.minimum(x, top)))
+        for _ in range(2):
+            data.load(name, tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    assert [re.sub(r"warning: .*/(\w+)\.npz: .* run from 0 to (\d), .*", r"\1 \2", one) for one in said] == [
+        "dark 1",
+        "black 0",
+    ]
+    assert all("multiply them by 255, before the cast" in one for one in said)
 
 
 def test_images_that_are_low_or_have_many_channels_are_images(tmp_path: Path) -> None:

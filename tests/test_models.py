@@ -142,6 +142,29 @@ def test_a_network_of_one_s_own_may_drop_units(monkeypatch: pytest.MonkeyPatch) 
         models.build("lenet300", (8, 8, 1), 3, "kaimin")
 
 
+def test_logits_of_a_narrow_network_are_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Narrow(nn.Module):
+        classes: int
+
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+            return nn.Dense(self.classes, dtype=jnp.bfloat16, name="output")(x.reshape(len(x), -1))
+
+    monkeypatch.setitem(models.MODELS, "narrow", models.Entry(Narrow, 1, "for a test"))
+    model = models.build("narrow", (8, 8, 1), 3)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    for train in (False, True):
+        logits, _ = jax.eval_shape(
+            lambda v, x, train=train: model.apply(*v, x, train), variables, jnp.zeros((2, 8, 8, 1))
+        )
+        assert logits.dtype == jnp.float32
+    plain = models.build("lenet300", (8, 8, 1), 3)
+    program = jax.make_jaxpr(lambda v, x: plain.apply(*v, x, True))(
+        jax.eval_shape(plain.init, jax.random.key(0)), jnp.zeros((2, 8, 8, 1))
+    )
+    assert "convert_element_type" not in str(program)
+
+
 def test_vgg_against_plain_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.MODELS, "tiny", models.Entry(Pooled(((3,), (4, 5))), 2, "for a test"))
     model = models.build("tiny", (8, 8, 2), 4)
@@ -260,3 +283,9 @@ def test_errors() -> None:
         models.build("lenet55", (28, 28, 1), 10)
     with pytest.raises(UserError, match="divisible by 8, not 28x28x1"):
         models.build("conv6", (28, 28, 1), 10)
+    for name in ("lenet5", "lenet5_wide", "lenet5_deep"):
+        for sides in ((8, 8), (8, 12), (12, 8)):
+            with pytest.raises(UserError, match=rf"at least 12 and divisible by 4, not {sides[0]}x"):
+                models.build(name, (*sides, 1), 10)
+        made = models.build(name, (12, 12, 1), 10)
+        assert jax.eval_shape(made.init, jax.random.key(0)).params["fc1"]["kernel"].shape[0] in (16, 32)

@@ -4,9 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
-from lthjax import config, launch, study
+from lthjax import config, launch, models, study
 from lthjax.errors import UserError
 
 LAYERS = """
@@ -93,3 +98,176 @@ def test_its_run_folder_has_what_an_analysis_needs(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert command_line(*asked, "--config", run / "config.py").returncode == 0
     assert (run / "examples").is_dir()
+
+
+class Net(nn.Module):
+    """A dense layer of the hidden units that a function of them, their number and `train` gives."""
+
+    units: int
+    hidden: Callable[..., jax.Array] = lambda net, x, train: x
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        return nn.Dense(self.units, name="output")(self.hidden(self, x.reshape(len(x), -1), train))
+
+
+class Unaware(nn.Module):
+    """A network that is called without `train`."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(self.units)(x.reshape(len(x), -1))
+
+
+class Unlike(nn.Module):
+    """A network whose result is anything but logits [N, classes]."""
+
+    result: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> Any:
+        return self.result(nn.Dense(10)(x), x)
+
+
+class Nnx(nnx.Module):
+    """The same of NNX, with batch normalisation, perhaps with dropout."""
+
+    def __init__(self, units: int, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.BatchNorm(64, rngs=rngs)
+        self.output = nnx.Linear(64, units, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        return self.output(self.norm(x.reshape(len(x), -1), use_running_average=not train))
+
+
+class Nothing(nn.Module):
+    """A network without parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        return x.reshape(len(x), -1)[:, :10]
+
+
+def always(net: Net, x: jax.Array, train: bool) -> jax.Array:
+    return nn.BatchNorm(use_running_average=False)(x)
+
+
+def noisy(net: Net, x: jax.Array, train: bool) -> jax.Array:
+    return x + jax.random.normal(net.make_rng("noise"), x.shape) if train else x
+
+
+def attended(net: Net, x: jax.Array, train: bool) -> jax.Array:
+    return nn.MultiHeadDotProductAttention(2, dropout_rate=0.5, deterministic=not train)(x[:, None])[:, 0]
+
+
+def remembered(net: Net, x: jax.Array, train: bool) -> jax.Array:
+    net.sow("seen", "x", x)
+    return x
+
+
+def both(net: Net, x: jax.Array, train: bool) -> jax.Array:
+    return attended(net, nn.BatchNorm(use_running_average=not train)(x), train)
+
+
+ASKED = r"an Entry takes a function of the number of classes, .* \(docs/extending\.md\)\.$"
+WRONG: dict[str, tuple[Any, str]] = {
+    "no train": (models.Entry(Unaware, 1, ""), f"fails with train=False \\(TypeError: .*'train'\\); {ASKED}"),
+    "nnx": (models.Entry(Nnx, 1, ""), f"fails for 10 classes \\(TypeError: .*rngs'?\\); {ASKED}"),
+    "nnx module": (
+        models.Entry(lambda units: Nnx(units, nnx.Rngs(0)), 1, ""),
+        f"is of type Nnx for 10 classes; {ASKED}",
+    ),
+    "function": (
+        models.Entry(lambda units: lambda x, train: x, 1, ""),
+        f"is of type function for 10 classes; {ASKED}",
+    ),
+    "instance": (models.Entry(Net(10), 1, ""), f"the Entry of 'own' has a network of type Net; {ASKED}"),
+    "name": (models.Entry("Net", 1, ""), f"the Entry of 'own' has a network of type str; {ASKED}"),  # type: ignore[arg-type]
+    "no entry": (Net, f"MODELS\\['own'\\] is the class Net, no Entry; {ASKED}"),
+    "not flat": (
+        models.Entry(lambda _: Unlike(lambda y, x: y), 1, ""),
+        r"gives float32 of shape \(2, 8, 8, 10\) for two images; .* shape \(2, 10\), one for each of the 10",
+    ),
+    "two": (
+        models.Entry(lambda _: Unlike(lambda y, x: (y, x)), 1, ""),
+        "gives something of type tuple for two",
+    ),
+    "whole": (
+        models.Entry(lambda _: Unlike(lambda y, x: y.sum((1, 2)) > 0), 1, ""),
+        r"gives bool of shape \(2, 10\) for two",
+    ),
+    "one batch": (
+        models.Entry(lambda _: Unlike(lambda y, x: y.reshape(1, -1)[:, :10]), 1, ""),
+        r"gives float32 of shape \(1, 10\) for two images",
+    ),
+    "five": (
+        models.Entry(lambda _: Net(5), 1, ""),
+        r"gives float32 of shape \(2, 5\) .* one for each of the 10",
+    ),
+    "nothing": (models.Entry(lambda _: Nothing(), 1, ""), "has no parameters; there is nothing to train"),
+    "always": (
+        models.Entry(lambda units: Net(units, always), 1, ""),
+        f"fails with train=False \\(ModifyScopeVariableError: [^:]*is immutable\\); {ASKED}",
+    ),
+    "noisy": (
+        models.Entry(lambda units: Net(units, noisy), 1, ""),
+        f"fails with train=True \\(InvalidRngError: .*noise.*\\); {ASKED}",
+    ),
+    "remembered": (
+        models.Entry(lambda units: Net(units, remembered), 1, ""),
+        "has statistics whose shapes change in training; they must stay",
+    ),
+    "both": (
+        models.Entry(lambda units: Net(units, both), 1, ""),
+        r"keeps statistics, and drops units by other means than nn\.Dropout, .*; use nn\.Dropout\.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_network_that_cannot_be_trained_is_refused_in_a_sentence(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, says = WRONG[case]
+    monkeypatch.setitem(models.MODELS, "own", entry)
+    with pytest.raises(UserError, match=f"^model: .*{says}") as caught:
+        models.build("own", (8, 8, 1), 10)
+    assert "\n" not in str(caught.value)
+
+
+def by_name(net: Net, x: jax.Array, train: bool) -> jax.Array:
+    return nn.Dropout(0.5)(inputs=x, deterministic=not train)
+
+
+@pytest.mark.parametrize("hidden", [attended, by_name])
+def test_dropout_of_every_form_gets_its_keys(
+    hidden: Callable[..., jax.Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "own", models.Entry(lambda units: Net(units, hidden), 1, ""))
+    model = models.build("own", (8, 8, 1), 10)
+    assert model.dropout
+    params, images = model.init(jax.random.key(0)).params, jnp.ones((2, 8, 8, 1))
+    calm, wild = (model.apply(params, {}, images, True, key)[0] for key in (None, jax.random.key(1)))
+    np.testing.assert_array_equal(calm, model.apply(params, {}, images, False)[0])
+    assert (calm != wild).any()
+
+
+def test_a_network_of_nnx_through_its_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    bridged = models.Entry(lambda units: nnx.bridge.to_linen(Nnx, units), 1, "")
+    monkeypatch.setitem(models.MODELS, "own", bridged)
+    model = models.build("own", (8, 8, 1), 10)
+    params, stats = model.init(jax.random.key(0))
+    images = 3 + jax.random.normal(jax.random.key(1), (20, 8, 8, 1))
+    logits, after = jax.jit(lambda *of: model.apply(*of, True))(params, stats, images)
+    assert logits.shape == (20, 10)
+    assert jax.tree.structure(after) == jax.tree.structure(stats)
+    fitted = models.statistics(model, params, stats, images[None])
+    seen = {leaf.shape: 0 for leaf in jax.tree.leaves(fitted)}
+    assert seen.keys() == {(64,)}
+    flat = np.asarray(images).reshape(20, -1)
+    expected = sorted((float(flat.mean(0)[0]), float(flat.var(0)[0])))
+    np.testing.assert_allclose(
+        sorted(float(leaf[0]) for leaf in jax.tree.leaves(fitted)), expected, rtol=1e-3
+    )

@@ -119,6 +119,39 @@ def test_the_arm_of_smart_ratio_has_the_layers_in_the_networks_order(model: str)
     assert [name for name in sorted(names, key=arms.by_depth) if "shortcut" not in name] == used_last
 
 
+def test_the_arm_of_smart_ratio_has_the_layers_of_one_s_own_in_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Names that say nothing of the order; one layer is in a program of its own, one in a loop."""
+
+    class Own(nn.Module):
+        classes: int
+
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+            head = nn.Dense(self.classes, name="head")
+            x = nn.jit(nn.Dense)(12, name="stem")(x.reshape(len(x), -1))
+            loop = nn.scan(
+                lambda layer, x, _: (layer(x), None), variable_axes={"params": 0}, split_rngs={"params": True}
+            )
+            x, _ = loop(nn.Dense(12, name="trunk"), x, jnp.zeros(3))
+            return head(nn.Dense(12, name="body")(x))
+
+    monkeypatch.setitem(models.MODELS, "own", models.Entry(Own, 1, "for a test"))
+    net = models.build("own", (8, 8, 1), 3)
+    kernels = [path for path in net.order if path.endswith("kernel")]
+    assert kernels == [f"{name}/kernel" for name in ("stem", "trunk", "body", "head")]
+    shapes = {"kernel": jnp.ones((20, 20))}
+    params = {name: shapes for name in ("body", "head", "stem", "trunk")}
+    mask = prune.uniform(jax.random.key(0), params, 0.3)
+    at = arms.Context(jax.random.key(1), lambda _: params, params, params, mask, mask, None, order=net.order)
+    made = arms.ARMS["random_smart_ratio"].mask(at)
+    by_hand = prune.smart_ratio(jax.random.key(1), params, 0.3, order=kernels)
+    jax.tree.map(np.testing.assert_array_equal, made, by_hand)
+    left = [int(made[name]["kernel"].sum()) for name in ("stem", "trunk", "body")]
+    assert left == sorted(left, reverse=True)
+
+
 def test_every_weight_is_as_likely() -> None:
     masks = [
         np.asarray(prune.uniform(jax.random.key(i), {"w": jnp.zeros((5, 8))}, 0.3)["w"]) for i in range(400)

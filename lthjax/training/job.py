@@ -25,6 +25,8 @@ class Job(NamedTuple):
         scores: start scores of a mask that is learned, see `supermask`; the weights then stay as they are,
             and `mask` says how many of every layer take part. None trains weights.
         draws: whether masks are drawn at the evaluations (`measures.earlybird.Draws`).
+        fitted: whether batch statistics are first computed on the start weights (`trainer.statistics`); for
+            weights that are evaluated untrained.
     """
 
     seed: int
@@ -39,6 +41,7 @@ class Job(NamedTuple):
     held: bool = False
     scores: PyTree = None
     draws: bool = False
+    fitted: bool = False
 
     @property
     def at(self) -> int:

@@ -62,6 +62,8 @@ class Programs(NamedTuple):
             replicates.
         evaluate: ((images,), variables, (feed, rows int32 [R, rows, B])) -> sums of losses float32 [R, rows],
             numbers correct int32 [R, rows].
+        fit: ((images,), variables, (feed, rows int32 [R, rows, B])) -> the statistics of `models.statistics`
+            on these rows, not augmented.
         init_scored: (variables, mask, scores) -> State of a mask that is learned, of one replicate.
         segment_scored: as `segment`, of masks that are learned.
     """
@@ -69,6 +71,7 @@ class Programs(NamedTuple):
     init: Callable[[Variables, PyTree], State]
     segment: Callable[..., tuple[State, jax.Array]]
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    fit: Callable[..., PyTree]
     init_scored: Callable[[Variables, PyTree, PyTree], State]
     segment_scored: Callable[..., tuple[State, jax.Array]]
 
@@ -149,6 +152,13 @@ def programs(
         with jax.default_matmul_precision(precision):
             return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(len(order))))
 
+    def fit(shared: PyTree, variables: Variables, each: PyTree) -> PyTree:
+        (images,) = shared
+        feed, rows = each
+        pixels = data.gather(images.images, rows.ravel(), feed.mean, feed.std, shape=model.input_shape)
+        with jax.default_matmul_precision(precision):
+            return models.statistics(model, *variables, pixels.reshape(*rows.shape, *model.input_shape))
+
     def segment_scored(shared: PyTree, state: State, each: PyTree) -> tuple[State, jax.Array]:
         return segment(shared, state, each, scored=True)
 
@@ -156,6 +166,7 @@ def programs(
         init=jax.jit(init),
         segment=replicate.spread(segment, mesh, donate=True),
         evaluate=replicate.spread(_evaluation(model, precision), mesh),
+        fit=replicate.spread(fit, mesh),
         init_scored=jax.jit(init_scored),
         segment_scored=replicate.spread(segment_scored, mesh, donate=True),
     )

@@ -15,7 +15,7 @@ from lthjax.measures.earlybird import CURVES, Draws
 from lthjax.models import Variables
 from lthjax.training.job import Checkpoints, Job, Position, PyTree, Trained
 from lthjax.training.step import State
-from lthjax.training.trainer import Evaluation, Trainer, evaluate, feed_of, rows_of
+from lthjax.training.trainer import Evaluation, Trainer, evaluate, feed_of, rows_of, statistics
 
 # Length of a segment: a training run that is asked to stop is saved at the end of one.
 _SEGMENT_SECONDS = 1.5
@@ -82,9 +82,12 @@ class _Chunk:
     """Jobs that are trained together: their states on the devices, and their records."""
 
     def __init__(self, trainer: Trainer, jobs: Sequence[Job]) -> None:
-        spans = {(job.start, job.stop, job.at, job.scores is None, job.position is None) for job in jobs}
+        spans = {
+            (job.start, job.stop, job.at, job.scores is None, job.position is None, job.fitted)
+            for job in jobs
+        }
         assert len(spans) == 1, "jobs of one chunk start, stop and go on together, in one program"
-        ((self.start, self.stop, self.at, weights, _),) = spans
+        ((self.start, self.stop, self.at, weights, _, fitted),) = spans
         self._program = trainer.segment if weights else trainer.segment_scored
         self._began = time.perf_counter()
         self._trainer, self._jobs = trainer, jobs
@@ -95,6 +98,9 @@ class _Chunk:
         self._state = self._stack(state for state, _ in begun)
         # In buffers of their own, because every segment donates those of its state to the next.
         self._best = self._stack(best for _, best in begun)
+        if fitted:
+            stats = statistics(trainer, self._padded, self._now, self._feed)
+            self._state = self._state._replace(stats=stats)
         self._held_out = rows_of(trainer, self._padded, "validation", "test")
         self._records = [_Record(job.position, trainer.log_every, _drawing(job)) for job in jobs]
         self._steps = _FIRST_STEPS

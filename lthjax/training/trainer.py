@@ -21,6 +21,9 @@ _EVALUATION_BATCH = {"cpu": 50}
 _EVALUATION_BATCH_ELSEWHERE = 1000
 # Evaluation sets kept on the devices.
 _ROWS_KEPT = 8
+# Train images, in whole batches, of the statistics of weights that are not trained: about as many as a moving
+# average of momentum 0.9 remembers of batches of 100.
+_FITTED_IMAGES = 1000
 
 
 class Evaluation(NamedTuple):
@@ -57,7 +60,7 @@ class Trainer(NamedTuple):
         splits: seed -> split.
         init: compiled; see `Programs`.
         segment: compiled; see `Programs`.
-        evaluate: compiled; see `Programs`.
+        evaluate, fit: compiled; see `Programs`.
         init_scored, segment_scored: compiled; see `Programs`.
         keep: compiled; (best, params and stats, better [R]) -> best.
         rows: the images of the last evaluations, on the devices.
@@ -74,6 +77,7 @@ class Trainer(NamedTuple):
     init: Callable[[Variables, PyTree], State]
     segment: Callable[..., tuple[State, jax.Array]]
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    fit: Callable[..., PyTree]
     init_scored: Callable[[Variables, PyTree, PyTree], State]
     segment_scored: Callable[..., tuple[State, jax.Array]]
     keep: Callable[..., PyTree]
@@ -189,3 +193,28 @@ def evaluate(
         share = np.asarray(hits, np.int64)[part].sum(1) / n
         measured.append([Evaluation(float(m), float(s)) for m, s in zip(mean, share, strict=True)])
     return measured
+
+
+def statistics(trainer: Trainer, jobs: Sequence[Job], variables: Variables, feed: Feed) -> PyTree:
+    """Batch statistics that fit these weights: those of the first batches of every job's order.
+
+    So all arms of a seed and level have the same images, 1,000 or a little more, at most one epoch.
+
+    Args:
+        trainer: the programs.
+        jobs: one per replicate.
+        variables, feed: of the replicates.
+
+    Returns:
+        The new statistics; {} for a network that has none.
+    """
+    if not jax.tree.leaves(variables.stats):
+        return variables.stats
+    count = min(-(-_FITTED_IMAGES // trainer.batch), trainer.lengths.per_epoch)
+    rows = [
+        batches.order(
+            trainer.splits[job.seed].train, trainer.lengths, trainer.batch, job.seed, job.level, 0, count
+        )
+        for job in jobs
+    ]
+    return trainer.fit((trainer.images,), variables, (feed, replicate.stack(trainer.mesh, rows)))
