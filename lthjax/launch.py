@@ -51,7 +51,7 @@ class Options:
     cache: bool = True
     """Keep compiled programs in the user's cache folder, for the next run."""
     chunk: int | None = None
-    """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
+    """Replicates trained in one program; by default one for each core, or up to 16 for each GPU or TPU."""
     checkpoint_every: str = "5 min"
     """Time between two saves of a training run under way, for example `30 s` or `1 h`; `0` saves none."""
     until_decided: str | None = None
