@@ -305,9 +305,11 @@ def parse(arguments: list[str]) -> list[Options]:
         cli.parsed(Options, arguments, home.RUN, Options(config=path, study=study))
         for study in config.load_all(path)
     ]
+    fitted = [overrides.fitted(options.study, arguments) for options in sweep]
+    overrides.check_idle(fitted, arguments)
     return [
-        dataclasses.replace(options, config=path, study=overrides.fitted(options.study, arguments))
-        for options in sweep
+        dataclasses.replace(options, config=path, study=study)
+        for options, study in zip(sweep, fitted, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lthjax import config, data, durations, imp, models, prune, settings, sweep, validate
+from lthjax import config, data, durations, idle, imp, models, prune, settings, sweep, validate
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder
 from lthjax.folder.places import folder, saved_step, state_folder
@@ -117,7 +117,25 @@ def prepare_all(
         same = first.setdefault(one.folder, number)
         if same != number:
             raise UserError(_shared(same, number, studies, one.folder))
+    if not trained:
+        _check_twins(prepared)
     return prepared
+
+
+def _check_twins(prepared: Sequence[Prepared]) -> None:
+    """Raises for two studies that would give the same numbers, as they differ only where it has no effect."""
+    first: dict[tuple[str, str], tuple[int, Prepared]] = {}
+    for number, one in enumerate(prepared, 1):
+        unused = idle.fields(one.study)
+        rest = {name: value for name, value in one.identity.items() if name not in unused}
+        key = (one.study.name, config.fingerprint(rest))
+        of, other = first.setdefault(key, (number, one))
+        differing = [name for name in unused if one.identity[name] != other.identity[name]]
+        if differing:
+            raise UserError(
+                f"configs: studies {of} and {number} differ in {differing[0]} alone, which has no effect "
+                f"{unused[differing[0]]}; leave one out."
+            )
 
 
 def _shared(first: int, second: int, studies: Sequence[config.Study], name: str) -> str:
