@@ -212,7 +212,10 @@ def _grown(options: Options) -> "Filled | None":
         return command.laboratory("run").Run(done.runs[0])
 
     budget = cli.seconds("--budget", options.budget)
-    path = options.out / study.prepare(options.study, options.data_dir).folder
+    prepared = study.prepare(options.study, options.data_dir)
+    path = options.out / prepared.folder
+    if options.until_decided not in until.read(path):
+        until.check_planned(options.until_decided, prepared)
     until.grow(options.until_decided, options.study.seeds, path, train, budget, watch.say)
     return filled[0]
 
