@@ -23,7 +23,7 @@ from lthjax.errors import UserError, unknown
 from lthjax.imp import DENSE, Cell
 
 from . import draw, tables, words
-from .export import only_chain
+from .export import check_dense, only_chain
 from .run import Run, open_run
 
 # Width over height that a picture of many tiles comes near to.
@@ -203,7 +203,9 @@ def main(arguments: list[str]) -> None:
     seed = min(row.seed for row in rows) if options.seed is None else options.seed
     level, arm, repeat = options.level, options.arm, options.repeat
     cell = Cell(seed, DENSE, 0, DENSE)
-    if level:
+    if not level:
+        check_dense(arm, options.chain)
+    else:
         cell = Cell(seed, options.chain or only_chain(rows, seed, level, arm, repeat), level, arm, repeat)
     name = f"{'weights' if options.weights else 'mask'}-{options.layer.replace('/', '-')}"
     usual = (
