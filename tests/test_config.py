@@ -217,7 +217,7 @@ def test_what_depends_on_the_data_is_checked_too(study: Study, sentence: str) ->
         durations.lengths(study, 1000)
 
 
-def test_load_errors(tmp_path: Path) -> None:
+def test_load_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def written(text: str) -> Path:
         (tmp_path / "c.py").write_text(text)
         return tmp_path / "c.py"
@@ -226,6 +226,15 @@ def test_load_errors(tmp_path: Path) -> None:
         config.load(ROOT / "configs" / "quickstat.py")
     with pytest.raises(UserError, match="is not a file"):
         config.load(tmp_path / "empty" / "c.py")
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(
+        UserError, match=r"'mine\.py' is not a file; give the path of a config file, or the name"
+    ):
+        config.load("mine.py")
+    with pytest.raises(
+        UserError, match=r"'quickstart\.py' is not a file; did you mean 'configs/quickstart\.py'"
+    ):
+        config.load("quickstart.py")
     with pytest.raises(UserError, match="defines no `config`; end it with"):
         config.load(written("x = 1"))
     with pytest.raises(UserError, match="a `config` of type int"):
