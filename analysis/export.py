@@ -34,11 +34,14 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
             `prune.save` wrote elsewhere included.
 
     Raises:
-        UserError: there is no such cell, it diverged, or the file is no exported cell or cannot be written.
+        UserError: there is no such cell, it diverged, or the file is no exported cell, has another ending or
+            cannot be written.
     """
     to = Path(to)
     if to.exists() and not _exported(to):
         raise UserError(f"{to}: it is there and is no exported cell, and is not replaced; name another file.")
+    if to.suffix != ".safetensors":
+        raise UserError(f"{to}: it is not allowed; the file must end in .safetensors.")
     opened = open_run(run)
     row = there(opened, cell)
     if row.status != "done":
@@ -133,15 +136,29 @@ class Options(Named):
     """Also write a model card, README.md beside the file: study, accuracy, controls, how to load it."""
 
 
+def _check_dense(arm: str, chain: str | None) -> None:
+    """Rejects an arm or a chain that is named at level 0, which has the dense network alone.
+
+    Raises:
+        UserError: names the option.
+    """
+    for option, named, allowed in (("--arm", arm, ("ticket", DENSE)), ("--chain", chain, (None, DENSE))):
+        if named not in allowed:
+            raise UserError(
+                f"{option}: {named!r} is not allowed with --level 0, the dense network; leave it out."
+            )
+
+
 def chosen(run: Run, options: Named) -> Cell:
     """The cell that the options name.
 
     Raises:
-        UserError: they leave out the chain, and several have such a cell.
+        UserError: they leave out the chain, and several have such a cell; or no dense network.
     """
     level, arm, repeat = options.level, options.arm, options.repeat
     seed = min(row.seed for row in run.finished()) if options.seed is None else options.seed
     if level == 0:
+        _check_dense(arm, options.chain)
         return Cell(seed, DENSE, 0, DENSE, repeat)
     return Cell(seed, options.chain or only_chain(run.rows, seed, level, arm, repeat), level, arm, repeat)
 

@@ -7,9 +7,10 @@ cell = run.rows[-1].cell
 run.mask(cell)["conv1"]["kernel"]           # bool array
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from lthjax import config, data, imp, models, record
 from lthjax.arms import ARMS
+from lthjax.catalogue import Unreachable
 from lthjax.errors import UserError, shell
 from lthjax.fields import About, Result
 from lthjax.folder import places, verified
@@ -265,13 +267,15 @@ class Run:
             UserError: the data differ, or cannot be read.
         """
         study = dataclasses.replace(self.study, seeds=tuple(sorted(seeds)))
-        made = prepare(study, data_dir, trained=True)
+        with _of_a_run():
+            made = prepare(study, data_dir, trained=True)
         self._check(made.dataset)
         return made
 
     def dataset(self, data_dir: str | Path) -> data.Dataset:
         """The data that the run was trained on; raises as `prepared`, but prepares no training."""
-        found = data.load(self.study.data.name, data_dir)
+        with _of_a_run():
+            found = data.load(self.study.data.name, data_dir)
         self._check(found)
         return found
 
@@ -282,6 +286,15 @@ class Run:
                 f"--data-dir: {self.study.data.name} there has content hash {ours}, the run's has {theirs}; "
                 "name the folder of the data that the run was trained on."
             )
+
+
+@contextlib.contextmanager
+def _of_a_run() -> Iterator[None]:
+    """Where data cannot be had, does not propose others."""
+    try:
+        yield
+    except Unreachable as error:
+        raise UserError(error.needed) from error
 
 
 def open_run(path: "str | Path | Run", last: int = 1) -> Run:

@@ -7,7 +7,7 @@ longest trainings have the settings of cifar_cnn.py.
     python run.py --config configs/budget_cifar.py
 
 Needs cifar10.npz in data/, or an internet connection to fetch it once.
-Time: 9 h on 2 x86-64 cores, estimated by `--dry-run`.
+Time: 10 h on 2 x86-64 cores, estimated by `--dry-run`.
 Result: a page that compares the studies; published in results/budget_cifar.
 """
 

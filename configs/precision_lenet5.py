@@ -7,7 +7,7 @@ seed, so differences are paired. The schedule is that of transfer_lenet5.py.
     python run.py --config configs/precision_lenet5.py
 
 Needs mnist.npz in data/, or an internet connection to fetch it once.
-Time: 11 min on 2 x86-64 cores, measured; rounded factors do not speed up a CPU.
+Time: 11 min 44 s on 2 x86-64 cores, measured; rounded factors do not speed up a CPU.
 Result: a page that compares the three.
 """
 

@@ -129,12 +129,26 @@ def _look_first(name: str, urls: Mapping[str, Any], folder: Path) -> None:
         raise _unreachable(name, folder, reason)
 
 
-def _unreachable(name: str, folder: Path, reason: str) -> UserError:
-    return UserError(
+class Unreachable(UserError):
+    """A data set that is not in the data folder, and could not be downloaded.
+
+    Attributes:
+        needed: the message where no other data set will do.
+    """
+
+    needed: str
+
+
+def _unreachable(name: str, folder: Path, reason: str) -> Unreachable:
+    missing = (
         f"data.name: {name!r} is not in {str(folder)!r} and could not be downloaded ({reason}).\n"
-        f"Put {name}.npz (uint8 train_images, test_images [N, H, W, C]; train_labels, test_labels [N]) "
-        f"into {str(folder)!r}, or use --data.name {EMBEDDED}, which is built in."
+        "Name the folder that it is in with --data-dir, or put "
+        f"{name}.npz (uint8 train_images, test_images [N, H, W, C]; train_labels, test_labels [N]) "
+        f"into {str(folder)!r}"
     )
+    error = Unreachable(f"{missing}, or use --data.name {EMBEDDED}, which is built in.")
+    error.needed = f"{missing}."
+    return error
 
 
 def _decode_idx(files: Mapping[str, Path]) -> dict[str, np.ndarray]:

@@ -75,8 +75,9 @@ def check_arguments(arguments: Sequence[str], addresses: Mapping[str, str] = _NO
         name, equals, value = argument.partition("=")
         if argument.startswith("--") and len(argument) > 2:
             option, value = name, value if equals else "-"
-            # --dry-run and --no-dry-run are one option; - and _ are equivalent.
-            plain = "--" + name[2:].replace("_", "-").removeprefix("no-")
+            # --dry-run and --no-dry-run are one option, as --data.augment and --data.no-augment; - and _ are
+            # equivalent.
+            plain = "--" + re.sub(r"(^|\.)no-", r"\1", name[2:].replace("_", "-"))
             if plain in seen:
                 raise UserError(f"{name}: it is given twice; give it once, all its values after it.")
             seen.add(plain)

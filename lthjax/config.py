@@ -231,7 +231,11 @@ def load_all(path: str | Path) -> list[Study]:
         names = shipped()
         if _bare(path):
             raise unknown("--config", str(path), names)
-        there = sorted(str(p) for p in path.parent.glob("*.py"))
+        if path.stem in names:
+            raise UserError(
+                f"--config: {str(path)!r} is not a file; did you mean {home.config(path.stem)!r}?"
+            )
+        there = sorted(str(p) for p in path.parent.glob("*.py") if p.name != "run.py")
         if there:
             raise unknown("--config", str(path), there)
         raise UserError(

@@ -323,13 +323,38 @@ def removals(study: Study, level: int, mask: PyTree) -> np.ndarray:
     chosen, how = how_of(study, "", mask), schedule_at(study, level)
     whole = "weight" if ":" in chosen.granularity else chosen.granularity
     sizes = [(int(left), size) for left, size in prune.survivors(mask, chosen.scope, whole, chosen.groups)]
+    return np.array(_going(chosen.scope, how, sizes, prune.paths(mask)), np.int32)
+
+
+def _going(scope: Scope, how: dict[str, Any], sizes: list[tuple[int, int]], paths: list[str]) -> list[int]:
+    """As `removals`, of (left, all) of every leaf or group."""
     if "density" in how:
-        going = [max(left - int(prune.count(how["density"], size)), 0) for left, size in sizes]
-    else:
-        grouped = chosen.scope == "group" and isinstance(how["rate"], tuple)
-        rates = [r for _, r in how["rate"]] if grouped else prune.rates_of(how["rate"], prune.paths(mask))
-        going = [int(prune.count(r, left)) for r, (left, _) in zip(rates, sizes, strict=False)]
-    return np.array(going, np.int32)
+        return [max(left - int(prune.count(how["density"], size)), 0) for left, size in sizes]
+    grouped = scope == "group" and isinstance(how["rate"], tuple)
+    rates = [r for _, r in how["rate"]] if grouped else prune.rates_of(how["rate"], paths)
+    return [int(prune.count(r, left)) for r, (left, _) in zip(rates, sizes, strict=False)]
+
+
+def planned(study: Study, model: Model) -> list[float] | None:
+    """The density of every level from 1 on, before anything is trained.
+
+    None where units of several layers are ranked together: their weights differ in number.
+    """
+    mask = prune.ones(jax.eval_shape(model.init, jax.random.key(0)).params)
+    chosen = how_of(study, "", mask)
+    whole = "weight" if ":" in chosen.granularity else chosen.granularity
+    if whole != "weight" and chosen.scope != "layer":
+        return None
+    sizes = [(size, size) for _, size in prune.survivors(mask, chosen.scope, whole, chosen.groups)]
+    leaves = [leaf.size if leaf.ndim else 0 for leaf in jax.tree.leaves(mask)]
+    weights = leaves if chosen.scope == "layer" else [size for _, size in sizes]
+    found = []
+    for level in range(1, study.levels + 1):
+        going = _going(chosen.scope, schedule_at(study, level), sizes, prune.paths(mask))
+        sizes = [(left - gone, size) for (left, size), gone in zip(sizes, going, strict=True)]
+        gone = sum(w * (1 - left / size) for w, (left, size) in zip(weights, sizes, strict=True) if size)
+        found.append(1 - gone / sum(leaves))
+    return found
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -25,12 +25,15 @@ def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable
     """
     prepared = studies[0]
     study = prepared.study
+    first = sum(len(one.study.seeds) * _cells(one, 1) for one in studies)
     widest = sum(
-        len(one.study.seeds)
-        * max(1, sum(len(imp.cells_at(one.study, 0, c, 1)) for c in imp.chains(one.study, one.lengths)))
+        len(one.study.seeds) * max(_cells(one, level) for level in range(1, max(one.study.levels, 1) + 1))
         for one in studies
     )
     mesh = replicate.mesh(widest)
+    # A chunk that is not full is filled with copies: on a CPU on cores that would be idle, but on an
+    # accelerator beside the others.
+    fits = widest if chunk is not None or replicate.one_by_one(mesh) else first
     return assemble(
         prepared.model,
         optim.make(study.optim, prepared.lengths),
@@ -42,8 +45,14 @@ def make_trainer(studies: Sequence[Prepared], chunk: int | None, seeds: Iterable
         precision=study.train.precision,
         log_every=study.train.log_every,
         mesh=mesh,
-        width=replicate.width(mesh, widest, chunk),
+        width=replicate.width(mesh, fits, chunk),
     )
+
+
+def _cells(prepared: Prepared, level: int) -> int:
+    """The cells of a seed at a level, of all chains."""
+    chains = imp.chains(prepared.study, prepared.lengths)
+    return sum(len(imp.cells_at(prepared.study, 0, chain, level)) for chain in chains)
 
 
 @settings.pinned()

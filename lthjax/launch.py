@@ -51,7 +51,7 @@ class Options:
     cache: bool = True
     """Keep compiled programs in the user's cache folder, for the next run."""
     chunk: int | None = None
-    """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
+    """Replicates trained in one program; by default one for each core, or up to 16 for each GPU or TPU."""
     checkpoint_every: str = "5 min"
     """Time between two saves of a training run under way, for example `30 s` or `1 h`; `0` saves none."""
     until_decided: str | None = None
@@ -212,7 +212,10 @@ def _grown(options: Options) -> "Filled | None":
         return command.laboratory("run").Run(done.runs[0])
 
     budget = cli.seconds("--budget", options.budget)
-    path = options.out / study.prepare(options.study, options.data_dir).folder
+    prepared = study.prepare(options.study, options.data_dir)
+    path = options.out / prepared.folder
+    if options.until_decided not in until.read(path):
+        until.check_planned(options.until_decided, prepared)
     until.grow(options.until_decided, options.study.seeds, path, train, budget, watch.say)
     return filled[0]
 
@@ -305,9 +308,11 @@ def parse(arguments: list[str]) -> list[Options]:
         cli.parsed(Options, arguments, home.RUN, Options(config=path, study=study))
         for study in config.load_all(path)
     ]
+    fitted = [overrides.fitted(options.study, arguments) for options in sweep]
+    overrides.check_idle(fitted, arguments)
     return [
-        dataclasses.replace(options, config=path, study=overrides.fitted(options.study, arguments))
-        for options in sweep
+        dataclasses.replace(options, config=path, study=study)
+        for options, study in zip(sweep, fitted, strict=True)
     ]
 
 

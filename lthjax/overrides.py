@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from lthjax import config
+from lthjax import config, idle
 from lthjax.config import Study
 from lthjax.errors import UserError
 
@@ -33,6 +33,22 @@ def fitted(study: Study, arguments: Sequence[str]) -> Study:
         levels = sorted({*study.control_levels, study.levels})
         return dataclasses.replace(study, control_levels=tuple(levels))
     return study
+
+
+def check_idle(studies: Sequence[Study], arguments: Sequence[str]) -> None:
+    """Rejects an option that has no effect in any study of the command.
+
+    Args:
+        studies: the studies of the config file, with the options in their fields.
+        arguments: the command line.
+
+    Raises:
+        UserError: names the option, and why it has none.
+    """
+    of_each = [idle.fields(study) for study in studies]
+    for name, why in of_each[0].items():
+        if given(arguments, name) and all(name in of for of in of_each):
+            raise UserError(f"--{name}: it has no effect {why}; leave it out.")
 
 
 def _check_rates(study: Study, arguments: Sequence[str]) -> None:

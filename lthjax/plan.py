@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lthjax import config, data, durations, imp, models, prune, settings, sweep, validate
+from lthjax import config, data, durations, idle, imp, models, prune, settings, sweep, validate
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder
 from lthjax.folder.places import folder, saved_step, state_folder
@@ -76,8 +76,8 @@ def prepare(study: config.Study, data_dir: str | Path = "data", *, trained: bool
     Args:
         study: the config.
         data_dir: the data folder.
-        trained: whether its cells are there, and are looked at: earlier versions trained chains that are
-            refused now.
+        trained: whether its cells are there, and are looked at: earlier versions trained chains and rates
+            that are refused now.
 
     Raises:
         UserError: something in the config is not allowed or does not fit the data.
@@ -104,11 +104,12 @@ def prepare_all(
         validate.validate(study)
         if not trained:
             validate.check_chains(study)
+            validate.check_slips(study)
     datasets = {
         name: data.load(name, data_dir) for name in dict.fromkeys(study.data.name for study in studies)
     }
     prepared = [
-        _prepare(study, datasets[study.data.name], label)
+        _prepare(study, datasets[study.data.name], label, trained)
         for study, label in zip(studies, sweep.labels(studies), strict=True)
     ]
     first: dict[str, int] = {}
@@ -116,7 +117,25 @@ def prepare_all(
         same = first.setdefault(one.folder, number)
         if same != number:
             raise UserError(_shared(same, number, studies, one.folder))
+    if not trained:
+        _check_twins(prepared)
     return prepared
+
+
+def _check_twins(prepared: Sequence[Prepared]) -> None:
+    """Raises for two studies that would give the same numbers, as they differ only where it has no effect."""
+    first: dict[tuple[str, str], tuple[int, Prepared]] = {}
+    for number, one in enumerate(prepared, 1):
+        unused = idle.fields(one.study)
+        rest = {name: value for name, value in one.identity.items() if name not in unused}
+        key = (one.study.name, config.fingerprint(rest))
+        of, other = first.setdefault(key, (number, one))
+        differing = [name for name in unused if one.identity[name] != other.identity[name]]
+        if differing:
+            raise UserError(
+                f"configs: studies {of} and {number} differ in {differing[0]} alone, which has no effect "
+                f"{unused[differing[0]]}; leave one out."
+            )
 
 
 def _shared(first: int, second: int, studies: Sequence[config.Study], name: str) -> str:
@@ -134,19 +153,26 @@ def _shared(first: int, second: int, studies: Sequence[config.Study], name: str)
     )
 
 
-def _prepare(study: config.Study, dataset: data.Dataset, label: str) -> Prepared:
+def _prepare(study: config.Study, dataset: data.Dataset, label: str, trained: bool) -> Prepared:
     lengths = durations.lengths(study, len(dataset.train_images) - study.data.validation)
     model = models.build(study.model, dataset.shape, dataset.classes, study.init)
     _check_rates(study, model)
+    if not trained:
+        _check_order(study, model)
     identity = config.identity(study, lengths, dataset.digest)
     return Prepared(study, dataset, lengths, model, identity, label)
 
 
+def _weights(model: Model) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights that pruning may remove, by path."""
+    mask = prune.ones(jax.eval_shape(model.init, jax.random.key(0)).params)
+    leaves = zip(prune.paths(mask), jax.tree.leaves(mask), strict=True)
+    return {path: leaf.shape for path, leaf in leaves if leaf.ndim}
+
+
 def _check_rates(study: config.Study, model: Model) -> None:
     """Raises for a rate whose pattern matches no weight, and for a structure that its layers do not have."""
-    mask = prune.ones(jax.eval_shape(model.init, jax.random.key(0)).params)
-    leaves = list(zip(prune.paths(mask), jax.tree.leaves(mask), strict=True))
-    weights = [path for path, leaf in leaves if leaf.ndim]
+    weights = _weights(model)
     if isinstance(study.prune.rate, tuple):
         for pattern, _ in study.prune.rate:
             if not any(re.search(pattern, path) for path in weights):
@@ -155,15 +181,32 @@ def _check_rates(study: config.Study, model: Model) -> None:
                     f"{', '.join(weights)}."
                 )
     if study.prune.granularity != "weight":
-        rates = prune.rates_of(study.prune.rate, prune.paths(mask))
+        rates = prune.rates_of(study.prune.rate, [*weights])
         # Within layers, a density or rates by round are those of every layer, whatever the patterns say.
         by_round = study.prune.density is not None or bool(study.prune.rates)
         every = study.prune.scope == "global" or (study.prune.scope == "layer" and by_round)
-        for (path, leaf), rate in zip(leaves, rates, strict=True):
-            if leaf.ndim and (rate or every):
+        for (path, shape), rate in zip(weights.items(), rates, strict=True):
+            if rate or every:
                 _check_structure(
-                    study.prune.granularity, path, leaf.shape, "group" if by_round else "layer or group"
+                    study.prune.granularity, path, shape, "group" if by_round else "layer or group"
                 )
+
+
+def _check_order(study: config.Study, model: Model) -> None:
+    """Raises for a rate whose pattern is the first match of no weight."""
+    if not isinstance(study.prune.rate, tuple):
+        return
+    weights = [*_weights(model)]
+    first = prune.groups_of(study.prune.rate, weights)
+    for number, (pattern, _) in enumerate(study.prune.rate):
+        if number not in first:
+            there = {i for i, path in zip(first, weights, strict=True) if re.search(pattern, path)}
+            before = " and ".join(repr(study.prune.rate[i][0]) for i in sorted(there))
+            match = "matches" if len(there) == 1 else "match"
+            raise UserError(
+                f"prune.rate: {pattern!r} never applies: {before} before it {match} all of its weights; put "
+                "it first, or leave it out."
+            )
 
 
 def _check_structure(granularity: str, path: str, shape: tuple[int, ...], scope: str) -> None:

@@ -149,6 +149,22 @@ def check_chains(study: Study) -> None:
             )
 
 
+def check_slips(study: Study) -> None:
+    """Rejects settings that earlier versions took, and that surely mean something else.
+
+    Raises:
+        UserError: says what they would do.
+    """
+    if isinstance(study.prune.rate, tuple):
+        for pattern, _ in study.prune.rate:
+            _need(not _number(pattern), "prune.rate", pattern,
+                  "pairs of a regex and a number; one rate per level is prune.rates")  # fmt: skip
+    # Rows of the user's own may do without.
+    if study.optim.schedule == "steps":
+        _need(len(study.optim.milestones) > 0, "optim.milestones", study.optim.milestones,
+              "at least one where optim.schedule is 'steps', which drops at them")  # fmt: skip
+
+
 def _validate_granularity(prune: Prune, levels: int) -> None:
     match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", prune.granularity)
     if match is None:
@@ -190,6 +206,14 @@ def _among(name: str, value: str, allowed: Iterable[str]) -> None:
 
 def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unique(values: Iterable[object]) -> bool:

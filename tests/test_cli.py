@@ -129,6 +129,7 @@ BAD = {
     "unknown optimiser": (["--optim.name", "adm"], "optim.name: 'adm' is not known; did you mean 'adam'"),
     "unquoted": (["--rewind", "1", "epoch"], "'epoch' is not a duration"),
     "not finite": (["--optim.lr", "inf"], "optim.lr: inf is not allowed; it must be above 0 and finite"),
+    "twice": (["--data.augment", "--data.no-augment"], "--data.no-augment: it is given twice; give it once"),
     "no rates": (["--prune.rate"], "prune.rate: () is not allowed"),
     "idle rate": (["--prune.rate", "cnv", "0.1"], "'cnv' matches no weight of lenet5"),
     "validation": (["--data.validation", "10000"], "must be less than the 10000 train images"),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lthjax import config, durations, validate
+from lthjax import config, durations, optim, plan, validate
 from lthjax.config import Data, Optim, Prune, Study, Train
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
@@ -157,6 +157,47 @@ def test_validation_names_field_value_and_range(study: Study, sentence: str) -> 
 @pytest.mark.parametrize(
     ("study", "sentence"),
     [
+        (
+            Study(prune=Prune(rate=((".2", 0.4),))),
+            r"prune.rate: '\.2' is not allowed; .* one rate per level is prune.rates",
+        ),
+        (
+            Study(optim=Optim(schedule="steps")),
+            r"optim.milestones: \(\) is not allowed; it must be at least one where optim.schedule is 'steps'",
+        ),
+    ],
+)
+def test_slips_are_refused_in_new_trainings_alone(study: Study, sentence: str) -> None:
+    study = dataclasses.replace(study, data=Data("mnist_10k"))
+    with pytest.raises(UserError, match=sentence):
+        plan.prepare(study)
+    assert plan.prepare(study, trained=True).study == study
+
+
+def test_a_schedule_of_ones_own_may_do_without_milestones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(optim.SCHEDULES, "own", optim.SCHEDULES["steps"])
+    validate.check_slips(Study(optim=Optim(schedule="own")))
+
+
+@pytest.mark.parametrize("scope", ["layer", "group"])
+@pytest.mark.parametrize(
+    ("rate", "sentence"),
+    [
+        (((".", 0.2), ("output", 0.1)), r"'output' never applies: '\.' before it matches all of its weights"),
+        ((("conv", 0.2), ("fc|output", 0.1), ("[1u]/", 0.1)), r"'conv' and 'fc\|output' before it match all"),
+        ((("conv", 0.2), ("fc", 0.2), ("conv", 0.1)), "'conv' never applies: 'conv' before it matches"),
+    ],
+)
+def test_a_rate_that_never_applies(scope: Any, rate: tuple[tuple[str, float], ...], sentence: str) -> None:
+    study = Study(data=Data("mnist_10k"), prune=Prune(scope=scope, rate=rate))
+    with pytest.raises(UserError, match=f"prune.rate: .*{sentence}"):
+        plan.prepare(study)
+    assert plan.prepare(study, trained=True).study == study
+
+
+@pytest.mark.parametrize(
+    ("study", "sentence"),
+    [
         (Study(train=Train(batch=2000)), "train.batch: 2000 is larger than the train split of 1000"),
         (Study(rewind=(6000,)), "rewind: 6000 is step 6000, beyond the end of training at step 5000"),
         (Study(rewind=("400 epochs",)), "rewind: '400 epochs' is step 6400, beyond the end"),
@@ -176,7 +217,7 @@ def test_what_depends_on_the_data_is_checked_too(study: Study, sentence: str) ->
         durations.lengths(study, 1000)
 
 
-def test_load_errors(tmp_path: Path) -> None:
+def test_load_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def written(text: str) -> Path:
         (tmp_path / "c.py").write_text(text)
         return tmp_path / "c.py"
@@ -185,6 +226,15 @@ def test_load_errors(tmp_path: Path) -> None:
         config.load(ROOT / "configs" / "quickstat.py")
     with pytest.raises(UserError, match="is not a file"):
         config.load(tmp_path / "empty" / "c.py")
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(
+        UserError, match=r"'mine\.py' is not a file; give the path of a config file, or the name"
+    ):
+        config.load("mine.py")
+    with pytest.raises(
+        UserError, match=r"'quickstart\.py' is not a file; did you mean 'configs/quickstart\.py'"
+    ):
+        config.load("quickstart.py")
     with pytest.raises(UserError, match="defines no `config`; end it with"):
         config.load(written("x = 1"))
     with pytest.raises(UserError, match="a `config` of type int"):

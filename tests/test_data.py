@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import json
 import shutil
 import tarfile
 import threading
@@ -13,8 +14,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import FULL, arrays, write_npz
+from conftest import FULL, about, arrays, write_npz
 
+from analysis.run import Run
 from lthjax import catalogue, data
 from lthjax.errors import UserError, unknown
 
@@ -440,7 +442,25 @@ def test_no_network_fails_at_once_in_two_lines(tmp_path: Path, serve: Callable) 
         data.load("mnist", tmp_path)
     assert time.monotonic() - began < 5
     assert len(str(caught.value).splitlines()) == 2
-    assert "Put mnist.npz" in str(caught.value)
+    assert "with --data-dir, or put mnist.npz (" in str(caught.value)
+    assert str(caught.value).endswith(", or use --data.name mnist_10k, which is built in.")
+
+
+@pytest.mark.parametrize("open_", [lambda run, to: run.dataset(to), lambda run, to: run.prepared([0], to)])
+def test_an_analysis_of_a_run_is_offered_no_other_data(
+    tmp_path: Path, serve: Callable, open_: Callable[[Run, Path], object]
+) -> None:
+    """It takes no --data.name, and needs the data that the run was trained on."""
+    import tensorflow_datasets as tfds
+
+    serve({})
+    infos = {"http://127.0.0.1:9/train-images-idx3-ubyte.gz": None}
+    tfds.builder_cls = lambda name: SimpleNamespace(url_infos=infos)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "study.json").write_text(json.dumps(about("mnist")))
+    with pytest.raises(UserError, match=r"with --data-dir, or put mnist\.npz") as caught:
+        open_(Run(tmp_path / "run"), tmp_path)
+    assert "--data.name" not in str(caught.value)
 
 
 def test_a_silent_address_fails_within_five_seconds(tmp_path: Path, serve: Callable) -> None:

@@ -1,13 +1,17 @@
 """Options that replace fields of a config file's study, and how they fit together."""
 
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from analysis import export
 from analysis.run import Row
-from lthjax import config, imp, launch, overrides, plan
-from lthjax.config import Data, Prune, Study, Train
+from lthjax import config, idle, imp, launch, optim, overrides, plan
+from lthjax.config import Data, Lengths, Optim, Prune, Study, Train
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 
@@ -75,6 +79,76 @@ def test_a_rate_goes_where_the_density_is_taken_away(tmp_path: Path) -> None:
     assert (study.prune.rate, study.prune.density) == (0.2, None)
     (study,) = parsed(tmp_path, "config = Study(prune=Prune(rate=0.3))", "--prune.density", "0.2")
     assert study.prune.density == 0.2
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "why"),
+    [
+        (
+            "Study()",
+            ("--optim.momentum", "0.5"),
+            "where optim.name is 'adam', which has constants of its own",
+        ),
+        ("Study()", ("--optim.momentum=0.5", "--optim.name", "muon"), "where optim.name is 'muon'"),
+        ("Study()", ("--optim.decay", "0.5"), "where optim.schedule is 'constant', which has no milestones"),
+        ("Study(levels=1)", ("--prune.course", "cubic"), "without prune.density"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    tmp_path: Path, made: str, options: tuple[str, ...], why: str
+) -> None:
+    name = options[0].partition("=")[0]
+    with pytest.raises(UserError, match=f"{name}: it has no effect {why}.*; leave it out"):
+        parsed(tmp_path, f"config = {made}", *options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--optim.momentum", "0.5", "--optim.name", "sgd"),
+        ("--optim.decay", "0.5", "--optim.schedule", "steps", "--optim.milestones", "50"),
+        ("--prune.course", "cubic", "--prune.density", "0.1"),
+    ],
+)
+def test_options_with_an_effect_are_taken(tmp_path: Path, options: tuple[str, ...]) -> None:
+    assert parsed(tmp_path, "config = Study()", *options)
+
+
+def test_an_option_with_an_effect_in_one_study_of_a_sweep_is_taken(tmp_path: Path) -> None:
+    both = "configs = [Study(optim=Optim(name=name)) for name in ('adam', 'sgd')]"
+    found = parsed(tmp_path, f"from lthjax.config import Optim\n{both}", "--optim.momentum", "0.5")
+    assert [one.optim.momentum for one in found] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "table", "rows"),
+    [
+        ("name", {"momentum": 0.5}, {**optim.OPTIMISERS}, {"sgd", "nesterov"}),
+        ("schedule", {"decay": 0.5}, {**optim.SCHEDULES}, {"steps"}),
+    ],
+)
+def test_fields_without_effect_are_those_that_a_row_does_not_read(
+    field: str, values: dict[str, float], table: dict[str, Any], rows: set[str]
+) -> None:
+    """Three updates of a weight with the field at its default, and at another value."""
+
+    def trained(**changes: Any) -> np.ndarray:
+        config_ = Optim(**{"milestones": (1,), **changes})
+        made = optim.make(config_, Lengths(9, 9, 9, 0, (1,), (0,)))
+        weights = {"w": jnp.arange(6.0).reshape(2, 3)}
+        state = made.at(0).init(weights)
+        for step in range(3):
+            moved, state = made.at(step).update(weights, state, weights)
+            weights = optax.apply_updates(weights, moved)
+        return np.asarray(weights["w"])
+
+    read = {
+        row for row in table if not np.array_equal(trained(**{field: row}), trained(**{field: row}, **values))
+    }
+    assert read == rows
+    (name,) = values
+    idle_ = {row for row in table if f"optim.{name}" in idle.fields(Study(optim=Optim(**{field: row})))}
+    assert idle_ == {*table} - rows
 
 
 def test_options_are_found_in_every_spelling() -> None:

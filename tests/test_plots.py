@@ -200,6 +200,14 @@ def test_the_command_draws_a_mask_and_weights(made: Run, command: Call, tmp_path
             "it has rewind-0: reinit at levels 1, 2 and ticket at levels 1, 2",
         ),
         (["--layer", "fc1", "--level", "1", "--seed", "5"], "--seed: 5 is not in the run; it has 0, 1"),
+        (
+            ["--layer", "fc1", "--level", "0", "--arm", "reinit"],
+            "--arm: 'reinit' is not allowed with --level 0",
+        ),
+        (
+            ["--layer", "fc1", "--level", "0", "--chain", "rewind-0"],
+            "--chain: 'rewind-0' is not allowed with",
+        ),
         (["--layer", "fc1", "--level", "1", "--to", "x.doc"], "it must end in .png, .pdf, .svg"),
     ],
 )

@@ -1,6 +1,7 @@
 """Publish replaces only its own files, and loses nothing, whenever it is stopped."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -248,11 +249,28 @@ def test_an_export_replaces_an_exported_cell_and_nothing_else(runs: tuple[Path, 
     with pytest.raises(UserError, match="it is there and is no exported cell, and is not replaced"):
         export.export(runs[0], Cell(0, "dense", 0, "dense"), runs[0])
     assert contents(runs[0]) == before
+    with pytest.raises(UserError, match=r"ticket\.npz: .* the file must end in \.safetensors"):
+        export.export(runs[0], Cell(0, "dense", 0, "dense"), runs[0].parent / "ticket.npz")
     own = runs[0].parent / "own.safetensors"
     prune.save(own, {"w": np.ones((2, 2))}, {"w": np.ones((2, 2), bool)}, metadata={"study": "mine"})
     with pytest.raises(UserError, match=r"own\.safetensors: it is there and is no exported cell"):
         export.export(runs[0], Cell(0, "dense", 0, "dense"), own)
     assert prune.load(own).metadata == {"study": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [({"arm": "reinit"}, "--arm: 'reinit'"), ({"chain": "rewind-0"}, "--chain: 'rewind-0'")],
+)
+def test_an_export_of_the_dense_network_has_neither_arm_nor_chain(
+    runs: tuple[Path, Path], asked: dict[str, str], says: str
+) -> None:
+    options = export.Options(run=runs[0], file=Path("dense.safetensors"), level=0)
+    dense = Cell(0, "dense", 0, "dense")
+    for same in (options, dataclasses.replace(options, arm="dense", chain="dense")):
+        assert export.chosen(Run(runs[0]), same) == dense
+    with pytest.raises(UserError, match=f"{says} is not allowed with --level 0, the dense network"):
+        export.chosen(Run(runs[0]), dataclasses.replace(options, **asked))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -18,6 +18,7 @@ from conftest import ROOT, result
 
 from analysis import load, report
 from lthjax import __version__, config, imp, plan, prune, record, rng, study
+from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.folder import claims
 from lthjax.folder.places import folder, state_folder
@@ -258,6 +259,23 @@ def test_control_levels(tiny: Make, tmp_path: Path) -> None:
     rows = load(study.run(tiny(levels=3, control_levels=(2, 9)), tmp_path / "runs"))
     assert {row.level for row in rows if row.arm in ("reinit", "random")} == {2}
     assert {row.level for row in rows if row.arm == "ticket"} == {1, 2, 3}
+
+
+def test_chunks_have_room_for_the_controls_of_later_levels(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A seed with a ticket alone at level 1, and three cells at level 2."""
+    prepared, devices = tiny(seeds=(0,), control_levels=(2,)), min(len(jax.local_devices()), 3)
+
+    def whole(replicates: int) -> int:
+        return -(-replicates // devices) * devices
+
+    assert study.make_trainer([prepared], None, [0]).width == devices
+    assert study.make_trainer([prepared], 8, [0]).width == whole(3)
+    # Copies that fill a chunk of tickets alone would cost time on an accelerator.
+    monkeypatch.setattr(replicate, "one_by_one", lambda on: False)
+    assert study.make_trainer([prepared], None, [0]).width == whole(1)
+    assert study.make_trainer([prepared], 8, [0]).width == whole(3)
 
 
 def test_global_scope_and_levels_zero(tiny: Make, tmp_path: Path) -> None:

@@ -175,6 +175,30 @@ def test_studies_that_would_share_a_folder_are_refused(tiny: Callable, tmp_path:
         study.prepare_all(sweep.studies(base, sweep.values("seeds", (0,), (1,))), tmp_path / "data")
 
 
+@pytest.mark.parametrize(
+    ("fields", "field", "values", "why"),
+    [
+        ({}, "optim.momentum", (0.5, 0.9), "where optim.name is 'adam'"),
+        ({}, "optim.decay", (0.1, 0.5), "where optim.schedule is 'constant'"),
+        ({}, "prune.course", ("geometric", "cubic"), "without prune.density"),
+        ({"prune.density": 0.1}, "prune.rate", (0.2, 0.4), "where prune.density is given"),
+        ({"prune.rates": (0.2, 0.2)}, "prune.rate", (0.2, 0.4), "where prune.rates is given"),
+    ],
+)
+def test_studies_that_differ_where_it_has_no_effect_are_refused(
+    tiny: Callable, tmp_path: Path, fields: dict[str, Any], field: str, values: tuple, why: str
+) -> None:
+    base = config.replaced(tiny().study, fields)
+    studies = sweep.studies(base, sweep.values(field, *values))
+    says = f"studies 1 and 2 differ in {field} alone, which has no effect {why}.*; leave one out"
+    with pytest.raises(UserError, match=says):
+        study.prepare_all(studies, tmp_path / "data")
+    assert len(study.prepare_all(studies, tmp_path / "data", trained=True)) == 2
+    others = sweep.studies(base, sweep.product(sweep.values(field, *values), sweep.values("optim.lr", 0.1)))
+    others[1] = config.replaced(others[1], {"optim.lr": 0.2})
+    assert len(study.prepare_all(others, tmp_path / "data")) == 2
+
+
 def entry(how: str, points: list[tuple[float, float, tuple[float, ...]]], dense: float = 90.0) -> Entry:
     made = [Point(density, dict(enumerate(values)), cost) for density, cost, values in points]
     return Entry(how, "layer-wise", dict.fromkeys(range(3), dense), {"ticket": made})

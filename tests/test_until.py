@@ -1,5 +1,6 @@
 """Adding seeds until a claim is decided: the level of the looks, and when it stops."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import about
@@ -15,6 +18,7 @@ from test_verdicts import NOISE, STUDY, row, run
 
 from analysis.report import until, verdicts
 from analysis.run import Row, Run
+from lthjax import config, imp, prune, study
 from lthjax.errors import UserError
 from lthjax.measures import stats
 
@@ -332,6 +336,70 @@ def test_what_does_not_go_together_is_refused(
     done = command("run.py", "--config", "configs/quickstart.py", *more, *out)
     assert done.returncode == 2
     assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fields", "keys"),
+    [
+        ({"levels": 8}, {"within-2", "beats-reinit"}),  # 0.8**8 = 0.17
+        ({"levels": 7}, set()),  # 0.21
+        ({"levels": 8, "control_levels": (7,)}, {"within-2"}),
+        ({"levels": 8, "arms": ("ticket", "random")}, {"within-2"}),
+        ({"levels": 1, "prune.density": 0.15, "prune.scope": "global"}, {"within-2", "beats-reinit"}),
+        ({"levels": 1, "prune.density": 0.25, "prune.scope": "global"}, set()),
+        ({"levels": 1, "prune.scope": "group", "prune.rate": (("fc1", 0.95),)}, {"within-2", "beats-reinit"}),
+        ({"levels": 1, "prune.scope": "group", "prune.rate": (("fc2", 0.9),)}, set()),
+        ({"levels": 0}, set()),
+    ],
+)
+def test_what_a_study_cannot_decide_is_said_before_it_is_trained(
+    tiny: Callable[..., Any], tmp_path: Path, fields: dict[str, Any], keys: set[str]
+) -> None:
+    prepared = study.prepare(config.replaced(tiny().study, {"prune.rate": 0.2, **fields}), tmp_path / "data")
+    able = set()
+    for key in ("within-2", "beats-reinit"):
+        with contextlib.suppress(UserError):
+            until.check_planned(key, prepared)
+            able.add(key)
+    assert able == keys
+
+
+@pytest.mark.parametrize(
+    "prune_",
+    [
+        {"prune.rate": (("output", 0.1), (".", 0.3))},
+        {"prune.rate": 0.3, "prune.scope": "global"},
+        {"prune.rate": (("fc", 0.3), ("output", 0.2)), "prune.scope": "group"},
+        {"prune.density": 0.3, "prune.course": "cubic"},
+        {"prune.rates": (0.3, 0.1)},
+        {"prune.rate": (("fc", 0.3),), "prune.granularity": "unit-l1"},
+    ],
+)
+def test_planned_densities_are_those_of_the_masks(
+    tiny: Callable[..., Any], tmp_path: Path, prune_: dict[str, Any]
+) -> None:
+    prepared = study.prepare(config.replaced(tiny().study, prune_), tmp_path / "data")
+    params = prepared.model.init(jax.random.key(1)).params
+    mask, scores = prune.ones(params), jax.tree.map(jnp.abs, params)
+    found = []
+    for level in (1, 2):
+        how = imp.how_of(prepared.study, "", mask)
+        going = imp.removals(prepared.study, level, mask)
+        mask = prune.remove_counted(
+            scores, mask, list(going), scope=how.scope, granularity=how.granularity, groups=how.groups
+        )
+        left, whole = prune.totals(mask)
+        found.append(int(left) / whole)
+    assert imp.planned(prepared.study, prepared.model) == pytest.approx(found, abs=1e-9)
+
+
+def test_a_study_that_cannot_decide_trains_nothing(command_line: Callable[..., Any], tmp_path: Path) -> None:
+    small = ("--model", "lenet300", "--train.steps", "4", "--levels", "2")
+    done = command_line("run.py", "--config", "configs/quickstart.py", *small, "--out", tmp_path,
+                        "--until-decided", "beats-reinit")  # fmt: skip
+    assert done.returncode == 2
+    assert "beats-reinit compares tickets with reinit at 10 to 20 % of the weights" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

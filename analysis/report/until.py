@@ -14,8 +14,9 @@ from lthjax import files, imp
 from lthjax.errors import UserError, counted, unknown
 from lthjax.imp import DENSE
 from lthjax.measures import stats
+from lthjax.plan import Prepared
 
-from .. import words
+from .. import commands, words
 from ..claims import NON_INFERIOR, SUPERIOR, At, Judged, everywhere
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
@@ -137,10 +138,7 @@ def judged(key: str, study: Any, rows: Sequence[Row], level: float, chain: str =
     every = differences(rows, chain, TICKET, claim.other, images=images_of(study)) if chain else []
     levels = in_range(every)
     if not levels:
-        raise UserError(
-            f"--until-decided: {key} compares tickets with {claim.other} at 10 to 20 % of the weights; "
-            "the study has no such level. Give it more levels or the arm."
-        )
+        raise _no_level(key)
 
     tests = [
         At(at(of), stats.verdict(of.values, claim.threshold, 1 - level, floor=of.floor)) for of in levels
@@ -149,6 +147,30 @@ def judged(key: str, study: Any, rows: Sequence[Row], level: float, chain: str =
     # Seeds whose ticket or control has diverged give no pair.
     few = any(len(of.values) < LEAST_SEEDS for of in levels)
     return found._replace(outcome="undecided") if few else found
+
+
+def check_planned(key: str, prepared: Prepared) -> None:
+    """Checks that a study will have what a claim compares, before anything of it is trained.
+
+    Raises:
+        UserError: it will have no level of 80–90 % sparsity, or none with the claim's control.
+    """
+    claim, of = checked(key), prepared.study
+    tickets = imp.chains(of, prepared.lengths)[0]
+    densities = imp.planned(of, prepared.model)
+    if densities is None:
+        there = [*range(1, of.levels + 1)]
+    else:
+        there = [level for level, density in enumerate(densities, 1) if commands.is_in_range(density)]
+    if not any(claim.other in (DENSE, *imp.arms_at(of, tickets, level)) for level in there):
+        raise _no_level(key)
+
+
+def _no_level(key: str) -> UserError:
+    return UserError(
+        f"--until-decided: {key} compares tickets with {CLAIMS[key].other} at 10 to 20 % of the weights; "
+        "the study has no such level. Give it more levels or the arm."
+    )
 
 
 def grow(
