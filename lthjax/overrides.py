@@ -52,8 +52,8 @@ def check_idle(studies: Sequence[Study], arguments: Sequence[str]) -> None:
 
 
 def _check_rates(study: Study, arguments: Sequence[str]) -> None:
-    """Rejects `--prune.rate` where something else in the study replaces it."""
-    if not given(arguments, "prune.rate"):
+    """Rejects `--prune.rate` where something else in the study replaces it; its patterns may name groups."""
+    if not given(arguments, "prune.rate") or study.prune.scope == "group":
         return
     others = {"prune.density": study.prune.density is not None, "prune.rates": bool(study.prune.rates)}
     for name, there in others.items():

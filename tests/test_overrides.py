@@ -77,6 +77,10 @@ def test_a_rate_goes_where_the_density_is_taken_away(tmp_path: Path) -> None:
     with_density = "config = Study(levels=1, prune=Prune(density=0.1))"
     (study,) = parsed(tmp_path, with_density, "--prune.rate", "0.2", "--prune.density", "None")
     assert (study.prune.rate, study.prune.density) == (0.2, None)
+    # In scope group its patterns name the groups.
+    grouped = ("--prune.scope", "group", "--prune.rate", "conv", "0.2", "--prune.density", "0.1")
+    (study,) = parsed(tmp_path, with_density, *grouped)
+    assert (study.prune.rate, study.prune.density) == ((("conv", 0.2),), 0.1)
     (study,) = parsed(tmp_path, "config = Study(prune=Prune(rate=0.3))", "--prune.density", "0.2")
     assert study.prune.density == 0.2
 
