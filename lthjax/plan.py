@@ -193,8 +193,9 @@ def _check_rates(study: config.Study, model: Model) -> None:
 
 
 def _check_order(study: config.Study, model: Model) -> None:
-    """Raises for a rate whose pattern is the first match of no weight."""
-    if not isinstance(study.prune.rate, tuple):
+    """Raises for a rate whose pattern is the first match of no weight, but for rates that nobody chose."""
+    chosen = study.prune.rate != config.Prune().rate and "prune.rate" not in idle.fields(study)
+    if not (chosen and isinstance(study.prune.rate, tuple)):
         return
     weights = [*_weights(model)]
     first = prune.groups_of(study.prune.rate, weights)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lthjax import config, durations, optim, plan, validate
+from lthjax import config, durations, models, optim, plan, validate
 from lthjax.config import Data, Optim, Prune, Study, Train
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
@@ -193,6 +193,14 @@ def test_a_rate_that_never_applies(scope: Any, rate: tuple[tuple[str, float], ..
     with pytest.raises(UserError, match=f"prune.rate: .*{sentence}"):
         plan.prepare(study)
     assert plan.prepare(study, trained=True).study == study
+
+
+@pytest.mark.parametrize("made", [Prune(), Prune(rate=((".", 0.2), ("output", 0.1)), density=0.1)])
+def test_rates_that_nobody_chose_need_not_apply(made: Prune, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default has a pattern for other layers than `output`; a density replaces all rates."""
+    monkeypatch.setitem(models.MODELS, "alone", models.Entry((), 1, "for a test"))
+    study = Study(data=Data("mnist_10k"), model="alone", prune=made)
+    assert plan.prepare(study).study == study
 
 
 @pytest.mark.parametrize(
