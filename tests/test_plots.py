@@ -18,7 +18,8 @@ from test_report import row
 
 from analysis import card, compare, mask, open_run, tables
 from analysis.compare.entries import Entry, Point
-from analysis.report import accuracy, gaps, numbers
+from analysis.report import accuracy, gaps, numbers, paired
+from analysis.report import figures as report_figures
 from analysis.run import Row, Run
 from lthjax import study
 from lthjax.errors import UserError
@@ -311,3 +312,29 @@ def test_differences_near_the_dense_network_get_a_panel(
         assert (low, high) == (-2, pytest.approx(0.55))
     means = [line.get_ydata() for axes in seen for line in axes.lines if line.get_label() == entry.name]
     assert [*means[0]] == [pytest.approx(0.5), pytest.approx(sparsest + 0.5 - 97.5)]
+
+
+def test_bands_of_differences_know_the_test_sets_error() -> None:
+    """Three seeds that happen to agree leave as much open as the test set does, in every figure of gaps."""
+    rows = [
+        row(seed, level, arm, value)
+        for seed in range(3)
+        for level, arm, value in ((0, "dense", 0.9), (1, "ticket", 0.9), (1, "reinit", 0.88),
+                                  (2, "ticket", 0.9), (2, "reinit", 0.86))
+    ]  # fmt: skip
+    error = np.sqrt(0.9 * 0.1 / 2000 + 0.86 * 0.14 / 2000)
+    half = 100 * scipy_stats.t.ppf(0.975, 2) * error / np.sqrt(3)
+    for images, asked in ((0, 0.0), (2000, half)):
+        gaps = paired.differences(rows, "rewind-0", "ticket", "reinit", images=images)
+        (axes,) = report_figures.gaps({"reinit": gaps}, "A study").axes
+        (band,) = axes.collections
+        (outline,) = band.get_paths()
+        ends = [y for x, y in outline.vertices if x == pytest.approx(100 * gaps[1].density)]
+        assert (min(ends), max(ends)) == (pytest.approx(4 - asked), pytest.approx(4 + asked))
+    points = [
+        Point(density, dict.fromkeys(range(3), value), 2) for density, value in ((0.8, 90.0), (0.6, 86.0))
+    ]
+    entry = Entry("20 % a round", "", dict.fromkeys(range(3), 90.0), {"ticket": points}, images=2000)
+    (bars,) = compare.figures.compared([entry], "A study").axes[0].collections
+    *_, sparsest = bars.get_segments()
+    assert [*sparsest[:, 1]] == [pytest.approx(-4 - half), pytest.approx(-4 + half)]

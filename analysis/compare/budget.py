@@ -188,7 +188,8 @@ def figure(found: Sequence[Gap], heading: str) -> Figure:
         for control in dict.fromkeys(gap.control for gap in here):
             line = [gap for gap in here if gap.control == control]
             values = [[*gap.values.values()] for gap in line]
-            draw.curve(axes, [gap.steps for gap in line], values, (*draw.look(control), "-"), f"to {control}")
+            style, floors = (*draw.look(control), "-"), [gap.floor for gap in line]
+            draw.curve(axes, [gap.steps for gap in line], values, style, f"to {control}", floors=floors)
         axes.set_xscale("log")
         draw.plain_ticks(axes.xaxis, steps)
         axes.tick_params(labelbottom=True)
@@ -219,7 +220,8 @@ def section(found: Sequence[Gap], heading: str) -> Section:
         figure(found, f"{heading}: gap against training"),
         "Test accuracy of tickets at the end of training minus that of a control with as many weights, of "
         "the same seed, in percentage points, against the steps of every training, the dense network's "
-        "too. Points are seeds, lines their means, bands the 95 % interval by Student's t. Look whether "
+        "too. Points are seeds, lines their means, bands the 95 % interval by Student's t, "
+        f"{draw.FLOORED}. Look whether "
         "the lines stay above the claimed gap as training grows longer.",
         (("chain", "level", "density", "control", "steps", "seed", "gap_points"), [
             (gap.chain, gap.level, gap.density, gap.control, gap.steps, seed, value)

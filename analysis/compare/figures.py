@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from lthjax.arms import ARMS
 from lthjax.imp import DENSE
-from lthjax.measures.stats import ANY, Range, mean_interval, paired
+from lthjax.measures.stats import ANY, Range, paired
 
 from .. import draw
+from ..differences import difference
 from .entries import Entry, Point, at_most
 
 # Points below the dense network from which on the differences of a single arm get a second panel of those
@@ -85,7 +86,7 @@ def _differences(
     points = [point for point in entry.arms.get(arm, []) if point.density]
     x = [100 * point.density for point in points]
     gains = [_gains(entry, point) for point in points]
-    intervals = [mean_interval(gain) for gain in gains]
+    intervals = [difference(point.accuracies, entry.dense, entry.images) for point in points]
     means = [interval.mean for interval in intervals]
     axes.plot(x, means, line, color=colour, marker=marker, ms=4, label=entry.name)
     values = [(left, gain) for left, of in zip(x, gains, strict=True) for gain in of]

@@ -10,7 +10,20 @@ from lthjax.imp import DENSE
 
 from .. import draw
 from ..page import Drawn, Section
-from ..run import TICKET, Row, Run, arms, by_level, by_seed, chains, densities, grouped, select, worth_seeing
+from ..run import (
+    TICKET,
+    Row,
+    Run,
+    arms,
+    by_level,
+    by_seed,
+    chains,
+    densities,
+    grouped,
+    images_of,
+    select,
+    worth_seeing,
+)
 from . import figures, paired
 from .figures import Curve, Curves
 
@@ -52,7 +65,8 @@ def drawn(run: Run, heading: str) -> list[Drawn]:
     # "" where no ticket is trained yet; it has no rows.
     chain = next((chain for chain in chains(rows) if imp.leader(chain) == TICKET), "")
     controls = [arm for arm in arms(select(rows, chain=chain)) if arm != TICKET]
-    gaps = {arm: paired.differences(rows, chain, TICKET, arm) for arm in controls}
+    images = images_of(run.about)
+    gaps = {arm: paired.differences(rows, chain, TICKET, arm, images=images) for arm in controls}
     learning = _learning(run, rows, chain)
     found = []
     if any(gaps.values()):
@@ -118,8 +132,9 @@ def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str) -> Drawn:
     caption = (
         "Test accuracy of the ticket minus that of a control of the same seed and level, in percentage "
         "points, at the end of training. Points are seeds, lines their mean, "
-        f"{draw.BANDS} the 95 % interval of the mean by Student's t. A grey band, where the axis reaches so "
-        "far, is the gap of 10 to 15 points that is often claimed. Look for where a line leaves zero."
+        f"{draw.BANDS} the 95 % interval of the mean by Student's t, {draw.FLOORED}. A grey band, where the "
+        "axis reaches so far, is the gap of 10 to 15 points that is often claimed. Look for where a line "
+        "leaves zero."
     )
     header = ("arm", "level", "density", "seed_number", "ticket_minus_arm_points")
     lines = [

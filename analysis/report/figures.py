@@ -74,7 +74,8 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     for arm, of_arm in drawn.items():
         if of_arm:
             x, values = [100 * level.density for level in of_arm], [level.values for level in of_arm]
-            draw.curve(axes, x, values, (*draw.look(arm), "-"), f"ticket − {arm}")
+            floors = [level.floor for level in of_arm]
+            draw.curve(axes, x, values, (*draw.look(arm), "-"), f"ticket − {arm}", floors=floors)
     every = [level for of_arm in drawn.values() for level in of_arm]
     shown = [0.0, *(value for level in every for value in level.values)]
     # The claim, where the axis reaches it.

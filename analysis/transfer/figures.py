@@ -23,7 +23,6 @@ from .table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, 
 _Intervals = Mapping[tuple[str, str], Interval]
 # Arm of a line of panels, in its titles.
 _SAID = {MOVED: "moved", CARRIED: "moved with init", PERMUTED: "moved, units matched"}
-_FLOOR = "the spread between seeds taken as no less than the test set's own error of a difference"
 # Panels, or lines of panels, that a figure has at most.
 _MOST = 6
 # Arm -> colour, marker, label.
@@ -77,8 +76,8 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mapping
         "Test accuracy of moved masks, on the target's own weights or with the source's initial values "
         "carried along (init) or units matched first, minus that of the target's own ticket of the nearest "
         "density, and of the same masks shuffled within layers, which have the densities of their layers "
-        f"alone. Mean over the target's seeds with its 95 % interval, paired, {_FLOOR}; grey: not moved, or "
-        "with init the same as without. " + " ".join(notes(rows))
+        f"alone. Mean over the target's seeds with its 95 % interval, paired, {draw.FLOORED}; grey: not "
+        "moved, or with init the same as without. " + " ".join(notes(rows))
     )
     data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]
     return Drawn("transfer_matrix", "Tickets elsewhere", figure, caption.strip(), data)
@@ -142,8 +141,8 @@ def permuted(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mappi
         "Masks moved to another seed, with their units matched first or as they are: the order of the units "
         "is that in which the source's dense network comes nearest to the target's (Git Re-Basin). Small "
         "points are seeds of the target, large ones their mean, lines its 95 % interval (of three seeds or "
-        f"more), {_FLOOR}. Above 0 on the left matching helped; on the right is what is lost without it. "
-        + " ".join(notes(rows))
+        f"more), {draw.FLOORED}. Above 0 on the left matching helped; on the right is what is lost "
+        "without it. " + " ".join(notes(rows))
     )
     data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]
     return [Drawn("transfer_permuted", "Moved masks with their units matched", figure, caption.strip(), data)]
