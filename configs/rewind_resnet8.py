@@ -6,7 +6,7 @@ of 128, images shifted and mirrored. Every round prunes 36 % (two rounds of 20 %
 convolutions, ranked together. Random masks of the same density are trained from the same steps.
 
     python run.py --config configs/rewind_resnet8.py
-    python -m analysis.stability runs/REWIND_RESNET8 --k 0 100 --arms dense --levels 4
+    python -m analysis.stability runs/REWIND_RESNET8 --k 0 100 500 2000 --arms dense --levels 4
 
 Needs cifar10.npz in data/, or an internet connection to fetch it once.
 Time: 12 h on 2 x86-64 cores, estimated by `--dry-run`; an H100 trained it, six networks at a time, in about

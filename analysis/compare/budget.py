@@ -20,6 +20,7 @@ from ..ends import Ends, ends, total
 from ..page import Drawn, Section, Table
 from ..record import Finding, settled
 from ..run import TICKET, Row, accuracies, arms, by_level, densities, images_of, select, ticket_chains
+from ..tables import grouped
 
 # The gap in percentage points of test accuracy that is claimed of tickets at 80–90 % sparsity.
 CLAIMED = 10.0
@@ -145,11 +146,20 @@ def claims(found: Sequence[Gap]) -> list[Finding]:
     return [settled(one) for one in said]
 
 
+def by_outcome(found: Sequence[Gap]) -> dict[str, list[int]]:
+    """Whether a gap is 10 points or more -> the steps after which that is so."""
+    return grouped((_of_ten(gap), gap.steps) for gap in found)
+
+
+def _of_ten(gap: Gap) -> str:
+    return settled(Finding("", gap.ten.outcome, "", len(gap.values), "")).outcome
+
+
 def table(found: Sequence[Gap]) -> Table:
     """A line for every gap: how large, whether 10 points or more, and how many controls still learn."""
     lines = []
     for gap in found:
-        verdict = settled(Finding("", gap.ten.outcome, "", len(gap.values), "")).outcome
+        verdict = _of_ten(gap)
         _, _, bound = words.decided(gap.ten, "+.2f", rule="").partition(", ")
         learning = f"{gap.control_ends.learning} of {gap.control_ends.networks}"
         lines.append(

@@ -79,6 +79,8 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
         gaps, least = paired(ours, theirs), floor(ours, theirs, run.about["data"]["test"])
         if gaps:
             claim = f"Predicted masks train to more than the same shuffled, at {words.share(density[level])}"
+            if step := by_mask[0][0].step:
+                claim += f", by scores of step {step:,}"
             tested = everywhere([At("", verdict(gaps, floor=least), equivalent(gaps, SAME, floor=least))])
             said, end = tested.said("+.2f", " pp"), ends.total(run.about, run.rows)
             shuffled = [ends.Ended(end - trial.step, trial.early_stop_step) for trial in by_mask[1]]
