@@ -453,6 +453,10 @@ def test_trained_masks_figures_and_findings(looked_at: tuple[Made, str, str]) ->
     assert added.n == 2
     assert first.estimate.endswith(f"at {left[1]} of the weights")
     assert [one.claim.rpartition("at ")[2] for one in worth] == left
+    # Scores of a later step are no prediction before training, and the claim says of which step they are.
+    late = found._replace(trials=[trial._replace(step=1500) for trial in found.trials])
+    said = [one.claim.rpartition("at ")[2] for one in ANALYSIS.findings(run, late)[2:]]
+    assert said == [f"{share}, by scores of step 1,500" for share in left]
 
 
 def test_a_second_call_trains_nothing_and_finds_the_same(
