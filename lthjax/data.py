@@ -287,12 +287,18 @@ def _own(folder: Path) -> list[str]:
 
 
 def _spelt_otherwise(name: str, folder: Path) -> str:
-    """The data set that differs in capitals, hyphens and underscores alone, as `FashionMNIST`; or ""."""
+    """An archive of the data folder that differs in capitals alone, or one of `SOURCES` that differs in
+    capitals, hyphens and underscores alone, as `FashionMNIST`; or "".
+    """
 
     def plain(name: str) -> str:
         return re.sub("[-_]", "", name.lower())
 
-    return next((known for known in (*SOURCES, *_own(folder)) if plain(known) == plain(name)), "")
+    near = (
+        *(own for own in _own(folder) if own.lower() == name.lower()),
+        *(known for known in SOURCES if plain(known) == plain(name)),
+    )
+    return near[0] if near else ""
 
 
 def _unknown(name: str, folder: Path) -> UserError:

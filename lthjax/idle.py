@@ -16,6 +16,8 @@ def fields(study: Study) -> dict[str, str]:
         found["optim.decay"] = f"where optim.schedule is {optim.schedule!r}, which has no milestones"
     if prune.density is None:
         found["prune.course"] = "without prune.density"
+    elif study.levels <= 1:
+        found["prune.course"] = "in one level"
     if prune.scope != "group" and (prune.rates or prune.density is not None):
         found["prune.rate"] = f"where {'prune.rates' if prune.rates else 'prune.density'} is given"
     return found

@@ -89,7 +89,8 @@ def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
             )
     until = command.laboratory("report.until")
     looks = until.joined(abouts)
-    looks = {claim: state for claim, state in looks.items() if claim not in until.read(into)}
+    known = until.read(into)
+    looks = {claim: state for claim, state in looks.items() if state != known.get(claim)}
     versions = _versions([*abouts], into)
     configs = _configs([*abouts])
     code = next(iter(configs.values()), b"")

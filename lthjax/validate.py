@@ -156,9 +156,9 @@ def check_slips(study: Study) -> None:
         UserError: says what they would do.
     """
     if isinstance(study.prune.rate, tuple):
-        for pattern, _ in study.prune.rate:
-            _need(not _number(pattern), "prune.rate", pattern,
-                  "pairs of a regex and a number; one rate per level is prune.rates")  # fmt: skip
+        patterns = [pattern for pattern, _ in study.prune.rate]
+        _need(not all(map(_number, patterns)), "prune.rate", study.prune.rate,
+              "pairs of a regex and a number; one rate per level is prune.rates")  # fmt: skip
     # Rows of the user's own may do without.
     if study.optim.schedule == "steps":
         _need(len(study.optim.milestones) > 0, "optim.milestones", study.optim.milestones,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lthjax import batches, config, data, durations, imp, models, prune, rng, st
 from lthjax.arms import ARMS, Context
 from lthjax.criteria import CRITERIA, Criterion, Weights
 from lthjax.errors import UserError
+from lthjax.folder.places import folder
 from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.prune._selection import random_scores
@@ -363,7 +365,8 @@ def test_untrained_networks_have_the_batch_statistics_of_their_own_weights(
 ) -> None:
     """Compares with numpy: the mean over the first batches of the level of each one's mean and variance."""
     monkeypatch.setitem(models.MODELS, "normalised", models.Entry(Normalised, 1, "for a test"))
-    asked = tiny(model="normalised", levels=1, rewind=(0, 5), arms=("untrained", "untrained_sign_constant"))
+    both = ("untrained", "untrained_sign_constant")
+    asked = tiny(model="normalised", levels=1, rewind=(0, 5), arms=both)
     run = study.run(asked, tmp_path / "runs", chunk=2)
     store, dataset = Reader(run), asked.dataset
     for seed in (0, 1):
@@ -390,3 +393,22 @@ def test_untrained_networks_have_the_batch_statistics_of_their_own_weights(
                 assert store.result(cell)["test_accuracy"] == pytest.approx(share, abs=1.5 / 60)
             ticket = store.state(seed, int(chain[-1])).stats["batch_stats"]["norm1"]
             assert abs(ticket["mean"] - found["mean"]).max() > 0.1
+    # Earlier versions gave them the dense network's: new cells do not come beside such ones.
+    old = folder(run, Cell(0, "rewind-0", 1, "untrained"))
+    unsealed(run)
+    result = json.loads((old / "result.json").read_text())
+    assert result.pop("fitted")
+    (old / "result.json").write_text(json.dumps(result))
+    assert study.run(asked, tmp_path / "runs", chunk=2) == run
+    more = tiny(
+        model="normalised",
+        levels=1,
+        rewind=(0, 5),
+        arms=("untrained", "untrained_sign_constant"),
+        seeds=(0, 1, 2),
+    )
+    with pytest.raises(UserError, match=r"1 untrained network, .* the first, had the batch statistics"):
+        study.run(more, tmp_path / "runs", chunk=2)
+    shutil.rmtree(old)
+    study.run(more, tmp_path / "runs", chunk=2)
+    assert Reader(run).result(Cell(0, "rewind-0", 1, "untrained"))["fitted"]

@@ -159,7 +159,7 @@ def test_validation_names_field_value_and_range(study: Study, sentence: str) -> 
     [
         (
             Study(prune=Prune(rate=((".2", 0.4),))),
-            r"prune.rate: '\.2' is not allowed; .* one rate per level is prune.rates",
+            r"prune.rate: \(\('\.2', 0\.4\),\) is not allowed; .* one rate per level is prune.rates",
         ),
         (
             Study(optim=Optim(schedule="steps")),
@@ -172,6 +172,10 @@ def test_slips_are_refused_in_new_trainings_alone(study: Study, sentence: str) -
     with pytest.raises(UserError, match=sentence):
         plan.prepare(study)
     assert plan.prepare(study, trained=True).study == study
+
+
+def test_a_number_may_be_a_regex_beside_others() -> None:
+    validate.check_slips(Study(prune=Prune(rate=(("1", 0.2), (".", 0.1)))))
 
 
 def test_a_schedule_of_ones_own_may_do_without_milestones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,21 @@ def test_a_large_weight_gradient_in_blocks_of_images_and_rows(
         assert text.count("conv_general_dilated") == -(-dy.shape[1] // min(rows, dy.shape[1]))
 
 
+@pytest.mark.parametrize("padding", [((6, 6), (4, 4)), ((3, 0), (0, 0)), ((0, 9), (1, 1))])
+def test_a_large_weight_gradient_of_images_in_wide_padding(
+    padding: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some blocks of rows would lie in the padding alone."""
+    monkeypatch.setattr(conv, "_LARGE", 0)
+    monkeypatch.setattr(conv, "_BLOCK_BYTES", 1)
+    with jax.enable_x64(True):
+        x, w = draw((5, 7, 6, 3), 0), draw((3, 2, 3, 5), 1)
+        dy = draw(builtin(x, w, padding).shape, 2)
+        expected = jax.vjp(lambda w: builtin(x, w, padding), w)[1](dy)[0]
+        got = jax.jit(lambda x, dy: conv._weight_gradient_cpu(x, dy, padding))(x, dy)
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(("images", "kernel", "padding", "stride"), [*((*c, 1) for c in CASES), *STRIDED])
 def test_under_vmap(images: tuple, kernel: tuple, padding: object, stride: int) -> None:
     """Replicates together, each with its own kernel."""

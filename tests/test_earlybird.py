@@ -20,7 +20,7 @@ from analysis import earlybird as analysed
 from analysis import open_run, record
 from analysis.earlybird.table import DrawRow
 from analysis.work import Work
-from lthjax import config, fields, merge, models, study
+from lthjax import config, fields, merge, models, prune, study
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import earlybird
@@ -60,6 +60,14 @@ def test_the_queue_by_hand(bits: list[str], queue: int) -> None:
         place = earlybird.drawn(found, threshold)
         below = [n for n, apart in enumerate(found) if apart is not None and apart < threshold]
         assert place == (below[0] if below else None)
+
+
+def test_draws_keep_as_many_as_pruning_does() -> None:
+    """Of 45 weights 70 % are 31.5, which is rounded up, though 0.7 · 45 is less in binary."""
+    sizes = np.random.default_rng(0).permutation(45).astype(np.float32)
+    kept = [int(mask.sum()) for mask in earlybird._largest_of(sizes)]
+    assert kept == [int(prune.rounded_share(density, 45)) for density in earlybird.DENSITIES]
+    assert kept[earlybird.DENSITIES.index(0.7)] == 32
 
 
 def test_the_rule_waits_until_the_whole_queue_is_near() -> None:

@@ -84,6 +84,26 @@ def test_two_folders_with_other_looks_of_a_claim_are_refused(fill: Fill, tmp_pat
     assert until.read(here) == {"within-2": _LOOKS}
 
 
+def test_a_search_that_has_gone_on_is_merged_again(fill: Fill, tmp_path: Path) -> None:
+    """Its later state is taken, in whatever order, and an earlier one changes nothing."""
+    here, into = fill("here", 0), tmp_path / "all"
+    early = _LOOKS._replace(seeds=3, outcome="undecided", ended="", chosen=[0, 1, 2])
+    until.keep(here, {"within-2": early})
+    merge([here], into)
+    assert until.read(into) == {"within-2": early}
+    until.keep(here, {"within-2": _LOOKS})
+    merge([here], into)
+    assert until.read(into) == {"within-2": _LOOKS}
+    until.keep(here, {"within-2": early})
+    merge([here], into)
+    assert until.read(into) == {"within-2": _LOOKS}
+    # Other seeds, or looks after the last one, are another search.
+    for other in (early._replace(chosen=[3, 4, 5]), early._replace(ended="decided", outcome="refuted")):
+        until.keep(here, {"within-2": other})
+        with pytest.raises(UserError, match="other looks of the claim within-2"):
+            merge([here], into)
+
+
 def test_study_json_says_what_all_folders_ask_for_and_were_made_by(fill: Fill, tmp_path: Path) -> None:
     here = fill("here", 0, levels=3, arms=("ticket", "random"), control_levels=(2,), rewind=(50,))
     there = fill("there", 1, levels=5, arms=("ticket", "reinit"), control_levels=(4,), rewind=(0, "50 steps"),

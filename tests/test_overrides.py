@@ -95,7 +95,8 @@ def test_a_rate_goes_where_the_density_is_taken_away(tmp_path: Path) -> None:
         ),
         ("Study()", ("--optim.momentum=0.5", "--optim.name", "muon"), "where optim.name is 'muon'"),
         ("Study()", ("--optim.decay", "0.5"), "where optim.schedule is 'constant', which has no milestones"),
-        ("Study(levels=1)", ("--prune.course", "cubic"), "without prune.density"),
+        ("Study(levels=2)", ("--prune.course", "cubic"), "without prune.density"),
+        ("Study(levels=1)", ("--prune.course", "cubic", "--prune.density", "0.1"), "in one level"),
     ],
 )
 def test_options_without_effect_are_refused(

@@ -298,8 +298,7 @@ def test_a_comparison_that_is_not_whole_is_mended(tmp_path: Path, monkeypatch: p
     """Like a report: `compare.build` calls `page.is_whole` for everything it shows."""
     asked: list[Path] = []
     monkeypatch.setattr(page, "is_whole", lambda folder, shows: not asked.append(folder))
-    monkeypatch.setattr(compare, "_csv", lambda *_: "")
-    monkeypatch.setattr(Run, "rows", [None])
+    monkeypatch.setattr(Run, "rows", [()])
     one, other = (run_folder(tmp_path / name) for name in "ab")
     known = about()
     (other / "study.json").write_text(json.dumps(known | {"identity": known["identity"] | {"levels": 9}}))

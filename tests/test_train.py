@@ -382,3 +382,10 @@ def test_precision_reaches_every_product(tiny: Make, precision: str, says: str) 
     products = text.count("dot_general[")
     assert products >= 8
     assert text.count(f"precision=(Precision.{says}, Precision.{says})") == products
+    # Products of an optimiser have float32 factors, which no rounding reaches.
+    muon = study.make_trainer([tiny(optim=config.Optim(name="muon"), train=prepared.study.train)], 2, [0])
+    text = str(jax.make_jaxpr(prepared_segment(muon, job_of(prepared)))())
+    own = text.count("dot_general[") - products
+    assert own > 0
+    highest = text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+    assert highest == own + (products if says == "HIGHEST" else 0)

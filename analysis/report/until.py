@@ -259,7 +259,7 @@ def keep(run: Path, states: Mapping[str, State]) -> None:
 
 
 def joined(runs: Iterable[Path]) -> dict[str, State]:
-    """The states in several run folders of one study, by claim.
+    """The states in several run folders of one study, by claim; of one search the later one.
 
     Raises:
         UserError: two folders have other looks of one claim; or as `read`.
@@ -268,12 +268,25 @@ def joined(runs: Iterable[Path]) -> dict[str, State]:
     for run in runs:
         for key, state in read(run).items():
             other, there = found.setdefault(key, (run, state))
-            if there != state:
+            earlier, later = sorted((there, state), key=lambda one: one.seeds)
+            if earlier != later and not _goes_on(earlier, later):
                 raise UserError(
                     f"{other} and {run} have other looks of the claim {key}, and looks of two folders cannot "
                     "be joined: leave out one of the folders."
                 )
+            found[key] = (run, state) if later is state else (other, there)
     return {key: state for key, (_, state) in found.items()}
+
+
+def _goes_on(earlier: State, later: State) -> bool:
+    """Whether a state is that of the same search after more looks."""
+    same = all(
+        getattr(earlier, name) == getattr(later, name) for name in ("claim", "looks", "level", "chain")
+    )
+    begun = [*earlier.chosen]
+    return (
+        same and not earlier.over and len(begun) == earlier.seeds and [*later.chosen][: len(begun)] == begun
+    )
 
 
 def read(run: Path) -> dict[str, State]:

@@ -230,8 +230,12 @@ def _input_gradient_cpu(w: jax.Array, dy: jax.Array, padding: Padding) -> jax.Ar
 def _weight_gradient_cpu(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
     # dw[i, j, c, k] = sum over n, h, w of x[n, h + i, w + j, c] dy[n, h, w, k]: a convolution in which
     # c is the batch axis, n the channel axis, and dy the kernel.
-    if _few_products(_kernel(x, dy, padding).shape, dy.shape):
+    kernel = _kernel(x, dy, padding).shape
+    if _few_products(kernel, dy.shape):
         return winograd.weight_gradient(x, dy, padding)
+    if max(padding[0]) >= kernel[0]:
+        # Blocks of rows would lie in the padding alone.
+        return _weight_gradient_builtin(x, dy, padding)
     rows = 2 if dy.shape[2] <= _NARROW else dy.shape[1]
     if x.nbytes + dy.nbytes <= _LARGE:
         return _weight_gradient_of_rows(x, dy, padding, rows)
@@ -248,8 +252,8 @@ def _weight_gradient_cpu(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.A
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
         return total + _weight_gradient_of_rows(x[i], dy[i], padding, rows)
 
-    kernel = jax.eval_shape(partial(_weight_gradient_of_rows, padding=padding, rows=rows), x[0], dy[0])
-    return lax.fori_loop(0, blocks, add, jnp.zeros(kernel.shape, kernel.dtype))
+    one = jax.eval_shape(partial(_weight_gradient_of_rows, padding=padding, rows=rows), x[0], dy[0])
+    return lax.fori_loop(0, blocks, add, jnp.zeros(one.shape, one.dtype))
 
 
 def _weight_gradient_of_rows(x: jax.Array, dy: jax.Array, padding: Padding, rows: int) -> jax.Array:

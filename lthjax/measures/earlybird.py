@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lthjax import prune
 from lthjax.measures.layers import Layers
 
 QUEUE, THRESHOLD = 5, 0.1
@@ -111,7 +112,7 @@ class Draws:
 
 def _largest_of(sizes: np.ndarray) -> list[np.ndarray]:
     """For each of `DENSITIES` the places of the largest sizes: bool [n]."""
-    counts = [int(density * sizes.size + 0.5) for density in DENSITIES]
+    counts = [int(prune.rounded_share(density, sizes.size)) for density in DENSITIES]
     ranks = sorted({sizes.size - count for count in counts if count})
     ranked = np.partition(sizes, ranks) if ranks else sizes
     kept = []

@@ -90,7 +90,7 @@ def step(
 
     Args:
         model, optimiser: as built.
-        state: the state before the step; pruned weights count as 0, whatever their value.
+        state: the state before the step; pruned weights are 0 in it, as `init` and every step leave them.
         mask: the mask.
         batch: (images float32 [B, H, W, C], labels int32 [B]).
         at: number of the step, for the learning rate schedule.
@@ -109,7 +109,9 @@ def step(
 
     tx = (supermask.scored if scored else prune.masked)(optimiser.at(at), mask)
     (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-    updates, opt = tx.update(gradients, state.opt, state.params)
+    # The precision that was asked for is that of the network's products; an optimiser may have some, too.
+    with jax.default_matmul_precision("float32"):
+        updates, opt = tx.update(gradients, state.opt, state.params)
     return State(optax.apply_updates(state.params, updates), stats, opt), value
 
 

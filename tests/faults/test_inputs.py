@@ -722,7 +722,7 @@ def readers(place: Path, run: Path) -> None:
     for row in rows:
         study_record.outcome(row._asdict() | {"reason": ""})
         with contextlib.suppress(UserError):
-            export._row(rows, row.cell)
+            export.there(opened, row.cell)
 
 
 def test_fields_of_a_run_folder(place: Path, run: Path) -> None:
