@@ -89,17 +89,17 @@ def test_accuracies_and_gaps_by_hand(folder: Path) -> None:
 
 
 def test_late_rewinding_by_hand() -> None:
-    got = results.Published(RESULTS / "cifar_cnn_short")
+    got = results.Published(RESULTS / "rewind_resnet8")
     with (got.folder / "cells.csv").open(newline="") as file:
-        lines = [x for x in csv.DictReader(file) if (x["arm"], x["level"]) == ("ticket", "6")]
-    late, early = (
+        lines = [x for x in csv.DictReader(file) if (x["arm"], x["level"]) == ("ticket", "4")]
+    middle, late, early = (
         [100 * float(x["test_accuracy"]) for x in lines if x["chain"] == f"rewind-{step}"]
-        for step in (250, 0)
+        for step in (500, 2000, 0)
     )
-    assert len(late) == len(early) == got.seeds
-    np.testing.assert_allclose(got.rewound(6).mean, np.mean(np.subtract(late, early)))
-    assert got.rewound(6, 250) == got.rewound(6)
-    assert got.rewound(6, 0).mean == 0, "the earliest against itself"
+    assert len(middle) == len(late) == len(early) == got.seeds
+    np.testing.assert_allclose(got.rewound(4).mean, np.mean(np.subtract(late, early)))
+    np.testing.assert_allclose(got.rewound(4, 500).mean, np.mean(np.subtract(middle, early)))
+    assert got.rewound(4, 0).mean == 0, "the earliest against itself"
 
 
 def test_moved_tickets_by_hand() -> None:
