@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from lthjax.devices import replicate
 from lthjax.models import Variables
 from lthjax.training import step as single
 from lthjax.training import train
+from lthjax.training import trainer as trainer_module
 from lthjax.training.job import Job, Trained
 from lthjax.training.probe import prepared_segment
 from lthjax.training.step import State
@@ -210,6 +212,28 @@ def test_captures_are_states_on_the_way_and_cutting_there_changes_nothing(tiny: 
     for step in (3, 7):
         (shorter,) = run(trainer, job._replace(stop=step))
         same(captured.states[step], shorter.variables)
+
+
+def test_a_long_interval_between_evaluations_is_trained_in_pieces(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is brought to the devices for a segment has a bounded size, and no number changes."""
+    prepared = tiny(model="lenet300", train=config.Train(steps=10, batch=20, eval_every=10))
+    (whole,) = run(trainer_of(prepared), job_of(prepared))
+    sizes = []
+    genuine = train._orders
+
+    def orders(*asked: Any) -> Any:
+        made = genuine(*asked)
+        sizes.append({order.shape for order in made})
+        return made
+
+    monkeypatch.setattr(train, "_orders", orders)
+    monkeypatch.setattr(trainer_module, "_LONGEST", 4)
+    (pieces,) = run(trainer_of(prepared), job_of(prepared))
+    assert (len(sizes), set().union(*sizes)) == (3, {(4, 20)})
+    same(whole.variables, pieces.variables)
+    assert whole.curves == pieces.curves
 
 
 def test_an_evaluation_interval_longer_than_the_training(tiny: Make) -> None:

@@ -85,7 +85,7 @@ def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
     mask = replicate.stack(trainer.mesh, [job.mask] * width)
     feed = replicate.stack(trainer.mesh, [feed_of(trainer, job)] * width)
     state = replicate.stack(trainer.mesh, [trainer.init(job.variables, job.mask)] * width)
-    orders = np.zeros((width, trainer.lengths.evaluate, trainer.batch), np.int32)
+    orders = np.zeros((width, trainer.longest, trainer.batch), np.int32)
     each = (mask, feed, replicate.stack(trainer.mesh, list(orders)))
     shared = (trainer.images, np.int32(0), np.int32(1))
     sizes = trainer.segment.lower(shared, state, each).compile().memory_analysis()  # type: ignore[attr-defined]
@@ -95,7 +95,7 @@ def probe(trainer: Trainer, job: Job, seconds: float = 3.0) -> Probed:
         shared = (trainer.images, np.int32(0), np.int32(count))
         state, _ = jax.block_until_ready(trainer.segment(shared, state, each))
 
-    step = steady_seconds(train, trainer.lengths.evaluate, seconds / 2)
+    step = steady_seconds(train, trainer.longest, seconds / 2)
     now = Variables(state.params, state.stats)
     costs = []
     for rows in (

@@ -129,7 +129,7 @@ class _Chunk:
 
     def _segment(self, mark: int) -> int:
         """Trains towards a step, for about `_SEGMENT_SECONDS`; returns the number of steps."""
-        trainer, count = self._trainer, min(mark - self.at, self._steps)
+        trainer, count = self._trainer, min(mark - self.at, self._steps, self._trainer.longest)
         if not count:
             return 0
         began = time.perf_counter()
@@ -233,8 +233,8 @@ def _drawing(job: Job) -> dict[str, Draws]:
 
 
 def _orders(trainer: Trainer, jobs: Sequence[Job], at: int, count: int) -> list[np.ndarray]:
-    """The next `count` batches of every job from a step on: int32 [evaluate, batch], padded with 0."""
-    orders = np.zeros((len(jobs), trainer.lengths.evaluate, trainer.batch), np.int32)
+    """The next `count` batches of every job from a step on: int32 [longest, batch], padded with 0."""
+    orders = np.zeros((len(jobs), trainer.longest, trainer.batch), np.int32)
     for i, job in enumerate(jobs):
         split = trainer.splits[job.seed].train
         orders[i, :count] = batches.order(

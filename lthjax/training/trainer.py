@@ -19,6 +19,8 @@ from lthjax.training.step import Feed, State, programs
 # Images per evaluation batch. On CPU batches that fit the cache are fastest; an accelerator needs large ones.
 _EVALUATION_BATCH = {"cpu": 50}
 _EVALUATION_BATCH_ELSEWHERE = 1000
+# Every segment brings the order of so many steps to the devices, most of which its first ones do not use.
+_LONGEST = 2000
 # Evaluation sets kept on the devices.
 _ROWS_KEPT = 8
 # Train images, in whole batches, of the statistics of weights that are not trained: about as many as a moving
@@ -83,6 +85,11 @@ class Trainer(NamedTuple):
     keep: Callable[..., PyTree]
     rows: dict[tuple[tuple[str, ...], tuple[int, ...]], Rows]
     log_every: int = 0
+
+    @property
+    def longest(self) -> int:
+        """The steps of a segment at most: those between two evaluations, or `_LONGEST`."""
+        return min(self.lengths.evaluate, _LONGEST)
 
 
 def assemble(
