@@ -233,7 +233,7 @@ def load_all(path: str | Path) -> list[Study]:
             raise unknown("--config", str(path), names)
         if path.stem in names:
             raise UserError(
-                f"--config: {str(path)!r} is not a file; did you mean {home.config(path.stem)!r}?"
+                f"--config: {str(path)!r} is not a file; did you mean {path.stem!r}, a config of the package?"
             )
         there = sorted(str(p) for p in path.parent.glob("*.py") if p.name != "run.py")
         if there:

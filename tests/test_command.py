@@ -145,7 +145,7 @@ def test_a_shipped_config_by_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         config.load_all("quikstart")
     with pytest.raises(
-        UserError, match=r"'quickstart\.py' is not a file; give .* of the package: budget_cifar, "
+        UserError, match=r"'quickstart\.py' is not a file; did you mean 'quickstart', a config of the package"
     ):
         config.load_all("quickstart.py")
     Path("quickstart").mkdir()

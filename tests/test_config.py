@@ -244,7 +244,7 @@ def test_load_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         config.load("mine.py")
     with pytest.raises(
-        UserError, match=r"'quickstart\.py' is not a file; did you mean 'configs/quickstart\.py'"
+        UserError, match=r"'quickstart\.py' is not a file; did you mean 'quickstart', a config"
     ):
         config.load("quickstart.py")
     with pytest.raises(UserError, match="defines no `config`; end it with"):

@@ -60,7 +60,7 @@ def test_verdicts_by_hand() -> None:
     dense: list[tuple[int, float | None]] = [(20, None), (23, None), (20, None), (20, None)]
     ticket = [(10, 0.5), (12, 0.6), (11, 0.5), (10, 0.6)]
     reinit = [(30, 0.2), (31, 0.3), (30, 0.3), (33, 0.2)]
-    run: Any = None
+    run: Any = SimpleNamespace(path=Path("runs/A"))
     less, beside = analysed.findings(run, rows(dense=dense, ticket=ticket, reinit=reinit))
     assert [of.outcome for of in (less, beside)] == ["supported"] * 2
     # (10 + 11 + 9 + 10) / 4 of 100 images; (20 + 19 + 19 + 23) / 4.
@@ -80,7 +80,6 @@ def test_verdicts_by_hand() -> None:
     assert [of.outcome for of in none] == ["equivalent", "undecided"]
     assert [of.test for of in none] == ["equivalence, ±0.01", "superiority"]
     # Without a control its claim is not tested.
-    run = SimpleNamespace(path=Path("runs/A"))
     alone, lacking = analysed.findings(run, rows(dense=dense, ticket=dense))
     assert alone.outcome != "supported"
     assert (lacking.outcome, lacking.estimate) == ("not tested", "no control was replayed")
