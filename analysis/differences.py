@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from lthjax.measures.stats import PERCENT, Interval, difference_error, mean_interval
 
+# How captions and remarks name `floor`.
+FLOORED = "the spread between seeds taken as no less than the test set's own error of a difference"
+
 
 def mean_accuracy(of: Mapping[int, float]) -> Interval:
     """The mean over seeds of accuracies in percent, with its interval within 0 and 100."""

@@ -29,8 +29,6 @@ LINES = ("-", "--", ":", "-.")
 BAND_FROM = 3
 # How captions name the intervals of `curve`.
 BANDS = "bands (bars for two seeds or a single level)"
-# And what intervals of differences of accuracies take the spread for.
-FLOORED = "the spread between seeds taken as no less than the test set's own error of a difference"
 # How far an axis of densities reaches beyond them, and how many numbers it has at least.
 _BEYOND, _LEAST_TICKS = 1.08, 3
 WEIGHTS_LEFT = "weights left (% of prunable weights, log scale)"

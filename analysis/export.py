@@ -156,10 +156,9 @@ def chosen(run: Run, options: Named) -> Cell:
         UserError: they leave out the chain, and several have such a cell; or no dense network.
     """
     level, arm, repeat = options.level, options.arm, options.repeat
-    if level == 0:
-        _check_dense(arm, options.chain)
     seed = min(row.seed for row in run.finished()) if options.seed is None else options.seed
     if level == 0:
+        _check_dense(arm, options.chain)
         return Cell(seed, DENSE, 0, DENSE, repeat)
     return Cell(seed, options.chain or only_chain(run.rows, seed, level, arm, repeat), level, arm, repeat)
 

@@ -121,7 +121,8 @@ class Published(_Folder, Measured):
             DENSE: "− dense",
         }
         of: dict[tuple[str, ...], dict[str, str]] = {}
-        for one in transfer.differences(rows, tuple(others)):
+        images = dict.fromkeys((row.target for row in rows), images_of(self.about))
+        for one in transfer.differences(rows, tuple(others), images=images):
             place = (one.source, one.pair, one.arm, str(one.level), f"{100 * one.density:.1f}")
             of.setdefault(place, {})[one.other] = words.points(one.interval)
         header = ["from", "seed", "arm", "level", "% of weights", *others.values()]

@@ -157,9 +157,10 @@ def _shared(first: int, second: int, studies: Sequence[config.Study], name: str)
 def _prepare(study: config.Study, dataset: data.Dataset, label: str, trained: bool) -> Prepared:
     lengths = durations.lengths(study, len(dataset.train_images) - study.data.validation)
     model = models.build(study.model, dataset.shape, dataset.classes, study.init)
-    _check_rates(study, model)
+    weights = _weights(model)
+    _check_rates(study, weights)
     if not trained:
-        _check_order(study, model)
+        _check_order(study, weights)
     identity = config.identity(study, lengths, dataset.digest)
     return Prepared(study, dataset, lengths, model, identity, label)
 
@@ -171,9 +172,8 @@ def _weights(model: Model) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in leaves if leaf.ndim}
 
 
-def _check_rates(study: config.Study, model: Model) -> None:
+def _check_rates(study: config.Study, weights: Mapping[str, tuple[int, ...]]) -> None:
     """Raises for a rate whose pattern matches no weight, and for a structure that its layers do not have."""
-    weights = _weights(model)
     if isinstance(study.prune.rate, tuple):
         for pattern, _ in study.prune.rate:
             if not any(re.search(pattern, path) for path in weights):
@@ -193,13 +193,12 @@ def _check_rates(study: config.Study, model: Model) -> None:
                 )
 
 
-def _check_order(study: config.Study, model: Model) -> None:
+def _check_order(study: config.Study, weights: Mapping[str, tuple[int, ...]]) -> None:
     """Raises for a rate whose pattern is the first match of no weight, but for rates that nobody chose."""
     chosen = study.prune.rate != config.Prune().rate and "prune.rate" not in idle.fields(study)
     if not (chosen and isinstance(study.prune.rate, tuple)):
         return
-    weights = [*_weights(model)]
-    first = prune.groups_of(study.prune.rate, weights)
+    first = prune.groups_of(study.prune.rate, [*weights])
     for number, (pattern, _) in enumerate(study.prune.rate):
         if number not in first:
             there = {i for i, path in zip(first, weights, strict=True) if re.search(pattern, path)}

@@ -36,6 +36,15 @@ def expanded(kind: type, arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def is_number(text: str) -> bool:
+    """Whether a text can be read as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _plain(option: str) -> str:
     return option[2:].replace("-", "_")
 

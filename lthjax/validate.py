@@ -13,6 +13,7 @@ from lthjax.errors import UserError, counted, unknown
 from lthjax.models import INITS, MODELS
 from lthjax.optim import SCHEDULES
 from lthjax.rows import names
+from lthjax.shorthand import is_number
 
 # Cells of a study. Writing this many takes half a day, and 12 GB.
 _DIFFERENT = "all different; leave out the duplicates"
@@ -157,7 +158,7 @@ def check_slips(study: Study) -> None:
     """
     if isinstance(study.prune.rate, tuple):
         patterns = [pattern for pattern, _ in study.prune.rate]
-        _need(not all(map(_number, patterns)), "prune.rate", study.prune.rate,
+        _need(not all(map(is_number, patterns)), "prune.rate", study.prune.rate,
               "pairs of a regex and a number; one rate per level is prune.rates")  # fmt: skip
     # Rows of the user's own may do without.
     if study.optim.schedule == "steps":
@@ -206,14 +207,6 @@ def _among(name: str, value: str, allowed: Iterable[str]) -> None:
 
 def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _unique(values: Iterable[object]) -> bool:

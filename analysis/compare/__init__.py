@@ -10,8 +10,8 @@ from lthjax.errors import UserError
 from lthjax.fields import About
 from lthjax.measures.stats import Interval
 
-from .. import draw, page, tables, words
-from ..differences import difference, mean_accuracy
+from .. import page, tables, words
+from ..differences import FLOORED, difference, mean_accuracy
 from ..page import Drawn, Section, Table
 from ..run import COLUMNS, TICKET, Run, open_run
 from . import budget, equal, figures
@@ -126,7 +126,7 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
         figures.compared(found, f"{heading}: difference to dense"),
         "Test accuracy at the end of training minus that of the same seed's dense network, in percentage "
         "points; one panel an arm, on shared axes. Lines are means over seeds, points the seeds, bars the "
-        f"95 % interval of the mean by Student's t, {draw.FLOORED}. "
+        f"95 % interval of the mean by Student's t, {FLOORED}. "
         f"Look for where each line leaves zero.{near}",
         (("study", "arm", "density", "seed", "test_accuracy_percent", "dense_percent", "trainings"), [
             (entry.name, arm, point.density, seed, value, entry.dense.get(seed), point.trainings)

@@ -15,7 +15,7 @@ from lthjax.measures.stats import Interval, mean_interval
 
 from .. import draw, words
 from ..claims import SAME, SUPERIOR, At, everywhere, named
-from ..differences import floor
+from ..differences import FLOORED, floor
 from ..ends import Ends, ends, total
 from ..page import Drawn, Section, Table
 from ..record import Finding, settled
@@ -231,7 +231,7 @@ def section(found: Sequence[Gap], heading: str) -> Section:
         "Test accuracy of tickets at the end of training minus that of a control with as many weights, of "
         "the same seed, in percentage points, against the steps of every training, the dense network's "
         "too. Points are seeds, lines their means, bands the 95 % interval by Student's t, "
-        f"{draw.FLOORED}. Look whether "
+        f"{FLOORED}. Look whether "
         "the lines stay above the claimed gap as training grows longer.",
         (("chain", "level", "density", "control", "steps", "seed", "gap_points"), [
             (gap.chain, gap.level, gap.density, gap.control, gap.steps, seed, value)

@@ -29,8 +29,8 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
     Where those of a single arm reach far below 0, a second panel shows those near it (`is_far`), and the
     first leaves out their points.
     """
-    names, shown = _arms(entries), [ANY]
-    if is_far(entries):
+    names, shown, far = _arms(entries), [ANY], is_far(entries)
+    if far:
         figure, panels = draw.panels(heading, (2, 1), (7.2, 6.6), sharex=True)
         names, shown = names * 2, [(-math.inf, -_NEAR), (-_NEAR, math.inf)]
     else:
@@ -45,7 +45,7 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
             x, values = _differences(axes, entry, arm, look, within)
             left.update(x)
             gains += values
-    if is_far(entries):
+    if far:
         panels[0, 0].set_xlabel("")
         panels[1, 0].set_title(f"{names[0]}, near the dense network", loc="left", fontsize=10)
         panels[1, 0].set_ylim(-_NEAR, max(0.1, 1.1 * max(gains)))

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthjax.errors import UserError, unknown
+from lthjax.shorthand import is_number
 
 from .. import tables
 from ..run import TICKET
@@ -122,7 +123,7 @@ def _check(where: str, line: Line) -> None:
     if (
         line.density != BEST
         and line.density
-        and not (_is_number(line.density) and 0 < float(line.density) <= 1)
+        and not (is_number(line.density) and 0 < float(line.density) <= 1)
     ):
         raise wrong("density", f"a number in (0, 1], or {BEST!r}")
     if line.density == BEST and (line.quantity, line.of) != ("gap", TICKET):
@@ -131,7 +132,7 @@ def _check(where: str, line: Line) -> None:
         return
     if line.relation not in RELATIONS:
         raise wrong("relation", ", ".join(RELATIONS))
-    if not _is_number(line.value):
+    if not is_number(line.value):
         raise wrong("value", "a number")
     if line.quantity == "speedup" and float(line.value) <= 0:
         raise wrong("value", "a ratio above 0")
@@ -139,14 +140,6 @@ def _check(where: str, line: Line) -> None:
         least = 1 if line.quantity == "speedup" else 0
         if line.margin is None or not line.margin > least:
             raise wrong("margin", f"a number above {least}")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def parsed(text: str) -> Any:

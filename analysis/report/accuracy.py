@@ -9,6 +9,7 @@ from lthjax import imp
 from lthjax.imp import DENSE
 
 from .. import draw
+from ..differences import FLOORED
 from ..page import Drawn, Section
 from ..run import (
     TICKET,
@@ -132,7 +133,7 @@ def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str) -> Drawn:
     caption = (
         "Test accuracy of the ticket minus that of a control of the same seed and level, in percentage "
         "points, at the end of training. Points are seeds, lines their mean, "
-        f"{draw.BANDS} the 95 % interval of the mean by Student's t, {draw.FLOORED}. A grey band, where the "
+        f"{draw.BANDS} the 95 % interval of the mean by Student's t, {FLOORED}. A grey band, where the "
         "axis reaches so far, is the gap of 10 to 15 points that is often claimed. Look for where a line "
         "leaves zero."
     )

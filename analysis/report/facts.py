@@ -11,7 +11,7 @@ from lthjax.measures import stats
 from lthjax.measures.stats import Interval
 
 from .. import words
-from ..differences import difference, mean_accuracy
+from ..differences import FLOORED, difference, mean_accuracy
 from ..page import Table
 from ..record import COUNT, TIMING, Finding
 from ..retraining.table import named
@@ -26,9 +26,8 @@ def remark(run: Run) -> str:
     return (
         "Test accuracy at the end of training in percent, mean over seeds with the 95 % interval of "
         "Student's t on the logit scale in brackets, so that it stays below 100 %; differences in "
-        "percentage points (pp), paired by seed, repeats averaged "
-        "within a seed, the spread between seeds taken as no less than the test set's own error of a "
-        f"difference. One seed has no interval. Another {images:,} test images would move an accuracy of "
+        f"percentage points (pp), paired by seed, repeats averaged within a seed, {FLOORED}. "
+        f"One seed has no interval. Another {images:,} test images would move an accuracy of "
         f"{100 * typical:.1f} % by {error:.2f} points (standard error). A run has collapsed if it has less "
         "than twice the accuracy of chance."
     )

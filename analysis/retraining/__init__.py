@@ -11,7 +11,7 @@ from lthjax.measures import stats
 
 from .. import ends
 from ..claims import NON_INFERIOR, SUPERIOR
-from ..differences import floor
+from ..differences import FLOORED, floor
 from ..page import Link, Section
 from ..record import Analysis, Finding, Options
 from ..run import TICKET, Run, nearest, select
@@ -22,8 +22,8 @@ from .table import Level, Retrained
 _HERE = Link("retraining", "#retraining")
 _REMARK = (
     "Steps trained count the dense network, the leaders of all levels before, and the arm itself. "
-    "Differences are paired by seed, with the 95 % interval of Student's t, the spread between seeds taken "
-    "as no less than the test set's own error of a difference. finetune keeps the learning rate of the last "
+    f"Differences are paired by seed, with the 95 % interval of Student's t, {FLOORED}. "
+    "finetune keeps the learning rate of the last "
     "step; under a cosine that is nearly 0. Moments start fresh in all of them."
 )
 # Percentage points below the ticket that still count as equal.

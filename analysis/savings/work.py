@@ -139,13 +139,7 @@ def _forms(model: Model, variables: Variables, mask: Any) -> Forms | None:
         kept = small.kept
     elif wiring.layers(model):
         narrower = compaction.compact(model, variables, mask)
-        stats = narrower.variables.stats
-        counts = savings.counted(
-            narrower.variables.params,
-            narrower.mask,
-            lambda p, x: compaction.forward(model, Variables(p, stats), x),
-            shape,
-        )
+        counts = compaction.counts(model, narrower)
         variants = compaction.variants(model, variables, mask, narrower)
         dense, survivors, kept = partial(compaction.compiled, model, variables), 0, narrower.kept
     else:

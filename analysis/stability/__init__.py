@@ -31,6 +31,7 @@ from lthjax.measures.stats import mean_interval
 from .. import barriers, words
 from ..barriers import LIMIT
 from ..claims import NON_INFERIOR, SUPERIOR, At, beside, everywhere, named
+from ..differences import FLOORED
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding, untested
 from ..run import TICKET, Run, grouped, images_of, percent
@@ -63,8 +64,8 @@ _REMARK = (
     "after the second network's hidden units are matched with the first's by their weights. “stable” "
     f"counts the pairs whose barrier of the test error is below {LIMIT:g} points, “matching” those whose "
     f"accuracy is no more than {MATCHING:g} points below that of the run's dense network. Intervals are "
-    "over seeds, of 95 %; of accuracy − dense, the spread between seeds is taken as no less than the test "
-    "set's own error of a difference."
+    "over seeds, of 95 %; of accuracy − dense, "
+    f"{FLOORED}."
 )
 _REWOUND = "Tickets and controls start from the step they were rewound to, so each k is a chain of its own."
 

@@ -13,6 +13,7 @@ from lthjax.measures.stats import ANY, PERCENT, POSITIVE, Range
 
 from .. import draw, words
 from ..barriers import LIMIT
+from ..differences import FLOORED
 from ..page import Drawn
 from ..run import by_seed, grouped, percent
 from .table import MATCHING, LevelRow, PairRow, density, gap_floor, gaps, own_starts, subjects
@@ -46,8 +47,8 @@ def drawn(found: Mapping[str, Any], images: int) -> list[Drawn]:
         "Left: barrier of the test error on the straight path from a ticket to the one of the level before "
         "it, and to the dense network, in the union of their masks. Right: the ticket's accuracy less the "
         f"dense network's; dashed {MATCHING:g} points below it, down to which a ticket matches. Small points "
-        f"are seeds, {draw.BANDS} 95 % intervals, on the right with a spread between seeds "
-        "of no less than the test set's own error of a difference. Successive levels would be connected just "
+        f"are seeds, {draw.BANDS} 95 % intervals, on the right {FLOORED}. "
+        "Successive levels would be connected just "
         "as long as the sparser one matches (Paul et al. 2023)."
     )
     return [

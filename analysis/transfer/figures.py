@@ -14,7 +14,7 @@ from lthjax.measures.stats import Interval
 from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED, PERMUTED
 
 from .. import draw, words
-from ..differences import mean_accuracy
+from ..differences import FLOORED, mean_accuracy
 from ..page import Drawn
 from ..run import TICKET, accuracies, grouped
 from .table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, notes
@@ -76,7 +76,7 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mapping
         "Test accuracy of moved masks, on the target's own weights or with the source's initial values "
         "carried along (init) or units matched first, minus that of the target's own ticket of the nearest "
         "density, and of the same masks shuffled within layers, which have the densities of their layers "
-        f"alone. Mean over the target's seeds with its 95 % interval, paired, {draw.FLOORED}; grey: not "
+        f"alone. Mean over the target's seeds with its 95 % interval, paired, {FLOORED}; grey: not "
         "moved, or with init the same as without. " + " ".join(notes(rows))
     )
     data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]
@@ -141,7 +141,7 @@ def permuted(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mappi
         "Masks moved to another seed, with their units matched first or as they are: the order of the units "
         "is that in which the source's dense network comes nearest to the target's (Git Re-Basin). Small "
         "points are seeds of the target, large ones their mean, lines its 95 % interval (of three seeds or "
-        f"more), {draw.FLOORED}. Above 0 on the left matching helped; on the right is what is lost "
+        f"more), {FLOORED}. Above 0 on the left matching helped; on the right is what is lost "
         "without it. " + " ".join(notes(rows))
     )
     data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]

@@ -31,7 +31,7 @@ from jax import lax
 
 from lthjax import prune
 from lthjax.devices import conv
-from lthjax.measures import wiring
+from lthjax.measures import savings, wiring
 from lthjax.models import Model, Variables
 from lthjax.networks import EPSILON, block_name
 from lthjax.prune._masks import matched
@@ -140,6 +140,14 @@ def compact(model: Model, variables: Variables, mask: PyTree) -> Narrower:
             of.update({key: value[live[units]] if value.ndim else value for key, value in of.items()})
         kept[name] = np.arange(shape[-1])[live[units]]
     return Narrower(Variables(params, stats), small_mask, kept)
+
+
+def counts(model: Model, small: Narrower) -> savings.Counts:
+    """The sizes of a compacted network, as `savings.counted`."""
+    params, stats = small.variables
+    return savings.counted(
+        params, small.mask, lambda p, x: forward(model, Variables(p, stats), x), model.input_shape
+    )
 
 
 def variants(
