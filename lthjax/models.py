@@ -6,26 +6,20 @@ the path (`conv1/kernel`); those of residual blocks as `stage2_block1/conv1/kern
 """
 
 import contextlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.errors import InvalidRngError
 
-from lthjax import prune, settings
+from lthjax import outside, settings
 from lthjax.devices import rows
 from lthjax.errors import UserError, unknown
 from lthjax.networks import PRODUCT, Init, Layer, Pooled, Residual, Sequential, Stages, Vgg
 
 PyTree = Any
 _LEAST_SIDE = 8
-_ASKED = (
-    "an Entry takes a function of the number of classes, which returns a Flax Linen module; it is called as "
-    "module(images, train=...), and changes its statistics with train=True alone (docs/extending.md)."
-)
 
 
 class Variables(NamedTuple):
@@ -321,9 +315,10 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
         raise unknown("model", name, MODELS)
     entry = MODELS[name]
     if not isinstance(entry, Entry):
-        raise UserError(f"model: MODELS[{name!r}] is {_kind(entry)}, no Entry; {_ASKED}")
+        raise UserError(f"model: MODELS[{name!r}] is {outside.kind(entry)}, no Entry; {outside.ASKED}")
     height, width, channels = input_shape
-    least = _least_side(entry.layers(classes))
+    layers = entry.layers(classes)
+    least = _least_side(layers)
     if min(height, width) < least or height % entry.divisor or width % entry.divisor:
         raise UserError(
             f"model: {name!r} takes images whose height and width are at least {least} and divisible by "
@@ -334,10 +329,14 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
     if init != "glorot" and not isinstance(entry.network, tuple):
         raise UserError(f"init: {init!r} is not for {name!r}, which draws its own weights; leave init out.")
     if isinstance(entry.network, tuple):
-        module, seen = entry.module(classes, INITS[init]), _Seen(entry.dropout > 0)
+        module, seen, fans = (
+            entry.module(classes, INITS[init]),
+            outside.Seen(entry.dropout > 0),
+            INITS[init].fans,
+        )
     else:
-        module = _own(name, entry, classes)
-        seen = _tried(name, module, input_shape, classes)
+        module, fans = outside.module_of(name, entry.network, classes), None
+        seen = outside.tried(name, module, input_shape, classes)
 
     def start(key: jax.Array) -> Variables:
         variables = dict(module.init(key, jnp.zeros((1, *input_shape)), train=False))
@@ -349,7 +348,7 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
         variables, drawn = {"params": params, **stats}, None if key is None else {"dropout": key}
         all_units = seen.dropout and key is None
         train = train and not (all_units and seen.elsewhere)
-        whole = nn.intercept_methods(_undropped) if all_units else contextlib.nullcontext()
+        whole = nn.intercept_methods(outside.undropped) if all_units else contextlib.nullcontext()
         with whole:
             if not train or not stats:
                 return _wide(module.apply(variables, images, train=train, rngs=drawn)), stats
@@ -357,9 +356,7 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
             return _wide(logits), dict(updated)
 
     drawn_by = settings.pinned()(jax.jit(start))
-    layers = entry.layers(classes)
     pooled = entry.network if isinstance(entry.network, Pooled) else None
-    fans = INITS[init].fans if isinstance(entry.network, tuple) else None
     more = (layers, entry.stages, pooled, seen.dropout, fans, seen.order)
     return Model(name, input_shape, classes, drawn_by, apply, *more)
 
@@ -367,126 +364,3 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
 def _wide(logits: Any) -> jax.Array:
     """The logits in float32 at least, so that losses are."""
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-
-
-def _undropped(call: Callable[..., Any], values: tuple, named: dict, context: Any) -> Any:
-    """Leaves out dropout: a call without a key has all units, in training, too."""
-    if isinstance(context.module, nn.Dropout):
-        return values[0] if values else named["inputs"]
-    return call(*values, **named)
-
-
-class _Seen(NamedTuple):
-    """What a trace of a network shows.
-
-    Attributes:
-        dropout, order: as in `Model`.
-        elsewhere: whether units are dropped by other means than `nn.Dropout`, which cannot be left out; all
-            units are then those of `train=False`.
-    """
-
-    dropout: bool
-    elsewhere: bool = False
-    order: tuple[str, ...] = ()
-
-
-def _own(name: str, entry: Entry, classes: int) -> nn.Module:
-    """The module of a network from outside the package."""
-    if isinstance(entry.network, nn.Module) or not callable(entry.network):
-        raise UserError(f"model: the Entry of {name!r} has a network {_kind(entry.network)}; {_ASKED}")
-    with _refused(name, f"for {classes} classes"):
-        module = entry.module(classes, INITS["glorot"])
-    if not isinstance(module, nn.Module):
-        raise UserError(f"model: {name!r} is {_kind(module)} for {classes} classes; {_ASKED}")
-    return module
-
-
-def _tried(name: str, module: nn.Module, input_shape: tuple[int, int, int], classes: int) -> _Seen:
-    """Traces a network from outside the package on two images.
-
-    Raises:
-        UserError: it cannot be called as `Entry` says, or gives anything but logits.
-    """
-    images, key = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32), jax.random.key(0)
-    dropouts: list[bool] = []
-
-    def watched(call: Callable[..., Any], values: tuple, named: dict, context: Any) -> Any:
-        dropouts.append(isinstance(context.module, nn.Dropout))
-        return _undropped(call, values, named, context)
-
-    def trained(params: PyTree, stats: PyTree, images: jax.Array, keys: dict) -> Any:
-        given = {"params": params, **stats}
-        with nn.intercept_methods(watched):
-            return module.apply(given, images, train=True, mutable=list(stats), rngs=keys)
-
-    with _refused(name, "with train=False"):
-        variables = dict(jax.eval_shape(lambda k, x: module.init(k, x[:1], train=False), key, images))
-        if "params" not in variables:
-            raise UserError(f"model: {name!r} has no parameters; there is nothing to train or prune.")
-        params, stats = variables.pop("params"), variables
-        program, logits = jax.make_jaxpr(
-            lambda params, stats, x: module.apply({"params": params, **stats}, x, train=False),
-            return_shape=True,
-        )(params, stats, images)
-    _check_logits(name, logits, classes)
-    elsewhere = False
-    with _refused(name, "with train=True"):
-        try:
-            logits, updated = jax.eval_shape(trained, params, stats, images, {})
-        except InvalidRngError:
-            elsewhere = True
-            logits, updated = jax.eval_shape(trained, params, stats, images, {"dropout": key})
-    _check_logits(name, logits, classes)
-    if elsewhere and stats:
-        raise UserError(
-            f"model: {name!r} keeps statistics, and drops units by other means than nn.Dropout, which is not "
-            "supported; use nn.Dropout."
-        )
-    if jax.tree.map(_typed, dict(updated)) != jax.tree.map(_typed, stats):
-        raise UserError(f"model: {name!r} has statistics whose shapes change in training; they must stay.")
-    places = dict(zip(program.jaxpr.invars, prune.paths(params), strict=False))
-    order = tuple(dict.fromkeys(_used(program.jaxpr, places)))
-    return _Seen(elsewhere or any(dropouts), elsewhere, order)
-
-
-@contextlib.contextmanager
-def _refused(name: str, when: str) -> Iterator[None]:
-    """Turns whatever the code of a network raises into one sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        said = re.sub(r"\s*\(https?:\S+\)", "", str(error).strip().partition("\n")[0])[:200].rstrip(".")
-        raise UserError(f"model: {name!r} fails {when} ({type(error).__name__}: {said}); {_ASKED}") from error
-
-
-def _check_logits(name: str, logits: Any, classes: int) -> None:
-    shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
-    if shape != (2, classes) or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        given = f"something {_kind(logits)}" if shape is None else f"{dtype} of shape {shape}"
-        raise UserError(
-            f"model: {name!r} gives {given} for two images; it must give logits, floats of shape "
-            f"(2, {classes}), one for each of the {classes} classes."
-        )
-
-
-def _kind(thing: object) -> str:
-    return f"the class {thing.__name__}" if isinstance(thing, type) else f"of type {type(thing).__name__}"
-
-
-def _typed(leaf: Any) -> tuple[Any, Any]:
-    return leaf.shape, leaf.dtype
-
-
-def _used(program: Any, places: Mapping[Any, str]) -> Iterator[str]:
-    """The paths of a program's variables in the order in which its steps use them, calls looked into."""
-    for step in program.eqns:
-        known = [None if hasattr(v, "val") else places.get(v) for v in step.invars]
-        parts = [getattr(value, "jaxpr", value) for value in step.params.values()]
-        parts = [part for part in parts if len(getattr(part, "invars", ())) == len(known)]
-        for part in parts:
-            inner = zip(part.invars, known, strict=True)
-            yield from _used(part, {variable: path for variable, path in inner if path})
-        if not parts:
-            yield from (path for path in known if path)
