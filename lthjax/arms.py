@@ -9,13 +9,14 @@ with `leads` leads its own chain. What the arms do after pruning is that of Rend
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lthjax import prune, supermask
+from lthjax.models import Model
 
 PyTree = Any
 _shuffle = jax.jit(prune.shuffle, static_argnums=2)
@@ -66,6 +67,8 @@ class Arm(NamedTuple):
         scores: context -> start scores of an arm that learns its mask: its weights stay as they are, and of
             every layer as many weights as in its mask take part, those of the highest scores.
         on: the arm that leads the chain that it is a leaf of.
+        version: network -> increased when the numbers of its cells change, so that new cells do not come
+            beside old ones.
         summary: one line for help and report.
     """
 
@@ -79,6 +82,7 @@ class Arm(NamedTuple):
     held: bool = False
     scores: Callable[[Context], PyTree] | None = None
     on: str = "ticket"
+    version: Callable[[Model], int] = lambda _: 1
     summary: str = ""
 
 
@@ -241,10 +245,25 @@ def by_depth(path: str) -> list[tuple[bool, list[tuple[int, str]]]]:
 
 
 def _smart_ratio(context: Context) -> PyTree:
-    # The names of shipped networks say the order; those of others need not.
-    names = sorted(_prunable(context.mask), key=by_depth)
-    order = sorted(names, key=context.order.index) if {*names} <= {*context.order} else names
+    order = _in_order(_prunable(context.mask), context.order)
     return _by_rule(functools.partial(prune.smart_ratio, order=order))(context)
+
+
+def _in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Names by an order of use; without one by depth: shipped networks say it in their names."""
+    by_name = sorted(names, key=by_depth)
+    return sorted(by_name, key=order.index) if {*by_name} <= {*order} else by_name
+
+
+def _ordered(model: Model) -> int:
+    """Version 1 ordered the layers of every network by their names."""
+    names = _prunable(prune.ones(jax.eval_shape(model.init, jax.random.key(0)).params))
+    return 1 if _in_order(names, model.order) == _in_order(names, ()) else 2
+
+
+def _fitted(model: Model) -> int:
+    """Version 1 took the batch statistics of the unpruned network."""
+    return 2 if jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)).stats) else 1
 
 
 ARMS: dict[str, Arm] = {
@@ -300,6 +319,7 @@ ARMS: dict[str, Arm] = {
     "random_smart_ratio": Arm(
         _smart_ratio,
         rewound,
+        version=_ordered,
         summary="a random mask of the ticket's density, layers by the smart-ratio rule",
     ),
     "invert": Arm(
@@ -311,12 +331,14 @@ ARMS: dict[str, Arm] = {
         _ticket_mask,
         rewound,
         train=False,
+        version=_fitted,
         summary="the ticket before training",
     ),
     "untrained_sign_constant": Arm(
         _ticket_mask,
         _sign_constant,
         train=False,
+        version=_fitted,
         summary="sign_constant before training",
     ),
     "reinit_chain": Arm(
@@ -413,12 +435,14 @@ ARMS: dict[str, Arm] = {
         _ticket_mask,
         _dynamic(rewound),
         train=False,
+        version=_fitted,
         summary="the ticket before training, every layer divided by its density",
     ),
     "untrained_sign_constant_rescaled": Arm(
         _ticket_mask,
         _dynamic(_sign_constant),
         train=False,
+        version=_fitted,
         summary="sign_constant before training, every layer divided by its density",
     ),
     "edge_popup": Arm(
@@ -430,3 +454,9 @@ ARMS: dict[str, Arm] = {
     ),
 }
 """The arms by name; add a row to add one."""
+
+
+def versions(names: Iterable[str], model: Model) -> dict[str, int]:
+    """The arms whose cells of this network earlier versions made otherwise, and the version of today's."""
+    known = {name: ARMS[name].version(model) for name in names if name in ARMS}
+    return {name: version for name, version in known.items() if version > 1}

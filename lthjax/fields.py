@@ -45,7 +45,7 @@ class Result(TypedDict):
     made_from: NotRequired[dict[str, Any] | None]
     platform: NotRequired[str]
     draws: NotRequired["Draws"]
-    fitted: NotRequired[bool]
+    version: NotRequired[int]
     step: NotRequired[int]
     exact: NotRequired[bool]
 
@@ -171,7 +171,7 @@ _OF_CELL: Mapping[str, Check] = {
     "reason": text,
     "weights": whole(1),
     "draws": table,
-    "fitted": lambda value: value is True,
+    "version": whole(1),
 }
 _SCOPES = ("layer", "global")
 _DRAWS: Mapping[str, Check] = {

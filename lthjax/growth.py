@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 
 from lthjax import fields, imp, prune, record, rng, supermask
-from lthjax.arms import ARMS
+from lthjax.arms import ARMS, versions
 from lthjax.errors import UserError
 from lthjax.folder.places import folder, state_folder
 from lthjax.folder.store import Store
@@ -66,6 +66,7 @@ class Run:
         self._number, self._store, self._queue, self._watch = number, store, queue, watch
         self._study, self._lengths = prepared.study, prepared.lengths
         self._chains = imp.chains(self._study, self._lengths)
+        self._versions = versions(self._study.arms, prepared.model)
         self._rounds: dict[tuple[int, str], Generator[list[Task], Leader, None]] = {}
         self._initial: dict[int, Variables] = {}
         self._borrowers: list[Run] = []
@@ -243,6 +244,8 @@ class Run:
             if job.scores is not None and done:
                 job = job._replace(mask=jax.device_get(supermask.learned(trained.variables.params, job.mask)))
             result = record.result(cell, job, trained, made_from)
+            if cell.arm in self._versions:
+                result["version"] = self._versions[cell.arm]
             parents = _parents(seed, made_from)
             self._store.write(cell, result, job.mask, trained.variables if done else None, parents)
             self._told(cell, result)

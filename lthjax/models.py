@@ -329,11 +329,8 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
     if init != "glorot" and not isinstance(entry.network, tuple):
         raise UserError(f"init: {init!r} is not for {name!r}, which draws its own weights; leave init out.")
     if isinstance(entry.network, tuple):
-        module, seen, fans = (
-            entry.module(classes, INITS[init]),
-            outside.Seen(entry.dropout > 0),
-            INITS[init].fans,
-        )
+        module, fans = entry.module(classes, INITS[init]), INITS[init].fans
+        seen = outside.Seen(entry.dropout > 0)
     else:
         module, fans = outside.module_of(name, entry.network, classes), None
         seen = outside.tried(name, module, input_shape, classes)

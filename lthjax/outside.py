@@ -1,4 +1,4 @@
-"""Networks from outside the package: traced before a study begins, and refused in a sentence where need be."""
+"""Networks from outside the package: traced before a study begins, and refused if they cannot be trained."""
 
 import contextlib
 import re

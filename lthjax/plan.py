@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lthjax import config, data, durations, idle, imp, models, prune, settings, sweep, validate
-from lthjax.arms import ARMS
+from lthjax.arms import versions
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder, counted
 from lthjax.folder.places import folder, saved_step, state_folder
@@ -248,7 +248,7 @@ def plan(
     check_identity(run, prepared.identity)
     todo = {seed: _missing(prepared, run, seed, lent.get(seed)) for seed in prepared.study.seeds}
     cells = imp.cells(prepared.study, prepared.lengths)
-    _check_fitted(prepared, run, cells)
+    _check_versions(prepared, run, cells)
 
     def begun_anew(seed: int) -> bool:
         """Whether a seed's initial weights are gone, which take no step to make."""
@@ -263,23 +263,21 @@ def plan(
     )
 
 
-def _check_fitted(prepared: Prepared, run: Path, cells: Sequence[Cell]) -> None:
-    """Raises where untrained cells would come beside others whose batch statistics are of another kind.
-
-    Earlier versions evaluated them with the statistics of the unpruned network.
-    """
-    untrained = [cell for cell in cells if cell.arm != DENSE and not ARMS[cell.arm].train]
-    done = [cell for cell in untrained if _there(folder(run, cell))]
-    if not 0 < len(done) < len(untrained):
-        return
-    older = [cell for cell in done if "fitted" not in read_result(folder(run, cell))]
-    if older and jax.tree.leaves(jax.eval_shape(prepared.model.init, jax.random.key(0)).stats):
-        raise UserError(
-            f"{run}: {counted(len(older), 'untrained network')}, {folder(Path(), older[0])} the first, had "
-            "the batch statistics of the unpruned network, as earlier versions gave them; new ones get their "
-            "own and cannot be compared. Delete the folders of these arms, which are made anew without "
-            "training, or go on under another --name."
-        )
+def _check_versions(prepared: Prepared, run: Path, cells: Sequence[Cell]) -> None:
+    """Raises where new cells of an arm would come beside some of an earlier version of it."""
+    for arm, version in versions(prepared.study.arms, prepared.model).items():
+        of_arm = [cell for cell in cells if cell.arm == arm]
+        done = [cell for cell in of_arm if _there(folder(run, cell))]
+        if not 0 < len(done) < len(of_arm):
+            continue
+        older = [cell for cell in done if read_result(folder(run, cell)).get("version", 1) != version]
+        if older:
+            raise UserError(
+                f"{run}: {counted(len(older), 'cell')} of {arm}, {folder(Path(), older[0])} the first, are "
+                "of another version of this arm, whose numbers differ (CHANGELOG.md); new ones cannot come "
+                "beside them. Delete the folders of this arm, so that they are made anew, or go on under "
+                "another --name."
+            )
 
 
 def _missing(prepared: Prepared, run: Path, seed: int, lent: Iterable[int] | None) -> tuple[list[Cell], int]:

@@ -50,8 +50,6 @@ def result(cell: Cell, job: Job, trained: Trained, made_from: dict[str, Any] | N
             "queue": earlybird.QUEUE,
             "largest": {**trained.distances},
         }
-    if job.fitted and jax.tree.leaves(job.variables.stats):
-        found["fitted"] = True
     return cast(fields.Result, found)
 
 

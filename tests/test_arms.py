@@ -16,7 +16,7 @@ from scipy import stats
 
 from analysis import card, export, open_run
 from lthjax import batches, config, data, durations, imp, models, prune, rng, study, validate
-from lthjax.arms import ARMS, Context
+from lthjax.arms import ARMS, Context, versions
 from lthjax.criteria import CRITERIA, Criterion, Weights
 from lthjax.errors import UserError
 from lthjax.folder.places import folder
@@ -397,7 +397,7 @@ def test_untrained_networks_have_the_batch_statistics_of_their_own_weights(
     old = folder(run, Cell(0, "rewind-0", 1, "untrained"))
     unsealed(run)
     result = json.loads((old / "result.json").read_text())
-    assert result.pop("fitted")
+    assert result.pop("version") == 2
     (old / "result.json").write_text(json.dumps(result))
     assert study.run(asked, tmp_path / "runs", chunk=2) == run
     more = tiny(
@@ -407,8 +407,10 @@ def test_untrained_networks_have_the_batch_statistics_of_their_own_weights(
         arms=("untrained", "untrained_sign_constant"),
         seeds=(0, 1, 2),
     )
-    with pytest.raises(UserError, match=r"1 untrained network, .* the first, had the batch statistics"):
+    with pytest.raises(UserError, match=r"1 cell of untrained, .* the first, are of another version"):
         study.run(more, tmp_path / "runs", chunk=2)
     shutil.rmtree(old)
     study.run(more, tmp_path / "runs", chunk=2)
-    assert Reader(run).result(Cell(0, "rewind-0", 1, "untrained"))["fitted"]
+    assert Reader(run).result(Cell(0, "rewind-0", 1, "untrained"))["version"] == 2
+    assert versions(both, asked.model) == dict.fromkeys(both, 2)
+    assert versions([*ARMS, "dense"], models.build("lenet5", (28, 28, 1), 10)) == {}

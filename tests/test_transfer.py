@@ -457,6 +457,16 @@ def test_tickets_moved_within_a_run_and_to_a_wider_network(
     main(["--to", str(run), str(elsewhere), "--out", str(out), "--quiet"])
     assert jobs == []
     assert (out / "transfer" / "transfer.csv").read_bytes() == before
+    # Earlier versions scaled carried values as Glorot's: those of networks drawn otherwise are made anew.
+    monkeypatch.setattr(work, "INITS", {"glorot": models.INITS["kaiming"]})
+    for trained in (2, 0):
+        jobs.clear()
+        command.build(asked(tmp_path, run, to=(wide,), levels=(2,)))
+        assert len(jobs) == trained
+    carried = [
+        json.loads(p.read_text()) for p in elsewhere.glob("transfer/*/*/*/*/*/transferred_init/result.json")
+    ]
+    assert [result["made_from"]["inits"] for result in carried] == [["glorot", "glorot"]] * 2
 
 
 def test_tickets_moved_to_deeper_networks_and_other_classes_from_a_later_step(

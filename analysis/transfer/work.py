@@ -18,6 +18,7 @@ from lthjax.imp import DENSE, Cell
 from lthjax.measures import transfer
 from lthjax.measures.transfer_arms import (
     ARMS,
+    CARRIED,
     DEFAULT,
     MOVED,
     PERMUTED,
@@ -26,6 +27,7 @@ from lthjax.measures.transfer_arms import (
     moved_mask,
     partner,
 )
+from lthjax.models import INITS
 from lthjax.study import Watch
 from lthjax.training.job import Job
 
@@ -259,8 +261,12 @@ def _missing(
         "own_level": move.own_level,
         "shared_init": transfer.same_initial(*networks, theirs, initial.params),
     }
+    # Earlier versions scaled carried values as Glorot's, whatever the networks were drawn by.
+    scaled = {"inits": [run.study.init for run in (source, work.run)]}
+    other = any(network.fans is not INITS["glorot"].fans for network in networks)
+    made = {arm: made_from | (scaled if arm == CARRIED and other else {}) for arm in arms}
     cells = [Cell(move.seed, own.chain, move.level, arm) for arm in arms]
-    absent = [c for c in cells if not (store.has(c) and store.result(c).get("made_from") == made_from)]
+    absent = [c for c in cells if not (store.has(c) and store.result(c).get("made_from") == made[c.arm])]
     if not absent:
         return
     # Named by the fingerprint, because the rest of a folder's name changes no number.
@@ -280,7 +286,8 @@ def _missing(
         start = ARMS[cell.arm].start(moving, key)
         if start is not None:
             first, stop = own.rewind if start.rewound else 0, work.prepared.lengths.total
-            yield cell, Job(move.seed, move.own_level, first, stop, start.variables, start.mask), made_from
+            job = Job(move.seed, move.own_level, first, stop, start.variables, start.mask)
+            yield cell, job, made[cell.arm]
 
 
 def _draw(runs: Iterable[Run], out: Path, watch: Watch) -> Path:
