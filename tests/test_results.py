@@ -15,7 +15,8 @@ from conftest import ROOT
 from scipy import stats as scipy_stats
 from statsmodels.stats import multitest
 
-from analysis import publish, results, words
+from analysis import conform, publish, results, words
+from analysis.conform import ledger
 from analysis.page import Table
 from analysis.report import verdicts
 from analysis.run import Row, to_csv
@@ -101,6 +102,17 @@ def test_late_rewinding_by_hand() -> None:
     np.testing.assert_allclose(got.rewound(4).mean, np.mean(np.subtract(late, early)))
     np.testing.assert_allclose(got.rewound(4, 500).mean, np.mean(np.subtract(middle, early)))
     assert got.rewound(4, 0).mean == 0, "the earliest against itself"
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("*/cells.csv")))
+def test_every_study_is_held_against_the_ledgers_that_have_its_values(name: str) -> None:
+    """A study whose values any ledger has is beside that ledger on the page, and no other is."""
+    study = results.Published(RESULTS / name)
+    marks = {"agrees", "differs", "undecided"}
+    fitting = {of for of in ledger.known() if any(marks & {*row} for row in conform.rows(study, of).rows)}
+    page = (RESULTS / "README.md").read_text()
+    command = re.search(rf"analysis\.conform results/{name} --against (.*)", page)
+    assert {*(command[1].split() if command else ())} == fitting
 
 
 def test_moved_tickets_by_hand() -> None:
@@ -410,8 +422,9 @@ def early_by_hand(arm: str, level: int, column: str) -> dict[int, float]:
 
 
 def line_of(quantity: str, read_at: str) -> list[str]:
-    """The cells of the row of published values with this quantity and this place of reading."""
-    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    """The cells of the row of `lenet300_mnist` with this published quantity and this place of reading."""
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    text = page.partition("## LeNet-300-100 on MNIST, beside")[2].partition("\n## ")[0]
     (found,) = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text.splitlines()
