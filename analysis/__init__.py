@@ -10,7 +10,8 @@ _COMMAND = sys.argv[0] == "-m"
 try:
     with cli.loading(_COMMAND), command.laboratory_needed():
         cli.load_jax()
-        from .run import COLUMNS, Row, Run, frame, load, open_run
+        from .rows import COLUMNS, Row
+        from .run import Run, frame, load, open_run
 except errors.UserError as error:
     if not _COMMAND:
         raise

@@ -11,7 +11,8 @@ from lthjax.imp import DENSE, Cell
 
 from . import words
 from .differences import difference
-from .run import Row, Run, accuracies, arms, images_of, select
+from .rows import Row, accuracies, arms, images_of, select
+from .run import Run
 
 NAME = "README.md"
 _MARK = "<!-- Written by lthjax's analysis.export; it is replaced by the next one. -->"

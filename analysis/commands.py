@@ -9,7 +9,7 @@ from typing import Any
 from lthjax import config, home, imp, shorthand
 from lthjax.config import Study
 
-from .run import TICKET, Row, densities, select
+from .rows import TICKET, Row, densities, select
 
 # Densities of 80 to 90 % sparsity.
 RANGE = (0.1, 0.2)

@@ -8,7 +8,7 @@ a ticket and a control that is still learning is a gap at this budget.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .run import Row
+from .rows import Row
 
 
 class Ends(NamedTuple):
@@ -38,7 +38,7 @@ class Ended(NamedTuple):
     """A network that was trained beside a run.
 
     Attributes:
-        steps, early_stop_step: as in `analysis.run.Row`.
+        steps, early_stop_step: as in `analysis.rows.Row`.
     """
 
     steps: int

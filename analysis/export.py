@@ -17,7 +17,8 @@ from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 
 from . import card, tables
-from .run import Row, Run, open_run
+from .rows import Row
+from .run import Run, open_run
 
 _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "steps")
 

@@ -39,7 +39,7 @@ from .landscape.table import ArmDifference
 from .page import Table
 from .report import facts
 from .retraining import table as retraining
-from .run import TICKET, images_of, percent, select
+from .rows import TICKET, images_of, percent, select
 
 OPEN, CLOSE = "<!-- results: written by python -m analysis.results -->", "<!-- end of results -->"
 

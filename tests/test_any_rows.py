@@ -20,7 +20,8 @@ from analysis import compare, draw, page, report, savings
 from analysis.analyses import ANALYSES
 from analysis.compare.entries import entries
 from analysis.report import accuracy, facts, figures, paired, verdicts
-from analysis.run import Row, Run, nearest, open_run
+from analysis.rows import Row
+from analysis.run import Run, open_run
 from analysis.savings.table import LevelSavings
 from analysis.tables import to_csv
 from lthjax import config, data, fields, record
@@ -28,6 +29,7 @@ from lthjax.errors import shell
 from lthjax.folder.places import folder
 from lthjax.imp import Cell
 from lthjax.measures.savings import Counts, Storage
+from lthjax.measures.stats import nearest
 
 
 @pytest.fixture(autouse=True)

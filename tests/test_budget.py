@@ -9,7 +9,7 @@ from scipy import stats as scipy_stats
 from test_verdicts import row, run
 
 from analysis.compare import budget
-from analysis.run import Row
+from analysis.rows import Row
 
 GAPS = {625: 12.0, 1250: 11.0, 5000: 4.0}
 SEEDS = range(6)

@@ -22,7 +22,7 @@ from analysis import conform
 from analysis.conform import ledger, settings
 from analysis.conform.ledger import Ledger, Line
 from analysis.conform.measured import Measured, opened
-from analysis.run import Row
+from analysis.rows import Row
 from lthjax import config, durations
 from lthjax.errors import UserError
 from lthjax.imp import Cell

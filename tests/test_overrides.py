@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from analysis import export
-from analysis.run import Row
+from analysis.rows import Row
 from lthjax import config, idle, imp, launch, optim, overrides, plan
 from lthjax.config import Data, Lengths, Optim, Prune, Study, Train
 from lthjax.errors import UserError

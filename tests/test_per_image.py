@@ -17,7 +17,7 @@ from analysis import draw, open_run, record
 from analysis import examples as by_image
 from analysis.examples import figures
 from analysis.examples.table import AgreementRow, PairRow, between
-from analysis.run import TICKET
+from analysis.rows import TICKET
 from lthjax import data, models, prune, study
 from lthjax.errors import UserError
 from lthjax.folder.store import Store

@@ -20,7 +20,8 @@ from analysis import card, compare, mask, open_run, tables
 from analysis.compare.entries import Entry, Point
 from analysis.report import accuracy, gaps, numbers, paired
 from analysis.report import figures as report_figures
-from analysis.run import Row, Run
+from analysis.rows import Row
+from analysis.run import Run
 from lthjax import study
 from lthjax.errors import UserError
 from lthjax.imp import Cell

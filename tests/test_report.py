@@ -20,7 +20,7 @@ import analysis
 from analysis import draw, open_run, page, publish, report
 from analysis.record import Finding
 from analysis.report import accuracy, facts, figures, paired
-from analysis.run import Row, by_seed, select
+from analysis.rows import Row, by_seed, select
 from lthjax import config, files, record, study
 from lthjax.errors import UserError
 from lthjax.imp import Cell

@@ -19,7 +19,7 @@ from analysis import conform, publish, results, words
 from analysis.conform import ledger
 from analysis.page import Table
 from analysis.report import verdicts
-from analysis.run import Row, to_csv
+from analysis.rows import Row, to_csv
 from lthjax import config, durations, files, launch
 from lthjax.errors import UserError
 from lthjax.measures.stats import mean_interval

@@ -11,7 +11,7 @@ from conftest import result
 
 from analysis import open_run, retraining
 from analysis.retraining import table
-from analysis.run import row_of
+from analysis.rows import row_of
 from lthjax import batches, config, data, imp, study, validate
 from lthjax.errors import UserError
 from lthjax.imp import Cell

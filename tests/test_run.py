@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_tiny, unsealed
 
-from analysis import open_run, report
-from analysis import run as reading
+from analysis import open_run, report, rows
 from lthjax import imp, models, prune, rng, study
 from lthjax.errors import UserError
 from lthjax.folder import reader, verified
@@ -109,15 +108,15 @@ def test_chains_levels_and_seeds_are_chosen_in_one_place(trained: tuple[study.Pr
     with pytest.raises(UserError, match="--chain: 'rewind-4' has no ticket in the run; it may be rewind-0"):
         run.tickets("rewind-4")
     density = {1: 0.8, 2: 0.5, 3: 0.21, 4: 0.12, 5: 0.05, 6: 0.02}
-    assert reading.worth_seeing(density) == [3, 4, 6]
-    assert reading.worth_seeing(density, (0.5,), last=False) == [2]
-    assert reading.asked_levels((5, 2), density, "ticket") == [2, 5]
-    assert reading.asked_levels((), density, "ticket") == [3, 4, 6]
-    assert reading.asked_levels((), density, "ticket", beside=(2, 6, 9)) == [2, 6], "levels with controls"
-    assert reading.asked_levels((), density, "ticket", beside=(9,)) == [3, 4, 6], "none is allowed"
-    assert reading.asked_levels((5,), density, "ticket", beside=(2,)) == [5]
+    assert rows.worth_seeing(density) == [3, 4, 6]
+    assert rows.worth_seeing(density, (0.5,), last=False) == [2]
+    assert rows.asked_levels((5, 2), density, "ticket") == [2, 5]
+    assert rows.asked_levels((), density, "ticket") == [3, 4, 6]
+    assert rows.asked_levels((), density, "ticket", beside=(2, 6, 9)) == [2, 6], "levels with controls"
+    assert rows.asked_levels((), density, "ticket", beside=(9,)) == [3, 4, 6], "none is allowed"
+    assert rows.asked_levels((5,), density, "ticket", beside=(2,)) == [5]
     with pytest.raises(UserError, match="--levels: 9 has no ticket; it may be 1, 2, 3, 4, 5, 6"):
-        reading.asked_levels((9,), density, "ticket")
+        rows.asked_levels((9,), density, "ticket")
 
 
 def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from test_verdicts import STUDY, row, run
 from analysis import report
 from analysis.record import Finding
 from analysis.report import short, verdicts
-from analysis.run import Row
+from analysis.rows import Row
 
 
 def sentence(rows: list[Row]) -> str:

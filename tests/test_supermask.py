@@ -160,7 +160,7 @@ def test_structures_that_do_not_go_together(prune_: config.Prune, levels: int, s
 def test_structures_that_a_network_does_not_have(prune_: config.Prune, says: str) -> None:
     made = models.build("lenet300", (28, 28, 1), 10)
     with pytest.raises(UserError, match=says):
-        plan._check_rates(config.Study(levels=1, prune=prune_), made)
+        plan._check_rates(config.Study(levels=1, prune=prune_), plan._weights(made))
 
 
 def test_edge_popup_by_hand() -> None:

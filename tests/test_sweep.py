@@ -14,7 +14,7 @@ from conftest import result
 
 from analysis import compare, load, report
 from analysis.compare.entries import Entry, Point, at_most, entries
-from analysis.run import row_of
+from analysis.rows import row_of
 from lthjax import config, record, study, sweep
 from lthjax.config import Study
 from lthjax.errors import UserError

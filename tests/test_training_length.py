@@ -11,7 +11,8 @@ from test_verdicts import NOISE, STUDY, row, run
 
 from analysis import ends
 from analysis.report import facts, figures, power, speed, verdicts
-from analysis.run import Row, Run
+from analysis.rows import Row
+from analysis.run import Run
 from lthjax.config import Optim
 from lthjax.errors import UserError
 from lthjax.imp import Cell

@@ -17,7 +17,8 @@ from scipy import stats as scipy_stats
 from test_verdicts import NOISE, STUDY, row, run
 
 from analysis.report import until, verdicts
-from analysis.run import Row, Run
+from analysis.rows import Row
+from analysis.run import Run
 from lthjax import config, imp, prune, study
 from lthjax.errors import UserError
 from lthjax.measures import stats

@@ -16,7 +16,7 @@ from scipy import stats as scipy_stats
 from analysis.commands import deeper, of_all, with_control
 from analysis.page import Link
 from analysis.report import facts, gaps, verdicts
-from analysis.run import Row
+from analysis.rows import Row
 from lthjax import config, imp, launch, validate
 
 SEEDS = range(6)

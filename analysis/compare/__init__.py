@@ -13,7 +13,8 @@ from lthjax.measures.stats import Interval
 from .. import page, tables, words
 from ..differences import FLOORED, difference, mean_accuracy
 from ..page import Drawn, Section, Table
-from ..run import COLUMNS, TICKET, Run, open_run
+from ..rows import COLUMNS, TICKET
+from ..run import Run, open_run
 from . import budget, equal, figures
 from .entries import Entry, Point, at_most, entries
 

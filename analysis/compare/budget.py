@@ -19,7 +19,7 @@ from ..differences import FLOORED, floor
 from ..ends import Ends, ends, total
 from ..page import Drawn, Section, Table
 from ..record import Finding, settled
-from ..run import TICKET, Row, accuracies, arms, by_level, densities, images_of, select, ticket_chains
+from ..rows import TICKET, Row, accuracies, arms, by_level, densities, images_of, select, ticket_chains
 from ..tables import grouped
 
 # The gap in percentage points of test accuracy that is claimed of tickets at 80–90 % sparsity.

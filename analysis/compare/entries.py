@@ -11,7 +11,7 @@ from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
 
 from ..differences import mean_accuracy
-from ..run import TICKET, Row, accuracies, arms, by_level, chains, percent, select
+from ..rows import TICKET, Row, accuracies, arms, by_level, chains, percent, select
 from ..words import title
 
 # Fields left out of the names: they only add cells, or are in the title.

@@ -29,7 +29,7 @@ from .. import words
 from ..differences import difference, floor
 from ..page import Section, Table
 from ..record import LEAST_SEEDS
-from ..run import TICKET
+from ..rows import TICKET
 from . import ledger as ledgers
 from . import settings
 from .ledger import BEST, COUNTS, EARLY, Ledger, Line

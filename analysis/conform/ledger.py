@@ -27,7 +27,7 @@ from lthjax.errors import UserError, unknown
 from lthjax.shorthand import is_number
 
 from .. import tables
-from ..run import TICKET
+from ..rows import TICKET
 
 FOLDER = Path(__file__).parent.parent / "ledgers"
 COUNTS = ("weights", "parameters")

@@ -12,7 +12,8 @@ from lthjax.measures.stats import Interval, mean_interval, paired
 
 from .. import tables
 from ..differences import difference, mean_accuracy
-from ..run import TICKET, Row, Run, by_seed, percent, select
+from ..rows import TICKET, Row, by_seed, percent, select
+from ..run import Run
 
 _Of = TypeVar("_Of")
 

@@ -16,7 +16,8 @@ from lthjax.measures.doctor import Check
 from lthjax.measures.layers import PyTree, by_layer
 from lthjax.study import Watch
 
-from ..run import TICKET, Row, Run
+from ..rows import TICKET, Row
+from ..run import Run
 
 # Arms whose masks have layer densities of their own, by a rule, and the ticket's in all.
 _BY_RULE = ("random_uniform", "random_erk", "random_smart_ratio")

@@ -20,7 +20,8 @@ from lthjax.training.job import Job
 
 from .. import page, record, tables
 from .. import work as trainings
-from ..run import TICKET, Run, Tickets, asked_levels, densities
+from ..rows import TICKET, asked_levels, densities
+from ..run import Run, Tickets
 from . import figures
 from .table import TABLES, DrawRow, MaskRow
 

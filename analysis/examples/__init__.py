@@ -25,7 +25,8 @@ from .. import words
 from ..claims import SUPERIOR, At, beside, everywhere, named
 from ..page import Link, Section, Table
 from ..record import LEAST_SEEDS, Analysis, Finding, untested
-from ..run import TICKET, Run
+from ..rows import TICKET
+from ..run import Run
 from . import figures
 from .table import (
     FORGOTTEN,

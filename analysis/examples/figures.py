@@ -11,7 +11,7 @@ from lthjax.measures.stats import PERCENT
 
 from .. import draw
 from ..page import Drawn
-from ..run import TICKET
+from ..rows import TICKET
 from .table import LOSSES, AgreementRow, PairRow, arms, between, by_seed, levels
 
 # Arms, whether of one seed, what of -> name, number of the series, line.

@@ -16,7 +16,8 @@ from lthjax.models import Model
 from lthjax.study import Watch
 
 from .. import page, record, tables
-from ..run import TICKET, Row, Run, Tickets, asked_levels, densities, select
+from ..rows import TICKET, Row, asked_levels, densities, select
+from ..run import Run, Tickets
 from . import figures
 from .table import (
     ERRORS,

@@ -23,7 +23,8 @@ from .. import words
 from ..claims import SUPERIOR, At, everywhere, named
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding, untested
-from ..run import TICKET, Run
+from ..rows import TICKET
+from ..run import Run
 from . import figures
 from .table import TABLES, TEST, TRAIN, EventRow, alike, arms, levels, of, rate
 from .work import Options, work

@@ -18,7 +18,8 @@ from lthjax.training.job import Job, Trained
 
 from .. import page, record, tables
 from .. import work as trainings
-from ..run import TICKET, Row, Run, Tickets, asked_levels, controlled, densities, select
+from ..rows import TICKET, Row, asked_levels, controlled, densities, select
+from ..run import Run, Tickets
 from . import figures
 from .table import TABLES, TEST, TRAIN, EventRow
 

@@ -13,7 +13,8 @@ from lthjax.measures import geography, wiring
 from lthjax.study import Watch
 
 from .. import page, record, tables
-from ..run import TICKET, Run, asked_levels, densities
+from ..rows import TICKET, asked_levels, densities
+from ..run import Run
 from . import figures
 from .table import TABLES, InputRow, OverlapRow
 

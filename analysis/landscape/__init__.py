@@ -35,7 +35,8 @@ from ..barriers import LIMIT, Paths
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, everywhere, named
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding, Said, untested
-from ..run import TICKET, Run, chains, select
+from ..rows import TICKET, chains, select
+from ..run import Run
 from . import figures, table, work
 from .table import (
     CONTROLS,

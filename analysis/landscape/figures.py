@@ -17,7 +17,8 @@ from lthjax.measures.stats import ANY, PERCENT, POSITIVE, mean_interval
 from .. import draw, words
 from ..barriers import LIMIT
 from ..page import Drawn
-from ..run import TICKET, Run
+from ..rows import TICKET
+from ..run import Run
 from . import table
 from .table import ARMS, CONTROLS, END, SIBLING, Arrays, Found, values_of
 

@@ -14,7 +14,8 @@ from lthjax.measures import programs, quantities, stats
 from lthjax.measures.programs import Settings
 
 from .. import tables, words
-from ..run import TICKET, Run, chains, densities, select
+from ..rows import TICKET, chains, densities, select
+from ..run import Run
 
 NAME, TABLE, MARKER = "landscape", "landscape.csv", "about.json"
 ARMS = (TICKET, "reinit", "random")

@@ -26,7 +26,8 @@ from lthjax.training.job import Job
 
 from .. import page, tables
 from ..record import TrainingOptions
-from ..run import Run, select
+from ..rows import select
+from ..run import Run
 from ..work import Work, kept
 from . import table
 from .figures import drawn_of

@@ -17,14 +17,15 @@ cells are only read. Writes RUN/predict:
 """
 
 from lthjax.measures.predict import ALONE, LOGISTIC, MEAN
-from lthjax.measures.stats import SHARE, equivalent, paired, verdict
+from lthjax.measures.stats import SHARE, equivalent, nearest, paired, verdict
 
 from .. import ends, words
 from ..claims import SAME, SUPERIOR, At, everywhere, named
 from ..differences import floor
 from ..page import Link, Section
 from ..record import Analysis, Finding, untested
-from ..run import TICKET, Run, accuracies, nearest
+from ..rows import TICKET, accuracies
+from ..run import Run
 from . import table, work
 from .figures import drawn
 from .table import PREDICTED, TWIN, Loaded, Scored, Trial

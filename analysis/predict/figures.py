@@ -15,7 +15,7 @@ from lthjax.measures.stats import POSITIVE, SHARE, mean_interval
 from .. import draw, words
 from ..differences import mean_accuracy
 from ..page import Drawn
-from ..run import TICKET, accuracies
+from ..rows import TICKET, accuracies
 from .table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
 
 _COLOURS = ("#E69F00", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#999999", "#8A6D00")

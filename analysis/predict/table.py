@@ -7,7 +7,8 @@ from typing import NamedTuple
 from lthjax.measures.scores import PIXEL_VARIANCE
 
 from .. import tables, words
-from ..run import TICKET, Run, densities, select
+from ..rows import TICKET, densities, select
+from ..run import Run
 
 SCORES, TRIALS, ABOUT = "scores.csv", "functional.csv", "about.json"
 SHUFFLED, RANDOM = "shuffled", "random"
@@ -51,7 +52,7 @@ class Trial(NamedTuple):
             densities; "predicted_shuffled", the same shuffled within layers; "random", the run's own.
         step: the ticket's rewind step, at which the prediction's scores were taken.
         iou, iou_chance: overlap with the ticket's mask, and that of a random mask of the same densities.
-        density, test_accuracy, early_stop_step, status: as in `analysis.run.Row`.
+        density, test_accuracy, early_stop_step, status: as in `analysis.rows.Row`.
     """
 
     seed: int

@@ -22,7 +22,8 @@ from lthjax.training.job import Job
 
 from .. import page, record, tables
 from .. import work as trainings
-from ..run import TICKET, Run, Tickets, asked_levels, densities, select
+from ..rows import TICKET, asked_levels, densities, select
+from ..run import Run, Tickets
 from . import figures, table
 from .table import PREDICTED, RANDOM, SHUFFLED, TWIN, Loaded, Scored, Trial
 

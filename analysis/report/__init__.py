@@ -15,7 +15,8 @@ from .. import compare, page, record, tables, words
 from ..analyses import ANALYSES
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding, settled, untested
-from ..run import TICKET, Run, chains, images_of, open_run, ticket_chains, to_csv
+from ..rows import TICKET, chains, images_of, ticket_chains, to_csv
+from ..run import Run, open_run
 from . import accuracy, facts, gaps, numbers, power, short, speed, training, until, verdicts
 
 

@@ -11,10 +11,9 @@ from lthjax.imp import DENSE
 from .. import draw
 from ..differences import FLOORED
 from ..page import Drawn, Section
-from ..run import (
+from ..rows import (
     TICKET,
     Row,
-    Run,
     arms,
     by_level,
     by_seed,
@@ -25,6 +24,7 @@ from ..run import (
     select,
     worth_seeing,
 )
+from ..run import Run
 from . import figures, paired
 from .figures import Curve, Curves
 

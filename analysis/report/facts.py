@@ -15,7 +15,8 @@ from ..differences import FLOORED, difference, mean_accuracy
 from ..page import Table
 from ..record import COUNT, TIMING, Finding
 from ..retraining.table import named
-from ..run import Row, Run, accuracies, arms, by_level, chains, images_of, select
+from ..rows import Row, accuracies, arms, by_level, chains, images_of, select
+from ..run import Run
 
 
 def remark(run: Run) -> str:

@@ -15,7 +15,7 @@ from lthjax.measures.stats import PERCENT, Range, Ratio, mean_interval
 
 from .. import draw
 from ..retraining.table import named
-from ..run import Row, arms, by_level, by_seed, chains, select
+from ..rows import Row, arms, by_level, by_seed, chains, select
 
 
 class Curve(NamedTuple):

@@ -11,7 +11,7 @@ from lthjax.measures import stats
 
 from .. import words
 from ..page import Table
-from ..run import TICKET, Row, accuracies, arms, by_seed, select
+from ..rows import TICKET, Row, accuracies, arms, by_seed, select
 from .paired import TOLERANCE, curves, differences
 
 # Sign flips are counted one by one up to so many seeds.

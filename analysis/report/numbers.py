@@ -10,7 +10,8 @@ from lthjax.measures.stats import Interval
 
 from .. import tables
 from ..differences import mean_accuracy
-from ..run import Row, Run, accuracies, arms, by_level, chains, images_of, select, ticket_chains
+from ..rows import Row, accuracies, arms, by_level, chains, images_of, select, ticket_chains
+from ..run import Run
 from . import gaps
 
 _ESCAPED = {

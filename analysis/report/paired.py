@@ -7,7 +7,7 @@ from lthjax.imp import DENSE
 from lthjax.measures import stats
 
 from ..differences import floor
-from ..run import Row, accuracies, by_level, by_seed, densities, select
+from ..rows import Row, accuracies, by_level, by_seed, densities, select
 
 # Percentage points below the dense network that count as its accuracy.
 TOLERANCE = 0.5

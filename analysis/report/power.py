@@ -11,7 +11,7 @@ from lthjax.measures import stats
 
 from .. import words
 from ..page import Table
-from ..run import TICKET, Row, images_of, ticket_chains
+from ..rows import TICKET, Row, images_of, ticket_chains
 from .paired import differences
 from .verdicts import CONTROLS, in_range
 

@@ -9,7 +9,8 @@ from lthjax.measures import stats
 from .. import words
 from ..page import Section, Table
 from ..record import LEAST_SEEDS, Finding
-from ..run import TICKET, Row, Run, images_of, ticket_chains
+from ..rows import TICKET, Row, images_of, ticket_chains
+from ..run import Run
 from . import accuracy
 from .paired import TOLERANCE, Level, differences
 

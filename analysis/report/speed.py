@@ -14,7 +14,8 @@ from lthjax.measures.stats import Ratio
 from .. import words
 from ..ends import total
 from ..page import Drawn, Section, Table
-from ..run import TICKET, Row, Run, arms, by_level, densities, select, ticket_chains
+from ..rows import TICKET, Row, arms, by_level, densities, select, ticket_chains
+from ..run import Run
 from . import figures
 
 TITLE, ANCHOR = "Learning speed", "speed"

@@ -9,7 +9,8 @@ from .. import words
 from ..differences import mean_accuracy
 from ..ends import ends, total
 from ..page import Section, Table
-from ..run import TICKET, Row, Run, accuracies, arms, by_seed, chains, densities, select, worth_seeing
+from ..rows import TICKET, Row, accuracies, arms, by_seed, chains, densities, select, worth_seeing
+from ..run import Run
 
 # The densities that the table shows, and the last level.
 _SHOWN = (0.2, 0.1)

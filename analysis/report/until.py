@@ -20,7 +20,8 @@ from .. import commands, words
 from ..claims import NON_INFERIOR, SUPERIOR, At, Judged, everywhere
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
-from ..run import TICKET, Row, Run, ticket_chains
+from ..rows import TICKET, Row, ticket_chains
+from ..run import Run
 from .paired import differences
 from .verdicts import at, at_some, images_of, in_range, levels_there
 

@@ -19,7 +19,7 @@ from .. import commands, ends, words
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, beside, everywhere, named
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled, untested
-from ..run import TICKET, Row, accuracies, images_of, select, ticket_chains
+from ..rows import TICKET, Row, accuracies, images_of, select, ticket_chains
 from . import speed
 from .paired import TOLERANCE, Level, curves, differences
 

@@ -8,13 +8,15 @@ with several rewind steps compare costs.
 """
 
 from lthjax.measures import stats
+from lthjax.measures.stats import nearest
 
 from .. import ends
 from ..claims import NON_INFERIOR, SUPERIOR
 from ..differences import FLOORED, floor
 from ..page import Link, Section
 from ..record import Analysis, Finding, Options
-from ..run import TICKET, Run, nearest, select
+from ..rows import TICKET, select
+from ..run import Run
 from ..words import decided, share
 from . import figures, table
 from .table import Level, Retrained

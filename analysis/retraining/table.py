@@ -11,7 +11,8 @@ from lthjax.measures.stats import Interval
 from .. import words
 from ..differences import difference, mean_accuracy
 from ..page import Table
-from ..run import TICKET, Row, Run, accuracies, arms, by_level, chains, densities, select
+from ..rows import TICKET, Row, accuracies, arms, by_level, chains, densities, select
+from ..run import Run
 
 _AT_COST = "At equal density and training cost"
 _AT_ACCURACY = "At equal accuracy: the sparsest level at which the mean is that of the dense network or more"

@@ -9,11 +9,12 @@ Trains nothing. Prints tables and writes RUN/savings.json, `LevelSavings` a leve
 from collections.abc import Sequence
 
 from lthjax.measures.savings import VARIANTS
+from lthjax.measures.stats import nearest
 
 from .. import words
 from ..page import Link, Section
 from ..record import COUNT, TIMING, Analysis, Finding, untested
-from ..run import Run, nearest
+from ..run import Run
 from .table import FILE, LevelSavings, compared, load, shown, times
 from .work import Options, work
 

@@ -11,7 +11,8 @@ from lthjax.measures.stats import Outcome
 
 from .. import tables, words
 from ..page import Table
-from ..run import Run, grouped
+from ..rows import grouped
+from ..run import Run
 
 FILE = "savings.json"
 # The fields of a row that are NamedTuples themselves.

@@ -15,12 +15,14 @@ from lthjax.devices import hardware
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import compaction, savings, timing, wiring
+from lthjax.measures.stats import nearest
 from lthjax.models import Model, Variables
 from lthjax.study import Watch
 
 from .. import page, record, words
 from ..export import export
-from ..run import Row, Run, chains, nearest, select
+from ..rows import Row, chains, select
+from ..run import Run
 from .table import FILE, LevelSavings, Timing, to_json
 
 TIMED_DENSITIES = (0.2, 0.1, 0.05)

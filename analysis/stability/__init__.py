@@ -34,7 +34,8 @@ from ..claims import NON_INFERIOR, SUPERIOR, At, beside, everywhere, named
 from ..differences import FLOORED
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding, untested
-from ..run import TICKET, Run, grouped, images_of, percent
+from ..rows import TICKET, grouped, images_of, percent
+from ..run import Run
 from . import figures, work
 from .table import (
     MATCHING,

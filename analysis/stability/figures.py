@@ -15,7 +15,7 @@ from .. import draw, words
 from ..barriers import LIMIT
 from ..differences import FLOORED
 from ..page import Drawn
-from ..run import by_seed, grouped, percent
+from ..rows import by_seed, grouped, percent
 from .table import MATCHING, LevelRow, PairRow, density, gap_floor, gaps, own_starts, subjects
 
 _MOST_LEVELS = 4

@@ -10,7 +10,7 @@ from lthjax.measures.stats import Interval
 
 from ..barriers import LIMIT, Paths, paths
 from ..differences import difference, floor
-from ..run import grouped, percent
+from ..rows import grouped, percent
 
 NAME = "stability"
 # Percentage points of accuracy below the dense network's down to which a network matches it (Frankle et al.

@@ -24,7 +24,8 @@ from lthjax.study import Prepared, Watch
 from lthjax.training.job import Job
 
 from .. import page, record, tables
-from ..run import TICKET, Run, Tickets, asked_levels, chains, controlled, densities, images_of, select
+from ..rows import TICKET, asked_levels, chains, controlled, densities, images_of, select
+from ..run import Run, Tickets
 from ..work import Work, kept
 from . import figures
 from .measure import BARRIERS, Line, Measurer, content

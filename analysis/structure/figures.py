@@ -18,7 +18,7 @@ from lthjax.measures.stats import PERCENT, POSITIVE, SHARE, mean_interval
 from .. import draw, words
 from ..draw import by_level, curve, look, series
 from ..page import Drawn
-from ..run import TICKET, Row, grouped, select
+from ..rows import TICKET, Row, grouped, select
 from . import table
 from .table import Survivors
 

@@ -11,9 +11,11 @@ from lthjax import imp, prune
 from lthjax.imp import DENSE
 from lthjax.measures import layers, structure, wiring
 from lthjax.measures.layers import Layers
+from lthjax.measures.stats import nearest
 
 from .. import words
-from ..run import TICKET, Row, Run, chains, densities, nearest, select
+from ..rows import TICKET, Row, chains, densities, select
+from ..run import Run
 
 # Where one level is shown, it is the one nearest to this density.
 _SHOWN = 0.1

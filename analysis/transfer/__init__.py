@@ -28,7 +28,8 @@ from .. import record, words
 from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere, named
 from ..page import Link, Section
 from ..record import Analysis, Finding, untested
-from ..run import TICKET, Run, grouped, images_of
+from ..rows import TICKET, grouped, images_of
+from ..run import Run
 from . import figures
 from .table import PAIRS, Difference, TransferRow, differences, load, names
 from .work import Options, build

@@ -16,7 +16,7 @@ from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED, PERMUTED
 from .. import draw, words
 from ..differences import FLOORED, mean_accuracy
 from ..page import Drawn
-from ..run import TICKET, accuracies, grouped
+from ..rows import TICKET, accuracies, grouped
 from .table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, notes
 
 # (source, target) -> mean difference.

@@ -16,7 +16,8 @@ from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED, PERMUTED
 
 from .. import words
 from ..differences import floor
-from ..run import TICKET, Run, accuracies, grouped, row_of
+from ..rows import TICKET, accuracies, grouped, row_of
+from ..run import Run
 
 Pair = Literal["same", "other"]
 PAIRS: dict[Pair, str] = {"same": "mask of the same seed", "other": "mask of another seed"}
@@ -40,7 +41,7 @@ class TransferRow(NamedTuple):
         own_level: level of the target's own ticket of the nearest density; all arms take its data order.
         shared_init: whether the mask was found on the target's initial weights, up to an output layer of
             other classes.
-        test_accuracy, early_stop_step, status: as in `analysis.run.Row`.
+        test_accuracy, early_stop_step, status: as in `analysis.rows.Row`.
     """
 
     source: str

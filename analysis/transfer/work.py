@@ -16,6 +16,7 @@ from lthjax.errors import UserError, counted, unknown
 from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import transfer
+from lthjax.measures.stats import nearest
 from lthjax.measures.transfer_arms import (
     ARMS,
     CARRIED,
@@ -32,7 +33,8 @@ from lthjax.study import Watch
 from lthjax.training.job import Job
 
 from .. import page, record, tables
-from ..run import TICKET, Run, Tickets, asked_levels, densities, grouped, images_of, nearest, open_run, select
+from ..rows import TICKET, asked_levels, densities, grouped, images_of, select
+from ..run import Run, Tickets, open_run
 from ..work import Work, kept
 from .figures import arms, matrix, permuted
 from .table import Pair, TransferRow, described, load, names, notes

@@ -35,7 +35,7 @@ from analysis import export, load, open_run, record
 from analysis.analyses import ANALYSES
 from analysis.report import __main__ as report_command
 from analysis.report import accuracy, facts
-from analysis.run import to_csv
+from analysis.rows import to_csv
 from analysis.transfer import __main__ as transfer_command
 from lthjax import (
     catalogue,
