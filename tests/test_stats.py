@@ -735,6 +735,20 @@ def test_iso_ratio_of_curves_that_never_fall() -> None:
     assert stats.iso_ratio(stays, stays, 0.98, 0.01) == (0, math.inf)
 
 
+def test_the_ratio_of_the_smallest_match_by_hand() -> None:
+    """Dense .98, tolerance .01. Another curve has points at .8, .4, .2 and .1."""
+    every = [0.8, 0.4, 0.2, 0.1]
+    whole = [(0.8, 0.98), (0.4, 0.97), (0.2, 0.96), (0.1, 0.98)]
+    assert stats.match_ratio(whole, 0.98, 0.01, every) == (2.5, 2.5)
+    # It matches at .4 and fails at .1: it may match at .2.
+    assert stats.match_ratio([(0.4, 0.98), (0.1, 0.9)], 0.98, 0.01, every) == (2.5, 5)
+    assert stats.match_ratio([(0.4, 0.98), (0.1, 0.9)], 0.98, 0.01) == (2.5, 2.5)
+    # It fails where it was first trained; a mask that differs in single weights is at the same level.
+    assert stats.match_ratio([(0.2, 0.9), (0.1, 0.98)], 0.98, 0.01, every) == (1, 2.5)
+    assert stats.match_ratio([(0.799, 0.9)], 0.98, 0.01, every) == (1, 1)
+    assert stats.match_ratio([(0.4, 0.98)], 0.98, 0.01, every) == (2.5, math.inf)
+
+
 def test_iso_accuracy_counts_what_it_leaves_out() -> None:
     falls, stays = [(0.8, 0.98), (0.2, 0.96)], [(0.8, 0.98), (0.02, 0.98)]
     deep = [(0.2, 0.98), (0.05, 0.96)]
@@ -830,6 +844,7 @@ def test_area_turns_and_shifts(
         (lambda: stats.hedges_gz([1, math.nan]), "values: nan"),
         (lambda: stats.hedges_gz([1, 2], 1), "confidence: 1 "),
         (lambda: stats.smallest_match(TICKET, 0.98, -1), "tolerance: -1 is not allowed"),
+        (lambda: stats.match_ratio(TICKET, 0.98, -1), "tolerance: -1 is not allowed"),
         (lambda: stats.iso_ratio(TICKET, TICKET, 0.98, math.nan), "tolerance: nan is not allowed"),
         (lambda: stats.crossing([(80, 0.9)], 0.9), r"curve: density 80 is not in \(0, 1\]"),
         (lambda: stats.crossing([(0.0, 0.9)], 0.9), "curve: density 0 "),

@@ -339,6 +339,20 @@ def test_controls_of_too_few_seeds_have_no_outcome_beside_a_claim() -> None:
     assert said(few)[WITHIN.format(2)].beside == "reinit has 2 seeds, too few"
 
 
+def test_weights_saved_by_controls_at_some_of_the_tickets_levels_are_known_by_bounds() -> None:
+    """Reinit matches at 50 % and fails at 10 %, random fails at 20 %; both may match at levels between."""
+    tickets = {0.8: 1.0, 0.5: 1.0, 0.2: 1.0, 0.15: 1.0, 0.1: 1.0}
+    rows = run({"ticket": tickets, "reinit": {0.5: 1.0, 0.1: -3.0}, "random": {0.2: -3.0, 0.1: 1.0}})
+    claim = "5–10× fewer weights within 0.5 points of the dense network"
+    assert said(rows)[claim].beside == (
+        "reinit does not pass (undecided): at least 2.0 and at most 6.7; "
+        "random does not pass (refuted): at most 2.0"
+    )
+    # Where it was trained at every level of the tickets nothing is left open.
+    every = run({"ticket": tickets, "reinit": {**tickets, 0.1: -3.0}})
+    assert said(every)[claim].beside.startswith("reinit passes the same test: 6.7×, at least 6.7")
+
+
 def test_a_censored_seed_is_a_bound_and_no_value() -> None:
     """One of six seeds stops at 50 %, five still match at 2.5 %: nothing above 40 times was measured."""
     rows = run({"ticket": {0.5: 1.0, 0.1: 1.0, 0.025: 1.0}})

@@ -182,8 +182,8 @@ _RULES = (
     "beside it."
 )
 _TESTS = (
-    "An arm matches the dense network of its seed down to a density if it does so at every larger one (≤: "
-    "it still does at the last level, and sparser ones may do so, too); the "
+    "An arm matches the dense network of its seed down to a density if it does so at every larger one at "
+    "which it was trained (≤: it still does at the last level, and sparser ones may do so, too); the "
     "mean over log density is taken from densities at which both were trained. Differences in percentage "
     "points, paired by seed, with the 95 % interval of Student's t; seeds that happen to agree to less than "
     "the test set's own error of a difference, √(p(1 − p)/N + q(1 − q)/N) of N images, are taken to differ "

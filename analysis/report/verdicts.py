@@ -233,11 +233,16 @@ def _saved(rows: Sequence[Row], chain: str) -> Finding:
 
 
 def _factors(rows: Sequence[Row], chain: str, arm: str) -> list[Ratio]:
-    """Dense weights over those of the sparsest network of an arm that matches, one a seed."""
-    dense = accuracies(select(rows, chain=DENSE))
-    matches = stats.sparsest_matches(curves(rows, chain, arm), dense, TOLERANCE)
-    known = [(1 / (smallest or 1.0), last) for smallest, last in matches.values()]
-    return [Ratio(factor, math.inf if last else factor) for factor, last in known]
+    """Dense weights over those of the sparsest network of an arm that matches, one a seed, or its bounds.
+
+    At levels of the tickets at which a control was not trained it may have matched.
+    """
+    dense, tickets = accuracies(select(rows, chain=DENSE)), curves(rows, chain, TICKET)
+    return [
+        stats.match_ratio(curve, dense[seed], TOLERANCE, [density for density, _ in tickets.get(seed, [])])
+        for seed, curve in curves(rows, chain, arm).items()
+        if seed in dense
+    ]
 
 
 def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:

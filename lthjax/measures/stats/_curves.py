@@ -90,6 +90,34 @@ def sparsest_matches(
     return found
 
 
+def match_ratio(curve: Curve, dense: float, tolerance: float = 0.0, others: Iterable[float] = ()) -> Ratio:
+    """Dense weights over those of a seed's unbroken `smallest_match`; 1 where nothing matches.
+
+    It is known by bounds where the last point of the curve matches, since sparser networks may match, too.
+    So it is where another curve was measured between that match and the first point that does not match.
+
+    Args:
+        curve: (density, accuracy) of one seed.
+        dense: the dense network's accuracy of this seed, in the curve's unit.
+        tolerance: in that unit, 0 or more.
+        others: the densities at which the other curve was measured.
+
+    Returns:
+        The ratio, or its bounds; (least, ∞) if the last point matches.
+
+    Raises:
+        UserError: the curve is not valid, or the tolerance is negative.
+    """
+    points = _descending(curve)
+    match = smallest_match(points, dense, tolerance, unbroken=True)
+    smallest = match or 1.0
+    below = [density for density, _ in points if match is None or density < match]
+    if not below:
+        return Ratio(1 / smallest, math.inf)
+    between = [density for density in others if below[0] * _SAME < density < smallest / _SAME]
+    return Ratio(1 / smallest, 1 / min([smallest, *between]))
+
+
 def nearest(levels: Mapping[int, float], density: float) -> int:
     """The level whose density is nearest by ratio; the first of equally near ones.
 
