@@ -355,7 +355,7 @@ def test_learning_curves_are_of_seeds_not_of_repeats() -> None:
     (panel,) = accuracy._learning(Given(rows), rows, "rewind-0").values()
     assert panel["reinit"].seeds == [1, 4]
     np.testing.assert_allclose(panel["reinit"].values, [[10, 20, 75], [10, 20, 60]])
-    drawn = accuracy._curves({"first": panel}, "")
+    drawn = accuracy._curves({"first": panel}, "", "")
     (legend,) = drawn.figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {f"{arm} (n = 2)" for arm in panel}
     header, lines = drawn.data

@@ -2,11 +2,11 @@
 
 import pytest
 from test_any_rows import Given
-from test_verdicts import STUDY, row, run
+from test_verdicts import STUDY, row, run, two_chains
 
 from analysis import report
 from analysis.record import Finding
-from analysis.report import short, verdicts
+from analysis.report import accuracy, power, short, speed, verdicts
 from analysis.rows import Row
 
 
@@ -65,6 +65,31 @@ def test_where_nothing_matches_or_seeds_are_few() -> None:
     )
     assert "as good as" not in few
     assert sentence(run({})) == "No ticket has been trained beside its dense network yet."
+
+
+def test_of_several_rewind_steps_the_earliest_is_named() -> None:
+    """In the sentence, the captions of figures of one chain, and where it is said what seeds detect."""
+    rows = two_chains()
+    assert sentence(rows).startswith("No level's tickets rewound to step 0 are found to be within 2 points")
+    better = [
+        of._replace(test_accuracy=of.test_accuracy + 0.06) if of.chain == "rewind-0" else of for of in rows
+    ]
+    assert sentence(better).startswith("With 50 % of its weights the ticket rewound to step 0 is as good as")
+    few = sentence([of for of in better if of.seed < 2])
+    assert few.startswith("With 50 % of its weights the ticket rewound to step 0 is -0.0 points")
+    alone = [of for of in rows if of.chain != "rewind-500"]
+    for of, said in ((rows, True), (alone, False)):
+        run_of = Given(of)
+        drawn = [
+            *accuracy.drawn(run_of, ""),
+            *(one for part in speed.section(run_of, "") for one in part.figures),
+        ]
+        shown = {one.name: "those rewound to step 0." in one.caption for one in drawn}
+        assert shown == {"gaps": said, "early_stop": False, "learning": said, "speed": said}
+        table = power.table(STUDY, of)
+        assert table is not None
+        assert (table.title == f"{power.TITLE}, rewound to step 0") == said
+        assert ("of tickets rewound to step 0)" in power.planned(STUDY, of, 6)) == said
 
 
 def test_levels_and_controls_of_fewer_than_three_seeds_are_not_believed() -> None:

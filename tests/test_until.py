@@ -260,17 +260,22 @@ def test_a_chain_that_comes_first_later_has_a_verdict_of_its_own() -> None:
     plain = verdicts.findings(STUDY, rows)
     state = until.State("within-0.5", [3, 6], 0.03, 6, "supported", "decided", [*range(6)], "rewind-500")
     noted = until.noted({state.claim: state}, plain, STUDY, rows)
-    late, early = [one for one in noted if one.claim.startswith(claim)]
-    assert [one for one in noted if one is not late] == plain
+    early, late = [one for one in noted if one.claim.startswith(claim)]
+    before, without = [one for one in plain if one.claim.startswith(claim)]
+    assert before == early
+    # In place of the finding on that chain without looks.
+    assert noted == [late if one is without else one for one in plain]
     assert (late.claim, late.outcome, late.n) == (f"{claim}: rewound to step 500", "supported", 6)
     assert late.estimate.startswith("+0.00 pp, at least -0.")
     assert (late.test, late.beside) == ("non-inferiority, margin 0.5 pp, 2 looks", state.how)
     assert (early.claim, early.outcome) == (claim, "refuted")
+    assert early.estimate.endswith("; rewound to step 0")
     # Of a file that does not name the chain it cannot be known: the first, by what is found now.
     unknown = {state.claim: state._replace(chain="")}
     (old,) = [of for of in until.noted(unknown, plain, STUDY, rows) if of.claim == claim]
     assert old.outcome == "refuted"
     assert old.estimate.startswith("-1.50 pp, at most -1.")
+    assert old.estimate.endswith("; rewound to step 0")
     assert old.beside == f"{state.how}; at the last look it was supported"
 
 

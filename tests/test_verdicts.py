@@ -390,6 +390,35 @@ def test_an_upper_bound_where_controls_never_fall() -> None:
     assert neither.estimate.startswith("no bound of the mean is known; 6 of 6 seeds")
 
 
+def two_chains() -> list[Row]:
+    """Tickets rewound to step 0 lose 6 points, those rewound to step 500 none."""
+    late = run({"ticket": {0.5: 0.2, 0.15: 0.2}, "reinit": {0.15: -9.0}}, chain="rewind-500")
+    early = run({"ticket": {0.5: -6.0, 0.15: -6.0}, "reinit": {0.15: -9.0}})
+    return [*early, *(of for of in late if of.chain != "dense")]
+
+
+def test_claims_say_which_of_several_rewind_steps_they_are_of() -> None:
+    """Each of them of the earliest step, as it was without the later one; "within" of every step."""
+    rows = two_chains()
+    found = verdicts.findings(STUDY, rows)
+    alone = verdicts.findings(STUDY, [of for of in rows if of.chain != "rewind-500"])
+    own = [of for of in found if not re.search("rewound|Late", of.claim) and of.outcome != "not tested"]
+    assert own == [
+        of._replace(estimate=f"{of.estimate}; rewound to step 0")
+        for of in alone
+        if of.outcome != "not tested"
+    ]
+    named = {of.claim: of for of in found if "rewound" in of.claim}
+    assert [*named] == [f"{WITHIN.format(margin)}: rewound to step 500" for margin in (2, 0.5, 0.2)]
+    within = named[f"{WITHIN.format(2)}: rewound to step 500"]
+    assert within.outcome == "supported"
+    assert within.estimate.startswith("+0.20 pp, at least ")
+    assert within.beside.startswith("reinit does not pass (refuted): -9.00 pp")
+    # Without a level in the range there is nothing to say of the later one.
+    few = [of for of in rows if (of.chain, of.density) != ("rewind-500", 0.15)]
+    assert not [of for of in verdicts.findings(STUDY, few) if "rewound" in of.claim]
+
+
 def test_late_rewinding_is_paired_by_seed() -> None:
     first = run({"ticket": {0.15: -2.0}})
     later = [r for r in run({"ticket": {0.15: -1.0}}, chain="rewind-50") if r.arm != "dense"]

@@ -178,8 +178,9 @@ _RULES = (
     "range at which both arms were trained (the estimate says where these are not all of the tickets'); its "
     "estimate is that of the least favourable level, the one of the least bound. Claims about "
     "some density are searched for over all levels, with Holm's correction, and their bounds have the "
-    "confidence that it takes. “10–15 points” is tested as 10 or more, and whether it is 15 or less is said "
-    "beside it."
+    "confidence that it takes. Where tickets are rewound to several steps, a claim that names no step is of "
+    "the earliest, as its estimate says. “10–15 points” is tested as 10 or more, and whether it is 15 or "
+    "less is said beside it."
 )
 _TESTS = (
     "An arm matches the dense network of its seed down to a density if it does so at every larger one at "

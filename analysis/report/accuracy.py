@@ -69,13 +69,14 @@ def drawn(run: Run, heading: str) -> list[Drawn]:
     images = images_of(run.about)
     gaps = {arm: paired.differences(rows, chain, TICKET, arm, images=images) for arm in controls}
     learning = _learning(run, rows, chain)
+    of_chain = f" Tickets and controls are those {which}." if (which := paired.earliest(rows)) else ""
     found = []
     if any(gaps.values()):
-        found.append(_gaps(gaps, heading))
+        found.append(_gaps(gaps, heading, of_chain))
     if any(row.early_stop_step for row in rows):
         found.append(_early_stop(rows, heading))
     if learning:
-        found.append(_curves(learning, heading))
+        found.append(_curves(learning, heading, of_chain))
     return found
 
 
@@ -129,7 +130,8 @@ def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:
     return Drawn("early_stop", title, figure, caption, _points(rows, "early_stop_step"))
 
 
-def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str) -> Drawn:
+def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str, of_chain: str) -> Drawn:
+    """`of_chain` ends the caption: which tickets they are."""
     caption = (
         "Test accuracy of the ticket minus that of a control of the same seed and level, in percentage "
         "points, at the end of training. Points are seeds, lines their mean, "
@@ -146,10 +148,11 @@ def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str) -> Drawn:
     ]
     figure = figures.gaps(gaps, f"{heading}: ticket − control")
     title = "How much better tickets are than their controls"
-    return Drawn("gaps", title, figure, caption, (header, lines))
+    return Drawn("gaps", title, figure, f"{caption}{of_chain}", (header, lines))
 
 
-def _curves(learning: Mapping[str, Curves], heading: str) -> Drawn:
+def _curves(learning: Mapping[str, Curves], heading: str, of_chain: str) -> Drawn:
+    """`of_chain` as for `_gaps`."""
     caption = (
         "Test accuracy over training, mean over seeds (repeats averaged), with the band of the 95 % interval "
         "from three seeds on; one panel a level, on shared axes. The dense network is in every panel. Look "
@@ -164,7 +167,7 @@ def _curves(learning: Mapping[str, Curves], heading: str) -> Drawn:
         for step, value in zip(steps, of_seed, strict=True)
     ]
     figure = figures.learning(learning, f"{heading}: learning curves")
-    return Drawn("learning", "Learning curves", figure, caption, (header, lines))
+    return Drawn("learning", "Learning curves", figure, f"{caption}{of_chain}", (header, lines))
 
 
 def _learning(run: Run, rows: Sequence[Row], chain: str) -> dict[str, Curves]:

@@ -12,7 +12,7 @@ from lthjax.measures import stats
 from .. import words
 from ..page import Table
 from ..rows import TICKET, Row, images_of, ticket_chains
-from .paired import differences
+from .paired import differences, earliest
 from .verdicts import CONTROLS, in_range
 
 # Percentage points for which the table says how many seeds they take.
@@ -69,7 +69,8 @@ def table(study: Mapping[str, Any], rows: Sequence[Row]) -> Table | None:
         )
     seeds_for = [f"seeds for {difference:g} pp" for difference in _WANTED]
     header = ["difference", "spread between seeds (pp)", "n", "these detect (pp)", *seeds_for]
-    return Table(TITLE, header, lines) if lines else None
+    which = earliest(rows)
+    return Table(f"{TITLE}, {which}" if which else TITLE, header, lines) if lines else None
 
 
 def planned(study: Mapping[str, Any], rows: Sequence[Row], seeds: int) -> str:
@@ -83,7 +84,8 @@ def planned(study: Mapping[str, Any], rows: Sequence[Row], seeds: int) -> str:
             "between seeds, which two seeds begin to show"
         )
     each = ", ".join(f"ticket − {of.other} {stats.detectable(of.points, seeds):.2f}" for of in seen)
+    which = earliest(rows)
     return (
         f"with {words.seeds(seeds)}, points: {each} (one-sided 95 %, power 80 %; by the spread of the "
-        f"{words.seeds(max(of.seeds for of in seen))} so far)"
+        f"{words.seeds(max(of.seeds for of in seen))} so far{f', of tickets {which}' if which else ''})"
     )

@@ -12,7 +12,7 @@ from ..record import LEAST_SEEDS, Finding
 from ..rows import TICKET, Row, images_of, ticket_chains
 from ..run import Run
 from . import accuracy
-from .paired import TOLERANCE, Level, differences
+from .paired import TOLERANCE, Level, differences, earliest
 
 TITLE, ANCHOR = "In short", "short"
 # The beginnings of the claims that the report opens with, where they are tested.
@@ -57,7 +57,7 @@ def sentence(study: Any, rows: Sequence[Row]) -> str:
     The level is the sparsest down to which the tickets of every level are found to be as good as the dense
     network, within half a point; if those of the densest level are not, within two. Of these, it is one at
     which the same mask on fresh weights was trained, if there is any. Levels are tested from the densest on
-    up to the first that fails, so none takes a correction.
+    up to the first that fails, so none takes a correction. Of several rewind steps it is of the earliest.
     """
     tickets = ticket_chains(rows)
     levels: list[Level] = []
@@ -66,18 +66,19 @@ def sentence(study: Any, rows: Sequence[Row]) -> str:
         levels = [level for level in every if level.density]
     if not levels:
         return "No ticket has been trained beside its dense network yet."
+    which = f" {said}" if (said := earliest(rows)) else ""
     fresh = {of.level: of for of in differences(rows, tickets[0], "reinit", DENSE)}
     enough = [level for level in levels if len(level.values) >= LEAST_SEEDS]
     if not enough:
-        return _of_few(levels, fresh)
+        return _of_few(levels, fresh, which)
     good, same = _as_good(levels, TOLERANCE), "as good as the whole network (within half a point, {})"
     if not good:
         good, same = _as_good(levels, 2.0), "within 2 points of the whole network ({})"
     if not good:
         best = max(enough, key=lambda level: level.mean)
         return (
-            "No level's tickets are found to be within 2 points of the whole network: they come nearest with "
-            f"{_share(best)} of its weights, {best.mean:+.1f} points ({_seeds(best)})."
+            f"No level's tickets{which} are found to be within 2 points of the whole network: they come "
+            f"nearest with {_share(best)} of its weights, {best.mean:+.1f} points ({_seeds(best)})."
         )
     gaps = {
         of.level: of
@@ -86,7 +87,7 @@ def sentence(study: Any, rows: Sequence[Row]) -> str:
     }
     last = min([level for level in good if level.level in gaps] or good, key=lambda level: level.density)
     control = _control(last, fresh[last.level], gaps[last.level]) if last.level in gaps else ""
-    return f"With {_share(last)} of its weights the ticket is {same.format(_seeds(last))}{control}."
+    return f"With {_share(last)} of its weights the ticket{which} is {same.format(_seeds(last))}{control}."
 
 
 def _as_good(levels: Sequence[Level], margin: float) -> list[Level]:
@@ -114,8 +115,8 @@ def _control(ticket: Level, fresh: Level, gap: Level) -> str:
     return f"{same} is not found to be worse ({lost:+.1f} points{f', {_seeds(gap)}' if fewer else ''})"
 
 
-def _of_few(levels: Sequence[Level], fresh: dict[int, Level]) -> str:
-    """The sentence of one or two seeds: what was seen, without a verdict."""
+def _of_few(levels: Sequence[Level], fresh: dict[int, Level], which: str) -> str:
+    """The sentence of one or two seeds: what was seen, without a verdict; `which` tickets they are."""
     matching = [level for level in levels if level.mean >= -TOLERANCE]
     shown = matching or levels
     last = min([level for level in shown if level.level in fresh] or shown, key=lambda level: level.density)
@@ -123,8 +124,8 @@ def _of_few(levels: Sequence[Level], fresh: dict[int, Level]) -> str:
     if last.level in fresh:
         control = f", the same mask on fresh weights {fresh[last.level].mean:+.1f}"
     return (
-        f"With {_share(last)} of its weights the ticket is {last.mean:+.1f} points from the whole network"
-        f"{control}; {_seeds(last)} {'is' if len(last.values) == 1 else 'are'} too few for a verdict."
+        f"With {_share(last)} of its weights the ticket{which} is {last.mean:+.1f} points from the whole "
+        f"network{control}; {_seeds(last)} {'is' if len(last.values) == 1 else 'are'} too few for a verdict."
     )
 
 

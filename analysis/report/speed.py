@@ -17,6 +17,7 @@ from ..page import Drawn, Section, Table
 from ..rows import TICKET, Row, arms, by_level, densities, select, ticket_chains
 from ..run import Run
 from . import figures
+from .paired import earliest
 
 TITLE, ANCHOR = "Learning speed", "speed"
 
@@ -117,6 +118,8 @@ def _drawn(shown: Mapping[str, Sequence[Level]], heading: str, run: Run) -> Draw
         "interval of Student's t on logarithms, at levels where every seed is known. Steps are those of "
         f"evaluations, {run.lengths.evaluate:,} apart. Look for where a line leaves 1."
     )
+    if which := earliest(run.rows):
+        caption += f" Tickets and controls are those {which}."
     header = ("arm", "level", "density", "seed_number", "at_least", "at_most")
     rows = [
         (other, level.level, level.density, number, ratio.low, ratio.high)

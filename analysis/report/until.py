@@ -22,7 +22,7 @@ from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
 from ..rows import TICKET, Row, ticket_chains
 from ..run import Run
-from .paired import differences
+from .paired import differences, earliest, rewound
 from .verdicts import at, at_some, images_of, in_range, levels_there
 
 FILE = "sequential.json"
@@ -323,18 +323,22 @@ def noted(
         study: study.json.
         rows: of the run.
     """
-    by_words = {CLAIMS[key].words: state for key, state in states.items()}
+    there, looked = {one.claim for one in found}, dict[str, State]()
+    for key, state in states.items():
+        own = f"{CLAIMS[key].words}: {rewound(state.chain)}" if state.chain else ""
+        looked[own if own in there else CLAIMS[key].words] = state
     return [
         of
         for one in found
-        for of in (_by_looks(by_words[one.claim], one, study, rows) if one.claim in by_words else [one])
+        for of in (_by_looks(looked[one.claim], one, study, rows) if one.claim in looked else [one])
     ]
 
 
 def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> list[Finding]:
-    """The findings in place of `plain`, which is made without looks and of the first chain.
+    """The findings in place of `plain`, which is made without looks.
 
-    Seeds that were added for another chain give a finding of its own, so that neither hides the other.
+    If `plain` is of the first chain, and seeds were added for another one, that has a finding of its own, so
+    that neither hides the other.
     """
     seeds = state.chosen or sorted({row.seed for row in rows})[: state.seeds]
     own = [row for row in rows if row.seed in seeds]
@@ -348,15 +352,17 @@ def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> 
     test += f", by {claim.threshold:g} pp or more" if claim.threshold > 0 else ""
     there = levels_there(own, state.chain or next(iter(ticket_chains(own)), ""))
     then = "" if tested.outcome == state.outcome else f"at the last look it was {state.outcome}"
+    which, first = earliest(rows), state.chain in ("", next(iter(ticket_chains(rows)), ""))
+    said = tested.said("+.2f", " pp", state.rule) + at_some(tested.levels, there)
     by_looks = plain._replace(
         outcome=tested.outcome,
-        estimate=tested.said("+.2f", " pp", state.rule) + at_some(tested.levels, there),
+        estimate=f"{said}; {which}" if which and first else said,
         n=tested.decides.verdict.bounds.n,
         test=f"{test}, {counted(len(state.looks), 'look')}",
         beside="; ".join(filter(None, (state.how, then, plain.beside))),
     )
-    if state.chain in ("", next(iter(ticket_chains(rows)), "")):
+    if first or plain.claim != claim.words:
         return [by_looks]
-    beside, name = "; ".join(filter(None, (state.how, then))), f"rewound to step {imp.rewind_of(state.chain)}"
+    beside, name = "; ".join(filter(None, (state.how, then))), rewound(state.chain)
     where = Link("levels", "#levels") if claim.other == DENSE else Link("gaps", "#gaps")
     return [by_looks._replace(claim=f"{plain.claim}: {name}", where=where, beside=beside), plain]

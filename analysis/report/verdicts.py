@@ -21,11 +21,13 @@ from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled, untested
 from ..rows import TICKET, Row, accuracies, images_of, select, ticket_chains
 from . import speed
-from .paired import TOLERANCE, Level, curves, differences
+from .paired import TOLERANCE, Level, curves, differences, earliest, rewound
 
 # The arms that pass for tickets if a claim does not tell them apart.
 CONTROLS = ("reinit", "random")
 _ALPHA = 0.05
+# Points of accuracy that tickets may lose to the dense network.
+_MARGINS = (2, 0.5, 0.2)
 _LEVELS, _GAPS = Link("levels", "#levels"), Link("gaps", "#gaps")
 _FORM, _UNIT = "+.2f", " pp"
 
@@ -45,8 +47,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     deeper, reached = commands.deeper(again, study, rows, chain)
     controlled = commands.controlled(again, deeper, study, reached)
     images = images_of(study)
-    to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
-    found = [_within(to_dense, margin, deeper) for margin in (2, 0.5, 0.2)]
+    found = _all_within(rows, chain, images, deeper)
     there = levels_there(rows, chain)
     end = ends.total(study, rows)
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
@@ -66,12 +67,16 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         found[start:] = [_marked(finding, own, control, end) for finding in found[start:]]
     by_other = {DENSE: deeper, "reinit": controlled}
     faster = [_faster(rows, chain, other, end, command) for other, command in by_other.items()]
-    found += [
-        _saved(rows, chain),
-        _iso_accuracy(rows, chain, again),
-        *faster,
-        *_late(rows, tickets, again, deeper, images),
+    found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *faster]
+    found = [_of_the_first(finding, rows) for finding in found]
+    # Beside those of the first chain; the other claims are of that one alone.
+    found[len(_MARGINS) : len(_MARGINS)] = [
+        finding._replace(claim=f"{finding.claim}: {rewound(later)}")
+        for later in tickets[1:]
+        if levels_there(rows, later)
+        for finding in _all_within(rows, later, images, deeper)
     ]
+    found += _late(rows, tickets, again, deeper, images)
     schedules = "Which pruning rate and schedule is best"
     command = home.command("run", "--config", home.config("rates_lenet5"))
     return [*found, untested(schedules, "a run has one schedule", command)]
@@ -112,6 +117,18 @@ def levels_there(rows: Sequence[Row], chain: str) -> int:
 def at_some(levels: int, of: int) -> str:
     """What must be said where a claim about a range is tested at some of the tickets' levels only."""
     return f"; both were trained at {levels} of the tickets' {of} levels there" if levels < of else ""
+
+
+def _of_the_first(finding: Finding, rows: Sequence[Row]) -> Finding:
+    """A finding on the first chain of tickets; where there are several, its estimate says so."""
+    which = earliest(rows) if finding.outcome != "not tested" else ""
+    return finding._replace(estimate=f"{finding.estimate}; {which}") if which else finding
+
+
+def _all_within(rows: Sequence[Row], chain: str, images: int, command: str) -> list[Finding]:
+    """`_within` of a chain, for all margins."""
+    to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
+    return [_within(to_dense, margin, command) for margin in _MARGINS]
 
 
 def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str) -> Finding:
