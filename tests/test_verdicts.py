@@ -493,6 +493,10 @@ def test_ten_points_are_tested_as_ten(gap: float) -> None:
     assert found[TEN].estimate.endswith("; 15 pp or less: supported")
     more = said(run({"ticket": {0.15: 0.0}, "reinit": {0.15: -16.0}}))[TEN]
     assert (more.outcome, more.estimate[-22:]) == ("supported", "15 pp or less: refuted")
+    # Two seeds have no outcome, of either half.
+    few = said(run({"ticket": {0.15: 0.0}, "reinit": {0.15: -gap}}, seeds=range(2)))[TEN]
+    assert few.outcome == "too few seeds"
+    assert "15 pp" not in few.estimate
 
 
 def test_the_command_of_a_part_of_the_seeds_is_told_for_all() -> None:

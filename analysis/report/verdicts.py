@@ -178,12 +178,26 @@ def _by_ten(levels: Sequence[Level], command: str, of: int) -> Finding:
 
     test = f"{SUPERIOR}, by 10{_UNIT} or more"
     found = _everywhere(claim, levels, least, command, _GAPS, test, of)
-    most = stats.conjunction(
-        stats.verdict([-value for value in level.values], -15, floor=level.floor).outcome
-        for level in in_range(levels)
+    return found._replace(estimate=f"{found.estimate}{at_most_15(levels)}")
+
+
+def at_most_15(levels: Sequence[Level], alpha: float = _ALPHA) -> str:
+    """What must be said of the claim of 10 to 15 points: whether the gap is 15 or less.
+
+    It has no outcome below three seeds, nor where no level is in the range.
+
+    Args:
+        levels: of the gap to `reinit`.
+        alpha: the level of the one-sided test.
+    """
+    levels = in_range(levels)
+    if not levels or min(len(level.values) for level in levels) < LEAST_SEEDS:
+        return ""
+    found = stats.conjunction(
+        stats.verdict([-value for value in level.values], -15, 1 - alpha, floor=level.floor).outcome
+        for level in levels
     )
-    more = f"; 15{_UNIT} or less: {most}" if found.outcome != "not tested" else ""
-    return found._replace(estimate=f"{found.estimate}{more}")
+    return f"; 15{_UNIT} or less: {found}"
 
 
 def _somewhere(
