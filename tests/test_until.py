@@ -149,6 +149,23 @@ def test_the_report_shows_the_outcome_of_the_looks(tmp_path: Path) -> None:
     supported = until.State("within-2", [6], 0.03, 6, "supported", "decided")
     within = until.noted({"within-2": supported}, found, STUDY, rows)
     assert within[0].estimate == f"+0.00 pp, at least {low:+.2f} (one-sided 97.0 %) at 15.0 % of the weights"
+    # The other half of "10–15 points", at the level of the looks: of 14.6 points the upper
+    # bound of a single test is below 15, that of a look above.
+    claim = until.CLAIMS["beats-reinit-by-10"].words
+    gaps = NOISE - np.roll(NOISE, -1)
+    wide = scipy_stats.t.isf(0.01, 5) * scipy_stats.sem(gaps)
+    assert scipy_stats.t.isf(0.05, 5) * scipy_stats.sem(gaps) < 0.4 < wide
+    for gap, plainly, looked in ((30.0, "refuted", "refuted"), (14.6, "supported", "undecided")):
+        rows = run({"ticket": {0.15: 0.0}, "reinit": {0.15: -gap}})
+        plain = verdicts.findings(STUDY, rows)
+        state = until.State("beats-reinit-by-10", [6, 12], 0.01, 6, "supported", "decided")
+        for shown, most in (
+            (plain, plainly),
+            (until.noted({state.claim: state}, plain, STUDY, rows), looked),
+        ):
+            (one,) = [of for of in shown if of.claim == claim]
+            assert one.outcome == "supported"
+            assert one.estimate.endswith(f"; 15 pp or less: {most}")
     (tmp_path / until.FILE).write_text("{")
     with pytest.raises(UserError, match="it cannot be read"):
         until.read(tmp_path)

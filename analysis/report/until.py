@@ -22,8 +22,8 @@ from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
 from ..rows import TICKET, Row, ticket_chains
 from ..run import Run
-from .paired import differences, earliest, rewound
-from .verdicts import at, at_some, images_of, in_range, levels_there
+from .paired import Level, differences, earliest, rewound
+from .verdicts import at, at_most_15, at_some, images_of, in_range, levels_there
 
 FILE = "sequential.json"
 # Looks at the data, each after as many further seeds as the first one has.
@@ -135,9 +135,8 @@ def judged(key: str, study: Any, rows: Sequence[Row], level: float, chain: str =
     Raises:
         UserError: there is no level of 80–90 % sparsity that has what the claim compares.
     """
-    claim, chain = checked(key), chain or next(iter(ticket_chains(rows)), "")
-    every = differences(rows, chain, TICKET, claim.other, images=images_of(study)) if chain else []
-    levels = in_range(every)
+    claim = checked(key)
+    levels = _compared(claim, study, rows, chain)
     if not levels:
         raise _no_level(key)
 
@@ -148,6 +147,13 @@ def judged(key: str, study: Any, rows: Sequence[Row], level: float, chain: str =
     # Seeds whose ticket or control has diverged give no pair.
     few = any(len(of.values) < LEAST_SEEDS for of in levels)
     return found._replace(outcome="undecided") if few else found
+
+
+def _compared(claim: Claim, study: Any, rows: Sequence[Row], chain: str) -> list[Level]:
+    """The levels of 80–90 % sparsity that have what a claim compares; of the first chain if it is ""."""
+    chain = chain or next(iter(ticket_chains(rows)), "")
+    every = differences(rows, chain, TICKET, claim.other, images=images_of(study)) if chain else []
+    return in_range(every)
 
 
 def check_planned(key: str, prepared: Prepared) -> None:
@@ -354,6 +360,8 @@ def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> 
     then = "" if tested.outcome == state.outcome else f"at the last look it was {state.outcome}"
     which, first = earliest(rows), state.chain in ("", next(iter(ticket_chains(rows)), ""))
     said = tested.said("+.2f", " pp", state.rule) + at_some(tested.levels, there)
+    if claim.threshold > 0:
+        said += at_most_15(_compared(claim, study, own, state.chain), state.level)
     by_looks = plain._replace(
         outcome=tested.outcome,
         estimate=f"{said}; {which}" if which and first else said,
