@@ -1,6 +1,7 @@
 """The opening of the report: one sentence, one figure, at most six verdicts."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lthjax.imp import DENSE
@@ -11,10 +12,12 @@ from ..page import Section, Table
 from ..record import LEAST_SEEDS, Finding
 from ..rows import TICKET, Row, images_of, ticket_chains
 from ..run import Run
-from . import accuracy
+from . import accuracy, until
 from .paired import TOLERANCE, Level, differences, earliest
 
 TITLE, ANCHOR = "In short", "short"
+# Of a single one-sided test.
+_ALPHA = 0.05
 # The beginnings of the claims that the report opens with, where they are tested.
 _FIRST = (
     f"Tickets at 80–90 % sparsity are within {TOLERANCE:g} points",
@@ -32,7 +35,8 @@ def section(run: Run, heading: str, found: Sequence[Finding]) -> Section:
     lines = [[of.claim, of.outcome, f"{of.estimate}{_mark(of)}"] for of in chosen(found)]
     tables = [Table("", header, lines, 3)] if lines else []
     figures = [accuracy.overview(run.rows, heading)] if accuracy.measured(run.rows) else []
-    return Section(ANCHOR, TITLE, figures=figures, tables=tables, lead=sentence(run.about, run.rows))
+    lead = sentence(run.about, run.rows, until.read(run.path))
+    return Section(ANCHOR, TITLE, figures=figures, tables=tables, lead=lead)
 
 
 def chosen(found: Sequence[Finding]) -> list[Finding]:
@@ -51,13 +55,18 @@ def _mark(of: Finding) -> str:
     return ""
 
 
-def sentence(study: Any, rows: Sequence[Row]) -> str:
+def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) -> str:
     """What the run found, in one plain sentence.
 
     The level is the sparsest down to which the tickets of every level are found to be as good as the dense
     network, within half a point; if those of the densest level are not, within two. Of these, it is one at
     which the same mask on fresh weights was trained, if there is any. Levels are tested from the densest on
     up to the first that fails, so none takes a correction. Of several rewind steps it is of the earliest.
+
+    Args:
+        study: study.json.
+        rows: of the run.
+        looks: the states of the claims for which seeds were added, whose tests are of the level of the looks.
     """
     tickets = ticket_chains(rows)
     levels: list[Level] = []
@@ -71,9 +80,21 @@ def sentence(study: Any, rows: Sequence[Row]) -> str:
     enough = [level for level in levels if len(level.values) >= LEAST_SEEDS]
     if not enough:
         return _of_few(levels, fresh, which)
-    good, same = _as_good(levels, TOLERANCE), "as good as the whole network (within half a point, {})"
+    level_of = {key: of.level for key, of in looks.items() if of.chain in ("", tickets[0])}
+    alpha = level_of.get(f"within-{TOLERANCE:g}", _ALPHA)
+    good, same = _as_good(levels, TOLERANCE, alpha), "as good as the whole network (within half a point, {})"
     if not good:
-        good, same = _as_good(levels, 2.0), "within 2 points of the whole network ({})"
+        alpha = level_of.get("within-2", _ALPHA)
+        good, same = _as_good(levels, 2.0, alpha), "within 2 points of the whole network ({})"
+    if not good and any(_loses_less(level, 2.0, alpha) for level in enough):
+        first, *sparser = sorted(levels, key=lambda of: -of.density)
+        best = max([level for level in sparser if level in enough], key=lambda level: level.mean)
+        return (
+            f"The densest tickets{which}, with {_share(first)} of the weights, are not found to be within 2 "
+            f"points of the whole network ({_seeds(first)}), and sparser ones were not tested for this "
+            f"sentence; of these those with {_share(best)} come nearest, {best.mean:+.1f} points "
+            f"({_seeds(best)})."
+        )
     if not good:
         best = max(enough, key=lambda level: level.mean)
         return (
@@ -86,24 +107,28 @@ def sentence(study: Any, rows: Sequence[Row]) -> str:
         if of.level in fresh and min(len(of.values), len(fresh[of.level].values)) >= LEAST_SEEDS
     }
     last = min([level for level in good if level.level in gaps] or good, key=lambda level: level.density)
-    control = _control(last, fresh[last.level], gaps[last.level]) if last.level in gaps else ""
+    control = ""
+    if last.level in gaps:
+        alpha = level_of.get("beats-reinit", _ALPHA)
+        control = _control(last, fresh[last.level], gaps[last.level], alpha)
     return f"With {_share(last)} of its weights the ticket{which} is {same.format(_seeds(last))}{control}."
 
 
-def _as_good(levels: Sequence[Level], margin: float) -> list[Level]:
+def _as_good(levels: Sequence[Level], margin: float, alpha: float) -> list[Level]:
     """The levels from the densest on whose tickets are found to lose less than the margin."""
-    good: list[Level] = []
-    for level in sorted(levels, key=lambda of: -of.density):
-        found = stats.noninferior(level.values, margin, floor=level.floor).outcome == "supported"
-        if len(level.values) < LEAST_SEEDS or not found:
-            break
-        good.append(level)
-    return good
+    densest_first = sorted(levels, key=lambda of: -of.density)
+    return [*itertools.takewhile(lambda level: _loses_less(level, margin, alpha), densest_first)]
 
 
-def _control(ticket: Level, fresh: Level, gap: Level) -> str:
+def _loses_less(level: Level, margin: float, alpha: float) -> bool:
+    """Whether a level's tickets are found to lose less than the margin, by a test of level `alpha`."""
+    found = stats.noninferior(level.values, margin, 1 - alpha, floor=level.floor)
+    return len(level.values) >= LEAST_SEEDS and found.outcome == "supported"
+
+
+def _control(ticket: Level, fresh: Level, gap: Level, alpha: float) -> str:
     """What the same mask on fresh weights is worth: beside the dense network, and behind the ticket."""
-    lost, outcome = fresh.mean, stats.verdict(gap.values, floor=gap.floor).outcome
+    lost, outcome = fresh.mean, stats.verdict(gap.values, confidence=1 - alpha, floor=gap.floor).outcome
     same = "; the same mask on fresh weights"
     fewer = len(gap.values) < len(ticket.values)
     of = f" ({_seeds(gap)})" if fewer else ""
