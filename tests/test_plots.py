@@ -14,11 +14,12 @@ import pytest
 from conftest import ROOT, make_tiny
 from matplotlib import image
 from scipy import stats as scipy_stats
+from test_any_rows import Given
 from test_report import row
 
 from analysis import card, compare, mask, open_run, tables
 from analysis.compare.entries import Entry, Point
-from analysis.report import accuracy, gaps, numbers, paired
+from analysis.report import accuracy, gaps, numbers, paired, speed
 from analysis.report import figures as report_figures
 from analysis.rows import Row
 from analysis.run import Run
@@ -136,6 +137,22 @@ def test_the_figures_data_are_its_points() -> None:
     }  # fmt: skip
     assert len(points) == 3 + 6 + 2
     assert [of["weights_left_percent"] for of in points][:3] == [100, 100, 100]
+    # Seed 0 has no ticket at level 2: the points there are of seeds 1 and 2.
+    every = [
+        row(seed, level, arm, 0.9, early_stop_step=100 + seed)
+        for seed in range(3)
+        for level, arm in ((0, "dense"), (1, "ticket"), (1, "reinit"), (2, "ticket"), (2, "reinit"))
+    ]
+    gone = {"test_accuracy": None, "early_stop_step": None, "status": "diverged"}
+    rows = [of._replace(**gone) if (of.seed, of.level, of.arm) == (0, 2, "ticket") else of for of in every]
+    (shown,) = speed.section(Given(rows), "")
+    drawn = {one.name: one.data for one in (*accuracy.drawn(Given(rows), ""), *shown.figures)}
+    for name, arms in (("gaps", {"reinit"}), ("speed", {"dense", "reinit"})):
+        header, lines = drawn[name]
+        said = [dict(zip(header, line, strict=True)) for line in lines]
+        assert {(of["arm"], of["level"], of["seed"]) for of in said} == {
+            (arm, level, seed) for arm in arms for level, seed in ((1, 0), (1, 1), (1, 2), (2, 1), (2, 2))
+        }
 
 
 def test_tiles_by_hand() -> None:

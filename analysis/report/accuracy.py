@@ -139,12 +139,12 @@ def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str, of_chain: st
         "axis reaches so far, is the gap of 10 to 15 points that is often claimed. Look for where a line "
         "leaves zero."
     )
-    header = ("arm", "level", "density", "seed_number", "ticket_minus_arm_points")
+    header = ("arm", "level", "density", "seed", "ticket_minus_arm_points")
     lines = [
-        (arm, level.level, level.density, number, value)
+        (arm, level.level, level.density, seed, value)
         for arm, levels in gaps.items()
         for level in levels
-        for number, value in enumerate(level.values)
+        for seed, value in zip(level.seeds, level.values, strict=True)
     ]
     figure = figures.gaps(gaps, f"{heading}: ticket − control")
     title = "How much better tickets are than their controls"

@@ -22,12 +22,14 @@ class Level(NamedTuple):
         density: weights left / prunable weights.
         values: one a seed.
         floor: the least standard deviation of a value: what the test set leaves open, in points.
+        seeds: whose the values are.
     """
 
     level: int
     density: float
     values: list[float]
     floor: float = 0.0
+    seeds: Sequence[int] = ()
 
     @property
     def mean(self) -> float:
@@ -49,7 +51,8 @@ def differences(
         theirs = dense if other == DENSE else accuracies(others.get(level, []))
         mine = accuracies(ours)
         if values := stats.paired(mine, theirs):
-            found.append(Level(level, densities(ours)[level], values, floor(mine, theirs, images)))
+            least, both = floor(mine, theirs, images), sorted(mine.keys() & theirs.keys())
+            found.append(Level(level, densities(ours)[level], values, least, both))
     return found
 
 

@@ -29,11 +29,13 @@ class Level(NamedTuple):
         level: of the chain.
         density: weights left / prunable weights.
         ratios: one a seed, or its bounds.
+        seeds: whose the ratios are.
     """
 
     level: int
     density: float
     ratios: list[Ratio]
+    seeds: list[int]
 
     @property
     def censored(self) -> int:
@@ -59,7 +61,7 @@ def slower(rows: Sequence[Row], chain: str, other: str, end: int) -> list[Level]
         both = sorted(ours.keys() & theirs.keys())
         if both:
             ratios = [stats.step_ratio(theirs[seed], ours[seed], end) for seed in both]
-            found.append(Level(level, density, ratios))
+            found.append(Level(level, density, ratios, both))
     return found
 
 
@@ -120,12 +122,12 @@ def _drawn(shown: Mapping[str, Sequence[Level]], heading: str, run: Run) -> Draw
     )
     if which := earliest(run.rows):
         caption += f" Tickets and controls are those {which}."
-    header = ("arm", "level", "density", "seed_number", "at_least", "at_most")
+    header = ("arm", "level", "density", "seed", "at_least", "at_most")
     rows = [
-        (other, level.level, level.density, number, ratio.low, ratio.high)
+        (other, level.level, level.density, seed, ratio.low, ratio.high)
         for other, levels in shown.items()
         for level in levels
-        for number, ratio in enumerate(level.ratios)
+        for seed, ratio in zip(level.seeds, level.ratios, strict=True)
     ]
     figure = figures.speed(shown, f"{heading}: learning speed")
     return Drawn(
