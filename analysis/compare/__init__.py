@@ -16,7 +16,7 @@ from ..page import Drawn, Section, Table
 from ..rows import COLUMNS, TICKET
 from ..run import Run, open_run
 from . import budget, equal, figures
-from .entries import Entry, Point, at_most, entries
+from .entries import ONE_SHOT, Entry, Point, at_most, entries
 
 # The percentage points of mean accuracy that the cheapest schedule may lose to the best one.
 MARGIN = 0.2
@@ -149,7 +149,7 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
 
 def targets(found: Sequence[Entry]) -> list[float]:
     """The densities at which schedules are compared: those of one-shot pruning, or the default ones."""
-    shot = {float(f"{point.density:.3g}") for e in found if e.how == "one-shot" for point in e.tickets}
+    shot = {float(f"{point.density:.3g}") for e in found if e.how == ONE_SHOT for point in e.tickets}
     lowest = max(min((point.density for point in entry.tickets), default=1.0) for entry in found)
     return sorted(shot, reverse=True) or [density for density in _DENSITIES if density >= lowest]
 
