@@ -15,6 +15,7 @@ from conftest import result
 from analysis import compare, load, report
 from analysis.compare.entries import Entry, Point, at_most, entries
 from analysis.rows import Row, row_of
+from analysis.run import Run
 from lthjax import config, record, study, sweep
 from lthjax.config import Study
 from lthjax.errors import UserError
@@ -381,6 +382,39 @@ def test_networks_and_rewind_points_are_compared(tiny: Callable, tmp_path: Path)
     text = report.build_all([one, other]).read_text()
     assert "Schedules" not in text
     assert "LeNet-300-100 on few; LeNet-5 on few: 2 studies compared" in text
+
+
+@pytest.fixture
+def two_runs(tiny: Callable, tmp_path: Path) -> list[Path]:
+    return [
+        study.run(tiny(levels=levels, model=model), tmp_path / "runs")
+        for levels, model in ((1, "lenet300"), (0, "lenet5"))
+    ]
+
+
+def test_a_comparison_of_means_of_evaluations_says_so(two_runs: list[Path]) -> None:
+    """It once replaced the comparison made without --last, and looked like it."""
+    plain, smooth = (report.build_all(two_runs, last=last) for last in (1, 2))
+    assert plain != smooth
+    said = "Accuracies and losses at the end are means of the last 2 evaluations"
+    assert said in smooth.read_text()
+    assert "means of the last" not in plain.read_text()
+    mixed = compare.build([Run(two_runs[0], 2), Run(two_runs[1])])
+    assert f"the end of {two_runs[0].name} are means of the last 2 evaluations" in mixed.read_text()
+
+
+def test_a_run_folder_is_compared_from_inside(two_runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = two_runs
+    usual = compare.build(two_runs)
+    monkeypatch.chdir(one)
+    assert compare.build([".", Path("..") / other.name]) == usual
+    assert {line.partition(",")[0] for line in (usual.parent / "comparison.csv").read_text().split()[1:]} == {
+        one.name,
+        other.name,
+    }
+    assert f"{one.name}, {other.name}" in usual.read_text()
+    with pytest.raises(UserError, match="is named twice"):
+        compare.build([".", Path("..") / one.name])
 
 
 def test_overrides_go_to_every_study_of_a_sweep(command_line: Call, command: Call, tmp_path: Path) -> None:
