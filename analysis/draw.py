@@ -17,14 +17,21 @@ from lthjax.measures.stats import ANY, Interval, Range, mean_interval
 from . import tables
 
 _Of = TypeVar("_Of")
+# A line style, as matplotlib takes it.
+Line = str | tuple[float, tuple[float, ...]]
 # The colours of Okabe & Ito, for the colour-blind; markers tell arms apart in grey print.
 _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
 _MARKERS = {"ticket": "o", "reinit": "s", "random": "^"}
-_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
+# Taken by an arm's place in `ARMS`; as the numbers of both have no common divisor, 45 arms differ.
+_OTHER_COLOURS = ("#882255", "#999933", "#56B4E9", "#CC79A7", "#E69F00")
 _OTHER_MARKERS = ("D", "v", "P", "X", "<", ">", "*", "p", "h")
-_PALETTE = (*list(_COLOURS.values())[:3], *_OTHER_COLOURS, "#000000")
+_PALETTE = (*list(_COLOURS.values())[:3], "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _SERIES_MARKERS = (*_MARKERS.values(), *_OTHER_MARKERS)
 LINES = ("-", "--", ":", "-.")
+# Of chains, which the line alone tells apart.
+_CHAIN_LINES: tuple[Line, ...] = (
+    *LINES, (0, (9, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 4)), (0, (3, 4)), (0, (9, 2, 3, 2))
+)  # fmt: skip
 # The interval of two seeds is so wide (t = 12.7) that a band would hide the curves: they get thin bars.
 BAND_FROM = 3
 # How captions name the intervals of `curve`.
@@ -91,7 +98,7 @@ def over_levels(
     axes: Axes,
     places: Mapping[int, float],
     values: Mapping[int, Sequence[float]],
-    style: tuple[str, str, str],
+    style: tuple[str, str, Line],
     name: str,
     **how: Any,
 ) -> None:
@@ -126,7 +133,7 @@ def curve(
     axes: Axes,
     x: Sequence[float],
     values: Sequence[Sequence[float]],
-    style: tuple[str, str, str],
+    style: tuple[str, str, Line],
     name: str,
     *,
     interval: bool = True,
@@ -159,7 +166,7 @@ def curve(
     counts = sorted({i.n for i in intervals}) or [0]
     n = counts[-1]
     label = f"{name} (n = {f'{counts[0]}–{n}' if len(counts) > 1 else n})"
-    axes.plot(x, [i.mean for i in intervals], line, color=colour, marker=marker, ms=5, label=label)
+    axes.plot(x, [i.mean for i in intervals], ls=line, color=colour, marker=marker, ms=5, label=label)
     lows, highs = [i.low for i in intervals], [i.high for i in intervals]
     if interval and n >= BAND_FROM and len(x) > 1:
         axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
@@ -212,6 +219,11 @@ def look(arm: str) -> tuple[str, str]:
 def series(place: int) -> tuple[str, str]:
     """Colour and marker of the nth of several things other than arms."""
     return _PALETTE[place % len(_PALETTE)], _SERIES_MARKERS[place % len(_SERIES_MARKERS)]
+
+
+def chain_line(place: int) -> Line:
+    """The line of the nth chain of a run."""
+    return _CHAIN_LINES[place % len(_CHAIN_LINES)]
 
 
 def ticks(lowest: float) -> list[float]:

@@ -18,7 +18,8 @@ from lthjax.config import Study
 from lthjax.errors import UserError, counted
 
 Settings = Mapping[str, Any]
-_SCHEDULE = ("levels", "prune.rate", "prune.rates", "prune.density", "prune.course")
+# The fields of `rounds`.
+SCHEDULE = ("levels", "prune.rate", "prune.rates", "prune.density", "prune.course")
 
 
 def values(field: str, *of_field: Any) -> list[Settings]:
@@ -68,19 +69,28 @@ def studies(base: Study, settings: Iterable[Settings]) -> list[Study]:
 
 def schedule(study: Study) -> str:
     """A description of a study's pruning: `20 % a round, layer-wise`, `one-shot to 5 %, global`."""
+    return f"{rounds(study)}, {scope(study)}"
+
+
+def rounds(study: Study) -> str:
+    """How much is pruned in every round: `20 % a round`, `one-shot to 5 %`; the first part of `schedule`."""
     prune = study.prune
     if prune.density is not None and study.levels == 1:
-        how = f"one-shot to {_percent(prune.density)}"
-    elif prune.density is not None:
-        how = f"{prune.course} to {_percent(prune.density)} in {counted(study.levels, 'round')}"
-    elif prune.rates:
-        how = f"{', '.join(map(_percent, prune.rates))}, a round each"
-    elif isinstance(prune.rate, tuple):
-        how = f"{', '.join(f'{_percent(rate)} ({pattern})' for pattern, rate in prune.rate)} a round"
-    else:
-        how = f"{_percent(prune.rate)} a round"
+        return f"one-shot to {_percent(prune.density)}"
+    if prune.density is not None:
+        return f"{prune.course} to {_percent(prune.density)} in {counted(study.levels, 'round')}"
+    if prune.rates:
+        return f"{', '.join(map(_percent, prune.rates))}, a round each"
+    if isinstance(prune.rate, tuple):
+        return f"{', '.join(f'{_percent(rate)} ({pattern})' for pattern, rate in prune.rate)} a round"
+    return f"{_percent(prune.rate)} a round"
+
+
+def scope(study: Study) -> str:
+    """What is pruned, and among which: `layer-wise`, `global, unit-l1`; the second part of `schedule`."""
+    prune = study.prune
     where = {"layer": "layer-wise", "global": "global", "group": "grouped"}[prune.scope]
-    return f"{how}, {where}" + (f", {prune.granularity}" if prune.granularity != "weight" else "")
+    return where + (f", {prune.granularity}" if prune.granularity != "weight" else "")
 
 
 def labels(of_studies: Sequence[Study]) -> list[str]:
@@ -90,7 +100,7 @@ def labels(of_studies: Sequence[Study]) -> list[str]:
     """
     flat = [config.flat(study) for study in of_studies]
     differing = [name for name in flat[0] if any(fields[name] != flat[0][name] for fields in flat)]
-    told = (*_SCHEDULE, "prune.scope", "prune.granularity")
+    told = (*SCHEDULE, "prune.scope", "prune.granularity")
     scheduled = any(name in told for name in differing)
     others = [name for name in differing if name not in told]
     return [

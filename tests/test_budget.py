@@ -16,7 +16,7 @@ SEEDS = range(6)
 
 
 def about(steps: int, **identity: Any) -> Any:
-    fields = {"model": "lenet5", "train.steps": steps, "train.eval_every": steps // 5, "levels": 3}
+    fields = {"model": "lenet5", "train.steps": steps, "train.eval_every": steps // 5}
     return {
         "identity": fields | identity,
         "lengths": {"total": steps},
@@ -44,7 +44,13 @@ def test_runs_that_differ_in_the_length_of_training_alone() -> None:
     assert not budget.differ([STUDIES[0], STUDIES[0]])
     assert not budget.differ([*STUDIES, about(5000, model="lenet300")])
     assert not budget.differ([about(625), about(1250, **{"optim.lr": 0.1})])
-    assert budget.differ([about(625), about(1250, levels=9)])
+
+
+def test_another_number_of_levels_to_one_density_is_another_density_at_each() -> None:
+    """The identity has the levels only where the last density is given."""
+    last = {"prune.density": 0.05}
+    assert budget.differ([about(625, levels=5, **last), about(1250, levels=5, **last)])
+    assert not budget.differ([about(625, levels=5, **last), about(1250, levels=10, **last)])
 
 
 def test_gaps_are_paired_by_seed_and_those_of_all_lengths() -> None:
@@ -120,6 +126,24 @@ def test_the_section_has_a_line_a_gap_and_the_numbers_of_its_figure() -> None:
     line = next(of for of in right.get_lines() if str(of.get_label()).startswith("to reinit"))
     assert [*line.get_xdata()] == [*GAPS]
     assert [*line.get_ydata()] == pytest.approx([*GAPS.values()])
+
+
+def test_several_chains_are_named() -> None:
+    two = [
+        [*rows, *(one._replace(chain="rewind-1500") for one in rows if one.chain != "dense")]
+        for rows in TABLES
+    ]
+    found = budget.gaps(STUDIES, two)
+    assert [of.claim for of in budget.claims(found)[::2]] == [
+        f"Tickets of {share} rewound to step {step} beat reinit by 10 points or more after 5,000 steps"
+        for step in ("0", "1,500")
+        for share in ("50.0 %", "17.0 %")
+    ]
+    assert [line[0] for line in budget.table(found).rows[::3]] == [
+        f"{share} rewound to step {step}, reinit" for step in ("0", "1,500") for share in ("50.0 %", "17.0 %")
+    ]
+    lead = budget.section(found, "LeNet-5 on MNIST").lead
+    assert lead.startswith("After 625 steps tickets of 17.0 % rewound to step 0 are +12.00 ")
 
 
 def test_no_gap_of_networks_that_diverged() -> None:

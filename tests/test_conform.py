@@ -251,6 +251,47 @@ def test_what_was_not_measured_has_no_verdict(fields: dict[str, Any], why: str) 
     assert (one.mark, one.why, one.ours) == ("not comparable", "not measured", "–")
 
 
+def test_counts_may_be_written_as_any_whole_number(tmp_path: Path) -> None:
+    for value, said in (("6.147e4", "61,470"), ("61470.0", "61,470"), ("1000", "1,000")):
+        read = ledger.read(str(write(tmp_path / "mine.csv", line("weights", of="dense", value=value))))
+        (one,) = conform.judge(usual(), read)
+        assert (one.published, one.mark) == (said, "agrees" if said == "1,000" else "differs")
+
+
+def test_the_best_level_is_one_that_both_arms_have() -> None:
+    """An arm that the run lacks, or levels without tickets, once ended the command."""
+    best = line("gap", other="sign_constant", density="best", relation=">", value="0")
+    (one,) = judged(usual(), best)
+    assert (one.mark, one.why, one.ours) == ("not comparable", "not measured", "–")
+    dense, ticket, reinit = around(97.0, 97.4, 96.9)
+    some = study({("rewind-0", 1, "ticket"): ticket, ("rewind-0", 1, "reinit"): reinit,
+                  ("rewind-0", 2, "ticket"): dense, ("rewind-0", 3, "reinit"): reinit})  # fmt: skip
+    (one,) = judged(some, best._replace(other="reinit"))
+    assert (one.quantity, one.mark) == ("ticket − reinit at 80.0 %", "agrees")
+    assert some.shared("reinit") == [1]
+    (one,) = judged(some, best._replace(other="dense"))
+    assert (one.mark, one.why) == ("not comparable", "not measured")
+
+
+def test_a_level_without_a_weight_is_near_no_density() -> None:
+    dense, ticket, empty = around(97.0, 97.4, 10.0)
+    cells = {
+        ("dense", 0, "dense"): dense,
+        ("rewind-0", 1, "ticket"): ticket,
+        ("rewind-0", 2, "ticket"): empty,
+    }
+    emptied = [
+        one._replace(density=0.0, weights_left=0) if one.level == 2 else one for one in study(cells).rows
+    ]
+    measured = Measured(Path("here"), study(cells).about, emptied)
+    assert mark(measured, line(density="0.8", value="97.4")) == "agrees"
+    (one,) = judged(measured, line(density="0.01"))
+    assert one.why == "not measured: the nearest level has 80.0 %"
+    alone = Measured(Path("here"), measured.about, [one for one in emptied if one.level != 1])
+    (one,) = judged(alone, line(density="0.8"))
+    assert one.why == "not measured: no ticket has a weight left"
+
+
 def test_two_seeds_decide_nothing() -> None:
     alike = study({("rewind-0", 1, "ticket"): [97.3, 97.3]})
     for measured in (alike, Measured(Path("here"), about(), [one for one in alike.rows if one.seed == 0])):
@@ -373,6 +414,11 @@ def write(path: Path, *lines: Line) -> Path:
         ({"density": "best"}, "only gaps of the ticket have a best level"),
         ({"relation": "~"}, "relation: '~' is not allowed; it must be =, >, >=, <, <="),
         ({"value": "98 %"}, "value: '98 %' is not allowed; it must be a number"),
+        ({"value": "nan"}, "value: 'nan' is not allowed; it must be a number"),
+        ({"quantity": "weights", "value": "6147.5"}, "value: '6147.5' is not allowed; it must be a whole"),
+        ({"quantity": "parameters", "value": "inf"}, "value: 'inf' is not allowed; it must be a number"),
+        ({"quantity": "weights", "value": "-1"}, "it must be a whole number above 0"),
+        ({"spread": -0.5}, "spread: -0.5 is not allowed; it must be a number of 0 or more, or empty"),
         ({"margin": None}, "margin: None is not allowed"),
         ({"margin": 0}, "margin: .* is not allowed; it must be a number above 0"),
         ({"quantity": "speedup", "other": "reinit", "margin": 1}, "it must be a number above 1"),

@@ -22,6 +22,7 @@ from analysis.record import Finding
 from analysis.report import accuracy, facts, figures, paired
 from analysis.rows import Row, by_seed, select
 from lthjax import config, files, record, study
+from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 from lthjax.measures.stats import PERCENT, mean_interval
@@ -109,6 +110,26 @@ def test_accuracies_near_the_dense_network_have_a_panel_where_others_fall_far() 
     shown = accuracy.overview([*rows, row(0, 2, "reinit", 0.5)], "title").caption
     assert "near the dense network" in shown
     assert "near the dense network" not in accuracy.overview(rows, "title").caption
+
+
+def test_no_two_arms_look_alike() -> None:
+    looks = {arm: draw.look(arm) for arm in (*ARMS, "dense", "an arm from outside")}
+    assert len({*looks.values()}) == len(ARMS) + 2
+    # As in the figures of results/, which are not drawn anew.
+    assert looks["reinit_rescaled"] == ("#CC79A7", "X")
+    assert looks["finetune_chain"] == ("#56B4E9", "h")
+    assert looks["lr_rewind_chain"] == ("#CC79A7", "D")
+
+
+def test_no_two_chains_have_one_line() -> None:
+    dense = [row(seed, 0, "dense", 0.95) for seed in range(2)]
+    chains = [f"rewind-{step}" for step in range(9)]
+    rows = [row(seed, level, "ticket", 0.9, chain=of) for of in chains for seed in (0, 1) for level in (1, 2)]
+    axes = figures.accuracy([*dense, *rows], "title").axes[0]
+    lines = [line for line in axes.get_lines() if "rewound to" in str(line.get_label())]
+    assert len(lines) == len(chains)
+    dashes = {str(line._unscaled_dash_pattern) for line in lines}  # type: ignore[attr-defined]
+    assert len(dashes) == len(chains)
 
 
 def test_geometric_bands_are_those_of_logarithms() -> None:

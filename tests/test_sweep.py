@@ -14,7 +14,8 @@ from conftest import result
 
 from analysis import compare, load, report
 from analysis.compare.entries import Entry, Point, at_most, entries
-from analysis.rows import row_of
+from analysis.rows import Row, row_of
+from analysis.run import Run
 from lthjax import config, record, study, sweep
 from lthjax.config import Study
 from lthjax.errors import UserError
@@ -303,6 +304,71 @@ def test_studies_are_told_apart_by_what_is_seldom_named(tiny: Callable) -> None:
     assert names == ["LeNet-300-100 on few, data.validation 30", "LeNet-300-100 on few, data.validation 40"]
 
 
+def facts(of: study.Prepared, **identity: Any) -> Any:
+    """A study.json, with other fields of its identity."""
+    made = record.about(of.study, of.identity, of.lengths, of.dataset)
+    return {**made, "identity": {**made["identity"], **identity}}
+
+
+def two_cells(accuracy: float, density: float = 0.5) -> list[Row]:
+    """A dense network and a ticket of as much test accuracy."""
+    places = ((DENSE, 0, DENSE), ("rewind-0", 1, "ticket"))
+    made = [row_of(result(Cell(0, *place)))._replace(test_accuracy=accuracy) for place in places]
+    return [made[0], made[1]._replace(density=density)]
+
+
+def test_runs_that_differ_in_no_field_of_the_config_stay_apart(tiny: Callable) -> None:
+    """Tickets on other data of one name were once held against the dense network of the first run."""
+    one, other, third = (
+        facts(tiny()),
+        facts(tiny(), **{"data.digest": "0123"}),
+        facts(tiny(), **{"prune.criterion_version": 2}),
+    )
+    digest = one["identity"]["data.digest"]
+    found = entries([one, other], [two_cells(0.9), two_cells(0.8)])
+    name = "LeNet-300-100 on few, data.digest"
+    assert {of.name: [*of.dense.values()] for of in found} == {
+        f"{name} 0123": [80.0],
+        f"{name} {digest}": [90.0],
+    }
+    assert {of.name: compare.tickets([of]).rows[0][3] for of in found} == dict.fromkeys(
+        (f"{name} 0123", f"{name} {digest}"), "+0.00"
+    )
+    names = [of.name for of in entries([one, third], [two_cells(0.9), two_cells(0.8)])]
+    assert names == [f"LeNet-300-100 on few, prune.criterion_version {version}" for version in (1, 2)]
+
+
+def shot(tiny: Callable, density: float, scope: str = "layer") -> Any:
+    return facts(tiny(levels=1, prune=config.Prune(density=density, scope=scope)))
+
+
+def test_one_shot_runs_join_where_they_have_one_dense_network(tiny: Callable) -> None:
+    runs = [shot(tiny, 0.5), shot(tiny, 0.2)]
+    tables = [two_cells(0.9), two_cells(0.9, 0.2)]
+    (joined,) = entries(runs, tables)
+    assert joined.name == "one-shot, layer-wise"
+    assert [point.density for point in joined.tickets] == [0.5, 0.2]
+    runs[1]["identity"]["data.digest"] = "0123"
+    apart = {of.name: [point.density for point in of.tickets] for of in entries(runs, tables)}
+    assert apart == {
+        f"one-shot, layer-wise, data.digest {digest}": [density]
+        for digest, density in ((runs[0]["identity"]["data.digest"], 0.5), ("0123", 0.2))
+    }
+
+
+def test_one_shot_runs_of_units_keep_their_scopes(tiny: Callable) -> None:
+    scopes, densities = ("layer", "global"), (0.5, 0.2)
+    runs = [shot(tiny, density, scope) for scope in scopes for density in densities]
+    for run in runs:
+        run["config"]["prune"]["granularity"] = "unit-l1"
+    found = entries(runs, [two_cells(0.9, density) for _ in scopes for density in densities])
+    assert [(of.how, of.variant) for of in found] == [
+        ("one-shot", "global, unit-l1"),
+        ("one-shot", "layer-wise, unit-l1"),
+    ]
+    assert [[point.density for point in of.tickets] for of in found] == [[0.5, 0.2]] * 2
+
+
 def test_networks_and_rewind_points_are_compared(tiny: Callable, tmp_path: Path) -> None:
     one = study.run(tiny(levels=1, rewind=(0, 4)), tmp_path / "runs")
     other = study.run(tiny(levels=1, model="lenet5"), tmp_path / "runs")
@@ -316,6 +382,39 @@ def test_networks_and_rewind_points_are_compared(tiny: Callable, tmp_path: Path)
     text = report.build_all([one, other]).read_text()
     assert "Schedules" not in text
     assert "LeNet-300-100 on few; LeNet-5 on few: 2 studies compared" in text
+
+
+@pytest.fixture
+def two_runs(tiny: Callable, tmp_path: Path) -> list[Path]:
+    return [
+        study.run(tiny(levels=levels, model=model), tmp_path / "runs")
+        for levels, model in ((1, "lenet300"), (0, "lenet5"))
+    ]
+
+
+def test_a_comparison_of_means_of_evaluations_says_so(two_runs: list[Path]) -> None:
+    """It once replaced the comparison made without --last, and looked like it."""
+    plain, smooth = (report.build_all(two_runs, last=last) for last in (1, 2))
+    assert plain != smooth
+    said = "Accuracies and losses at the end are means of the last 2 evaluations"
+    assert said in smooth.read_text()
+    assert "means of the last" not in plain.read_text()
+    mixed = compare.build([Run(two_runs[0], 2), Run(two_runs[1])])
+    assert f"the end of {two_runs[0].name} are means of the last 2 evaluations" in mixed.read_text()
+
+
+def test_a_run_folder_is_compared_from_inside(two_runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = two_runs
+    usual = compare.build(two_runs)
+    monkeypatch.chdir(one)
+    assert compare.build([".", Path("..") / other.name]) == usual
+    assert {line.partition(",")[0] for line in (usual.parent / "comparison.csv").read_text().split()[1:]} == {
+        one.name,
+        other.name,
+    }
+    assert f"{one.name}, {other.name}" in usual.read_text()
+    with pytest.raises(UserError, match="is named twice"):
+        compare.build([".", Path("..") / one.name])
 
 
 def test_overrides_go_to_every_study_of_a_sweep(command_line: Call, command: Call, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ..page import Drawn, Section, Table
 from ..rows import COLUMNS, TICKET
 from ..run import Run, open_run
 from . import budget, equal, figures
-from .entries import Entry, Point, at_most, entries
+from .entries import ONE_SHOT, Entry, Point, at_most, entries
 
 # The percentage points of mean accuracy that the cheapest schedule may lose to the best one.
 MARGIN = 0.2
@@ -26,6 +27,8 @@ _DENSITIES = (0.5, 0.2, 0.1, 0.05)
 def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) -> Path:
     """Writes `comparisons/NAME-HASH/` beside the first run folder; returns the path of its `index.html`.
 
+    The hash is of the names of the runs, and of the evaluations of which their accuracies are the means.
+
     Args:
         runs: two run folders or more.
         only_if_changed: whether to keep a comparison that is whole and up to date.
@@ -34,7 +37,8 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
         UserError: one is no run folder, or has no cell, or the page cannot be written.
     """
     paths = [run.path if isinstance(run, Run) else Path(run) for run in runs]
-    twice = [str(path) for i, path in enumerate(paths) if path.absolute() in map(Path.absolute, paths[:i])]
+    places = [Path(os.path.abspath(path)) for path in paths]
+    twice = [str(path) for i, path in enumerate(paths) if places[i] in places[:i]]
     if twice:
         raise UserError(f"run: {twice[0]!r} is named twice; name every run folder once.")
     opened = [open_run(run) for run in runs]
@@ -48,9 +52,9 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
                     f"{home.command('merge', a, b, '--into', 'FOLDER')}, and name that."
                 )
     names = [*dict.fromkeys(study["config"]["name"] for study in about)]
-    digest = _digest(" ".join(sorted(path.name for path in paths)))[:8]
-    folder = paths[0].parent / "comparisons" / f"{'-'.join(names[:3])}-{digest}"
-    table = tables.to_csv(["run", *COLUMNS], [[run.path.name, *row] for run in opened for row in run.rows])
+    digest = _digest(" ".join(sorted(map(_compared, opened))))[:8]
+    folder = places[0].parent / "comparisons" / f"{'-'.join(names[:3])}-{digest}"
+    table = tables.to_csv(["run", *COLUMNS], [[run.name, *row] for run in opened for row in run.rows])
     shows = _digest(json.dumps([table, about]))
     if only_if_changed and page.is_whole(folder, shows):
         return folder / "index.html"
@@ -77,9 +81,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _compared(run: Run) -> str:
+    """A run's name, with the evaluations of which its accuracies are the means, if they are."""
+    return run.name if run.last == 1 else f"{run.name} --last {run.last}"
+
+
 def _notes(runs: Sequence[Run], found: Sequence[Entry]) -> list[str]:
-    """The runs and networks that are not shown."""
-    without = [run.path.name for run in runs if all(row.arm != TICKET for row in run.rows)]
+    """The runs and networks that are not shown, and what accuracies are the means of."""
+    without = [run.name for run in runs if all(row.arm != TICKET for row in run.rows)]
     points = [(entry.name, point) for entry in found for of_arm in entry.arms.values() for point in of_arm]
     emptied = sorted({name for name, point in points if not point.density})
     notes = [f"Not shown, as no ticket is trained yet: {', '.join(without)}."] if without else []
@@ -88,6 +97,14 @@ def _notes(runs: Sequence[Run], found: Sequence[Entry]) -> list[str]:
             "Networks without a single weight left have no place on the log scale of densities: some of "
             f"{'; '.join(emptied)}."
         )
+    by_last = tables.grouped((run.last, run.name) for run in runs)
+    for last, of in by_last.items():
+        if last > 1:
+            whose = f" of {', '.join(of)}" if len(by_last) > 1 else ""
+            notes.append(
+                f"Accuracies and losses at the end{whose} are means of the last {last} evaluations; train "
+                "accuracy is that of the end."
+            )
     return notes
 
 
@@ -149,7 +166,7 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
 
 def targets(found: Sequence[Entry]) -> list[float]:
     """The densities at which schedules are compared: those of one-shot pruning, or the default ones."""
-    shot = {float(f"{point.density:.3g}") for e in found if e.how == "one-shot" for point in e.tickets}
+    shot = {float(f"{point.density:.3g}") for e in found if e.how == ONE_SHOT for point in e.tickets}
     lowest = max(min((point.density for point in entry.tickets), default=1.0) for entry in found)
     return sorted(shot, reverse=True) or [density for density in _DENSITIES if density >= lowest]
 
@@ -249,7 +266,7 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     seconds = sum(row.seconds for run in runs for row in run.rows)
     return [
         ("Commands", "; ".join(commands)),
-        ("Run folders", ", ".join(run.path.name for run in runs)),
+        ("Run folders", ", ".join(run.name for run in runs)),
         ("Time", f"{seconds / 60:.1f} minutes of training in all"),
         ("Devices", ", ".join(dict.fromkeys(run.about.get("devices") or "not known" for run in runs))),
         ("Commit", ", ".join(dict.fromkeys(run.about.get("git") or "not known" for run in runs))),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
+from lthjax import imp
 from lthjax.arms import ARMS
 from lthjax.fields import About
 from lthjax.measures import stats
@@ -26,8 +27,9 @@ from ..tables import grouped
 CLAIMED = 10.0
 # The density from which on the claim is made.
 _SPARSE = 0.2
-# Fields of a study's identity that are its training's length, or only add cells.
-_LENGTH = ("train.steps", "train.epochs", "train.eval_every", "levels")
+# Fields of a study's identity that are its training's length. Its number of levels is in it only where the
+# densities depend on it.
+_LENGTH = ("train.steps", "train.epochs", "train.eval_every")
 
 
 class Gap(NamedTuple):
@@ -113,14 +115,15 @@ def claims(found: Sequence[Gap]) -> list[Finding]:
 
     Differences of gaps are paired by seed; the test set's error of either gap counts.
     """
-    said = []
-    for (_, _, control), of_place in itertools.groupby(found, key=lambda gap: gap.place):
+    said, rewound = [], _rewound(found)
+    for (chain, _, control), of_place in itertools.groupby(found, key=lambda gap: gap.place):
         short, *_, long = of_place
-        share = words.share(long.density)
+        tickets = f"{words.share(long.density)}{rewound[chain]}"
         most = long.ten
         said.append(
             Finding(
-                f"Tickets of {share} beat {control} by {CLAIMED:g} points or more after {long.steps:,} steps",
+                f"Tickets of {tickets} beat {control} by {CLAIMED:g} points or more after {long.steps:,} "
+                "steps",
                 most.outcome,
                 words.decided(most, "+.2f", " pp"),
                 len(long.values),
@@ -146,6 +149,12 @@ def claims(found: Sequence[Gap]) -> list[Finding]:
     return [settled(one) for one in said]
 
 
+def _rewound(found: Sequence[Gap]) -> dict[str, str]:
+    """Chain -> words that tell it from the others, after the density of its tickets; "" of a single chain."""
+    there = dict.fromkeys(gap.chain for gap in found)
+    return {chain: f" rewound to step {imp.rewind_of(chain):,}" if len(there) > 1 else "" for chain in there}
+
+
 def by_outcome(found: Sequence[Gap]) -> dict[str, list[int]]:
     """Whether a gap is 10 points or more -> the steps after which that is so."""
     return grouped((_of_ten(gap), gap.steps) for gap in found)
@@ -157,14 +166,14 @@ def _of_ten(gap: Gap) -> str:
 
 def table(found: Sequence[Gap]) -> Table:
     """A line for every gap: how large, whether 10 points or more, and how many controls still learn."""
-    lines = []
+    lines, rewound = [], _rewound(found)
     for gap in found:
         verdict = _of_ten(gap)
         _, _, bound = words.decided(gap.ten, "+.2f", rule="").partition(", ")
         learning = f"{gap.control_ends.learning} of {gap.control_ends.networks}"
         lines.append(
             [
-                f"{words.share(gap.density)}, {gap.control}",
+                f"{words.share(gap.density)}{rewound[gap.chain]}, {gap.control}",
                 f"{gap.steps:,}",
                 words.points(gap.interval),
                 str(len(gap.values)),
@@ -213,8 +222,9 @@ def section(found: Sequence[Gap], heading: str) -> Section:
     """The part of the comparison's page; of one gap at least."""
     shown = next((gap for gap in found if gap.density <= _SPARSE), found[0])
     short, *_, long = [gap for gap in found if gap.place == shown.place]
+    tickets = f"{words.share(short.density)}{_rewound(found)[shown.chain]}"
     lead = (
-        f"After {short.steps:,} steps tickets of {words.share(short.density)} are "
+        f"After {short.steps:,} steps tickets of {tickets} are "
         f"{words.points(short.interval)} points from {short.control}, after {long.steps:,} steps "
         f"{words.points(long.interval)}."
     )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lthjax import config, imp, sweep
 from lthjax.fields import About
@@ -12,6 +12,7 @@ from lthjax.measures.stats import Interval
 
 from ..differences import mean_accuracy
 from ..rows import TICKET, Row, accuracies, arms, by_level, chains, percent, select
+from ..tables import grouped
 from ..words import title
 
 # Fields left out of the names: they only add cells, or are in the title.
@@ -19,6 +20,8 @@ _LEFT_OUT = ("name", "seeds", "arms", "repeats", "control_levels", "rewind", "mo
 # And those that are left out where other fields tell the studies apart.
 _SELDOM = ("data.validation", "train.eval_every")
 _VALIDATION = "validation_accuracy"
+# The `how` of entries whose points are of several runs.
+ONE_SHOT = "one-shot"
 
 
 class Point(NamedTuple):
@@ -43,7 +46,7 @@ class Point(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """The levels of a run's chain, or the one-shot tickets of several runs.
+    """The levels of a run's chain, or the one-shot tickets of several runs with one dense network.
 
     Attributes:
         how: the pruning schedule where it differs, else the title of the run.
@@ -79,9 +82,12 @@ def entries(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Ent
     labels = _labels(studies, (*_LEFT_OUT, *_SELDOM))
     if len({*zip(titles, labels, strict=True)}) < len(studies):
         labels = _labels(studies, _LEFT_OUT)
+    parts = [
+        _split(study, label, titles[0]) if len(set(titles)) == 1 else (heading, label)
+        for study, label, heading in zip(studies, labels, titles, strict=True)
+    ]
     found: dict[tuple[str, str], Entry] = {}
-    for study, label, facts, rows in zip(studies, labels, about, tables, strict=True):
-        how, variant = _split(study, label, titles[0]) if len(set(titles)) == 1 else (title(facts), label)
+    for (how, variant), facts, rows in zip(_unique(parts, studies, about), about, tables, strict=True):
         for chain in [c for c in chains(rows) if imp.leader(c) == TICKET]:
             several = len(chains(rows)) > 1 or imp.rewind_of(chain) > 0
             rewound = f"rewound to {imp.rewind_of(chain)}" if several else ""
@@ -113,10 +119,36 @@ def _split(study: config.Study, label: str, heading: str) -> tuple[str, str]:
     schedule = sweep.schedule(study)
     if not label.startswith(schedule):
         return heading, label
-    how, _, scope = schedule.rpartition(", ")
-    if study.levels == 1 and study.prune.density is not None:
-        how = "one-shot"
-    return how, scope + label.removeprefix(schedule)
+    how = ONE_SHOT if _is_one_shot(study) else sweep.rounds(study)
+    return how, sweep.scope(study) + label.removeprefix(schedule)
+
+
+def _unique(
+    parts: Sequence[tuple[str, str]], studies: Sequence[config.Study], about: Sequence[About]
+) -> list[tuple[str, str]]:
+    """(how, variant) of every run, so that only one-shot runs of one dense network share theirs.
+
+    Where others would, as runs on other data of one name, their variants get the fields that differ.
+    """
+    every = [_told(study, of) for study, of in zip(studies, about, strict=True)]
+    alike = grouped(zip(parts, every, strict=True))
+    made = []
+    for (how, variant), own in zip(parts, every, strict=True):
+        others = alike[how, variant]
+        differing = [f"{name} {own[name]}" for name in own if any(o.get(name) != own[name] for o in others)]
+        made.append((how, ", ".join(part for part in (variant, *differing) if part)))
+    return made
+
+
+def _told(study: config.Study, about: About) -> dict[str, Any]:
+    """The fields in which runs of one entry do not differ, by dotted name."""
+    usual = {**config.defaults(), "prune.criterion_version": 1}
+    free = sweep.SCHEDULE if _is_one_shot(study) else ()
+    return {name: value for name, value in {**usual, **about["identity"]}.items() if name not in free}
+
+
+def _is_one_shot(study: config.Study) -> bool:
+    return study.levels == 1 and study.prune.density is not None
 
 
 def _point(rows: Sequence[Row], chain: str, cells: Sequence[Row], total: int) -> Point:

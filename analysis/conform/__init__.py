@@ -29,7 +29,6 @@ from .. import words
 from ..differences import difference, floor
 from ..page import Section, Table
 from ..record import LEAST_SEEDS
-from ..rows import TICKET
 from . import ledger as ledgers
 from . import settings
 from .ledger import BEST, COUNTS, EARLY, Ledger, Line
@@ -139,9 +138,15 @@ def _level(measured: Measured, line: Line, rewind: int) -> tuple[int, str]:
     if not levels:
         return 0, f"not measured: no ticket is rewound to step {rewind:,}"
     if line.density == BEST:
+        if not measured.shared(line.other, rewind, line.at == EARLY):
+            return 0, "not measured"
         return measured.best(line.other, rewind, line.at == EARLY), ""
     wanted = float(line.density)
-    level = min(levels, key=lambda n: abs(math.log(measured.density(n, rewind) / wanted)))
+    # A level without a single weight left is near no density.
+    alive = [level for level in levels if measured.density(level, rewind)]
+    if not alive:
+        return 0, "not measured: no ticket has a weight left"
+    level = min(alive, key=lambda n: abs(math.log(measured.density(n, rewind) / wanted)))
     near = measured.density(level, rewind)
     if abs(math.log(near / wanted)) > math.log(_NEAR):
         return 0, f"not measured: the nearest level has {words.share(near)}"
@@ -152,7 +157,7 @@ def _looked(measured: Measured, line: Line, rewind: int) -> int:
     """The levels of which a line's level is the best."""
     if line.density != BEST:
         return 1
-    return max(1, len(measured.levels(TICKET if line.other == DENSE else line.other, rewind)))
+    return max(1, len(measured.shared(line.other, rewind, line.at == EARLY)))
 
 
 def _quantity(measured: Measured, line: Line, level: int, rewind: int) -> str:
@@ -239,7 +244,7 @@ def _mark(line: Line, ours: _Ours) -> Mark:
 def _published(line: Line) -> str:
     if not line.value:
         return "–"
-    value = f"{int(line.value):,}" if line.quantity in COUNTS else line.value
+    value = f"{int(float(line.value)):,}" if line.quantity in COUNTS else line.value
     spread = f" ± {line.spread:g}" if line.spread else ""
     return f"{_RELATIONS[line.relation]}{value}{'×' if line.quantity == 'speedup' else ''}{spread}"
 

@@ -20,6 +20,7 @@ Columns, all text; a field may be empty where nothing is said:
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,10 +133,14 @@ def _check(where: str, line: Line) -> None:
         return
     if line.relation not in RELATIONS:
         raise wrong("relation", ", ".join(RELATIONS))
-    if not is_number(line.value):
+    if not (is_number(line.value) and math.isfinite(float(line.value))):
         raise wrong("value", "a number")
+    if line.quantity in COUNTS and not (float(line.value).is_integer() and float(line.value) > 0):
+        raise wrong("value", "a whole number above 0")
     if line.quantity == "speedup" and float(line.value) <= 0:
         raise wrong("value", "a ratio above 0")
+    if line.spread is not None and not 0 <= line.spread < math.inf:
+        raise wrong("spread", "a number of 0 or more, or empty")
     if line.relation == "=" and line.quantity not in COUNTS:
         least = 1 if line.quantity == "speedup" else 0
         if line.margin is None or not line.margin > least:

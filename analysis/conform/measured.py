@@ -48,9 +48,11 @@ class Measured(Cells):
 
     def cells(self, arm: str, level: int = 0, rewind: int = 0) -> list[Row]:
         """The cells of an arm at a level; the dense network has neither level nor rewind step."""
-        chain = DENSE if arm == DENSE else f"rewind-{rewind}"
-        found = select(self.rows, chain=chain, arm=arm, level=0 if arm == DENSE else level)
-        return self._known(found or None, f"it has no cell {chain}, level {level}, {arm}")
+        found = self._cells(arm, level, rewind)
+        return self._known(found or None, f"it has no cell {_chain(arm, rewind)}, level {level}, {arm}")
+
+    def _cells(self, arm: str, level: int, rewind: int) -> list[Row]:
+        return select(self.rows, chain=_chain(arm, rewind), arm=arm, level=0 if arm == DENSE else level)
 
     def of_seeds(self, arm: str, level: int = 0, rewind: int = 0, early: bool = False) -> dict[int, float]:
         """Seed -> test accuracy in percent, at the end or at the step of the lowest validation loss."""
@@ -70,9 +72,16 @@ class Measured(Cells):
         return mean_interval(self.gaps(arm, other, level, rewind, early))
 
     def best(self, other: str = DENSE, rewind: int = 0, early: bool = False) -> int:
-        """The level at which the mean ticket is furthest above another arm."""
-        levels = self.levels("ticket" if other == DENSE else other, rewind)
+        """The level at which the mean ticket is furthest above another arm, of those that it shares."""
+        levels = self._known(
+            self.shared(other, rewind, early) or None, f"it has no level of the ticket and {other}"
+        )
         return max(levels, key=lambda level: self.gap("ticket", other, level, rewind, early).mean)
+
+    def shared(self, other: str = DENSE, rewind: int = 0, early: bool = False) -> list[int]:
+        """The levels at which a seed has both the ticket and another arm."""
+        there = [level for level in self.levels(rewind=rewind) if self._cells(other, level, rewind)]
+        return [level for level in there if self.gaps("ticket", other, level, rewind, early)]
 
     def steps(self, arm: str, level: int, rewind: int = 0) -> dict[int, float]:
         """Seed -> step of the lowest validation loss."""
@@ -128,6 +137,10 @@ class Measured(Cells):
         below = [self.gap("ticket", other, level).high < 0 for level in self.levels()]
         firm = (level for place, level in enumerate(self.levels()) if all(below[place:]))
         return self._known(next(firm, None), f"its tickets are not below {other} at the end")
+
+
+def _chain(arm: str, rewind: int) -> str:
+    return DENSE if arm == DENSE else f"rewind-{rewind}"
 
 
 def opened(folder: Path) -> Measured:

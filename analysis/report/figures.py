@@ -205,19 +205,20 @@ def _lines(
         if interval.n >= draw.BAND_FROM:
             axes.axhspan(interval.low, interval.high, color=colour, alpha=0.12, lw=0)
     there, left = chains(rows), set[float]()
-    for line, chain in zip(draw.LINES * 9, there, strict=False):
+    for place, chain in enumerate(there):
         for arm in arms(rows):
             levels = by_level(select(rows, chain=chain, arm=arm)).values()
             density = [100 * float(np.mean([row.density for row in of])) for of in levels]
             seeds = [[unit * value for value in by_seed(of, column).values()] for of in levels]
             # A density of 0 has no place on a log scale.
-            points = [(place, of) for place, of in zip(density, seeds, strict=True) if place and of]
+            points = [(share, of) for share, of in zip(density, seeds, strict=True) if share and of]
             if points:
                 x, values = zip(*points, strict=True)
                 left.update(x)
                 shown += [value for of_level in values for value in of_level]
                 name = named(chain, arm) if len(there) > 1 else arm
-                draw.curve(axes, x, values, (*draw.look(arm), line), name, within=within)
+                style = (*draw.look(arm), draw.chain_line(place))
+                draw.curve(axes, x, values, style, name, within=within)
     return left, shown
 
 

@@ -29,7 +29,7 @@ def drawn(run: Run, found: Retrained) -> Drawn:
     for chain, arm in series(found):
         levels = [row for _, row in sorted(found.of(chain, arm).items()) if row.accuracy]
         if levels:
-            line = draw.LINES[several.index(chain) % len(draw.LINES)]
+            line = draw.chain_line(several.index(chain))
             values = [list(row.accuracy.values()) for row in levels]
             x, style = [row.trainings for row in levels], (*draw.look(arm), line)
             draw.curve(axes, x, values, style, named(chain, arm), within=PERCENT)
