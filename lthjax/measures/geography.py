@@ -137,7 +137,13 @@ def ticket(layers: Named, mask: PyTree, weights: PyTree) -> TicketKernels:
 
 
 def compare(
-    layers: Named, a: TicketKernels, b: TicketKernels, draws: int, generator: np.random.Generator
+    layers: Named,
+    a: TicketKernels,
+    b: TicketKernels,
+    draws: int,
+    generator: np.random.Generator,
+    *,
+    units: bool = False,
 ) -> list[Likeness]:
     """The overlap of two tickets under every matching: per layer, in all layers together, at the inputs.
 
@@ -146,10 +152,11 @@ def compare(
         a, b: the tickets.
         draws: number of shuffles of both tickets, 1 or more.
         generator: draws the shuffles.
+        units: whether the tickets were pruned in whole units, which are then shuffled whole.
     """
     drawn, groups = [], wiring.groups(layers)
     for _ in range(draws):
-        x, y = (TicketKernels(*shuffled(generator, *ticket)) for ticket in (a, b))
+        x, y = (TicketKernels(*shuffled(generator, *ticket, units=units)) for ticket in (a, b))
         drawn.append(_overlaps(x, y, groups))
     density = [float(x.mean() + y.mean()) / 2 for x, y in zip(a.mask, b.mask, strict=True)]
     every = float(np.concatenate([mask.ravel() for mask in (*a.mask, *b.mask)]).mean())
