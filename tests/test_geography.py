@@ -142,6 +142,9 @@ def test_pairs_are_worth_their_seeds() -> None:
     own = {3: 1.0, 5: 4.0, 8: 2.5, 9: 0.5}
     values = {(a, b): (own[a] + own[b]) / 2 for a, b in itertools.combinations(own, 2)}
     np.testing.assert_allclose(geography.over_pairs(values), list(own.values()))
+    # Without a pair their mean would not be that of the pairs, or there would be none without a seed.
+    with pytest.raises(UserError, match="the pair of seeds 5 and 8 is missing"):
+        geography.over_pairs({pair: value for pair, value in values.items() if pair != (5, 8)})
 
 
 def kept(widths: tuple[int, ...], density: float, seed: int) -> TicketKernels:

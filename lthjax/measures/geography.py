@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from lthjax.errors import UserError
 from lthjax.measures import transfer, wiring
 from lthjax.measures.layers import shuffled
 from lthjax.measures.wiring import Named
@@ -346,8 +347,14 @@ def over_pairs(values: dict[tuple[int, int], float]) -> list[float]:
 
     Returns:
         One value per seed; for two seeds the one value of their pair.
+
+    Raises:
+        UserError: a pair is missing, without which the mean of the pseudo-values is not U.
     """
     seeds = sorted({seed for pair in values for seed in pair})
+    for a, b in itertools.combinations(seeds, 2):
+        if not {(a, b), (b, a)} & values.keys():
+            raise UserError(f"values: the pair of seeds {a} and {b} is missing.")
     if len(seeds) < 3:
         return list(values.values())
     mean, n = float(np.mean(list(values.values()))), len(seeds)
