@@ -17,6 +17,7 @@ from analysis import forgetting as analysed
 from analysis.forgetting.table import EventRow
 from analysis.work import Work
 from lthjax import config, models, study
+from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import examples
@@ -128,6 +129,7 @@ def test_forgetting_of_a_run(
         assert row.unforgettable == row.learned - row.events
         assert (row.like_dense is None) == (row.arm == DENSE)
     check_a_second_call(run, where, monkeypatch)
+    check_an_arm_that_is_not_loaded(run, where, monkeypatch)
     for options, said in (
         ({"every": 13}, "--every: 13 is not allowed; it must be from 1 to 12"),
         ({"every": 12}, "--every: 12 is not allowed; it looks at step 12 alone"),
@@ -138,6 +140,17 @@ def test_forgetting_of_a_run(
     ):
         with pytest.raises(UserError, match=said):
             record.perform(analysed.ANALYSIS, run, **where, **options)
+
+
+def check_an_arm_that_is_not_loaded(run: Path, where: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
+    """A call for other arms, too, ends with the sentence that says what to load."""
+    said = r"the arm 'reinit' is a row of a config file.*by --config"
+    with patch.context() as without:
+        without.delitem(ARMS, "reinit")
+        with pytest.raises(UserError, match=said):
+            record.perform(analysed.ANALYSIS, run, every=6, images=60, arms=("ticket",), **where)
+        with pytest.raises(UserError, match=said):
+            open_run(run).prepared((0,), where["data_dir"])
 
 
 def check_a_second_call(run: Path, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
