@@ -110,6 +110,7 @@ def compute(
     images: jax.Array,
     labels: jax.Array,
     names: Iterable[str] = tuple(SCORES),
+    training: Callable[[PyTree, jax.Array], jax.Array] | None = None,
 ) -> dict[str, PyTree]:
     """Scores of all weights, name -> a pytree like the parameters. Works under `jit`.
 
@@ -120,21 +121,20 @@ def compute(
         images: float32 [batches, B, H, W, C], normalised; one batch at a time is in memory.
         labels: int32 [batches, B].
         names: keys of `SCORES`.
+        training: the logits in training, of which the loss over all images is; by default `logits`.
     """
+    of_batch = logits if training is None else training
 
-    def batch_loss(
-        params: PyTree, images: jax.Array, labels: jax.Array, temperature: float = 1.0
-    ) -> jax.Array:
-        seen = logits(params, images) / temperature
-        return optax.softmax_cross_entropy_with_integer_labels(seen, labels).mean()
+    def entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def loss(params: PyTree, temperature: float = 1.0) -> jax.Array:
         # Recomputed in the backward pass, so that memory does not grow with the number of batches.
-        one = jax.checkpoint(lambda batch: batch_loss(params, batch[0], batch[1], temperature))
+        one = jax.checkpoint(lambda batch: entropy(of_batch(params, batch[0]) / temperature, batch[1]))
         return jax.lax.map(one, (images, labels)).mean()
 
     def example(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
-        return batch_loss(params, image[None], label[None])
+        return entropy(logits(params, image[None]), label[None])
 
     # No score uses the key.
     key, shape = jax.random.key(0), (1, *images.shape[2:])
@@ -146,8 +146,9 @@ def compute(
 def scorer(model: Model) -> Callable[..., dict[str, PyTree]]:
     """Compiled `compute`: (initial weights, state at step t, images, labels, names=...) -> name -> scores.
 
-    Batch statistics are recomputed for the state's weights and the images, as the running statistics are
-    not yet meaningful at step 0.
+    The loss of SNIP and GraSP is that of training, as for the criteria: batches are normalised by their own
+    statistics. For other scores batch statistics are recomputed for the state's weights and the images, as
+    the running statistics are not yet meaningful at step 0.
     """
 
     @partial(jax.jit, static_argnames="names")
@@ -159,8 +160,11 @@ def scorer(model: Model) -> Callable[..., dict[str, PyTree]]:
         def logits(params: PyTree, images: jax.Array) -> jax.Array:
             return model.apply(params, stats, images, False)[0]
 
+        def training(params: PyTree, images: jax.Array) -> jax.Array:
+            return model.apply(params, stats, images, True)[0]
+
         with jax.default_matmul_precision("float32"):
-            return compute(logits, initial, now.params, images, labels, names)
+            return compute(logits, initial, now.params, images, labels, names, training)
 
     return compiled
 
