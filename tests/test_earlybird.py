@@ -178,6 +178,24 @@ def test_the_verdict(steps: list[int | None], every: int, outcome: str) -> None:
     assert found.beside == "two random masks of that density pass the same rule"
 
 
+def test_levels_of_one_printed_density_keep_their_own_seeds() -> None:
+    """Of five and of three seeds; the latter decides, though it is printed as the former is."""
+    settled = [of._replace(level=20, density=0.00112) for of in draws([12, 13, 14, 12, 13])["draws.csv"]]
+    late = [of._replace(level=21, density=0.00094) for of in draws([90, None, None])["draws.csv"]]
+    (found,) = analysed.findings(open_run_like(), {"draws.csv": [*settled, *late]})
+    assert (found.outcome, found.n) == ("refuted", 3)
+    assert "; 2 of 3 never, counted as 100 %" in found.estimate
+
+
+def test_the_seeds_of_a_claim_are_those_of_the_level_with_fewest() -> None:
+    """A level with one seed has no bound that could decide, whatever its step."""
+    several = draws([14, 14, 16])["draws.csv"]
+    for step in (10, 18):
+        alone = draws([step])["draws.csv"][0]._replace(level=2, density=0.1)
+        (found,) = analysed.findings(open_run_like(), {"draws.csv": [*several, alone]})
+        assert (found.n, record.settled(found).outcome) == (1, "too few seeds")
+
+
 def open_run_like() -> Any:
     """Findings read nothing but the table."""
     return None

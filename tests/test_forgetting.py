@@ -86,6 +86,18 @@ def test_verdicts_by_hand() -> None:
     assert (lacking.outcome, lacking.estimate) == ("not tested", "no control was replayed")
 
 
+def test_the_seeds_of_a_claim_are_those_of_the_level_with_fewest() -> None:
+    """A level with one seed has no bound that could decide, whatever its mean."""
+    found = rows(dense=[(40, None), (41, None), (42, None)], ticket=[(20, 0.5), (22, 0.5), (24, 0.5)])
+    for events in (5, 39):
+        alone = found["events.csv"][3]._replace(level=7, events=events)
+        own, _ = analysed.findings(
+            SimpleNamespace(path=Path("runs/A")),  # type: ignore[arg-type]
+            {"events.csv": [*found["events.csv"], alone]},
+        )
+        assert (own.n, record.settled(own).outcome) == (1, "too few seeds")
+
+
 def test_fewer_events_alone_lower_the_rank_correlation() -> None:
     """Why there is no verdict on it: all networks find the very same images hard."""
     draw = np.random.default_rng(0)
