@@ -269,6 +269,10 @@ def test_pixel_variance() -> None:
     expected = (images / 255 / std).reshape(30, -1).var(0)
     np.testing.assert_allclose(got.reshape(24, 5), np.tile(expected[:, None], (1, 5)))
     assert scores.pixel_variance(images, std, mask | {"conv": np.ones((3, 3, 2, 4), bool)}) == {}
+    # Hidden layers as wide as the image: the first one by name, or that which is used first.
+    wide = {name: np.ones((24, 24), bool) for name in ("fc1", "fc10", "fc2")}
+    assert [*scores.pixel_variance(images, std, wide)] == ["fc1"]
+    assert [*scores.pixel_variance(images, std, wide, ("fc2", "bias", "fc1", "fc10"))] == ["fc2"]
 
 
 def test_leaves_by_path() -> None:

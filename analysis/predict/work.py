@@ -233,7 +233,8 @@ class _Predicting(trainings.Work):
         """A seed's split, and for every weight the variance of the pixel that it reads."""
         split = data.split(self.prepared.dataset, seed, self.prepared.study.data.validation)
         images = self.prepared.dataset.train_images[split.train]
-        return split, scores.pixel_variance(images, split.std, self._whole)
+        order = self._asked.prepared.model.order
+        return split, scores.pixel_variance(images, split.std, self._whole, order)
 
     def train_predicted(self) -> None:
         """Trains the predicted masks that are missing, and the same shuffled within layers."""

@@ -9,7 +9,7 @@ A higher score means that the weight is predicted to survive. All scores but Fis
     found["snip"]["fc1"]["kernel"]          # float32 [784, 300]
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -169,24 +169,28 @@ def scorer(model: Model) -> Callable[..., dict[str, PyTree]]:
     return compiled
 
 
-def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree) -> Layers:
+def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree, order: Sequence[str] = ()) -> Layers:
     """The variance of the pixel that a weight of the first layer reads.
 
     Args:
         images: uint8 [N, H, W, C], the train split.
         std: [C], the divisor of pixels in [0, 1].
         mask: any mask of the network; only its shapes are used.
+        order: of `lthjax.models.Model`; without it leaves are in the order of their names.
 
     Returns:
-        float64 [n] for the first leaf of a fully connected network, whose inputs are the pixels. Empty
-        for convolutional networks, as their weights read every pixel.
+        float64 [n] for the first leaf of a fully connected network with as many inputs as there are pixels.
+        Empty for convolutional networks, as their weights read every pixel.
     """
     height, width, channels = images.shape[1:]
     pixels = height * width * channels
-    leaves = {path: m.shape for path, m in layers.by_layer(mask, mask).items()}
+    leaves = {path: m.shape for path, m in layers.by_number(layers.by_layer(mask, mask)).items()}
     first = [path for path, shape in leaves.items() if len(shape) == 2 and shape[0] == pixels]
-    if len(first) != 1 or any(len(shape) != 2 for shape in leaves.values()):
+    if not first or any(len(shape) != 2 for shape in leaves.values()):
         return {}
+    # A hidden layer may be as wide.
+    if {*first} <= {*order}:
+        first.sort(key=order.index)
     # Integer sums, so that the result does not depend on the order.
     total, squares = np.zeros(pixels, np.int64), np.zeros(pixels, np.int64)
     for part in np.array_split(images, max(1, len(images) // 5000)):
