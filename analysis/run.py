@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lthjax import config, data, imp, models, record
+from lthjax.arms import ARMS
 from lthjax.catalogue import Unreachable
 from lthjax.errors import UserError, shell
 from lthjax.fields import About, Result
@@ -175,18 +176,24 @@ class Run:
     def _network(self) -> Model:
         name, made = self.study.model, self.about["data"]
         if name not in models.MODELS:
-            there = shell("--config", self.path / places.CONFIG)
-            how = (
-                f"run again with {there}"
-                if (self.path / places.CONFIG).is_file()
-                else "give its file by --config"
-            )
-            raise UserError(
-                f"{self.path}: the network {name!r} is a row of a config file, which is code and is not run "
-                f"unasked; {how}, or in Python import the file that adds it."
-            )
+            raise self._not_loaded(f"network {name!r}")
         height, width, channels = made["shape"]
         return models.build(name, (height, width, channels), made["classes"], self.study.init)
+
+    def _not_loaded(self, what: str) -> UserError:
+        """The error for a row of the study that is from outside the package."""
+        there = (self.path / places.CONFIG).is_file()
+        again = f"run again with {shell('--config', self.path / places.CONFIG)}"
+        return UserError(
+            f"{self.path}: the {what} is a row of a config file, which is code and is not run unasked; "
+            f"{again if there else 'give its file by --config'}, or in Python import the file that adds it."
+        )
+
+    def check_arms(self, arms: Iterable[str]) -> None:
+        """Raises a UserError for an arm that is from outside the package and not loaded here."""
+        for arm in arms:
+            if arm not in ARMS:
+                raise self._not_loaded(f"arm {arm!r}")
 
     def tickets(self, chain: str | None = None) -> Tickets:
         """The tickets of a chain; by default of the chain with the earliest rewind step.
@@ -208,8 +215,10 @@ class Run:
         """The run's study with these seeds; its data are those that the run was trained on.
 
         Raises:
-            UserError: the data differ, or cannot be read.
+            UserError: the data differ, or cannot be read; an arm of the study is from outside the package
+                and not loaded here.
         """
+        self.check_arms(self.study.arms)
         study = dataclasses.replace(self.study, seeds=tuple(sorted(seeds)))
         with _of_a_run():
             made = prepare(study, data_dir, trained=True)

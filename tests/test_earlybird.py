@@ -178,6 +178,24 @@ def test_the_verdict(steps: list[int | None], every: int, outcome: str) -> None:
     assert found.beside == "two random masks of that density pass the same rule"
 
 
+def test_levels_of_one_printed_density_keep_their_own_seeds() -> None:
+    """Of five and of three seeds; the latter decides, though it is printed as the former is."""
+    settled = [of._replace(level=20, density=0.00112) for of in draws([12, 13, 14, 12, 13])["draws.csv"]]
+    late = [of._replace(level=21, density=0.00094) for of in draws([90, None, None])["draws.csv"]]
+    (found,) = analysed.findings(open_run_like(), {"draws.csv": [*settled, *late]})
+    assert (found.outcome, found.n) == ("refuted", 3)
+    assert "; 2 of 3 never, counted as 100 %" in found.estimate
+
+
+def test_the_seeds_of_a_claim_are_those_of_the_level_with_fewest() -> None:
+    """A level with one seed has no bound that could decide, whatever its step."""
+    several = draws([14, 14, 16])["draws.csv"]
+    for step in (10, 18):
+        alone = draws([step])["draws.csv"][0]._replace(level=2, density=0.1)
+        (found,) = analysed.findings(open_run_like(), {"draws.csv": [*several, alone]})
+        assert (found.n, record.settled(found).outcome) == (1, "too few seeds")
+
+
 def open_run_like() -> Any:
     """Findings read nothing but the table."""
     return None
@@ -190,14 +208,14 @@ def test_masks_of_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(models.MODELS, "narrow", models.Entry((Layer("fc1", 12),), 1, "for a test"))
-    prepared = tiny(model="narrow", arms=("ticket",), levels=1, prune=config.Prune(rate=0.7))
+    prepared = tiny(model="narrow", arms=("ticket",), levels=2, prune=config.Prune(rate=0.7))
     run, where = study.run(prepared, tmp_path / "runs"), {"data_dir": tmp_path / "data"}
     assert (
         record.found(analysed.ANALYSIS, open_run(run)) is None
     )  # fewer evaluations than the queue has masks
     (lacking,) = analysed.findings(open_run(run), None)
     assert (lacking.outcome, lacking.estimate) == ("not tested", "3 masks were drawn, the rule compares 5")
-    asked = ["--every", "3", "--queue", "2", "--threshold", "0.5"]
+    asked = ["--every", "3", "--queue", "2", "--threshold", "0.5", "--levels", "1"]
     record.command(analysed.ANALYSIS)([str(run), "--data-dir", str(where["data_dir"]), "--quiet", *asked])
     assert capsys.readouterr().out == f"{run / 'earlybird'}\n"
     check_section(analysed.ANALYSIS, run)
@@ -323,7 +341,10 @@ def test_a_dense_network_is_the_same_whatever_the_scope(
 def check_a_second_call(
     run: Path, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch, before: bytes
 ) -> None:
-    """A second call trains nothing, one that was stopped after a seed the other seed, another queue both."""
+    """A second call trains nothing, one that was stopped after a seed the other seed, another queue both.
+
+    Another level trains both and keeps what there is of the first.
+    """
     trained: list[int] = []
     train = Work.train
 
@@ -333,11 +354,32 @@ def check_a_second_call(
 
     monkeypatch.setattr(Work, "train", counted)
     asked: dict[str, Any] = {"every": 3, "queue": 2, "threshold": 0.5, **where}
-    record.perform(analysed.ANALYSIS, run, **asked)
+    record.perform(analysed.ANALYSIS, run, levels=(1,), **asked)
     assert trained == []
     shutil.rmtree(run / "earlybird" / "masks=1")
-    record.perform(analysed.ANALYSIS, run, **asked)
+    record.perform(analysed.ANALYSIS, run, levels=(1,), **asked)
     assert trained == [1]
     assert (run / "earlybird" / "masks.csv").read_bytes() == before
-    record.perform(analysed.ANALYSIS, run, **{**asked, "queue": 3})
-    assert trained == [1, 0, 1]
+    trained.clear()
+    shutil.copytree(run / "earlybird" / "masks=0", run / "kept")
+    about = json.loads((run / "kept" / "about.json").read_text())
+    # As earlier versions wrote it.
+    (run / "kept" / "about.json").write_text(json.dumps({**about, "levels": [1]}))
+    (run / "kept" / "checksums.json").unlink()
+    for levels, replayed in (((2,), [0, 1]), ((1,), []), ((1, 2), [])):
+        record.perform(analysed.ANALYSIS, run, levels=levels, **asked)
+        found = record.needed(analysed.ANALYSIS, open_run(run))
+        assert {(row.level, row.seed) for row in found["draws.csv"]} == {
+            (n, s) for n in levels for s in (0, 1)
+        }
+        assert trained == replayed
+        trained.clear()
+        if levels == (1,):
+            assert (run / "earlybird" / "masks.csv").read_bytes() == before
+    shutil.rmtree(run / "earlybird" / "masks=0")
+    (run / "kept").rename(run / "earlybird" / "masks=0")
+    record.perform(analysed.ANALYSIS, run, levels=(1,), **asked)
+    assert trained == []
+    assert (run / "earlybird" / "masks.csv").read_bytes() == before
+    record.perform(analysed.ANALYSIS, run, levels=(1,), **{**asked, "queue": 3})
+    assert trained == [0, 1]

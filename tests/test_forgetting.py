@@ -17,6 +17,7 @@ from analysis import forgetting as analysed
 from analysis.forgetting.table import EventRow
 from analysis.work import Work
 from lthjax import config, models, study
+from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import examples
@@ -85,6 +86,18 @@ def test_verdicts_by_hand() -> None:
     assert (lacking.outcome, lacking.estimate) == ("not tested", "no control was replayed")
 
 
+def test_the_seeds_of_a_claim_are_those_of_the_level_with_fewest() -> None:
+    """A level with one seed has no bound that could decide, whatever its mean."""
+    found = rows(dense=[(40, None), (41, None), (42, None)], ticket=[(20, 0.5), (22, 0.5), (24, 0.5)])
+    for events in (5, 39):
+        alone = found["events.csv"][3]._replace(level=7, events=events)
+        own, _ = analysed.findings(
+            SimpleNamespace(path=Path("runs/A")),  # type: ignore[arg-type]
+            {"events.csv": [*found["events.csv"], alone]},
+        )
+        assert (own.n, record.settled(own).outcome) == (1, "too few seeds")
+
+
 def test_fewer_events_alone_lower_the_rank_correlation() -> None:
     """Why there is no verdict on it: all networks find the very same images hard."""
     draw = np.random.default_rng(0)
@@ -128,6 +141,7 @@ def test_forgetting_of_a_run(
         assert row.unforgettable == row.learned - row.events
         assert (row.like_dense is None) == (row.arm == DENSE)
     check_a_second_call(run, where, monkeypatch)
+    check_an_arm_that_is_not_loaded(run, where, monkeypatch)
     for options, said in (
         ({"every": 13}, "--every: 13 is not allowed; it must be from 1 to 12"),
         ({"every": 12}, "--every: 12 is not allowed; it looks at step 12 alone"),
@@ -138,6 +152,17 @@ def test_forgetting_of_a_run(
     ):
         with pytest.raises(UserError, match=said):
             record.perform(analysed.ANALYSIS, run, **where, **options)
+
+
+def check_an_arm_that_is_not_loaded(run: Path, where: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
+    """A call for other arms, too, ends with the sentence that says what to load."""
+    said = r"the arm 'reinit' is a row of a config file.*by --config"
+    with patch.context() as without:
+        without.delitem(ARMS, "reinit")
+        with pytest.raises(UserError, match=said):
+            record.perform(analysed.ANALYSIS, run, every=6, images=60, arms=("ticket",), **where)
+        with pytest.raises(UserError, match=said):
+            open_run(run).prepared((0,), where["data_dir"])
 
 
 def check_a_second_call(run: Path, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,9 @@ def test_pairs_are_worth_their_seeds() -> None:
     own = {3: 1.0, 5: 4.0, 8: 2.5, 9: 0.5}
     values = {(a, b): (own[a] + own[b]) / 2 for a, b in itertools.combinations(own, 2)}
     np.testing.assert_allclose(geography.over_pairs(values), list(own.values()))
+    # Without a pair their mean would not be that of the pairs, or there would be none without a seed.
+    with pytest.raises(UserError, match="the pair of seeds 5 and 8 is missing"):
+        geography.over_pairs({pair: value for pair, value in values.items() if pair != (5, 8)})
 
 
 def kept(widths: tuple[int, ...], density: float, seed: int) -> TicketKernels:
@@ -150,20 +153,21 @@ def kept(widths: tuple[int, ...], density: float, seed: int) -> TicketKernels:
     return TicketKernels(masks, [m * generator.random(m.shape).astype(np.float32) for m in masks])
 
 
-def compared(of_seeds: dict[int, TicketKernels]) -> list[OverlapRow]:
+def compared(of_seeds: dict[int, TicketKernels], units: bool = False) -> list[OverlapRow]:
     layers = dense(12, 8).layers
     found = []
     for seed, other in itertools.combinations(of_seeds, 2):
         generator = np.random.default_rng([3, seed, other])
-        alike = geography.compare(layers, of_seeds[seed], of_seeds[other], 4, generator)
+        alike = geography.compare(layers, of_seeds[seed], of_seeds[other], 4, generator, units=units)
         found += [OverlapRow("rewind-0", 3, seed, other, *one) for one in alike]
     return found
 
 
-def findings_of(rows: list[OverlapRow], path: Path) -> dict[str, str]:
+def findings_of(rows: list[OverlapRow], path: Path, granularity: str = "weight") -> dict[str, str]:
     inputs = [InputRow("rewind-0", 3, 0, 0, 0, 0.5, None, None)]
     (path / "geography").mkdir(parents=True)
-    (path / "study.json").write_text(json.dumps(about()))
+    told = about(prune=config.Prune(granularity=granularity))
+    (path / "study.json").write_text(json.dumps(told))
     for name, of in (("overlap", rows), ("inputs", inputs)):
         (path / "geography" / f"{name}.csv").write_text(of_rows(type(of[0]), of))
     run = open_run(path)
@@ -199,6 +203,30 @@ def test_geography_tells_one_ticket_in_other_orders_from_different_ones(tmp_path
     assert abs(np.mean(over_seeds(rows, 3, "all", "masks", above="shuffled"))) < 0.03
     matched, plain = (np.mean(over_seeds(rows, 3, "all", how)) for how in ("masks", "none"))
     assert matched > plain + 0.03
+
+
+def kept_units(seed: int) -> TicketKernels:
+    """A ticket of whole units that were drawn at random, a quarter of every hidden layer's."""
+    generator, masks = np.random.default_rng(seed), []
+    for before, after in ((64, 12), (12, 8), (8, 10)):
+        mask = np.ones((1, before, after), bool)
+        if after != 10:
+            mask[..., generator.choice(after, after * 3 // 4, replace=False)] = False
+        masks.append(mask)
+    return TicketKernels(masks, [m * generator.random(m.shape).astype(np.float32) for m in masks])
+
+
+def test_units_pruned_at_random_do_not_pass_for_alike(tmp_path: Path) -> None:
+    """Shuffled whole, they overlap as much when matched; shuffled weight by weight they would not."""
+    masks, sizes = shuffled(np.random.default_rng(0), *kept_units(0), units=True)
+    for mask, size in zip(masks, sizes, strict=True):
+        np.testing.assert_array_equal(mask.any((0, 1)), mask.all((0, 1)))
+        np.testing.assert_array_equal(mask, size > 0)
+    rows = compared({seed: kept_units(seed) for seed in range(4)}, units=True)
+    assert {row.overlap for row in rows if (row.layer, row.matching) == ("all", "masks")} == {1.0}
+    said = findings_of(rows, tmp_path, "unit-l1")
+    assert said[SAME] == said[BY_MASKS] == "not tested"
+    assert "supported" not in said.values()
 
 
 def test_the_geography_of_a_run(

@@ -1,8 +1,9 @@
 """Images won and lost: counts, McNemar and κ by other programs, and the command on networks made by hand."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from analysis import draw, open_run, record
 from analysis import examples as by_image
 from analysis.examples import figures
-from analysis.examples.table import AgreementRow, PairRow, between
+from analysis.examples.table import LOSSES, AgreementRow, PairRow, between
 from analysis.rows import TICKET
 from lthjax import data, models, prune, study
 from lthjax.errors import UserError
@@ -106,6 +107,52 @@ def test_pairs_of_seeds_are_averaged_before_the_jackknife() -> None:
     # Without seed 0 there is the pair (1, 2) alone: 3 · mean − 2 · 0.6.
     assert others[0] == pytest.approx(3 * np.mean([*pairs.values()]) - 2 * 0.6)
     assert between(rows, 2, "ticket", DENSE) == []
+
+
+def agreement(level: int, seeds: int, losers: tuple[int, ...]) -> list[AgreementRow]:
+    """Rows of tickets that all err as their own dense networks; those of the losers lose one image."""
+    errors = [
+        AgreementRow("c", level, "errors", TICKET, i, DENSE, j, 0.9 if i == j else 0.3)
+        for i, j in itertools.product(range(seeds), repeat=2)
+    ]
+    lost = {i: np.arange(50) == (0 if i in losers else -1) for i in range(seeds)}
+    return errors + [
+        AgreementRow("c", level, "losses", TICKET, i, TICKET, j, examples.kappa(lost[i], lost[j]))
+        for i, j in itertools.combinations(range(seeds), 2)
+    ]
+
+
+@pytest.mark.parametrize("losers", [(0,), (0, 1)])
+def test_losses_of_tickets_that_lose_nothing_have_no_mean(losers: tuple[int, ...]) -> None:
+    """Of the pairs that are known all may share a seed, or their pseudo-values have another mean."""
+    without = agreement(1, 4, losers)
+    assert between(without, 1, TICKET, TICKET, LOSSES) == []
+    own, lost = by_image.findings(cast(Any, None), {"agreement.csv": without})
+    assert (own.outcome, own.n, lost.outcome) == ("supported", 4, "not tested")
+    count = {(0,): 3, (0, 1): 1}[losers]
+    said = f"not known at level 1: in {count} of 6 pairs no image is lost by either"
+    assert lost.estimate == said
+    both = [*without, *agreement(2, 4, (0, 1, 2, 3))]
+    _, lost = by_image.findings(cast(Any, None), {"agreement.csv": both})
+    assert lost.estimate.endswith(f" at level 2; {said}")
+
+
+def test_pairs_with_dense_networks_are_of_seeds_that_have_both() -> None:
+    rows = [row for row in agreement(1, 4, ()) if row.of == "errors"]
+    assert between([row for row in rows if row.seed == 0], 1, TICKET, DENSE) == []
+    assert between([row for row in rows if row.seed < 3], 1, TICKET, DENSE) == pytest.approx([0.3] * 3)
+    assert between([row for row in rows if row.seed < 2], 1, TICKET, DENSE) == pytest.approx([0.3])
+
+
+def test_the_seeds_of_a_claim_are_those_of_the_level_with_fewest() -> None:
+    """A level with one seed has no bound that could decide, whatever its mean."""
+    rows = [row for row in agreement(7, 3, (0, 1, 2)) if row.of == "errors"]
+    alone = [row for row in agreement(3, 3, ()) if row.of == "errors" and row.seed == 0]
+    own, *_ = by_image.findings(cast(Any, None), {"agreement.csv": [*rows, *alone]})
+    assert (own.n, record.settled(own).outcome) == (1, "too few seeds")
+    low = [row._replace(kappa=row.kappa and row.kappa / 2) for row in rows]
+    own, *_ = by_image.findings(cast(Any, None), {"agreement.csv": [*low, *alone]})
+    assert (own.n, record.settled(own).outcome) == (1, "too few seeds")
 
 
 # A run of networks that were not trained.

@@ -22,13 +22,14 @@ from analysis.predict import ANALYSIS
 from analysis.predict.table import Loaded
 from analysis.predict.work import Options, ask
 from analysis.run import open_run
-from lthjax import config, data, models, prune, study
+from lthjax import config, data, imp, models, prune, study
 from lthjax.errors import UserError
 from lthjax.folder.places import folder
 from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.measures import layers, predict, scores
 from lthjax.measures.layers import Layers
+from lthjax.models import Variables
 from lthjax.record import layers as layers_of
 from lthjax.training import train
 
@@ -235,6 +236,30 @@ def test_grasp_of_a_network_with_convolutions() -> None:
     assert float(got["conv1"]["kernel"].sum()) == pytest.approx(slope, rel=0.05)
 
 
+def normalised(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+    """Two layers with batch normalisation between them, and its running mean and variance."""
+    x = images.reshape(len(images), -1) @ params["in"]
+    seen = {"mean": x.mean(0, keepdims=True), "var": x.var(0, keepdims=True)}
+    use = seen if train else stats
+    logits = jnp.tanh((x - use["mean"]) / jnp.sqrt(use["var"] + 1e-5)) @ params["out"]
+    return logits, jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, stats, seen) if train else stats
+
+
+def test_scores_of_a_network_with_batch_normalisation_are_the_criteria_s() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"in": jax.random.normal(keys[0], (16, 5)), "out": jax.random.normal(keys[1], (5, 3))}
+    now = Variables(params, {"mean": jnp.zeros((1, 5)), "var": jnp.ones((1, 5))})
+    images, labels = jax.random.normal(keys[2], (12, 4, 4, 1)), jnp.arange(12) % 3
+    model = models.Model("own", (4, 4, 1), 3, lambda key: now, normalised)
+    got = scores.scorer(model)(params, now, images[None], labels[None], names=("snip", "grasp"))
+    mask = prune.ones(params)
+    for name, ours in got.items():
+        given = (jax.random.key(2), now, imp.Leader(mask, params), (images, labels), jnp.zeros(2, jnp.int32))
+        theirs, _ = imp.next_mask(imp.How(name, "layer"), model, *given)
+        for k in params:
+            np.testing.assert_allclose(ours[k], theirs[k], rtol=1e-3, atol=1e-5 * np.abs(theirs[k]).max())
+
+
 def test_pixel_variance() -> None:
     images = np.random.default_rng(0).integers(0, 256, (30, 4, 3, 2), np.uint8)
     std = np.array([0.5, 0.2])
@@ -244,6 +269,10 @@ def test_pixel_variance() -> None:
     expected = (images / 255 / std).reshape(30, -1).var(0)
     np.testing.assert_allclose(got.reshape(24, 5), np.tile(expected[:, None], (1, 5)))
     assert scores.pixel_variance(images, std, mask | {"conv": np.ones((3, 3, 2, 4), bool)}) == {}
+    # Hidden layers as wide as the image: the first one by name, or that which is used first.
+    wide = {name: np.ones((24, 24), bool) for name in ("fc1", "fc10", "fc2")}
+    assert [*scores.pixel_variance(images, std, wide)] == ["fc1"]
+    assert [*scores.pixel_variance(images, std, wide, ("fc2", "bias", "fc1", "fc10"))] == ["fc2"]
 
 
 def test_leaves_by_path() -> None:

@@ -433,7 +433,16 @@ def test_the_note_names_the_figures_that_are_not_known_for_a_network(
 def test_units_are_not_called_dead_where_it_is_not_known_what_feeds_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network from outside the package, whose layers are called as they like."""
+    """Networks from outside the package call their layers as they like, also as those of a sequence."""
+
+    class Skips(nn.Module):
+        classes: int
+
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+            y = nn.relu(nn.Dense(6, name="fc1")(x.reshape(len(x), -1)))
+            y = y + nn.relu(nn.Dense(6, name="fc2")(y))
+            return nn.Dense(self.classes, name="output")(y)
 
     class Own(nn.Module):
         classes: int
@@ -443,8 +452,10 @@ def test_units_are_not_called_dead_where_it_is_not_known_what_feeds_what(
             y = nn.Dense(6, name="left")(x.reshape(len(x), -1))
             return nn.Dense(self.classes, name="right")(nn.relu(y))
 
-    monkeypatch.setitem(models.MODELS, "own", models.Entry(Own, 1, "for a test"))
     monkeypatch.setattr(figures, "FIGURES", {"dead_units": figures.FIGURES["dead_units"]})
-    shown = section(masked(tmp_path / "run", "own"))
-    assert shown.figures == []
-    assert "Units that are cut off (it must be known which layers feed which)" in shown.notes[0]
+    for name, module in (("own", Own), ("skips", Skips)):
+        monkeypatch.setitem(models.MODELS, name, models.Entry(module, 1, "for a test"))
+        shown = section(masked(tmp_path / name, name))
+        assert shown.figures == []
+        assert shown.notes[0].startswith("The layers of this network are not known to form a plain sequence.")
+        assert "Units that are cut off (it must be known which layers feed which)" in shown.notes[0]

@@ -105,8 +105,10 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         why = f"masks were drawn too seldom: {rule.queue} of them, which the rule compares, take {full}"
         return [untested(_CLAIM, why, words.command("earlybird", run.path))]
     levels = by_density(found["draws.csv"])
-    judged = everywhere([At(words.share(density), _early(own)) for (_, density), own in levels.items()])
-    own = next(of for (_, density), of in levels.items() if words.share(density) == judged.decides.place)
+    tests = {key: At(words.share(key[1]), _early(own)) for key, own in levels.items()}
+    judged = everywhere([*tests.values()])
+    own = next(levels[key] for key, test in tests.items() if test is judged.decides)
+    n = min(len(of) for of in levels.values())
     never = sum(row.step is None for row in own)
     several = f", the latest of {len(levels)} densities" if len(levels) > 1 else ""
     more = f"; {never} of {len(own)} never, counted as 100 %" if never else ""
@@ -117,7 +119,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     by_chance = any(row.threshold >= row.chance for row in own)
     beside = "two random masks of that density pass the same rule" if by_chance else ""
     where = Link("Early-Bird", "#earlybird")
-    return [Finding(_CLAIM, judged.outcome, estimate, len(own), where, SUPERIOR, beside)]
+    return [Finding(_CLAIM, judged.outcome, estimate, n, where, SUPERIOR, beside)]
 
 
 def _lacking(run: Run) -> str:

@@ -98,7 +98,7 @@ def ask(run: Run, options: Options) -> Asked:
 def work(run: Run, options: Options, watch: Watch) -> Path:
     """Replays what is missing and writes RUN/earlybird; see `analysis.record.Analysis`.
 
-    Masks of seeds that an earlier call has finished with the same settings are not drawn again.
+    Masks of levels and seeds that an earlier call has finished with the same settings are not drawn again.
     """
     asked = ask(run, options)
     with trainings.kept(run, "earlybird"):
@@ -119,29 +119,27 @@ class _Drawing(trainings.Work):
         super().__init__(run, asked.prepared, watch, options.chunk)
         self._asked, self._queue = asked, options.queue
         self._where = run.path / "earlybird"
+        # What a seed's masks are drawn from.
+        self._basis = {"chain": asked.tickets.chain, "every": asked.every, "queue": options.queue}
 
-    def _basis(self, seed: int) -> dict[str, Any]:
-        """What a seed's masks are drawn from."""
-        own = [level for level, seeds in self._asked.seeds.items() if seed in seeds]
-        return {
-            "chain": self._asked.tickets.chain,
-            "levels": own,
-            "every": self._asked.every,
-            "queue": self._queue,
-        }
-
-    def _known(self, seed: int) -> list[MaskRow] | None:
-        """The masks of a seed that an earlier call has drawn; None where there are none of these settings."""
+    def _known(self, seed: int) -> list[MaskRow]:
+        """The masks of a seed, of any level, that earlier calls have drawn with these settings."""
         of = self._where / f"masks={seed}"
         try:
             about = json.loads(tables.read_text(of / "about.json"))
-            same = about == self._basis(seed)
-            return tables.read_rows(of / _ROWS, MaskRow) if same else None
+            # Earlier versions named the levels, too, which the rows do.
+            same = {**about, "levels": []} == {**self._basis, "levels": []}
+            return tables.read_rows(of / _ROWS, MaskRow) if same else []
         except tables.DAMAGED:
-            return None
+            return []
+
+    def _lacking(self, seed: int) -> list[int]:
+        """The levels asked for at which a seed has a ticket and no masks."""
+        there = {row.level for row in self._known(seed)}
+        return [n for n, seeds in self._asked.seeds.items() if seed in seeds and n not in there]
 
     def _missing(self) -> list[int]:
-        return [seed for seed in self.prepared.study.seeds if self._known(seed) is None]
+        return [seed for seed in self.prepared.study.seeds if self._lacking(seed)]
 
     def announce(self) -> None:
         """Says how much there is to train and, by measuring a few steps, how long it will take."""
@@ -165,9 +163,10 @@ class _Drawing(trainings.Work):
             jobs.append((dense.cell, Job(seed, 0, 0, stop, dense.variables, dense.mask, captures)))
         for cell, _, trained in self.train(jobs):
             self.compare(cell, trained)
-            basis = self._basis(cell.seed)
-            rows = [row for n in basis["levels"] for row in self._drawn(cell.seed, n, trained.states)]
-            texts = {_ROWS: tables.of_rows(MaskRow, rows), "about.json": json.dumps(basis) + "\n"}
+            rows = self._known(cell.seed)
+            for level in self._lacking(cell.seed):
+                rows += self._drawn(cell.seed, level, trained.states)
+            texts = {_ROWS: tables.of_rows(MaskRow, rows), "about.json": json.dumps(self._basis) + "\n"}
             tables.write_tables(self._where / f"masks={cell.seed}", texts)
 
     def _drawn(self, seed: int, level: int, states: dict[int, Variables]) -> Iterator[MaskRow]:
@@ -190,8 +189,10 @@ class _Drawing(trainings.Work):
             yield MaskRow(*place_of, before, apart, by_chance, iou, iou_chance)
 
     def rows(self) -> list[MaskRow]:
-        """The masks of all seeds, by level and seed."""
-        found = [row for seed in self.prepared.study.seeds for row in self._known(seed) or ()]
+        """The masks of the levels and seeds asked for, by level and seed."""
+        asked = self._asked.seeds
+        every = [row for seed in self.prepared.study.seeds for row in self._known(seed)]
+        found = [row for row in every if row.level is not None and row.seed in asked.get(row.level, ())]
         return sorted(found, key=lambda row: (row.level, row.seed, row.step))
 
 

@@ -39,6 +39,7 @@ from .table import (
     between,
     by_seed,
     levels,
+    unknown,
 )
 from .work import Options, work
 
@@ -89,7 +90,9 @@ def _forgetting(rows: Sequence[ForgettingRow], agreement: Sequence[AgreementRow]
         for name in ("always", "never", "forgotten")
     ]
     events = words.interval(mean_interval([row.events / row.images for row in own], within=POSITIVE), ".3f")
-    alike = words.interval(mean_interval(between(agreement, last, TICKET, TICKET, FORGOTTEN)), "+.2f")
+    seeds = {row.seed for row in own}
+    pairs = [row for row in agreement if {row.seed, row.other_seed} <= seeds]
+    alike = words.interval(mean_interval(between(pairs, last, TICKET, TICKET, FORGOTTEN)), "+.2f")
     title = (
         f"What tickets forget, from the dense network to level {last}: right, and wrong in the next network"
     )
@@ -133,23 +136,35 @@ def _tests(claim: str, rows: Sequence[AgreementRow], arm: str) -> dict[int, At]:
 
 
 def _finding(claim: str, rows: Sequence[AgreementRow]) -> Finding | None:
-    tests = _tests(claim, rows, TICKET)
-    if not tests:
-        return None
-    judged = everywhere([*tests.values()])
-    decides = next(level for level, test in tests.items() if test is judged.decides)
-    what = "κ" if claim == _LOST else "κ less that with other seeds' dense networks"
-    seeds = {row.seed for row in rows if (row.level, row.arm, row.other) == (decides, TICKET, DENSE)}
+    tests, gaps = _tests(claim, rows, TICKET), _gaps(rows) if claim == _LOST else []
     where = Link("image by image", "#examples")
+    if not tests:
+        return untested(claim, "; ".join(gaps), where) if gaps else None
+    judged = everywhere([*tests.values()])
+    what = "κ" if claim == _LOST else "κ less that with other seeds' dense networks"
+    seeds = [(row.level, row.seed) for row in rows if (row.arm, row.other) == (TICKET, DENSE)]
+    # As few as the level with fewest has.
+    n = min(len({seed for level, seed in seeds if level == at}) for at in tests)
     test = named(judged, SUPERIOR, f"±{_SAME:g}")
     others = {arm: _tests(claim, rows, arm) for arm in dict.fromkeys(row.arm for row in rows)}
     controls = {
         arm: everywhere([*of.values()]) for arm, of in others.items() if of and arm not in (TICKET, DENSE)
     }
     said = beside(
-        judged.outcome if len(seeds) >= LEAST_SEEDS else "too few seeds", controls, "+.3f", levels=len(tests)
+        judged.outcome if n >= LEAST_SEEDS else "too few seeds", controls, "+.3f", levels=len(tests)
     )
-    return Finding(claim, judged.outcome, f"{what} {judged.said('+.3f')}", len(seeds), where, test, said)
+    estimate = "; ".join([f"{what} {judged.said('+.3f')}", *gaps])
+    return Finding(claim, judged.outcome, estimate, n, where, test, said)
+
+
+def _gaps(rows: Sequence[AgreementRow]) -> list[str]:
+    """The levels at which κ of the tickets' losses is not known, in words."""
+    said = []
+    for level in levels(rows):
+        count, pairs = unknown(rows, level, TICKET, TICKET, LOSSES)
+        if count:
+            said.append(f"not known at level {level}: in {count} of {pairs} pairs no image is lost by either")
+    return said
 
 
 ANALYSIS = Analysis("examples", "Image by image", Options, work, TABLES, section, findings)

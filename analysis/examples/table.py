@@ -15,7 +15,8 @@ class PairRow(NamedTuple):
     """The test images that one network of a seed gets right and another does not, as in pairs.csv.
 
     Attributes:
-        chain, level, seed, repeat: of ours.
+        chain, level, seed: of ours.
+        repeat: of ours; of a ticket beside a control that of the control.
         arm, other: ours and theirs: arms of the same level, or the dense network of the seed.
         density: weights left in ours / prunable weights.
         images, both, won, lost, neither: as in `lthjax.measures.examples.Discordant`.
@@ -44,6 +45,8 @@ class PairRow(NamedTuple):
 class AgreementRow(NamedTuple):
     """How much two networks agree on the images, beyond chance, as in agreement.csv.
 
+    Of a control it is the first repeat.
+
     Attributes:
         chain, level: which level.
         of: "errors": the images that a network gets wrong; "losses": those that it gets wrong and its own
@@ -65,6 +68,9 @@ class AgreementRow(NamedTuple):
 
 class ImageRow(NamedTuple):
     """An image that tickets win or lose most often, as in images.csv.
+
+    A level has as many rows of either kind, 20 of a large test set. Where fewer images are won or lost, the
+    last ones are images that as many tickets as dense networks get wrong.
 
     Attributes:
         chain, level: which tickets.
@@ -126,17 +132,47 @@ def between(
         arm: the one.
         other: the other.
         of: `ERRORS` or `LOSSES`.
-        same: of networks of one seed; else of all pairs of different seeds, by
-            `lthjax.measures.geography.over_pairs`.
+        same: of networks of one seed; else of all pairs of different seeds that have both arms, by
+            `lthjax.measures.geography.over_pairs`. None where κ of a pair is not known: the others are no
+            sample of the seeds.
     """
-    own = [row for row in rows if (row.level, row.of, row.arm, row.other) == (level, of, arm, other)]
-    known = {(row.seed, row.other_seed): row.kappa for row in own if row.kappa is not None}
     if same:
-        return [kappa for (seed, theirs), kappa in sorted(known.items()) if seed == theirs]
-    pairs = {pair: kappa for pair, kappa in known.items() if pair[0] != pair[1]}
-    # Of two arms a pair of seeds is there in both orders: their mean is the pair's.
-    both = tables.grouped(((min(pair), max(pair)), kappa) for pair, kappa in pairs.items())
-    return over_pairs({pair: sum(values) / len(values) for pair, values in both.items()}) if both else []
+        own = _of(rows, level, arm, other, of)
+        known = {row.seed: row.kappa for row in own if row.seed == row.other_seed and row.kappa is not None}
+        return [kappa for _, kappa in sorted(known.items())]
+    found = {}
+    for pair, kappas in _pairs(rows, level, arm, other, of).items():
+        known_of = [kappa for kappa in kappas if kappa is not None]
+        if len(known_of) < len(kappas):
+            return []
+        # Of two arms a pair of seeds is there in both orders: their mean is the pair's.
+        found[pair] = sum(known_of) / len(known_of)
+    return over_pairs(found)
+
+
+def unknown(
+    rows: Iterable[AgreementRow], level: int, arm: str, other: str, of: str = ERRORS
+) -> tuple[int, int]:
+    """In how many pairs of seeds κ of two arms is not known, and of how many; arguments as of `between`."""
+    pairs = _pairs(rows, level, arm, other, of)
+    return sum(None in kappas for kappas in pairs.values()), len(pairs)
+
+
+def _pairs(
+    rows: Iterable[AgreementRow], level: int, arm: str, other: str, of: str
+) -> dict[tuple[int, int], list[float | None]]:
+    """Pair of different seeds, the lower first -> κ in the orders that there are."""
+    own = _of(rows, level, arm, other, of)
+    ours, theirs = {row.seed for row in own}, {row.other_seed for row in own}
+    seeds = ours | theirs if arm == other else ours & theirs
+    apart = [row for row in own if row.seed != row.other_seed and {row.seed, row.other_seed} <= seeds]
+    return tables.grouped(
+        ((min(row.seed, row.other_seed), max(row.seed, row.other_seed)), row.kappa) for row in apart
+    )
+
+
+def _of(rows: Iterable[AgreementRow], level: int, arm: str, other: str, of: str) -> list[AgreementRow]:
+    return [row for row in rows if (row.level, row.of, row.arm, row.other) == (level, of, arm, other)]
 
 
 def by_seed(rows: Iterable[PairRow], level: int, arm: str, other: str, column: str) -> dict[int, float]:

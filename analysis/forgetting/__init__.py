@@ -104,7 +104,7 @@ def _finding(claim: str, rows: Sequence[EventRow], arm: str) -> Finding | None:
     if not tests:
         return None
     judged = everywhere(tests)
-    n, test = judged.decides.verdict.bounds.n, named(judged, SUPERIOR, f"±{_SAME:g}")
+    n, test = min(at.verdict.bounds.n for at in tests), named(judged, SUPERIOR, f"±{_SAME:g}")
     estimate = judged.said("+.3f", " events an image")
     return Finding(claim, judged.outcome, estimate, n, Link("forgetting", "#forgetting"), test)
 

@@ -86,6 +86,7 @@ def ask(run: Run, options: Options) -> Asked:
             f"between two looks: a multiple must lie between the rewind step, {tickets.rewind}, and {total}."
         )
     known = {row.arm for row in select(run.rows, chain=tickets.chain)}
+    run.check_arms(sorted(known))
     for arm in options.arms:
         if arm not in known and arm not in ARMS:
             raise UserError(f"--arms: {arm!r} is not in the run; it may be {', '.join(sorted(known))}.")

@@ -25,11 +25,12 @@ from ..page import Link, Section
 from ..record import Analysis, Finding, untested
 from ..run import Run
 from . import figures
-from .table import TABLES, load, over_seeds, seeds_at
+from .table import TABLES, load, over_seeds, seeds_at, whole_units
 from .work import Options, work
 
 # Overlap from which on two tickets would be called the same.
 SAME = 0.9
+_UNITS = "whole units are pruned: matched by masks, any two tickets with as many units agree"
 # Overlap, and correlation, that counts as chance where none above it is found.
 _NONE = {"overlap": 0.01, "correlation": 0.1}
 # Claim -> matching, layer, the mask whose overlap is subtracted, and the threshold.
@@ -56,7 +57,11 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     rows = found["overlap.csv"]
     levels = sorted({row.level for row in rows})
     said = []
+    where = Link("tickets of different seeds", "#geography")
     for claim, (matching, layer, above, threshold) in _CLAIMS.items():
+        if matching == "masks" and whole_units(run):
+            said.append(untested(claim, _UNITS, where))
+            continue
         every = ((n, over_seeds(rows, n, layer, matching, above=above)) for n in levels)
         values = {n: of_level for n, of_level in every if of_level}
         if not values:
@@ -78,7 +83,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         )
         n = min(seeds_at(rows, level) for level in values)
         test = named(tested, f"{SUPERIOR}{f' to {threshold:g}' if threshold else ''}", f"±{margin:g}")
-        where, estimate = Link("tickets of different seeds", "#geography"), f"{kind} {tested.said('+.3f')}"
+        estimate = f"{kind} {tested.said('+.3f')}"
         said.append(Finding(claim, tested.outcome, estimate, n, where, test))
     return said
 

@@ -81,6 +81,11 @@ def over_seeds(
     return over_pairs({pair: ours[pair] - less[pair] for pair in ours if pair in less})
 
 
+def whole_units(run: Run) -> bool:
+    """Whether the study prunes whole units: matched by masks, any two of its tickets agree."""
+    return run.study.prune.granularity in ("unit-l1", "unit-l2")
+
+
 def seeds_at(rows: Iterable[OverlapRow], level: int) -> int:
     """How many seeds have a ticket at a level."""
     return len({seed for row in rows if row.level == level for seed in (row.seed, row.other)})

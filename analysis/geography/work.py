@@ -16,7 +16,7 @@ from .. import page, record, tables
 from ..rows import TICKET, asked_levels, densities
 from ..run import Run
 from . import figures
-from .table import TABLES, InputRow, OverlapRow
+from .table import TABLES, InputRow, OverlapRow, whole_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,8 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
         kernels = {c.seed: geography.ticket(layers, run.mask(c), run.weights(c)) for c in cells}
         for (seed, a), (other, b) in itertools.combinations(kernels.items(), 2):
             generator = np.random.default_rng([level, seed, other])
-            alike = geography.compare(layers, a, b, options.draws, generator)
+            how = (options.draws, generator)
+            alike = geography.compare(layers, a, b, *how, units=whole_units(run))
             found["overlap.csv"] += [OverlapRow(chain, level, seed, other, *one) for one in alike]
         read = geography.inputs(model, [ticket.mask for ticket in kernels.values()])
         found["inputs.csv"] += [InputRow(chain, level, *one) for one in read]

@@ -119,9 +119,7 @@ def notes(
                 "random mask of the same layer-wise densities."
             )
     if not any(row.score == PIXEL_VARIANCE for row in rows):
-        made.append(
-            "Pixel variance is left out: the first layer is a convolution, whose weights read every pixel."
-        )
+        made.append("Pixel variance is left out: the first layer is not known to read the pixels one by one.")
     bad = sum(trial.status == "diverged" for trial in trials)
     if bad:
         made.append(f"{bad} of the {len(trials)} trained masks diverged and are left out of means.")

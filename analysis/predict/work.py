@@ -7,6 +7,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from lthjax import data, prune, study
@@ -129,7 +130,9 @@ class _Predicting(trainings.Work):
         self._seeds, self._total = asked.prepared.study.seeds, asked.prepared.lengths.total
         self._whole = run.mask(_dense(self._seeds[0]))
         self._images = asked.batches * asked.prepared.study.train.batch
-        self._scorer = scores.scorer(asked.prepared.model)
+        model = asked.prepared.model
+        self._scorer = scores.scorer(model)
+        self._normalised = bool(jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)).stats))
         self._split = cache(self._split_of)
         self._predicted: dict[tuple[int, int], Layers] = {}
 
@@ -166,7 +169,7 @@ class _Predicting(trainings.Work):
 
     def _basis(self, cell: Cell) -> dict[str, Any]:
         """What a predicted mask is made from; one of another basis is trained anew."""
-        return {
+        made = {
             "predictor": predict.LOGISTIC,
             "fitted_to": [seed for seed in self._asked.seeds[cell.level] if seed != cell.seed],
             "step": self._rewind,
@@ -174,6 +177,8 @@ class _Predicting(trainings.Work):
             "grasp": CRITERIA["grasp"].version,
             "images": self._images,
         }
+        # Without batch statistics the loss is the same in training.
+        return {**made, "loss": "training"} if self._normalised else made
 
     def announce(self, training: bool) -> None:
         """Says how much there is to train and, by measuring a few steps, how long it will take."""
@@ -228,7 +233,8 @@ class _Predicting(trainings.Work):
         """A seed's split, and for every weight the variance of the pixel that it reads."""
         split = data.split(self.prepared.dataset, seed, self.prepared.study.data.validation)
         images = self.prepared.dataset.train_images[split.train]
-        return split, scores.pixel_variance(images, split.std, self._whole)
+        order = self._asked.prepared.model.order
+        return split, scores.pixel_variance(images, split.std, self._whole, order)
 
     def train_predicted(self) -> None:
         """Trains the predicted masks that are missing, and the same shuffled within layers."""

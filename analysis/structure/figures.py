@@ -58,11 +58,12 @@ def drawn(of: Survivors) -> list[Drawn]:
 def left_out(of: Survivors) -> str:
     """The figures that a network lacks because it is no plain sequence, and why; "" if it is one."""
     lacking = [need for need, holds in _HOLDS.items() if not holds(of)]
-    if structure.in_a_row(of.network) or not lacking:
+    if of.ends is None or not lacking:
         return ""
     titles = {need: [kind.title for kind in FIGURES.values() if kind.need == need] for need in lacking}
     said = "; ".join(f"{', '.join(of_need)} ({need})" for need, of_need in titles.items())
-    return f"The layers of this network form no plain sequence. Not shown: {said}."
+    form = "form no" if of.ends else "are not known to form a"
+    return f"The layers of this network {form} plain sequence. Not shown: {said}."
 
 
 def _line(axes: Axes, rows: Iterable[Any], of: _Share, look: tuple[str, str], name: str, **how: Any) -> None:

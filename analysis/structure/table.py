@@ -133,9 +133,10 @@ class Survivors:
     @cached_property
     def ends(self) -> structure.Ends | None:
         """Path -> the groups of its inputs and units; None where layers are in a row, {} where not known."""
-        if structure.in_a_row(self.network):
-            return None
         wires = wiring.layers(self.run.network())
+        # Names and shapes of a network from outside the package do not tell of connections that skip layers.
+        if wires and structure.in_a_row(self.network):
+            return None
         names = [f"{wire.name}/kernel" for wire in wires]
         return dict(zip(names, wiring.groups(wires), strict=True))
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from lthjax.errors import UserError
 from lthjax.measures import transfer, wiring
 from lthjax.measures.layers import shuffled
 from lthjax.measures.wiring import Named
@@ -137,7 +138,13 @@ def ticket(layers: Named, mask: PyTree, weights: PyTree) -> TicketKernels:
 
 
 def compare(
-    layers: Named, a: TicketKernels, b: TicketKernels, draws: int, generator: np.random.Generator
+    layers: Named,
+    a: TicketKernels,
+    b: TicketKernels,
+    draws: int,
+    generator: np.random.Generator,
+    *,
+    units: bool = False,
 ) -> list[Likeness]:
     """The overlap of two tickets under every matching: per layer, in all layers together, at the inputs.
 
@@ -146,10 +153,11 @@ def compare(
         a, b: the tickets.
         draws: number of shuffles of both tickets, 1 or more.
         generator: draws the shuffles.
+        units: whether the tickets were pruned in whole units, which are then shuffled whole.
     """
     drawn, groups = [], wiring.groups(layers)
     for _ in range(draws):
-        x, y = (TicketKernels(*shuffled(generator, *ticket)) for ticket in (a, b))
+        x, y = (TicketKernels(*shuffled(generator, *ticket, units=units)) for ticket in (a, b))
         drawn.append(_overlaps(x, y, groups))
     density = [float(x.mean() + y.mean()) / 2 for x, y in zip(a.mask, b.mask, strict=True)]
     every = float(np.concatenate([mask.ravel() for mask in (*a.mask, *b.mask)]).mean())
@@ -339,8 +347,14 @@ def over_pairs(values: dict[tuple[int, int], float]) -> list[float]:
 
     Returns:
         One value per seed; for two seeds the one value of their pair.
+
+    Raises:
+        UserError: a pair is missing, without which the mean of the pseudo-values is not U.
     """
     seeds = sorted({seed for pair in values for seed in pair})
+    for a, b in itertools.combinations(seeds, 2):
+        if not {(a, b), (b, a)} & values.keys():
+            raise UserError(f"values: the pair of seeds {a} and {b} is missing.")
     if len(seeds) < 3:
         return list(values.values())
     mean, n = float(np.mean(list(values.values()))), len(seeds)

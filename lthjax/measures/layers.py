@@ -60,13 +60,19 @@ def by_number(layers: Layers) -> Layers:
     return {path: layers[path] for path in sorted(layers, key=place)}
 
 
-def shuffled(generator: np.random.Generator, *of: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ...]:
+def shuffled(
+    generator: np.random.Generator, *of: Sequence[np.ndarray], units: bool = False
+) -> tuple[list[np.ndarray], ...]:
     """Shuffles each array within itself; several lists of the same shapes are shuffled in the same way.
 
     Args:
         generator: draws one order per array.
         *of: lists of arrays, for example the kernels of a mask and their magnitudes.
+        units: shuffle whole units, the last axis of each array, in place of single weights.
     """
+    if units:
+        orders = [generator.permutation(one.shape[-1]) for one in of[0]]
+        return tuple([one[..., order] for one, order in zip(arrays, orders, strict=True)] for arrays in of)
     orders = [generator.permutation(one.size) for one in of[0]]
     return tuple(
         [one.ravel()[order].reshape(one.shape) for one, order in zip(arrays, orders, strict=True)]

@@ -9,7 +9,7 @@ A higher score means that the weight is predicted to survive. All scores but Fis
     found["snip"]["fc1"]["kernel"]          # float32 [784, 300]
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -110,6 +110,7 @@ def compute(
     images: jax.Array,
     labels: jax.Array,
     names: Iterable[str] = tuple(SCORES),
+    training: Callable[[PyTree, jax.Array], jax.Array] | None = None,
 ) -> dict[str, PyTree]:
     """Scores of all weights, name -> a pytree like the parameters. Works under `jit`.
 
@@ -120,21 +121,20 @@ def compute(
         images: float32 [batches, B, H, W, C], normalised; one batch at a time is in memory.
         labels: int32 [batches, B].
         names: keys of `SCORES`.
+        training: the logits in training, of which the loss over all images is; by default `logits`.
     """
+    of_batch = logits if training is None else training
 
-    def batch_loss(
-        params: PyTree, images: jax.Array, labels: jax.Array, temperature: float = 1.0
-    ) -> jax.Array:
-        seen = logits(params, images) / temperature
-        return optax.softmax_cross_entropy_with_integer_labels(seen, labels).mean()
+    def entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def loss(params: PyTree, temperature: float = 1.0) -> jax.Array:
         # Recomputed in the backward pass, so that memory does not grow with the number of batches.
-        one = jax.checkpoint(lambda batch: batch_loss(params, batch[0], batch[1], temperature))
+        one = jax.checkpoint(lambda batch: entropy(of_batch(params, batch[0]) / temperature, batch[1]))
         return jax.lax.map(one, (images, labels)).mean()
 
     def example(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
-        return batch_loss(params, image[None], label[None])
+        return entropy(logits(params, image[None]), label[None])
 
     # No score uses the key.
     key, shape = jax.random.key(0), (1, *images.shape[2:])
@@ -146,8 +146,9 @@ def compute(
 def scorer(model: Model) -> Callable[..., dict[str, PyTree]]:
     """Compiled `compute`: (initial weights, state at step t, images, labels, names=...) -> name -> scores.
 
-    Batch statistics are recomputed for the state's weights and the images, as the running statistics are
-    not yet meaningful at step 0.
+    The loss of SNIP and GraSP is that of training, as for the criteria: batches are normalised by their own
+    statistics. For other scores batch statistics are recomputed for the state's weights and the images, as
+    the running statistics are not yet meaningful at step 0.
     """
 
     @partial(jax.jit, static_argnames="names")
@@ -159,30 +160,37 @@ def scorer(model: Model) -> Callable[..., dict[str, PyTree]]:
         def logits(params: PyTree, images: jax.Array) -> jax.Array:
             return model.apply(params, stats, images, False)[0]
 
+        def training(params: PyTree, images: jax.Array) -> jax.Array:
+            return model.apply(params, stats, images, True)[0]
+
         with jax.default_matmul_precision("float32"):
-            return compute(logits, initial, now.params, images, labels, names)
+            return compute(logits, initial, now.params, images, labels, names, training)
 
     return compiled
 
 
-def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree) -> Layers:
+def pixel_variance(images: np.ndarray, std: np.ndarray, mask: PyTree, order: Sequence[str] = ()) -> Layers:
     """The variance of the pixel that a weight of the first layer reads.
 
     Args:
         images: uint8 [N, H, W, C], the train split.
         std: [C], the divisor of pixels in [0, 1].
         mask: any mask of the network; only its shapes are used.
+        order: of `lthjax.models.Model`; without it leaves are in the order of their names.
 
     Returns:
-        float64 [n] for the first leaf of a fully connected network, whose inputs are the pixels. Empty
-        for convolutional networks, as their weights read every pixel.
+        float64 [n] for the first leaf of a fully connected network with as many inputs as there are pixels.
+        Empty for convolutional networks, as their weights read every pixel.
     """
     height, width, channels = images.shape[1:]
     pixels = height * width * channels
-    leaves = {path: m.shape for path, m in layers.by_layer(mask, mask).items()}
+    leaves = {path: m.shape for path, m in layers.by_number(layers.by_layer(mask, mask)).items()}
     first = [path for path, shape in leaves.items() if len(shape) == 2 and shape[0] == pixels]
-    if len(first) != 1 or any(len(shape) != 2 for shape in leaves.values()):
+    if not first or any(len(shape) != 2 for shape in leaves.values()):
         return {}
+    # A hidden layer may be as wide.
+    if {*first} <= {*order}:
+        first.sort(key=order.index)
     # Integer sums, so that the result does not depend on the order.
     total, squares = np.zeros(pixels, np.int64), np.zeros(pixels, np.int64)
     for part in np.array_split(images, max(1, len(images) // 5000)):

@@ -77,7 +77,7 @@ def by_side(mask: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def in_a_row(mask: Layers) -> bool:
-    """Whether every layer feeds only the next one, judged by names and shapes."""
+    """Whether every layer feeds only the next one, judged by names and shapes of a network of the package."""
     fits = (
         after.shape[-2] == before.shape[-1]
         or (after.ndim == 2 < before.ndim and after.shape[0] % before.shape[-1] == 0)
