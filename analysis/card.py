@@ -40,6 +40,16 @@ masks = {{
 ```
 
 Pruned weights are exactly 0. Leaves without a mask are never pruned."""
+_STATISTICS = """
+Running statistics, which are no weights, lie beside the weights in the file, under {names}. Split them off
+before a forward pass:
+
+```python
+params = dict(ticket.params)
+stats = {{name: params.pop(name) for name in {collections}}}
+# A network of lthjax: models.build({model}, {shape}, {classes}).apply(params, stats, images, False)
+```
+"""
 
 
 def write(run: Run, cell: Cell, file: Path) -> Path:
@@ -94,12 +104,26 @@ def card(run: Run, cell: Cell, file: str) -> str:
         "## Loading it",
         "",
         _LOADING.format(file=json.dumps(file)),
-        "",
+        _statistics(run, cell),
         "The network takes pixels / 255, normalised by mean and deviation of the seed's train split "
         f"(`lthjax.data.split`), as [N, {', '.join(map(str, run.about['data']['shape']))}].",
         "",
     ]
     return "\n".join(lines)
+
+
+def _statistics(run: Run, cell: Cell) -> str:
+    """Where the network's statistics are in the file; empty if it has none."""
+    collections, data = sorted(run.variables(cell).stats), run.about["data"]
+    if not collections:
+        return ""
+    return _STATISTICS.format(
+        names=", ".join(f"`{name}`" for name in collections),
+        collections=json.dumps(collections),
+        model=json.dumps(run.study.model),
+        shape=tuple(data["shape"]),
+        classes=data["classes"],
+    )
 
 
 def _sentence(run: Run, row: Row) -> str:

@@ -7,26 +7,31 @@ python -m analysis.export runs/quickstart-0123abcd --level 7 hub/ticket.safetens
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import jax
+import numpy as np
 import tyro
 
 from lthjax import arms, cli, home, prune
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
+from lthjax.models import Variables
 
 from . import card, tables
 from .rows import Row
 from .run import Run, open_run
 
+PyTree = Any
 _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "steps")
 
 
 def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     """Writes a cell's final weights, its mask and, as origin, its rewind state; returns the file.
 
-    An arm that starts from other weights (fresh, permuted, signs alone) has no origin.
+    An arm that starts from other weights (fresh, permuted, signs alone) has no origin. Batch statistics lie
+    in both trees beside the weights, under the name of their collection: `batch_stats/norm/mean`.
 
     Args:
         run: the run or its folder.
@@ -47,9 +52,10 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     row = there(opened, cell)
     if row.status != "done":
         raise UserError("the cell diverged, and its weights were not kept; choose another.")
-    trained, mask, result = opened.weights(cell), opened.mask(cell), opened.results[cell]
+    trained, result = opened.variables(cell), opened.results[cell]
+    mask = {**opened.mask(cell), **jax.tree.map(lambda _: np.True_, trained.stats)}
     rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound
-    origin = opened.state(cell.seed, result["start"]) if rewound else None
+    origin = _whole(opened.variables_at(cell.seed, result["start"])) if rewound else None
     metadata = {
         "study": opened.name,
         "model": opened.study.model,
@@ -59,10 +65,15 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
         "made_from": result["made_from"],
     }
     try:
-        prune.save(to, trained, mask, origin=origin, metadata=metadata)
+        prune.save(to, _whole(trained), mask, origin=origin, metadata=metadata)
     except OSError as error:
         raise UserError(f"{to}: it cannot be written ({error.strerror}); choose another file.") from error
     return to
+
+
+def _whole(variables: Variables) -> PyTree:
+    """Weights and batch statistics as one tree."""
+    return {**variables.params, **variables.stats}
 
 
 def _exported(file: Path) -> bool:
