@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import tyro
 
-from lthjax import arms, cli, home, prune
+from lthjax import arms, cli, config, home, prune
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
@@ -40,8 +40,8 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
             `prune.save` wrote elsewhere included.
 
     Raises:
-        UserError: there is no such cell, it diverged, or the file is no exported cell, has another ending or
-            cannot be written.
+        UserError: there is no such cell, it diverged, or its arm is from outside the package and not loaded;
+            or the file is no exported cell, has another ending or cannot be written.
     """
     to = Path(to)
     if to.exists() and not _exported(to):
@@ -49,9 +49,9 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     if to.suffix != ".safetensors":
         raise UserError(f"{to}: it is not allowed; the file must end in .safetensors.")
     opened = open_run(run)
-    row = there(opened, cell)
-    if row.status != "done":
-        raise UserError("the cell diverged, and its weights were not kept; choose another.")
+    row = trained_there(opened, cell)
+    if cell.arm not in ARMS and cell.arm != DENSE:
+        raise opened.not_loaded(f"the arm {cell.arm!r}")
     trained, result = opened.variables(cell), opened.results[cell]
     mask = {**opened.mask(cell), **jax.tree.map(lambda _: np.True_, trained.stats)}
     rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound
@@ -105,6 +105,14 @@ def there(run: Run, cell: Cell) -> Row:
     )
 
 
+def trained_there(run: Run, cell: Cell) -> Row:
+    """As `there`, of a cell that has weights; raises where it diverged."""
+    row = there(run, cell)
+    if row.status != "done":
+        raise UserError("the cell diverged, and its weights were not kept; choose another.")
+    return row
+
+
 def only_chain(rows: Sequence[Row], seed: int, level: int, arm: str, repeat: int = 1) -> str:
     """The chain that has a cell of this seed, level, arm and repeat; of no chain the first one.
 
@@ -146,6 +154,8 @@ class Options(Named):
     """The safetensors file to write."""
     card: bool = False
     """Also write a model card, README.md beside the file: study, accuracy, controls, how to load it."""
+    config: Path | None = None
+    """A config file to run first, for the arms and other rows it adds; RUN/config.py is the run's own."""
 
 
 def _check_dense(arm: str, chain: str | None) -> None:
@@ -178,8 +188,12 @@ def chosen(run: Run, options: Named) -> Cell:
 def main(arguments: list[str]) -> None:
     """The command line."""
     options = cli.parsed(Options, arguments, home.command("export"))
+    if options.config is not None:
+        config.load_all(options.config)
     run = open_run(options.run)
     cell = chosen(run, options)
+    if options.card:
+        card.check(options.file)
     file = export(run, cell, options.file)
     if options.card:
         card.write(run, cell, file)

@@ -175,18 +175,19 @@ class Run:
     def _network(self) -> Model:
         name, made = self.study.model, self.about["data"]
         if name not in models.MODELS:
-            there = shell("--config", self.path / places.CONFIG)
-            how = (
-                f"run again with {there}"
-                if (self.path / places.CONFIG).is_file()
-                else "give its file by --config"
-            )
-            raise UserError(
-                f"{self.path}: the network {name!r} is a row of a config file, which is code and is not run "
-                f"unasked; {how}, or in Python import the file that adds it."
-            )
+            raise self.not_loaded(f"the network {name!r}")
         height, width, channels = made["shape"]
         return models.build(name, (height, width, channels), made["classes"], self.study.init)
+
+    def not_loaded(self, row: str) -> UserError:
+        """The error where a row from outside the package is needed, such as the network 'mine'."""
+        there = shell("--config", self.path / places.CONFIG)
+        known = (self.path / places.CONFIG).is_file()
+        how = f"run again with {there}" if known else "give its file by --config"
+        return UserError(
+            f"{self.path}: {row} is a row of a config file, which is code and is not run unasked; {how}, or "
+            "in Python import the file that adds it."
+        )
 
     def tickets(self, chain: str | None = None) -> Tickets:
         """The tickets of a chain; by default of the chain with the earliest rewind step.

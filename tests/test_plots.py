@@ -268,6 +268,19 @@ def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_pa
     np.testing.assert_array_equal(names["ticket"].mask["fc2"]["kernel"], mask_of["fc2"]["kernel"])
     assert not names["weights"]["fc1/kernel"][~names["masks"]["fc1/kernel"]].any()
     assert command(*line).returncode == 0, "its own card is replaced"
+    (tmp_path / "README.md").write_bytes(text.replace("\n", "\r\n").encode())
+    assert command(*line).returncode == 0, "with other ends of lines it is its own"
+    before = file.read_bytes()
+    (tmp_path / "README.md").write_text(edited := text + "More of it is in chapter 3.\n")
+    refused = command(*line[:-1], "--arm", "reinit", "--card")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "README.md: it was edited since it was written, and is not replaced" in refused.stderr
+    assert ((tmp_path / "README.md").read_text(), file.read_bytes()) == (edited, before)
+    (tmp_path / "README.md").write_text(text)
+    refused = command(*(tmp_path / "u.safetensors" if word == file else word for word in line))
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "README.md: it is the card of t.safetensors, and is not replaced" in refused.stderr
+    assert not (tmp_path / "u.safetensors").exists()
     (tmp_path / "README.md").write_text("mine")
     refused = command(*line)
     assert (refused.returncode, "is no model card, and is not replaced" in refused.stderr) == (2, True)
