@@ -1,8 +1,11 @@
 """The model card of an exported cell, a README for a hub: study, accuracy, controls, how to load it."""
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from lthjax import files, imp, sweep
 from lthjax.arms import ARMS, rewound
@@ -15,7 +18,9 @@ from .rows import Row, accuracies, arms, images_of, select
 from .run import Run
 
 NAME = "README.md"
-_MARK = "<!-- Written by lthjax's analysis.export; it is replaced by the next one. -->"
+# The mark names the ticket's file, and has the SHA-256 of the card without it.
+_MARK = "<!-- Written by lthjax's analysis.export of {}, sha256 {}; the next export of it replaces this. -->"
+_MARKED = re.compile(_MARK.format(r"(\S+)", "([0-9a-f]{64})") + "\n")
 _LOADING = """```python
 from lthjax import prune
 
@@ -40,24 +45,63 @@ masks = {{
 ```
 
 Pruned weights are exactly 0. Leaves without a mask are never pruned."""
+_STATISTICS = """
+Running statistics, which are no weights, lie beside the weights in the file, under {names}. Split them off
+before a forward pass:
+
+```python
+params = dict(ticket.params)
+stats = {{name: params.pop(name) for name in {collections}}}
+# A network of lthjax: models.build({model}, {shape}, {classes}).apply(params, stats, images, False)
+```
+"""
 
 
 def write(run: Run, cell: Cell, file: Path) -> Path:
     """Writes the card of a cell beside the file that it was exported to; returns its path.
 
     Raises:
-        UserError: a README.md is there that is not such a card, or it cannot be written.
+        UserError: as for `check`, or it cannot be written.
     """
+    check(file)
     to = file.parent / NAME
     try:
-        if to.exists() and _MARK not in to.read_text(errors="replace"):
-            raise UserError(
-                f"{to}: it is there and is no model card, and is not replaced; name another folder."
-            )
         files.write_whole(to, card(run, cell, file.name).encode())
     except OSError as error:
         raise UserError(f"{to}: it cannot be written ({error.strerror}).") from error
     return to
+
+
+def check(file: Path) -> None:
+    """Raises if the card of an exported file would replace what is not that file's card as it was written.
+
+    Raises:
+        UserError: a README.md is there that is no card, another file's, or was edited, or it cannot be read.
+    """
+    to = file.parent / NAME
+    if not to.exists():
+        return
+    try:
+        text = to.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{to}: it cannot be read ({error.strerror}).") from error
+    found = _MARKED.search(text)
+    if found is None:
+        raise UserError(f"{to}: it is there and is no model card, and is not replaced; name another folder.")
+    of = unquote(found[1])
+    if of != file.name:
+        raise UserError(
+            f"{to}: it is the card of {of}, and is not replaced; name that file or another folder."
+        )
+    if _digest(text.replace(found[0], "")) != found[2]:
+        raise UserError(
+            f"{to}: it was edited since it was written, and is not replaced; move it away or name another "
+            "folder."
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def card(run: Run, cell: Cell, file: str) -> str:
@@ -79,7 +123,6 @@ def card(run: Run, cell: Cell, file: str) -> str:
         "---",
         *(f"{name}: {json.dumps(value)}" for name, value in front.items()),
         "---",
-        _MARK,
         f"# {title}: {what}",
         "",
         _sentence(run, row),
@@ -94,12 +137,28 @@ def card(run: Run, cell: Cell, file: str) -> str:
         "## Loading it",
         "",
         _LOADING.format(file=json.dumps(file)),
-        "",
+        _statistics(run, cell),
         "The network takes pixels / 255, normalised by mean and deviation of the seed's train split "
         f"(`lthjax.data.split`), as [N, {', '.join(map(str, run.about['data']['shape']))}].",
         "",
     ]
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    mark = _MARK.format(quote(file), _digest(text))
+    return text.replace("\n---\n", f"\n---\n{mark}\n", 1)
+
+
+def _statistics(run: Run, cell: Cell) -> str:
+    """Where the network's statistics are in the file; empty if it has none."""
+    collections, data = sorted(run.variables(cell).stats), run.about["data"]
+    if not collections:
+        return ""
+    return _STATISTICS.format(
+        names=", ".join(f"`{name}`" for name in collections),
+        collections=json.dumps(collections),
+        model=json.dumps(run.study.model),
+        shape=tuple(data["shape"]),
+        classes=data["classes"],
+    )
 
 
 def _sentence(run: Run, row: Row) -> str:

@@ -7,26 +7,31 @@ python -m analysis.export runs/quickstart-0123abcd --level 7 hub/ticket.safetens
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import jax
+import numpy as np
 import tyro
 
-from lthjax import arms, cli, home, prune
+from lthjax import arms, cli, config, home, prune
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
+from lthjax.models import Variables
 
 from . import card, tables
 from .rows import Row
 from .run import Run, open_run
 
+PyTree = Any
 _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "steps")
 
 
 def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     """Writes a cell's final weights, its mask and, as origin, its rewind state; returns the file.
 
-    An arm that starts from other weights (fresh, permuted, signs alone) has no origin.
+    An arm that starts from other weights (fresh, permuted, signs alone) has no origin. Batch statistics lie
+    in both trees beside the weights, under the name of their collection: `batch_stats/norm/mean`.
 
     Args:
         run: the run or its folder.
@@ -35,8 +40,8 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
             `prune.save` wrote elsewhere included.
 
     Raises:
-        UserError: there is no such cell, it diverged, or the file is no exported cell, has another ending or
-            cannot be written.
+        UserError: there is no such cell, it diverged, or its arm is from outside the package and not loaded;
+            or the file is no exported cell, has another ending or cannot be written.
     """
     to = Path(to)
     if to.exists() and not _exported(to):
@@ -44,12 +49,13 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     if to.suffix != ".safetensors":
         raise UserError(f"{to}: it is not allowed; the file must end in .safetensors.")
     opened = open_run(run)
-    row = there(opened, cell)
-    if row.status != "done":
-        raise UserError("the cell diverged, and its weights were not kept; choose another.")
-    trained, mask, result = opened.weights(cell), opened.mask(cell), opened.results[cell]
+    row = trained_there(opened, cell)
+    if cell.arm not in ARMS and cell.arm != DENSE:
+        raise opened.not_loaded(f"the arm {cell.arm!r}")
+    trained, result = opened.variables(cell), opened.results[cell]
+    mask = {**opened.mask(cell), **jax.tree.map(lambda _: np.True_, trained.stats)}
     rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound
-    origin = opened.state(cell.seed, result["start"]) if rewound else None
+    origin = _whole(opened.variables_at(cell.seed, result["start"])) if rewound else None
     metadata = {
         "study": opened.name,
         "model": opened.study.model,
@@ -59,10 +65,15 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
         "made_from": result["made_from"],
     }
     try:
-        prune.save(to, trained, mask, origin=origin, metadata=metadata)
+        prune.save(to, _whole(trained), mask, origin=origin, metadata=metadata)
     except OSError as error:
         raise UserError(f"{to}: it cannot be written ({error.strerror}); choose another file.") from error
     return to
+
+
+def _whole(variables: Variables) -> PyTree:
+    """Weights and batch statistics as one tree."""
+    return {**variables.params, **variables.stats}
 
 
 def _exported(file: Path) -> bool:
@@ -92,6 +103,14 @@ def there(run: Run, cell: Cell) -> Row:
         f"seed {cell.seed} has no cell {cell.chain}, level {cell.level}, {cell.arm}, repeat {cell.repeat}; "
         f"it has {'; '.join(said) or 'the dense network alone'}."
     )
+
+
+def trained_there(run: Run, cell: Cell) -> Row:
+    """As `there`, of a cell that has weights; raises where it diverged."""
+    row = there(run, cell)
+    if row.status != "done":
+        raise UserError("the cell diverged, and its weights were not kept; choose another.")
+    return row
 
 
 def only_chain(rows: Sequence[Row], seed: int, level: int, arm: str, repeat: int = 1) -> str:
@@ -135,6 +154,8 @@ class Options(Named):
     """The safetensors file to write."""
     card: bool = False
     """Also write a model card, README.md beside the file: study, accuracy, controls, how to load it."""
+    config: Path | None = None
+    """A config file to run first, for the arms and other rows it adds; RUN/config.py is the run's own."""
 
 
 def _check_dense(arm: str, chain: str | None) -> None:
@@ -167,8 +188,12 @@ def chosen(run: Run, options: Named) -> Cell:
 def main(arguments: list[str]) -> None:
     """The command line."""
     options = cli.parsed(Options, arguments, home.command("export"))
+    if options.config is not None:
+        config.load_all(options.config)
     run = open_run(options.run)
     cell = chosen(run, options)
+    if options.card:
+        card.check(options.file)
     file = export(run, cell, options.file)
     if options.card:
         card.write(run, cell, file)

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from lthjax import cli, files, home, prune
 from lthjax.errors import UserError, unknown
 from lthjax.imp import DENSE, Cell
-from lthjax.measures import structure
+from lthjax.measures import layers, structure
 
 from . import draw, words
-from .export import Named, chosen, there
+from .export import Named, chosen, there, trained_there
 from .run import Run, open_run
 
 # Width over height that a picture of many tiles comes near to.
@@ -47,7 +47,7 @@ def drawing(run: str | Path | Run, cell: Cell, layer: str, weights: bool = False
             weights.
     """
     opened = open_run(run)
-    there(opened, cell)
+    (trained_there if weights else there)(opened, cell)
     masks = _by_path(opened.mask(cell))
     path = named(layer, masks)
     mask = masks[path]
@@ -57,8 +57,10 @@ def drawing(run: str | Path | Run, cell: Cell, layer: str, weights: bool = False
         )
     values = _by_path(opened.weights(cell))[path] if weights else mask
     left = np.broadcast_to(mask, values.shape)
-    picture, how = tiles(values.astype(float), opened.about["data"]["shape"])
-    kept, _ = tiles(left.astype(float), opened.about["data"]["shape"])
+    first = next(iter(layers.by_number({name: m for name, m in masks.items() if m.ndim})), "")
+    image = opened.about["data"]["shape"] if path == first else None
+    picture, how = tiles(values.astype(float), image)
+    kept, _ = tiles(left.astype(float), image)
     where = DENSE if cell.arm == DENSE else f"{cell.chain}, level {cell.level}, {cell.arm}"
     again = f", repeat {cell.repeat}" if cell.repeat > 1 else ""
     heading = f"{words.title(opened.about)}: {path}\n{where}, seed {cell.seed}{again}"
@@ -67,7 +69,7 @@ def drawing(run: str | Path | Run, cell: Cell, layer: str, weights: bool = False
     return _pictured(picture, kept, heading, f"{counts}; {how}", weights)
 
 
-def tiles(array: np.ndarray, image: Sequence[int]) -> tuple[np.ndarray, str]:
+def tiles(array: np.ndarray, image: Sequence[int] | None) -> tuple[np.ndarray, str]:
     """A layer's array as a matrix to be looked at, NaN between tiles, and what is where in it.
 
     A convolution [height, width, in, out] has a tile for every pair of channels: below each other the input
@@ -77,9 +79,9 @@ def tiles(array: np.ndarray, image: Sequence[int]) -> tuple[np.ndarray, str]:
 
     Args:
         array: of the layer.
-        image: (height, width, channels) of the study's images.
+        image: (height, width, channels) of the images that the layer reads; None of a later layer.
     """
-    if array.ndim == 2 and len(array) == math.prod(image):
+    if image and array.ndim == 2 and len(array) == math.prod(image):
         array = array.reshape(*image, -1)
     if array.ndim != 4:
         matrix = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)

@@ -176,24 +176,25 @@ class Run:
     def _network(self) -> Model:
         name, made = self.study.model, self.about["data"]
         if name not in models.MODELS:
-            raise self._not_loaded(f"network {name!r}")
+            raise self.not_loaded(f"the network {name!r}")
         height, width, channels = made["shape"]
         return models.build(name, (height, width, channels), made["classes"], self.study.init)
 
-    def _not_loaded(self, what: str) -> UserError:
-        """The error for a row of the study that is from outside the package."""
-        there = (self.path / places.CONFIG).is_file()
-        again = f"run again with {shell('--config', self.path / places.CONFIG)}"
+    def not_loaded(self, row: str) -> UserError:
+        """The error where a row from outside the package is needed, such as the network 'mine'."""
+        there = shell("--config", self.path / places.CONFIG)
+        known = (self.path / places.CONFIG).is_file()
+        how = f"run again with {there}" if known else "give its file by --config"
         return UserError(
-            f"{self.path}: the {what} is a row of a config file, which is code and is not run unasked; "
-            f"{again if there else 'give its file by --config'}, or in Python import the file that adds it."
+            f"{self.path}: {row} is a row of a config file, which is code and is not run unasked; {how}, or "
+            "in Python import the file that adds it."
         )
 
     def check_arms(self, arms: Iterable[str]) -> None:
         """Raises a UserError for an arm that is from outside the package and not loaded here."""
         for arm in arms:
             if arm not in ARMS:
-                raise self._not_loaded(f"arm {arm!r}")
+                raise self.not_loaded(f"the arm {arm!r}")
 
     def tickets(self, chain: str | None = None) -> Tickets:
         """The tickets of a chain; by default of the chain with the earliest rewind step.

@@ -330,7 +330,9 @@ def test_a_start_is_compared_bit_by_bit() -> None:
 
 def test_weights_frozen_by_a_threshold_without_a_magnitude_are_found() -> None:
     """Gradients zeroed where w < eps instead of |w| < eps freeze every negative weight."""
-    start, final, mask = ticket()
+    start, final, mask = (
+        {n: np.tile(a, (3, 1)) if a.ndim > 1 else a for n, a in of.items()} for of in ticket()
+    )
     check_of(doctor.both_signs(start, final, mask))
     negative = mask["fc.weight"] & (start["fc.weight"] < 0)
     frozen = {**final, "fc.weight": np.where(negative, start["fc.weight"], final["fc.weight"])}
@@ -339,6 +341,10 @@ def test_weights_frozen_by_a_threshold_without_a_magnitude_are_found() -> None:
     check_of(doctor.both_signs(start, frozen, mask), Fault("fc.weight", n, n, why))
     # A layer that no gradient reaches is not frozen for its signs.
     check_of(doctor.both_signs(start, {**final, "fc.weight": start["fc.weight"] * mask["fc.weight"]}, mask))
+    # Two of two that did not move, of a layer with a handful left, are chance.
+    handful = np.where(np.cumsum(negative).reshape(negative.shape) <= 2, mask["fc.weight"], ~negative)
+    few = {**mask, "fc.weight": handful & mask["fc.weight"]}
+    check_of(doctor.both_signs(start, frozen, few))
 
 
 def test_a_control_has_the_tickets_densities() -> None:
@@ -615,6 +621,10 @@ def test_a_healthy_run_folder(tmp_path: Path, command: Command) -> None:
     assert len(lines) == 10
     done = command("-m", "analysis.doctor", tmp_path / "run", "--init", tmp_path / "a.npz")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    for option in (["--names", "fc"], ["--scope", "global"], ["--tolerance", "0.5"]):
+        done = command("-m", "analysis.doctor", tmp_path / "run", *option)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith(f"error: {option[0]}: it is of a ticket in files, and ")
 
 
 def _spoilt(layer: str, place: tuple[int, int], value: float) -> Callable[[Any], Any]:

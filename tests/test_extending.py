@@ -2,8 +2,9 @@
 
 import csv
 import re
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     exec(snippets("extending.md", "make_data.py")[0], {})
@@ -126,6 +128,18 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     turned = (np.sign(ours) != np.sign(theirs))[mask["fc1"]["kernel"]].mean()
     assert 0.45 < turned < 0.55
     np.testing.assert_array_equal(start["fc1"]["bias"], origin["fc1"]["bias"])
+
+    # A cell of it is exported where its row is known; the others always.
+    row = ARMS.pop("mine")
+    asked = ("-m", "analysis.export", folder.resolve(), tmp_path / "t.safetensors", "--level", 1, "--arm")
+    refused = command(*asked, "mine")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "the arm 'mine' is a row of a config file, which is code and is not run unasked" in refused.stderr
+    for arm, more, starts in (("ticket", (), True), ("mine", ("--config", tmp_path / "mine.py"), False)):
+        done = command(*asked, arm, *more)
+        assert done.returncode == 0, done.stderr
+        assert (prune.load(tmp_path / "t.safetensors").origin is not None) == starts
+    ARMS["mine"] = row
 
     # Again: nothing is trained. Where the file is not loaded, its arm is still in the report.
     launch.main(ARGUMENTS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from conftest import ROOT, make_tiny
+from conftest import ROOT, make_tiny, spoil, unsealed
 from matplotlib import image
 from scipy import stats as scipy_stats
 from test_any_rows import Given
@@ -170,6 +170,20 @@ def test_tiles_by_hand() -> None:
     units, how = mask.tiles(np.arange(8.0).reshape(4, 2), (2, 2, 1))
     np.testing.assert_array_equal(units, [[0, 2, gap, 1, 3], [4, 6, gap, 5, 7]])
     assert how == "a tile a filter (2×2)"
+    # A later layer with as many inputs has no pixels.
+    assert mask.tiles(np.arange(8.0).reshape(4, 2), None)[1] == "a row an input, a column an output"
+
+
+def test_a_hidden_layer_as_wide_as_the_image_has_no_pixels(
+    made: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    genuine = mask.tiles
+    monkeypatch.setattr(mask, "tiles", lambda array, image: (asked.append(image), genuine(array, image))[1])
+    cell = Cell(0, "rewind-0", 1, "ticket")
+    for layer in ("fc1", "fc2", "output"):
+        mask.drawing(made, cell, layer)
+    assert asked == [[28, 28, 1]] * 2 + [None] * 4
 
 
 @pytest.mark.parametrize("shape", [(5, 5, 1, 6), (3, 3, 16, 32), (1, 1, 8, 8), (3, 3, 1, 100)])
@@ -236,6 +250,20 @@ def test_what_cannot_be_drawn(made: Run, command: Call, asked: list[str], says: 
     assert says in done.stderr
 
 
+def test_weights_of_a_diverged_network_cannot_be_drawn(made: Run, command: Call, tmp_path: Path) -> None:
+    run = tmp_path / made.name
+    shutil.copytree(made.path, run)
+    unsealed(run)
+    of = next(run.glob("seed=0/chain=*/level=01/ticket"))
+    spoil(of / "result.json")
+    shutil.rmtree(of / "variables")
+    asked = ("-m", "analysis.mask", run, "--layer", "fc1", "--level", "1", "--seed", "0")
+    done = command(*asked, "--weights")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the cell diverged, and its weights were not kept; choose another.\n"
+    assert command(*asked).returncode == 0
+
+
 def test_the_page_runs(made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pandas")
     matplotlib.use("Agg")
@@ -285,6 +313,19 @@ def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_pa
     np.testing.assert_array_equal(names["ticket"].mask["fc2"]["kernel"], mask_of["fc2"]["kernel"])
     assert not names["weights"]["fc1/kernel"][~names["masks"]["fc1/kernel"]].any()
     assert command(*line).returncode == 0, "its own card is replaced"
+    (tmp_path / "README.md").write_bytes(text.replace("\n", "\r\n").encode())
+    assert command(*line).returncode == 0, "with other ends of lines it is its own"
+    before = file.read_bytes()
+    (tmp_path / "README.md").write_text(edited := text + "More of it is in chapter 3.\n")
+    refused = command(*line[:-1], "--arm", "reinit", "--card")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "README.md: it was edited since it was written, and is not replaced" in refused.stderr
+    assert ((tmp_path / "README.md").read_text(), file.read_bytes()) == (edited, before)
+    (tmp_path / "README.md").write_text(text)
+    refused = command(*(tmp_path / "u.safetensors" if word == file else word for word in line))
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "README.md: it is the card of t.safetensors, and is not replaced" in refused.stderr
+    assert not (tmp_path / "u.safetensors").exists()
     (tmp_path / "README.md").write_text("mine")
     refused = command(*line)
     assert (refused.returncode, "is no model card, and is not replaced" in refused.stderr) == (2, True)

@@ -497,6 +497,27 @@ def test_misuse_is_named() -> None:
         prune.magnitude(params, mask, {}, scope="group")
     with pytest.raises(ValueError, match=r"paths conv1/bias, conv1/kernel, norm/scale, \.\.\.\.$"):
         prune.ones(params, "kernle")
+    with pytest.raises(ValueError, match=r"prunable: '\(' is not a regex: missing \)"):
+        prune.ones(params, "(")
+    for going, named, said in (
+        (
+            [1],
+            {},
+            f"its length is 1; with scope 'layer' it must be {len(jax.tree.leaves(mask))}, one for every",
+        ),
+        (
+            [1, 1],
+            {"scope": "global"},
+            "its length is 2; with scope 'global' it must be 1, one for all leaves",
+        ),
+        (
+            [1],
+            {"scope": "group", "groups": [0]},
+            "scope 'group' it must be 1, one for every group, and groups",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"going: .*{said}"):
+            prune.remove_counted(params, mask, going, **named)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"density: -1 is outside .* weights kept"):
         prune.to_density(params, mask, -1)
     with pytest.raises(ValueError, match="scope: 'layre' is not known"):
@@ -511,6 +532,41 @@ def test_misuse_is_named() -> None:
     tx = prune.masked(optax.sgd(0.1), mask)
     with pytest.raises(ValueError, match="needs them"):
         tx.update(params, tx.init(params))
+
+
+@pytest.mark.parametrize("false", [False, np.False_, np.zeros((), bool), jnp.zeros((), bool)])
+def test_a_leaf_that_is_false_without_dimensions_is_refused(false: Any) -> None:
+    """As in a mask of optax, which would set all biases to 0."""
+    params = tree()
+    mask = jax.tree.map(lambda p: p.ndim > 1 or false, params)
+    said = r"mask: leaf 'conv1/bias' is False; it must be bool, or the 0-d True"
+    for refused in (
+        lambda: prune.apply(params, mask),
+        lambda: prune.check(params, mask),
+        lambda: prune.density(mask),
+        lambda: prune.table(params, mask),
+        lambda: prune.magnitude(params, mask, 0.5),
+        lambda: prune.masked(optax.sgd(0.1), mask).init(params),
+        lambda: prune.set_mask(prune.masked(optax.sgd(0.1)).init(params), mask),
+        lambda: jax.jit(lambda p: prune.apply(p, mask))(params),
+    ):
+        with pytest.raises(ValueError, match=said):
+            refused()
+    whole = jax.tree.map(lambda _: True, params)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(prune.apply)(params, whole), params)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_mask_without_a_prunable_leaf_is_warned_of(scope: prune.Scope) -> None:
+    params = {"a": {"kernel": jnp.ones(WEIGHT)}, "b": jnp.ones(3)}
+    for mask in (jax.tree.map(lambda _: True, params), prune.ones(params, lambda path, leaf: False)):
+        with pytest.warns(
+            UserWarning, match="mask: no leaf is prunable, so nothing is pruned; .* a/kernel, b"
+        ):
+            prune.magnitude(params, mask, 0.5, scope=scope)
+        prune.magnitude(params, mask, 0, scope=scope)
+        assert re.search(r"all prunable +0 +0 +100\.0 %", str(prune.table(params, mask)))
+        assert prune.density(mask) == 1
 
 
 WEIGHT, STACK, WIDE = (8, 4), (3, 4), (1, 1, 8)

@@ -4,19 +4,22 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from conftest import about
+from conftest import about, result
 
-from analysis import compare, export, page, publish, report, tensorboard
+from analysis import card, compare, doctor, export, page, publish, report, tensorboard
 from analysis.run import Run
-from lthjax import prune
+from lthjax import models, prune
 from lthjax.errors import UserError
+from lthjax.folder.store import Store
 from lthjax.imp import Cell
 
 Files = dict[str, bytes]
@@ -256,6 +259,42 @@ def test_an_export_replaces_an_exported_cell_and_nothing_else(runs: tuple[Path, 
     with pytest.raises(UserError, match=r"own\.safetensors: it is there and is no exported cell"):
         export.export(runs[0], Cell(0, "dense", 0, "dense"), own)
     assert prune.load(own).metadata == {"study": "mine"}
+
+
+def test_a_network_with_batch_statistics_computes_from_its_file_alone(tmp_path: Path) -> None:
+    model = models.build("resnet8", (28, 28, 1), 10)
+    drawn, compiled = jax.jit(model.init), jax.jit(model.apply, static_argnums=3)
+    start, trained = (jax.device_get(drawn(jax.random.key(seed))) for seed in (0, 1))
+    whole = jax.device_get(prune.ones(start.params))
+    trained = trained._replace(stats=jax.tree.map(lambda s: s + np.float32(0.25), trained.stats))
+    cell = Cell(0, "dense", 0, "dense")
+    with Store(tmp_path / "run", about(model="resnet8")) as store:  # type: ignore[arg-type]
+        store.write_state(0, 0, start)
+        done = {**result(cell), "density": 1.0, "start": 0}
+        store.write(cell, done, whole, trained)  # type: ignore[arg-type]
+    run = Run(tmp_path / "run")
+    ticket = prune.load(export.export(run, cell, tmp_path / "t.safetensors"))
+    (split,) = (code for code in re.findall(r"```python\n(.*?)```", card.card(run, cell, "t"), re.S)
+                if "stats" in code)  # fmt: skip
+    images = np.random.default_rng(0).normal(size=(4, 28, 28, 1)).astype(np.float32)
+    for tree, wanted in ((ticket.params, trained), (ticket.origin, start)):
+        names: dict[str, Any] = {"ticket": ticket._replace(params=tree)}
+        exec(split, names)
+        got, expected = (
+            compiled(*of, images, False)[0] for of in ((names["params"], names["stats"]), wanted)
+        )
+        np.testing.assert_array_equal(got, expected)
+    left = [path for path, m in zip(prune.paths(ticket.mask), jax.tree.leaves(ticket.mask), strict=True)
+            if m.ndim]  # fmt: skip
+    assert left == [
+        path for path, m in zip(prune.paths(whole), jax.tree.leaves(whole), strict=True) if m.ndim
+    ]
+    # What else reads tickets takes it for what it is.
+    file = tmp_path / "t.safetensors"
+    found = doctor.diagnose(
+        doctor.Options(init=file, final=file, mask=file, rewound=file, claimed_sparsity=0)
+    )
+    assert [check.claim for check in found if check.outcome == "FAILED"] == []
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,19 @@ def test_a_loaded_ticket_fits_the_containers_it_came_from(tmp_path: Path) -> Non
     assert jax.tree.map(bits, again) == jax.tree.map(bits, got)
 
 
+def test_arrays_of_a_ticket_stay_as_they_are_beside_others_on_devices(tmp_path: Path) -> None:
+    """A device would cut 64 bits to 32."""
+    long = {"steps": np.array([2**40, 1]), "w": np.array([[1 / 3, 1.0]])}
+    mask = {"steps": np.True_, "w": np.array([[True, False]])}
+    there = jax.device_put({"steps": np.zeros(2, np.int32), "w": np.zeros((1, 2), "f4")}, jax.devices()[0])
+    prune.save(tmp_path / "t", there, mask, origin=long)
+    jax.tree.map(np.testing.assert_array_equal, prune.load(tmp_path / "t").origin, long)
+    prune.save(tmp_path / "t", long, mask, origin=long)
+    ticket = prune.load(tmp_path / "t", like=there)
+    for got, saved in ((ticket.params, long), (ticket.origin, long), (ticket.mask, mask)):
+        assert jax.tree.map(bits, got) == jax.tree.map(bits, saved)
+
+
 def test_a_tickets_tree_is_ones_own(tmp_path: Path) -> None:
     """Haiku's names hold slashes, NNX boxes its leaves, a module has fields that are no arrays."""
     params = {

@@ -71,10 +71,16 @@ def diagnose(options: Options) -> list[Check]:
     }
     given = [f"--{name}" for name, path in named.items() if path is not None]
     if options.run is not None:
-        if given or options.claimed_sparsity is not None:
-            what = given[0] if given else "--claimed-sparsity"
+        usual = Options()
+        of_files = ("claimed_sparsity", "scope", "tolerance", "names")
+        given += [
+            f"--{name.replace('_', '-')}"
+            for name in of_files
+            if getattr(options, name) != getattr(usual, name)
+        ]
+        if given:
             raise UserError(
-                f"{what}: it is of a ticket in files, and {options.run} is a run folder; leave one out."
+                f"{given[0]}: it is of a ticket in files, and {options.run} is a run folder; leave one out."
             )
         return folder.diagnose(options.run, Silent() if options.quiet else watch(False))
     lacking = next((name for name in ("init", "final", "mask") if named[name] is None), None)

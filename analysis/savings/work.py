@@ -81,15 +81,15 @@ def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> L
 
     Networks from outside the package are neither compacted nor timed.
     """
-    (ticket, size), total, shape = _exported(run, row.cell), run.lengths.total, model.input_shape
+    (params, stats), mask = run.variables(row.cell), run.mask(row.cell)
+    total, shape = run.lengths.total, model.input_shape
     steps = savings.training_steps(total, run.results[row.cell]["start"], row.level)
-    stats = run.variables(row.cell).stats
     told = LevelSavings(
         *row.cell[:4],
         row.density,
-        savings.counted(ticket.params, ticket.mask, lambda p, x: model.apply(p, stats, x, False)[0], shape),
-        savings.storage(ticket.mask),
-        size,
+        savings.counted(params, mask, lambda p, x: model.apply(p, stats, x, False)[0], shape),
+        savings.storage(mask),
+        _exported(run, row.cell),
         {},
         None,
         None,
@@ -98,7 +98,7 @@ def _saved(run: Run, row: Row, model: Model, images: jax.Array, pairs: int) -> L
         hardware.described(),
         (),
     )
-    forms = _forms(model, Variables(_masked(ticket.params, ticket.mask), stats), ticket.mask)
+    forms = _forms(model, Variables(_masked(params, mask), stats), mask)
     if forms is None:
         return told
     return told._replace(
@@ -209,8 +209,7 @@ def timings(forms: Forms, images: jax.Array, pairs: int) -> tuple[Timing, ...]:
     return tuple(made)
 
 
-def _exported(run: Run, cell: Cell) -> tuple[prune.Ticket, int]:
-    """A cell as `analysis.export` writes it, and the file's size in bytes."""
+def _exported(run: Run, cell: Cell) -> int:
+    """The size in bytes of the file that `analysis.export` writes of a cell."""
     with tempfile.TemporaryDirectory() as folder:
-        path = export(run, cell, Path(folder) / "ticket.safetensors")
-        return prune.load(path), path.stat().st_size
+        return export(run, cell, Path(folder) / "ticket.safetensors").stat().st_size

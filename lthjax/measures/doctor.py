@@ -8,7 +8,6 @@ Arrays are mappings name -> numpy array. A mask has an array for every weight th
 not 0 in it. Every check is pure, compares bits where it says so, and returns a `Check`: nothing is repaired.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -21,6 +20,8 @@ Arrays = Mapping[str, np.ndarray]
 """Name of an array -> the array."""
 Outcome = Literal["ok", "FAILED", "note", "not checked"]
 ALL = "all layers"
+# Survivors of either sign from which on a layer tells whether both were trained.
+_FEWEST = 20
 
 
 class Fault(NamedTuple):
@@ -105,10 +106,8 @@ def prunable(arrays: Arrays, names: str = "") -> list[str]:
 def _matching(arrays: Arrays, names: str) -> list[str]:
     try:
         mask = prune.ones(dict(arrays), names)
-    except re.error as error:
-        raise UserError(f"names: {names!r} is not a regex ({error}).") from error
     except ValueError as error:
-        raise UserError(f"names: {error}") from error
+        raise UserError(f"names: {str(error).removeprefix('prunable: ')}") from error
     return [name for name in arrays if mask[name].ndim]
 
 
@@ -310,7 +309,8 @@ def both_signs(start: Arrays, final: Arrays, mask: Arrays) -> Check:
     """Whether training moved survivors of either sign.
 
     A layer fails if more than half of its survivors of one sign kept their start bit for bit, and not so
-    those of the other: then they were frozen for being below a threshold that is meant for magnitudes.
+    those of the other: then they were frozen for being below a threshold that is meant for magnitudes. Of
+    fewer than 20 survivors of either sign this says nothing, and the layer passes.
 
     Args:
         start: the weights that training started from.
@@ -325,7 +325,7 @@ def both_signs(start: Arrays, final: Arrays, mask: Arrays) -> Check:
         kept = {sign: (int((still & side).sum()), int(side.sum())) for sign, side in sides.items()}
         frozen = [sign for sign, (n, of) in kept.items() if 2 * n > of]
         seen += int(mask[name].sum())
-        if len(frozen) == 1 and all(of for _, of in kept.values()):
+        if len(frozen) == 1 and all(of >= _FEWEST for _, of in kept.values()):
             faults.append(Fault(name, *kept[frozen[0]], f"{frozen[0]} ones that kept their start"))
     return Check(BOTH_SIGNS, faults, len(layers), seen)
 

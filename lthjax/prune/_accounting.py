@@ -102,7 +102,7 @@ class Table(NamedTuple):
                 yield (*cells, f"{row.macs:,}", f"{round(row.macs * row.density):,}")
             else:
                 yield (*cells, *(("-", "-") if known else ()))
-        total = f"{100 * left / max(weights, 1):.1f} %"
+        total = f"{100 * left / weights if weights else 100:.1f} %"
         sums = ("all prunable", "", f"{weights:,}", f"{left:,}", total)
         least = "≥ " if unknown else ""
         yield (*sums, *((f"{least}{macs:,}", f"{least}{macs_left:,}") if known else ()))

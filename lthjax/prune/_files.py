@@ -89,7 +89,7 @@ def save(
             tensors[f"mask/{name}"] = np.packbits(m)
     trees = {"params": params}
     if origin is not None:
-        trees["origin"] = matched(params, origin, "origin")
+        trees["origin"] = matched(params, origin, "origin", place=False)
         matched(trees["origin"], mask)
     for tree, values in trees.items():
         for name, leaf in zip(names, jax.tree.leaves(values), strict=True):
@@ -182,7 +182,7 @@ def _in_containers(ticket: Ticket, like: PyTree) -> Ticket:
     for name, leaf in zip(paths(like), jax.tree.leaves(like), strict=True):
         check_leaf(name, leaf, "like")
     params, mask, origin = (
-        None if tree is None else matched(like, tree, "ticket", of="given tree", shapes=False)
+        None if tree is None else matched(like, tree, "ticket", of="given tree", shapes=False, place=False)
         for tree in ticket[:3]
     )
     for name, leaf, saved in zip(paths(like), jax.tree.leaves(like), jax.tree.leaves(params), strict=True):

@@ -41,8 +41,8 @@ def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None
         The mask: bool of the leaf's shape and sharding if prunable, else the 0-d bool True.
 
     Raises:
-        ValueError: a leaf is no array; or `prunable` is a regex that matches nothing, or matches PRNG keys
-            or a leaf without dimensions.
+        ValueError: a leaf is no array; or `prunable` is no regex, matches nothing, or matches PRNG keys or a
+            leaf without dimensions.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     names = paths(params)
@@ -51,7 +51,10 @@ def ones(params: PyTree, prunable: str | Callable[[str, jax.Array], bool] | None
     if prunable is None:
         keep = prunable_by_default(params)
     elif isinstance(prunable, str):
-        keep = [re.search(prunable, path) is not None for path in names]
+        try:
+            keep = [re.search(prunable, path) is not None for path in names]
+        except re.error as error:
+            raise ValueError(f"prunable: {prunable!r} is not a regex: {error}.") from error
         if not any(keep):
             raise ValueError(f"prunable: the regex {prunable!r} matches none of the paths {some(names)}.")
     else:
@@ -73,8 +76,14 @@ def apply(params: PyTree, mask: PyTree) -> PyTree:
 
     Returns:
         The parameters, in their own containers.
+
+    Raises:
+        ValueError: the trees do not match, or a leaf of the mask is False without dimensions, as in masks of
+            optax; traced ones are not looked at.
     """
-    return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), matched(params, mask), params)
+    mask = matched(params, mask)
+    check_whole(mask)
+    return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), mask, params)
 
 
 def check(params: PyTree, mask: PyTree) -> None:
@@ -89,7 +98,8 @@ def check(params: PyTree, mask: PyTree) -> None:
 
     Raises:
         ValueError: a pruned weight is not 0 (the sentence names the first such leaf and their number), the
-            trees do not match, a leaf of the mask is not bool, or values are traced.
+            trees do not match, a leaf of the mask is not bool, or False without dimensions, or values are
+            traced.
     """
     check_bool(mask)
     mask = matched(params, mask)
@@ -154,10 +164,31 @@ def survivors(
 
 
 def check_bool(mask: PyTree, name: str = "mask") -> None:
-    """Raises if a leaf of the mask of that name is not bool."""
+    """Raises if a leaf of the mask of that name is not bool, or as `check_whole`."""
+    check_whole(mask, name)
     for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True):
         if jnp.ndim(m) and m.dtype != bool:
             raise ValueError(f"{name}: leaf {path!r} is of dtype {m.dtype}; it must be bool: give leaf != 0.")
+
+
+def check_whole(mask: PyTree, name: str = "mask") -> None:
+    """Raises if a leaf without dimensions, which keeps its leaf whole, is not True; skips traced ones."""
+    found = [
+        (path, m)
+        for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True)
+        if not jnp.ndim(m) and _is_here(m)
+    ]
+    values = jax.device_get([m for _, m in found])
+    for (path, _), m in zip(found, map(np.asarray, values), strict=True):
+        if m.dtype != bool or not m:
+            raise ValueError(
+                f"{name}: leaf {path!r} is {m}; it must be bool, or the 0-d True, as in prune.ones(params)."
+            )
+
+
+def _is_here(array: Any) -> bool:
+    """Whether this process can look at an array's values."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
 
 
 @jax.jit
@@ -175,6 +206,7 @@ def members_of(groups: Sequence[int]) -> list[list[int]]:
 
 def density(mask: PyTree) -> jax.Array:
     """Weights left / prunable weights, float32, shape (); 1 if nothing is prunable."""
+    check_bool(mask)
     total = sum(m.size for m in jax.tree.leaves(mask) if jnp.ndim(m))
     if total < _MOST:
         return totals(mask)[0] / total if total else jnp.float32(1)
@@ -192,7 +224,13 @@ def totals(mask: PyTree) -> tuple[jax.Array, int]:
 
 
 def matched(
-    tree: PyTree, mask: PyTree, name: str = "mask", *, of: str = "parameters", shapes: bool = True
+    tree: PyTree,
+    mask: PyTree,
+    name: str = "mask",
+    *,
+    of: str = "parameters",
+    shapes: bool = True,
+    place: bool = True,
 ) -> PyTree:
     """The mask in the containers of a tree; leaves are matched by their paths.
 
@@ -204,6 +242,7 @@ def matched(
         name: name of the mask in errors.
         of: name of the tree in errors.
         shapes: whether the shapes are compared, too.
+        place: whether its arrays are put on the devices of the tree's, which may cut 64 bits to 32.
 
     Raises:
         ValueError: a leaf has no counterpart in the other tree, or their shapes differ.
@@ -216,7 +255,7 @@ def matched(
             raise ValueError(
                 f"{name}: leaf {path!r} has shape {jnp.shape(m)}; it must be {jnp.shape(leaf)} or ()."
             )
-    return jax.tree.map(placed, mask, tree)
+    return jax.tree.map(placed, mask, tree) if place else mask
 
 
 def _by_path(tree: PyTree, mask: PyTree, name: str, of: str) -> PyTree:

@@ -10,7 +10,18 @@ import numpy as np
 import optax
 
 from lthjax.prune._lowest import absolute
-from lthjax.prune._masks import PyTree, Scope, apply, is_key, matched, ones, paths, survivors, unboxed
+from lthjax.prune._masks import (
+    PyTree,
+    Scope,
+    apply,
+    check_whole,
+    is_key,
+    matched,
+    ones,
+    paths,
+    survivors,
+    unboxed,
+)
 from lthjax.prune._names import Keys, path_of
 from lthjax.prune._placing import all_true, placed
 from lthjax.prune._rates import Number, check_density, count
@@ -73,7 +84,8 @@ def masked(
         arguments. With a mask its state is that of the optimiser, without one a `MaskedState`.
 
     Raises:
-        ValueError: both a mask and prunable are given; or, at `init` and `update`, the trees differ.
+        ValueError: both a mask and prunable are given; or, at `init` and `update`, the trees differ or a leaf
+            of the mask is False without dimensions.
     """
     if mask is not None and prunable is not None:
         raise ValueError("prunable: it is for a mask in the state; this optimiser was given its mask.")
@@ -124,7 +136,8 @@ def set_mask(state: Any, mask: PyTree) -> Any:
             back, which start with moments of 0.
 
     Raises:
-        ValueError: the state holds no mask, or the mask has other leaves or shapes than the one in it.
+        ValueError: the state holds no mask, or the mask has other leaves or shapes than the one in it, or a
+            leaf that is False without dimensions.
     """
     if not list(_masked_states(state)):
         raise ValueError(f"state: it holds no mask; {_WHERE}")
@@ -145,6 +158,7 @@ def _masked_states(state: Any) -> Iterator[MaskedState]:
 
 def _with_mask(state: MaskedState, mask: PyTree) -> MaskedState:
     mask = matched(state.mask, mask, of="mask in the state", shapes=False)
+    check_whole(mask)
     for path, old, new in zip(paths(mask), jax.tree.leaves(state.mask), jax.tree.leaves(mask), strict=True):
         if jnp.ndim(new) and jnp.shape(new) != jnp.shape(old):
             allowed = jnp.shape(old) if jnp.ndim(old) else "0-d, as this leaf is not prunable there"

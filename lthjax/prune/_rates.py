@@ -82,6 +82,16 @@ def warn_of_idle(rules: list[tuple[str, Number]], mask: PyTree) -> None:
             )
 
 
+def warn_of_nothing(mask: PyTree) -> None:
+    """Warns of a mask without a prunable leaf."""
+    if not any(map(jnp.ndim, jax.tree.leaves(mask))):
+        warnings.warn(
+            f"mask: no leaf is prunable, so nothing is pruned; its leaves are {some(paths(mask))}. "
+            "prune.ones(params, prunable) decides which are.",
+            stacklevel=4,
+        )
+
+
 def check_density(density: Number) -> float | Fraction:
     """The density as a number that `count` takes exactly as written; raises if it is no share in [0, 1]."""
     return exact_share(density, "density")

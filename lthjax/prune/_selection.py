@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lthjax.prune._lowest import absolute, count_all, remove_lowest
-from lthjax.prune._masks import Scope, matched, members_of, paths, survivors
+from lthjax.prune._masks import Scope, check_bool, matched, members_of, paths, survivors
 from lthjax.prune._placing import gathered, placed
 from lthjax.prune._rates import (
     Number,
@@ -23,10 +23,17 @@ from lthjax.prune._rates import (
     pairs_of,
     rates_of,
     warn_of_idle,
+    warn_of_nothing,
 )
 from lthjax.prune._units import fits, grouped, pattern_of, prune_pattern, ungrouped, units_of
 
 PyTree = Any
+# What `remove_counted` takes a number for, by scope.
+_COUNTED = {
+    "layer": "every leaf of the mask, 0 where it may not be pruned",
+    "global": "all leaves together",
+    "group": "every group, and groups one for every leaf of the mask",
+}
 
 
 def magnitude(
@@ -44,9 +51,10 @@ def magnitude(
         mask: its mask; pruned weights stay pruned.
         rate: the share of the survivors to remove, in [0, 1]: one number, or a mapping (or pairs)
             from a regex on the path to a number. The first match wins. A leaf without a match is not
-            pruned; a regex that matches nothing prunable gives a warning. With scope "global" it must
-            be one number, with scope "group" a mapping. A number is a Python number, Fraction or
-            Decimal, a numpy scalar, or an array of shape () that is not traced.
+            pruned; a regex that matches nothing prunable gives a warning, and so does a number where
+            nothing is prunable. With scope "global" it must be one number, with scope "group" a mapping. A
+            number is a Python number, Fraction or Decimal, a numpy scalar, or an array of shape () that is
+            not traced.
         scope: "layer" removes the share in every leaf; "global" removes it over all leaves together,
             without any normalisation between layers; "group" removes it over all leaves together whose
             first match is the same regex.
@@ -102,6 +110,7 @@ def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: 
     mask = matched(scores, mask)
     if not jax.tree.leaves(mask):
         return mask
+    check_bool(mask)
     _check_rankable(scores, mask, sizes)
     if scope == "global" and not is_number(rate):
         raise ValueError("rate: with scope 'global' it is one number for all layers.")
@@ -112,6 +121,8 @@ def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: 
     rates = rates_of(rate, paths(mask))
     if isinstance(rate, list):
         warn_of_idle(rate, mask)
+    elif rates[0]:
+        warn_of_nothing(mask)
     pattern = pattern_of(granularity)
     if pattern is None:
         groups = groups_of(rate, paths(mask)) if isinstance(rate, list) and scope == "group" else ()
@@ -229,8 +240,16 @@ def remove_counted(
         The new mask.
 
     Raises:
-        ValueError: scores that do not match the mask, or are not finite, as for `by_score`.
+        ValueError: scores that do not match the mask, or are not finite, as for `by_score`; or too few or
+            too many numbers.
     """
+    leaves = len(jax.tree.leaves(mask))
+    wanted = {"layer": leaves, "global": 1, "group": max(groups, default=-1) + 1}.get(scope, len(going))
+    if len(going) != wanted or (scope == "group" and len(groups) != leaves):
+        raise ValueError(
+            f"going: its length is {len(going)}; with scope {scope!r} it must be {wanted}, one for "
+            f"{_COUNTED[scope]}."
+        )
     return _remove(scores, mask, going, scope, granularity, groups, sizes=False)
 
 
