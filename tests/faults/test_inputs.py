@@ -754,6 +754,12 @@ def test_fields_of_a_run_folder(place: Path, run: Path) -> None:
     tried()
 
 
+# Of one evaluation, before the first step.
+CURVES = {"step": [0], "train_loss": [None]} | {
+    f"{part}_{name}": [0.5] for part in ("validation", "test") for name in ("loss", "accuracy")
+}
+
+
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
@@ -766,6 +772,9 @@ def test_fields_of_a_run_folder(place: Path, run: Path) -> None:
         ("result", {"level": "1"}, "level is '1'"),
         ("result", {"density": True}, "density is True"),
         ("result", {"curves": {"step": [1]}}, "it lacks curves.train_loss"),
+        ("result", {"curves": CURVES | {"test_accuracy": [None]}}, "curves.test_accuracy is [None]"),
+        ("result", {"curves": CURVES | {"test_loss": []}}, "curves.test_loss has 0 values and curves.step 1"),
+        ("result", {"curves": CURVES | {"loss_step": [1], "loss": [None]}}, "curves.loss is [None]"),
         ("study", {"data": {"classes": "ten"}}, "it lacks data.name"),
         ("study", {"config": []}, "config is []"),
         ("study", {"commands": "run.py"}, "commands is 'run.py'"),
