@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shlex
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from conftest import LENGTHY, ROOT, SLOW
 
 from analysis.results import Compared, Published
-from lthjax import config, models, prune
+from lthjax import config, durations, launch, models, prune
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHIPPED = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
@@ -50,6 +51,29 @@ def test_what_the_quickstart_prints() -> None:
     pages = [README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))]
     named = {*re.findall(r"quickstart-(\w{8})", "\n".join(pages))}
     assert named == {config.fingerprint(identity)}
+
+
+def test_run_folders_that_pages_name_are_those_of_their_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the data of published runs; a folder may be made on another page."""
+    monkeypatch.chdir(ROOT)
+    texts = [README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))]
+    abouts = [json.loads(path.read_text(encoding="utf-8")) for path in ROOT.glob("results/*/study.json")]
+    facts = {
+        one["data"]["name"]: one["data"] for of in abouts for one in (of if isinstance(of, list) else [of])
+    }
+    made = set()
+    for line in re.findall(r"^ {4}python run\.py ([^$#\n]*)(?:#.*)?$", "\n".join(texts), re.MULTILINE):
+        if "mine.py" in line:
+            continue
+        studies = [options.study for options in launch.parse(shlex.split(line))]
+        for study in (one for one in studies if one.data.name in facts):
+            known = facts[study.data.name]
+            split = known["train"] + known["validation"] - study.data.validation
+            identity = config.identity(study, durations.lengths(study, split), known["digest"])
+            made.add(f"{study.name}-{config.fingerprint(identity)}")
+    named = {*re.findall(r"runs/(\w+-[0-9a-f]{8})\b", "\n".join(texts))} - {"mine-0123abcd"}
+    assert len(named) >= 5
+    assert named <= made
 
 
 def test_a_student_reads_it_once() -> None:
@@ -133,10 +157,12 @@ def density(study: config.Study) -> float:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_the_table_of_configs(path: Path) -> None:
-    """Every config has a row with its seeds, its steps and its final density."""
+    """Every config has a row with its seeds; its steps and final density are those that the row has."""
     what, _ = CONFIGS[path.name]
     first, *others = config.load_all(path)
-    for count in re.findall(r"(\d+) seeds", what):
+    seeds = re.findall(r"(\d+) seeds", what)
+    assert seeds
+    for count in seeds:
         assert int(count) == len(first.seeds)
     for steps in re.findall(r"([\d,]+) steps", what):
         assert int(steps.replace(",", "")) == first.train.steps
