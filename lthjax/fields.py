@@ -186,7 +186,16 @@ _MOVED: Mapping[str, Check] = {
     "own_level": whole(0),
     "shared_init": lambda value: isinstance(value, bool),
 }
-_CURVES = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+# Of a cell that did not diverge. There is no training loss before the first step.
+_CURVES: Mapping[str, Check] = {
+    "train_loss": many(maybe(number)),
+    "validation_loss": many(number),
+    "validation_accuracy": many(number),
+    "test_loss": many(number),
+    "test_accuracy": many(number),
+}
+# Of single steps, which `train.log_every` records.
+_LOGGED: Mapping[str, Check] = {"loss_step": many(whole(0)), "loss": many(number)}
 _DATA: Mapping[str, Check] = {
     "name": text,
     "digest": text,
@@ -232,11 +241,15 @@ def result(fields: dict[str, Any]) -> None:
     _needed(fields, _MEASURED, "")
     curves = fields["curves"]
     _needed(curves, {"step": many(whole(0))}, "curves.")
-    for name in _CURVES:
-        _needed(curves, {name: many(maybe(number))}, "curves.")
-        if len(curves[name]) != len(curves["step"]):
+    _needed(curves, _CURVES, "curves.")
+    along = dict.fromkeys(_CURVES, "step")
+    if not _LOGGED.keys().isdisjoint(curves):
+        _needed(curves, _LOGGED, "curves.")
+        along |= {"loss": "loss_step"}
+    for name, steps in along.items():
+        if len(curves[name]) != len(curves[steps]):
             raise ValueError(
-                f"curves.{name} has {len(curves[name])} values and curves.step {len(curves['step'])}"
+                f"curves.{name} has {len(curves[name])} values and curves.{steps} {len(curves[steps])}"
             )
     if "draws" in fields:
         _drawn(fields["draws"], len(curves["step"]))

@@ -1,5 +1,6 @@
 """Any cells of a run give a report, which says what it cannot show."""
 
+import csv
 import io
 import json
 import shlex
@@ -19,13 +20,14 @@ from matplotlib.figure import Figure
 from analysis import compare, draw, page, report, savings
 from analysis.analyses import ANALYSES
 from analysis.compare.entries import entries
+from analysis.report import __main__ as report_command
 from analysis.report import accuracy, facts, figures, paired, verdicts
 from analysis.rows import Row
 from analysis.run import Run, open_run
 from analysis.savings.table import LevelSavings
 from analysis.tables import to_csv
 from lthjax import config, data, fields, record
-from lthjax.errors import shell
+from lthjax.errors import UserError, shell
 from lthjax.folder.places import folder
 from lthjax.imp import Cell
 from lthjax.measures.savings import Counts, Storage
@@ -59,7 +61,9 @@ def written(run: Path, rows: list[Row], study: dict[str, Any]) -> Path:
 
 
 def curves_of(one: Row) -> dict[str, list[float]]:
-    return {"step": [5, 10, 12], "test_accuracy": [0.1, 0.2, one.test_accuracy or 0.0]}
+    others = ("test_loss", "validation_accuracy", "validation_loss")
+    ends = {"test_accuracy": one.test_accuracy or 0.0} | dict.fromkeys(others, 0.5)
+    return {"step": [5, 10, 12]} | {name: [0.1, 0.2, end] for name, end in ends.items()}
 
 
 def tables(densities: list[float], seeds: int = 2, arms: tuple[str, ...] = ("ticket", "reinit")) -> list[Row]:
@@ -76,16 +80,16 @@ SOME = tables([0.5, 0.1])
 EMPTIED = tables([0.1, 0.01, 0.0, 0.0])
 CASES = {
     "only dense": (tables([]), "Not shown, as no trained cells have what is needed: differences"),
-    "one seed": (tables([0.5], seeds=1), "differ"),
-    "one level": (tables([0.5]), "50.0"),
+    "one seed": (tables([0.5], seeds=1), "1 seed is too few for a verdict"),
+    "one level": (tables([0.5]), "have 133,100 weights, 50.0 % ("),
     "all diverged": (
         [one._replace(test_accuracy=None, status="diverged") for one in SOME],
         "Not shown, as no trained cells have what is needed: accuracies, differences",
     ),
     "no weights left": (EMPTIED, "Networks of levels 3 to 4 have no weight left. They have no place"),
     "never a weight": (tables([0.0]), "Networks of level 1 have no weight left. They have no place"),
-    "equal densities": (tables([0.5, 0.5, 0.5]), "50.0"),
-    "tiny densities": (tables([1e-5, 4e-6]), "Accuracy"),
+    "equal densities": (tables([0.5, 0.5, 0.5]), "each one-sided 95 % over 3 levels by Holm"),
+    "tiny densities": (tables([1e-5, 4e-6]), "each ≥ 250000.0×"),
     "no time": ([one._replace(seconds=0.0) for one in SOME], "speed not known"),
     "no steps": ([one._replace(steps=0, early_stop_step=None) for one in SOME], "early-stop steps"),
     "nothing measured": (
@@ -102,8 +106,9 @@ DRAWN = ("no weights left", "never a weight", "tiny densities", "arms from outsi
 
 
 @pytest.fixture
-def _quick_figures(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+def _quick_figures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Draws figures small, or not at all."""
+    case = request.node.callspec.params["case"] if hasattr(request.node, "callspec") else ""
 
     def show(to: Path, drawn: page.Drawn) -> page.Shown:
         page._literal(drawn.figure)
@@ -127,6 +132,29 @@ def test_a_report_comes_out(case: str, tmp_path: Path) -> None:
     assert len((run / "report" / "cells.csv").read_text().splitlines()) == 1 + len(rows)
     other = written(tmp_path / "any-1", SOME, about(model="lenet300"))
     assert compare.build([run, other]).is_file()
+
+
+@pytest.mark.usefixtures("_quick_figures")
+def test_a_report_of_the_last_evaluations_holds_until_the_next_one(tmp_path: Path) -> None:
+    """Means of 20 % and the accuracy at the end, in every table; the cells stay as they are."""
+    run = written(tmp_path / "any-0", SOME, about())
+    before = {path: path.read_bytes() for path in run.rglob("result.json")}
+
+    def said(*options: str) -> dict[str, list[dict[str, str]]]:
+        report_command.main([str(run), *options])
+        texts = {name: (run / "report" / f"{name}.csv").read_text() for name in ("cells", "verdicts")}
+        return {name: list(csv.DictReader(io.StringIO(text))) for name, text in texts.items()}
+
+    plain, smooth = said(), said("--last", "2")
+    ends = [float(line["test_accuracy"]) for line in plain["cells"]]
+    assert [float(line["test_accuracy"]) for line in smooth["cells"]] == pytest.approx(
+        [(0.2 + end) / 2 for end in ends]
+    )
+    assert smooth["verdicts"] != plain["verdicts"]
+    assert said() == plain
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(UserError, match=r"--last: 4 is not allowed; .* has 3 evaluations at its last"):
+        said("--last", "4")
 
 
 ACCURACIES = st.sampled_from([None, 0.0, 0.1, 0.5, 0.97, 1.0])

@@ -1,11 +1,13 @@
 """The ticket doctor: every check fails where it should, files of every kind, and no code of a file is run."""
 
+import base64
 import io
 import pickle
 import re
 import struct
 import subprocess
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,44 @@ def test_a_state_dict_is_read_without_pytorch(tmp_path: Path, big: bool) -> None
     for name, array in state.items():
         np.testing.assert_array_equal(found[name], array)
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+
+
+# What torch 2.13 saved of {"epoch": 3, "state_dict": ..., "optimizer": ...}, by zlib and base64.
+SAVED = """
+eNqlVk1oG0cUHlnyWlb8l8RR7KRO3f91Y8v6s2TVcWRvi3zY0joqhSUQlvVqrV2y1urtjuw0IBAUu+TWUGibHkqhh/bSc5ubA4VAaAu9FAo9
+FHoIhYKPvXZm11J3VthK4pFGK2nn+9437837pHUxHEEoGkVdYxSdRdhQb2p4vqJgJVG/aZaEUXSdHa2+JiBe6icArW6pOoTEsBQjnxysYE2u
+GCoGsiTMS4Pky001saMZVR1DRMWWreoJuYEN04nJtrbRMMyKjLWaY9nydjoG/TwvDbhMlq1UNeA8SKxkWgp+z/syBgNSiKxJQlQKk6tab8Cg
+yGGIXROR2CeG9+CUGBZDezB0R1Ut09RUbFg1J/auXdFsrfIW0ReD4ZkyjGAYLcOYRLKBtg1tB07rRIDO6V6AFJzRB8UhDGeviWSLlHicvIns
+wbk7OsXHMZwvw4SL1xVzEyY9/KFowVWdynV0X3Bp03CR0IYxPEf1hndhSgztwiWP8nkM02V4QYqThRu1RK2xJW8oWNU1R8a2QipTgReZIG9b
+tWonwEtugAy8TAKEMLxCAszMeMSvYnitDHzDrYlVx8aWcVuzYaYJr3uldIsHl5swK6ImzPHurhys1SHBZCUL8x570seewpAuQ8atnXarLivb
+VcgysAVY0N0q5TpVyntVWvQoChjeKMNSw5GGyPK6YitbctW2GnUHrtyA5SZc5aU+cse0obhWvH+Pji9c5RsaVhxYWSv+8xMdP68VD/795ff4
+R5f3YFXi2mQOCDfgTREpDaXRSKyLA9F3Hn5y70dCSef6kT0RR4vtnkhsWvaWguVtzXbIiSoJ2WBrPNFI0eDfH/zxIc0LnUcHn/QFP+wJWTGN
+am1Lq+FnjZ/LUgHFHfib5rPvWAFjaKUtYOMDrFm0hUrClWeK2x6mgbGpUQ27y39N0gJxx2oYRkW/K80nS8LSSQR4rK0ieVkhTzJbZH61QhWd
+//jx3QlyY6KHojlGUaokzKATx0don8w/yUSrJPNkTpOZXKW6bjU3ryap6fXQdY7RlS4Jp7t1tYrT+yvubh9+t7T09PnPnDD/A4e8VEH9t8cW
+DRntoWCZUZAtCQV0gvq3vN1zF01qcpEesVeZ2AslYflEx/86OmJQTdOPHnzd+/yNoNm2po4X8U8sKhOjkX79svp+7/6fQpmOAbnbdzTbIA50
+W6G/qbJRKQnzT5uNVDq3uJDLZwq5Qi5LHulciozFQiaZL6SyuVSe3MtkC3mq8tHehc94ooN3VYao2I5Ov3+PdikP/I8Jgv3+G2eA42F0hOEH
+OfwWOslw3PVxdPl2kMbvgmMMzZkI6nLfINrvWMMM+tMIYn0zCPWbCgvl+1loKgj1OwcL3Q9A00Gov+VZaJxjoZmuqL6OZaGfB6DZINTfWCx0
+fICFLgSh/k4ZYaDf/g894oj4z+8UW9soOr6z1kWOmz1cfCk81wEOBa4Hfd71h2jbRjjXYb855X32/mH0cx5myF3vrf0P86mq0A==
+"""
+
+
+def test_a_file_that_torch_save_wrote(tmp_path: Path) -> None:
+    """A tensor, a view that is transposed and begins inside its storage, bfloat16, and a count."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(zlib.decompress(base64.b64decode(SAVED)))
+    found = files.read(path, "--init")
+    expected = {
+        "fc.weight": np.arange(6, dtype="f4").reshape(2, 3),
+        "view": np.arange(12, dtype="f4").reshape(3, 4).T[1:],
+        "half": np.array([1, -2.5, 3], ml_dtypes.bfloat16),
+        "bn.num_batches_tracked": np.array(7),
+    }
+    assert found.masks == {}
+    assert [*found.values] == [*expected]
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found.values[name], array)
+        assert found.values[name].dtype == array.dtype
+    assert pickled.read(path)["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
 
 
 def test_a_state_dict_of_pytorch_itself(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import result
 
+from analysis import commands
 from analysis import merge as merge_command
 from analysis.report import until
 from lthjax import config, prune, record, study
@@ -105,9 +106,12 @@ def test_a_search_that_has_gone_on_is_merged_again(fill: Fill, tmp_path: Path) -
 
 
 def test_study_json_says_what_all_folders_ask_for_and_were_made_by(fill: Fill, tmp_path: Path) -> None:
-    here = fill("here", 0, levels=3, arms=("ticket", "random"), control_levels=(2,), rewind=(50,))
+    first, second = (f"run.py --config x.py --seeds {seed}" for seed in (0, 1))
+    here = fill("here", 0, levels=3, arms=("ticket", "random"), control_levels=(2,), rewind=(50,),
+                told={"commands": [first]})  # fmt: skip
     there = fill("there", 1, levels=5, arms=("ticket", "reinit"), control_levels=(4,), rewind=(0, "50 steps"),
-                 repeats=(("reinit", 2),), told={"devices": "8 x H100", "git": "abc"})  # fmt: skip
+                 repeats=(("reinit", 2),),
+                 told={"devices": "8 x H100", "git": "abc", "commands": [second]})  # fmt: skip
     line = f"8 x H100; python {read_study(there)['versions']['python']}, "
     for order in ([here, there], [there, here]):
         into = tmp_path / f"all-{order[0].parent.name}"
@@ -120,6 +124,9 @@ def test_study_json_says_what_all_folders_ask_for_and_were_made_by(fill: Fill, t
         assert about["lengths"]["rewind"] == [0, 50]
         assert asked["rewind"] == [0, 50 if order[0] == here else "50 steps"]
         own, (other,) = about["devices"], about["earlier"]
+        given = [first, second] if order[0] == here else [second, first]
+        assert about["commands"][:2] == given
+        assert commands.of_all(about, asked["seeds"]) == f"python {given[0].rpartition(' ')[0]} 0 1"
         if order[0] == here:
             assert other.startswith(line)
             assert other.endswith("; commit abc")

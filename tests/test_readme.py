@@ -1,18 +1,19 @@
-"""Numbers in README.md and in two pages of docs/ are those of configs, networks and published runs."""
+"""Facts in README.md and docs/ are those of configs, networks, published runs and tests."""
 
 import csv
 import json
 import math
 import re
+import shlex
 from fractions import Fraction
 from pathlib import Path
 
 import jax
 import pytest
-from conftest import ROOT
+from conftest import LENGTHY, ROOT, SLOW
 
 from analysis.results import Compared, Published
-from lthjax import config, models, prune
+from lthjax import config, durations, launch, models, prune
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHIPPED = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
@@ -50,6 +51,29 @@ def test_what_the_quickstart_prints() -> None:
     pages = [README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))]
     named = {*re.findall(r"quickstart-(\w{8})", "\n".join(pages))}
     assert named == {config.fingerprint(identity)}
+
+
+def test_run_folders_that_pages_name_are_those_of_their_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the data of published runs; a folder may be made on another page."""
+    monkeypatch.chdir(ROOT)
+    texts = [README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))]
+    abouts = [json.loads(path.read_text(encoding="utf-8")) for path in ROOT.glob("results/*/study.json")]
+    facts = {
+        one["data"]["name"]: one["data"] for of in abouts for one in (of if isinstance(of, list) else [of])
+    }
+    made = set()
+    for line in re.findall(r"^ {4}python run\.py ([^$#\n]*)(?:#.*)?$", "\n".join(texts), re.MULTILINE):
+        if "mine.py" in line:
+            continue
+        studies = [options.study for options in launch.parse(shlex.split(line))]
+        for study in (one for one in studies if one.data.name in facts):
+            known = facts[study.data.name]
+            split = known["train"] + known["validation"] - study.data.validation
+            identity = config.identity(study, durations.lengths(study, split), known["digest"])
+            made.add(f"{study.name}-{config.fingerprint(identity)}")
+    named = {*re.findall(r"runs/(\w+-[0-9a-f]{8})\b", "\n".join(texts))} - {"mine-0123abcd"}
+    assert len(named) >= 5
+    assert named <= made
 
 
 def test_a_student_reads_it_once() -> None:
@@ -133,10 +157,12 @@ def density(study: config.Study) -> float:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_the_table_of_configs(path: Path) -> None:
-    """Every config has a row with its seeds, its steps and its final density."""
+    """Every config has a row with its seeds; its steps and final density are those that the row has."""
     what, _ = CONFIGS[path.name]
     first, *others = config.load_all(path)
-    for count in re.findall(r"(\d+) seeds", what):
+    seeds = re.findall(r"(\d+) seeds", what)
+    assert seeds
+    for count in seeds:
         assert int(count) == len(first.seeds)
     for steps in re.findall(r"([\d,]+) steps", what):
         assert int(steps.replace(",", "")) == first.train.steps
@@ -172,3 +198,140 @@ def test_weights_of_networks() -> None:
         model, shape = shapes[name]
         params = jax.eval_shape(models.build(model, shape, 10).init, jax.random.key(0)).params
         assert int(number[1].replace(",", "")) == sum(p.size for p in jax.tree.leaves(params) if p.ndim >= 2)
+
+
+# Row of the table in docs/reliability.md, by the start of its first cell -> for every command in its second
+# one the tests that it runs.
+TRIED = {
+    "death of a study": (
+        ["test_moments::test_killed_at_any_call_it_goes_on_to_the_same_numbers[4"],
+        ["test_moments::test_killed_at_any_call_it_goes_on_to_the_same_numbers[25"],
+    ),
+    "death of the report": (
+        ["test_moments::test_a_report_cut_short_anywhere_is_whole_after_the_next[2"],
+        ["test_moments::test_a_report_cut_short_anywhere_is_whole_after_the_next[12"],
+    ),
+    "full, read-only, vanished disk from": (
+        ["test_moments::test_a_disk_that_fails_at_any_call_is_one_sentence[2-full"],
+        [
+            f"test_moments::test_a_disk_that_fails_at_any_call_is_one_sentence[2-{kind}"
+            for kind in ("read-only", "vanished")
+        ],
+        ["test_moments::test_a_disk_that_fails_at_any_call_is_one_sentence[15"],
+    ),
+    "full, read-only, vanished disk at": (["test_moments::test_a_call_that_fails_once_loses_nothing"],),
+    "a tmpfs": (["test_killed::test_a_disk_that_fills_up"],),
+    "a flipped bit": (
+        ["test_damage::test_every_flipped_bit_is_noticed_or_changes_nothing[1]"],
+        ["test_damage::test_every_flipped_bit_is_noticed_or_changes_nothing[12]"],
+    ),
+    "files cut": (["test_damage::test_cut_grown_and_emptied_files_are_noticed"],),
+    "masks, cells": (
+        [
+            "test_damage::test_what_is_copied_into_another_place_is_noticed",
+            "test_damage::test_a_cell_of_another_study_or_another_parent_is_noticed",
+        ],
+    ),
+    "SIGKILL of a real study, at": (["test_processes::test_killed_twice_and_run_again"],),
+    "SIGKILL of a real study at": (["test_killed::test_a_study_killed_again_and_again"],),
+    "SIGKILL of savings": (["test_killed::test_an_analysis_killed_again_and_again"],),
+    "SIGINT": (["test_processes::test_signals_say_how_to_go_on"],),
+    "a study stopped": (["test_checkpoints::test_a_study_stopped_inside_its_cells_goes_on_inside_them"],),
+    "a training continued": (
+        ["test_checkpoints::test_from_every_position_a_job_goes_on_to_the_same_bits[adam"],
+        ["test_checkpoints::test_from_every_position_a_job_goes_on_to_the_same_bits[statistics"],
+    ),
+    "two processes": (["test_processes::test_two_processes_train_no_cell_twice"],),
+    "three processes, six": (
+        [
+            "test_one_folder::test_three_processes_fill_one_folder",
+            "test_one_folder::test_one_of_three_processes_is_killed",
+            "test_one_folder::test_an_array_of_single_seeds_and_two_machines_merged",
+        ],
+    ),
+    "one program of two processes with": (["test_hosts::test_two_processes_give_the_numbers_of_one"],),
+    "one program of two processes:": (
+        [
+            "test_hosts::test_a_process_that_dies_ends_the_other_and_they_go_on",
+            "test_hosts::test_a_signal_to_one_ends_both_and_saves",
+            "test_hosts::test_a_process_that_stands_still_is_missed",
+        ],
+    ),
+    "three processes that": (["test_locks::test_of_processes_that_take_a_lease_at_once_one_wins"],),
+    "a lease": (
+        [
+            "test_locks::test_a_lease_that_is_not_renewed_expires",
+            "test_locks::test_a_lease_that_was_taken_over_is_noticed_and_not_renewed",
+            "test_locks::test_a_damaged_lease_expires",
+            "test_locks::test_a_killed_process_of_this_machine_holds_no_lease",
+            "test_sharing::test_a_process_whose_lease_was_taken_writes_nothing_more",
+        ],
+    ),
+    "a bucket in memory: two": (["test_bucket::test_two_machines_fill_one_bucket"],),
+    "a bucket in memory: an": (
+        [
+            "test_bucket::test_a_cell_whose_upload_failed_is_not_there_and_is_sent_the_next_time"
+            "[seed=1/dense/result",
+            "test_bucket::test_damage_in_the_bucket_is_noticed",
+            "test_bucket::test_a_lease_that_was_taken_stops_its_old_owner",
+        ],
+    ),
+    "merging": (
+        [
+            "test_sharing::test_cells_that_differ_are_named_and_nothing_is_written",
+            "test_sharing::test_other_mistakes_are_one_sentence",
+            "test_sharing::test_a_cell_made_from_another_parent_is_refused",
+            "test_sharing::test_a_killed_merge_goes_on",
+        ],
+    ),
+    "options": (
+        [
+            "test_inputs::test_options_of_a_study",
+            "test_inputs::test_options_of_the_analyses",
+            "test_inputs::test_fields_of_a_study",
+            "test_inputs::test_arrays_of_a_data_set",
+            "test_inputs::test_bytes_of_a_ticket",
+            "test_inputs::test_fields_of_a_run_folder",
+        ],
+    ),
+}
+
+
+def quickest(test: str) -> str:
+    """The make command with the fewest tests that runs this one, by its marks and the lists of conftest.py.
+
+    Args:
+        test: its file and name, of one with parameters up to the value that the marks depend on.
+    """
+    file, name = test.split("::")
+    (path,) = (ROOT / "tests").rglob(f"{file}.py")
+    function, _, value = name.partition("[")
+    before, defined, _ = path.read_text(encoding="utf-8").partition(f"\ndef {function}(")
+    assert defined, f"{test} is not there"
+    decorators = before.rpartition("\n\n\n")[2]
+    if re.search(r"^@pytest\.mark\.faults", decorators, re.MULTILINE) or any(
+        re.match(rf"{one}\b", value)
+        for one in re.findall(r"param\((\w+), marks=pytest\.mark\.faults", decorators)
+    ):
+        return "faults"
+    slow, lengthy = SLOW.get(file, ()), LENGTHY.get(file, ())
+    assert not [one for one in (*slow, *lengthy) if one.startswith(name) and one != name], (
+        f"the value that decides is missing: {test}"
+    )
+    if name.startswith(tuple(lengthy)):
+        return "test-all"
+    return "ci" if name.startswith(tuple(slow)) else "test"
+
+
+def test_what_is_said_to_try_a_fault() -> None:
+    """Every row of the page names the quickest commands that run its tests."""
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    said = {
+        fault: re.findall(r"`make ([\w-]+)`", often)
+        for fault, often in re.findall(r"^\| (.*?) \| (.*?) \| .* \|$", page, re.MULTILINE)
+        if "`make" in often
+    }
+    assert len(said) == len(TRIED) == page.count("\n| ") - 1
+    for start, parts in TRIED.items():
+        (commands,) = (commands for fault, commands in said.items() if fault.startswith(start))
+        assert [{quickest(test) for test in tests} for tests in parts] == [{of} for of in commands], start

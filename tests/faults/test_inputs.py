@@ -2,7 +2,8 @@
 
 LTHJAX_FAULT_EXAMPLES=50 python -m pytest tests/faults/test_inputs.py -n 0 -s
 
-tries fifty times as many examples as the quick suite, and prints their number.
+tries fifty times as many examples as the quick suite, and prints their number. Every test of drawn examples
+has one that must be accepted, so that it cannot pass by refusing all.
 """
 
 import contextlib
@@ -200,14 +201,17 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_options_of_a_study(place: Path) -> None:
+    usual = {
+        "--config": str(place / "tiny.py"),
+        "--data-dir": str(place / "data"),
+        "--out": str(place / "no"),
+    }
+    sound = [word for option in usual.items() for word in option]
+    assert call(launch.main, *sound, "--dry-run", "--levels", "1")[0] == 0
+
     @examples(25)
     @given(lines([*FIELDS, *OTHERS]))
     def tried(words: list[str]) -> None:
-        usual = {
-            "--config": str(place / "tiny.py"),
-            "--data-dir": str(place / "data"),
-            "--out": str(place / "no"),
-        }
         given_here = {word.partition("=")[0] for word in words}
         before = [word for name, value in usual.items() if name not in given_here for word in (name, value)]
         TRIED[f"options of run.py, status {call(launch.main, *before, '--dry-run', *words)[0]}"] += 1
@@ -267,9 +271,7 @@ def test_options_of_the_analyses(
     monkeypatch.setattr(replicate, "keep_programs", lambda: None)
     paths = st.sampled_from([*5 * [[str(run)]], [str(place / "tiny.py")], ["no"], ["/usr"], []])
 
-    @examples(15)
-    @given(lines([*own, *OTHERS]), paths, st.sampled_from([["--level", "1"], ["--level", "1"], []]))
-    def tried(words: list[str], where: list[str], level: list[str]) -> None:
+    def status(words: list[str], where: list[str], level: list[str]) -> int:
         first = where
         if name == "transfer":
             first = ["--to", *where, "--from", str(run)]
@@ -277,7 +279,14 @@ def test_options_of_the_analyses(
             first = [*where, *(["ticket.safetensors"] if name == "export" else []), *level]
         if "--data-dir" not in words and name not in ("geography", "export", "report"):
             first = ["--data-dir", str(place / "data"), *first]
-        TRIED[f"options of {name}, status {call(command, *first, *words)[0]}"] += 1
+        return call(command, *first, *words)[0]
+
+    assert status([], [str(place / "tiny.py" if name == "transfer" else run)], ["--level", "1"]) == 0
+
+    @examples(15)
+    @given(lines([*own, *OTHERS]), paths, st.sampled_from([["--level", "1"], ["--level", "1"], []]))
+    def tried(words: list[str], where: list[str], level: list[str]) -> None:
+        TRIED[f"options of {name}, status {status(words, where, level)}"] += 1
         assert not list((tmp_path / "here").rglob("*"))
 
     tried()
@@ -497,6 +506,7 @@ def test_fields_of_a_study() -> None:
         assert time.monotonic() - began < SECONDS
 
     tried()
+    assert TRIED["fields of a study, accepted"]
 
 
 @pytest.mark.parametrize("part", ["Study", "Data"])
@@ -551,6 +561,9 @@ def changed_arrays(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def test_arrays_of_a_data_set(tmp_path: Path) -> None:
+    write_npz(tmp_path, "own")
+    assert data.load("own", tmp_path).classes == 10
+
     @examples(60)
     @given(changed_arrays(), st.integers(0, 3), st.data())
     def tried(changed: dict[str, Any], damage: int, drawn: st.DataObject) -> None:
@@ -643,6 +656,7 @@ def test_bytes_of_a_ticket(tmp_path: Path) -> None:
         "fc": {"kernel": np.arange(24.0, dtype=np.float32).reshape(4, 6), "bias": np.zeros(6, np.float32)}
     }
     prune.save(whole, params, prune.ones(params), origin=params, metadata={"level": 3})
+    assert prune.load(whole).metadata["level"] == 3
 
     @examples(150)
     @given(st.data())
@@ -731,6 +745,7 @@ def test_fields_of_a_run_folder(place: Path, run: Path) -> None:
         *sorted(run.glob("seed=*/dense/result.json")),
         *sorted(run.glob("seed=0/chain=*/**/result.json")),
     ]
+    readers(place, run)
 
     @examples(60)
     @given(st.sampled_from(files), st.integers(0, 4), st.data())
@@ -754,6 +769,12 @@ def test_fields_of_a_run_folder(place: Path, run: Path) -> None:
     tried()
 
 
+# Of one evaluation, before the first step.
+CURVES = {"step": [0], "train_loss": [None]} | {
+    f"{part}_{name}": [0.5] for part in ("validation", "test") for name in ("loss", "accuracy")
+}
+
+
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
@@ -766,6 +787,9 @@ def test_fields_of_a_run_folder(place: Path, run: Path) -> None:
         ("result", {"level": "1"}, "level is '1'"),
         ("result", {"density": True}, "density is True"),
         ("result", {"curves": {"step": [1]}}, "it lacks curves.train_loss"),
+        ("result", {"curves": CURVES | {"test_accuracy": [None]}}, "curves.test_accuracy is [None]"),
+        ("result", {"curves": CURVES | {"test_loss": []}}, "curves.test_loss has 0 values and curves.step 1"),
+        ("result", {"curves": CURVES | {"loss_step": [1], "loss": [None]}}, "curves.loss is [None]"),
         ("study", {"data": {"classes": "ten"}}, "it lacks data.name"),
         ("study", {"config": []}, "config is []"),
         ("study", {"commands": "run.py"}, "commands is 'run.py'"),
