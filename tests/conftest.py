@@ -208,7 +208,6 @@ SLOW = {
     ),
     "test_structure": ("test_a_convolution_at_the_input", "test_what_is_drawn", "test_figures_of_a_run_hold"),
     "test_study": (
-        "test_a_killed_process_leaves_whole_cells",
         "test_widening_keeps_every_old_cell",
         "test_the_same_study_twice",
         "test_a_study_cut_anywhere",
@@ -260,6 +259,7 @@ LENGTHY = {
     "test_own_network": ("test_its_run_folder",),
     "test_processes": ("test_two_processes_train_no_cell_twice",),
     "test_sharing": ("test_a_seed_of_a_sweep",),
+    "test_study": ("test_the_same_study_twice",),
     "test_sweep": ("test_the_comparison_page", "test_overrides_go_to_every_study"),
     "test_transfer": ("test_",),
     "test_versions": ("test_what_is_installed",),
