@@ -208,7 +208,6 @@ SLOW = {
     ),
     "test_structure": ("test_a_convolution_at_the_input", "test_what_is_drawn", "test_figures_of_a_run_hold"),
     "test_study": (
-        "test_a_killed_process_leaves_whole_cells",
         "test_widening_keeps_every_old_cell",
         "test_the_same_study_twice",
         "test_a_study_cut_anywhere",
@@ -228,7 +227,7 @@ SLOW = {
     "test_retraining": ("test_arms_from_trained_weights",),
     "test_supermask": ("test_a_learned_mask_in_a_study",),
     "test_train": (
-        "test_two_hundred_steps_as_with_the_builtin",
+        "test_many_steps_as_with_the_builtin",
         "test_one_training_program",
         "test_against_a_plain_loop",
         "test_neighbours_and_twice",
@@ -246,7 +245,7 @@ LENGTHY = {
     "test_checkpoints": ("test_from_every_position_a_job_goes_on_to_the_same_bits[statistics",),
     "test_configs": tuple(
         f"test_builds_and_runs_two_steps[{name}"
-        for name in ("conv4", "conv6", "resnet20", "rewind_resnet8", "quickstart_wide")
+        for name in ("conv2", "conv4", "conv6", "resnet20", "rewind_resnet8", "quickstart_wide")
     ),
     "test_extending": ("test_the_page_on_",),
     "test_hosts": ("test_two_processes",),
@@ -260,7 +259,9 @@ LENGTHY = {
     "test_own_network": ("test_its_run_folder",),
     "test_processes": ("test_two_processes_train_no_cell_twice",),
     "test_sharing": ("test_a_seed_of_a_sweep",),
+    "test_study": ("test_the_same_study_twice",),
     "test_sweep": ("test_the_comparison_page", "test_overrides_go_to_every_study"),
+    "test_train": ("test_many_steps_as_with_the_builtin_convolution[conv2-200",),
     "test_transfer": ("test_",),
     "test_versions": ("test_what_is_installed",),
     "test_watching": ("test_services",),

@@ -300,11 +300,11 @@ def test_schedules_reach_their_densities_exactly(changes: dict, densities: tuple
         assert got == left
 
 
-def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command_line: Callable, command: Callable) -> None:
+def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command: Callable) -> None:
     prepared = tiny(seeds=(0,), levels=1, arms=("ticket", "reinit", "reshuffle"), rewind=(3,))
     run = study.run(prepared, tmp_path / "runs")
     file = tmp_path / "t.safetensors"
-    done = command_line("-m", "analysis.export", run, file, "--level", 1, "--chain", "rewind-3")
+    done = command("-m", "analysis.export", run, file, "--level", 1, "--chain", "rewind-3")
     assert done.stdout.strip() == str(file), done.stderr
     ticket = prune.load(file)
     store = Reader(run)

@@ -65,7 +65,7 @@ def explicit(loss: Any, params: Any, mask: Any, batch: Any) -> np.ndarray:
     flat, unravel = ravel_pytree(prune.apply(params, mask))
     shaped = jax.tree.map(lambda m, p: np.broadcast_to(m, p.shape).ravel(), mask, params)
     kept = np.concatenate(jax.tree.leaves(shaped))
-    whole = np.asarray(jax.hessian(lambda p: loss(unravel(p), batch, builtin))(flat))
+    whole = np.asarray(jax.jit(jax.hessian(lambda p: loss(unravel(p), batch, builtin)))(flat))
     return whole * np.outer(kept, kept)
 
 
@@ -231,7 +231,7 @@ def lenet5_loss(params: Any, chunk: landscape.Chunk) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def lenet5() -> Spectrum:
-    """LeNet-5 with 2 % of its weights, scaled to make up for the rest, on 24 digits in two chunks.
+    """LeNet-5 with 2 % of its weights, scaled to make up for the rest, on 12 digits in two chunks.
 
     The mask is ERK, which leaves enough weights in every layer to carry the images through. A disconnected
     network would have only biases left, whose eigenvalues are repeated.
@@ -241,10 +241,10 @@ def lenet5() -> Spectrum:
     mask = prune.erk(KEY, params, 0.02)
     params = jax.tree.map(lambda p, m: p / jnp.sqrt(m.mean()) if m.ndim else p, params, mask)
     digits = data.load("mnist_10k")
-    images = (digits.train_images[:24] / 255 - 0.1307) / 0.3081
+    images = (digits.train_images[:12] / 255 - 0.1307) / 0.3081
     # One chunk for the exact values.
-    whole_chunk = jax.tree.map(lambda x: x[0], landscape.chunks(images, digits.train_labels[:24], 24))
-    chunks = landscape.chunks(images, digits.train_labels[:24], 12)
+    whole_chunk = jax.tree.map(lambda x: x[0], landscape.chunks(images, digits.train_labels[:12], 12))
+    chunks = landscape.chunks(images, digits.train_labels[:12], 6)
     on = hessian.operator(lambda p: lenet5_loss(p, whole_chunk), params, mask)
     where = np.flatnonzero(on.kept)
     rows = jax.jit(lambda index: on.product(jax.nn.one_hot(index, len(on.kept))))

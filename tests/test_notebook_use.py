@@ -1,14 +1,15 @@
 """Rows as a data frame, and curves for TensorBoard."""
 
 import json
+import shutil
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import unsealed
+from conftest import make_tiny, unsealed
 
 import analysis
 from analysis import tensorboard
@@ -16,10 +17,18 @@ from lthjax import config, study
 from lthjax.errors import UserError
 
 
-@pytest.fixture
-def run(tiny: Callable[..., study.Prepared], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("trained")
     every = config.Train(steps=12, batch=20, eval_every=5, log_every=4)
-    return study.run(tiny(seeds=(0,), levels=1, arms=("ticket",), train=every), tmp_path / "runs")
+    prepared = make_tiny(where)(seeds=(0,), levels=1, arms=("ticket",), train=every)
+    return study.run(prepared, where / "runs")
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / trained.name))
 
 
 def events(folder: Path) -> Iterator[Any]:

@@ -173,12 +173,14 @@ def test_scores_are_their_formulas() -> None:
     got = jax.jit(lambda *of: scores.compute(logits, *of))(initial, params, images, labels)
     assert set(got) == set(scores.SCORES)
 
-    def loss(params: dict, images: jax.Array, labels: jax.Array) -> jax.Array:
+    @jax.jit
+    @jax.grad
+    def gradient_of(params: dict, images: jax.Array, labels: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels).mean()
 
     x, y = images.reshape(6, 2, 2, 1), labels.ravel()
-    gradient = jax.grad(loss)(params, x, y)
-    each = [jax.grad(loss)(params, x[i : i + 1], y[i : i + 1]) for i in range(6)]
+    gradient = gradient_of(params, x, y)
+    each = [gradient_of(params, x[i : i + 1], y[i : i + 1]) for i in range(6)]
 
     @jax.jit
     def norm(params: dict) -> jax.Array:

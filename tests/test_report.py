@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_tiny
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from scipy import special as scipy_special
@@ -323,12 +323,18 @@ PROBE = """<script>window.onload = () => {
 }</script>"""  # noqa: E501
 
 
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report's page with PROBE at its end."""
+    where = tmp_path_factory.mktemp("probed")
+    built = report.build(study.run(make_tiny(where)(levels=3), where / "runs"))
+    (where / "probed.html").write_text(built.read_text().replace("</body>", f"{PROBE}</body>"))
+    return where / "probed.html"
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("size", ["1300,900", "500,900"])
-def test_the_page_in_a_browser(tiny: Callable[..., study.Prepared], tmp_path: Path, size: str) -> None:
-    built = report.build(study.run(tiny(levels=3), tmp_path / "runs"))
-    probed = tmp_path / "probed.html"
-    probed.write_text(built.read_text().replace("</body>", f"{PROBE}</body>"))
+def test_the_page_in_a_browser(probed: Path, tmp_path: Path, size: str) -> None:
     done = subprocess.run(
         [
             str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -360,12 +366,26 @@ def test_an_unchanged_report_is_left_alone_and_a_changed_one_is_not(
     assert report.build(run, only_if_changed=True).stat().st_mtime_ns > when
 
 
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with its report."""
+    where = tmp_path_factory.mktemp("reported")
+    run = study.run(make_tiny(where)(levels=0, seeds=(0,)), where / "runs")
+    report.build(run)
+    return run
+
+
+@pytest.fixture
+def copied(reported: Path, tmp_path: Path) -> Path:
+    """A copy of `reported` that a test may change."""
+    return Path(shutil.copytree(reported, tmp_path / "runs" / reported.name))
+
+
 @pytest.mark.parametrize("how", ["cut", "damaged", "gone", "older"])
 def test_a_report_that_is_not_whole_is_mended(
-    tiny: Callable[..., study.Prepared], tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+    copied: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = study.run(tiny(levels=0, seeds=(0,)), tmp_path / "runs")
-    folder = report.build(run).parent
+    run, folder = copied, copied / "report"
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(whole) == {*page.written(folder), "files.json"}
     shown: list[str] = []
@@ -418,11 +438,8 @@ def test_a_report_is_written_anew_when_what_it_shows_changes(
         assert ("Not shown: " in text and "savings.json: it cannot be read" in text) is (times in (3, 4))
 
 
-def test_a_full_disk_leaves_the_report_that_was_there(
-    tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = study.run(tiny(levels=0, seeds=(0,)), tmp_path / "runs")
-    folder = report.build(run).parent
+def test_a_full_disk_leaves_the_report_that_was_there(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, folder = copied, copied / "report"
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def full(path: Path, content: bytes) -> None:

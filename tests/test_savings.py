@@ -616,9 +616,9 @@ def test_the_command_and_its_errors(
 
 
 def test_the_commands_error_is_a_sentence(
-    command_line: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    done = command_line("-m", "analysis.savings", tmp_path)
+    done = command("-m", "analysis.savings", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {tmp_path}: it is not a run folder (no study.json in it).\n"
 

@@ -1,12 +1,8 @@
 """Whole studies: the sources of a cell, resuming, extending, divergence."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, result
+from conftest import make_tiny, result
 
 from analysis import load, report
 from lthjax import __version__, config, imp, plan, prune, record, rng, study
@@ -46,10 +42,12 @@ def same(a: object, b: object) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.fixture
-def finished(tiny: Make, tmp_path: Path) -> tuple[study.Prepared, Path]:
-    prepared = tiny(rewind=(0, "3 steps"), repeats=(("reinit", 2),))
-    return prepared, study.run(prepared, tmp_path / "runs")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Prepared, Path]:
+    """A study and its run folder, which no test changes."""
+    where = tmp_path_factory.mktemp("finished")
+    prepared = make_tiny(where)(rewind=(0, "3 steps"), repeats=(("reinit", 2),))
+    return prepared, study.run(prepared, where / "runs")
 
 
 def test_every_planned_cell_is_there_and_says_what_it_came_from(
@@ -182,12 +180,12 @@ def test_a_study_cut_anywhere_goes_on_to_the_same_numbers(tiny: Make, tmp_path: 
 
     cut = tmp_path / "cut"
     stops = 0
-    for after in (1, 4, 9, 14, 1000):
+    for after in (1, 9, 1000):
         try:
             run = study.run(tiny(rewind=(0, 3)), cut, watch=Stop(after))
         except KeyboardInterrupt:
             stops += 1
-    assert stops >= 3
+    assert stops == 2
     assert numbers(run) == numbers(whole)
     assert not list(run.glob(".tmp-*"))
 
@@ -209,32 +207,6 @@ def test_initial_weights_that_are_gone_are_made_anew(
         path.relative_to(run): path.read_bytes() for path in (run / "seed=0").rglob("result.json")
     }
     assert plan.plan(one, tmp_path).seeds == ()
-
-
-def test_a_killed_process_leaves_whole_cells_and_its_rerun_the_same_numbers(
-    tiny: Make, tmp_path: Path
-) -> None:
-    prepared = tiny(train=config.Train(steps=200, batch=20, eval_every=20))
-    whole = study.run(prepared, tmp_path / "whole")
-    (tmp_path / "c.py").write_text(
-        "from lthjax.config import *\n"
-        "config = Study(name='tiny', seeds=(0, 1), levels=2, model='lenet300', "
-        "data=Data(name='few', validation=40), train=Train(steps=200, batch=20, eval_every=20))\n"
-    )
-    command = [sys.executable, "run.py", "--config", tmp_path / "c.py", "--quiet",
-               "--data-dir", tmp_path / "data", "--out", tmp_path / "killed"]  # fmt: skip
-    run = tmp_path / "killed" / prepared.folder
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT)
-    deadline = time.monotonic() + 120
-    while not (run / "seed=0" / "dense" / "result.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 0 < len(load(run)) < len(load(whole))
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{run}/report/index.html\n"
-    assert numbers(run) == numbers(whole)
 
 
 def test_widening_keeps_every_old_cell_and_agrees_with_the_wide_study(tiny: Make, tmp_path: Path) -> None:

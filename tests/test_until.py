@@ -417,10 +417,10 @@ def test_planned_densities_are_those_of_the_masks(
     assert imp.planned(prepared.study, prepared.model) == pytest.approx(found, abs=1e-9)
 
 
-def test_a_study_that_cannot_decide_trains_nothing(command_line: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_study_that_cannot_decide_trains_nothing(command: Callable[..., Any], tmp_path: Path) -> None:
     small = ("--model", "lenet300", "--train.steps", "4", "--levels", "2")
-    done = command_line("run.py", "--config", "configs/quickstart.py", *small, "--out", tmp_path,
-                        "--until-decided", "beats-reinit")  # fmt: skip
+    done = command("run.py", "--config", "configs/quickstart.py", *small, "--out", tmp_path,
+                   "--until-decided", "beats-reinit")  # fmt: skip
     assert done.returncode == 2
     assert "beats-reinit compares tickets with reinit at 10 to 20 % of the weights" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -438,7 +438,7 @@ def test_help_names_every_claim() -> None:
 
 
 def test_the_command_adds_seeds_and_a_second_call_trains_nothing(
-    command_line: Callable[..., Any], tmp_path: Path
+    command_line: Callable[..., Any], command: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Two seeds of a network that hardly learns: the first look takes a third one."""
     small = (
@@ -457,11 +457,11 @@ def test_the_command_adds_seeds_and_a_second_call_trains_nothing(
     assert seeds == {f"seed={seed}" for seed in range(state.seeds)}
     assert str(state) in " ".join(done.stderr.split())
     assert "with looks at 3, 6, 9, 12 seeds" in page.read_text()
-    again = command_line(*small)
+    again = command(*small)
     assert "[1/" not in again.stderr, "nothing is trained anew"
     assert str(state) in " ".join(again.stderr.split())
     assert until.read(page.parent.parent) == there
-    more = command_line(*small, "--seeds", "0", str(state.seeds))
+    more = command(*small, "--seeds", "0", str(state.seeds))
     assert more.returncode == 2
     assert f"--seeds: {state.seeds} is not allowed with --until-decided beats-reinit-by-10" in more.stderr
     assert {path.name for path in page.parent.parent.glob("seed=*")} == seeds

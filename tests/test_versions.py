@@ -96,15 +96,15 @@ def on_cpu() -> dict[str, str]:
     return others | {"JAX_PLATFORMS": "cpu"}
 
 
-def study(python: str, out: Path) -> list[str]:
-    """The lines of cells.csv of a little study, run twice."""
+def study(python: str, out: Path, calls: int = 1) -> list[str]:
+    """The lines of cells.csv of a little study, by so many calls of the same command."""
     command = [python, "run.py", "--config", "configs/quickstart.py", "--seeds", "0", "--levels", "2",
                "--control-levels", "2", "--train.steps", "20", "--train.eval-every", "10",
                "--no-cache", "--out", str(out)]  # fmt: skip
     environ = on_cpu()
     pages = {
         subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
+        for _ in range(calls)
     }
     (page,) = pages
     return Path(page.strip()).with_name("cells.csv").read_text().splitlines()
@@ -126,7 +126,7 @@ def test_colabs_packages_stay_and_run_a_study(tmp_path: Path) -> None:
     python = environment(tmp_path / "colab", "3.11", [f"{name}=={of}" for name, of in COLAB.items()])
     assert versions(python, list(COLAB)) == COLAB
     # Dense, two tickets, and at level 2 two controls.
-    assert len(study(python, tmp_path / "runs")) == 1 + 5
+    assert len(study(python, tmp_path / "runs", calls=2)) == 1 + 5
     assert nnx_of(python).split() == ["3"] * 4
 
 

@@ -1,5 +1,6 @@
 """Real processes: killed, stopped by signals, two at a time; `test_killed` has more of it."""
 
+import os
 import re
 import signal
 import time
@@ -14,10 +15,21 @@ from lthjax.imp import Cell
 
 
 def test_killed_twice_and_run_again(tmp_path: Path) -> None:
+    """First as soon as a dense network is there, then a ticket; `test_killed` kills at any moment."""
     whole, cut = world(tmp_path / "whole"), world(tmp_path / "cut")
-    seconds = whole.finish("run")
-    for share in (0.6, 0.9):
-        cut.killed("run", share * seconds)
+    for made in (whole, cut):
+        config = made.root / "tiny.py"
+        config.write_text(config.read_text().replace("steps=60", "steps=200"))
+    whole.finish("run")
+    for cell in ("dense", "chain=rewind-0/level=01/ticket"):
+        process = cut.start("run")
+        deadline = time.monotonic() + 120
+        while not list(cut.root.glob(f"runs/*/seed=0/{cell}/result.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert 0 < len(load(cut.run)) < len(load(whole.run))
     cut.finish("run")
     assert cut.found(["report"]) == whole.found(["report"])
 
