@@ -386,6 +386,7 @@ def test_a_report_that_is_not_whole_is_mended(
     copied: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, folder = copied, copied / "report"
+    report.build(run)  # its commands name this copy
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(whole) == {*page.written(folder), "files.json"}
     shown: list[str] = []
@@ -440,6 +441,7 @@ def test_a_report_is_written_anew_when_what_it_shows_changes(
 
 def test_a_full_disk_leaves_the_report_that_was_there(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, folder = copied, copied / "report"
+    report.build(run)  # its commands name this copy
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def full(path: Path, content: bytes) -> None:
