@@ -47,11 +47,14 @@ masks = {{
 Pruned weights are exactly 0. Leaves without a mask are never pruned."""
 _STATISTICS = """
 Running statistics, which are no weights, lie beside the weights in the file, under {names}. Split them off
-before a forward pass:
+before a forward pass, and of the mask and the origin (empty if there is none) before pruning further:
 
 ```python
-params = dict(ticket.params)
-stats = {{name: params.pop(name) for name in {collections}}}
+stats = {{name: ticket.params[name] for name in {collections}}}
+params, mask, origin = (
+    {{name: of for name, of in (tree or {{}}).items() if name not in stats}}
+    for tree in (ticket.params, ticket.mask, ticket.origin)
+)
 # A network of lthjax: models.build({model}, {shape}, {classes}).apply(params, stats, images, False)
 ```
 """

@@ -50,8 +50,7 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
         raise UserError(f"{to}: it is not allowed; the file must end in .safetensors.")
     opened = open_run(run)
     row = trained_there(opened, cell)
-    if cell.arm not in ARMS and cell.arm != DENSE:
-        raise opened.not_loaded(f"the arm {cell.arm!r}")
+    opened.check_arms([cell.arm])
     trained, result = opened.variables(cell), opened.results[cell]
     mask = {**opened.mask(cell), **jax.tree.map(lambda _: np.True_, trained.stats)}
     rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound

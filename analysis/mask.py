@@ -57,8 +57,7 @@ def drawing(run: str | Path | Run, cell: Cell, layer: str, weights: bool = False
         )
     values = _by_path(opened.weights(cell))[path] if weights else mask
     left = np.broadcast_to(mask, values.shape)
-    first = next(iter(layers.by_number({name: m for name, m in masks.items() if m.ndim})), "")
-    image = opened.about["data"]["shape"] if path == first else None
+    image = opened.about["data"]["shape"] if path == _reading(masks, opened.about["data"]["shape"]) else None
     picture, how = tiles(values.astype(float), image)
     kept, _ = tiles(left.astype(float), image)
     where = DENSE if cell.arm == DENSE else f"{cell.chain}, level {cell.level}, {cell.arm}"
@@ -67,6 +66,14 @@ def drawing(run: str | Path | Run, cell: Cell, layer: str, weights: bool = False
     blue = "" if weights else ", in blue"
     counts = f"{int(left.sum()):,} of {left.size:,} weights left ({words.share(left.mean())}){blue}"
     return _pictured(picture, kept, heading, f"{counts}; {how}", weights)
+
+
+def _reading(masks: dict[str, np.ndarray], image: Sequence[int]) -> str:
+    """The layer that reads the image: without convolutions the first with an input for every pixel, or ""."""
+    own = layers.by_number({name: m for name, m in masks.items() if m.ndim})
+    if any(m.ndim > 2 for m in own.values()):
+        return ""
+    return next((name for name, m in own.items() if m.ndim == 2 and len(m) == math.prod(image)), "")
 
 
 def tiles(array: np.ndarray, image: Sequence[int] | None) -> tuple[np.ndarray, str]:

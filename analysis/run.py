@@ -22,7 +22,7 @@ from lthjax.errors import UserError, shell
 from lthjax.fields import About, Result
 from lthjax.folder import places, verified
 from lthjax.folder.reader import Reader
-from lthjax.imp import Cell
+from lthjax.imp import DENSE, Cell
 from lthjax.models import Model, Variables
 from lthjax.optim import SCHEDULES
 from lthjax.study import Prepared, prepare, task
@@ -193,7 +193,7 @@ class Run:
     def check_arms(self, arms: Iterable[str]) -> None:
         """Raises a UserError for an arm that is from outside the package and not loaded here."""
         for arm in arms:
-            if arm not in ARMS:
+            if arm not in ARMS and arm != DENSE:
                 raise self.not_loaded(f"the arm {arm!r}")
 
     def tickets(self, chain: str | None = None) -> Tickets:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lthjax import home
+from lthjax import home, imp
 from lthjax.errors import counted
 from lthjax.measures.stats import Interval, Verdict
 
@@ -129,3 +129,8 @@ def _number(value: float, form: str) -> str:
     """A formatted number; what rounds to 0 is not −0."""
     said = f"{value:{form}}"
     return said.replace("-", "+" if form.startswith("+") else "") if said.strip("+-0.") == "" else said
+
+
+def rewound(chain: str) -> str:
+    """Which tickets of several a claim, a table or a figure is of: `rewound to step 2,000`."""
+    return f"rewound to step {imp.rewind_of(chain):,}"

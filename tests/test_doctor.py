@@ -255,6 +255,7 @@ def ticket() -> tuple[Arrays, Arrays, Arrays]:
     return start, {n: np.where(mask[n], w, np.float32(0)) if n in mask else w for n, w in moved.items()}, mask
 
 
+FEW = "no layer has 20 survivors of each sign"
 PRUNABLE = ["fc.weight", "out.weight"]
 
 
@@ -384,7 +385,8 @@ def test_weights_frozen_by_a_threshold_without_a_magnitude_are_found() -> None:
     # Two of two that did not move, of a layer with a handful left, are chance.
     handful = np.where(np.cumsum(negative).reshape(negative.shape) <= 2, mask["fc.weight"], ~negative)
     few = {**mask, "fc.weight": handful & mask["fc.weight"]}
-    check_of(doctor.both_signs(start, frozen, few))
+    found = doctor.both_signs(start, frozen, few)
+    assert (found.outcome, found.lacking) == ("not checked", FEW)
 
 
 def test_a_control_has_the_tickets_densities() -> None:
@@ -469,7 +471,8 @@ def test_every_kind_of_file_and_every_check(tmp_path: Path, kind: str, command: 
     lines = done.stdout.splitlines()
     assert len(lines) == 13
     assert [text for text in lines if not text.startswith("ok ")] == [
-        f"not checked  {doctor.START}: --dense says that the ticket is rewound to a later step"
+        f"not checked  {doctor.START}: --dense says that the ticket is rewound to a later step",
+        f"not checked  {doctor.BOTH_SIGNS}: {FEW}",
     ]
     # Every file is looked at: each change is seen by the check that it is for.
     ill = {
@@ -499,6 +502,7 @@ def test_what_lacks_a_file_says_which(tmp_path: Path) -> None:
         doctor.START: "--rewound gives it",
         doctor.REST: "--rewound gives it",
         doctor.REWOUND: "--rewound and --dense gives it",
+        doctor.BOTH_SIGNS: FEW,
         doctor.CONTROL: "--control gives it",
     }
     assert line(found[doctor.ZEROS]) == f"ok           {doctor.ZEROS} (2 layers, 42 weights)"

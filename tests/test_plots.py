@@ -186,6 +186,16 @@ def test_a_hidden_layer_as_wide_as_the_image_has_no_pixels(
     assert asked == [[28, 28, 1]] * 2 + [None] * 4
 
 
+def test_the_layer_that_reads_the_image_is_known_by_its_inputs_and_number() -> None:
+    def reading(**shapes: tuple[int, ...]) -> str:
+        return mask._reading({name: np.ones(shape, bool) for name, shape in shapes.items()}, (4, 4, 1))
+
+    assert reading(hidden=(9, 9), input=(16, 9), output=(9, 2)) == "input", "not the first by name"
+    assert reading(fc2=(16, 2), fc10=(16, 16), fc1=(16, 16)) == "fc1"
+    assert reading(conv1=(3, 3, 1, 8), fc1=(16, 2)) == ""
+    assert reading(fc1=(9, 2)) == ""
+
+
 @pytest.mark.parametrize("shape", [(5, 5, 1, 6), (3, 3, 16, 32), (1, 1, 8, 8), (3, 3, 1, 100)])
 def test_tiles_have_every_weight_once(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).permutation(np.prod(shape)).astype(float).reshape(shape)

@@ -284,6 +284,8 @@ def test_a_network_with_batch_statistics_computes_from_its_file_alone(tmp_path: 
             compiled(*of, images, False)[0] for of in ((names["params"], names["stats"]), wanted)
         )
         np.testing.assert_array_equal(got, expected)
+        prune.check(names["params"], names["mask"])
+        assert jax.tree.structure(names["origin"]) == jax.tree.structure(names["params"])
     left = [path for path, m in zip(prune.paths(ticket.mask), jax.tree.leaves(ticket.mask), strict=True)
             if m.ndim]  # fmt: skip
     assert left == [

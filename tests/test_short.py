@@ -183,6 +183,10 @@ def test_at_most_six_verdicts_open_the_page_and_untested_claims_are_folded() -> 
     assert 4 <= len(chosen) <= 6
     assert {of.outcome for of in chosen} <= {"supported", "refuted", "equivalent", "undecided"}
     assert len({of.claim for of in chosen}) == len(chosen)
+    # Further rewind steps, which have rows of their own, leave the opening what it was.
+    several = [*rows, *(of._replace(chain="rewind-500") for of in rows if of.chain != "dense")]
+    earliest = short.chosen(verdicts.findings(STUDY, several))
+    assert [of.claim for of in earliest] == [of.claim for of in chosen]
     sections = report._sections(Given(rows), found)
     first, second = sections[:2]
     assert (first.anchor, len(first.figures), len(first.tables)) == ("short", 1, 1)

@@ -415,6 +415,8 @@ def test_a_run_folder_is_compared_from_inside(two_runs: list[Path], monkeypatch:
     assert f"{one.name}, {other.name}" in usual.read_text()
     with pytest.raises(UserError, match="is named twice"):
         compare.build([".", Path("..") / one.name])
+    monkeypatch.chdir(one.parent)
+    assert compare.build([Path(one.name), other]) == Path("comparisons", usual.parent.name, "index.html")
 
 
 def test_overrides_go_to_every_study_of_a_sweep(command_line: Call, command: Call, tmp_path: Path) -> None:

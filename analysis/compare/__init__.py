@@ -53,7 +53,9 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
                 )
     names = [*dict.fromkeys(study["config"]["name"] for study in about)]
     digest = _digest(" ".join(sorted(map(_compared, opened))))[:8]
-    folder = places[0].parent / "comparisons" / f"{'-'.join(names[:3])}-{digest}"
+    # As it was typed, but beside the run where that is `.` or ends in `..`.
+    beside = (places if paths[0].name in ("", "..") else paths)[0].parent
+    folder = beside / "comparisons" / f"{'-'.join(names[:3])}-{digest}"
     table = tables.to_csv(["run", *COLUMNS], [[run.name, *row] for run in opened for row in run.rows])
     shows = _digest(json.dumps([table, about]))
     if only_if_changed and page.is_whole(folder, shows):

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-from lthjax import imp
 from lthjax.arms import ARMS
 from lthjax.fields import About
 from lthjax.measures import stats
@@ -152,7 +151,7 @@ def claims(found: Sequence[Gap]) -> list[Finding]:
 def _rewound(found: Sequence[Gap]) -> dict[str, str]:
     """Chain -> words that tell it from the others, after the density of its tickets; "" of a single chain."""
     there = dict.fromkeys(gap.chain for gap in found)
-    return {chain: f" rewound to step {imp.rewind_of(chain):,}" if len(there) > 1 else "" for chain in there}
+    return {chain: f" {words.rewound(chain)}" if len(there) > 1 else "" for chain in there}
 
 
 def by_outcome(found: Sequence[Gap]) -> dict[str, list[int]]:

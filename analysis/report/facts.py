@@ -135,7 +135,7 @@ def levels(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
         line += [words.points(difference(ours, other, images)) for other in (dense, *theirs)]
         lines.append(line)
     led = "" if leader == "ticket" else f"{leader}: "
-    rewound = f"{led}Rewound to step {imp.rewind_of(chain)}"
+    rewound = f"{led}{words.rewound(chain).capitalize()}"
     trained_on = leader in ARMS and ARMS[leader].final
     return Table(named(chain, leader) if trained_on else rewound, header, lines)
 

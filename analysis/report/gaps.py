@@ -11,7 +11,7 @@ from lthjax.measures import stats
 from .. import words
 from ..page import Table
 from ..rows import TICKET, Row, accuracies, arms, by_seed, select
-from .paired import TOLERANCE, curves, differences, rewound
+from .paired import TOLERANCE, curves, differences
 
 # Sign flips are counted one by one up to so many seeds.
 _FLIPPED = 20
@@ -89,7 +89,7 @@ def gaps(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
     """The table of `compared`, with p-values and effect sizes."""
     lines = [words_of(one) for one in compared(rows, chain, images)]
     header = ["weights (%)", "difference", "pp", "n", "p (t)", "p (Holm)", "p (sign flips)", "Hedges' g_z"]
-    return Table(rewound(chain).capitalize(), header, lines, 2)
+    return Table(words.rewound(chain).capitalize(), header, lines, 2)
 
 
 def _known(value: float | None) -> float | None:
@@ -115,7 +115,7 @@ def summaries(rows: Sequence[Row], chain: str) -> Table:
         lines.append([arm, *matches, "" if arm == TICKET else area])
     header = ["arm", "matches dense down to (%), each seed", f"within {TOLERANCE:g} pp", "within 2 pp",
               "ticket − arm, mean over log density (pp)"]  # fmt: skip
-    return Table(f"Over all densities, {rewound(chain)}", header, lines, 4)
+    return Table(f"Over all densities, {words.rewound(chain)}", header, lines, 4)
 
 
 def collapsed(rows: Sequence[Row], classes: int) -> Table | None:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lthjax import imp
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 
+from .. import words
 from ..differences import floor
 from ..rows import Row, accuracies, by_level, by_seed, densities, select, ticket_chains
 
@@ -68,15 +68,10 @@ def curves(rows: Sequence[Row], chain: str, arm: str) -> dict[int, list[tuple[fl
     return {seed: list(curve.items()) for seed, curve in curves.items()}
 
 
-def rewound(chain: str) -> str:
-    """Which tickets a claim, a table or a figure is of, in words."""
-    return f"rewound to step {imp.rewind_of(chain)}"
-
-
 def earliest(rows: Sequence[Row]) -> str:
-    """`rewound` of the first chain of tickets where there are several, else "".
+    """`words.rewound` of the first chain of tickets where there are several, else "".
 
     What looks at one chain alone looks at the first, and says so.
     """
     first, *later = ticket_chains(rows) or [""]
-    return rewound(first) if later else ""
+    return words.rewound(first) if later else ""

@@ -40,9 +40,10 @@ def section(run: Run, heading: str, found: Sequence[Finding]) -> Section:
 
 
 def chosen(found: Sequence[Finding]) -> list[Finding]:
-    """The verdicts of the opening: at most six, of claims that were tested."""
+    """The verdicts of the opening: one for each of its claims that was tested, the first of each."""
     tested = [of for of in found if of.outcome != "not tested"]
-    return [of for first in _FIRST for of in tested if of.claim.startswith(first)][: len(_FIRST)]
+    own = [next((of for of in tested if of.claim.startswith(first)), None) for first in _FIRST]
+    return [of for of in own if of is not None]
 
 
 def _mark(of: Finding) -> str:

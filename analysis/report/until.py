@@ -22,7 +22,7 @@ from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
 from ..rows import TICKET, Row, ticket_chains
 from ..run import Run
-from .paired import Level, differences, earliest, rewound
+from .paired import Level, differences, earliest
 from .verdicts import at, at_most_15, at_some, images_of, in_range, levels_there
 
 FILE = "sequential.json"
@@ -331,7 +331,7 @@ def noted(
     """
     there, looked = {one.claim for one in found}, dict[str, State]()
     for key, state in states.items():
-        own = f"{CLAIMS[key].words}: {rewound(state.chain)}" if state.chain else ""
+        own = f"{CLAIMS[key].words}: {words.rewound(state.chain)}" if state.chain else ""
         looked[own if own in there else CLAIMS[key].words] = state
     return [
         of
@@ -371,6 +371,6 @@ def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> 
     )
     if first or plain.claim != claim.words:
         return [by_looks]
-    beside, name = "; ".join(filter(None, (state.how, then))), rewound(state.chain)
+    beside, name = "; ".join(filter(None, (state.how, then))), words.rewound(state.chain)
     where = Link("levels", "#levels") if claim.other == DENSE else Link("gaps", "#gaps")
     return [by_looks._replace(claim=f"{plain.claim}: {name}", where=where, beside=beside), plain]

@@ -21,7 +21,7 @@ from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled, untested
 from ..rows import TICKET, Row, accuracies, images_of, select, ticket_chains
 from . import speed
-from .paired import TOLERANCE, Level, curves, differences, earliest, rewound
+from .paired import TOLERANCE, Level, curves, differences, earliest
 
 # The arms that pass for tickets if a claim does not tell them apart.
 CONTROLS = ("reinit", "random")
@@ -71,7 +71,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     found = [_of_the_first(finding, rows) for finding in found]
     # Beside those of the first chain; the other claims are of that one alone.
     found[len(_MARGINS) : len(_MARGINS)] = [
-        finding._replace(claim=f"{finding.claim}: {rewound(later)}")
+        finding._replace(claim=f"{finding.claim}: {words.rewound(later)}")
         for later in tickets[1:]
         if levels_there(rows, later)
         for finding in _all_within(rows, later, images, deeper)

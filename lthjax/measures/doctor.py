@@ -20,7 +20,7 @@ Arrays = Mapping[str, np.ndarray]
 """Name of an array -> the array."""
 Outcome = Literal["ok", "FAILED", "note", "not checked"]
 ALL = "all layers"
-# Survivors of either sign from which on a layer tells whether both were trained.
+# Survivors of each sign from which on a layer tells whether both were trained.
 _FEWEST = 20
 
 
@@ -306,28 +306,31 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def both_signs(start: Arrays, final: Arrays, mask: Arrays) -> Check:
-    """Whether training moved survivors of either sign.
+    """Whether training moved survivors of both signs.
 
     A layer fails if more than half of its survivors of one sign kept their start bit for bit, and not so
-    those of the other: then they were frozen for being below a threshold that is meant for magnitudes. Of
-    fewer than 20 survivors of either sign this says nothing, and the layer passes.
+    those of the other: then they were frozen for being below a threshold that is meant for magnitudes. Layers
+    with fewer than 20 survivors of one sign are not looked at.
 
     Args:
         start: the weights that training started from.
         final: trained weights.
         mask: bool.
     """
-    faults, seen = [], 0
+    faults, looked, seen = [], 0, 0
     layers = [name for name in mask if name in start and start[name].shape == final[name].shape]
     for name in layers:
         still = (start[name].astype(final[name].dtype) == final[name]) & mask[name]
         sides = {"negative": mask[name] & (start[name] < 0), "positive": mask[name] & (start[name] > 0)}
         kept = {sign: (int((still & side).sum()), int(side.sum())) for sign, side in sides.items()}
+        if min(of for _, of in kept.values()) < _FEWEST:
+            continue
+        looked, seen = looked + 1, seen + int(mask[name].sum())
         frozen = [sign for sign, (n, of) in kept.items() if 2 * n > of]
-        seen += int(mask[name].sum())
-        if len(frozen) == 1 and all(of >= _FEWEST for _, of in kept.values()):
+        if len(frozen) == 1:
             faults.append(Fault(name, *kept[frozen[0]], f"{frozen[0]} ones that kept their start"))
-    return Check(BOTH_SIGNS, faults, len(layers), seen)
+    lacking = "" if looked or not layers else f"no layer has {_FEWEST} survivors of each sign"
+    return Check(BOTH_SIGNS, faults, looked, seen, lacking)
 
 
 def same_density(mask: Arrays, control: Arrays) -> Check:

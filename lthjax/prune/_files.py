@@ -162,12 +162,12 @@ def load(path: str | Path, like: PyTree | None = None) -> Ticket:
             `jax.eval_shape` gives; its values and dtypes are not used.
 
     Returns:
-        The ticket, with the saved dtypes. With `like` its params, mask and origin are in the containers of
-        `like`: Haiku's dictionaries, lists, modules, an NNX state. Without, they are nested dictionaries by
-        the parts of the leaves' paths, whatever containers were saved: Haiku's `mlp/~/linear_0` becomes
-        three dictionaries, a list one with the keys "0", "1", ..., an NNX Variable one with the key
-        "value", a tree that is one array {"": array}. `prune.apply`, `prune.magnitude` and `prune.masked`
-        accept either mask together with the parameters that it was saved with.
+        The ticket, in numpy arrays with the saved dtypes. With `like` its params, mask and origin are in the
+        containers of `like`: Haiku's dictionaries, lists, modules, an NNX state. Without, they are nested
+        dictionaries by the parts of the leaves' paths, whatever containers were saved: Haiku's
+        `mlp/~/linear_0` becomes three dictionaries, a list one with the keys "0", "1", ..., an NNX Variable
+        one with the key "value", a tree that is one array {"": array}. `prune.apply`, `prune.magnitude` and
+        `prune.masked` accept either mask together with the parameters that it was saved with.
 
     Raises:
         ValueError: it is not a ticket file, or damaged; or a leaf of `like` is no array, is not in the file,
