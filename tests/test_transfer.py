@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from analysis import open_run, record
+from analysis import open_run, record, tables
 from analysis import transfer as command
 from analysis.transfer import figures, work
 from analysis.transfer.__main__ import main
+from analysis.transfer.table import notes
 from lthjax import config, models, prune, study
 from lthjax.errors import UserError
 from lthjax.imp import Cell
@@ -610,6 +611,73 @@ def test_units_are_matched_by_the_dense_networks(monkeypatch: pytest.MonkeyPatch
     outside = model._replace(stages=None, name="outside")
     with pytest.raises(UserError, match="it is not known which layers of outside share units"):
         transfer_arms.check_matching(outside, outside)
+
+
+def test_chains_are_compared_each_with_its_own(
+    tiny: Callable[..., study.Prepared], small: None, tmp_path: Path
+) -> None:
+    """A later call moves tickets of another chain, with fewer controls: those of the first keep theirs."""
+    run = study.run(tiny(model="narrow", arms=("ticket",), levels=1, rewind=(0, 4)), tmp_path / "runs")
+    arms = ("shuffled", "transferred_reinit")
+    command.build(asked(tmp_path, run, to=(run,), arms=arms))
+    first = rows_of_run(run)
+    assert {row.chain for row in first} == {"rewind-0"}
+    alone = command.differences(first, (*arms, "ticket"))
+    claims = [(found.claim, found.estimate) for found in findings_of_run(run)]
+    command.build(asked(tmp_path, run, to=(run,), chain="rewind-4", arms=("shuffled",)))
+    rows = rows_of_run(run)
+    assert [row for row in rows if row.chain == "rewind-0"] == first
+    found = command.differences(rows, (*arms, "ticket"))
+    assert [one for one in found if one.chain == "rewind-0"] == alone
+    assert [one.other for one in found if one.chain == "rewind-4"] == ["shuffled", "ticket"]
+    said = [(found.claim, found.estimate) for found in findings_of_run(run)]
+    assert [one for one in said if "rewind-4" not in one[0]] == [(f"{c}, rewind-0", of) for c, of in claims]
+    assert len(said) == 2 * len(claims)
+    for drawn in command.ANALYSIS.section(open_run(run), rows).figures:
+        titles = [axes.get_title(loc="left") for axes in drawn.figure.axes]
+        assert {title.rpartition(", ")[2] for title in titles if title} == {"rewind-0", "rewind-4"}
+    # Targets of one chain each share the panels of the matrix, and no chain is named.
+    lone = [row._replace(target=row.chain) for row in rows]
+    titles = [axes.get_title(loc="left") for axes in figures.matrix(lone, {}, {}).figure.axes]
+    assert not any("rewind" in title for title in titles)
+
+
+def test_arms_beside_another_own_ticket_are_left_out(narrow: Path, tmp_path: Path) -> None:
+    """The target gets a level that is nearer to the moved ticket, and a later call moves some arms anew."""
+    young = dataclasses.replace(open_run(narrow).study, name="young", levels=1)
+    target = study.run(study.prepare(young, tmp_path / "data"), tmp_path / "runs")
+    arms = ("shuffled", "transferred_reinit")
+    command.build(asked(tmp_path, narrow, to=(target,), levels=(2,), arms=arms))
+    assert {row.own_level for row in rows_of_run(target)} == {1}
+    grown = study.prepare(dataclasses.replace(young, levels=2), tmp_path / "data")
+    assert study.run(grown, tmp_path / "runs") == target
+    command.build(asked(tmp_path, narrow, to=(target,), levels=(2,), arms=("shuffled",)))
+    rows = {(row.seed, row.arm): row for row in rows_of_run(target)}
+    assert len(rows) == 2 * 5
+    for seed in (0, 1):
+        for arm in ("dense", "ticket", "transferred", "shuffled"):
+            assert (rows[seed, arm].own_level, rows[seed, arm].status) == (2, "done")
+        left_out = rows[seed, "transferred_reinit"]
+        assert left_out[7:12] == (1, True, None, None, "left out")
+    assert not command.differences(rows.values(), ("transferred_reinit",))
+    where = f"{narrow.name} to {target.name}, level 2"
+    (note,) = notes([*rows.values()])
+    assert note == (
+        f"{where}: transferred_reinit is left out where it was trained beside another own ticket, or from "
+        "another chain, than transferred; move it again with --arms transferred_reinit."
+    )
+    command.build(asked(tmp_path, narrow, to=(target,), levels=(2,), arms=("transferred_reinit",)))
+    assert {row.status for row in rows_of_run(target)} == {"done"}
+
+
+def test_a_table_of_an_earlier_version_has_no_chain(tmp_path: Path) -> None:
+    rows = [row(arm, 0.5) for arm in ("ticket", "transferred")]
+    written = [line.rpartition(",")[0] for line in tables.of_rows(command.TransferRow, rows).splitlines()]
+    assert written[0].endswith(",status")
+    tables.write_tables(tmp_path, {"transfer.csv": "\n".join([*written, ""])})
+    assert tables.read_rows(tmp_path / "transfer.csv", command.TransferRow) == rows
+    (one,) = command.differences(rows)
+    assert one.chain == ""
 
 
 def test_impossible_pairs_are_refused_before_any_training(
