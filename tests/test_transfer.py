@@ -680,6 +680,56 @@ def test_a_table_of_an_earlier_version_has_no_chain(tmp_path: Path) -> None:
     assert one.chain == ""
 
 
+@pytest.mark.parametrize("granularity", ["unit-l2", "2:4"])
+def test_a_structured_mask_is_shuffled_by_its_structure(granularity: str, small: None) -> None:
+    """Units come out whole, and every group of four inputs keeps two weights."""
+    model = models.build("narrow", (8, 8, 1), 10)
+    scores = jax.tree.map(lambda x: np.random.default_rng(0).random(x.shape), shapes(model))
+    rates = {"output": 0.0, "": 0.5}
+    ticket = jax.device_get(prune.by_score(scores, prune.ones(scores), rates, granularity=granularity))
+    own = Variables(scores, {})
+    moving = transfer_arms.Moving(model, model, ticket, ticket, own, own, own, granularity=granularity)
+    shuffled = transfer_arms.ARMS["shuffled"].start
+    start = shuffled(moving, jax.random.key(1))
+    assert start is not None
+    for name in ("fc1", "fc2"):
+        was, got = (mask[name]["kernel"] for mask in (ticket, start.mask))
+        assert (was != got).any()
+        each = 4 if ":" in granularity else len(was)
+        sums = [np.sort(m.reshape(-1, each, m.shape[1]).sum(1), axis=None) for m in (was, got)]
+        np.testing.assert_array_equal(*sums)
+    # On other shapes single weights have been removed or added: there is no pattern to shuffle by.
+    wide = models.build("wide", (8, 8, 1), 10)
+    across = moving._replace(target=wide, mask=moved(model, wide, ticket))
+    start = shuffled(across, jax.random.key(1))
+    assert start is not None
+    assert lefts(start.mask) == lefts(across.mask)
+
+
+def test_shuffled_cells_of_a_structured_source_are_trained_anew(
+    tiny: Callable[..., study.Prepared], small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions shuffled single weights, and their results name no granularity."""
+    pruned = config.Prune(rate=(("fc", 0.5),), granularity="unit-l1")
+    run = study.run(tiny(model="narrow", arms=("ticket",), levels=1, prune=pruned), tmp_path / "runs")
+    jobs = counted(monkeypatch)
+    options = asked(tmp_path, run, to=(run,), arms=("shuffled",))
+    command.build(options)
+    assert len(jobs) == 2 * 2
+    for job in jobs[1::2]:
+        left = job.mask["fc1"]["kernel"].sum(0)
+        assert set(left) == {0, len(job.mask["fc1"]["kernel"])}
+    unsealed(run)
+    for path in run.glob("transfer/*/*/*/*/*/*/result.json"):
+        result = json.loads(path.read_text())
+        granularity = result["made_from"].pop("granularity", None)
+        assert granularity == ("unit-l1" if result["arm"] == "shuffled" else None)
+        path.write_text(json.dumps(result))
+    jobs.clear()
+    command.build(options)
+    assert len(jobs) == 2
+
+
 def test_impossible_pairs_are_refused_before_any_training(
     narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
