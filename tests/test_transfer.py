@@ -730,6 +730,26 @@ def test_shuffled_cells_of_a_structured_source_are_trained_anew(
     assert len(jobs) == 2
 
 
+def test_tickets_of_an_own_network_move_where_its_file_is_loaded(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(models.MODELS, "narrow")
+    options = ["--from", str(narrow), "--to", str(narrow), "--arms", "transferred", "--levels", "2",
+               "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "runs"), "--quiet"]  # fmt: skip
+    refused = "the network 'narrow' is a row of a config file, .*; give its file by --config"
+    with pytest.raises(UserError, match=refused):
+        main(options)
+    with pytest.raises(UserError, match=refused):
+        open_run(narrow).prepared((0,), tmp_path / "data")
+    (tmp_path / "mine.py").write_text(
+        "from lthjax.config import Study\nfrom lthjax.models import MODELS, Entry\n"
+        "from lthjax.networks import Layer\n"
+        "MODELS['narrow'] = Entry((Layer('fc1', 12), Layer('fc2', 8)), 1, 'own')\nconfig = Study()\n"
+    )
+    main([*options, "--config", str(tmp_path / "mine.py")])
+    assert {row.arm for row in rows_of_run(narrow)} == {"dense", "ticket", "transferred"}
+
+
 def test_impossible_pairs_are_refused_before_any_training(
     narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

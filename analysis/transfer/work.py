@@ -66,6 +66,8 @@ class Options(record.Training):
     """Folder of the run folders."""
     quiet: bool = False
     """Show no progress."""
+    config: Path | None = None
+    """A config file to run first, for the networks and other rows it adds; RUN/config.py is the run's own."""
 
 
 class Source(NamedTuple):
