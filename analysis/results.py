@@ -122,8 +122,10 @@ class Published(_Folder, Measured):
         }
         of: dict[tuple[str, ...], dict[str, str]] = {}
         images = dict.fromkeys((row.target for row in rows), images_of(self.about))
+        chains = transfer.chain_words(rows)
         for one in transfer.differences(rows, tuple(others), images=images):
-            place = (one.source, one.pair, one.arm, str(one.level), f"{100 * one.density:.1f}")
+            arm = one.arm + chains[one.chain]
+            place = (one.source, one.pair, arm, str(one.level), f"{100 * one.density:.1f}")
             of.setdefault(place, {})[one.other] = words.points(one.interval)
         header = ["from", "seed", "arm", "level", "% of weights", *others.values()]
         lines = [[*place, *(said.get(other, "–") for other in others)] for place, said in of.items()]

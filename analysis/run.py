@@ -174,11 +174,14 @@ class Run:
 
     @cached_property
     def _network(self) -> Model:
-        name, made = self.study.model, self.about["data"]
-        if name not in models.MODELS:
-            raise self.not_loaded(f"the network {name!r}")
+        self._check_network()
+        made = self.about["data"]
         height, width, channels = made["shape"]
-        return models.build(name, (height, width, channels), made["classes"], self.study.init)
+        return models.build(self.study.model, (height, width, channels), made["classes"], self.study.init)
+
+    def _check_network(self) -> None:
+        if self.study.model not in models.MODELS:
+            raise self.not_loaded(f"the network {self.study.model!r}")
 
     def not_loaded(self, row: str) -> UserError:
         """The error where a row from outside the package is needed, such as the network 'mine'."""
@@ -216,9 +219,10 @@ class Run:
         """The run's study with these seeds; its data are those that the run was trained on.
 
         Raises:
-            UserError: the data differ, or cannot be read; an arm of the study is from outside the package
-                and not loaded here.
+            UserError: the data differ, or cannot be read; the network or an arm of the study is from outside
+                the package and not loaded here.
         """
+        self._check_network()
         self.check_arms(self.study.arms)
         study = dataclasses.replace(self.study, seeds=tuple(sorted(seeds)))
         with _of_a_run():

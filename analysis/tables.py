@@ -46,11 +46,14 @@ def of_rows(kind: type, rows: Iterable[Sequence[Any]]) -> str:
 def read_rows(path: Path, kind: type[_Row], count: int | None = None) -> list[_Row]:
     """The rows of a CSV whose columns are the fields of a NamedTuple of str, int, float, bool, or None.
 
+    It may lack the column of a field that has a default.
+
     Raises:
         OSError: it cannot be opened.
         ValueError: it has no rows, or not `count`; lacks a column, is cut off; a field is not of its type.
     """
     hints, names = get_type_hints(kind), kind._fields  # type: ignore[attr-defined]
+    optional = kind._field_defaults  # type: ignore[attr-defined]
 
     def value(name: str, text: str | None) -> Any:
         if text is None or (not text and hints[name] is not str and type(None) not in get_args(hints[name])):
@@ -65,10 +68,11 @@ def read_rows(path: Path, kind: type[_Row], count: int | None = None) -> list[_R
     if not text.endswith("\n"):
         raise ValueError(f"{path.name} is empty or ends within a line")
     lines = csv.DictReader(io.StringIO(text, newline=""))
-    lacking = [name for name in names if name not in (lines.fieldnames or ())]
+    there = [name for name in names if name in (lines.fieldnames or ())]
+    lacking = [name for name in names if name not in (*there, *optional)]
     if lacking:
         raise ValueError(f"{path.name} lacks the column {lacking[0]}")
-    rows = [kind(*(value(n, line[n]) for n in names)) for line in lines]
+    rows = [kind(**{name: value(name, line[name]) for name in there}) for line in lines]
     if not rows:
         raise ValueError(f"{path.name} has no rows")
     if count is not None and len(rows) != count:

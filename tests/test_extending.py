@@ -134,7 +134,20 @@ def test_own_data_network_criterion_and_arm_make_a_study(
     asked = ("-m", "analysis.export", folder.resolve(), tmp_path / "t.safetensors", "--level", 1, "--arm")
     refused = command(*asked, "mine")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "the arm 'mine' is a row of a config file, which is code and is not run unasked" in refused.stderr
+    unasked = "which is code and is not run unasked"
+    assert f"the arm 'mine' is a row of a config file, {unasked}" in refused.stderr
+    moving = ("-m", "analysis.transfer", "--from", folder.resolve(), "--to", folder.resolve())
+    refused = command(*moving)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"the arm 'mine' is a row of a config file, {unasked}" in refused.stderr
+    network = MODELS.pop("mine")
+    refused = command(*moving)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"the network 'mine' is a row of a config file, {unasked}" in refused.stderr
+    MODELS["mine"] = network
+    alone = command(*moving, "--config", tmp_path / "mine.py", "--data-dir", tmp_path / "data")
+    assert "--pairs: other leaves nothing to move" in alone.stderr  # it has one seed; all rows are known
+    ARMS.pop("mine")
     for arm, more, starts in (("ticket", (), True), ("mine", ("--config", tmp_path / "mine.py"), False)):
         done = command(*asked, arm, *more)
         assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from conftest import ROOT
 from scipy import stats as scipy_stats
 from statsmodels.stats import multitest
 
-from analysis import conform, publish, results, words
+from analysis import conform, publish, results, tables, transfer, words
 from analysis.conform import ledger
 from analysis.page import Table
 from analysis.report import verdicts
@@ -128,6 +129,20 @@ def test_moved_tickets_by_hand() -> None:
     least = 100 * math.sqrt(sum(share * (1 - share) for share in shares) / 10_000)
     expected = words.points(mean_interval([moved[seed] - own[seed] for seed in moved], floor=least))
     assert [row[5] for row in got.moved().rows if row[3] == "6"] == [expected]
+
+
+def test_moved_tickets_of_two_chains_have_lines_of_their_own(tmp_path: Path) -> None:
+    folder = shutil.copytree(RESULTS / "transfer_mnist", tmp_path / "transfer_mnist")
+    rows = tables.read_rows(folder / "transfer" / "transfer.csv", transfer.TransferRow)
+    before = results.Published(folder).moved().rows
+    both = [row._replace(chain=chain) for chain in ("rewind-0", "rewind-500") for row in rows]
+    text = tables.of_rows(transfer.TransferRow, both)
+    (folder / "transfer" / "transfer.csv").write_text(text)
+    got = results.Published(folder).moved().rows
+    named = [
+        [*row[:2], f"{row[2]}, {chain}", *row[3:]] for row in before for chain in ("rewind-0", "rewind-500")
+    ]
+    assert sorted(got) == sorted(named)
 
 
 def compared_by_hand(folder: Path, density: float, **fields: object) -> dict[int, float]:

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from analysis import open_run, record
+from analysis import open_run, record, tables
 from analysis import transfer as command
 from analysis.transfer import figures, work
 from analysis.transfer.__main__ import main
+from analysis.transfer.table import notes
 from lthjax import config, models, prune, study
 from lthjax.errors import UserError
 from lthjax.imp import Cell
@@ -610,6 +611,143 @@ def test_units_are_matched_by_the_dense_networks(monkeypatch: pytest.MonkeyPatch
     outside = model._replace(stages=None, name="outside")
     with pytest.raises(UserError, match="it is not known which layers of outside share units"):
         transfer_arms.check_matching(outside, outside)
+
+
+def test_chains_are_compared_each_with_its_own(
+    tiny: Callable[..., study.Prepared], small: None, tmp_path: Path
+) -> None:
+    """A later call moves tickets of another chain, with fewer controls: those of the first keep theirs."""
+    run = study.run(tiny(model="narrow", arms=("ticket",), levels=1, rewind=(0, 4)), tmp_path / "runs")
+    arms = ("shuffled", "transferred_reinit")
+    command.build(asked(tmp_path, run, to=(run,), arms=arms))
+    first = rows_of_run(run)
+    assert {row.chain for row in first} == {"rewind-0"}
+    alone = command.differences(first, (*arms, "ticket"))
+    claims = [(found.claim, found.estimate) for found in findings_of_run(run)]
+    command.build(asked(tmp_path, run, to=(run,), chain="rewind-4", arms=("shuffled",)))
+    rows = rows_of_run(run)
+    assert [row for row in rows if row.chain == "rewind-0"] == first
+    found = command.differences(rows, (*arms, "ticket"))
+    assert [one for one in found if one.chain == "rewind-0"] == alone
+    assert [one.other for one in found if one.chain == "rewind-4"] == ["shuffled", "ticket"]
+    said = [(found.claim, found.estimate) for found in findings_of_run(run)]
+    assert [one for one in said if "rewind-4" not in one[0]] == [(f"{c}, rewind-0", of) for c, of in claims]
+    assert len(said) == 2 * len(claims)
+    for drawn in command.ANALYSIS.section(open_run(run), rows).figures:
+        titles = [axes.get_title(loc="left") for axes in drawn.figure.axes]
+        assert {title.rpartition(", ")[2] for title in titles if title} == {"rewind-0", "rewind-4"}
+    # Targets of one chain each share the panels of the matrix, and no chain is named.
+    lone = [row._replace(target=row.chain) for row in rows]
+    titles = [axes.get_title(loc="left") for axes in figures.matrix(lone, {}, {}).figure.axes]
+    assert not any("rewind" in title for title in titles)
+
+
+def test_arms_beside_another_own_ticket_are_left_out(narrow: Path, tmp_path: Path) -> None:
+    """The target gets a level that is nearer to the moved ticket, and a later call moves some arms anew."""
+    young = dataclasses.replace(open_run(narrow).study, name="young", levels=1)
+    target = study.run(study.prepare(young, tmp_path / "data"), tmp_path / "runs")
+    arms = ("shuffled", "transferred_reinit")
+    command.build(asked(tmp_path, narrow, to=(target,), levels=(2,), arms=arms))
+    assert {row.own_level for row in rows_of_run(target)} == {1}
+    grown = study.prepare(dataclasses.replace(young, levels=2), tmp_path / "data")
+    assert study.run(grown, tmp_path / "runs") == target
+    command.build(asked(tmp_path, narrow, to=(target,), levels=(2,), arms=("shuffled",)))
+    rows = {(row.seed, row.arm): row for row in rows_of_run(target)}
+    assert len(rows) == 2 * 5
+    for seed in (0, 1):
+        for arm in ("dense", "ticket", "transferred", "shuffled"):
+            assert (rows[seed, arm].own_level, rows[seed, arm].status) == (2, "done")
+        left_out = rows[seed, "transferred_reinit"]
+        assert left_out[7:12] == (1, True, None, None, "left out")
+    assert not command.differences(rows.values(), ("transferred_reinit",))
+    where = f"{narrow.name} to {target.name}, level 2"
+    (note,) = notes([*rows.values()])
+    assert note == (
+        f"{where}: transferred_reinit is left out where it was trained beside another own ticket, or from "
+        "another chain, than transferred; move it again with --arms transferred_reinit."
+    )
+    command.build(asked(tmp_path, narrow, to=(target,), levels=(2,), arms=("transferred_reinit",)))
+    assert {row.status for row in rows_of_run(target)} == {"done"}
+
+
+def test_a_table_of_an_earlier_version_has_no_chain(tmp_path: Path) -> None:
+    rows = [row(arm, 0.5) for arm in ("ticket", "transferred")]
+    written = [line.rpartition(",")[0] for line in tables.of_rows(command.TransferRow, rows).splitlines()]
+    assert written[0].endswith(",status")
+    tables.write_tables(tmp_path, {"transfer.csv": "\n".join([*written, ""])})
+    assert tables.read_rows(tmp_path / "transfer.csv", command.TransferRow) == rows
+    (one,) = command.differences(rows)
+    assert one.chain == ""
+
+
+@pytest.mark.parametrize("granularity", ["unit-l2", "2:4"])
+def test_a_structured_mask_is_shuffled_by_its_structure(granularity: str, small: None) -> None:
+    """Units come out whole, and every group of four inputs keeps two weights."""
+    model = models.build("narrow", (8, 8, 1), 10)
+    scores = jax.tree.map(lambda x: np.random.default_rng(0).random(x.shape), shapes(model))
+    rates = {"output": 0.0, "": 0.5}
+    ticket = jax.device_get(prune.by_score(scores, prune.ones(scores), rates, granularity=granularity))
+    own = Variables(scores, {})
+    moving = transfer_arms.Moving(model, model, ticket, ticket, own, own, own, granularity=granularity)
+    shuffled = transfer_arms.ARMS["shuffled"].start
+    start = shuffled(moving, jax.random.key(1))
+    assert start is not None
+    for name in ("fc1", "fc2"):
+        was, got = (mask[name]["kernel"] for mask in (ticket, start.mask))
+        assert (was != got).any()
+        each = 4 if ":" in granularity else len(was)
+        sums = [np.sort(m.reshape(-1, each, m.shape[1]).sum(1), axis=None) for m in (was, got)]
+        np.testing.assert_array_equal(*sums)
+    # On other shapes single weights have been removed or added: there is no pattern to shuffle by.
+    wide = models.build("wide", (8, 8, 1), 10)
+    across = moving._replace(target=wide, mask=moved(model, wide, ticket))
+    start = shuffled(across, jax.random.key(1))
+    assert start is not None
+    assert lefts(start.mask) == lefts(across.mask)
+
+
+def test_shuffled_cells_of_a_structured_source_are_trained_anew(
+    tiny: Callable[..., study.Prepared], small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions shuffled single weights, and their results name no granularity."""
+    pruned = config.Prune(rate=(("fc", 0.5),), granularity="unit-l1")
+    run = study.run(tiny(model="narrow", arms=("ticket",), levels=1, prune=pruned), tmp_path / "runs")
+    jobs = counted(monkeypatch)
+    options = asked(tmp_path, run, to=(run,), arms=("shuffled",))
+    command.build(options)
+    assert len(jobs) == 2 * 2
+    for job in jobs[1::2]:
+        left = job.mask["fc1"]["kernel"].sum(0)
+        assert set(left) == {0, len(job.mask["fc1"]["kernel"])}
+    unsealed(run)
+    for path in run.glob("transfer/*/*/*/*/*/*/result.json"):
+        result = json.loads(path.read_text())
+        granularity = result["made_from"].pop("granularity", None)
+        assert granularity == ("unit-l1" if result["arm"] == "shuffled" else None)
+        path.write_text(json.dumps(result))
+    jobs.clear()
+    command.build(options)
+    assert len(jobs) == 2
+
+
+def test_tickets_of_an_own_network_move_where_its_file_is_loaded(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(models.MODELS, "narrow")
+    options = ["--from", str(narrow), "--to", str(narrow), "--arms", "transferred", "--levels", "2",
+               "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "runs"), "--quiet"]  # fmt: skip
+    refused = "the network 'narrow' is a row of a config file, .*; give its file by --config"
+    with pytest.raises(UserError, match=refused):
+        main(options)
+    with pytest.raises(UserError, match=refused):
+        open_run(narrow).prepared((0,), tmp_path / "data")
+    (tmp_path / "mine.py").write_text(
+        "from lthjax.config import Study\nfrom lthjax.models import MODELS, Entry\n"
+        "from lthjax.networks import Layer\n"
+        "MODELS['narrow'] = Entry((Layer('fc1', 12), Layer('fc2', 8)), 1, 'own')\nconfig = Study()\n"
+    )
+    main([*options, "--config", str(tmp_path / "mine.py")])
+    assert {row.arm for row in rows_of_run(narrow)} == {"dense", "ticket", "transferred"}
 
 
 def test_impossible_pairs_are_refused_before_any_training(

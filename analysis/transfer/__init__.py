@@ -31,10 +31,12 @@ from ..record import Analysis, Finding, untested
 from ..rows import TICKET, grouped, images_of
 from ..run import Run
 from . import figures
-from .table import PAIRS, Difference, TransferRow, differences, load, names
+from .table import PAIRS, Difference, TransferRow, chain_words, differences, load, names
 from .work import Options, build
 
-__all__ = ["ANALYSIS", "Difference", "Options", "TransferRow", "build", "differences", "load"]
+__all__ = [
+    "ANALYSIS", "Difference", "Options", "TransferRow", "build", "chain_words", "differences", "load"
+]  # fmt: skip
 # Percentage points within which a moved ticket counts as good as the target's own.
 MARGIN = 0.5
 # Arm that is subtracted -> claim, and the largest accepted loss (None: the difference must be above 0).
@@ -67,9 +69,9 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
         command = words.command("transfer", "--from", "RUN", "--to", run.path)
         none = "no ticket was moved here"
         return [untested(claim, none, command) for claim, _ in _CLAIMS.values()]
-    said, found = names([run]), []
-    for (source, pair, arm), own in grouped(moved, "source", "pair", "arm").items():
-        levels, where = grouped(own, "other"), f"from {said[source]}, {PAIRS[pair]}"
+    said, chains, found = names([run]), chain_words(rows or ()), []
+    for (source, pair, chain, arm), own in grouped(moved, "source", "pair", "chain", "arm").items():
+        levels, where = grouped(own, "other"), f"from {said[source]}, {PAIRS[pair]}{chains[chain]}"
         for other, (claim, margin) in _CLAIMS.items():
             if other in levels:
                 what = f"{claim}: {where}{_ALONG.get(arm, '')}"

@@ -1,6 +1,6 @@
 """The command of transfer."""
 
-from lthjax import cli, home, progress
+from lthjax import cli, config, home, progress
 
 from .. import record
 from . import Options, build
@@ -10,6 +10,8 @@ def main(arguments: list[str]) -> None:
     """The command line."""
     options = cli.parsed(Options, arguments, home.command("transfer"))
     record.prepare(options)
+    if options.config is not None:
+        config.load_all(options.config)
     print(build(options, progress.watch(options.quiet)))
 
 

@@ -13,11 +13,11 @@ from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
 from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED, PERMUTED
 
-from .. import draw, words
+from .. import draw, tables, words
 from ..differences import FLOORED, mean_accuracy
 from ..page import Drawn
 from ..rows import TICKET, accuracies, grouped
-from .table import AGAINST, ORDER, PAIRS, Difference, TransferRow, differences, notes
+from .table import AGAINST, ORDER, PAIRS, Difference, TransferRow, chain_words, differences, notes
 
 # (source, target) -> mean difference.
 _Intervals = Mapping[tuple[str, str], Interval]
@@ -42,13 +42,16 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
 def matrix(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mapping[str, int]) -> Drawn:
     """Sources × targets: differences to the target's own ticket and to shuffled masks, in percentage points.
 
-    There is a line of panels for every pairing, arm and level, at most six. `said` has run folders in words,
-    `images` the sizes of the targets' test sets.
+    There is a line of panels for every pairing, arm, level and chain, at most six. `said` has run folders in
+    words, `images` the sizes of the targets' test sets.
     """
     found = differences(rows, images=images)
     pairs, names = list(PAIRS), list(ARMS)
     order = sorted(found, key=lambda one: (pairs.index(one.pair), names.index(one.arm), one.level))
-    lines = draw.thinned([*grouped(order, "pair", "arm", "level").items()], _MOST)
+    # Targets of one chain each share a line, whatever the chains are.
+    chains = chain_words(rows)
+    by_line = tables.grouped(((one.pair, one.arm, one.level, chains[one.chain]), one) for one in order)
+    lines = draw.thinned([*by_line.items()], _MOST)
     sources = list(dict.fromkeys(one.source for one in found))
     targets = list(dict.fromkeys(one.target for one in found))
     most = max((abs(one.interval.mean) for one in found if one.other in AGAINST), default=0.0) or 1.0
@@ -57,13 +60,13 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mapping
     size = (6.0 + 3.2 * len(targets), 0.6 + (1.4 + 0.85 * len(sources)) * count)
     figure = Figure(figsize=size, layout="constrained")
     grid, image = figure.subplots(count, 2, squeeze=False), None
-    for panels, ((pair, arm, level), own) in zip(grid, lines, strict=False):
+    for panels, ((pair, arm, level, chain), own) in zip(grid, lines, strict=False):
         left = [one.density for one in own if one.other in AGAINST]
         share = words.share(float(np.mean(left)) if left else math.nan)
         for axes, (other, against) in zip(panels, AGAINST.items(), strict=True):
             shown = {(one.source, one.target): one.interval for one in own if one.other == other}
             image = _heat(axes, shown, (sources, targets), most)
-            title = f"{_SAID[arm]} − {against}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
+            title = f"{_SAID[arm]} − {against}\nlevel {level}, {share} of weights, {PAIRS[pair]}{chain}"
             axes.set_title(title, loc="left", fontsize=9)
             axes.set_xticks(range(len(targets)), [_broken(said.get(t, t)) for t in targets], fontsize=8)
             labels = [_broken(said.get(s, s)) for s in sources] if axes is panels[0] else []
@@ -106,22 +109,23 @@ def _broken(text: str) -> str:
 
 @matplotlib.rc_context(draw.STYLE)
 def permuted(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mapping[str, int]) -> list[Drawn]:
-    """What matching the units of a moved mask changes: a panel for every source and pairing; or nothing.
+    """What matching the units of a moved mask changes: a panel for every source, pairing and chain.
 
-    `said` and `images` as for `matrix`.
+    Nothing where no mask was moved in both ways. `said` and `images` as for `matrix`.
     """
     shown = ((PERMUTED, MOVED), (PERMUTED, TICKET), (MOVED, TICKET))
     # With the own ticket as the measure: only what was moved in both ways.
     found = [one for one in differences(rows, images=images) if (one.arm, one.other) in shown]
-    both = {one[:4] for one in found if one.other == MOVED}
-    found = [one for one in found if one[:4] in both]
-    places = draw.thinned([*grouped(found, "source", "pair").items()], _MOST)
+    both = {(*one[:4], one.chain) for one in found if one.other == MOVED}
+    found = [one for one in found if (*one[:4], one.chain) in both]
+    places = draw.thinned([*grouped(found, "source", "pair", "chain").items()], _MOST)
     if not places:
         return []
     names = ("matched −\nunmatched", "matched −\nown ticket", "unmatched −\nown ticket")
+    chains = chain_words(rows)
     heading = f"Moved to {said.get(rows[0].target, rows[0].target)}"
     figure, grid = draw.panels(heading, (1, len(places)), (0.6 + 4.4 * len(places), 3.8), sharey=True)
-    for axes, ((source, pair), own) in zip(grid[0], places, strict=True):
+    for axes, ((source, pair, chain), own) in zip(grid[0], places, strict=True):
         levels = draw.thinned([*dict.fromkeys(one.level for one in own)], _MOST)
         for number, level in enumerate(levels):
             look = draw.series(number)
@@ -132,7 +136,8 @@ def permuted(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mappi
                 first = label if one is of_level[0] else None
                 draw.dots(axes, at, one.values, one.interval, look, beside=0.07, label=first)
         axes.axhline(0, **draw.CHANCE)
-        axes.set_title(f"from {said.get(source, source)}\n{PAIRS[pair]}", loc="left", fontsize=8)
+        title = f"from {said.get(source, source)}\n{PAIRS[pair]}{chains[chain]}"
+        axes.set_title(title, loc="left", fontsize=8)
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.legend(fontsize=7)
         axes.grid(axis="x", visible=False)
@@ -150,8 +155,9 @@ def permuted(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mappi
 
 @matplotlib.rc_context(draw.STYLE)
 def arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
-    """Test accuracy of one target's arms: a panel for every source, pairing and level, at most six."""
-    places = draw.thinned([*grouped(rows, "source", "pair", "level").items()], _MOST)
+    """Test accuracy of one target's arms: a panel for every source, pairing, level and chain, at most six."""
+    places = draw.thinned([*grouped(rows, "source", "pair", "level", "chain").items()], _MOST)
+    chains = chain_words(rows)
     names = [arm for arm in ORDER if any(row.arm == arm for row in rows)]
     columns = min(len(places), 3)
     lines = -(-len(places) // columns)
@@ -160,13 +166,14 @@ def arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
     figure, grid = draw.panels(heading, (lines, columns), size, sharex=True, sharey=True)
     for axes in grid.ravel()[len(places) :]:
         axes.set_visible(False)
-    for axes, ((source, pair, level), own) in zip(grid.ravel(), places, strict=False):
+    for axes, ((source, pair, level, chain), own) in zip(grid.ravel(), places, strict=False):
         for at, arm in enumerate(names):
             of = accuracies(row for row in own if row.arm == arm)
             if of:
                 draw.dots(axes, at, list(of.values()), mean_accuracy(of), _LOOKS[arm][:2], beside=0.2)
         share = words.share(float(np.mean([row.density for row in own if row.arm in ARMS])))
-        title = f"from {said.get(source, source)}\nlevel {level}, {share} of weights, {PAIRS[pair]}"
+        paired = f"{PAIRS[pair]}{chains[chain]}"
+        title = f"from {said.get(source, source)}\nlevel {level}, {share} of weights, {paired}"
         axes.set_title(title, loc="left", fontsize=8)
         axes.set_xticks(range(len(names)), [_LOOKS[arm][2] for arm in names], fontsize=7)
         axes.tick_params(labelbottom=True)
@@ -179,6 +186,6 @@ def arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
         "interval (of three seeds or more). There is no `transferred_init` where it is `transferred` bit for "
         "bit, because the initial weights are shared. " + " ".join(notes(rows))
     )
-    header = ("source", "pair", "level", "arm", "seed", "test_accuracy")
+    header = ("source", "pair", "level", "chain", "arm", "seed", "test_accuracy")
     data = header, [tuple(getattr(row, name) for name in header) for row in rows]
     return Drawn("transfer_arms", "Moved tickets and their controls", figure, caption.strip(), data)

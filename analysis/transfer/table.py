@@ -16,7 +16,7 @@ from lthjax.measures.transfer_arms import ARMS, CARRIED, MOVED, PERMUTED
 
 from .. import words
 from ..differences import floor
-from ..rows import TICKET, accuracies, grouped, row_of
+from ..rows import TICKET, Row, accuracies, by_number, grouped, row_of
 from ..run import Run
 
 Pair = Literal["same", "other"]
@@ -27,6 +27,8 @@ ORDER = (DENSE, TICKET, *ARMS)
 AGAINST = {TICKET: "the target's own ticket", "shuffled": "the mask shuffled within layers"}
 # A ticket whose density is further off than this factor is no measure of a moved one.
 FAR = 1.1
+# The status of a cell that is not comparable with "transferred": see `load`.
+LEFT_OUT = "left out"
 
 
 class TransferRow(NamedTuple):
@@ -41,7 +43,10 @@ class TransferRow(NamedTuple):
         own_level: level of the target's own ticket of the nearest density; all arms take its data order.
         shared_init: whether the mask was found on the target's initial weights, up to an output layer of
             other classes.
-        test_accuracy, early_stop_step, status: as in `analysis.rows.Row`.
+        test_accuracy, early_stop_step, status: as in `analysis.rows.Row`; a cell that is not comparable with
+            "transferred" is "left out" and has no measurements: see `load`.
+        chain: of the target's own ticket, at whose rewind step all arms but fresh weights start; "" in tables
+            of earlier versions, which do not name it.
     """
 
     source: str
@@ -56,6 +61,7 @@ class TransferRow(NamedTuple):
     test_accuracy: float | None
     early_stop_step: int | None
     status: str
+    chain: str = ""
 
     @property
     def pair(self) -> Pair:
@@ -73,6 +79,7 @@ class Difference(NamedTuple):
             subtracted; "transferred" is subtracted from the permuted one alone.
         values: percentage points, one a seed of the target.
         floor: the least standard deviation of a value, as `analysis.differences.floor`.
+        chain: as in `TransferRow`.
         other_density: mean over the masks of the other arm.
     """
 
@@ -85,6 +92,7 @@ class Difference(NamedTuple):
     other: str
     values: list[float]
     floor: float = 0.0
+    chain: str = ""
     other_density: float = 0.0
 
     @property
@@ -99,22 +107,34 @@ class Difference(NamedTuple):
 
 
 def load(run: Run) -> list[TransferRow]:
-    """All that was moved to a run, and the arms that it is compared with; raises if a file is damaged."""
+    """All that was moved to a run, and the arms that it is compared with; raises if a file is damaged.
+
+    A target that has got further levels has another own ticket of the nearest density, and a source that has
+    got further chains another ticket of a level. A call trains `transferred` anew then, but of the other arms
+    those it names alone: the rest stay as they were, and are left out.
+    """
     own = {row.cell: row for row in run.rows}
-    rows: dict[tuple[Any, ...], TransferRow] = {}
+    places: dict[tuple[Any, ...], dict[str, tuple[Row, dict[str, Any]]]] = {}
     for path in sorted(run.path.glob("transfer/from=*/source_seed=*/seed=*/chain=*/level=*/*/result.json")):
         result = read_result(path.parent)
         if wrong := fields.moved(result, ARMS):
             again = f"delete {path.parent} and run {home.command('transfer')} again."
             raise UserError(f"{path}: it cannot be read ({wrong} is missing or unknown); {again}")
         made: dict[str, Any] = result["made_from"] or {}
-        moved, level = row_of(result), made["own_level"]
-        place = (made["source"], run.name, made["source_seed"], moved.seed, moved.level)
-        dense, ticket = Cell(moved.seed, DENSE, 0, DENSE), Cell(moved.seed, moved.chain, level, TICKET)
-        for row in filter(None, (own.get(dense), own.get(ticket), moved)):
-            before = (*place, row.arm, row.density, level, made["shared_init"])
-            rows[*place, row.arm] = TransferRow(*before, row.test_accuracy, row.early_stop_step, row.status)
-    return sorted(rows.values(), key=lambda row: (*row[:5], ORDER.index(row.arm)))
+        moved = row_of(result)
+        place = (made["source"], made["source_seed"], moved.seed, moved.level, moved.chain)
+        places.setdefault(place, {})[moved.arm] = moved, made
+    rows: list[TransferRow] = []
+    for (source, source_seed, seed, level, chain), cells in places.items():
+        _, basis = next(cells[arm] for arm in ORDER if arm in cells)
+        beside = Cell(seed, DENSE, 0, DENSE), Cell(seed, chain, basis["own_level"], TICKET)
+        for row, made in [*((own[cell], basis) for cell in beside if cell in own), *cells.values()]:
+            before = (source, run.name, source_seed, seed, level, row.arm, row.density, made["own_level"])
+            measured = (row.test_accuracy, row.early_stop_step, row.status)
+            if any(made.get(name) != basis.get(name) for name in ("own_level", "source_chain")):
+                measured = (None, None, LEFT_OUT)
+            rows.append(TransferRow(*before, made["shared_init"], *measured, chain))
+    return sorted(rows, key=lambda row: (*row[:5], by_number(row.chain), ORDER.index(row.arm)))
 
 
 def differences(
@@ -122,13 +142,14 @@ def differences(
     others: Sequence[str] = (*AGAINST, DENSE),
     images: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Difference]:
-    """Moved ticket − other for every source, target, pairing and level, paired over the target's seeds.
+    """Moved ticket − other for every source, target, pairing, level and chain, paired by the target's seeds.
 
     `images` of a target's test set give the floor of the spread; a target that it lacks has none.
     """
     found = []
-    for (source, target, pair, level), own in grouped(rows, "source", "target", "pair", "level").items():
-        arms = grouped(own, "arm")
+    places = grouped(rows, "source", "target", "pair", "level", "chain")
+    for (source, target, pair, level, chain), own in places.items():
+        arms = grouped((row for row in own if row.status != LEFT_OUT), "arm")
         pairs = [*itertools.product((MOVED, CARRIED, PERMUTED), others), (PERMUTED, MOVED)]
         for arm, other in pairs:
             ours, theirs = arms.get(arm, []), arms.get(other, [])
@@ -137,8 +158,15 @@ def differences(
                 density, beside = (float(np.mean([row.density for row in of])) for of in (ours, theirs))
                 place = (source, target, pair, level, density)
                 least = floor(*both, images.get(target, 0))
-                found.append(Difference(*place, arm, other, values, least, beside))
+                found.append(Difference(*place, arm, other, values, least, chain, beside))
     return found
+
+
+def chain_words(rows: Iterable[TransferRow]) -> dict[str, str]:
+    """Chain -> a comma and its name, for titles and claims; "" unless a target has tickets of several."""
+    of_target = grouped(rows, "target", "chain")
+    several = len(of_target) > len({target for target, _ in of_target})
+    return {chain: f", {chain}" if several else "" for _, chain in of_target}
 
 
 def _far(density: float, other: float) -> bool:
@@ -166,17 +194,23 @@ def names(runs: Iterable[Run]) -> dict[str, str]:
 
 
 def notes(rows: Sequence[TransferRow]) -> list[str]:
-    """Moved masks that differ in density from the ticket beside them, and how many trainings diverged."""
-    found = []
-    own = {(row.target, row.seed, row.own_level): row.density for row in rows if row.arm == TICKET}
+    """Moved masks that differ in density from the ticket beside them; trainings that are left out."""
+    found, chains = [], chain_words(rows)
+    own = {(row.target, row.chain, row.seed, row.own_level): row for row in rows if row.arm == TICKET}
     for row in rows:
-        density = own.get((row.target, row.seed, row.own_level))
-        if row.arm == MOVED and density and _far(row.density, density):
+        ticket = own.get((row.target, row.chain, row.seed, row.own_level))
+        place = f"{row.source} to {row.target}, level {row.level}{chains[row.chain]}"
+        if row.arm == MOVED and ticket and _far(row.density, ticket.density):
             found.append(
-                f"{row.source} to {row.target}, level {row.level}: the moved mask has "
-                f"{words.share(row.density)} of the weights, the nearest own ticket {words.share(density)}."
+                f"{place}: the moved mask has {words.share(row.density)} of the weights, the nearest own "
+                f"ticket {words.share(ticket.density)}."
             )
-    moved = [row.status for row in rows if row.arm in ARMS]
+        if row.status == LEFT_OUT:
+            found.append(
+                f"{place}: {row.arm} is left out where it was trained beside another own ticket, or from "
+                f"another chain, than {MOVED}; move it again with --arms {row.arm}."
+            )
+    moved = [row.status for row in rows if row.arm in ARMS and row.status != LEFT_OUT]
     if bad := moved.count("diverged"):
         found.append(f"{bad} of the {len(moved)} trained cells diverged and are left out of means.")
     return list(dict.fromkeys(found))

@@ -66,6 +66,8 @@ class Options(record.Training):
     """Folder of the run folders."""
     quiet: bool = False
     """Show no progress."""
+    config: Path | None = None
+    """A config file to run first, for the networks and other rows it adds; RUN/config.py is the run's own."""
 
 
 class Source(NamedTuple):
@@ -266,7 +268,13 @@ def _missing(
     # Earlier versions scaled carried values as Glorot's, whatever the networks were drawn by.
     scaled = {"inits": [run.study.init for run in (source, work.run)]}
     other = any(network.fans is not INITS["glorot"].fans for network in networks)
-    made = {arm: made_from | (scaled if arm == CARRIED and other else {}) for arm in arms}
+    # Earlier versions shuffled single weights, whatever the source prunes.
+    granularity = source.study.prune.granularity
+    more: dict[str, dict[str, Any]] = {
+        CARRIED: scaled if other else {},
+        "shuffled": {"granularity": granularity} if granularity != "weight" else {},
+    }
+    made = {arm: made_from | more.get(arm, {}) for arm in arms}
     cells = [Cell(move.seed, own.chain, move.level, arm) for arm in arms]
     absent = [c for c in cells if not (store.has(c) and store.result(c).get("made_from") == made[c.arm])]
     if not absent:
@@ -283,7 +291,8 @@ def _missing(
     if any(ARMS[cell.arm].matches for cell in absent):
         dense = (source, move.source_seed), (work.run, move.seed)
         ends = tuple(run.weights(Cell(seed, DENSE, 0, DENSE)) for run, seed in dense)
-    moving = Moving(*networks, ticket, moved_mask(*networks, ticket, mask_key), *values, initial, ends)
+    mask = moved_mask(*networks, ticket, mask_key)
+    moving = Moving(*networks, ticket, mask, *values, initial, ends, granularity)
     for cell, key in zip(absent, keys, strict=True):
         start = ARMS[cell.arm].start(moving, key)
         if start is not None:

@@ -13,7 +13,7 @@ from lthjax.models import Model, Variables
 
 PyTree = Any
 MOVED, CARRIED, PERMUTED = "transferred", "transferred_init", "transferred_permuted"
-_shuffle = jax.jit(prune.shuffle)
+_shuffle = jax.jit(prune.shuffle, static_argnums=2)
 _uniform = jax.jit(prune.uniform, static_argnums=2)
 
 
@@ -30,6 +30,7 @@ class Moving(NamedTuple):
         initial: the target's weights at step 0.
         ends: the trained weights of the dense networks of the source's and of the target's seed, by which
             their units are matched; None where no arm asks for them.
+        granularity: what the ticket was pruned by, as in `config.Prune`.
     """
 
     source: Model
@@ -40,6 +41,7 @@ class Moving(NamedTuple):
     own: Variables
     initial: Variables
     ends: tuple[PyTree, PyTree] | None = None
+    granularity: str = "weight"
 
 
 class Start(NamedTuple):
@@ -131,7 +133,9 @@ def _reinit(of: Moving, key: jax.Array) -> Start:
 
 
 def _shuffled(of: Moving, key: jax.Array) -> Start:
-    return Start(jax.device_get(_shuffle(key, of.mask)), of.own)
+    # A pattern that is fitted to other shapes is none any more.
+    fitted = ":" in of.granularity and not transfer.same_shapes(of.source, of.target)
+    return Start(jax.device_get(_shuffle(key, of.mask, "weight" if fitted else of.granularity)), of.own)
 
 
 def _random_uniform(of: Moving, key: jax.Array) -> Start:

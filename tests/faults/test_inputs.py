@@ -243,7 +243,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
 COMMANDS |= {
     "transfer": (
         transfer_command.main,
-        ["--from", "--to", "--levels", "--pairs", "--arms", "--chain", "--out"],
+        ["--from", "--to", "--levels", "--pairs", "--arms", "--chain", "--out", "--config"],
     ),
     "export": (export.main, ["--seed", "--level", "--arm", "--repeat", "--chain"]),
     "report": (report_command.main, ["--quiet"]),
