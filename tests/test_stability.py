@@ -555,6 +555,17 @@ def test_what_is_not_allowed(made: tuple[Path, Path], changes: dict[str, Any], m
         work.ask(open_run(made[0]), options)
 
 
+def test_an_arm_of_a_config_that_is_not_loaded_is_named(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a run whose control is from a config file, which this command was not told to load."""
+    run = open_run(copied[0])
+    run.rows += [row._replace(arm="mine") for row in run.rows if row.arm == "reinit"]
+    options = work.Options(run=copied[0], data_dir=copied[1], **{**LITTLE, "arms": ("ticket", "mine")})
+    with pytest.raises(UserError, match=r"the arm 'mine' is a row of a config file.*--config"):
+        work.ask(run, options)
+
+
 def test_copies_of_an_arm_train_as_the_arm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fine-tuning is held at the last learning rate, which LR rewinding is not; others are refused."""
     every = ("ticket", "finetune", "lr_rewind", "untrained")

@@ -148,6 +148,7 @@ def ask(run: Run, options: Options) -> Asked:
             raise UserError(f"--arms: {arm!r} is not in the run; it may be {', '.join(sorted(known))}.")
         if why := _untrained(arm):
             raise UserError(f"--arms: {arm} {why}, so that no copies of it can be trained; leave it out.")
+    run.check_arms(arm for arm in options.arms if arm != DENSE)
     what = f"trained ticket in {tickets.chain}"
     beside = controlled(run.rows, tickets.chain, options.arms)
     levels = asked_levels(options.levels, densities(tickets.done), what, _NEAR, last=False, beside=beside)
