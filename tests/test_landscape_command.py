@@ -942,6 +942,37 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
         assert one.where == f"python -m analysis.landscape {empty} --level 2"
 
 
+def by_hand(rows: list[table.Number], images: int = 2000) -> table.Found:
+    """What a level has, of three seeds."""
+    arms = {arm: [0, 1, 2] for arm in ("dense", "ticket", "reinit", "random")}
+    how = dataclasses.replace(SMALL, images=images)
+    return table.Found(table.Scope(CHAIN, LEVEL, 0.1, 0, arms, [0], how), rows, [])
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome", "note"),
+    [
+        (9.0, "undecided", "equivalent at matched loss, refuted at the ends; "),
+        (1.0, "undecided", "equivalent at matched loss, supported at the ends; "),
+        (3.0, "equivalent", ""),
+    ],
+)
+def test_equal_flatness_must_be_found_at_the_ends_too(
+    made: tuple[Path, Path], end: float, outcome: str, note: str
+) -> None:
+    """At matched losses tickets are as flat as reinit, whose measure is 3."""
+    rows = [
+        table.Number(seed, CHAIN, LEVEL, arm, where, quantity, value, None)
+        for seed in (0, 1, 2)
+        for where, base in (("matched reinit", 3.0), ("end", end))
+        for arm, of in (("ticket", base + 0.01 * seed), ("reinit", 3.0))
+        for quantity, value in (("adaptive_sharpness", of), ("train_loss", 0.1), ("step", 20.0))
+    ]
+    said = command.flatter(open_run(made[0]), by_hand(rows))[0]
+    assert (said.outcome, said.test) == (outcome, "equivalence, within 1.1×")
+    assert said.beside == f"{note}matched at step 20 of the ticket and 20 of reinit"
+
+
 def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
     run = made[0]
     figures = command.section(open_run(run), loaded(run)).figures

@@ -32,7 +32,7 @@ from lthjax.measures.stats import Ratio, mean_interval
 
 from .. import barriers, commands, words
 from ..barriers import LIMIT, Paths
-from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, everywhere, named
+from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, everywhere, named
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding, Said, untested
 from ..rows import TICKET, chains, select
@@ -146,9 +146,13 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
             missing = commands.with_control(run.about, run.rows, control, found.scope.level)
             return untested(claim, f"no {control} cell there", missing)
         return _again(run, found, claim, "not measured")
-    flat = stats.verdict([-value for value in paired[where]])
-    tested = everywhere([At("", flat, _equal(*both(where, quantity)))], same=1)
-    difference = words.decided(flat, "+.3g", below=True)
+
+    def judged(at: str) -> Judged:
+        less = stats.verdict([-value for value in paired[at]])
+        return everywhere([At("", less, _equal(*both(at, quantity)))], same=1)
+
+    tested = judged(where)
+    difference = words.decided(tested.decides.verdict, "+.3g", below=True)
     if tested.outcome == "equivalent":
         difference = f"ticket / {control} {tested.said('.2f', '×')}"
     place = "at the end of training, not matched" if where == END else "at matched train loss"
@@ -161,8 +165,8 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
     notes: list[str] = []
     if where != END:
         notes = [stopped(found.rows, control), unmatched(found.rows, control)]
-        end = stats.verdict([-value for value in paired[END]]).outcome if paired[END] else outcome
-        if outcome in ("supported", "refuted") and end != outcome:
+        end = judged(END).outcome if paired[END] else outcome
+        if outcome != "undecided" and end != outcome:
             notes.insert(0, f"{outcome} at matched loss, {end} at the ends")
             outcome = "undecided"
     test, beside = named(tested, SUPERIOR, TIMES), "; ".join(filter(None, notes))
