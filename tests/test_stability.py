@@ -423,6 +423,14 @@ def test_verdicts_by_hand() -> None:
     run: Any = SimpleNamespace(about={"data": {"test": 0}})
     dense, ticket, matches, reinit, random, successive, apart = stability.findings(run, found)
     assert (dense.outcome, ticket.outcome, matches.outcome) == ("refuted", "supported", "supported")
+    # The claim does not tell tickets from a control that matches, too.
+    most = -1.5 + scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem([-1.0, -2.0, -1.5])
+    said = f"does not pass (refuted): -1.50 pp, at most {most:+.2f}"
+    assert matches.beside == f"reinit {said}; random {said}"
+    good = [row._replace(test_accuracy=0.971) if row.arm == "random" else row for row in rows]
+    alike = stability.findings(run, {**found, "stability.csv": good})[2].beside
+    assert "; random passes the same test: +0.10 pp, at least " in alike
+    assert alike.endswith("; so the claim does not tell tickets from random")
     # Three seeds cannot tell 0.2 points where the test set leaves a difference of accuracies open by more.
     spread = 100 * np.sqrt((0.9705 * 0.0295 + 0.97 * 0.03) / 10_000)
     low, high = 0.05 + scipy_stats.t.ppf(0.95, 2) * spread / np.sqrt(3) * np.array([-1, 1])

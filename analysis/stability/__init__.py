@@ -138,7 +138,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         if arm == DENSE:
             said.append(_stable(DENSE, steps, {}))
         if arm == TICKET:
-            said += [_stable(TICKET, steps, controls), _matches(steps, images_of(run.about))]
+            said += [_stable(TICKET, steps, controls), _matches(steps, controls, images_of(run.about))]
             said += [_against(arm, control, steps, other) for control, other in controls.items()]
     return said + _connected(found["levels.csv"])
 
@@ -180,20 +180,30 @@ def _stable(
     return Finding(claim, verdict.outcome, estimate, verdict.bounds.n, _LINK, test, besides)
 
 
-def _matches(steps: Mapping[int, Sequence[PairRow]], images: int) -> Finding:
+def _matches(
+    steps: Mapping[int, Sequence[PairRow]],
+    controls: Mapping[str, Mapping[int, Sequence[PairRow]]],
+    images: int,
+) -> Finding:
     """Whether tickets that start at the first step match, whatever the data order.
 
     Args:
         steps: step -> their rows.
+        controls: arm -> likewise, of the same level.
         images: of the test set, whose error is the least spread of a difference.
     """
     first, rows = next(iter(steps.items()))
-    values = gaps(rows)
+
+    def tested(rows: Sequence[PairRow]) -> stats.Verdict:
+        return stats.noninferior([*gaps(rows).values()], MATCHING, floor=gap_floor(rows, images))
+
+    verdict = tested(rows)
     claim = f"{_from(first, steps)} {_of(TICKET, rows)} match the dense network in other orders of the data"
-    verdict = stats.noninferior([*values.values()], MATCHING, floor=gap_floor(rows, images))
     estimate = f"{words.decided(verdict, '+.2f', ' pp')}; within {MATCHING:g} points is asked"
+    same = {name: everywhere([At("", tested(of[first]))]) for name, of in controls.items() if first in of}
+    besides = beside(verdict.outcome, same, "+.2f", " pp")
     test = f"{NON_INFERIOR}, margin {MATCHING:g} pp"
-    return Finding(claim, verdict.outcome, estimate, len(values), _LINK, test)
+    return Finding(claim, verdict.outcome, estimate, verdict.bounds.n, _LINK, test, besides)
 
 
 def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> Finding:
