@@ -475,6 +475,47 @@ def test_verdicts_by_hand() -> None:
     assert (none.outcome, none.estimate) == ("not tested", "every level matches")
 
 
+def test_a_pair_that_diverged_is_said(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the section and beside the claims on its arm and step; a later call that loses none forgets it."""
+    real, gone = measure.Measurer.done, {"ticket_from_4"}
+
+    def lost(self: Any, *cells: Cell) -> bool:
+        return not any(cell.arm in gone and cell.repeat in (0, 2, 4) for cell in cells) and real(self, *cells)
+
+    monkeypatch.setattr(measure.Measurer, "done", lost)
+    monkeypatch.setattr(work.figures, "drawn", lambda *of: [])  # drawing takes seconds
+    perform(copied, pairs=2)
+    run = open_run(copied[0])
+    found = record.found(stability.ANALYSIS, run)
+    assert stability.section(run, found).notes == [
+        "Left out, as a training diverged: 2 of 2 pairs of ticket at level 2 from step 4 (seed 1)."
+    ]
+    said = {one.claim: one.beside for one in stability.findings(run, found)}
+    of_tickets = [beside for claim, beside in said.items() if "ickets" in claim and "level" not in claim]
+    assert len(of_tickets) == 3
+    assert all(beside.endswith("level 2 from step 4 (seed 1)") for beside in of_tickets)
+    assert not any("left out" in beside for claim, beside in said.items() if "dense network is" in claim)
+    gone.clear()
+    perform(copied, pairs=2)
+    found = record.found(stability.ANALYSIS, run)
+    assert (stability.section(run, found).notes, table.left_out(found)) == ([], "")
+
+
+def test_left_out_pairs_are_counted_by_hand() -> None:
+    lost = [table.LeftOut(seed, CHAIN, 2, arm, k, 1) for seed, arm, k in
+            ((5, "ticket", 0), (3, "ticket", 0), (3, "reinit", 50), (4, "dense", 0))]  # fmt: skip
+    lost[-1] = lost[-1]._replace(chain="dense", level=0)
+    rows = [row for arm in ("ticket", "reinit") for row in pair_rows(arm, 2, 0, [0.1] * 3, [0.0] * 3)]
+    found = {"stability.csv": rows, "about.json": lost}
+    ticket = "left out, as a training diverged: 2 of 5 pairs of ticket at level 2 from step 0 (seeds 3, 5)"
+    assert table.left_out(found, 2, ("ticket", "reinit"), 0) == ticket
+    assert table.left_out(found, 2, ("random",), 50) == ""
+    assert table.left_out(found) == (
+        "left out, as a training diverged: 1 of 1 pairs of dense from step 0 (seed 4), "
+        f"1 of 1 pairs of reinit at level 2 from step 50 (seed 3), {ticket.partition(': ')[2]}"
+    )
+
+
 def test_seeds_that_agree_leave_a_gap_open_by_the_test_sets_error() -> None:
     """In both tables and the figure, as in the verdict."""
     found = {

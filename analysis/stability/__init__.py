@@ -14,6 +14,7 @@ files are written to RUN/stability:
 
   stability.csv   `PairRow`: one a pair of copies
   levels.csv      `LevelRow`: one a ticket and earlier level
+  about.json      the pairs that are left out, as a training diverged
   stability_curve, stability_levels      figures, as PNG, SVG and CSV
   seed=3/chain=C/level=07/ARM_to_500/, ARM_from_500/, ARM_from_500.r2/    the state, and a pair of copies
 """
@@ -36,7 +37,7 @@ from ..page import Link, Section, Table
 from ..record import Analysis, Finding, untested
 from ..rows import TICKET, grouped, images_of, percent
 from ..run import Run
-from . import figures, work
+from . import figures, table, work
 from .table import (
     MATCHING,
     NAME,
@@ -106,7 +107,9 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
         )
     between = Table("Between levels", header, lines, 2)
     remark = f"{_REMARK} {_REWOUND}" if own_starts(found["stability.csv"]) else _REMARK
-    return Section(NAME, "Stability", (), figures.drawn(found, images), [pairs, between], remark)
+    without = table.left_out(found)
+    notes = [f"{without[0].upper()}{without[1:]}."] if without else []
+    return Section(NAME, "Stability", notes, figures.drawn(found, images), [pairs, between], remark)
 
 
 def _numbers(rows: Sequence[PairRow], images: int) -> list[str]:
@@ -135,12 +138,22 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         controls = {
             name: of for (at, name), of in every.items() if at == level and name not in (DENSE, TICKET)
         }
+        first = min(steps)
         if arm == DENSE:
-            said.append(_stable(DENSE, steps, {}))
+            said.append(_noted(_stable(DENSE, steps, {}), found, level, (DENSE,), first))
         if arm == TICKET:
-            said += [_stable(TICKET, steps, controls), _matches(steps, controls, images_of(run.about))]
-            said += [_against(arm, control, steps, other) for control, other in controls.items()]
+            both = _stable(TICKET, steps, controls), _matches(steps, controls, images_of(run.about))
+            said += [_noted(one, found, level, (TICKET, *controls), first) for one in both]
+            for control, other in controls.items():
+                last = min(steps.keys() & other.keys(), default=first)
+                said.append(_noted(_against(arm, control, steps, other), found, level, (arm, control), last))
     return said + _connected(found["levels.csv"])
+
+
+def _noted(finding: Finding, found: Mapping[str, Any], level: int, arms: Sequence[str], last: int) -> Finding:
+    """The finding with the pairs of its arms that are left out, from steps up to the last, beside it."""
+    parts = (finding.beside, table.left_out(found, level, arms, last))
+    return finding._replace(beside="; ".join(filter(None, parts)))
 
 
 def _from(k: int, steps: Mapping[int, Sequence[PairRow]]) -> str:
@@ -252,4 +265,4 @@ def _connected(rows: Sequence[LevelRow]) -> list[Finding]:
     return said
 
 
-ANALYSIS = Analysis(NAME, "Stability", Options, work.work, TABLES, section, findings)
+ANALYSIS = Analysis(NAME, "Stability", Options, work.work, TABLES, section, findings, table.load)
