@@ -31,8 +31,8 @@ from lthjax.measures.quantities import BESIDE, FLATNESS, QUANTITIES, WITHIN
 from lthjax.measures.stats import Ratio, mean_interval
 
 from .. import barriers, commands, words
-from ..barriers import LIMIT, Paths
-from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, everywhere, named
+from ..barriers import LIMIT, SAME, Paths
+from ..claims import NON_INFERIOR, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, everywhere, named
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding, Said, untested
 from ..rows import TICKET, chains, select
@@ -233,8 +233,9 @@ def _apart(arm: str, outcome: stats.Outcome, tested: stats.Verdict, every: Mappi
     """What the same test says of a control's siblings, and the verdict on its barrier − the ticket's."""
     passes = tested.outcome == "supported"
     told = ", so connection does not tell tickets from it" if passes and outcome == "supported" else ""
-    more = everywhere([At("", *barriers.higher(every[arm], every[TICKET], SAME))])
-    gap = f"{arm} − ticket {more.said('+.3g', ' pp')}: {more.outcome}"
+    more = everywhere([At("", *barriers.higher(every[arm], every[TICKET]))])
+    within = f" within ±{SAME:g} pp" if more.outcome == "equivalent" else ""
+    gap = f"{arm} − ticket {more.said('+.3g', ' pp')}: {more.outcome}{within}"
     return f"{arm} {'passes the same test' if passes else f'does not pass ({tested.outcome})'}{told}; {gap}"
 
 

@@ -30,7 +30,7 @@ from lthjax.measures import stats
 from lthjax.measures.stats import mean_interval
 
 from .. import barriers, words
-from ..barriers import LIMIT
+from ..barriers import LIMIT, SAME
 from ..claims import NON_INFERIOR, SUPERIOR, At, beside, everywhere, named
 from ..differences import FLOORED
 from ..page import Link, Section, Table
@@ -56,8 +56,6 @@ from .work import Options
 
 __all__ = ["ANALYSIS", "LevelRow", "Options", "PairRow"]
 
-# Points within which the barriers of two arms count as the same.
-_SAME = 0.5
 _LINK = Link(NAME, f"#{NAME}")
 _STABLE = f"is stable to the order of the data (error barrier below {LIMIT:g} points)"
 _SUCCESSIVE = "Successive levels are linearly connected where the sparser one matches the dense network"
@@ -227,9 +225,9 @@ def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[in
         return untested(claim, "no step in common", _LINK)
     start = "rewound to" if own_starts(itertools.chain(*ours.values())) else "from"
     claim += f", {start} step {k} at {words.share(density(ours[k]))}"
-    judged = everywhere([At("", *barriers.higher(paths_of(theirs[k]), paths_of(ours[k]), _SAME))])
+    judged = everywhere([At("", *barriers.higher(paths_of(theirs[k]), paths_of(ours[k])))])
     estimate = f"barrier less by {judged.said('+.2f', ' pp')}"
-    test = named(judged, SUPERIOR, f"±{_SAME:g} pp")
+    test = named(judged, SUPERIOR, f"±{SAME:g} pp")
     return Finding(claim, judged.outcome, estimate, judged.decides.verdict.bounds.n, _LINK, test)
 
 
