@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -613,6 +614,27 @@ def test_an_arm_of_a_config_that_is_not_loaded_is_named(
     options = work.Options(run=copied[0], data_dir=copied[1], **{**LITTLE, "arms": ("ticket", "mine")})
     with pytest.raises(UserError, match=r"the arm 'mine' is a row of a config file.*--config"):
         work.ask(run, options)
+
+
+def test_its_own_study_json_says_by_what_its_copies_are_trained(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The run is of another machine, version and commit."""
+    other = {
+        "devices": "another machine", "versions": {"lthjax": "0.0.1"}, "git": "0" * 40,
+        "environment": ["other flags"], "commands": ["another"], "earlier": ["0.0.0"],
+    }  # fmt: skip
+    run = open_run(Path(shutil.copytree(made[0], tmp_path / "run", ignore=lambda *_: {"stability"})))
+    own = json.loads((made[0] / "stability" / "study.json").read_text())
+    run.about.update(other)  # type: ignore[typeddict-item]
+    with work.kept(run, "stability"):
+        pass
+    told = json.loads((run.path / "stability" / "study.json").read_text())
+    now = [name for name in other if name not in ("commands", "earlier")]
+    assert {name: told[name] for name in now} == {name: own[name] for name in now}
+    assert "another" not in told["commands"]
+    assert "earlier" not in told
+    assert told["config"] == run.about["config"]
 
 
 def test_copies_of_an_arm_train_as_the_arm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
