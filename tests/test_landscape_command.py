@@ -30,7 +30,7 @@ from lthjax.folder.places import folder
 from lthjax.folder.reader import Reader
 from lthjax.folder.verified import read_result
 from lthjax.imp import Cell
-from lthjax.measures import landscape, quantities
+from lthjax.measures import landscape, programs, quantities
 from lthjax.measures.programs import PROGRAMS, Settings
 from lthjax.models import Variables
 from lthjax.networks import Stages
@@ -128,7 +128,8 @@ def value(run: Path, seed: int, arm: str, where: str, quantity: str) -> float:
 
 def arrays(run: Path, seed: int, arm: str, kind: str) -> dict[str, np.ndarray]:
     cell = Cell(seed, "dense", 0, "dense") if arm == "dense" else Cell(seed, CHAIN, LEVEL, arm)
-    with np.load(folder(run / "landscape", cell) / f"{kind}.npz") as of:
+    (path,) = folder(run / "landscape", cell).glob(f"{kind}-*.npz" if arm == "dense" else f"{kind}.npz")
+    with np.load(path) as of:
         return {name: of[name] for name in of.files}
 
 
@@ -584,7 +585,25 @@ def test_the_dense_networks_sibling_is_one_for_all_levels(made: tuple[Path, Path
     (other,) = train.train(trainer, [job], lambda *_: None)
     sibling, _ = stored(run, Cell(1, "dense", 0, "dense_sibling"))
     jax.tree.map(np.testing.assert_array_equal, other.variables.params, sibling)
-    assert (run / "landscape/seed=1/dense/path_sibling.npz").is_file()
+    assert len([*run.glob("landscape/seed=1/dense/path_sibling-*.npz")]) == 1
+
+
+def test_a_level_of_other_settings_leaves_the_dense_networks_arrays(tmp_path: Path) -> None:
+    """All levels share them; a file of an earlier version, without settings in its name, is read, too."""
+    dense, ticket = (Item("lines", Network(cell)) for _, cell in ENDS[:2])
+    more = dataclasses.replace(SMALL, draws=3)
+    for item in (dense, ticket):
+        for how in (SMALL, more):
+            table.write_arrays(tmp_path, item, how, {"draws": np.array(how.draws)})
+    kept = [table.read(tmp_path, dense, how) for how in (SMALL, more)]
+    assert [int(arrays["draws"]) for arrays in kept if arrays is not None] == [2, 3]
+    assert table.read(tmp_path, ticket, SMALL) is None
+    last = dataclasses.replace(SMALL, draws=4)
+    old = folder(tmp_path / "landscape", dense.network.cell) / "lines.npz"
+    tables.write_arrays(old, programs.basis("lines", last), {"draws": np.array(4)})
+    found = table.read(tmp_path, dense, last)
+    assert found is not None
+    assert int(found["draws"]) == 4
 
 
 @pytest.mark.parametrize(

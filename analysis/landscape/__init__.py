@@ -18,7 +18,7 @@ curvature along filter-normalised directions). All files are written to RUN/land
   chain=C/level=07/                   figures, as PNG, SVG and the CSV of their data
   seed=3/chain=C/level=07/ARM/        arrays: point, lines, plane, spectrum, path_OTHER (.npz)
   seed=3/chain=C/level=07/ARM_sibling/, ARM_matched_OTHER/    trained networks; the latter with arrays
-  seed=3/dense/                       arrays of the dense network, the same for all levels
+  seed=3/dense/                       arrays of the dense network for all levels, KIND-SETTINGS.npz
 """
 
 from collections.abc import Mapping, Sequence
