@@ -1033,6 +1033,25 @@ def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
         assert figure.raster == (figure.name.split("_")[1] in ("contours", "surfaces"))
 
 
+def test_surfaces_of_every_seed_are_drawn(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first seed's names are those of a single one; each figure has its own seed's losses."""
+    (found,) = loaded(made[0])
+    item = next(item for item in table.items(found.scope) if item.kind == "plane")
+    plane = table.read(made[0], item, found.scope.settings)
+    assert plane is not None
+    of_seed = {seed: {**plane, "train_loss": plane["train_loss"] + seed} for seed in (0, 1)}
+    monkeypatch.setattr(command.figures, "_of_kind", lambda *_: {"ticket": of_seed})
+    one_draw = dataclasses.replace(found.scope.settings, plane_draws=1)
+    both = found._replace(scope=found.scope._replace(planes=[0, 1], settings=one_draw))
+    drawn = command.figures._surfaces(open_run(made[0]), both)
+    named = [f"landscape_{kind}_level_02_{CHAIN}" for kind in ("contours", "surfaces")]
+    assert [figure.name for figure in drawn] == [*named, *(f"{name}_seed_1" for name in named)]
+    for figure, seed in zip(drawn, (0, 0, 1, 1), strict=True):
+        assert f", seed {seed}, one draw of" in figure.caption
+        assert {row[0] for row in figure.data[1]} == {seed}
+        assert figure.data[1][0][5] == pytest.approx(float(plane["train_loss"][0, 0, 0]) + seed)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
