@@ -10,6 +10,8 @@ from lthjax.measures import stats
 # Percentage points of error below which a path counts as without a barrier (Frankle et al. 2020, arXiv
 # 1912.05671, section 2).
 LIMIT = 2.0
+# Points within which the barriers of two arms count as the same.
+SAME = 0.5
 
 
 class Paths(NamedTuple):
@@ -54,8 +56,8 @@ def above(of: Paths) -> stats.Verdict:
     return stats.verdict([*of.barriers.values()], LIMIT, within=stats.PERCENT, floor=of.floor)
 
 
-def higher(theirs: Paths, ours: Paths, same: float) -> tuple[stats.Verdict, stats.Verdict]:
-    """The verdicts on "theirs are higher" and on "both are the same to within `same` points"."""
+def higher(theirs: Paths, ours: Paths) -> tuple[stats.Verdict, stats.Verdict]:
+    """The verdicts on "theirs are higher" and on "both are the same to within `SAME` points"."""
     gaps = stats.paired(theirs.barriers, ours.barriers)
     floor = float(np.hypot(theirs.floor, ours.floor))
-    return stats.verdict(gaps, floor=floor), stats.equivalent(gaps, same, floor=floor)
+    return stats.verdict(gaps, floor=floor), stats.equivalent(gaps, SAME, floor=floor)

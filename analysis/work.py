@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from lthjax import fields, home, progress, pulse, record, study
+from lthjax import fields, progress, pulse, record, study
 from lthjax.folder.store import Store
 from lthjax.imp import Cell
 from lthjax.study import Watch
@@ -24,12 +24,14 @@ Jobs = Sequence[tuple[Cell, Job]]
 def kept(run: Run, *folders: str, **told: Any) -> Store:
     """The store of an analysis's own cells, at `folders` in the run folder.
 
-    `told` is added to its study.json.
+    Its study.json has the run's settings and data, `told`, and by what its own cells are trained: the run
+    may be of another machine or version.
 
     Raises:
         UserError: it cannot be written, or another process writes to it.
     """
-    about = {**run.about, "commands": [home.typed()], **told}
+    of_run = {name: value for name, value in run.about.items() if name != "earlier"}
+    about = {**of_run, **record.provenance(), **told}
     return Store(run.path.joinpath(*folders), cast(fields.About, about))
 
 

@@ -82,14 +82,7 @@ def about(
     study: config.Study, identity: dict[str, Any], lengths: config.Lengths, dataset: data.Dataset
 ) -> fields.About:
     """The contents of study.json."""
-    # Of the code that runs, whatever else is installed.
-    versions = {"lthjax": __version__}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
-    return {
+    found = {
         "identity": identity,
         "config": dataclasses.asdict(study),
         "lengths": lengths._asdict(),
@@ -103,6 +96,21 @@ def about(
             "validation": study.data.validation,
             "test": len(dataset.test_images),
         },
+        **provenance(),
+    }
+    return cast(fields.About, found)
+
+
+def provenance() -> dict[str, Any]:
+    """The entries of study.json that say by what cells are trained from now on."""
+    # Of the code that runs, whatever else is installed.
+    versions = {"lthjax": __version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed as a package"
+    return {
         "commands": [home.typed()],
         "versions": {"python": platform.python_version(), **versions},
         "devices": hardware.described(),

@@ -30,7 +30,7 @@ from lthjax.folder.places import folder
 from lthjax.folder.reader import Reader
 from lthjax.folder.verified import read_result
 from lthjax.imp import Cell
-from lthjax.measures import landscape, quantities
+from lthjax.measures import landscape, programs, quantities
 from lthjax.measures.programs import PROGRAMS, Settings
 from lthjax.models import Variables
 from lthjax.networks import Stages
@@ -128,7 +128,8 @@ def value(run: Path, seed: int, arm: str, where: str, quantity: str) -> float:
 
 def arrays(run: Path, seed: int, arm: str, kind: str) -> dict[str, np.ndarray]:
     cell = Cell(seed, "dense", 0, "dense") if arm == "dense" else Cell(seed, CHAIN, LEVEL, arm)
-    with np.load(folder(run / "landscape", cell) / f"{kind}.npz") as of:
+    (path,) = folder(run / "landscape", cell).glob(f"{kind}-*.npz" if arm == "dense" else f"{kind}.npz")
+    with np.load(path) as of:
         return {name: of[name] for name in of.files}
 
 
@@ -584,7 +585,25 @@ def test_the_dense_networks_sibling_is_one_for_all_levels(made: tuple[Path, Path
     (other,) = train.train(trainer, [job], lambda *_: None)
     sibling, _ = stored(run, Cell(1, "dense", 0, "dense_sibling"))
     jax.tree.map(np.testing.assert_array_equal, other.variables.params, sibling)
-    assert (run / "landscape/seed=1/dense/path_sibling.npz").is_file()
+    assert len([*run.glob("landscape/seed=1/dense/path_sibling-*.npz")]) == 1
+
+
+def test_a_level_of_other_settings_leaves_the_dense_networks_arrays(tmp_path: Path) -> None:
+    """All levels share them; a file of an earlier version, without settings in its name, is read, too."""
+    dense, ticket = (Item("lines", Network(cell)) for _, cell in ENDS[:2])
+    more = dataclasses.replace(SMALL, draws=3)
+    for item in (dense, ticket):
+        for how in (SMALL, more):
+            table.write_arrays(tmp_path, item, how, {"draws": np.array(how.draws)})
+    kept = [table.read(tmp_path, dense, how) for how in (SMALL, more)]
+    assert [int(arrays["draws"]) for arrays in kept if arrays is not None] == [2, 3]
+    assert table.read(tmp_path, ticket, SMALL) is None
+    last = dataclasses.replace(SMALL, draws=4)
+    old = folder(tmp_path / "landscape", dense.network.cell) / "lines.npz"
+    tables.write_arrays(old, programs.basis("lines", last), {"draws": np.array(4)})
+    found = table.read(tmp_path, dense, last)
+    assert found is not None
+    assert int(found["draws"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -880,11 +899,17 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
     high = 0.0333333 + scipy_stats.t.ppf(0.95, 2) / np.sqrt(3)
     assert coarse.estimate == f"barrier of the test error 0.0333 pp, at most {high:.3g} (one-sided 95 %)"
     # A control whose siblings are connected, too: the claim says nothing of tickets.
-    for more, outcome, said in (
-        (0.0, "equivalent", "reinit passes the same test"),
-        (0.05, "supported", "reinit does not"),
+    # The mean difference and its spread, as fractions; 0.2 points are within the margin of barriers.
+    for more, spread, outcome, said in (
+        (0.0, 0.0, "equivalent within ±0.5 pp", "reinit passes the same test"),
+        (0.002, 0.0014, "equivalent within ±0.5 pp", "reinit passes the same test"),
+        (0.05, 0.0, "supported", "reinit does not"),
     ):
-        both = [*few, *(row._replace(arm="reinit", value=row.value + more) for row in few)]
+        apart = [0.0 if row.quantity == "disagreement" else more + spread * (row.seed - 1) for row in few]
+        both = [
+            *few,
+            *(row._replace(arm="reinit", value=row.value + of) for row, of in zip(few, apart, strict=True)),
+        ]
         beside = command.connected(open_run(run), found._replace(rows=both)).beside
         assert said in beside
         assert ("does not tell" in beside) is (more < 0.02)
@@ -942,6 +967,37 @@ def test_findings_by_hand(made: tuple[Path, Path], tmp_path: Path) -> None:
         assert one.where == f"python -m analysis.landscape {empty} --level 2"
 
 
+def by_hand(rows: list[table.Number], images: int = 2000) -> table.Found:
+    """What a level has, of three seeds."""
+    arms = {arm: [0, 1, 2] for arm in ("dense", "ticket", "reinit", "random")}
+    how = dataclasses.replace(SMALL, images=images)
+    return table.Found(table.Scope(CHAIN, LEVEL, 0.1, 0, arms, [0], how), rows, [])
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome", "note"),
+    [
+        (9.0, "undecided", "equivalent at matched loss, refuted at the ends; "),
+        (1.0, "undecided", "equivalent at matched loss, supported at the ends; "),
+        (3.0, "equivalent", ""),
+    ],
+)
+def test_equal_flatness_must_be_found_at_the_ends_too(
+    made: tuple[Path, Path], end: float, outcome: str, note: str
+) -> None:
+    """At matched losses tickets are as flat as reinit, whose measure is 3."""
+    rows = [
+        table.Number(seed, CHAIN, LEVEL, arm, where, quantity, value, None)
+        for seed in (0, 1, 2)
+        for where, base in (("matched reinit", 3.0), ("end", end))
+        for arm, of in (("ticket", base + 0.01 * seed), ("reinit", 3.0))
+        for quantity, value in (("adaptive_sharpness", of), ("train_loss", 0.1), ("step", 20.0))
+    ]
+    said = command.flatter(open_run(made[0]), by_hand(rows))[0]
+    assert (said.outcome, said.test) == (outcome, "equivalence, within 1.1×")
+    assert said.beside == f"{note}matched at step 20 of the ticket and 20 of reinit"
+
+
 def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
     run = made[0]
     figures = command.section(open_run(run), loaded(run)).figures
@@ -975,6 +1031,25 @@ def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
         assert "level 2 (" in figure.caption.lower()
         assert "Look" in figure.caption or "Compare" in figure.caption or "barrier" in figure.caption
         assert figure.raster == (figure.name.split("_")[1] in ("contours", "surfaces"))
+
+
+def test_surfaces_of_every_seed_are_drawn(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first seed's names are those of a single one; each figure has its own seed's losses."""
+    (found,) = loaded(made[0])
+    item = next(item for item in table.items(found.scope) if item.kind == "plane")
+    plane = table.read(made[0], item, found.scope.settings)
+    assert plane is not None
+    of_seed = {seed: {**plane, "train_loss": plane["train_loss"] + seed} for seed in (0, 1)}
+    monkeypatch.setattr(command.figures, "_of_kind", lambda *_: {"ticket": of_seed})
+    one_draw = dataclasses.replace(found.scope.settings, plane_draws=1)
+    both = found._replace(scope=found.scope._replace(planes=[0, 1], settings=one_draw))
+    drawn = command.figures._surfaces(open_run(made[0]), both)
+    named = [f"landscape_{kind}_level_02_{CHAIN}" for kind in ("contours", "surfaces")]
+    assert [figure.name for figure in drawn] == [*named, *(f"{name}_seed_1" for name in named)]
+    for figure, seed in zip(drawn, (0, 0, 1, 1), strict=True):
+        assert f", seed {seed}, one draw of" in figure.caption
+        assert {row[0] for row in figure.data[1]} == {seed}
+        assert figure.data[1][0][5] == pytest.approx(float(plane["train_loss"][0, 0, 0]) + seed)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -423,6 +424,14 @@ def test_verdicts_by_hand() -> None:
     run: Any = SimpleNamespace(about={"data": {"test": 0}})
     dense, ticket, matches, reinit, random, successive, apart = stability.findings(run, found)
     assert (dense.outcome, ticket.outcome, matches.outcome) == ("refuted", "supported", "supported")
+    # The claim does not tell tickets from a control that matches, too.
+    most = -1.5 + scipy_stats.t.ppf(0.95, 2) * scipy_stats.sem([-1.0, -2.0, -1.5])
+    said = f"does not pass (refuted): -1.50 pp, at most {most:+.2f}"
+    assert matches.beside == f"reinit {said}; random {said}"
+    good = [row._replace(test_accuracy=0.971) if row.arm == "random" else row for row in rows]
+    alike = stability.findings(run, {**found, "stability.csv": good})[2].beside
+    assert "; random passes the same test: +0.10 pp, at least " in alike
+    assert alike.endswith("; so the claim does not tell tickets from random")
     # Three seeds cannot tell 0.2 points where the test set leaves a difference of accuracies open by more.
     spread = 100 * np.sqrt((0.9705 * 0.0295 + 0.97 * 0.03) / 10_000)
     low, high = 0.05 + scipy_stats.t.ppf(0.95, 2) * spread / np.sqrt(3) * np.array([-1, 1])
@@ -465,6 +474,47 @@ def test_verdicts_by_hand() -> None:
     assert reinit.estimate == f"barrier less by +4.35 pp, at least {4.35 - half:+.2f} (one-sided 95 %)"
     none = stability.findings(run, {**found, "levels.csv": levels[:3]})[-1]
     assert (none.outcome, none.estimate) == ("not tested", "every level matches")
+
+
+def test_a_pair_that_diverged_is_said(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the section and beside the claims on its arm and step; a later call that loses none forgets it."""
+    real, gone = measure.Measurer.done, {"ticket_from_4"}
+
+    def lost(self: Any, *cells: Cell) -> bool:
+        return not any(cell.arm in gone and cell.repeat in (0, 2, 4) for cell in cells) and real(self, *cells)
+
+    monkeypatch.setattr(measure.Measurer, "done", lost)
+    monkeypatch.setattr(work.figures, "drawn", lambda *of: [])  # drawing takes seconds
+    perform(copied, pairs=2)
+    run = open_run(copied[0])
+    found = record.found(stability.ANALYSIS, run)
+    assert stability.section(run, found).notes == [
+        "Left out, as a training diverged: 2 of 2 pairs of ticket at level 2 from step 4 (seed 1)."
+    ]
+    said = {one.claim: one.beside for one in stability.findings(run, found)}
+    of_tickets = [beside for claim, beside in said.items() if "ickets" in claim and "level" not in claim]
+    assert len(of_tickets) == 3
+    assert all(beside.endswith("level 2 from step 4 (seed 1)") for beside in of_tickets)
+    assert not any("left out" in beside for claim, beside in said.items() if "dense network is" in claim)
+    gone.clear()
+    perform(copied, pairs=2)
+    found = record.found(stability.ANALYSIS, run)
+    assert (stability.section(run, found).notes, table.left_out(found)) == ([], "")
+
+
+def test_left_out_pairs_are_counted_by_hand() -> None:
+    lost = [table.LeftOut(seed, CHAIN, 2, arm, k, 1) for seed, arm, k in
+            ((5, "ticket", 0), (3, "ticket", 0), (3, "reinit", 50), (4, "dense", 0))]  # fmt: skip
+    lost[-1] = lost[-1]._replace(chain="dense", level=0)
+    rows = [row for arm in ("ticket", "reinit") for row in pair_rows(arm, 2, 0, [0.1] * 3, [0.0] * 3)]
+    found = {"stability.csv": rows, "about.json": lost}
+    ticket = "left out, as a training diverged: 2 of 5 pairs of ticket at level 2 from step 0 (seeds 3, 5)"
+    assert table.left_out(found, 2, ("ticket", "reinit"), 0) == ticket
+    assert table.left_out(found, 2, ("random",), 50) == ""
+    assert table.left_out(found) == (
+        "left out, as a training diverged: 1 of 1 pairs of dense from step 0 (seed 4), "
+        f"1 of 1 pairs of reinit at level 2 from step 50 (seed 3), {ticket.partition(': ')[2]}"
+    )
 
 
 def test_seeds_that_agree_leave_a_gap_open_by_the_test_sets_error() -> None:
@@ -553,6 +603,38 @@ def test_what_is_not_allowed(made: tuple[Path, Path], changes: dict[str, Any], m
     options = work.Options(run=made[0], data_dir=made[1], **{**LITTLE, **changes})
     with pytest.raises(UserError, match=message):
         work.ask(open_run(made[0]), options)
+
+
+def test_an_arm_of_a_config_that_is_not_loaded_is_named(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a run whose control is from a config file, which this command was not told to load."""
+    run = open_run(copied[0])
+    run.rows += [row._replace(arm="mine") for row in run.rows if row.arm == "reinit"]
+    options = work.Options(run=copied[0], data_dir=copied[1], **{**LITTLE, "arms": ("ticket", "mine")})
+    with pytest.raises(UserError, match=r"the arm 'mine' is a row of a config file.*--config"):
+        work.ask(run, options)
+
+
+def test_its_own_study_json_says_by_what_its_copies_are_trained(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The run is of another machine, version and commit."""
+    other = {
+        "devices": "another machine", "versions": {"lthjax": "0.0.1"}, "git": "0" * 40,
+        "environment": ["other flags"], "commands": ["another"], "earlier": ["0.0.0"],
+    }  # fmt: skip
+    run = open_run(Path(shutil.copytree(made[0], tmp_path / "run", ignore=lambda *_: {"stability"})))
+    own = json.loads((made[0] / "stability" / "study.json").read_text())
+    run.about.update(other)  # type: ignore[typeddict-item]
+    with work.kept(run, "stability"):
+        pass
+    told = json.loads((run.path / "stability" / "study.json").read_text())
+    now = [name for name in other if name not in ("commands", "earlier")]
+    assert {name: told[name] for name in now} == {name: own[name] for name in now}
+    assert "another" not in told["commands"]
+    assert "earlier" not in told
+    assert told["config"] == run.about["config"]
 
 
 def test_copies_of_an_arm_train_as_the_arm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ curvature along filter-normalised directions). All files are written to RUN/land
   chain=C/level=07/                   figures, as PNG, SVG and the CSV of their data
   seed=3/chain=C/level=07/ARM/        arrays: point, lines, plane, spectrum, path_OTHER (.npz)
   seed=3/chain=C/level=07/ARM_sibling/, ARM_matched_OTHER/    trained networks; the latter with arrays
-  seed=3/dense/                       arrays of the dense network, the same for all levels
+  seed=3/dense/                       arrays of the dense network for all levels, KIND-SETTINGS.npz
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ from lthjax.measures.quantities import BESIDE, FLATNESS, QUANTITIES, WITHIN
 from lthjax.measures.stats import Ratio, mean_interval
 
 from .. import barriers, commands, words
-from ..barriers import LIMIT, Paths
-from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, everywhere, named
+from ..barriers import LIMIT, SAME, Paths
+from ..claims import NON_INFERIOR, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, everywhere, named
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding, Said, untested
 from ..rows import TICKET, chains, select
@@ -146,9 +146,13 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
             missing = commands.with_control(run.about, run.rows, control, found.scope.level)
             return untested(claim, f"no {control} cell there", missing)
         return _again(run, found, claim, "not measured")
-    flat = stats.verdict([-value for value in paired[where]])
-    tested = everywhere([At("", flat, _equal(*both(where, quantity)))], same=1)
-    difference = words.decided(flat, "+.3g", below=True)
+
+    def judged(at: str) -> Judged:
+        less = stats.verdict([-value for value in paired[at]])
+        return everywhere([At("", less, _equal(*both(at, quantity)))], same=1)
+
+    tested = judged(where)
+    difference = words.decided(tested.decides.verdict, "+.3g", below=True)
     if tested.outcome == "equivalent":
         difference = f"ticket / {control} {tested.said('.2f', '×')}"
     place = "at the end of training, not matched" if where == END else "at matched train loss"
@@ -161,8 +165,8 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
     notes: list[str] = []
     if where != END:
         notes = [stopped(found.rows, control), unmatched(found.rows, control)]
-        end = stats.verdict([-value for value in paired[END]]).outcome if paired[END] else outcome
-        if outcome in ("supported", "refuted") and end != outcome:
+        end = judged(END).outcome if paired[END] else outcome
+        if outcome != "undecided" and end != outcome:
             notes.insert(0, f"{outcome} at matched loss, {end} at the ends")
             outcome = "undecided"
     test, beside = named(tested, SUPERIOR, TIMES), "; ".join(filter(None, notes))
@@ -229,8 +233,9 @@ def _apart(arm: str, outcome: stats.Outcome, tested: stats.Verdict, every: Mappi
     """What the same test says of a control's siblings, and the verdict on its barrier − the ticket's."""
     passes = tested.outcome == "supported"
     told = ", so connection does not tell tickets from it" if passes and outcome == "supported" else ""
-    more = everywhere([At("", *barriers.higher(every[arm], every[TICKET], SAME))])
-    gap = f"{arm} − ticket {more.said('+.3g', ' pp')}: {more.outcome}"
+    more = everywhere([At("", *barriers.higher(every[arm], every[TICKET]))])
+    within = f" within ±{SAME:g} pp" if more.outcome == "equivalent" else ""
+    gap = f"{arm} − ticket {more.said('+.3g', ' pp')}: {more.outcome}{within}"
     return f"{arm} {'passes the same test' if passes else f'does not pass ({tested.outcome})'}{told}; {gap}"
 
 

@@ -74,12 +74,18 @@ def _rows(first: tuple[str, ...], at: Sequence[float], by_seed: Mapping[int, Seq
 
 
 def _surfaces(run: Run, found: Found) -> list[Drawn]:
-    """Contours and a 3-D view of every draw, of the first seed that has surfaces."""
-    every, settings = _of_kind(run, found, "plane"), found.scope.settings
-    if not every:
-        return []
-    seed, made = min(seed for seeds in every.values() for seed in seeds), []
-    planes = {arm: seeds[seed] for arm, seeds in every.items() if seed in seeds}
+    """Contours and a 3-D view of every seed that has surfaces, and every draw."""
+    every = _of_kind(run, found, "plane")
+    made: list[Drawn] = []
+    for seed in sorted({seed for seeds in every.values() for seed in seeds}):
+        planes = {arm: seeds[seed] for arm, seeds in every.items() if seed in seeds}
+        made += _surfaces_of(found, seed, planes, f"_seed_{seed}" if made else "")
+    return made
+
+
+def _surfaces_of(found: Found, seed: int, planes: Mapping[str, Arrays], mark: str) -> list[Drawn]:
+    """Those of one seed; `mark` is added to the names of their files."""
+    settings, made = found.scope.settings, []
     losses = [x[name] for x in planes.values() for name in _SURFACES]
     norm = LogNorm(max(float(np.nanmin(losses)), 1e-6), float(np.nanmax(losses)))
     for number in range(settings.plane_draws):
@@ -108,7 +114,7 @@ def _surfaces(run: Run, found: Found) -> list[Drawn]:
             ("contours", "Loss around the trained networks", _contours(of_draw, norm), of_contours),
             ("surfaces", "The same train losses as surfaces", _relief(of_draw, norm), of_surfaces),
         ):
-            name = _named(found, kind) + (f"_draw_{number + 1}" if number else "")
+            name = _named(found, kind) + mark + (f"_draw_{number + 1}" if number else "")
             data = (("seed", "draw", "arm", "a", "b", *_SURFACES), rows)
             made.append(Drawn(name, title, figure, caption, data, raster=True))
     return made

@@ -1,8 +1,9 @@
 """The tables of a run's landscape: networks, what is measured of them, the numbers that come out."""
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -189,18 +190,29 @@ def items(scope: Scope, replays: Sequence[Network] = ()) -> list[Item]:
     return found + [Item("plane", one) for one in own if one.cell.seed in scope.planes]
 
 
-def _file(run: Path, item: Item) -> Path:
-    return folder(run / NAME, item.network.stored) / f"{item.name}.npz"
+def _file(run: Path, item: Item, basis: Mapping[str, Any] | None = None) -> Path:
+    """The file of an item's arrays, with a basis that of these settings alone."""
+    where, mark = folder(run / NAME, item.network.stored), ""
+    if basis is not None:
+        mark = "-" + hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:8]
+    return where / f"{item.name}{mark}.npz"
 
 
 def read(run: Path, item: Item, settings: Settings) -> Arrays | None:
     """An item's arrays; None where they are not there, damaged, or of other settings."""
-    return tables.read_arrays(_file(run, item), programs.basis(item.kind, settings))
+    basis = programs.basis(item.kind, settings)
+    if item.network.cell.arm == DENSE:
+        found = tables.read_arrays(_file(run, item, basis), basis)
+        # An earlier version had one file for all settings.
+        return tables.read_arrays(_file(run, item), basis) if found is None else found
+    return tables.read_arrays(_file(run, item), basis)
 
 
 def write_arrays(run: Path, item: Item, settings: Settings, arrays: Arrays) -> None:
-    """Writes an item's arrays, whole or not at all."""
-    tables.write_arrays(_file(run, item), programs.basis(item.kind, settings), arrays)
+    """Writes an item's arrays, whole or not at all; other levels have use for the dense network's."""
+    basis = programs.basis(item.kind, settings)
+    shared = item.network.cell.arm == DENSE
+    tables.write_arrays(_file(run, item, basis if shared else None), basis, arrays)
 
 
 def numbers(item: Item, arrays: Arrays) -> list[Number]:

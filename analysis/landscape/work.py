@@ -50,7 +50,7 @@ class LandscapeOptions(Settings, TrainingOptions):
     seeds: tuple[int, ...] | None = None
     """The seeds; by default all that have a ticket there."""
     plane_seeds: tuple[int, ...] | None = None
-    """The seeds of which surfaces are measured; by default the first."""
+    """The seeds of which surfaces are measured and drawn; by default the first."""
     training: bool = True
     """Train siblings and replays; without them there are no paths between data orders and no matched train
     loss."""

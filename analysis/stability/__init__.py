@@ -14,6 +14,7 @@ files are written to RUN/stability:
 
   stability.csv   `PairRow`: one a pair of copies
   levels.csv      `LevelRow`: one a ticket and earlier level
+  about.json      the pairs that are left out, as a training diverged
   stability_curve, stability_levels      figures, as PNG, SVG and CSV
   seed=3/chain=C/level=07/ARM_to_500/, ARM_from_500/, ARM_from_500.r2/    the state, and a pair of copies
 """
@@ -29,14 +30,14 @@ from lthjax.measures import stats
 from lthjax.measures.stats import mean_interval
 
 from .. import barriers, words
-from ..barriers import LIMIT
+from ..barriers import LIMIT, SAME
 from ..claims import NON_INFERIOR, SUPERIOR, At, beside, everywhere, named
 from ..differences import FLOORED
 from ..page import Link, Section, Table
 from ..record import Analysis, Finding, untested
 from ..rows import TICKET, grouped, images_of, percent
 from ..run import Run
-from . import figures, work
+from . import figures, table, work
 from .table import (
     MATCHING,
     NAME,
@@ -55,8 +56,6 @@ from .work import Options
 
 __all__ = ["ANALYSIS", "LevelRow", "Options", "PairRow"]
 
-# Points within which the barriers of two arms count as the same.
-_SAME = 0.5
 _LINK = Link(NAME, f"#{NAME}")
 _STABLE = f"is stable to the order of the data (error barrier below {LIMIT:g} points)"
 _SUCCESSIVE = "Successive levels are linearly connected where the sparser one matches the dense network"
@@ -106,7 +105,9 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
         )
     between = Table("Between levels", header, lines, 2)
     remark = f"{_REMARK} {_REWOUND}" if own_starts(found["stability.csv"]) else _REMARK
-    return Section(NAME, "Stability", (), figures.drawn(found, images), [pairs, between], remark)
+    without = table.left_out(found)
+    notes = [f"{without[0].upper()}{without[1:]}."] if without else []
+    return Section(NAME, "Stability", notes, figures.drawn(found, images), [pairs, between], remark)
 
 
 def _numbers(rows: Sequence[PairRow], images: int) -> list[str]:
@@ -135,12 +136,22 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         controls = {
             name: of for (at, name), of in every.items() if at == level and name not in (DENSE, TICKET)
         }
+        first = min(steps)
         if arm == DENSE:
-            said.append(_stable(DENSE, steps, {}))
+            said.append(_noted(_stable(DENSE, steps, {}), found, level, (DENSE,), first))
         if arm == TICKET:
-            said += [_stable(TICKET, steps, controls), _matches(steps, images_of(run.about))]
-            said += [_against(arm, control, steps, other) for control, other in controls.items()]
+            both = _stable(TICKET, steps, controls), _matches(steps, controls, images_of(run.about))
+            said += [_noted(one, found, level, (TICKET, *controls), first) for one in both]
+            for control, other in controls.items():
+                last = min(steps.keys() & other.keys(), default=first)
+                said.append(_noted(_against(arm, control, steps, other), found, level, (arm, control), last))
     return said + _connected(found["levels.csv"])
+
+
+def _noted(finding: Finding, found: Mapping[str, Any], level: int, arms: Sequence[str], last: int) -> Finding:
+    """The finding with the pairs of its arms that are left out, from steps up to the last, beside it."""
+    parts = (finding.beside, table.left_out(found, level, arms, last))
+    return finding._replace(beside="; ".join(filter(None, parts)))
 
 
 def _from(k: int, steps: Mapping[int, Sequence[PairRow]]) -> str:
@@ -180,20 +191,30 @@ def _stable(
     return Finding(claim, verdict.outcome, estimate, verdict.bounds.n, _LINK, test, besides)
 
 
-def _matches(steps: Mapping[int, Sequence[PairRow]], images: int) -> Finding:
+def _matches(
+    steps: Mapping[int, Sequence[PairRow]],
+    controls: Mapping[str, Mapping[int, Sequence[PairRow]]],
+    images: int,
+) -> Finding:
     """Whether tickets that start at the first step match, whatever the data order.
 
     Args:
         steps: step -> their rows.
+        controls: arm -> likewise, of the same level.
         images: of the test set, whose error is the least spread of a difference.
     """
     first, rows = next(iter(steps.items()))
-    values = gaps(rows)
+
+    def tested(rows: Sequence[PairRow]) -> stats.Verdict:
+        return stats.noninferior([*gaps(rows).values()], MATCHING, floor=gap_floor(rows, images))
+
+    verdict = tested(rows)
     claim = f"{_from(first, steps)} {_of(TICKET, rows)} match the dense network in other orders of the data"
-    verdict = stats.noninferior([*values.values()], MATCHING, floor=gap_floor(rows, images))
     estimate = f"{words.decided(verdict, '+.2f', ' pp')}; within {MATCHING:g} points is asked"
+    same = {name: everywhere([At("", tested(of[first]))]) for name, of in controls.items() if first in of}
+    besides = beside(verdict.outcome, same, "+.2f", " pp")
     test = f"{NON_INFERIOR}, margin {MATCHING:g} pp"
-    return Finding(claim, verdict.outcome, estimate, len(values), _LINK, test)
+    return Finding(claim, verdict.outcome, estimate, verdict.bounds.n, _LINK, test, besides)
 
 
 def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> Finding:
@@ -204,9 +225,9 @@ def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[in
         return untested(claim, "no step in common", _LINK)
     start = "rewound to" if own_starts(itertools.chain(*ours.values())) else "from"
     claim += f", {start} step {k} at {words.share(density(ours[k]))}"
-    judged = everywhere([At("", *barriers.higher(paths_of(theirs[k]), paths_of(ours[k]), _SAME))])
+    judged = everywhere([At("", *barriers.higher(paths_of(theirs[k]), paths_of(ours[k])))])
     estimate = f"barrier less by {judged.said('+.2f', ' pp')}"
-    test = named(judged, SUPERIOR, f"±{_SAME:g} pp")
+    test = named(judged, SUPERIOR, f"±{SAME:g} pp")
     return Finding(claim, judged.outcome, estimate, judged.decides.verdict.bounds.n, _LINK, test)
 
 
@@ -242,4 +263,4 @@ def _connected(rows: Sequence[LevelRow]) -> list[Finding]:
     return said
 
 
-ANALYSIS = Analysis(NAME, "Stability", Options, work.work, TABLES, section, findings)
+ANALYSIS = Analysis(NAME, "Stability", Options, work.work, TABLES, section, findings, table.load)

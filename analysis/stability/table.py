@@ -1,18 +1,21 @@
 """The rows of stability.csv and levels.csv, and values of seeds from values of pairs."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lthjax.imp import DENSE
 from lthjax.measures.stats import Interval
 
+from .. import record, tables, words
 from ..barriers import LIMIT, Paths, paths
 from ..differences import difference, floor
 from ..rows import grouped, percent
+from ..run import Run
 
-NAME = "stability"
+NAME, ABOUT = "stability", "about.json"
 # Percentage points of accuracy below the dense network's down to which a network matches it (Frankle et al.
 # 2020, arXiv 1912.05671, section 4).
 MATCHING = 0.2
@@ -101,7 +104,59 @@ class LevelRow(NamedTuple):
     alphas: int
 
 
+class LeftOut(NamedTuple):
+    """A pair without a row in stability.csv, as its state or one of its copies diverged.
+
+    Attributes:
+        seed, chain, level, arm, k, pair: as in `PairRow`.
+    """
+
+    seed: int
+    chain: str
+    level: int
+    arm: str
+    k: int
+    pair: int
+
+
 TABLES: dict[str, type] = {"levels.csv": LevelRow, "stability.csv": PairRow}
+
+
+def load(run: Run) -> dict[str, Any]:
+    """File -> rows; under about.json the pairs that are left out.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    found, where = record.read_tables(run, NAME, TABLES), run.path / NAME
+    # A folder of an earlier version has no such file.
+    if (where / ABOUT).is_file():
+        with tables.reading(where, words.command(NAME, run.path)):
+            about = json.loads(tables.read_text(where / ABOUT))
+            found[ABOUT] = [LeftOut(**pair) for pair in about["left_out"]]
+    return found
+
+
+def left_out(
+    found: Mapping[str, Any], at_level: int | None = None, arms: Container[str] = (), last: int = 0
+) -> str:
+    """How many pairs of which states are left out; "" where none is.
+
+    Args:
+        found: what `load` returns.
+        at_level, arms, last: of this level, these arms and steps up to this one; of all where no level is
+            named.
+    """
+    said = []
+    for (level, arm, k), pairs in sorted(grouped(found.get(ABOUT, []), "level", "arm", "k").items()):
+        if at_level is not None and not (level == at_level and arm in arms and k <= last):
+            continue
+        there = [row for row in found["stability.csv"] if (row.level, row.arm, row.k) == (level, arm, k)]
+        of = arm if arm == DENSE else f"{arm} at level {level}"
+        seeds = sorted({pair.seed for pair in pairs})
+        which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        said.append(f"{len(pairs)} of {len(pairs) + len(there)} pairs of {of} from step {k} ({which})")
+    return f"left out, as a training diverged: {', '.join(said)}" if said else ""
 
 
 def stable(barrier: float) -> bool:

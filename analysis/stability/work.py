@@ -1,6 +1,7 @@
 """Trains pairs of copies from common states, has the paths between their ends measured, writes the tables."""
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +30,7 @@ from ..run import Run, Tickets
 from ..work import Work, kept
 from . import figures
 from .measure import BARRIERS, Line, Measurer, content
-from .table import NAME, TABLES, LevelRow, PairRow, matching, stable
+from .table import ABOUT, NAME, TABLES, LeftOut, LevelRow, PairRow, matching, stable
 
 ARMS = (DENSE, TICKET, "reinit", "random")
 # Where no level is named, the one nearest to this density beside the dense network.
@@ -148,6 +149,7 @@ def ask(run: Run, options: Options) -> Asked:
             raise UserError(f"--arms: {arm!r} is not in the run; it may be {', '.join(sorted(known))}.")
         if why := _untrained(arm):
             raise UserError(f"--arms: {arm} {why}, so that no copies of it can be trained; leave it out.")
+    run.check_arms(arm for arm in options.arms if arm != DENSE)
     what = f"trained ticket in {tickets.chain}"
     beside = controlled(run.rows, tickets.chain, options.arms)
     levels = asked_levels(options.levels, densities(tickets.done), what, _NEAR, last=False, beside=beside)
@@ -257,9 +259,11 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
         at.train_missing(at.copies())
         at.measure()
         found: dict[str, list[Any]] = {"levels.csv": at.level_rows(), "stability.csv": at.pair_rows()}
+        about = {"left_out": [pair._asdict() for pair in at.left_out()]}
     if not found["stability.csv"]:
         raise UserError(f"{run.path}: every copy diverged; there is no path to measure.")
-    contents = {name: tables.of_rows(kind, found[name]) for name, kind in TABLES.items()}
+    contents = {ABOUT: json.dumps(about, indent=1) + "\n"}
+    contents |= {name: tables.of_rows(kind, found[name]) for name, kind in TABLES.items()}
     return page.write_folder(run.path / NAME, figures.drawn(found, images_of(run.about)), contents)
 
 
@@ -366,6 +370,11 @@ class _Stability(Work):
     def _trained(self) -> Iterator[tuple[Origin, int, Line]]:
         """The pairs whose copies are there and did not diverge."""
         return (one for one in self._pairs() if self._measurer.done(*one[2][:2]))
+
+    def left_out(self) -> list[LeftOut]:
+        """The other pairs, once everything is trained."""
+        there = {(at, pair) for at, pair, _ in self._trained()}
+        return [LeftOut(*at.cell[:4], at.k, pair) for at, pair, _ in self._pairs() if (at, pair) not in there]
 
     def _levels(self) -> Iterator[Line]:
         """From every ticket to the level before it and to the dense network."""
