@@ -79,7 +79,8 @@ def check(file: Path) -> None:
     """Raises if the card of an exported file would replace what is not that file's card as it was written.
 
     Raises:
-        UserError: a README.md is there that is no card, another file's, or was edited, or it cannot be read.
+        UserError: a README.md is there that is no card, one of an earlier version or of another file, or was
+            edited, or it cannot be read.
     """
     to = file.parent / NAME
     if not to.exists():
@@ -90,7 +91,10 @@ def check(file: Path) -> None:
         raise UserError(f"{to}: it cannot be read ({error.strerror}).") from error
     found = _MARKED.search(text)
     if found is None:
-        raise UserError(f"{to}: it is there and is no model card, and is not replaced; name another folder.")
+        raise UserError(
+            f"{to}: it is there and is no model card, and is not replaced (nor is one of an earlier version, "
+            "which may have been edited); move it away or name another folder."
+        )
     of = unquote(found[1])
     if of != file.name:
         raise UserError(
