@@ -66,7 +66,7 @@ class Run:
         self._number, self._store, self._queue, self._watch = number, store, queue, watch
         self._study, self._lengths = prepared.study, prepared.lengths
         self._chains = imp.chains(self._study, self._lengths)
-        self._versions = versions(self._study.arms, prepared.model)
+        self._versions = versions(self._study, prepared.model)
         self._rounds: dict[tuple[int, str], Generator[list[Task], Leader, None]] = {}
         self._initial: dict[int, Variables] = {}
         self._borrowers: list[Run] = []
