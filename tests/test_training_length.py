@@ -41,14 +41,36 @@ def ended(steps: list[int], trained: int = 500) -> list[Row]:
 def test_where_validation_loss_was_lowest(
     steps: list[int], trained: int, word: str, counts: tuple[int, int]
 ) -> None:
-    found = ends.ends(ended(steps, trained), 500)
+    found = ends.ends(ended(steps, trained), 500, 50)
     assert (found.word, found[:2], found.networks) == (word, counts, len(steps))
 
 
 def test_untrained_and_diverged_networks_do_not_count() -> None:
     rows = ended([500, 500, 500])
     untrained, diverged = rows[0]._replace(steps=0), rows[1]._replace(early_stop_step=None)
-    assert ends.ends([untrained, diverged, rows[2]], 500) == (1, 0, 1)
+    assert ends.ends([untrained, diverged, rows[2]], 500, 50) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("trained", "every", "counts"),
+    [
+        (45, 75, False),
+        (50, 75, False),
+        (51, 75, True),
+        (500, 500, False),
+        (500, 600, False),
+        (500, 499, True),
+    ],
+)
+def test_a_network_that_was_evaluated_once_is_not_called_still_learning(
+    trained: int, every: int, counts: bool
+) -> None:
+    """Evaluations are at multiples of `every` after its start, and at step 500."""
+    rows, start = ended([500, 500, 500], trained), 500 - trained
+    assert counts == (len({*range(start - start % every + every, 500, every), 500}) > 1)
+    found = ends.ends(rows, 500, every)
+    assert (found.word, found.networks) == (("still learning", 3) if counts else ("–", 0))
+    assert bool(ends.mark(rows, "reinit", 500, every)) == counts
 
 
 def test_a_gap_to_a_control_that_still_learns_is_marked() -> None:
