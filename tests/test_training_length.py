@@ -16,6 +16,7 @@ from analysis.run import Run
 from lthjax.config import Optim
 from lthjax.errors import UserError
 from lthjax.imp import Cell
+from lthjax.optim import SCHEDULES, Course
 
 
 def ended(steps: list[int], trained: int = 500) -> list[Row]:
@@ -121,11 +122,21 @@ def test_the_mean_of_the_last_evaluations() -> None:
     assert not any("means of the last" in note for note in facts.notes(made(1)))
 
 
-def test_only_where_the_learning_rate_is_constant() -> None:
+def test_only_where_the_learning_rate_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "--last: 2 is not allowed, as the learning rate falls to the end"
     for schedule in ("cosine", "linear"):
         with pytest.raises(UserError, match=rf"{said} \(schedule {schedule}\)"):
             _ = made(2, optim=Optim(schedule=schedule)).rows
+    # A row of one's own may fall, too: only where it is known, and says that it does not, is there a mean.
+    own = made(3, optim=Optim(schedule="own"))
+    with pytest.raises(UserError, match=r"it is not known here whether .* schedule own is a row"):
+        _ = own.rows
+    course = Course(lambda asked, lengths: lambda step: asked.lr, "", falls=True)
+    monkeypatch.setitem(SCHEDULES, "own", course)
+    with pytest.raises(UserError, match=r"the learning rate falls to the end \(schedule own\)"):
+        _ = own.rows
+    monkeypatch.setitem(SCHEDULES, "own", course._replace(falls=False))
+    assert own.rows[0].test_accuracy == pytest.approx((0.8 + 0.9 + 0.85) / 3)
     steps = made(3, optim=Optim(schedule="steps", milestones=(9,)))
     # The evaluation at step 8 shows the rate before the drop.
     steps.about["lengths"]["milestones"] = [8]
