@@ -265,7 +265,7 @@ def plan(
 
 def _check_versions(prepared: Prepared, run: Path, cells: Sequence[Cell]) -> None:
     """Raises where new cells of an arm would come beside some of an earlier version of it."""
-    for arm, version in versions(prepared.study.arms, prepared.model).items():
+    for arm, version in versions(prepared.study, prepared.model).items():
         of_arm = [cell for cell in cells if cell.arm == arm]
         done = [cell for cell in of_arm if _there(folder(run, cell))]
         if not 0 < len(done) < len(of_arm):

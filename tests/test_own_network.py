@@ -171,6 +171,17 @@ def both(net: Net, x: jax.Array, train: bool) -> jax.Array:
     return attended(net, nn.BatchNorm(use_running_average=not train)(x), train)
 
 
+class Scaled(nn.Module):
+    """A matrix that is called scale, which is never pruned."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x[0].size, self.units))
+        return x.reshape(len(x), -1) @ scale + self.param("bias", nn.initializers.zeros, (1, self.units))
+
+
 ASKED = r"an Entry takes a function of the number of classes, .* \(docs/extending\.md\)\.$"
 WRONG: dict[str, tuple[Any, str]] = {
     "no train": (models.Entry(Unaware, 1, ""), f"fails with train=False \\(TypeError: .*'train'\\); {ASKED}"),
@@ -218,6 +229,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "remembered": (
         models.Entry(lambda units: Net(units, remembered), 1, ""),
         "has statistics whose shapes change in training; they must stay",
+    ),
+    "unprunable": (
+        models.Entry(Scaled, 1, ""),
+        r"has no weight that may be pruned; its parameters are bias, scale\. Pruned are .* kernel",
     ),
     "both": (
         models.Entry(lambda units: Net(units, both), 1, ""),

@@ -51,6 +51,16 @@ ROWS = [
 ]
 
 
+def test_networks_that_were_not_trained_have_no_early_stop_step() -> None:
+    """As in the figure, so in its CSV."""
+    untrained = [row(seed, 1, "untrained", 0.1, steps=0, early_stop_step=0) for seed in (0, 1)]
+    (header, plain), (_, more) = (accuracy._early_stop(of, "").data for of in (ROWS, ROWS + untrained))
+    assert header[-1] == "early_stop_step"
+    assert {line[1] for line in more} == {"dense", "ticket", "reinit"}
+    assert more == plain
+    assert any(line[1] == "untrained" for line in accuracy.overview(ROWS + untrained, "").data[1])
+
+
 def test_mean_interval_by_hand() -> None:
     """Mean 3, s = sqrt(2.5), t(.975, 4) = 2.776445."""
     got = mean_interval([1, 2, 3, 4, 5])

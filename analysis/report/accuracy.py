@@ -127,7 +127,8 @@ def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:
     )
     figure = figures.early_stop(rows, f"{heading}: early stopping")
     title = "Early-stop step against weights left"
-    return Drawn("early_stop", title, figure, caption, _points(rows, "early_stop_step"))
+    trained = [row for row in rows if row.steps]
+    return Drawn("early_stop", title, figure, caption, _points(trained, "early_stop_step"))
 
 
 def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str, of_chain: str) -> Drawn:
