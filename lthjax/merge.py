@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, cast
 
 from lthjax import command, config, fields, files, home, manifest
 from lthjax.errors import UserError
-from lthjax.folder.places import CONFIG, PLACES, folder, state_folder
+from lthjax.folder import claims
+from lthjax.folder.places import CONFIG, LOCKS, PLACES, folder, state_folder
 from lthjax.folder.reader import Reader
 from lthjax.folder.store import Store, filled_before
 from lthjax.folder.verified import checked, difference, has_manifests, read_study
@@ -136,7 +137,13 @@ def _sources(runs: Sequence[Path], into: Path) -> list[Path]:
     if not sources:
         raise UserError("RUN: it is missing; name the run folders to merge, and with --into another one.")
     try:
-        if into.exists() and not _is_run(into) and any(into.iterdir()):
+        # Locks and incomplete files are what a merge leaves that was stopped at the start.
+        left = (files.PART, claims.LOCK, LOCKS)
+        if (
+            into.exists()
+            and not _is_run(into)
+            and any(not path.name.startswith(left) for path in into.iterdir())
+        ):
             raise UserError(
                 f"--into: {str(into)!r} is neither a run folder nor empty; name one of these, or a new one."
             )

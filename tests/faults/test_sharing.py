@@ -390,6 +390,26 @@ def test_a_killed_merge_goes_on(
     assert plain(done.into) == plain(whole)
 
 
+def test_a_merge_that_was_stopped_before_study_json_goes_on(
+    halves: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into, genuine = tmp_path / "new", files.write_whole
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "study.json":
+            (path.parent / ".tmp-host-1-study.json").touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        genuine(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_whole", full)
+        with pytest.raises(UserError, match=r"No space left on device.; choose another folder with --into"):
+            merge.merge(halves, into)
+    assert {path.name for path in into.iterdir()} == {".lock", ".locks", ".tmp-host-1-study.json"}
+    done = merge.merge(halves, into)
+    assert sum(done.copied.values()) == done.there
+
+
 def test_the_command_says_what_it_did(
     one: study.Prepared, halves: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
