@@ -12,7 +12,7 @@ from lthjax import config, data, durations, idle, imp, models, prune, settings, 
 from lthjax.arms import versions
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder, counted
-from lthjax.folder.places import folder, saved_step, state_folder
+from lthjax.folder.places import cells_of, folder, saved_step, state_folder
 from lthjax.folder.verified import check_identity, read_result
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model
@@ -248,7 +248,7 @@ def plan(
     check_identity(run, prepared.identity)
     todo = {seed: _missing(prepared, run, seed, lent.get(seed)) for seed in prepared.study.seeds}
     cells = imp.cells(prepared.study, prepared.lengths)
-    _check_versions(prepared, run, cells)
+    _check_versions(prepared, run, [cell for missing, _ in todo.values() for cell in missing])
 
     def begun_anew(seed: int) -> bool:
         """Whether a seed's initial weights are gone, which take no step to make."""
@@ -263,20 +263,20 @@ def plan(
     )
 
 
-def _check_versions(prepared: Prepared, run: Path, cells: Sequence[Cell]) -> None:
-    """Raises where new cells of an arm would come beside some of an earlier version of it."""
+def _check_versions(prepared: Prepared, run: Path, missing: Iterable[Cell]) -> None:
+    """Raises where new cells of an arm would come beside some of another version of it, of whatever seed."""
+    new = {cell.arm for cell in missing}
     for arm, version in versions(prepared.study, prepared.model).items():
-        of_arm = [cell for cell in cells if cell.arm == arm]
-        done = [cell for cell in of_arm if _there(folder(run, cell))]
-        if not 0 < len(done) < len(of_arm):
+        if arm not in new:
             continue
-        older = [cell for cell in done if read_result(folder(run, cell)).get("version", 1) != version]
-        if older:
+        there = [cell for cell in cells_of(run, arm) if _there(cell)]
+        others = [cell for cell in there if read_result(cell).get("version", 1) != version]
+        if others:
             raise UserError(
-                f"{run}: {counted(len(older), 'cell')} of {arm}, {folder(Path(), older[0])} the first, are "
-                "of another version of this arm, whose numbers differ (CHANGELOG.md); new ones cannot come "
-                "beside them. Delete the folders of this arm, so that they are made anew, or go on under "
-                "another --name."
+                f"{run}: {counted(len(others), 'cell')} of {arm}, {others[0].relative_to(run)} the first, "
+                "are of another version of this arm, whose numbers differ (CHANGELOG.md); new ones cannot "
+                "come beside them. Delete the folders of this arm, so that they are made anew, or go on "
+                "under another --name."
             )
 
 

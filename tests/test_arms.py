@@ -458,15 +458,14 @@ def test_untrained_networks_have_the_batch_statistics_of_their_own_weights(
     assert result.pop("version") == 2
     (old / "result.json").write_text(json.dumps(result))
     assert study.run(asked, tmp_path / "runs", chunk=2) == run
-    more = tiny(
-        model="normalised",
-        levels=1,
-        rewind=(0, 5),
-        arms=("untrained", "untrained_sign_constant"),
-        seeds=(0, 1, 2),
+    more, alone = (
+        tiny(model="normalised", levels=1, rewind=(0, 5), arms=both, seeds=seeds)
+        for seeds in ((0, 1, 2), (2,))
     )
-    with pytest.raises(UserError, match=r"1 cell of untrained, .* the first, are of another version"):
-        study.run(more, tmp_path / "runs", chunk=2)
+    for asks, seeds in ((more, None), (more, (2,)), (alone, None)):
+        with pytest.raises(UserError, match=r"1 cell of untrained, .* the first, are of another version"):
+            study.fill([asks], tmp_path / "runs", chunk=2, seeds=seeds)
+    assert not (run / "seed=2").exists()
     shutil.rmtree(old)
     study.run(more, tmp_path / "runs", chunk=2)
     assert Reader(run).result(Cell(0, "rewind-0", 1, "untrained"))["version"] == 2
