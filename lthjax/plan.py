@@ -98,7 +98,7 @@ def prepare_all(
         trained: as for `prepare`.
 
     Raises:
-        UserError: as for `prepare`; or two of them would fill the same folder.
+        UserError: as for `prepare`; or two of them have the same numbers, whatever their names.
     """
     replicate.use_all_cores()
     for study in studies:
@@ -115,7 +115,7 @@ def prepare_all(
     ]
     first: dict[str, int] = {}
     for number, one in enumerate(prepared, 1):
-        same = first.setdefault(one.folder, number)
+        same = first.setdefault(one.folder if trained else config.fingerprint(one.identity), number)
         if same != number:
             raise UserError(_shared(same, number, studies, one.folder))
     if not trained:
@@ -140,7 +140,7 @@ def _check_twins(prepared: Sequence[Prepared]) -> None:
 
 
 def _shared(first: int, second: int, studies: Sequence[config.Study], name: str) -> str:
-    """Why two studies of a sweep would fill one folder, and how to write them as one."""
+    """Why two studies of a sweep are one, and how to write them as one; `name` is the second one's folder."""
     one, other = (config.flat(studies[number - 1]) for number in (first, second))
     wider = [field for field in ("rewind", "seeds", "arms") if one[field] != other[field]]
     how = "leave one out, or make them one with more seeds, levels or arms."
@@ -148,9 +148,11 @@ def _shared(first: int, second: int, studies: Sequence[config.Study], name: str)
         field = wider[0]
         both = tuple(dict.fromkeys((*one[field], *other[field])))
         how = f"{field}={both} in one study does it, and trains each dense network once."
+    named = one["name"] != other["name"]
+    would = "train the same networks twice" if named else f"share the folder {name}"
     return (
-        f"configs: studies {first} and {second} differ in nothing that changes a number, and would share the "
-        f"folder {name}; {how}"
+        f"configs: studies {first} and {second} differ in nothing that changes a number, and would {would}; "
+        f"{how}"
     )
 
 

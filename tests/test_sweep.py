@@ -176,6 +176,15 @@ def test_studies_that_would_share_a_folder_are_refused(tiny: Callable, tmp_path:
         study.prepare_all(sweep.studies(base, sweep.values("seeds", (0,), (1,))), tmp_path / "data")
 
 
+def test_studies_that_only_their_names_keep_apart_are_refused(tiny: Callable, tmp_path: Path) -> None:
+    """Their comparison is refused, too: they are parts of one study, and would be trained twice for it."""
+    named = sweep.zipped(sweep.values("name", "short", "long"), sweep.values("levels", 1, 2))
+    studies = sweep.studies(tiny().study, named)
+    with pytest.raises(UserError, match="differ in nothing that changes a number, and would train .* twice"):
+        study.prepare_all(studies, tmp_path / "data")
+    assert len(study.prepare_all(studies, tmp_path / "data", trained=True)) == 2
+
+
 @pytest.mark.parametrize(
     ("fields", "field", "values", "why"),
     [
