@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lthjax import config, data, durations, idle, imp, models, prune, settings, sweep, validate
+from lthjax import config, data, durations, idle, imp, manifest, models, prune, settings, sweep, validate
 from lthjax.arms import versions
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder, counted
-from lthjax.folder.places import folder, saved_step, state_folder
+from lthjax.folder.places import PLACES, folder, saved_step, state_folder
 from lthjax.folder.verified import check_identity, read_result
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model
@@ -228,6 +228,39 @@ def _check_structure(granularity: str, path: str, shape: tuple[int, ...], scope:
         )
 
 
+def _check_network(prepared: Prepared, run: Path) -> None:
+    """Raises where a network of this name, but of other shapes, has been trained in the run folder.
+
+    Names are in the fingerprint, and not the code of a user's own network; one state or cell tells for all.
+    """
+    for of in (path.parent for pattern in PLACES[:2] for path in run.glob(f"{pattern}/{manifest.FILE}")):
+        try:
+            made = manifest.read(of)
+        except manifest.Damaged:
+            continue  # said where its files are read
+        if made is None or made.study != config.fingerprint(prepared.identity) or "params" not in made.arrays:
+            continue
+        variables = jax.eval_shape(prepared.model.init, jax.random.key(0))._asdict()
+        now = {
+            (part, path): leaf.shape
+            for part, tree in variables.items()
+            for path, leaf in zip(prune.paths(tree), jax.tree.leaves(tree), strict=True)
+        }
+        there = {
+            (part, path): tuple(shape)
+            for part in variables
+            for path, (shape, _) in made.arrays.get(part, {}).items()
+        }
+        for place in [place for place in (*there, *now) if there.get(place) != now.get(place)][:1]:
+            shapes = [of.get(place) for of in (there, now)]
+            old, new = ("absent" if of is None else "x".join(map(str, of)) or "a number" for of in shapes)
+            raise UserError(
+                f"{run}: its networks are another {prepared.study.model!r} than that of now: {place[1]} is "
+                f"{old} there and {new} here; give the study another --name, or take the network of before."
+            )
+        return
+
+
 def plan(
     prepared: Prepared,
     out: str | Path = "runs",
@@ -242,12 +275,13 @@ def plan(
             states that are copied with it.
 
     Raises:
-        UserError: the folder belongs to another config.
+        UserError: the folder belongs to another config, or to another network of the same name.
     """
     lent = lent or {}
     check_folder(out, "--out")
     run = Path(out) / prepared.folder
     check_identity(run, prepared.identity)
+    _check_network(prepared, run)
     todo = {seed: _missing(prepared, run, seed, lent.get(seed)) for seed in prepared.study.seeds}
     cells = imp.cells(prepared.study, prepared.lengths)
     _check_versions(prepared, run, cells)
