@@ -1,5 +1,6 @@
 """A network from a config file, analysed from its run folder: nothing of the file runs unasked."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,35 @@ def test_its_run_folder_has_what_an_analysis_needs(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert command_line(*asked, "--config", run / "config.py").returncode == 0
     assert (run / "examples").is_dir()
+
+
+def test_a_network_that_has_other_shapes_under_its_name_is_refused(
+    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def network(width: int, norm: bool = False) -> study.Prepared:
+        class Own(nn.Module):
+            @nn.compact
+            def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+                x = nn.relu(nn.Dense(width, name="fc")(x.reshape(len(x), -1)))
+                x = nn.BatchNorm(use_running_average=not train, name="norm")(x) if norm else x
+                return nn.Dense(10, name="output")(x)
+
+        monkeypatch.setitem(models.MODELS, "own", models.Entry(lambda classes: Own(), 1, "one of ours"))
+        return tiny(model="own", seeds=(0,), levels=0)
+
+    before = network(8)
+    run = study.run(before, tmp_path)
+    assert not study.plan(network(8), tmp_path).missing
+    here = "another 'own' than that of now: fc/bias is 8 there and 6 here; give the study another --name"
+    for wider in (network(6), network(6)._replace(study=dataclasses.replace(before.study, seeds=(1,)))):
+        with pytest.raises(UserError, match=here):
+            study.run(wider, tmp_path)
+    with pytest.raises(UserError, match="norm/bias is absent there and 8 here"):
+        study.plan(network(8, norm=True), tmp_path)
+    # Of a damaged manifest nothing is believed; the next one tells.
+    (run / "seed=0" / "state=0" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=here):
+        study.plan(network(6), tmp_path)
 
 
 class Net(nn.Module):
