@@ -2,7 +2,8 @@
 
 A network whose validation loss is lowest at the last evaluation is still learning: longer training may raise
 its accuracy. One whose loss was lowest in the first half of its training has overfitted since. A gap between
-a ticket and a control that is still learning is a gap at this budget.
+a ticket and a control that is still learning is a gap at this budget. Of a network that was evaluated
+once, at its end, neither is known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ class Ends(NamedTuple):
     Attributes:
         learning: whose lowest validation loss is that of the last evaluation.
         long_before: whose lowest is in the first half of their training.
-        networks: all that were trained and did not diverge.
+        networks: all that did not diverge and were evaluated before their end, too.
     """
 
     learning: int
@@ -51,18 +52,30 @@ def total(study: Mapping[str, Any], rows: Sequence[Row]) -> int:
     return int(study.get("lengths", {}).get("total") or longest)
 
 
-def ends(rows: Sequence[Row | Ended], end: int) -> Ends:
-    """How many networks were still learning at the step `end`, and how many were past their best."""
-    trained = [row for row in rows if row.steps and row.early_stop_step is not None]
+def spacing(study: Mapping[str, Any]) -> int:
+    """The steps between two evaluations of a study; 1, where its study.json does not say."""
+    return int(study.get("lengths", {}).get("evaluate") or 1)
+
+
+def ends(rows: Sequence[Row | Ended], end: int, every: int) -> Ends:
+    """How many networks were still learning at the step `end`, and how many were past their best.
+
+    Args:
+        rows: the networks.
+        end, every: `total` and `spacing` of their study.
+    """
+    # None is evaluated at its start; each is evaluated at every multiple of `every`, and at its end.
+    twice = [row for row in rows if (end - 1) // every > (end - row.steps) // every]
+    trained = [row for row in twice if row.early_stop_step is not None]
     learning = sum((row.early_stop_step or 0) >= end for row in trained)
     # A rewound network starts late.
     before = sum(end - (row.early_stop_step or 0) > row.steps / 2 for row in trained)
     return Ends(learning, before, len(trained))
 
 
-def mark(rows: Sequence[Row | Ended], arm: str, end: int) -> str:
+def mark(rows: Sequence[Row | Ended], arm: str, end: int, every: int) -> str:
     """What a verdict on a gap to an arm must say if most of its networks are still learning; "" if not."""
-    found = ends(rows, end)
+    found = ends(rows, end, every)
     if found.word != "still learning":
         return ""
     return (

@@ -108,7 +108,8 @@ class Run:
         """The cells in numbers, in the order of `results`.
 
         Raises:
-            UserError: `last` is more than there are evaluations at the last learning rate.
+            UserError: `last` is more than there are evaluations at the last learning rate, or it is
+                not known to be constant.
         """
         if self.last == 1:
             return [row_of(result) for result in self.results.values()]
@@ -118,8 +119,13 @@ class Run:
     def _constant_from(self) -> int:
         """The step from which on the learning rate does not change."""
         schedule = self.study.optim.schedule
-        # A row of one's own is known only where its file is loaded.
-        if schedule in SCHEDULES and SCHEDULES[schedule].falls:
+        if schedule not in SCHEDULES:
+            raise UserError(
+                f"--last: {self.last} is not allowed, as it is not known here whether the learning rate "
+                f"changes to the end: its schedule {schedule} is a row of a config file, which is code and "
+                "is not run unasked; it must be 1, or in Python import the file that adds the row."
+            )
+        if SCHEDULES[schedule].falls:
             raise UserError(
                 f"--last: {self.last} is not allowed, as the learning rate falls to the end (schedule "
                 f"{schedule}); it must be 1."

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from lthjax import prune, supermask
+from lthjax.config import Study
+from lthjax.criteria import draws_units
 from lthjax.models import Model
 
 PyTree = Any
@@ -456,7 +458,14 @@ ARMS: dict[str, Arm] = {
 """The arms by name; add a row to add one."""
 
 
-def versions(names: Iterable[str], model: Model) -> dict[str, int]:
-    """The arms whose cells of this network earlier versions made otherwise, and the version of today's."""
-    known = {name: ARMS[name].version(model) for name in names if name in ARMS}
+def versions(study: Study, model: Model) -> dict[str, int]:
+    """A study's arms whose cells earlier versions made otherwise, and the version of today's."""
+    known = {name: ARMS[name].version(model) + _redrawn(name, study) for name in study.arms if name in ARMS}
     return {name: version for name, version in known.items() if version > 1}
+
+
+def _redrawn(name: str, study: Study) -> bool:
+    """Whether an arm's masks are of a chain that draws units by a criterion of its own, not the study's."""
+    leader = ARMS.get(name if ARMS[name].leads else ARMS[name].on)
+    own = leader.criterion if leader else None
+    return own is not None and draws_units(own, study.prune.scope, study.prune.granularity)

@@ -7,9 +7,10 @@ one seed. log.txt stays here, and so do analyses.
 """
 
 import contextlib
+import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ from lthjax.folder import claims
 from lthjax.folder.places import LOCKS, PLACES, set_aside
 from lthjax.folder.store import Store
 from lthjax.folder.verified import check_identity
+from lthjax.manifest import Manifest
 
+_log = logging.getLogger(__name__)
 # Addresses begin with it; etils' epath reaches them by TensorFlow where it is installed, else by gcsfs.
 SCHEME = "gs"
 _STUDY = "study.json"
@@ -107,31 +110,85 @@ class Bucket:
 
     def unsent(self, run: str) -> list[str]:
         """The cells and rewind states of the local copy that are not in the bucket: their upload failed."""
-        here, there = self.local / run, {*self.places(run)}
+        there = {*self.places(run)}
+        return [place for place in self._local_places(run) if place not in there]
+
+    def _local_places(self, run: str) -> list[str]:
+        here = self.local / run
         found = [path for pattern in PLACES for path in sorted(here.glob(f"{pattern}/{_RESULT}"))]
-        places = [path.parent.relative_to(here).as_posix() for path in found]
-        return [place for place in places if place not in there]
+        return [path.parent.relative_to(here).as_posix() for path in found]
 
     def pull_all(self, runs: Iterable[str]) -> None:
         """As `pull`, of several runs."""
         for run in runs:
             self.pull(run)
 
-    def pull(self, run: str) -> None:
+    def pull(self, run: str, held: Collection[str] = ()) -> list[str]:
         """Copies study.json, and the cells and rewind states of a run that are missing here.
+
+        Two machines may have made a cell with other bits, one before its upload failed. The bucket's is the
+        one that stays: ours is set aside, with what was made from it. What does not fit its source in the
+        bucket is not copied, so that it counts as missing and is made anew. A seed with the same cells here
+        and there is only compared if it is held.
+
+        Args:
+            run: the name of its folder.
+            held: "seed=N" of the seeds whose locks the caller holds, and that of study.json.
+
+        Returns:
+            The cells and states here that the bucket lacks or has otherwise, each after its sources.
 
         Raises:
             UserError: one is damaged in the bucket.
             OSError: one cannot be read, or written here.
         """
         about = self.read(f"{run}/{_STUDY}")
-        if about is None:
-            return
-        (self.local / run).mkdir(parents=True, exist_ok=True)
-        files.write_whole(self.local / run / _STUDY, about)
-        for place in self.places(run):
-            if not (self.local / run / place / _RESULT).is_file():
+        if about is not None:
+            (self.local / run).mkdir(parents=True, exist_ok=True)
+            files.write_whole(self.local / run / _STUDY, about)
+        there, here = _by_seed(self.places(run)), _by_seed(self._local_places(run))
+        left = []
+        for seed in sorted(there.keys() | here.keys()):
+            of = there.get(seed, set()), here.get(seed, set())
+            if seed in held or of[0] != of[1]:
+                left += self._pull_seed(run, seed, *of, held=seed in held)
+        return left
+
+    def _pull_seed(self, run: str, seed: str, there: set[str], here: set[str], held: bool) -> list[str]:
+        """As `pull`, of a seed with these places in the bucket and here."""
+        local = self.local / run
+        theirs = {place: self._manifest(run, place) for place in sorted(there)}
+        # What is damaged here is left to `analysis.check`.
+        ours = {place: made for place in sorted(here) if (made := _manifest_of(local / place)) is not None}
+        kept = _kept(theirs, ours)
+        stale = {place for place, made in ours.items() if not _same(made, kept.get(place))}
+        if stale:
+            try:
+                with contextlib.nullcontext() if held else claims.locked(local, {claims.seed_of(seed)}):
+                    for place in sorted(stale):
+                        if (local / place).exists():
+                            set_aside(local, local / place)
+            except locks.Held:
+                return []  # a process of this machine trains the seed
+            _log.warning("%s: what does not fit the bucket's %s is in damaged/ now.", local, seed)
+        for place, made in kept.items():
+            if made is theirs.get(place) and (place in stale or place not in here):
                 self._pull_place(run, place)
+        return [place for place, made in kept.items() if made is ours.get(place)]
+
+    def _manifest(self, run: str, place: str) -> Manifest:
+        text = self.read(f"{run}/{place}/{manifest.FILE}")
+        try:
+            if text is None:
+                raise manifest.Damaged(f"{manifest.FILE} is not there")
+            return manifest.parsed(text, manifest.FILE)
+        except manifest.Damaged as error:
+            raise self._damaged(run, place, error) from error
+
+    def _damaged(self, run: str, place: str, why: Exception) -> UserError:
+        return UserError(
+            f"{self.address}/{run}/{place}: it is damaged ({why}); remove it, and it is made anew."
+        )
 
     def _pull_place(self, run: str, place: str) -> None:
         target = self.local / run / place
@@ -148,9 +205,7 @@ class Bucket:
                     raise manifest.Damaged("it has no manifest")
                 manifest.check(part, made)
         except manifest.Damaged as error:
-            raise UserError(
-                f"{self.address}/{run}/{place}: it is damaged ({error}); remove it, and it is made anew."
-            ) from error
+            raise self._damaged(run, place, error) from error
         except OSError:
             # Another process of this machine may have been faster.
             if not (target / _RESULT).is_file():
@@ -167,6 +222,7 @@ class Bucket:
         """Copies a cell or rewind state to the bucket, its result.json last; raises an OSError."""
         of = self.local / run / place
         names = sorted(path.relative_to(of).as_posix() for path in of.rglob("*") if path.is_file())
+        self.remove(f"{run}/{place}/{_RESULT}")  # of a cell that did not fit
         for name in sorted(names, key=lambda name: name == _RESULT):
             self.write(f"{run}/{place}/{name}", (of / name).read_bytes())
 
@@ -176,6 +232,46 @@ class Bucket:
             beside = (one for one in page.parent.iterdir() if one.is_file() and not one.name.startswith("."))
             for path in sorted(beside, key=lambda path: (path == page, path.name)):
                 self.write(path.relative_to(self.local).as_posix(), path.read_bytes())
+
+
+def _by_seed(places: Iterable[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for place in places:
+        found.setdefault(place.partition("/")[0], set()).add(place)
+    return found
+
+
+def _manifest_of(folder: Path) -> Manifest | None:
+    try:
+        return manifest.read(folder)
+    except manifest.Damaged:
+        return None
+
+
+def _same(one: Manifest, other: Manifest | None) -> bool:
+    return other is not None and (one.content, one.parents) == (other.content, other.parents)
+
+
+def _kept(theirs: Mapping[str, Manifest], ours: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """Of every place the bucket's cell, else ours, if it was made from what is kept; each after its sources.
+
+    A source that is nowhere may be made anew with the same bits, so it is no obstacle.
+    """
+    known: dict[str, Manifest | None] = {}
+
+    def look(place: str) -> Manifest | None:
+        if place not in known:
+            both = [of[place] for of in (theirs, ours) if place in of]
+            known[place] = next((made for made in both if fits(made)), None)
+        return known[place]
+
+    def fits(made: Manifest) -> bool:
+        there = {of: content for of, content in made.parents.items() if of in theirs or of in ours}
+        return all((source := look(of)) and source.content == content for of, content in there.items())
+
+    for place in [*theirs, *ours]:
+        look(place)
+    return {place: made for place, made in known.items() if made is not None}
 
 
 class Lease(NamedTuple):
@@ -225,6 +321,7 @@ class SharedStore(Store):
     def __init__(self, bucket: Bucket, path: Path, about: fields.About, **named: Any) -> None:
         super().__init__(path, about, **named)
         self._bucket, self._run = bucket, path.name
+        self._sends = True
 
     def _take(self, seeds: Collection[int]) -> dict[str, locks.Lock]:
         taken = super()._take(seeds)
@@ -251,11 +348,11 @@ class SharedStore(Store):
             raise claims.still_written(place.run)
         with contextlib.closing(lease):
             # Under the locks: another process may just have finished a seed.
-            self._bucket.pull(self._run)
+            left = self._bucket.pull(self._run, self._locks)
             check_identity(self.path, self._identity)
             super()._begin()
             self._bucket.write(f"{self._run}/{_STUDY}", (self.path / _STUDY).read_bytes())
-        for name in self._bucket.unsent(self._run):
+        for name in left:
             if name.split("/")[0] in self._locks:
                 self._bucket.push(self._run, name)
 
@@ -263,11 +360,15 @@ class SharedStore(Store):
     def _whole(self, target: Path, last: str = _RESULT) -> Iterator[Path]:
         with super()._whole(target, last) as part:
             yield part
-        if last != _RESULT:
+        if last != _RESULT or not self._sends:
             return  # the position of a training run under way stays here
         name = target.relative_to(self.path).as_posix()
         self._locks[name.split("/")[0]].check()
         try:
             self._bucket.push(self._run, name)
-        except OSError as error:
-            raise files.unwritable(self._bucket.address, error) from error
+        except BaseException as error:
+            # No cell is sent before its sources: another machine might make these with other bits.
+            self._sends = False
+            if isinstance(error, OSError):
+                raise files.unwritable(self._bucket.address, error) from error
+            raise

@@ -64,7 +64,8 @@ def check_arguments(arguments: Sequence[str], addresses: Mapping[str, str] = _NO
     """Rejects arguments that are surely mistakes: a repeated option, an empty value, a URL.
 
     Of a repeated option only the last value would count. An empty value, for example from an unset shell
-    variable, would mean the current folder. A URL would become a folder of that name.
+    variable, would mean the current folder, and in an address another bucket. A URL would become a folder of
+    that name.
 
     Raises:
         UserError: names the option or the value.
@@ -85,7 +86,11 @@ def check_arguments(arguments: Sequence[str], addresses: Mapping[str, str] = _NO
             value = argument
         if not value.strip():
             raise UserError(f"{option}: {value!r} is empty; give a value, or leave the option out.")
-        if re.match(r"[A-Za-z][\w+.-]+://", value) and not value.startswith(f"{addresses.get(option)}://"):
+        scheme, _, rest = value.partition("://")
+        if option in addresses and scheme == addresses[option] and value != scheme:
+            if not rest.strip() or rest.startswith("/"):
+                raise UserError(f"{option}: {value!r} names no bucket; write {scheme}://BUCKET/FOLDER.")
+        elif re.match(r"[A-Za-z][\w+.-]+://", value):
             raise UserError(
                 f"{option}: {value!r} is an address, and only folders and files of this machine are read and "
                 "written; mount it, or copy it from and to a local folder."

@@ -396,7 +396,7 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
         in_steps: its durations.
         digest: the content hash of its data.
     """
-    from lthjax.criteria import CRITERIA
+    from lthjax.criteria import CRITERIA, draws_units
 
     fields = flat(study)
     for name in (*_WIDENING, *_RECORDING):
@@ -408,7 +408,9 @@ def identity(study: Study, in_steps: Lengths, digest: str) -> dict[str, Any]:
     if study.prune.density is not None:
         fields["levels"] = study.levels  # as each level's rate then depends on their number
     fields["prune.rates"] = study.prune.rates[: study.levels]
-    if (version := CRITERIA[study.prune.criterion].version) > 1:
+    how = study.prune
+    version = CRITERIA[how.criterion].version + draws_units(how.criterion, how.scope, how.granularity)
+    if version > 1:
         fields["prune.criterion_version"] = version
     # 1 and 1.0 are one learning rate, and so one folder.
     fields |= {name: float(fields[name]) for name, value in defaults().items() if isinstance(value, float)}

@@ -130,3 +130,11 @@ CRITERIA: dict[str, Criterion] = {
     ),
 }
 """The criteria by name; add a row to add one."""
+
+
+def draws_units(criterion: str, scope: str, granularity: str) -> bool:
+    """Whether chance ranks units of several layers, each by a draw of its own.
+
+    Earlier versions ranked them by the sums of their weights' draws, that is, by their numbers of inputs.
+    """
+    return criterion == "random" and scope != "layer" and granularity.startswith("unit-")

@@ -22,7 +22,8 @@ from lthjax.errors import UserError
 _log = logging.getLogger(__name__)
 # Errors of file systems that do not support a call: Lustre, FUSE, CIFS, Google Drive.
 UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF}
-_PART = ".tmp-"
+# The names of incomplete files and folders begin with it.
+PART = ".tmp-"
 _numbers = itertools.count()
 _said: set[str] = set()
 
@@ -101,7 +102,7 @@ def clear(folder: Path, meant: Callable[[Path], bool] = lambda _: True) -> None:
         folder: the folder.
         meant: which to remove; the caller must hold the lock under which these are written.
     """
-    for left in filter(meant, folder.glob(f"{_PART}*")):
+    for left in filter(meant, folder.glob(f"{PART}*")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -110,13 +111,13 @@ def clear(folder: Path, meant: Callable[[Path], bool] = lambda _: True) -> None:
 
 def label_of(part: Path) -> str:
     """The label of an incomplete folder of `whole_folder`; "" if it has none."""
-    label, dot, _ = part.name.removeprefix(_PART).partition(",")
+    label, dot, _ = part.name.removeprefix(PART).partition(",")
     return label if dot else ""
 
 
 def _clear_dead(path: Path) -> None:
     """Removes incomplete versions of a file, left by dead processes of this machine."""
-    ours = f"{_PART}{socket.gethostname()}-"
+    ours = f"{PART}{socket.gethostname()}-"
     for left in path.parent.glob(f"{glob.escape(ours)}*-{glob.escape(path.name)}"):
         number = left.name.removeprefix(ours).partition("-")[0]
         if number.isdigit() and int(number) != os.getpid() and not runs(int(number)):
@@ -324,7 +325,7 @@ def sha256(path: Path) -> str:
 def _part(folder: Path, name: str, label: str = "") -> Path:
     """A name for an incomplete file, unique to this process and call."""
     whose = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
-    return folder / f"{_PART}{label and label + ','}{whose}{name and '-'}{name}"
+    return folder / f"{PART}{label and label + ','}{whose}{name and '-'}{name}"
 
 
 def warn(where: str | Path, text: str) -> None:

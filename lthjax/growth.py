@@ -21,6 +21,7 @@ from lthjax.queue import Item, Queue
 from lthjax.training.job import Job, Position, Trained
 from lthjax.training.trainer import Trainer
 
+PyTree = Any
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +67,7 @@ class Run:
         self._number, self._store, self._queue, self._watch = number, store, queue, watch
         self._study, self._lengths = prepared.study, prepared.lengths
         self._chains = imp.chains(self._study, self._lengths)
-        self._versions = versions(self._study.arms, prepared.model)
+        self._versions = versions(self._study, prepared.model)
         self._rounds: dict[tuple[int, str], Generator[list[Task], Leader, None]] = {}
         self._initial: dict[int, Variables] = {}
         self._borrowers: list[Run] = []
@@ -221,7 +222,7 @@ class Run:
 
     def book(self, item: Item, trained: Trained) -> None:
         """Queues the tasks that depend on a training result."""
-        cell, leader = item.cell, Leader(item.job.mask, *trained.variables)
+        cell, leader = item.cell, Leader(_mask(item.job, trained), *trained.variables)
         if cell is None:
             # Only the rewind states are new.
             self._begin_chains(item.job.seed, "done", None, trained.states)
@@ -240,9 +241,7 @@ class Run:
                 self._store.write_state(seed, step, variables)
         if cell is not None:
             made_from = self._made_from(cell, item.job)
-            job, done = item.job, trained.status == "done"
-            if job.scores is not None and done:
-                job = job._replace(mask=jax.device_get(supermask.learned(trained.variables.params, job.mask)))
+            job, done = item.job._replace(mask=_mask(item.job, trained)), trained.status == "done"
             result = record.result(cell, job, trained, made_from)
             if cell.arm in self._versions:
                 result["version"] = self._versions[cell.arm]
@@ -277,6 +276,13 @@ class Run:
             **({"granularity": self._study.prune.granularity} if structured else {}),
             **imp.schedule_at(self._study, cell.level),
         }
+
+
+def _mask(job: Job, trained: Trained) -> PyTree:
+    """The mask of a finished training: the one that it was given, or that it has learned."""
+    if job.scores is None or trained.status != "done":
+        return job.mask
+    return jax.device_get(supermask.learned(trained.variables.params, job.mask))
 
 
 def _parents(seed: int, made_from: dict[str, Any] | None) -> list[Path]:

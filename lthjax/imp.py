@@ -17,16 +17,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from lthjax import prune, rng
 from lthjax.arms import ARMS, Context
 from lthjax.config import Lengths, Study, repeats
-from lthjax.criteria import CRITERIA, Weights
+from lthjax.criteria import CRITERIA, Weights, draws_units
 from lthjax.errors import UserError
 from lthjax.models import Model, Variables
-from lthjax.prune._selection import going_of, not_finite
+from lthjax.prune._selection import going_of, not_finite, random_scores
+from lthjax.prune._units import any_alive
 
 PyTree = Any
 Scope = prune.Scope
@@ -398,9 +400,20 @@ def next_mask(
         parent.mask,
     )
     how = How(*how)
+    if draws_units(how.criterion, how.scope, how.granularity):
+        return _drawn_units(key, parent.mask, list(going), how)
     scores = CRITERIA[how.criterion].score(weights)
     if ":" in how.granularity:
         return scores, prune.by_score(scores, parent.mask, how.rate, granularity=how.granularity)
     return scores, prune.remove_counted(
         scores, parent.mask, list(going), scope=how.scope, granularity=how.granularity, groups=how.groups
     )
+
+
+def _drawn_units(key: jax.Array, mask: PyTree, going: list[Any], how: How) -> tuple[PyTree, PyTree]:
+    """Scores and mask as `next_mask` returns them, with one draw a unit, which all of its weights have."""
+    units = jax.tree.map(lambda m: any_alive(m) if m.ndim else m, mask)
+    drawn = random_scores(key, units)
+    kept = prune.remove_counted(drawn, units, going, scope=how.scope, groups=how.groups)
+    scores = jax.tree.map(lambda score, m: jnp.broadcast_to(score, m.shape), drawn, mask)
+    return scores, jax.tree.map(lambda unit, m: unit & m, kept, mask)

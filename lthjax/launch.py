@@ -103,12 +103,15 @@ def main(arguments: list[str]) -> None:
         return
     runs, others = filled
     if others:
-        makes = home.command("report", *runs)
+        makes = home.command("report", *_begun(runs))
         left = f"the report is left to the last of them; {makes} writes one of the cells so far"
         print(f"other processes train {study.seeds_in_words(others)}; {left}", file=sys.stderr)
         return
     if shared is not None:
         shared.pull_all(run.name for run in runs)
+    if absent := [run.name for run in runs if run not in _begun(runs)]:
+        print(f"the report leaves out what no process has begun: {', '.join(absent)}", file=sys.stderr)
+    runs = _begun(runs)
     writing = pulse.telling(progress.watch(options.quiet).say, "writing the report")
     with locks.alone(runs[0] / LOCKS / "report", _REPORT_SECONDS), writing:
         page = report.build_all(runs, only_if_changed=True)
@@ -165,6 +168,11 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
     finally:
         if writes:
             _keep_config(options.config, text, [out / one.folder for one in prepared])
+
+
+def _begun(runs: "Sequence[Path]") -> list[Path]:
+    """The run folders that are there; a shard has no seed of a study whose seeds are all in others."""
+    return [run for run in runs if (run / "study.json").is_file()]
 
 
 def _keep_config(path: Path, text: bytes, runs: "Sequence[Path]") -> None:

@@ -93,10 +93,23 @@ def read(folder: Path) -> Manifest | None:
         return None
     except OSError as error:
         raise Damaged(f"{folder / FILE}: {error.strerror}") from error
+    return parsed(text, str(folder / FILE))
+
+
+def parsed(text: bytes, name: str) -> Manifest:
+    """A manifest from the content of its file, after a check of its own checksum.
+
+    Args:
+        text: the content.
+        name: of the file, for the message.
+
+    Raises:
+        Damaged: it has changed since it was written.
+    """
     try:
         return Manifest(**opened(json.loads(text)))
     except (ValueError, TypeError) as error:
-        raise Damaged(f"{folder / FILE}: {error}") from error
+        raise Damaged(f"{name}: {error}") from error
 
 
 def check(folder: Path, made: Manifest, names: Iterable[str] | None = None) -> None:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, cast
 
 from lthjax import command, config, fields, files, home, manifest
 from lthjax.errors import UserError
-from lthjax.folder.places import CONFIG, PLACES, folder, state_folder
+from lthjax.folder import claims
+from lthjax.folder.places import CONFIG, LOCKS, PLACES, folder, state_folder
 from lthjax.folder.reader import Reader
 from lthjax.folder.store import Store, filled_before
 from lthjax.folder.verified import checked, difference, has_manifests, read_study
@@ -72,9 +73,9 @@ def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
         into: a run folder of the same study, or one that is new or empty.
 
     Raises:
-        UserError: a folder is of another study, a file is damaged, two cells differ, or another process
-            writes to `into`; or they have other looks of one claim. Nothing has been written then. Or
-            `into` cannot be written.
+        UserError: a folder is of another study, a file is damaged, two cells differ or are of two versions
+            of their arm, or another process writes to `into`; or they have other looks of one claim. Nothing
+            has been written then. Or `into` cannot be written.
     """
     into = Path(into)
     sources = _sources([Path(run) for run in runs], into)
@@ -136,7 +137,13 @@ def _sources(runs: Sequence[Path], into: Path) -> list[Path]:
     if not sources:
         raise UserError("RUN: it is missing; name the run folders to merge, and with --into another one.")
     try:
-        if into.exists() and not _is_run(into) and any(into.iterdir()):
+        # Locks and incomplete files are what a merge leaves that was stopped at the start.
+        left = (files.PART, claims.LOCK, LOCKS)
+        if (
+            into.exists()
+            and not _is_run(into)
+            and any(not path.name.startswith(left) for path in into.iterdir())
+        ):
             raise UserError(
                 f"--into: {str(into)!r} is neither a run folder nor empty; name one of these, or a new one."
             )
@@ -210,7 +217,7 @@ def _versions(runs: Sequence[Path], into: Path) -> dict[Path, _Version]:
     """Cells and rewind states by their place: those of `into`, else the first with logged losses, if any has.
 
     Raises:
-        UserError: a file is damaged, or two folders differ.
+        UserError: a file is damaged, or two folders differ, or are of two versions of an arm.
     """
     found: dict[Path, _Version] = {}
     wrong = []
@@ -233,7 +240,23 @@ def _versions(runs: Sequence[Path], into: Path) -> dict[Path, _Version]:
                 wrong.append(f"{place} of {version.run}, which was not made from {parent} of {there.run}")
     if wrong:
         raise _unlike(wrong)
+    _check_arms(found)
     return found
+
+
+def _check_arms(found: Mapping[Path, _Version]) -> None:
+    """Raises where cells of an arm are of two versions of it; those of version 1 do not say so."""
+    first: dict[str, tuple[Path, _Version]] = {}
+    for place, version in found.items():
+        if (arm := version.result.get("arm")) is None:
+            continue  # a rewind state
+        of, other = first.setdefault(arm, (place, version))
+        if version.result.get("version", 1) != other.result.get("version", 1):
+            raise UserError(
+                f"{of} of {other.run} and {place} of {version.run} are of two versions of the arm {arm}, "
+                "whose numbers differ (CHANGELOG.md); leave out one of the folders, or delete the folders of "
+                "this arm in it, so that they are made anew."
+            )
 
 
 def _unlike(wrong: Sequence[str]) -> UserError:

@@ -88,7 +88,8 @@ class Course(NamedTuple):
         after: (config, lengths) -> the learning rate by step, counted from the end of the warm-up.
         summary: one line for help and report.
         milestones: whether it uses the config's milestones.
-        falls: whether the learning rate falls up to the last step.
+        falls: whether the learning rate changes up to the last step; if not, reports may take the mean of
+            evaluations after the warm-up and the milestones (`--last`).
     """
 
     after: Callable[[Optim, Lengths], optax.Schedule]

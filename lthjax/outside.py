@@ -12,6 +12,7 @@ from flax.errors import InvalidRngError
 
 from lthjax import prune
 from lthjax.errors import UserError
+from lthjax.prune._masks import some
 
 PyTree = Any
 ASKED = (
@@ -79,6 +80,12 @@ def tried(name: str, module: nn.Module, input_shape: tuple[int, int, int], class
         if "params" not in variables:
             raise UserError(f"model: {name!r} has no parameters; there is nothing to train or prune.")
         params, stats = variables.pop("params"), variables
+        if not any(leaf.ndim for leaf in jax.tree.leaves(prune.ones(params))):
+            raise UserError(
+                f"model: {name!r} has no weight that may be pruned; its parameters are "
+                f"{some(prune.paths(params))}. Pruned are arrays of two or more axes, called kernel for "
+                "example; scales, embeddings and biases never are."
+            )
         program, logits = jax.make_jaxpr(
             lambda params, stats, x: module.apply({"params": params, **stats}, x, train=False),
             return_shape=True,

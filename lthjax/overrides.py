@@ -49,6 +49,13 @@ def check_idle(studies: Sequence[Study], arguments: Sequence[str]) -> None:
     for name, why in of_each[0].items():
         if given(arguments, name) and all(name in of for of in of_each):
             raise UserError(f"--{name}: it has no effect {why}; leave it out.")
+    if given(arguments, "repeats"):
+        for arm, _ in studies[0].repeats:
+            if all(arm not in study.arms for study in studies):
+                raise UserError(
+                    f"--repeats: it has no effect for {arm!r}, which is not among the arms; leave it out, or "
+                    f"add {arm} to --arms."
+                )
 
 
 def _check_rates(study: Study, arguments: Sequence[str]) -> None:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lthjax import config, data, durations, idle, imp, models, prune, settings, sweep, validate
+from lthjax import config, data, durations, idle, imp, manifest, models, prune, settings, sweep, validate
 from lthjax.arms import versions
 from lthjax.devices import replicate
 from lthjax.errors import UserError, check_folder, counted
-from lthjax.folder.places import folder, saved_step, state_folder
+from lthjax.folder.places import PLACES, cells_of, folder, saved_step, state_folder
 from lthjax.folder.verified import check_identity, read_result
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model
@@ -98,7 +98,7 @@ def prepare_all(
         trained: as for `prepare`.
 
     Raises:
-        UserError: as for `prepare`; or two of them would fill the same folder.
+        UserError: as for `prepare`; or two of them have the same numbers, whatever their names.
     """
     replicate.use_all_cores()
     for study in studies:
@@ -115,7 +115,7 @@ def prepare_all(
     ]
     first: dict[str, int] = {}
     for number, one in enumerate(prepared, 1):
-        same = first.setdefault(one.folder, number)
+        same = first.setdefault(one.folder if trained else config.fingerprint(one.identity), number)
         if same != number:
             raise UserError(_shared(same, number, studies, one.folder))
     if not trained:
@@ -140,7 +140,7 @@ def _check_twins(prepared: Sequence[Prepared]) -> None:
 
 
 def _shared(first: int, second: int, studies: Sequence[config.Study], name: str) -> str:
-    """Why two studies of a sweep would fill one folder, and how to write them as one."""
+    """Why two studies of a sweep are one, and how to write them as one; `name` is the second one's folder."""
     one, other = (config.flat(studies[number - 1]) for number in (first, second))
     wider = [field for field in ("rewind", "seeds", "arms") if one[field] != other[field]]
     how = "leave one out, or make them one with more seeds, levels or arms."
@@ -148,9 +148,11 @@ def _shared(first: int, second: int, studies: Sequence[config.Study], name: str)
         field = wider[0]
         both = tuple(dict.fromkeys((*one[field], *other[field])))
         how = f"{field}={both} in one study does it, and trains each dense network once."
+    named = one["name"] != other["name"]
+    would = "train the same networks twice" if named else f"share the folder {name}"
     return (
-        f"configs: studies {first} and {second} differ in nothing that changes a number, and would share the "
-        f"folder {name}; {how}"
+        f"configs: studies {first} and {second} differ in nothing that changes a number, and would {would}; "
+        f"{how}"
     )
 
 
@@ -226,6 +228,39 @@ def _check_structure(granularity: str, path: str, shape: tuple[int, ...], scope:
         )
 
 
+def _check_network(prepared: Prepared, run: Path) -> None:
+    """Raises where a network of this name, but of other shapes, has been trained in the run folder.
+
+    Names are in the fingerprint, and not the code of a user's own network; one state or cell tells for all.
+    """
+    for of in (path.parent for pattern in PLACES[:2] for path in run.glob(f"{pattern}/{manifest.FILE}")):
+        try:
+            made = manifest.read(of)
+        except manifest.Damaged:
+            continue  # said where its files are read
+        if made is None or made.study != config.fingerprint(prepared.identity) or "params" not in made.arrays:
+            continue
+        variables = jax.eval_shape(prepared.model.init, jax.random.key(0))._asdict()
+        now = {
+            (part, path): leaf.shape
+            for part, tree in variables.items()
+            for path, leaf in zip(prune.paths(tree), jax.tree.leaves(tree), strict=True)
+        }
+        there = {
+            (part, path): tuple(shape)
+            for part in variables
+            for path, (shape, _) in made.arrays.get(part, {}).items()
+        }
+        for place in [place for place in (*there, *now) if there.get(place) != now.get(place)][:1]:
+            shapes = [of.get(place) for of in (there, now)]
+            old, new = ("absent" if of is None else "x".join(map(str, of)) or "a number" for of in shapes)
+            raise UserError(
+                f"{run}: its networks are another {prepared.study.model!r} than that of now: {place[1]} is "
+                f"{old} there and {new} here; give the study another --name, or take the network of before."
+            )
+        return
+
+
 def plan(
     prepared: Prepared,
     out: str | Path = "runs",
@@ -240,15 +275,16 @@ def plan(
             states that are copied with it.
 
     Raises:
-        UserError: the folder belongs to another config.
+        UserError: the folder belongs to another config, or to another network of the same name.
     """
     lent = lent or {}
     check_folder(out, "--out")
     run = Path(out) / prepared.folder
     check_identity(run, prepared.identity)
+    _check_network(prepared, run)
     todo = {seed: _missing(prepared, run, seed, lent.get(seed)) for seed in prepared.study.seeds}
     cells = imp.cells(prepared.study, prepared.lengths)
-    _check_versions(prepared, run, cells)
+    _check_versions(prepared, run, [cell for missing, _ in todo.values() for cell in missing])
 
     def begun_anew(seed: int) -> bool:
         """Whether a seed's initial weights are gone, which take no step to make."""
@@ -263,20 +299,20 @@ def plan(
     )
 
 
-def _check_versions(prepared: Prepared, run: Path, cells: Sequence[Cell]) -> None:
-    """Raises where new cells of an arm would come beside some of an earlier version of it."""
-    for arm, version in versions(prepared.study.arms, prepared.model).items():
-        of_arm = [cell for cell in cells if cell.arm == arm]
-        done = [cell for cell in of_arm if _there(folder(run, cell))]
-        if not 0 < len(done) < len(of_arm):
+def _check_versions(prepared: Prepared, run: Path, missing: Iterable[Cell]) -> None:
+    """Raises where new cells of an arm would come beside some of another version of it, of whatever seed."""
+    new = {cell.arm for cell in missing}
+    for arm, version in versions(prepared.study, prepared.model).items():
+        if arm not in new:
             continue
-        older = [cell for cell in done if read_result(folder(run, cell)).get("version", 1) != version]
-        if older:
+        there = [cell for cell in cells_of(run, arm) if _there(cell)]
+        others = [cell for cell in there if read_result(cell).get("version", 1) != version]
+        if others:
             raise UserError(
-                f"{run}: {counted(len(older), 'cell')} of {arm}, {folder(Path(), older[0])} the first, are "
-                "of another version of this arm, whose numbers differ (CHANGELOG.md); new ones cannot come "
-                "beside them. Delete the folders of this arm, so that they are made anew, or go on under "
-                "another --name."
+                f"{run}: {counted(len(others), 'cell')} of {arm}, {others[0].relative_to(run)} the first, "
+                "are of another version of this arm, whose numbers differ (CHANGELOG.md); new ones cannot "
+                "come beside them. Delete the folders of this arm, so that they are made anew, or go on "
+                "under another --name."
             )
 
 

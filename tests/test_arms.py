@@ -348,6 +348,64 @@ def test_a_folder_older_than_a_field_is_gone_on_with(tiny: Make, tmp_path: Path)
         study.plan(prepared, tmp_path / "runs")
 
 
+def test_chance_removes_units_of_every_layer_alike() -> None:
+    """Units of 6 and of 4 inputs, ranked together: all layers lose the same share on average."""
+    net, full = model(), jax.device_get(prune.ones(FINAL))
+    how = imp.How("random", "group", "unit-l1", (0, 0))
+    parent, going = imp.Leader(full, FINAL), np.array([3], np.int32)
+    lost = []
+    for k in range(100):
+        made = imp.next_mask(how, net, jax.random.key(k), INITIAL, parent, BATCH, going)
+        scores, mask = jax.device_get(made)
+        for m in mask.values():
+            np.testing.assert_array_equal(m, np.broadcast_to(m[:1], m.shape))
+        gone = {name: ~m[0] for name, m in mask.items()}
+        assert sum(int(g.sum()) for g in gone.values()) == 3
+        lost.append([g.mean() for g in gone.values()])
+        if k > 1:
+            continue
+        at = context()._replace(mask=mask, parent=full, scores=scores, granularity="unit-l1")
+        for name, m in ARMS["invert"].mask(at).items():  # as many units, those of the lowest draws
+            order, left = np.argsort(scores[name][0]), int((~gone[name]).sum())
+            assert {*np.flatnonzero(m[0])} == {*order[:left]}
+            assert {*np.flatnonzero(~gone[name])} == {*order[len(order) - left :]}
+    share = np.mean(lost, 0)
+    assert abs(share - 3 / 7).max() < 0.08, share
+    # A unit that is gone stays gone, and counts no more.
+    gone = full | {"a": np.broadcast_to([True, False, False, True], (6, 4))}
+    parent = imp.Leader(gone, FINAL)
+    _, mask = imp.next_mask(how, net, jax.random.key(0), INITIAL, parent, BATCH, going)
+    assert not (np.asarray(mask["a"]) & ~gone["a"]).any()
+    assert sum(int(m[0].sum()) for m in mask.values()) == 2
+    # Within layers units have the sums of their weights' draws, as ever.
+    alone, going = imp.How("random", "layer", "unit-l1"), np.array([2, 1], np.int32)
+    for k in range(5):
+        parent = imp.Leader(full, FINAL)
+        _, mask = imp.next_mask(alone, net, jax.random.key(k), INITIAL, parent, BATCH, going)
+        draws = random_scores(jax.random.key(k), FINAL)
+        for (name, m), n in zip(mask.items(), going, strict=True):
+            order = np.argsort(np.asarray(draws[name], np.float64).sum(0))
+            assert {*np.flatnonzero(~np.asarray(m[0]))} == {*order[:n]}
+
+
+def test_units_drawn_otherwise_have_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the chain of random removals in its cells, of the criterion of a study in its folder's name."""
+    leaf = ARMS["ticket"]._replace(leads=False, on="random_chain")
+    monkeypatch.setitem(ARMS, "after_chance", leaf)
+    net, lengths = models.build("lenet5", (28, 28, 1), 10), config.Lengths(10, 10, 5, 0, (), (0,))
+    chance = ("random_chain", "after_chance")
+    for granularity in ("weight", "unit-l1", "unit-l2"):
+        for scope in ("layer", "group"):
+            how = config.Prune(granularity=granularity, scope=scope, rate=(("conv", 0.2),))
+            asked = config.Study(arms=("reinit_chain", "random", *chance), prune=how)
+            other = granularity != "weight" and scope == "group"
+            assert versions(asked, net) == (dict.fromkeys(chance, 2) if other else {})
+            assert "prune.criterion_version" not in config.identity(asked, lengths, "x")
+            drawn = dataclasses.replace(asked, prune=dataclasses.replace(how, criterion="random"))
+            found = config.identity(drawn, lengths, "x").get("prune.criterion_version")
+            assert found == (2 if other else None)
+
+
 class Normalised(nn.Module):
     """A network with batch normalisation, which trains quickly."""
 
@@ -400,17 +458,17 @@ def test_untrained_networks_have_the_batch_statistics_of_their_own_weights(
     assert result.pop("version") == 2
     (old / "result.json").write_text(json.dumps(result))
     assert study.run(asked, tmp_path / "runs", chunk=2) == run
-    more = tiny(
-        model="normalised",
-        levels=1,
-        rewind=(0, 5),
-        arms=("untrained", "untrained_sign_constant"),
-        seeds=(0, 1, 2),
+    more, alone = (
+        tiny(model="normalised", levels=1, rewind=(0, 5), arms=both, seeds=seeds)
+        for seeds in ((0, 1, 2), (2,))
     )
-    with pytest.raises(UserError, match=r"1 cell of untrained, .* the first, are of another version"):
-        study.run(more, tmp_path / "runs", chunk=2)
+    for asks, seeds in ((more, None), (more, (2,)), (alone, None)):
+        with pytest.raises(UserError, match=r"1 cell of untrained, .* the first, are of another version"):
+            study.fill([asks], tmp_path / "runs", chunk=2, seeds=seeds)
+    assert not (run / "seed=2").exists()
     shutil.rmtree(old)
     study.run(more, tmp_path / "runs", chunk=2)
     assert Reader(run).result(Cell(0, "rewind-0", 1, "untrained"))["version"] == 2
-    assert versions(both, asked.model) == dict.fromkeys(both, 2)
-    assert versions([*ARMS, "dense"], models.build("lenet5", (28, 28, 1), 10)) == {}
+    assert versions(asked.study, asked.model) == {arm: 2 for arm in asked.study.arms if arm in both}
+    every = config.Study(arms=(*ARMS, "dense"))
+    assert versions(every, models.build("lenet5", (28, 28, 1), 10)) == {}

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, arrays, write_npz
 
+from lthjax import cli
+from lthjax.errors import UserError
+
 Call = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = ("run.py", "--config", "configs/quickstart.py")
 SMALL = (*QUICK, "--levels", "1", "--train.steps", "6", "--seeds", "3", "--control-levels", "1")
@@ -196,3 +199,13 @@ def test_report_of_nothing(command: Call, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "is not a run folder" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["gs://", "gs:///runs", "gs:// ", "gs:////"])
+def test_an_address_without_a_bucket_is_refused(value: str) -> None:
+    """As of an unset variable in gs://$BUCKET/runs."""
+    for words in (["--out", value], [f"--out={value}"]):
+        with pytest.raises(UserError, match=r"^--out: 'gs:.* names no bucket; write gs://BUCKET/FOLDER\.$"):
+            cli.check_arguments(words, {"--out": "gs"})
+    cli.check_arguments(["--out", "gs://bucket"], {"--out": "gs"})
+    cli.check_arguments(["--out", "gs"], {"--out": "gs"})

@@ -37,9 +37,9 @@ def fill(tmp_path: Path) -> Fill:
             name: of the machine; a name that was there has its folder go on.
             seeds: of its cells.
             told: fields of study.json that are others than here.
-            changes: of the config, or `curves` of the results.
+            changes: of the config, or `curves` of the results, or the `version` of the tickets' arm.
         """
-        curves = changes.pop("curves", {})
+        curves, version = changes.pop("curves", {}), changes.pop("version", None)
         fields = {"name": "x", "seeds": seeds, "levels": 1, "arms": ("ticket",), "model": "lenet300",
                   "data": config.Data(name="mnist_10k"), "train": config.Train(steps=200)}  # fmt: skip
         prepared = study.prepare(config.Study(**{**fields, **changes}))
@@ -49,6 +49,8 @@ def fill(tmp_path: Path) -> Fill:
                 for cell in (Cell(seed, DENSE, 0, DENSE), Cell(seed, "rewind-0", 1, "ticket")):
                     made = result(cell)
                     made["curves"] |= curves
+                    if version is not None and cell.arm == "ticket":
+                        made["version"] = version
                     store.write(
                         cell, made, prune.ones(_PARAMS), Variables(jax.tree.map(np.array, _PARAMS), {})
                     )  # type: ignore[arg-type]
@@ -181,3 +183,14 @@ def test_losses_that_one_folder_logs_are_no_difference(fill: Fill, tmp_path: Pat
     assert "loss" in curves(here, 2)
     with pytest.raises(UserError, match="other numbers for the same cell: seed=0/dense"):
         merge([fill("other", 0, curves={"test_loss": [0.6]})], here)
+
+
+def test_cells_of_two_versions_of_an_arm_are_refused(fill: Fill, tmp_path: Path) -> None:
+    here, there, new = fill("here", 0), fill("there", 1, version=2), fill("new", 2, version=2)
+    with pytest.raises(
+        UserError,
+        match=r"seed=0/.*/ticket of .*here/.* and seed=1/.*/ticket of .*there/.* are of two versions of the",
+    ):
+        merge([here, there], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+    assert sum(merge([there, new], tmp_path / "all").copied.values()) == 4

@@ -97,6 +97,8 @@ def test_a_rate_goes_where_the_density_is_taken_away(tmp_path: Path) -> None:
         ("Study()", ("--optim.decay", "0.5"), "where optim.schedule is 'constant', which has no milestones"),
         ("Study(levels=2)", ("--prune.course", "cubic"), "without prune.density"),
         ("Study(levels=1)", ("--prune.course", "cubic", "--prune.density", "0.1"), "in one level"),
+        ("Study()", ("--repeats", "invert", "3"), "for 'invert', which is not among the arms"),
+        ("Study()", ("--repeats", "reinit", "3", "--arms", "ticket"), "for 'reinit', which is not among"),
     ],
 )
 def test_options_without_effect_are_refused(
@@ -113,6 +115,8 @@ def test_options_without_effect_are_refused(
         ("--optim.momentum", "0.5", "--optim.name", "sgd"),
         ("--optim.decay", "0.5", "--optim.schedule", "steps", "--optim.milestones", "50"),
         ("--prune.course", "cubic", "--prune.density", "0.1"),
+        ("--repeats", "reinit", "3", "random", "2"),
+        ("--repeats", "invert", "3", "--arms", "invert"),
     ],
 )
 def test_options_with_an_effect_are_taken(tmp_path: Path, options: tuple[str, ...]) -> None:
@@ -123,6 +127,16 @@ def test_an_option_with_an_effect_in_one_study_of_a_sweep_is_taken(tmp_path: Pat
     both = "configs = [Study(optim=Optim(name=name)) for name in ('adam', 'sgd')]"
     found = parsed(tmp_path, f"from lthjax.config import Optim\n{both}", "--optim.momentum", "0.5")
     assert [one.optim.momentum for one in found] == [0.5, 0.5]
+    both = "configs = [Study(arms=arms) for arms in (('reinit',), ('random',))]"
+    assert len(parsed(tmp_path, both, "--repeats", "random", "2")) == 2
+
+
+def test_a_level_later_gives_options_of_pruning_their_effect(tmp_path: Path) -> None:
+    """They name the folder of a study whose levels come later, and controls may, too."""
+    assert parsed(tmp_path, "config = Study()", "--levels", "0", "--prune.criterion", "snip")
+    assert parsed(tmp_path, "config = Study()", "--arms", "ticket", "--control-levels", "3")
+    file = "config = Study(repeats=(('reinit', 3),))"
+    assert parsed(tmp_path, file, "--arms", "ticket")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A network from a config file, analysed from its run folder: nothing of the file runs unasked."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,35 @@ def test_its_run_folder_has_what_an_analysis_needs(
     assert (run / "examples").is_dir()
 
 
+def test_a_network_that_has_other_shapes_under_its_name_is_refused(
+    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def network(width: int, norm: bool = False) -> study.Prepared:
+        class Own(nn.Module):
+            @nn.compact
+            def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+                x = nn.relu(nn.Dense(width, name="fc")(x.reshape(len(x), -1)))
+                x = nn.BatchNorm(use_running_average=not train, name="norm")(x) if norm else x
+                return nn.Dense(10, name="output")(x)
+
+        monkeypatch.setitem(models.MODELS, "own", models.Entry(lambda classes: Own(), 1, "one of ours"))
+        return tiny(model="own", seeds=(0,), levels=0)
+
+    before = network(8)
+    run = study.run(before, tmp_path)
+    assert not study.plan(network(8), tmp_path).missing
+    here = "another 'own' than that of now: fc/bias is 8 there and 6 here; give the study another --name"
+    for wider in (network(6), network(6)._replace(study=dataclasses.replace(before.study, seeds=(1,)))):
+        with pytest.raises(UserError, match=here):
+            study.run(wider, tmp_path)
+    with pytest.raises(UserError, match="norm/bias is absent there and 8 here"):
+        study.plan(network(8, norm=True), tmp_path)
+    # Of a damaged manifest nothing is believed; the next one tells.
+    (run / "seed=0" / "state=0" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=here):
+        study.plan(network(6), tmp_path)
+
+
 class Net(nn.Module):
     """A dense layer of the hidden units that a function of them, their number and `train` gives."""
 
@@ -171,6 +201,17 @@ def both(net: Net, x: jax.Array, train: bool) -> jax.Array:
     return attended(net, nn.BatchNorm(use_running_average=not train)(x), train)
 
 
+class Scaled(nn.Module):
+    """A matrix that is called scale, which is never pruned."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x[0].size, self.units))
+        return x.reshape(len(x), -1) @ scale + self.param("bias", nn.initializers.zeros, (1, self.units))
+
+
 ASKED = r"an Entry takes a function of the number of classes, .* \(docs/extending\.md\)\.$"
 WRONG: dict[str, tuple[Any, str]] = {
     "no train": (models.Entry(Unaware, 1, ""), f"fails with train=False \\(TypeError: .*'train'\\); {ASKED}"),
@@ -218,6 +259,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "remembered": (
         models.Entry(lambda units: Net(units, remembered), 1, ""),
         "has statistics whose shapes change in training; they must stay",
+    ),
+    "unprunable": (
+        models.Entry(Scaled, 1, ""),
+        r"has no weight that may be pruned; its parameters are bias, scale\. Pruned are .* kernel",
     ),
     "both": (
         models.Entry(lambda units: Net(units, both), 1, ""),

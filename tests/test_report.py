@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from scipy import stats as scipy_stats
 import analysis
 from analysis import draw, open_run, page, publish, report
 from analysis.record import Finding
-from analysis.report import accuracy, facts, figures, paired
+from analysis.report import accuracy, facts, figures, gaps, paired
 from analysis.rows import Row, by_seed, select
 from lthjax import config, files, record, study
 from lthjax.arms import ARMS
@@ -51,6 +52,16 @@ ROWS = [
 ]
 
 
+def test_networks_that_were_not_trained_have_no_early_stop_step() -> None:
+    """As in the figure, so in its CSV."""
+    untrained = [row(seed, 1, "untrained", 0.1, steps=0, early_stop_step=0) for seed in (0, 1)]
+    (header, plain), (_, more) = (accuracy._early_stop(of, "").data for of in (ROWS, ROWS + untrained))
+    assert header[-1] == "early_stop_step"
+    assert {line[1] for line in more} == {"dense", "ticket", "reinit"}
+    assert more == plain
+    assert any(line[1] == "untrained" for line in accuracy.overview(ROWS + untrained, "").data[1])
+
+
 def test_mean_interval_by_hand() -> None:
     """Mean 3, s = sqrt(2.5), t(.975, 4) = 2.776445."""
     got = mean_interval([1, 2, 3, 4, 5])
@@ -78,6 +89,26 @@ def test_table_of_levels() -> None:
     assert first[6].startswith("+5.50 [")
     assert second[4] == "–"
     assert all(len(line) == len(table.header) for line in (dense, first, second))
+
+
+def test_weights_of_a_level_are_the_mean_of_its_leader() -> None:
+    """Seeds differ where units are ranked over layers, and an arm may have its own density."""
+    left = {0: {"density": 0.5, "weights_left": 500}, 1: {"density": 0.3, "weights_left": 300}}
+    rows = [
+        *(row(seed, 1, "aaa", 0.2, density=0.9, weights_left=900) for seed in (0, 1)),
+        *ROWS[:2],
+        *(row(seed, 1, "ticket", 0.98, **left[seed]) for seed in (0, 1)),
+    ]
+    assert facts.levels(rows, "rewind-0").rows[1][:3] == ["1", "400", "40.0"]
+    found = facts._sparsest_match(rows, 0)
+    assert found is not None
+    assert (found[1].weights_left, found[1].density) == (400, 0.4)
+    (collapsed,) = gaps.collapsed([one._replace(test_accuracy=0.1) for one in rows[-2:]], 10).rows
+    assert collapsed[1] == "40.0"
+    run = types.SimpleNamespace(
+        results={one.cell: {"curves": {"step": [5], "test_accuracy": [0.5]}} for one in rows}
+    )
+    assert [*accuracy._learning(run, rows, "rewind-0")] == ["40.0 % of the weights"]
 
 
 def test_figures_show_every_seed_and_the_means() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from lthjax import arms, models, prune
+from lthjax import arms, config, models, prune
 from lthjax.devices import conv
 from lthjax.prune import _scores
 
@@ -149,7 +149,8 @@ def test_the_arm_of_smart_ratio_has_the_layers_of_one_s_own_in_their_order(
     by_hand = prune.smart_ratio(jax.random.key(1), params, 0.3, order=kernels)
     jax.tree.map(np.testing.assert_array_equal, made, by_hand)
     # Its cells of earlier versions, which went by the names, do not come beside new ones.
-    assert arms.versions(["random_smart_ratio", "random"], net) == {"random_smart_ratio": 2}
+    asked = config.Study(arms=("random_smart_ratio", "random"))
+    assert arms.versions(asked, net) == {"random_smart_ratio": 2}
     left = [int(made[name]["kernel"].sum()) for name in ("stem", "trunk", "body")]
     assert left == sorted(left, reverse=True)
 

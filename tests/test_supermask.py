@@ -199,6 +199,22 @@ def test_edge_popup_by_hand() -> None:
     assert changed  # the choice moved
 
 
+def test_a_chain_is_pruned_within_the_mask_that_its_leader_learned(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is after an interruption, when that mask is read from the run folder."""
+    monkeypatch.setitem(ARMS, "popped", ARMS["edge_popup"]._replace(leads=True))
+    monkeypatch.setitem(ARMS, "popped_reset", ARMS["continued_reset"]._replace(on="popped"))
+    prepared = tiny(seeds=(0,), levels=2, arms=("popped", "popped_reset"), optim=config.Optim("sgd", lr=0.1))
+    run = Reader(study.run(prepared, tmp_path / "runs"))
+    learned, given = (
+        run.mask(Cell(0, "popped-0", level, arm)) for level, arm in ((1, "popped"), (2, "popped_reset"))
+    )
+    for name, layer in learned.items():
+        assert given[name]["kernel"].any()
+        assert not (given[name]["kernel"] & ~layer["kernel"]).any()
+
+
 def test_a_learned_mask_in_a_study(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = tiny(seeds=(0,), levels=1, arms=("edge_popup",), optim=config.Optim(name="sgd", lr=0.1))
     run = Reader(study.run(prepared, tmp_path / "runs"))

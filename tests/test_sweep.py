@@ -176,6 +176,15 @@ def test_studies_that_would_share_a_folder_are_refused(tiny: Callable, tmp_path:
         study.prepare_all(sweep.studies(base, sweep.values("seeds", (0,), (1,))), tmp_path / "data")
 
 
+def test_studies_that_only_their_names_keep_apart_are_refused(tiny: Callable, tmp_path: Path) -> None:
+    """Their comparison is refused, too: they are parts of one study, and would be trained twice for it."""
+    named = sweep.zipped(sweep.values("name", "short", "long"), sweep.values("levels", 1, 2))
+    studies = sweep.studies(tiny().study, named)
+    with pytest.raises(UserError, match=r"differ in nothing that changes a number, and would train .* twice"):
+        study.prepare_all(studies, tmp_path / "data")
+    assert len(study.prepare_all(studies, tmp_path / "data", trained=True)) == 2
+
+
 @pytest.mark.parametrize(
     ("fields", "field", "values", "why"),
     [
@@ -436,6 +445,30 @@ def test_overrides_go_to_every_study_of_a_sweep(command_line: Call, command: Cal
     same = command("run.py", "--config", file, *few, "--prune.rate", "0.3")
     assert same.returncode == 2
     assert "error: configs: studies 1 and 2 differ in nothing" in same.stderr
+
+
+def test_a_shard_without_a_seed_of_one_study_reports_the_others(
+    tiny: Callable[..., Any], command: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny()  # for its data
+    file, out, reported = tmp_path / "two.py", tmp_path / "runs", []
+    file.write_text(
+        "from lthjax import sweep\nfrom lthjax.config import Data, Study, Train\n"
+        "few = dict(data=Data('few', 40), train=Train(6, batch=20))\n"
+        "base = Study(name='two', model='lenet300', levels=1, arms=('ticket',), **few)\n"
+        "axes = sweep.values('seeds', (0, 1), (0,)), sweep.values('optim.lr', 0.001, 0.002)\n"
+        "configs = sweep.studies(base, sweep.zipped(*axes))\n"
+    )
+    monkeypatch.setattr(report, "build_all", lambda runs, **_: reported.append(runs) or Path("page"))
+    shard = ("run.py", "--config", file, "--data-dir", tmp_path / "data", "--out", out, "--quiet", "--shard")
+    second = command(*shard, "2/2")
+    (begun,) = out.iterdir()
+    assert (second.returncode, second.stdout, reported.pop()) == (0, "page\n", [begun]), second.stderr
+    assert re.search(r"the report leaves out what no process has begun: two-\w{8}$", second.stderr.strip())
+    assert begun.name not in second.stderr
+    first = command(*shard, "1/2")
+    assert {*reported.pop()} == {*out.iterdir()} > {begun}
+    assert "leaves out" not in first.stderr
 
 
 def test_studies_that_log_other_losses_share_no_dense_network(tiny: Callable[..., Any]) -> None:

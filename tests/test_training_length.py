@@ -16,6 +16,7 @@ from analysis.run import Run
 from lthjax.config import Optim
 from lthjax.errors import UserError
 from lthjax.imp import Cell
+from lthjax.optim import SCHEDULES, Course
 
 
 def ended(steps: list[int], trained: int = 500) -> list[Row]:
@@ -41,14 +42,36 @@ def ended(steps: list[int], trained: int = 500) -> list[Row]:
 def test_where_validation_loss_was_lowest(
     steps: list[int], trained: int, word: str, counts: tuple[int, int]
 ) -> None:
-    found = ends.ends(ended(steps, trained), 500)
+    found = ends.ends(ended(steps, trained), 500, 50)
     assert (found.word, found[:2], found.networks) == (word, counts, len(steps))
 
 
 def test_untrained_and_diverged_networks_do_not_count() -> None:
     rows = ended([500, 500, 500])
     untrained, diverged = rows[0]._replace(steps=0), rows[1]._replace(early_stop_step=None)
-    assert ends.ends([untrained, diverged, rows[2]], 500) == (1, 0, 1)
+    assert ends.ends([untrained, diverged, rows[2]], 500, 50) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("trained", "every", "counts"),
+    [
+        (45, 75, False),
+        (50, 75, False),
+        (51, 75, True),
+        (500, 500, False),
+        (500, 600, False),
+        (500, 499, True),
+    ],
+)
+def test_a_network_that_was_evaluated_once_is_not_called_still_learning(
+    trained: int, every: int, counts: bool
+) -> None:
+    """Evaluations are at multiples of `every` after its start, and at step 500."""
+    rows, start = ended([500, 500, 500], trained), 500 - trained
+    assert counts == (len({*range(start - start % every + every, 500, every), 500}) > 1)
+    found = ends.ends(rows, 500, every)
+    assert (found.word, found.networks) == (("still learning", 3) if counts else ("–", 0))
+    assert bool(ends.mark(rows, "reinit", 500, every)) == counts
 
 
 def test_a_gap_to_a_control_that_still_learns_is_marked() -> None:
@@ -99,11 +122,21 @@ def test_the_mean_of_the_last_evaluations() -> None:
     assert not any("means of the last" in note for note in facts.notes(made(1)))
 
 
-def test_only_where_the_learning_rate_is_constant() -> None:
+def test_only_where_the_learning_rate_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "--last: 2 is not allowed, as the learning rate falls to the end"
     for schedule in ("cosine", "linear"):
         with pytest.raises(UserError, match=rf"{said} \(schedule {schedule}\)"):
             _ = made(2, optim=Optim(schedule=schedule)).rows
+    # A row of one's own may fall, too: only where it is known, and says that it does not, is there a mean.
+    own = made(3, optim=Optim(schedule="own"))
+    with pytest.raises(UserError, match=r"it is not known here whether .* schedule own is a row"):
+        _ = own.rows
+    course = Course(lambda asked, lengths: lambda step: asked.lr, "", falls=True)
+    monkeypatch.setitem(SCHEDULES, "own", course)
+    with pytest.raises(UserError, match=r"the learning rate falls to the end \(schedule own\)"):
+        _ = own.rows
+    monkeypatch.setitem(SCHEDULES, "own", course._replace(falls=False))
+    assert own.rows[0].test_accuracy == pytest.approx((0.8 + 0.9 + 0.85) / 3)
     steps = made(3, optim=Optim(schedule="steps", milestones=(9,)))
     # The evaluation at step 8 shows the rate before the drop.
     steps.about["lengths"]["milestones"] = [8]

@@ -16,7 +16,7 @@ from lthjax.measures.stats import Interval, mean_interval
 from .. import draw, words
 from ..claims import SAME, SUPERIOR, At, everywhere, named
 from ..differences import FLOORED, floor
-from ..ends import Ends, ends, total
+from ..ends import Ends, ends, spacing, total
 from ..page import Drawn, Section, Table
 from ..record import Finding, settled
 from ..rows import TICKET, Row, accuracies, arms, by_level, densities, images_of, select, ticket_chains
@@ -94,7 +94,7 @@ def gaps(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Gap]:
 
 
 def _gaps(about: About, rows: Sequence[Row]) -> list[Gap]:
-    found, end = [], total(about, rows)
+    found, end, every = [], total(about, rows), spacing(about)
     for chain in ticket_chains(rows):
         own = select(rows, chain=chain)
         tickets = by_level(select(own, arm=TICKET))
@@ -105,7 +105,8 @@ def _gaps(about: About, rows: Sequence[Row]) -> list[Gap]:
                 if values:
                     least = floor(ours, other, images_of(about))
                     density = densities(tickets[level])[level]
-                    found.append(Gap(chain, level, control, density, end, values, least, ends(theirs, end)))
+                    ended = ends(theirs, end, every)
+                    found.append(Gap(chain, level, control, density, end, values, least, ended))
     return found
 
 
@@ -118,7 +119,7 @@ def claims(found: Sequence[Gap]) -> list[Finding]:
     for (chain, _, control), of_place in itertools.groupby(found, key=lambda gap: gap.place):
         short, *_, long = of_place
         tickets = f"{words.share(long.density)}{rewound[chain]}"
-        most = long.ten
+        most, networks = long.ten, long.control_ends.networks
         said.append(
             Finding(
                 f"Tickets of {tickets} beat {control} by {CLAIMED:g} points or more after {long.steps:,} "
@@ -128,7 +129,7 @@ def claims(found: Sequence[Gap]) -> list[Finding]:
                 len(long.values),
                 "",
                 f"{SUPERIOR}, threshold {CLAIMED:g} pp",
-                f"{long.control_ends.learning} of {long.control_ends.networks} of {control} still learn",
+                f"{long.control_ends.learning} of {networks} of {control} still learn" if networks else "",
             )
         )
         fewer = stats.paired(short.values, long.values)
@@ -169,7 +170,8 @@ def table(found: Sequence[Gap]) -> Table:
     for gap in found:
         verdict = _of_ten(gap)
         _, _, bound = words.decided(gap.ten, "+.2f", rule="").partition(", ")
-        learning = f"{gap.control_ends.learning} of {gap.control_ends.networks}"
+        networks = gap.control_ends.networks
+        learning = f"{gap.control_ends.learning} of {networks}" if networks else "–"
         lines.append(
             [
                 f"{words.share(gap.density)}{rewound[gap.chain]}, {gap.control}",

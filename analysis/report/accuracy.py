@@ -127,7 +127,8 @@ def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:
     )
     figure = figures.early_stop(rows, f"{heading}: early stopping")
     title = "Early-stop step against weights left"
-    return Drawn("early_stop", title, figure, caption, _points(rows, "early_stop_step"))
+    trained = [row for row in rows if row.steps]
+    return Drawn("early_stop", title, figure, caption, _points(trained, "early_stop_step"))
 
 
 def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str, of_chain: str) -> Drawn:
@@ -174,9 +175,10 @@ def _learning(run: Run, rows: Sequence[Row], chain: str) -> dict[str, Curves]:
     """Panel -> its curves."""
     tickets = [row for row in select(rows, chain=chain, arm="ticket") if row.status == "done"]
     dense, panels = _of_cells(run, select(rows, chain=DENSE)), {}
-    for level in worth_seeing(densities(tickets), _SHOWN) if tickets else []:
+    left = densities(tickets)
+    for level in worth_seeing(left, _SHOWN) if tickets else []:
         of_level = select(rows, chain=chain, level=level)
-        name = f"{100 * of_level[0].density:.1f} % of the weights"
+        name = f"{100 * left[level]:.1f} % of the weights"
         if name in panels:
             name = f"{name}, level {level}"
         shown = {arm: _of_cells(run, select(of_level, arm=arm)) for arm in _AT_MOST}

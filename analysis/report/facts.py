@@ -98,6 +98,16 @@ def of_verdicts(found: Sequence[Finding]) -> list[str]:
     ]
 
 
+def _mean_weights(rows: Sequence[Row]) -> Row:
+    """The first of the rows of an arm at a level, with the mean density and weights left of all.
+
+    Seeds differ in these where units of several layers are ranked together.
+    """
+    left = sum(row.weights_left for row in rows) / len(rows)
+    density = sum(row.density for row in rows) / len(rows)
+    return rows[0]._replace(weights_left=round(left), density=density)
+
+
 def _sparsest_match(rows: Sequence[Row], images: int) -> tuple[str, Row, Interval] | None:
     """The sparsest level at which the mean ticket is at least as good as the mean dense network.
 
@@ -110,12 +120,14 @@ def _sparsest_match(rows: Sequence[Row], images: int) -> tuple[str, Row, Interva
             gain = difference(accuracies(of_level), dense, images)
             # A network without weights is no ticket.
             if gain.n and gain.mean >= 0 and any(row.density for row in of_level):
-                matching.append((chain, of_level[0], gain))
+                matching.append((chain, _mean_weights(of_level), gain))
     return min(matching, key=lambda found: found[1].density, default=None)
 
 
 def levels(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
-    """A chain's levels: accuracy of every arm, and its leader's paired differences.
+    """A chain's levels: its leader's weights, accuracy of every arm, and the leader's paired differences.
+
+    Weights are means over seeds.
 
     `images` of the test set give the floor of the differences' spread, 0 none.
     """
@@ -130,7 +142,8 @@ def levels(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
         lines.append(["0 (dense)", f"{dense_rows[0].weights_left:,}", "100.0", accuracy, *blank])
     for level, of_level in by_level(own).items():
         ours, *theirs = (accuracies(select(of_level, arm=arm)) for arm in (leader, *controls))
-        line = [str(level), f"{of_level[0].weights_left:,}", f"{100 * of_level[0].density:.1f}"]
+        left = _mean_weights(select(of_level, arm=leader) or of_level)
+        line = [str(level), f"{left.weights_left:,}", f"{100 * left.density:.1f}"]
         line += [words.percent(mean_accuracy(values)) for values in (ours, *theirs)]
         line += [words.points(difference(ours, other, images)) for other in (dense, *theirs)]
         lines.append(line)

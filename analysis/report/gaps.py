@@ -10,7 +10,7 @@ from lthjax.measures import stats
 
 from .. import words
 from ..page import Table
-from ..rows import TICKET, Row, accuracies, arms, by_seed, select
+from ..rows import TICKET, Row, accuracies, arms, by_seed, densities, select
 from .paired import TOLERANCE, curves, differences
 
 # Sign flips are counted one by one up to so many seeds.
@@ -130,7 +130,7 @@ def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
         if share.collapsed:
             bounds = f"{100 * share.low:.0f}–{100 * share.high:.0f} %"
             median = f"{100 * statistics.median(fractions):.2f}"
-            cell = [chain, f"{100 * of_cell[0].density:.1f}", arm]
+            cell = [chain, f"{100 * densities(of_cell)[level]:.1f}", arm]
             lines.append([*cell, f"{share.collapsed} of {share.n}", bounds, median])
     header = ["chain", "weights (%)", "arm", "collapsed", "95 % interval", "median accuracy (%)"]
     return Table("Collapsed runs", header, lines, 3) if lines else None

@@ -7,7 +7,7 @@ from lthjax.measures.stats import PERCENT, mean_interval
 
 from .. import words
 from ..differences import mean_accuracy
-from ..ends import ends, total
+from ..ends import Ends, ends, spacing, total
 from ..page import Section, Table
 from ..rows import TICKET, Row, accuracies, arms, by_seed, chains, densities, select, worth_seeing
 from ..run import Run
@@ -19,16 +19,18 @@ TITLE, ANCHOR = "Was training long enough?", "training"
 
 def section(run: Run) -> Section:
     """The report's section: every arm of every chain, at some levels."""
-    end, lines = total(run.about, run.rows), []
+    end, every, lines = total(run.about, run.rows), spacing(run.about), []
     dense = select(run.rows, chain=DENSE)
     if dense:
-        lines.append(_line("–", dense, DENSE, end))
+        lines.append(_line("–", dense, DENSE, ends(dense, end, every)))
     for chain in chains(run.rows):
         own = select(run.rows, chain=chain)
         tickets = select(own, arm=TICKET) or own
         for level in worth_seeing(densities(tickets), _SHOWN):
             of_level = select(own, level=level)
-            lines += [_line(chain, select(of_level, arm=arm), arm, end) for arm in arms(of_level)]
+            for arm in arms(of_level):
+                cells = select(of_level, arm=arm)
+                lines.append(_line(chain, cells, arm, ends(cells, end, every)))
     header = [
         "chain", "arm", "training", "weights (%)", "networks", "lowest at the end", "in the first half",
         "lowest at step", "train accuracy (%)", "test accuracy (%)",
@@ -37,13 +39,13 @@ def section(run: Run) -> Section:
         f"Every training ends at step {end:,}. Validation loss is measured at every evaluation; a network "
         "whose lowest is the last one is still learning, and a gap to it is a gap at this budget; one whose "
         "lowest lies in the first half of its training has overfitted since. The word is that of most "
-        "networks. Steps are means over seeds, accuracies at the end of training with the 95 % interval."
+        "networks; one that was evaluated at its end alone does not count. Steps are means "
+        "over seeds, accuracies at the end of training with the 95 % interval."
     )
     return Section(ANCHOR, TITLE, tables=[Table("", header, lines, 3)], remark=remark)
 
 
-def _line(chain: str, rows: Sequence[Row], arm: str, end: int) -> list[str]:
-    found = ends(rows, end)
+def _line(chain: str, rows: Sequence[Row], arm: str, found: Ends) -> list[str]:
     train = [100 * value for value in by_seed(rows, "train_accuracy").values()]
     steps = [*by_seed([row for row in rows if row.steps], "early_stop_step").values()]
     return [

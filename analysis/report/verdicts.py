@@ -49,7 +49,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     images = images_of(study)
     found = _all_within(rows, chain, images, deeper)
     there = levels_there(rows, chain)
-    end = ends.total(study, rows)
+    end, every = ends.total(study, rows), ends.spacing(study)
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
         own, start = select(rows, chain=chain, arm=control), len(found)
@@ -64,7 +64,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
             _better(claim, gaps, command, _GAPS, there),
             _somewhere("… at some density", gaps, 0, command),
         ]
-        found[start:] = [_marked(finding, own, control, end) for finding in found[start:]]
+        found[start:] = [_marked(finding, own, control, end, every) for finding in found[start:]]
     by_other = {DENSE: deeper, "reinit": controlled}
     faster = [_faster(rows, chain, other, end, command) for other, command in by_other.items()]
     found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *faster]
@@ -160,13 +160,13 @@ def _against_zero(level: Level) -> At:
     return At(at(level), better, stats.equivalent(level.values, SAME, floor=level.floor))
 
 
-def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int) -> Finding:
+def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int, every: int) -> Finding:
     """A finding about the gap to a control, marked where the control is still learning."""
     if finding.outcome == "not tested":
         return finding
     if not finding.claim.startswith("…"):
         control = [row for row in control if in_range([Level(row.level, row.density, [])])]
-    return finding._replace(beside=ends.mark(control, arm, end))
+    return finding._replace(beside=ends.mark(control, arm, end, every))
 
 
 def _by_ten(levels: Sequence[Level], command: str, of: int) -> Finding:

@@ -50,7 +50,8 @@ def findings(run: Run, found: Retrained | None) -> list[Finding]:
                 near = nearest({row.level: row.density for row in levels}, 0.1)
                 row = next(row for row in levels if row.level == near)
                 cells = select(run.rows, chain=row.chain, level=near, arm=name)
-                learning = ends.mark(cells, name, ends.total(run.about, run.rows))
+                end, every = ends.total(run.about, run.rows), ends.spacing(run.about)
+                learning = ends.mark(cells, name, end, every)
                 said.append(_finding(found, row, arm)._replace(beside=learning))
     return said
 

@@ -106,7 +106,7 @@ def max_pool(x: jax.Array) -> jax.Array:
     """Max-pooling over 2 by 2 windows of stride 2; an odd last row or column is dropped.
 
     It is a maximum of slices, which costs less than `reduce_window` or a reduction, gradient included. Ties
-    share the gradient equally.
+    of two or of all four values share the gradient equally; those of three do so pair by pair.
 
     Args:
         x: float [N, H, W, C].

@@ -38,7 +38,7 @@ def narrow(layers: Sequence[Any], width: int) -> bool:
 def forward(layers: Sequence[Any], params: Any, images: jax.Array, product: Product) -> jax.Array:
     """The logits of a sequential network, equal to those of its Flax module up to rounding.
 
-    Gradients of any order are those of plain JAX; ties in a pool share the gradient equally.
+    Gradients of any order are those of plain JAX; ties in a pool share the gradient as in `conv.max_pool`.
 
     Args:
         layers: of `lthjax.networks.Layer`; a ReLU follows every layer but the last.

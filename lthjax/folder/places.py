@@ -1,5 +1,6 @@
 """Where everything lies in a run folder."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ def folder(run: Path, cell: Cell) -> Path:
         return seed / "dense"
     repeat = f".r{cell.repeat}" if cell.repeat > 1 else ""
     return seed / f"chain={cell.chain}" / f"level={cell.level:02d}" / f"{cell.arm}{repeat}"
+
+
+def cells_of(run: Path, arm: str) -> list[Path]:
+    """The folders of an arm's cells in a run folder, of all seeds."""
+    name = re.compile(rf"{re.escape(arm)}(\.r\d+)?")
+    return [path for path in sorted(run.glob(PLACES[-1])) if name.fullmatch(path.name)]
 
 
 def state_folder(run: Path, seed: int, step: int) -> Path:

@@ -80,6 +80,7 @@ REST = "biases and norms start where the survivors do"
 REWOUND = "survivors start at the state of the rewind step, bit for bit"
 BOTH_SIGNS = "survivors of both signs were trained"
 CONTROL = "the control has the ticket's density in every layer"
+CONTROL_IN_ALL = "the control has the ticket's density in all"
 SHRUNK = "masks only shrink"
 COUNTED = "every level removes as many weights as its schedule says"
 
@@ -350,6 +351,23 @@ def same_density(mask: Arrays, control: Arrays) -> Check:
             why = f"the ticket keeps {ours:,}, the control {theirs:,}"
             faults.append(Fault(name, abs(ours - theirs), size, why))
     return Check(CONTROL, faults, len(names), seen)
+
+
+def same_total(mask: Arrays, control: Arrays) -> Check:
+    """Whether a control keeps as many weights as the ticket in all, whatever its layers keep.
+
+    A rule that rounds in every layer may be half a weight off in each.
+
+    Args:
+        mask: as for `same_density`.
+        control: likewise.
+    """
+    sizes = {name: m.size for name, m in {**control, **mask}.items()}
+    ours, theirs = (sum(int(of[n].sum()) if n in of else sizes[n] for n in sizes) for of in (mask, control))
+    why, size = f"the ticket keeps {ours:,}, the control {theirs:,}", sum(sizes.values())
+    off = abs(ours - theirs)
+    faults = [Fault(ALL, off, size, why)] if 2 * off > len(sizes) else []
+    return Check(CONTROL_IN_ALL, faults, len(sizes), size)
 
 
 def shrunk(before: Arrays, after: Arrays) -> Check:

@@ -1,5 +1,6 @@
 """Run folders in an object store, by a stand-in in memory under the same library; training takes no time."""
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
+import jax
+import numpy as np
 import pytest
 from conftest import ROOT
 from etils.epath import backend, gpath
@@ -17,6 +20,8 @@ from lthjax import bucket, check, cli, files, growth, launch, locks, manifest, r
 from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.imp import DENSE
+from lthjax.training import train
+from lthjax.training.job import Trained
 
 OUT = "gs://bucket/some/runs"
 LEFT = {"text": "", "refuse": ""}
@@ -171,6 +176,97 @@ def test_a_cell_whose_upload_failed_is_not_there_and_is_sent_the_next_time(
     there = machine(tmp_path, "there")
     there.pull(one.folder)
     assert contents(there.local / one.folder) == whole
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A machine of another kind, whose trainings end with other bits while the block runs."""
+    usual = train.train
+
+    def other(*arguments: Any) -> list[Trained]:
+        def changed(of: Trained) -> Trained:
+            params = jax.tree.map(lambda x: np.asarray(x) * np.float32(1.000001), of.variables.params)
+            return of._replace(variables=of.variables._replace(params=params))
+
+        return [changed(of) for of in usual(*arguments)]
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "train", other)
+            yield
+
+    return block
+
+
+def test_after_an_upload_that_failed_nothing_is_sent_that_was_made_from_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: Any
+) -> None:
+    one = prepared(folder, seeds=(0, 1), levels=2)
+    here, there = machine(tmp_path, "here"), machine(tmp_path, "there")
+    monkeypatch.setitem(LEFT, "refuse", "seed=0/dense")
+    with pytest.raises(UserError, match="the line is dead"):
+        fill(here, one)
+    assert not [place for place in here.places(one.folder) if "seed=0/chain" in place]
+    monkeypatch.setitem(LEFT, "refuse", "")
+    with others():
+        fill(there, one)
+    assert not check.check(there.local / one.folder).damaged
+    (run,) = fill(here, one).runs
+    assert contents(run) == contents(there.local / one.folder)
+    assert check.check(run).damaged == {}
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_cell_that_was_not_sent_gives_way_to_another_machines(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: Any, levels: int
+) -> None:
+    """It was killed before the upload; here and there may have the same places since."""
+    one = prepared(folder, seeds=(0,), levels=1)
+    here, there = machine(tmp_path, "here"), machine(tmp_path, "there")
+    genuine = bucket.Bucket.push
+
+    def push(self: bucket.Bucket, run: str, place: str) -> None:
+        if place.endswith("dense"):
+            raise KeyboardInterrupt
+        genuine(self, run, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket.Bucket, "push", push)
+        with pytest.raises(KeyboardInterrupt):
+            fill(here, one)
+    assert here.unsent(one.folder) == ["seed=0/dense"]
+    with others():
+        fill(there, one)
+    (run,) = fill(here, prepared(folder, seeds=(0,), levels=levels)).runs
+    assert check.check(run).damaged == {}
+    assert len(list(run.glob("damaged/*/seed=0/dense"))) == 1
+    there.pull(one.folder)
+    assert contents(run) == contents(there.local / one.folder)
+
+
+def test_cells_in_the_bucket_that_do_not_fit_are_made_anew(folder: Path, tmp_path: Path, others: Any) -> None:
+    """A dense network was removed from it and made anew, with other bits."""
+    one = prepared(folder, seeds=(0,), levels=2)
+    fill(machine(tmp_path, "here"), one)
+    for name in list(Stand.store):
+        if "/seed=0/dense/" in name:
+            del Stand.store[name]
+    there, later = machine(tmp_path, "there"), machine(tmp_path, "later")
+    with others():
+        (run,) = fill(there, one).runs
+        found = check.check(run)
+        assert {path.name for path in found.damaged} == {"ticket", "random"}
+        check.repair(run, found)
+        fill(there, one)
+    assert check.check(run).damaged == {}
+    fill(later, one)
+    assert contents(later.local / one.folder) == contents(run)
+    # The first machine goes on from the bucket's cells.
+    (run,) = fill(machine(tmp_path, "here"), prepared(folder, seeds=(0,), levels=3)).runs
+    assert check.check(run).damaged == {}
+    later.pull(one.folder)
+    assert contents(later.local / one.folder) == contents(run)
 
 
 def test_damage_in_the_bucket_is_noticed(one: study.Prepared, tmp_path: Path) -> None:

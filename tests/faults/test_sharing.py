@@ -191,6 +191,21 @@ def test_a_seed_of_a_sweep_is_trained_by_one_process_in_all_its_studies(folder: 
     assert [plain(run) for run in shared] == [plain(run) for run in alone]
 
 
+def test_a_sweep_borrows_dense_networks_of_a_folder_of_an_older_version(folder: Path, tmp_path: Path) -> None:
+    base = prepared(folder, seeds=(0, 1), levels=1)
+    studies = study.prepare_all([*sweep.studies(base.study, sweep.values("prune.rate", 0.2, 0.5))], folder)
+    alone = study.run_all(studies, tmp_path / "alone")
+    unsealed(study.run(studies[0], tmp_path / "runs"))
+    for seeds in ((0,), (0, 1), (0, 1)):
+        runs = study.fill(studies, tmp_path / "runs", seeds=seeds).runs
+        assert check.check(runs[1]).damaged == {}
+    rows = [[row._replace(seconds=0) for row in load(run)] for run in (runs[1], alone[1])]
+    assert rows[0] == rows[1]
+    unchecked = {path.relative_to(runs[1]).as_posix() for path in check.check(runs[1]).unchecked}
+    assert {path for path in unchecked if "chain" in path} == set()
+    assert {"seed=0/dense", "seed=1/dense"} < unchecked
+
+
 # Without locks
 
 
@@ -388,6 +403,26 @@ def test_a_killed_merge_goes_on(
     done = merge.merge(halves, tmp_path / "new")
     assert sum(done.copied.values()) == done.there - 3
     assert plain(done.into) == plain(whole)
+
+
+def test_a_merge_that_was_stopped_before_study_json_goes_on(
+    halves: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into, genuine = tmp_path / "new", files.write_whole
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "study.json":
+            (path.parent / ".tmp-host-1-study.json").touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        genuine(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_whole", full)
+        with pytest.raises(UserError, match=r"No space left on device.; choose another folder with --into"):
+            merge.merge(halves, into)
+    assert {path.name for path in into.iterdir()} == {".lock", ".locks", ".tmp-host-1-study.json"}
+    done = merge.merge(halves, into)
+    assert sum(done.copied.values()) == done.there
 
 
 def test_the_command_says_what_it_did(
