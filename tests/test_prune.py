@@ -888,9 +888,17 @@ def test_a_tree_without_leaves_has_nothing_to_prune(scope: prune.Scope) -> None:
     ],
 )
 def test_scores_without_an_order_are_refused(scores: Any, message: str) -> None:
-    mask = {"w": np.ones(4, bool)}
-    with pytest.raises(ValueError, match=re.escape(message)):
-        prune.by_score({"w": scores}, mask, 0.5)
+    mask, wrong = {"w": np.ones(4, bool)}, {"w": scores}
+    for refused in (
+        lambda: prune.by_score(wrong, mask, 0.5),
+        lambda: prune.to_density(wrong, mask, 0.5),
+        lambda: prune.remove_counted(wrong, mask, [2]),
+        lambda: prune.remove_counted(wrong, mask, [2], scope="global"),
+        lambda: prune.by_score({"w": scores[:, None]}, {"w": mask["w"][:, None]}, 0.5, granularity="2:4"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            refused()
+        assert "\n" not in str(caught.value)
 
 
 def test_complex_weights_go_by_size_and_wide_integers_that_fit_by_value() -> None:
