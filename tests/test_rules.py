@@ -336,6 +336,42 @@ def test_the_flow_of_layers_in_a_loop_is_that_of_the_layers(scale: float) -> Non
     np.testing.assert_allclose(got / got.sum(), expected / expected.sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("how", "low", "dtype"),
+    [
+        ("chosen", "min", "float32"),
+        ("chosen", "-inf", "float32"),
+        ("chosen", "-inf", "float16"),
+        ("added", "min", "float32"),
+        ("added", "-inf", "float32"),
+        ("added", "min", "bfloat16"),
+    ],
+)
+def test_the_flow_of_masked_attention_is_that_of_the_function(how: str, low: str, dtype: str) -> None:
+    """In range the flow is the gradient of the function itself; a row that sees nothing has even weights."""
+    number = float(jnp.finfo(dtype).min) if low == "min" else float(low)
+    seen = np.tril(np.ones((5, 5), bool))
+    seen[2] &= low == "-inf"
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = {n: (0.4 * jax.random.normal(k, (5, 5))).astype(dtype)
+              for n, k in zip("pqkvo", keys, strict=True)}  # fmt: skip
+
+    def apply(p: dict, x: jax.Array) -> jax.Array:
+        h = x.astype(dtype) * 0.1 + p["p"]
+        logits = (h @ p["q"]) @ (h @ p["k"]).T
+        masked = jnp.where(seen, logits, number) if how == "chosen" else logits + np.where(
+            seen, 0, number).astype(dtype)  # fmt: skip
+        return jax.nn.softmax(masked) @ (h @ p["v"]) @ p["o"]
+
+    got = jax.jit(lambda p: _scores.synaptic_flow(apply, p, (5, 5)))(params)
+    absolute = jax.tree.map(jnp.abs, params)
+    gradient = jax.jit(jax.grad(lambda p: apply(p, jnp.ones((5, 5))).sum()))(absolute)
+    for name, w in absolute.items():
+        expected = np.float64(gradient[name]) * np.float64(w)
+        close = (1e-5 if dtype == "float32" else 0.002) * np.abs(expected).max()
+        np.testing.assert_allclose(got[name], expected, rtol=0, atol=close)
+
+
 def test_scores_of_gradients_leave_out_what_has_none() -> None:
     """Biases, integers and PRNG keys beside weights; an integer weight is refused."""
     apart = {"a": {"kernel": PARAMS["fc"]["kernel"]}}
