@@ -112,6 +112,9 @@ def masked(
 def mask_of(state: Any) -> PyTree:
     """The mask in the state of `masked(optimiser)` or of `scheduled`, wherever in a chain it is.
 
+    Within `optax.masked` or `optax.multi_transform` it has no leaf where these leave one out; beside the
+    parameters, functions of `lthjax.prune` take it as True there.
+
     Args:
         state: an optimiser's state, for example the `opt_state` of a TrainState or of an nnx.Optimizer.
 
