@@ -187,6 +187,20 @@ def test_where_scores_cannot_be_looked_at_nan_counts_as_highest() -> None:
     np.testing.assert_array_equal(mask["w"], [[True, False, True, False]])
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0xFFC00001])
+@pytest.mark.parametrize("granularity", ["weight", "unit-l1", "unit-l2"])
+def test_nan_of_either_sign_counts_as_highest(bits: int, granularity: str) -> None:
+    """0/0 has its sign bit set on XLA:CPU. Two units that are NaN go by index, after all others."""
+    nan = np.array([bits], np.uint32).view(np.float32)[0]
+    scores = np.ones((2, 4), np.float32)
+    scores[0, [1, 3]], scores[1, [1, 3]] = nan, -np.inf
+    scores = scores[:1] if granularity == "weight" else scores
+    whole = {"w": jnp.ones(scores.shape, bool)}
+    for rate, kept in ((0.5, [0, 1, 0, 1]), (0.75, [0, 0, 0, 1])):
+        mask = jax.jit(lambda s, r=rate: prune.by_score({"w": s}, whole, r, granularity=granularity))(scores)
+        np.testing.assert_array_equal(mask["w"], np.broadcast_to(np.array(kept, bool), scores.shape))
+
+
 def test_unprunable_leaves_have_scalar_masks_and_stay() -> None:
     params = tree()
     mask = prune.magnitude(params, prune.ones(params), 0.9)
