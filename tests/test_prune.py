@@ -583,6 +583,34 @@ def test_a_mask_without_a_prunable_leaf_is_warned_of(scope: prune.Scope) -> None
         assert prune.density(mask) == 1
 
 
+def test_rules_and_schedules_warn_of_a_model_without_a_prunable_leaf() -> None:
+    params = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    mask, key, x = prune.ones(params), jax.random.key(0), jnp.ones(3)
+
+    def loss(p: dict, x: jax.Array) -> jax.Array:
+        return (p["a"] * p["b"] * x).sum()
+
+    for pruned in (
+        lambda d: prune.to_density(params, mask, d),
+        lambda d: prune.to_density(params, mask, d, scope="global"),
+        lambda d: prune.random(key, mask, 1 - d),
+        lambda d: prune.uniform(key, params, d),
+        lambda d: prune.erk(key, params, d),
+        lambda d: prune.smart_ratio(key, params, d),
+        lambda d: prune.snip(loss, params, x, d),
+        lambda d: prune.grasp(loss, params, x, d),
+        lambda d: prune.synflow(loss, params, (3,), d, rounds=2),
+        lambda d: prune.scheduled(optax.sgd(0.1), "magnitude", d, 0, 0, 1).init(params),
+    ):
+        with pytest.warns(UserWarning, match="mask: no leaf is prunable, so nothing is pruned") as caught:
+            pruned(0.1)
+        # Once, and at the line of the caller.
+        assert [warning.filename for warning in caught] == [__file__]
+        pruned(1)
+    prune.masked(optax.sgd(0.1)).init(params)
+    prune.to_density({}, {}, 0.1)
+
+
 WEIGHT, STACK, WIDE = (8, 4), (3, 4), (1, 1, 8)
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,18 @@ def test_snip_grasp_and_synflow_are_their_formulas() -> None:
 def test_synflow_needs_a_round(rounds: int) -> None:
     with pytest.raises(ValueError, match=f"rounds: {rounds} is not allowed; it must be 1 or more"):
         prune.synflow(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 6))}, (1, 4), 0.1, rounds=rounds)
+
+
+def test_synflow_counts_a_fraction_as_it_is() -> None:
+    """Of 3/70 and 35 weights 1.5 + 1/2 = 2 are left; as a float the Fraction is a little less."""
+    params = {"a": jnp.arange(1.0, 22).reshape(3, 7), "b": jnp.arange(1.0, 15).reshape(7, 2)}
+
+    def left(density: Fraction) -> int:
+        mask = prune.synflow(lambda p, x: x @ p["a"] @ p["b"], params, (1, 3), density, rounds=2)
+        return int(prune.totals(mask)[0])
+
+    exact = [Fraction(k, 70) for k in (1, 3, 9, 11, 69)]
+    assert [left(d) for d in exact] == [int(35 * d + Fraction(1, 2)) for d in exact]
 
 
 @pytest.mark.parametrize("residual", [False, True])

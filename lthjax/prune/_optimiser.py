@@ -24,7 +24,7 @@ from lthjax.prune._masks import (
 )
 from lthjax.prune._names import Keys, path_of
 from lthjax.prune._placing import all_true, placed
-from lthjax.prune._rates import Number, check_density, count
+from lthjax.prune._rates import Number, check_density, count, warn_of_nothing
 from lthjax.prune._selection import remove_counted
 
 Prunable = str | Callable[[str, jax.Array], bool] | None
@@ -252,7 +252,10 @@ def scheduled(
     inner = masked(optimiser, prunable=prunable)
 
     def init(params: PyTree) -> ScheduledState:
-        return ScheduledState(jnp.zeros((), jnp.int32), inner.init(params))
+        state = inner.init(params)
+        if any(share < 1 for share in shares):
+            warn_of_nothing(state.mask)
+        return ScheduledState(jnp.zeros((), jnp.int32), state)
 
     def update(
         updates: PyTree, state: ScheduledState, params: PyTree | None = None, **extra: Any
@@ -310,7 +313,7 @@ def _check_schedule(
         )
 
 
-def _shares(course: Course, intervals: int) -> list[Number]:
+def _shares(course: Course, intervals: int) -> list[float | Fraction]:
     """The shares kept at every pruning, as written; for a single pruning, that of the end."""
     way = [Fraction(i, intervals) for i in range(intervals + 1)] if intervals else [Fraction(1)]
     if callable(course):

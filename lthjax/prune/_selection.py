@@ -209,6 +209,8 @@ def to_density(
     if pattern_of(granularity) is not None:
         raise ValueError(f"granularity: {granularity!r} has a density of its own; use by_score.")
     density = check_density(density)
+    if density < 1:
+        warn_of_nothing(mask)
     going = [
         jnp.maximum(left - count(density, size), 0) for left, size in survivors(mask, scope, granularity)
     ]
