@@ -569,6 +569,21 @@ def test_table_counts_what_runs_as_often_as_it_runs(
         assert "≥" not in total
 
 
+def test_a_table_says_that_no_multiplication_is_known() -> None:
+    """A forward pass that masks uses no leaf unchanged."""
+    mask = prune.ones(STEPS)
+
+    def apply(p: dict, x: jax.Array) -> jax.Array:
+        return x @ prune.apply(p, mask)["w"]
+
+    header, *_, total = str(prune.table(STEPS, mask, apply=apply, shape=(1, 8))).splitlines()
+    assert header.endswith("MACs  MACs left")
+    assert total.split()[-4:] == ["≥", "0", "≥", "0"]
+    assert "MACs" not in str(prune.table(STEPS, mask))
+    frozen = prune.table(STEPS, mask, apply=lambda p, x: x @ lax.stop_gradient(p["w"]), shape=(1, 8))
+    assert {row.path: row.macs for row in frozen.rows} == {"w": 64, "u": None}
+
+
 def test_table_counts_stacked_layers_and_recurrent_networks() -> None:
     stacked = {"w": jnp.ones((5, 8, 8))}
     for apply in (
