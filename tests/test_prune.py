@@ -880,6 +880,11 @@ def test_the_check_needs_values_and_counts_nan() -> None:
     prune.check({"w": jnp.array([[jnp.nan, -0.0]])}, mask)
     with pytest.raises(ValueError, match="leaf 'w' has 1 pruned weights that are not 0, of 1 in"):
         prune.check({"w": jnp.array([[1.0, jnp.nan]])}, mask)
+    # 1e-40 is subnormal in float32, which compiled programs flush to 0.
+    for small in (np.float32(1e-40), np.complex64(1e-40j), np.int8(1)):
+        with pytest.raises(ValueError, match="leaf 'w' has 1 pruned weights that are not 0"):
+            prune.check({"w": np.array([[1, small]], small.dtype)}, mask)
+        prune.check({"w": np.array([[small, 0]], small.dtype)}, mask)
     with pytest.raises(ValueError, match=r"they are traced, and prune\.check looks at values"):
         jax.eval_shape(lambda p: prune.check(p, mask), {"w": jnp.ones((1, 2))})
     assert prune.count is prune.rounded_share

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lthjax.prune._lowest import count_all
+from lthjax.prune._lowest import count_all, order
 from lthjax.prune._names import path_of, prunable_by_default
 from lthjax.prune._placing import all_true, placed
 from lthjax.prune._units import any_alive
@@ -121,7 +121,10 @@ def check(params: PyTree, mask: PyTree) -> None:
 
 @jax.jit
 def _alive_where_pruned(value: jax.Array, mask: jax.Array) -> jax.Array:
-    return (~mask & (value != 0)).sum(dtype=jnp.int32)
+    parts = (value.real, value.imag) if jnp.iscomplexobj(value) else (value,)
+    # On the bits: compiled programs flush subnormal numbers to 0.
+    alive = [order(part) != order(jnp.zeros((), part.dtype)) for part in parts]
+    return (~mask & (alive[0] | alive[-1])).sum(dtype=jnp.int32)
 
 
 def survivors(
