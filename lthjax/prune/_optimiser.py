@@ -130,6 +130,8 @@ def mask_of(state: Any) -> PyTree:
 def set_mask(state: Any, mask: PyTree) -> Any:
     """The optimiser's state with another mask; moments of weights that it prunes become 0.
 
+    Moments are found in leaves that are shaped like parameters, not in those of `optax.flatten`.
+
     The next update takes the pruned weights to 0. Works under `jit`; shapes and treedef of the state stay
     as they are, so that a compiled step is not compiled again.
 
