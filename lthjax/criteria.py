@@ -54,12 +54,14 @@ class Criterion(NamedTuple):
         summary: one line for help and report.
         version: increased when its scores change, so that a study with the new scores gets a new folder.
         initial: whether it reads `Weights.initial`, from which a chain of fresh weights never starts.
+        final: whether it reads `Weights.final`; without it a mask needs no training after the rewind step.
     """
 
     score: Callable[[Weights], PyTree]
     summary: str
     version: int = 1
     initial: bool = False
+    final: bool = True
 
 
 def _by_leaf(score: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[Weights], PyTree]:
@@ -71,9 +73,11 @@ CRITERIA: dict[str, Criterion] = {
     "large_final": Criterion(_by_leaf(lambda i, f: jnp.abs(f)), "magnitude of the trained weight"),
     "small_final": Criterion(_by_leaf(lambda i, f: -jnp.abs(f)), "the opposite of large_final"),
     "large_init": Criterion(
-        _by_leaf(lambda i, f: jnp.abs(i)), "magnitude of the initial weight", initial=True
+        _by_leaf(lambda i, f: jnp.abs(i)), "magnitude of the initial weight", initial=True, final=False
     ),
-    "small_init": Criterion(_by_leaf(lambda i, f: -jnp.abs(i)), "the opposite of large_init", initial=True),
+    "small_init": Criterion(
+        _by_leaf(lambda i, f: -jnp.abs(i)), "the opposite of large_init", initial=True, final=False
+    ),
     "large_init_large_final": Criterion(
         _by_leaf(lambda i, f: jnp.minimum(jnp.abs(i), jnp.abs(f))),
         "the smaller of the two magnitudes",
@@ -110,23 +114,28 @@ CRITERIA: dict[str, Criterion] = {
     "movement": Criterion(
         _by_leaf(lambda i, f: jnp.abs(f - i)), "how far training moved the weight", initial=True
     ),
-    "random": Criterion(lambda w: random_scores(w.key, w.final), "chance"),
+    "random": Criterion(lambda w: random_scores(w.key, w.final), "chance", final=False),
     "taylor": Criterion(
         lambda w: _scores.saliency(w.loss, w.final), "|gradient times weight| of the trained network"
     ),
     "snip": Criterion(
-        lambda w: _scores.saliency(w.loss, w.initial), "|gradient times weight| before training", initial=True
+        lambda w: _scores.saliency(w.loss, w.initial),
+        "|gradient times weight| before training",
+        initial=True,
+        final=False,
     ),
     "grasp": Criterion(
         lambda w: _scores.gradient_flow(lambda p: w.loss(p, _scores.TEMPERATURE), w.initial, w.mask),
         "what the weight does to gradient flow before training",
         version=2,  # 1 followed the gradient of biases and pruned weights, too, at temperature 1
         initial=True,
+        final=False,
     ),
     "synflow": Criterion(
         lambda w: _scores.synaptic_flow(w.logits, w.initial, w.shape),
         "synaptic flow before training, without data",
         initial=True,
+        final=False,
     ),
 }
 """The criteria by name; add a row to add one."""

@@ -336,7 +336,7 @@ def test_counts_of_a_network_that_is_gone_are_said_and_prove_nothing() -> None:
         Counts(0, 0, 0, 0), 0.0, 12, 2.0, "1 x cpu", (),
     )  # fmt: skip
     assert "∞ fewer multiplications by compaction" in savings._counted([level]).estimate
-    run = SimpleNamespace(path=Path("runs/x"))
+    run = SimpleNamespace(path=Path("runs/x"), study=config.Study())
     assert [one.outcome for one in savings.findings(run, [level])] == ["not tested", "not tested"]
     assert savings.section(run, [level]).tables
 

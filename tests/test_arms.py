@@ -149,6 +149,16 @@ def test_a_criterion_says_whether_it_reads_the_initial_weights(
             validate.check_chains(dataclasses.replace(asked, arms=arms))
 
 
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_criterion_says_whether_it_reads_the_trained_weights(
+    criterion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = scores_of(criterion)
+    monkeypatch.setitem(globals(), "FINAL", jax.tree.map(lambda w: -w[::-1] / 2, FINAL))
+    changed = any((scores_of(criterion)[name] != before[name]).any() for name in PATHS)
+    assert changed == CRITERIA[criterion].final
+
+
 def test_a_chain_that_an_earlier_version_trained_is_still_looked_at(tiny: Make, tmp_path: Path) -> None:
     asked = tiny(levels=2, arms=("ticket", "reinit_chain")).study
     asked = dataclasses.replace(asked, prune=dataclasses.replace(asked.prune, criterion="movement"))

@@ -148,6 +148,13 @@ def test_the_best_of_several_levels_is_tested_at_a_smaller_error(looked: int) ->
     got = conform._mark(best, conform._Ours(values, "", looked=looked))
     assert got == ("differs" if p < 0.05 / looked else "undecided")
     assert 0.05 / 100 < p < 0.05 / 16, "both are seen"
+    # An equality, whose nearer limit is 0.4 from the mean of 0.7, inside or outside.
+    p = stats.ttest_1samp(values, 0.3, alternative="greater").pvalue
+    for value, expected in (("0.7", "agrees"), ("1.5", "differs")):
+        equal = best._replace(relation="=", value=value, margin=0.4)
+        got = conform._mark(equal, conform._Ours(values, "", looked=looked))
+        assert got == (expected if p < 0.05 / looked else "undecided")
+    assert 0.05 / 100 < p < 0.05 / 16, "both are seen"
 
 
 def test_speedups_are_ratios_on_a_logarithmic_scale() -> None:
@@ -164,6 +171,11 @@ def test_speedups_are_ratios_on_a_logarithmic_scale() -> None:
     for value, expected in ((ratio * 1.23, "agrees"), (ratio / 1.23, "agrees"),
                             (ratio * 1.27, "differs"), (ratio / 1.27, "differs")):  # fmt: skip
         assert mark(there, line("speedup", **of, value=repr(value), margin=1.25)) == expected
+    # A spread is in the value's own unit: 2.5 ± 0.5 is a factor of 1.2, on which a margin of 1.1 comes.
+    for value, expected in ((ratio / 1.3, "agrees"), (ratio / 1.34, "differs")):
+        printed = line("speedup", **of, value=repr(value), spread=value / 5, margin=1.1)
+        assert mark(there, printed) == expected
+        assert mark(there, printed._replace(spread=None)) == "differs"
     (one,) = judged(there, line("speedup", **of, value="2.51", margin=1.05))
     assert (one.published, one.margin, one.ours.partition(" ")[0]) == ("2.51×", "×1.05", f"{ratio:.2f}×")
 

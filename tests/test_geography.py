@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -153,12 +154,15 @@ def kept(widths: tuple[int, ...], density: float, seed: int) -> TicketKernels:
     return TicketKernels(masks, [m * generator.random(m.shape).astype(np.float32) for m in masks])
 
 
-def compared(of_seeds: dict[int, TicketKernels], units: bool = False) -> list[OverlapRow]:
-    layers = dense(12, 8).layers
+def compared(
+    of_seeds: dict[int, TicketKernels], granularity: str = "weight", widths: tuple[int, ...] = (12, 8)
+) -> list[OverlapRow]:
+    layers = dense(*widths).layers
     found = []
     for seed, other in itertools.combinations(of_seeds, 2):
         generator = np.random.default_rng([3, seed, other])
-        alike = geography.compare(layers, of_seeds[seed], of_seeds[other], 4, generator, units=units)
+        of = (of_seeds[seed], of_seeds[other], 4, generator)
+        alike = geography.compare(layers, *of, granularity=granularity)
         found += [OverlapRow("rewind-0", 3, seed, other, *one) for one in alike]
     return found
 
@@ -218,15 +222,51 @@ def kept_units(seed: int) -> TicketKernels:
 
 def test_units_pruned_at_random_do_not_pass_for_alike(tmp_path: Path) -> None:
     """Shuffled whole, they overlap as much when matched; shuffled weight by weight they would not."""
-    masks, sizes = shuffled(np.random.default_rng(0), *kept_units(0), units=True)
+    masks, sizes = shuffled(np.random.default_rng(0), *kept_units(0), granularity="unit-l1")
     for mask, size in zip(masks, sizes, strict=True):
         np.testing.assert_array_equal(mask.any((0, 1)), mask.all((0, 1)))
         np.testing.assert_array_equal(mask, size > 0)
-    rows = compared({seed: kept_units(seed) for seed in range(4)}, units=True)
+    rows = compared({seed: kept_units(seed) for seed in range(4)}, "unit-l1")
     assert {row.overlap for row in rows if (row.layer, row.matching) == ("all", "masks")} == {1.0}
     said = findings_of(rows, tmp_path, "unit-l1")
     assert said[SAME] == said[BY_MASKS] == "not tested"
     assert "supported" not in said.values()
+
+
+def kept_pattern(seed: int, kept: int, group: int) -> TicketKernels:
+    """A ticket of a random N:M pattern; the weights are as large as one another."""
+    generator, masks = np.random.default_rng(seed), []
+    for before, after in ((64, 60), (60, 40), (40, 10)):
+        drawn = generator.random((after, before // group, group)).argsort(-1) < kept
+        masks.append(drawn.reshape(after, before).T[None])
+    return TicketKernels(masks, [m * generator.random(m.shape).astype(np.float32) for m in masks])
+
+
+@pytest.mark.parametrize(("kept", "group"), [(2, 4), (1, 4)])
+def test_patterns_drawn_at_random_do_not_pass_for_alike(kept: int, group: int, tmp_path: Path) -> None:
+    """Every unit of a pattern has as many connections; shuffled weight by weight they would differ."""
+    of_seeds = {seed: kept_pattern(seed, kept, group) for seed in range(4)}
+    said = findings_of(compared(of_seeds, f"{kept}:{group}", (60, 40)), tmp_path, f"{kept}:{group}")
+    assert "supported" not in said.values()
+
+
+def test_patterns_are_shuffled_within_the_groups_that_were_pruned() -> None:
+    """A group of a dense layer after an image spans places; layers without whole groups stay."""
+    layers = (Layer("conv1", 6, 3), Layer("conv2", 4, 3), Layer("fc1", 5), Layer("output", 3))
+    generator = np.random.default_rng(0)
+    shapes = [(9, 1, 6), (9, 8, 4), (4, 2, 5), (1, 5, 3)]
+    sizes = [generator.random(shape).astype(np.float32) for shape in shapes]
+    own = TicketKernels([size > 0.5 for size in sizes], [size * (size > 0.5) for size in sizes])
+    drawn = geography._drawn(layers, own, generator, "2:4")
+    for mask, size in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(mask, size > 0)
+    for at, (before, after) in enumerate(zip(own.magnitudes, drawn.magnitudes, strict=True)):
+        assert after.shape == before.shape
+        assert (after != before).any() == (at in (1, 2))
+    # [places, groups, 4, units]: of the convolution by channel, of the dense layer over both places.
+    for at, shape in ((1, (9, 2, 4, 4)), (2, (1, 2, 4, 5))):
+        old, new = (of[at].reshape(shape) for of in (own.magnitudes, drawn.magnitudes))
+        np.testing.assert_array_equal(np.sort(old, 2), np.sort(new, 2))
 
 
 def test_the_geography_of_a_run(
@@ -237,11 +277,24 @@ def test_the_geography_of_a_run(
 ) -> None:
     layers = (Layer("fc1", 12), Layer("fc2", 8))
     monkeypatch.setitem(models.MODELS, "narrow", models.Entry(layers, 1, "for a test"))
-    prepared = tiny(model="narrow", arms=("ticket",), levels=1, prune=config.Prune(rate=0.7))
+    pruned = config.Prune(rate=0.5, granularity="2:4")
+    prepared = tiny(model="narrow", arms=("ticket",), levels=1, prune=pruned)
     run = study.run(prepared, tmp_path / "runs")
     assert {found.outcome for found in mapped.findings(open_run(run), None)} == {"not tested"}
     assert record.found(mapped.ANALYSIS, open_run(run)) is None
-    record.command(mapped.ANALYSIS)([str(run), "--draws", "2", "--quiet"])
+    drawn: list[TicketKernels] = []
+    plain = geography._drawn
+
+    def kept_drawn(*of: Any) -> TicketKernels:
+        drawn.append(plain(*of))
+        return drawn[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(geography, "_drawn", kept_drawn)
+        record.command(mapped.ANALYSIS)([str(run), "--draws", "2", "--quiet"])
+    assert len(drawn) == 4
+    for one in drawn:
+        assert all((mask.reshape(-1, 4, mask.shape[-1]).sum(1) == 2).all() for mask in one.mask), "chance"
     assert capsys.readouterr().out == f"{run / 'geography'}\n"
     opened = open_run(run)
     found = record.found(mapped.ANALYSIS, opened)

@@ -187,6 +187,20 @@ def test_where_scores_cannot_be_looked_at_nan_counts_as_highest() -> None:
     np.testing.assert_array_equal(mask["w"], [[True, False, True, False]])
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0xFFC00001])
+@pytest.mark.parametrize("granularity", ["weight", "unit-l1", "unit-l2"])
+def test_nan_of_either_sign_counts_as_highest(bits: int, granularity: str) -> None:
+    """0/0 has its sign bit set on XLA:CPU. Two units that are NaN go by index, after all others."""
+    nan = np.array([bits], np.uint32).view(np.float32)[0]
+    scores = np.ones((2, 4), np.float32)
+    scores[0, [1, 3]], scores[1, [1, 3]] = nan, -np.inf
+    scores = scores[:1] if granularity == "weight" else scores
+    whole = {"w": jnp.ones(scores.shape, bool)}
+    for rate, kept in ((0.5, [0, 1, 0, 1]), (0.75, [0, 0, 0, 1])):
+        mask = jax.jit(lambda s, r=rate: prune.by_score({"w": s}, whole, r, granularity=granularity))(scores)
+        np.testing.assert_array_equal(mask["w"], np.broadcast_to(np.array(kept, bool), scores.shape))
+
+
 def test_unprunable_leaves_have_scalar_masks_and_stay() -> None:
     params = tree()
     mask = prune.magnitude(params, prune.ones(params), 0.9)
@@ -569,6 +583,34 @@ def test_a_mask_without_a_prunable_leaf_is_warned_of(scope: prune.Scope) -> None
         assert prune.density(mask) == 1
 
 
+def test_rules_and_schedules_warn_of_a_model_without_a_prunable_leaf() -> None:
+    params = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    mask, key, x = prune.ones(params), jax.random.key(0), jnp.ones(3)
+
+    def loss(p: dict, x: jax.Array) -> jax.Array:
+        return (p["a"] * p["b"] * x).sum()
+
+    for pruned in (
+        lambda d: prune.to_density(params, mask, d),
+        lambda d: prune.to_density(params, mask, d, scope="global"),
+        lambda d: prune.random(key, mask, 1 - d),
+        lambda d: prune.uniform(key, params, d),
+        lambda d: prune.erk(key, params, d),
+        lambda d: prune.smart_ratio(key, params, d),
+        lambda d: prune.snip(loss, params, x, d),
+        lambda d: prune.grasp(loss, params, x, d),
+        lambda d: prune.synflow(loss, params, (3,), d, rounds=2),
+        lambda d: prune.scheduled(optax.sgd(0.1), "magnitude", d, 0, 0, 1).init(params),
+    ):
+        with pytest.warns(UserWarning, match="mask: no leaf is prunable, so nothing is pruned") as caught:
+            pruned(0.1)
+        # Once, and at the line of the caller.
+        assert [warning.filename for warning in caught] == [__file__]
+        pruned(1)
+    prune.masked(optax.sgd(0.1)).init(params)
+    prune.to_density({}, {}, 0.1)
+
+
 WEIGHT, STACK, WIDE = (8, 4), (3, 4), (1, 1, 8)
 
 
@@ -838,6 +880,11 @@ def test_the_check_needs_values_and_counts_nan() -> None:
     prune.check({"w": jnp.array([[jnp.nan, -0.0]])}, mask)
     with pytest.raises(ValueError, match="leaf 'w' has 1 pruned weights that are not 0, of 1 in"):
         prune.check({"w": jnp.array([[1.0, jnp.nan]])}, mask)
+    # 1e-40 is subnormal in float32, which compiled programs flush to 0.
+    for small in (np.float32(1e-40), np.complex64(1e-40j), np.int8(1)):
+        with pytest.raises(ValueError, match="leaf 'w' has 1 pruned weights that are not 0"):
+            prune.check({"w": np.array([[1, small]], small.dtype)}, mask)
+        prune.check({"w": np.array([[small, 0]], small.dtype)}, mask)
     with pytest.raises(ValueError, match=r"they are traced, and prune\.check looks at values"):
         jax.eval_shape(lambda p: prune.check(p, mask), {"w": jnp.ones((1, 2))})
     assert prune.count is prune.rounded_share
@@ -888,9 +935,17 @@ def test_a_tree_without_leaves_has_nothing_to_prune(scope: prune.Scope) -> None:
     ],
 )
 def test_scores_without_an_order_are_refused(scores: Any, message: str) -> None:
-    mask = {"w": np.ones(4, bool)}
-    with pytest.raises(ValueError, match=re.escape(message)):
-        prune.by_score({"w": scores}, mask, 0.5)
+    mask, wrong = {"w": np.ones(4, bool)}, {"w": scores}
+    for refused in (
+        lambda: prune.by_score(wrong, mask, 0.5),
+        lambda: prune.to_density(wrong, mask, 0.5),
+        lambda: prune.remove_counted(wrong, mask, [2]),
+        lambda: prune.remove_counted(wrong, mask, [2], scope="global"),
+        lambda: prune.by_score({"w": scores[:, None]}, {"w": mask["w"][:, None]}, 0.5, granularity="2:4"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            refused()
+        assert "\n" not in str(caught.value)
 
 
 def test_complex_weights_go_by_size_and_wide_integers_that_fit_by_value() -> None:

@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -167,6 +168,37 @@ def test_another_mask_needs_no_other_program_and_clears_moments() -> None:
     assert step._cache_size() == 1
 
 
+@pytest.mark.parametrize("outer", ["masked", "multi_transform"])
+@pytest.mark.parametrize("inner", ["masked", "scheduled"])
+def test_the_mask_of_a_part_of_the_leaves_fits_all_parameters(outer: str, inner: str, tmp_path: Path) -> None:
+    params = tree()
+    mask = prune.to_density(jax.tree.map(jnp.abs, params), prune.ones(params), 0.5)
+    tx = prune.masked(optax.adam(0.1))
+    if inner == "scheduled":
+        tx = prune.scheduled(optax.adam(0.1), "magnitude", 0.5, 0, 0, 1)
+    kernels = {n: {"kernel": True, "bias": False} for n in "ab"}
+    tx = (
+        optax.masked(tx, kernels)
+        if outer == "masked"
+        else optax.multi_transform({True: tx, False: optax.sgd(0.1)}, kernels)
+    )
+    state = tx.init(params)
+    state = state if inner == "scheduled" else prune.set_mask(state, mask)
+    updates, state = jax.jit(tx.update)(gradients_at(params), state, params)
+    stepped, part = optax.apply_updates(params, updates), prune.mask_of(state)
+    prune.check(stepped, part)
+    whole = prune.magnitude(stepped, part, 0)
+    jax.tree.map(np.testing.assert_array_equal, whole, mask)
+    jax.tree.map(np.testing.assert_array_equal, prune.apply(params, part), prune.apply(params, mask))
+    assert prune.table(stepped, part).rows == prune.table(stepped, mask).rows
+    assert float(prune.overlap(mask, part).iou) == 1
+    prune.save(tmp_path / "ticket", stepped, part)
+    jax.tree.map(np.testing.assert_array_equal, prune.load(tmp_path / "ticket", like=params).mask, mask)
+    # Of masks alone: other trees are not filled up.
+    with pytest.raises(ValueError, match=r"origin: .*leaf 'a/bias' is in the parameters and not in the"):
+        prune.save(tmp_path / "ticket", stepped, part, origin=part)
+
+
 def test_moments_are_found_where_a_layer_is_called_as_they_are() -> None:
     """`0/mu/mu/w` and `0/mu/w` both end in `mu/w`."""
     params = {"mu": {"w": jnp.ones((2, 2))}, "w": jnp.ones((2, 2))}
@@ -192,6 +224,8 @@ def test_misuse_of_masks_in_a_state_is_one_sentence() -> None:
         (lambda: prune.masked(optax.sgd(0.1), prune.ones(params), prunable="a"), "prunable: it is for a"),
         (lambda: tx.update({"a": params["a"]}, state, params),
          "gradients: .*leaf 'b/bias' is in the parameters and not in the gradients"),
+        (lambda: tx.update({**params, "b": {"kernel": params["b"]["kernel"], "bias": 1.0}}, state, params),
+         r"gradients: leaf 'b/bias' has shape \(\); it must be \(3,\)\."),
         (lambda: tx.update(params, state), "params: prune.masked needs them"),
         (lambda: prune.scheduled(optax.sgd(0.1), "magnitude", 0.1, 0, 10, 3), "begin, end, every: 0, 10, 3"),
         (lambda: prune.scheduled(optax.sgd(0.1), "magnitude", 1.5, 0, 9, 3), r"density: 1.5 is outside"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,18 @@ def test_synflow_needs_a_round(rounds: int) -> None:
         prune.synflow(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 6))}, (1, 4), 0.1, rounds=rounds)
 
 
+def test_synflow_counts_a_fraction_as_it_is() -> None:
+    """Of 3/70 and 35 weights 1.5 + 1/2 = 2 are left; as a float the Fraction is a little less."""
+    params = {"a": jnp.arange(1.0, 22).reshape(3, 7), "b": jnp.arange(1.0, 15).reshape(7, 2)}
+
+    def left(density: Fraction) -> int:
+        mask = prune.synflow(lambda p, x: x @ p["a"] @ p["b"], params, (1, 3), density, rounds=2)
+        return int(prune.totals(mask)[0])
+
+    exact = [Fraction(k, 70) for k in (1, 3, 9, 11, 69)]
+    assert [left(d) for d in exact] == [int(35 * d + Fraction(1, 2)) for d in exact]
+
+
 @pytest.mark.parametrize("residual", [False, True])
 def test_synaptic_flow_beyond_the_range_of_float32(residual: bool) -> None:
     """Four layers with biases, whose product is near 1e70, 1e-60 or 1; against 64-digit numpy."""
@@ -335,6 +348,42 @@ def test_the_flow_of_layers_in_a_loop_is_that_of_the_layers(scale: float) -> Non
     )
     assert got.min() > 0
     np.testing.assert_allclose(got / got.sum(), expected / expected.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "low", "dtype"),
+    [
+        ("chosen", "min", "float32"),
+        ("chosen", "-inf", "float32"),
+        ("chosen", "-inf", "float16"),
+        ("added", "min", "float32"),
+        ("added", "-inf", "float32"),
+        ("added", "min", "bfloat16"),
+    ],
+)
+def test_the_flow_of_masked_attention_is_that_of_the_function(how: str, low: str, dtype: str) -> None:
+    """In range the flow is the gradient of the function itself; a row that sees nothing has even weights."""
+    number = float(jnp.finfo(dtype).min) if low == "min" else float(low)
+    seen = np.tril(np.ones((5, 5), bool))
+    seen[2] &= low == "-inf"
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = {n: (0.4 * jax.random.normal(k, (5, 5))).astype(dtype)
+              for n, k in zip("pqkvo", keys, strict=True)}  # fmt: skip
+
+    def apply(p: dict, x: jax.Array) -> jax.Array:
+        h = x.astype(dtype) * 0.1 + p["p"]
+        logits = (h @ p["q"]) @ (h @ p["k"]).T
+        masked = jnp.where(seen, logits, number) if how == "chosen" else logits + np.where(
+            seen, 0, number).astype(dtype)  # fmt: skip
+        return jax.nn.softmax(masked) @ (h @ p["v"]) @ p["o"]
+
+    got = jax.jit(lambda p: _scores.synaptic_flow(apply, p, (5, 5)))(params)
+    absolute = jax.tree.map(jnp.abs, params)
+    gradient = jax.jit(jax.grad(lambda p: apply(p, jnp.ones((5, 5))).sum()))(absolute)
+    for name, w in absolute.items():
+        expected = np.float64(gradient[name]) * np.float64(w)
+        close = (1e-5 if dtype == "float32" else 0.002) * np.abs(expected).max()
+        np.testing.assert_allclose(got[name], expected, rtol=0, atol=close)
 
 
 def test_scores_of_gradients_leave_out_what_has_none() -> None:
@@ -519,6 +568,21 @@ def test_table_counts_what_runs_as_often_as_it_runs(
     elif w and u:
         assert f" {w + u} " in total
         assert "≥" not in total
+
+
+def test_a_table_says_that_no_multiplication_is_known() -> None:
+    """A forward pass that masks uses no leaf unchanged."""
+    mask = prune.ones(STEPS)
+
+    def apply(p: dict, x: jax.Array) -> jax.Array:
+        return x @ prune.apply(p, mask)["w"]
+
+    header, *_, total = str(prune.table(STEPS, mask, apply=apply, shape=(1, 8))).splitlines()
+    assert header.endswith("MACs  MACs left")
+    assert total.split()[-4:] == ["≥", "0", "≥", "0"]
+    assert "MACs" not in str(prune.table(STEPS, mask))
+    frozen = prune.table(STEPS, mask, apply=lambda p, x: x @ lax.stop_gradient(p["w"]), shape=(1, 8))
+    assert {row.path: row.macs for row in frozen.rows} == {"w": 64, "u": None}
 
 
 def test_table_counts_stacked_layers_and_recurrent_networks() -> None:

@@ -27,7 +27,7 @@ from analysis.record import Finding
 from analysis.savings.table import LevelSavings, Timing, _rate, compared, to_json
 from analysis.savings.work import _forms, timed_levels
 from analysis.tables import write_tables
-from lthjax import models, prune, study
+from lthjax import config, models, prune, study
 from lthjax.errors import UserError
 from lthjax.measures import savings, timing
 from lthjax.models import Variables
@@ -538,7 +538,8 @@ def test_the_forms_of_a_residual_network(monkeypatch: pytest.MonkeyPatch) -> Non
     sizes, counts = savings.storage(mask), forms.counts
     row = LevelSavings(0, "rewind-0", 3, "ticket", 0.5, counts, sizes, 9, forms.widths, counts, 0.0, 24, 2.0,
                        "a CPU", (timing,))  # fmt: skip
-    said = command.section(None, [row])  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(study=config.Study())
+    said = command.section(run, [row])
     assert "out of all layers of its permutation group" in said.notes[0]
     assert "scipy" not in said.remark
     assert len(said.tables) == 4
@@ -552,12 +553,28 @@ def test_what_is_not_compacted_is_left_out_of_tables_and_verdicts(tmp_path: Path
     (tmp_path / "savings.json").write_text(to_json([row]))
     (again,) = command.load(SimpleNamespace(path=tmp_path))  # type: ignore[arg-type]
     assert again == row
-    shown = command.section(None, [row])  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(study=config.Study())
+    shown = command.section(run, [row])
     assert len(shown.tables) == 2
     assert "Units are not taken out" in shown.notes[0]
     claims = command.findings(SimpleNamespace(path=tmp_path), [row])  # type: ignore[arg-type]
     assert "compaction" not in claims[0].estimate
     assert "10.0× fewer multiplications" in claims[0].estimate
+
+
+@pytest.mark.parametrize(
+    ("criterion", "chain", "needed"),
+    [("large_final", "rewind-0", True), ("snip", "rewind-0", False), ("large_final", "random_chain-0", False),
+     ("one of a config file", "rewind-0", True), ("taylor", "arm_of_a_config_file-0", True)],
+)  # fmt: skip
+def test_training_that_a_criterion_does_not_need_is_no_cost(criterion: str, chain: str, needed: bool) -> None:
+    counts, sizes = savings.Counts(1000, 100, 5000, 500), savings.storage({"w": np.ones((10, 10), bool)})
+    row = LevelSavings(0, chain, 1, "ticket", 0.1, counts, sizes, 9, {}, None, None, 24, 2.0, "a CPU", ())
+    run: Any = SimpleNamespace(study=config.Study(prune=config.Prune(criterion=criterion)))
+    title = command.section(run, [row]).tables[0].title
+    assert f"(seed 0, {chain})" in title
+    assert ("cost to find" in title) == needed
+    assert ("its criterion needs nothing after the rewind step" in title) != needed
 
 
 def test_the_command_and_its_errors(

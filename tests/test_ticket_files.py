@@ -201,8 +201,9 @@ def test_what_cannot_be_saved_is_named(params: Any, mask: Any, said: str, tmp_pa
 
 def test_an_origin_of_another_tree_is_named(tmp_path: Path) -> None:
     params, mask = {"w": np.ones(2), "b": np.ones(3)}, {"w": np.ones(2, bool), "b": np.True_}
-    with pytest.raises(ValueError, match=r"origin: leaf 'b' has shape \(4,\); it must be \(3,\)"):
-        prune.save(tmp_path / "t", params, mask, origin={"w": np.ones(2), "b": np.ones(4)})
+    for bias, said in ((np.ones(4), r"\(4,\)"), (np.ones(()), r"\(\)")):
+        with pytest.raises(ValueError, match=rf"origin: leaf 'b' has shape {said}; it must be \(3,\)\."):
+            prune.save(tmp_path / "t", params, mask, origin={"w": np.ones(2), "b": bias})
     with pytest.raises(ValueError, match=r"origin: .*leaf 'b' is in the parameters and not in the origin"):
         prune.save(tmp_path / "t", params, mask, origin={"w": np.ones(2)})
 

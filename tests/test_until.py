@@ -46,6 +46,10 @@ def test_the_level_of_looks_by_hand() -> None:
     for wrong in ((), (1, 3), (3, 3), (6, 3)):
         with pytest.raises(UserError, match=r"looks: .* is not allowed"):
             stats.level_of_looks(wrong)
+    assert 0.0005 < stats.level_of_looks((3, 6), 0.002) < 0.002
+    for alpha in (1e-5, 1e-4, 0.5):
+        with pytest.raises(UserError, match=r"alpha: .* is not between 0\.001 and 0\.5"):
+            stats.level_of_looks((3, 6), alpha)
 
 
 def test_looks_and_seeds() -> None:

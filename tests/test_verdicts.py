@@ -484,6 +484,19 @@ def test_collapsed_runs_are_counted() -> None:
     low, high = scipy_stats.binomtest(2, 6).proportion_ci(method="exact")
     assert interval == f"{100 * low:.0f}–{100 * high:.0f} %"
     assert gaps.collapsed(run({"ticket": {0.02: 0.0}}), 10) is None
+    # Two of three repeats of every seed, whose mean is above twice chance.
+    repeats = [
+        row(seed, "rewind-0", 1, "reinit", 0.02, percent)._replace(repeat=repeat)
+        for seed in range(5)
+        for repeat, percent in enumerate((10.0, 11.0, 90.0), 1)
+    ]
+    table = gaps.collapsed(repeats, 10)
+    assert table is not None
+    assert table.rows[0][3:] == ["10 of 15", "–", "11.00"]
+    diverged = [one._replace(test_accuracy=None) if one.repeat > 1 else one for one in repeats]
+    table = gaps.collapsed(diverged, 10)
+    assert table is not None
+    assert table.rows[0][3:] == ["5 of 5", "48–100 %", "10.00"]
 
 
 @pytest.mark.parametrize("gap", [10.6, 9.4])

@@ -228,17 +228,20 @@ def _mark(line: Line, ours: _Ours) -> Mark:
         return "agrees" if values[0] == published else "differs"
     if len(values) < LEAST_SEEDS:
         return "undecided"
+    spread = line.spread or 0.0
     if line.quantity == "speedup":
+        # The smaller side of the two, as the margin is the same on both.
+        spread = math.log1p(spread / published)
         published, values = math.log(published), [math.log(value) for value in values]
+    confidence = 1 - _ALPHA / ours.looked
     if line.relation != "=":
         sign = 1 if line.relation.startswith(">") else -1
         signed = [sign * value for value in values]
-        confidence = 1 - _ALPHA / ours.looked
         return _MARKS[stats.verdict(signed, sign * published, confidence, floor=ours.floor).outcome]
     assert line.margin is not None, "the ledger was checked"
     margin = math.log(line.margin) if line.quantity == "speedup" else line.margin
     apart = [value - published for value in values]
-    return _MARKS[stats.equivalent(apart, margin + (line.spread or 0.0), floor=ours.floor).outcome]
+    return _MARKS[stats.equivalent(apart, margin + spread, confidence, floor=ours.floor).outcome]
 
 
 def _published(line: Line) -> str:

@@ -11,7 +11,7 @@ Columns, all text; a field may be empty where nothing is said:
   at         accuracies and gaps: "early stop", the step of the lowest validation loss, or "end"
   relation   "=", ">", ">=", "<" or "<=": the measured value is so to `value`
   value      the published one: percent, percentage points, a ratio, a count; empty: none is printed
-  spread     its own spread, as printed
+  spread     its own spread, as printed; of a speedup as a ratio, so that 2.5 ± 0.3 is a factor of 2.8 / 2.5
   margin     for "=": the largest difference that is still agreement; of a speedup a factor
   needs      settings that must be equal, blanks between: `train.steps`, or `optim.lr=0.1`; of a setting
              "all" says that no value can be compared without it

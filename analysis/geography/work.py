@@ -16,7 +16,7 @@ from .. import page, record, tables
 from ..rows import TICKET, asked_levels, densities
 from ..run import Run
 from . import figures
-from .table import TABLES, InputRow, OverlapRow, whole_units
+from .table import TABLES, InputRow, OverlapRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
         for (seed, a), (other, b) in itertools.combinations(kernels.items(), 2):
             generator = np.random.default_rng([level, seed, other])
             how = (options.draws, generator)
-            alike = geography.compare(layers, a, b, *how, units=whole_units(run))
+            alike = geography.compare(layers, a, b, *how, granularity=run.study.prune.granularity)
             found["overlap.csv"] += [OverlapRow(chain, level, seed, other, *one) for one in alike]
         read = geography.inputs(model, [ticket.mask for ticket in kernels.values()])
         found["inputs.csv"] += [InputRow(chain, level, *one) for one in read]

@@ -30,7 +30,8 @@ def remark(run: Run) -> str:
         f"percentage points (pp), paired by seed, repeats averaged within a seed, {FLOORED}. "
         f"One seed has no interval. Another {images:,} test images would move an accuracy of "
         f"{100 * typical:.1f} % by {error:.2f} points (standard error). A run has collapsed if it has less "
-        "than twice the accuracy of chance."
+        "than twice the accuracy of chance; repeats count as runs, and as those of a seed are not "
+        "independent, there is no interval where there are any."
     )
 
 

@@ -10,7 +10,7 @@ from lthjax.measures import stats
 
 from .. import words
 from ..page import Table
-from ..rows import TICKET, Row, accuracies, arms, by_seed, densities, select
+from ..rows import TICKET, Row, accuracies, arms, densities, select
 from .paired import TOLERANCE, curves, differences
 
 # Sign flips are counted one by one up to so many seeds.
@@ -119,16 +119,21 @@ def summaries(rows: Sequence[Row], chain: str) -> Table:
 
 
 def collapsed(rows: Sequence[Row], classes: int) -> Table | None:
-    """The share of runs below twice chance; None where there are none, and for less than three classes."""
+    """The share of runs below twice chance; None where there are none, and for less than three classes.
+
+    Every repeat counts. Repeats of a seed are not independent, so that their share has no interval.
+    """
     if classes < 3:
         return None
     lines = []
     for chain, level, arm in dict.fromkeys((row.chain, row.level, row.arm) for row in rows):
         of_cell = select(rows, chain=chain, level=level, arm=arm)
-        fractions = list(by_seed(of_cell, "test_accuracy").values())
+        known = [(row.seed, row.test_accuracy) for row in of_cell if row.test_accuracy is not None]
+        fractions = [fraction for _, fraction in known]
         share = stats.collapse_share(fractions, classes)
         if share.collapsed:
-            bounds = f"{100 * share.low:.0f}–{100 * share.high:.0f} %"
+            repeated = len(dict(known)) < len(known)
+            bounds = "–" if repeated else f"{100 * share.low:.0f}–{100 * share.high:.0f} %"
             median = f"{100 * statistics.median(fractions):.2f}"
             cell = [chain, f"{100 * densities(of_cell)[level]:.1f}", arm]
             lines.append([*cell, f"{share.collapsed} of {share.n}", bounds, median])

@@ -8,6 +8,9 @@ Trains nothing. Prints tables and writes RUN/savings.json, `LevelSavings` a leve
 
 from collections.abc import Sequence
 
+from lthjax import imp
+from lthjax.arms import ARMS
+from lthjax.criteria import CRITERIA
 from lthjax.measures.savings import VARIANTS
 from lthjax.measures.stats import nearest
 
@@ -37,13 +40,21 @@ _NORMALISED = (
 
 def section(run: Run, found: Sequence[LevelSavings]) -> Section:
     """The report's section; the command prints it, too."""
+    tables = shown(found, _reads_trained(run, found[-1].chain))
     if any(row.compacted is None for row in found):
-        return Section("savings", "Savings", [_OUTSIDE], tables=shown(found))
+        return Section("savings", "Savings", [_OUTSIDE], tables=tables)
     timed = {timing.variant for row in found for timing in row.timings}
     forms = "; ".join(f"{name}: {VARIANTS[name]}" for name in VARIANTS if name in timed)
     notes = [_NORMALISED] if timed and "JAX BCSR" not in timed else []
     remark = f"{_REMARK} {forms}." if timed else _REMARK
-    return Section("savings", "Savings", notes, tables=shown(found), remark=remark)
+    return Section("savings", "Savings", notes, tables=tables, remark=remark)
+
+
+def _reads_trained(run: Run, chain: str) -> bool:
+    """Whether the criterion of a chain reads trained weights; so does one that no loaded table has."""
+    arm = ARMS.get(imp.leader(chain))
+    criterion = CRITERIA.get((arm and arm.criterion) or run.study.prune.criterion)
+    return criterion is None or criterion.final
 
 
 def findings(run: Run, found: Sequence[LevelSavings] | None) -> list[Finding]:

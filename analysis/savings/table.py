@@ -114,8 +114,13 @@ def to_json(rows: Sequence[LevelSavings]) -> str:
     return json.dumps({"rows": fields}, indent=1) + "\n"
 
 
-def shown(rows: Sequence[LevelSavings]) -> list[Table]:
-    """Counts and training cost, bytes, compaction, and times where there are any."""
+def shown(rows: Sequence[LevelSavings], needed: bool = True) -> list[Table]:
+    """Counts and training cost, bytes, compaction, and times where there are any.
+
+    Args:
+        rows: of one seed and chain, by level.
+        needed: whether the tickets' criterion reads trained weights, so that finding them needs the training.
+    """
 
     small = [row for row in rows if row.compacted is not None]
 
@@ -125,7 +130,10 @@ def shown(rows: Sequence[LevelSavings]) -> list[Table]:
         lines = [[f"{x:,}" if isinstance(x, int) else x for x in cells(row)] for row in of]
         return Table(title, header.split(", "), lines, words)
 
-    cost = f"what the ticket cost to find (seed {rows[-1].seed}, {rows[-1].chain})"
+    cost = "what the ticket cost to find"
+    if not needed:
+        cost = "what was trained up to it, of which its criterion needs nothing after the rewind step"
+    cost += f" (seed {rows[-1].seed}, {rows[-1].chain})"
     weights = (
         "level, weights left, %, fewer weights, MACs, masked, fewer MACs, steps trained, dense trainings"
     )

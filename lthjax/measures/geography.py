@@ -144,7 +144,7 @@ def compare(
     draws: int,
     generator: np.random.Generator,
     *,
-    units: bool = False,
+    granularity: str = "weight",
 ) -> list[Likeness]:
     """The overlap of two tickets under every matching: per layer, in all layers together, at the inputs.
 
@@ -153,11 +153,11 @@ def compare(
         a, b: the tickets.
         draws: number of shuffles of both tickets, 1 or more.
         generator: draws the shuffles.
-        units: whether the tickets were pruned in whole units, which are then shuffled whole.
+        granularity: what the tickets were pruned by, as for `prune.shuffle`, and are shuffled by.
     """
     drawn, groups = [], wiring.groups(layers)
     for _ in range(draws):
-        x, y = (TicketKernels(*shuffled(generator, *ticket, units=units)) for ticket in (a, b))
+        x, y = (_drawn(layers, ticket, generator, granularity) for ticket in (a, b))
         drawn.append(_overlaps(x, y, groups))
     density = [float(x.mean() + y.mean()) / 2 for x, y in zip(a.mask, b.mask, strict=True)]
     every = float(np.concatenate([mask.ravel() for mask in (*a.mask, *b.mask)]).mean())
@@ -170,6 +170,21 @@ def compare(
         for mask, value in ((TICKET, overlap), (SHUFFLED, chance)):
             found.append(Likeness(names[place], matching, mask, densities[place], value))
     return found
+
+
+def _drawn(
+    layers: Named, ticket: TicketKernels, generator: np.random.Generator, granularity: str
+) -> TicketKernels:
+    """A ticket shuffled within its layers."""
+    # A dense layer is pruned as [places * inputs, units], so that an N:M group may span places.
+    shapes = [
+        (-1, kernel.shape[-1]) if isinstance(layer, Layer) and not layer.size else kernel.shape
+        for layer, kernel in zip(layers, ticket.mask, strict=True)
+    ]
+    own = ([kernel.reshape(shape) for kernel, shape in zip(of, shapes, strict=True)] for of in ticket)
+    moved = shuffled(generator, *own, granularity=granularity)
+    pairs = (zip(of, ticket.mask, strict=True) for of in moved)
+    return TicketKernels(*([kernel.reshape(mask.shape) for kernel, mask in of] for of in pairs))
 
 
 def _overlaps(a: TicketKernels, b: TicketKernels, groups: Groups) -> dict[tuple[str, int], float | None]:

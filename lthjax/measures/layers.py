@@ -6,14 +6,17 @@ kept = layers.by_layer(mask, mask)          # {"fc1/kernel": bool [784, 300], ..
 layers.as_mask(kept, mask)                  # the mask again
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lthjax import prune
+from lthjax.prune._units import fits, grouped, pattern_of, ungrouped
 
 PyTree = Any
 Layers = dict[str, np.ndarray]
@@ -61,20 +64,32 @@ def by_number(layers: Layers) -> Layers:
 
 
 def shuffled(
-    generator: np.random.Generator, *of: Sequence[np.ndarray], units: bool = False
+    generator: np.random.Generator, *of: Sequence[np.ndarray], granularity: str = "weight"
 ) -> tuple[list[np.ndarray], ...]:
     """Shuffles each array within itself; several lists of the same shapes are shuffled in the same way.
 
     Args:
         generator: draws one order per array.
         *of: lists of arrays, for example the kernels of a mask and their magnitudes.
-        units: shuffle whole units, the last axis of each array, in place of single weights.
+        granularity: as for `prune.shuffle`: single weights are shuffled; whole units, the last axis; or the
+            weights of each N:M group, along the last axis but one.
     """
-    if units:
-        orders = [generator.permutation(one.shape[-1]) for one in of[0]]
-        return tuple([one[..., order] for one, order in zip(arrays, orders, strict=True)] for arrays in of)
-    orders = [generator.permutation(one.size) for one in of[0]]
+    orders = [_order(generator, one.shape, granularity) for one in of[0]]
     return tuple(
         [one.ravel()[order].reshape(one.shape) for one, order in zip(arrays, orders, strict=True)]
         for arrays in of
     )
+
+
+def _order(generator: np.random.Generator, shape: tuple[int, ...], granularity: str) -> np.ndarray:
+    """For every place of a shuffled array, flat, the old one: int [n]."""
+    size, pattern = math.prod(shape), pattern_of(granularity)
+    if granularity == "weight":
+        return generator.permutation(size)
+    if pattern is None:
+        return np.arange(size).reshape(shape)[..., generator.permutation(shape[-1])].ravel()
+    places = jnp.arange(size).reshape(shape)
+    if fits(places, pattern[1]):  # else it is not pruned by this pattern
+        groups = generator.permuted(np.asarray(grouped(places, pattern[1])), axis=-1)
+        places = ungrouped(jnp.asarray(groups))
+    return np.asarray(places).ravel()

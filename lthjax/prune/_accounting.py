@@ -30,6 +30,7 @@ _THROUGH = {
     "reshape",
     "rev",
     "squeeze",
+    "stop_gradient",
     "transpose",
 }
 
@@ -66,9 +67,11 @@ class Table(NamedTuple):
 
     Attributes:
         rows: one per leaf.
+        counted: whether multiplications were counted, even if none is known.
     """
 
     rows: tuple[Row, ...]
+    counted: bool = False
 
     def __rich__(self) -> "RichTable":
         from rich.table import Table as RichTable
@@ -86,8 +89,8 @@ class Table(NamedTuple):
 
     def _cells(self) -> Iterator[tuple[str, ...]]:
         """The header, a row for each leaf, and the sums."""
-        known = any(row.macs is not None for row in self.rows)
-        yield ("layer", "shape", "weights", "left", "density", *(("MACs", "MACs left") if known else ()))
+        macs_named = ("MACs", "MACs left") if self.counted else ()
+        yield ("layer", "shape", "weights", "left", "density", *macs_named)
         weights = left = macs = macs_left = 0
         unknown = False
         for row in self.rows:
@@ -97,15 +100,15 @@ class Table(NamedTuple):
             if row.prunable:
                 unknown |= row.macs is None
                 weights, left = weights + row.weights, left + row.left
-            if known and row.macs is not None:
+            if self.counted and row.macs is not None:
                 macs, macs_left = macs + row.macs, macs_left + round(row.macs * row.density)
                 yield (*cells, f"{row.macs:,}", f"{round(row.macs * row.density):,}")
             else:
-                yield (*cells, *(("-", "-") if known else ()))
+                yield (*cells, *(("-", "-") if self.counted else ()))
         total = f"{100 * left / weights if weights else 100:.1f} %"
         sums = ("all prunable", "", f"{weights:,}", f"{left:,}", total)
         least = "≥ " if unknown else ""
-        yield (*sums, *((f"{least}{macs:,}", f"{least}{macs_left:,}") if known else ()))
+        yield (*sums, *((f"{least}{macs:,}", f"{least}{macs_left:,}") if self.counted else ()))
 
     def _left_out(self) -> str | None:
         """The leaves that may not be pruned, by their last names; None if all may be."""
@@ -196,7 +199,8 @@ def table(
     Returns:
         A `Table`, with the leaves that are left out listed below it. Bodies of scan, map and fori_loop count
         once per iteration. MACs left count every surviving weight as often as it is used, which says nothing
-        about time. Sums skip leaves with an unknown number and then show "≥".
+        about time. Sums skip leaves with an unknown number and then show "≥"; an `apply` that masks weights
+        itself hides them.
 
     Raises:
         ValueError: params and mask do not match, a leaf of the mask is not bool, or one of apply and shape
@@ -218,7 +222,7 @@ def table(
         size = math.prod(jnp.shape(leaf))
         left = int(np.asarray(m).sum()) if jnp.ndim(m) else size
         rows.append(Row(path, tuple(jnp.shape(leaf)), size, left, bool(jnp.ndim(m)), macs.get(i)))
-    return Table(tuple(rows))
+    return Table(tuple(rows), apply is not None)
 
 
 def _count(jaxpr: Any, leaves: Leaves, macs: Macs, times: int | None = 1) -> list[int | None]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lthjax.prune._lowest import count_all
+from lthjax.prune._lowest import count_all, order
 from lthjax.prune._names import path_of, prunable_by_default
 from lthjax.prune._placing import all_true, placed
 from lthjax.prune._units import any_alive
@@ -121,7 +121,10 @@ def check(params: PyTree, mask: PyTree) -> None:
 
 @jax.jit
 def _alive_where_pruned(value: jax.Array, mask: jax.Array) -> jax.Array:
-    return (~mask & (value != 0)).sum(dtype=jnp.int32)
+    parts = (value.real, value.imag) if jnp.iscomplexobj(value) else (value,)
+    # On the bits: compiled programs flush subnormal numbers to 0.
+    alive = [order(part) != order(jnp.zeros((), part.dtype)) for part in parts]
+    return (~mask & (alive[0] | alive[-1])).sum(dtype=jnp.int32)
 
 
 def survivors(
@@ -239,7 +242,9 @@ def matched(
             have leaves.
         mask: their mask, or another tree with the same leaves. `a/kernel/value` and `a/kernel` are the same
             path, as NNX boxes a leaf in a Variable.
-        name: name of the mask in errors.
+        name: name of the mask in errors. Only a tree called "mask" may have () for a leaf of any shape, or a
+            `MaskedNode` for leaves, which it then keeps whole, as `prune.mask_of` gives it of an optimiser
+            within `optax.masked`.
         of: name of the tree in errors.
         shapes: whether the shapes are compared, too.
         place: whether its arrays are put on the devices of the tree's, which may cut 64 bits to 32.
@@ -251,17 +256,15 @@ def matched(
     if forms[0] != forms[1]:
         mask = _by_path(tree, mask, name, of)
     for path, leaf, m in zip(paths(tree), jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True):
-        if shapes and jnp.ndim(m) and jnp.shape(m) != jnp.shape(leaf):
-            raise ValueError(
-                f"{name}: leaf {path!r} has shape {jnp.shape(m)}; it must be {jnp.shape(leaf)} or ()."
-            )
+        whole = name == "mask" and not jnp.ndim(m)
+        if shapes and not whole and jnp.shape(m) != jnp.shape(leaf):
+            allowed = f"{jnp.shape(leaf)} or ()" if name == "mask" else f"{jnp.shape(leaf)}"
+            raise ValueError(f"{name}: leaf {path!r} has shape {jnp.shape(m)}; it must be {allowed}.")
     return jax.tree.map(placed, mask, tree) if place else mask
 
 
 def _by_path(tree: PyTree, mask: PyTree, name: str, of: str) -> PyTree:
-    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_left_out)[0]
-    names = [unboxed(path_of(keys)) for keys, leaf in flat if not _left_out(leaf)]
-    gaps = [unboxed(path_of(keys)) for keys, leaf in flat if _left_out(leaf)]
+    names, gaps = [*map(unboxed, paths(tree))], _gaps(tree)
     known = dict(zip(map(unboxed, paths(mask)), jax.tree.leaves(mask), strict=True))
     ours, theirs = set(names), set(known)
     if len(ours) < len(names) or len(theirs) < len(jax.tree.leaves(mask)):
@@ -269,6 +272,10 @@ def _by_path(tree: PyTree, mask: PyTree, name: str, of: str) -> PyTree:
             f"{name}: its containers are not the {of}' and two leaves have one path; rename one."
         )
     extra = [p for p in known if p not in ours and not any(_within(p, gap) for gap in gaps)]
+    whole = _gaps(mask) if name == "mask" else []
+    known |= {
+        p: jnp.ones((), bool) for p in names if p not in known and any(_within(p, gap) for gap in whole)
+    }
     hint = ", as mask = prune.ones(params) does" if name == "mask" else ""
     for here, there, lost in ((of, name, [p for p in names if p not in known]),
                               (name, of, extra)):  # fmt: skip
@@ -278,6 +285,12 @@ def _by_path(tree: PyTree, mask: PyTree, name: str, of: str) -> PyTree:
                 f"not in the {there}; give the two the same leaves{hint}."
             )
     return jax.tree.unflatten(jax.tree.structure(tree), [known[path] for path in names])
+
+
+def _gaps(tree: PyTree) -> list[str]:
+    """Where optax left out leaves of a tree."""
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_left_out)[0]
+    return [unboxed(path_of(keys)) for keys, leaf in flat if _left_out(leaf)]
 
 
 def _within(path: str, root: str) -> bool:

@@ -24,7 +24,7 @@ from lthjax.prune._masks import (
 )
 from lthjax.prune._names import Keys, path_of
 from lthjax.prune._placing import all_true, placed
-from lthjax.prune._rates import Number, check_density, count
+from lthjax.prune._rates import Number, check_density, count, warn_of_nothing
 from lthjax.prune._selection import remove_counted
 
 Prunable = str | Callable[[str, jax.Array], bool] | None
@@ -112,6 +112,9 @@ def masked(
 def mask_of(state: Any) -> PyTree:
     """The mask in the state of `masked(optimiser)` or of `scheduled`, wherever in a chain it is.
 
+    Within `optax.masked` or `optax.multi_transform` it has no leaf where these leave one out; beside the
+    parameters, functions of `lthjax.prune` take it as True there.
+
     Args:
         state: an optimiser's state, for example the `opt_state` of a TrainState or of an nnx.Optimizer.
 
@@ -126,6 +129,8 @@ def mask_of(state: Any) -> PyTree:
 
 def set_mask(state: Any, mask: PyTree) -> Any:
     """The optimiser's state with another mask; moments of weights that it prunes become 0.
+
+    Moments are found in leaves that are shaped like parameters, not in those of `optax.flatten`.
 
     The next update takes the pruned weights to 0. Works under `jit`; shapes and treedef of the state stay
     as they are, so that a compiled step is not compiled again.
@@ -249,7 +254,10 @@ def scheduled(
     inner = masked(optimiser, prunable=prunable)
 
     def init(params: PyTree) -> ScheduledState:
-        return ScheduledState(jnp.zeros((), jnp.int32), inner.init(params))
+        state = inner.init(params)
+        if any(share < 1 for share in shares):
+            warn_of_nothing(state.mask)
+        return ScheduledState(jnp.zeros((), jnp.int32), state)
 
     def update(
         updates: PyTree, state: ScheduledState, params: PyTree | None = None, **extra: Any
@@ -307,7 +315,7 @@ def _check_schedule(
         )
 
 
-def _shares(course: Course, intervals: int) -> list[Number]:
+def _shares(course: Course, intervals: int) -> list[float | Fraction]:
     """The shares kept at every pruning, as written; for a single pruning, that of the end."""
     way = [Fraction(i, intervals) for i in range(intervals + 1)] if intervals else [Fraction(1)]
     if callable(course):

@@ -3,6 +3,9 @@
 A function is traced to its primitive operations. Each operation runs on arrays whose largest element is near
 1, with one exponent per array. Multiplication by a power of two is exact, so the digits are the same wherever
 the function itself stays in range. Differentiation treats exponents as constants.
+
+An attention mask puts the dtype's lowest number or -inf beside logits near 1. Such elements do not set the
+exponent, because the logits would then be 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -179,20 +182,31 @@ def _floating(array: Any) -> bool:
 
 
 def _normal(array: Any, exponent: jax.Array | int) -> Wide:
-    """The same number, with a mantissa array whose largest magnitude is in [1, 2)."""
+    """The same number, with a mantissa array whose largest magnitude is in [1, 2), but for `_masking`."""
     array = jnp.asarray(array)
     return _scaled(array, exponent) if _floating(array) and array.size else Wide(array, 0)
 
 
 @jax.jit
 def _scaled(array: jax.Array, exponent: jax.Array | int) -> Wide:
-    largest = jax.lax.stop_gradient(jnp.abs(array).max())
+    masking = array <= _masking(array.dtype)
+    largest = jax.lax.stop_gradient(jnp.where(masking, 0, jnp.abs(array)).max())
     bits = jax.lax.bitcast_convert_type(largest.astype(jnp.float32), jnp.int32)
     # The exponent's bits; non-finite values stay non-finite and show in the result.
     power = jnp.minimum(bits & 0x7F800000, 253 << 23)
+    # Zeros beside such elements are a mask that is added to logits: it stays as it is.
+    power = jnp.where((largest == 0) & masking.any(), 127 << 23, power)
     inverse = jax.lax.bitcast_convert_type((254 << 23) - power, jnp.float32)
-    exponent = jnp.where(largest == 0, _NOTHING, exponent + (power >> 23) - 127)
-    return Wide(_times(array, inverse), exponent)
+    exponent = jnp.where((largest == 0) & ~masking.any(), _NOTHING, exponent + (power >> 23) - 127)
+    scaled = _times(array, inverse)
+    # Finite ones stay finite: where a whole row is masked, its maximum is subtracted from it.
+    finite = masking & jnp.isfinite(array)
+    return Wide(jnp.where(finite, jnp.maximum(scaled, jnp.finfo(array.dtype).min), scaled), exponent)
+
+
+def _masking(dtype: Any) -> float:
+    """The number at or below which an element is one of a mask: -2**100, in float16 -2**14."""
+    return -(2.0 ** min(100, int(jnp.finfo(dtype).maxexp) - 2))
 
 
 def _times(array: jax.Array, factor: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Rates and densities as they were written: exact shares, by path, and the counts that follow from them."""
 
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -78,18 +79,27 @@ def warn_of_idle(rules: list[tuple[str, Number]], mask: PyTree) -> None:
             warnings.warn(
                 f"rate: {rule!r} matches no prunable leaf, so it prunes nothing; "
                 f"their paths are {some(weights) or '(none)'}.",
-                stacklevel=4,
+                stacklevel=_level_outside(),
             )
 
 
 def warn_of_nothing(mask: PyTree) -> None:
-    """Warns of a mask without a prunable leaf."""
-    if not any(map(jnp.ndim, jax.tree.leaves(mask))):
+    """Warns of a mask that has leaves and none that is prunable."""
+    leaves = jax.tree.leaves(mask)
+    if leaves and not any(map(jnp.ndim, leaves)):
         warnings.warn(
             f"mask: no leaf is prunable, so nothing is pruned; its leaves are {some(paths(mask))}. "
             "prune.ones(params, prunable) decides which are.",
-            stacklevel=4,
+            stacklevel=_level_outside(),
         )
+
+
+def _level_outside() -> int:
+    """The `stacklevel` with which a caller's warning names the line that called `lthjax.prune`."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def check_density(density: Number) -> float | Fraction:

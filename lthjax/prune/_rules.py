@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from lthjax.prune import _scores
 from lthjax.prune._masks import apply as masked_params
 from lthjax.prune._masks import ones, paths, totals
 from lthjax.prune._names import is_float
-from lthjax.prune._rates import Number, check_density, count
+from lthjax.prune._rates import Number, check_density, count, warn_of_nothing
 from lthjax.prune._selection import count_bad, random_scores, refuse, remove_counted, to_density
 
 PyTree = Any
@@ -31,8 +32,8 @@ def uniform(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunab
         The mask.
     """
     mask = ones(params, prunable)
-    kept = check_density(density)
-    return _random(key, mask, [int(count(kept, n)) for n in _sizes(mask)])
+    share = check_density(density)
+    return _random(key, mask, share, [int(count(share, n)) for n in _sizes(mask)])
 
 
 def erk(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable = None) -> PyTree:
@@ -60,7 +61,7 @@ def erk(key: jax.Array, params: PyTree, density: Number, *, prunable: Prunable =
     shapes = [m.shape for m in jax.tree.leaves(mask) if jnp.ndim(m)]
     # A leaf without weights has nothing to keep, whatever its ratio.
     ratios = [sum(shape) / max(math.prod(shape), 1) for shape in shapes]
-    return _random(key, mask, _shares(ratios, _sizes(mask), density))
+    return _random(key, mask, check_density(density), _shares(ratios, _sizes(mask), density))
 
 
 def smart_ratio(
@@ -106,14 +107,15 @@ def smart_ratio(
     size_of = dict(zip(names, _sizes(mask), strict=True))
     sizes = [size_of[name] for name in order]
     depth = len(sizes)
-    kept = int(count(check_density(density), sum(sizes)))
+    share = check_density(density)
+    kept = int(count(share, sum(sizes)))
     last = int(count(0.3, sizes[-1])) if sizes else 0
     if depth < 2 or last >= kept:
         return uniform(key, params, density, prunable=prunable)
     last = max(last, kept - sum(sizes[:-1]))
     ratios: list[float] = [(depth - i) ** 2 + (depth - i) for i in range(depth - 1)]
     of_layer = dict(zip(order, _shares(ratios, sizes, density, fixed=[last]), strict=True))
-    return _random(key, mask, [of_layer[name] for name in names])
+    return _random(key, mask, share, [of_layer[name] for name in names])
 
 
 def snip(
@@ -203,9 +205,11 @@ def synflow(
         raise ValueError(f"rounds: {rounds} is not allowed; it must be 1 or more, 100 in the paper.")
     mask = _graded(params, prunable)
     total = totals(mask)[1]
-    density = float(check_density(density))
-    densities = [density ** (i / rounds) for i in range(1, rounds)] + [density]
-    targets = jnp.array([count(float(str(d)), total) for d in densities], jnp.int32)
+    written = check_density(density)
+    if written < 1:
+        warn_of_nothing(mask)
+    before_last = [float(written) ** (i / rounds) for i in range(1, rounds)]
+    targets = jnp.array([count(share, total) for share in [*before_last, written]], jnp.int32)
 
     none = jnp.int32(0), jnp.int32(0)
 
@@ -242,10 +246,12 @@ def _sizes(mask: PyTree) -> list[int]:
     return [m.size for m in jax.tree.leaves(mask) if jnp.ndim(m)]
 
 
-def _random(key: jax.Array, mask: PyTree, kept: list[int]) -> PyTree:
-    """A random mask with a given number of survivors in every prunable leaf."""
+def _random(key: jax.Array, mask: PyTree, density: float | Fraction, kept: list[int]) -> PyTree:
+    """A random mask with a given number of survivors in every prunable leaf, which give that density."""
     of_leaf = iter(kept)
     going = [m.size - next(of_leaf) if jnp.ndim(m) else 0 for m in jax.tree.leaves(mask)]
+    if density < 1:
+        warn_of_nothing(mask)
     return remove_counted(random_scores(key, mask), mask, going)
 
 

@@ -111,7 +111,6 @@ def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: 
     if not jax.tree.leaves(mask):
         return mask
     check_bool(mask)
-    _check_rankable(scores, mask, sizes)
     if scope == "global" and not is_number(rate):
         raise ValueError("rate: with scope 'global' it is one number for all layers.")
     if scope == "group" and is_number(rate):
@@ -137,6 +136,7 @@ def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: 
     for r in rates:
         if r and not math.isclose(r, 1 - kept / group):
             raise ValueError(f"rate: with granularity {granularity!r} it is {1 - kept / group:g}, not {r!r}.")
+    _check_rankable(scores, mask, sizes)
     check_finite(scores, mask, list(rates))
     leaves, treedef = jax.tree.flatten(mask)
     pruned = [
@@ -209,6 +209,8 @@ def to_density(
     if pattern_of(granularity) is not None:
         raise ValueError(f"granularity: {granularity!r} has a density of its own; use by_score.")
     density = check_density(density)
+    if density < 1:
+        warn_of_nothing(mask)
     going = [
         jnp.maximum(left - count(density, size), 0) for left, size in survivors(mask, scope, granularity)
     ]
@@ -240,8 +242,8 @@ def remove_counted(
         The new mask.
 
     Raises:
-        ValueError: scores that do not match the mask, or are not finite, as for `by_score`; or too few or
-            too many numbers.
+        ValueError: scores that do not match the mask, have no order or are not finite, as for `by_score`; or
+            too few or too many numbers.
     """
     leaves = len(jax.tree.leaves(mask))
     wanted = {"layer": leaves, "global": 1, "group": max(groups, default=-1) + 1}.get(scope, len(going))
@@ -264,6 +266,7 @@ def _remove(
 ) -> PyTree:
     """As `remove_counted`, by the scores' absolute values if `sizes`."""
     mask = matched(scores, mask)
+    _check_rankable(scores, mask, sizes)
     check_finite(scores, mask, going_of(going, len(jax.tree.leaves(mask)), scope, groups))
     whole, treedef = jax.tree.flatten(mask)
     prunable = [i for i, m in enumerate(whole) if jnp.ndim(m)]

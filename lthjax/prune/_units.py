@@ -55,7 +55,10 @@ def _unit_score(value: jax.Array, mask: jax.Array, squared: bool) -> tuple[jax.A
     digits, exponent = _split(total.astype(jax.dtypes.canonicalize_dtype(jnp.float64)))
     # Offset, so that positive sums sort after 0, and of two negative sums the larger magnitude sorts first.
     high = exponent + (2 if squared else 1) * top.ravel() + 2**16
-    return jnp.sign(digits) * high.astype(digits.dtype), digits
+    high = jnp.sign(digits) * high.astype(digits.dtype)
+    # A unit with NaN counts as highest, whatever the NaN's sign.
+    bad = jnp.isnan(value).any(axis=axes)
+    return jnp.where(bad, jnp.iinfo(high.dtype).max, high), jnp.where(bad, 0, digits)
 
 
 def _widened(value: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from lthjax.measures.stats._checks import inside
 
 # Sequences of studies from which the level is taken: its own error is then a seventh of a percent point.
 _MANY = 100_000
+_LEAST = 0.001
 
 
 def level_of_looks(looks: Sequence[int], alpha: float = 0.05) -> float:
@@ -26,7 +27,7 @@ def level_of_looks(looks: Sequence[int], alpha: float = 0.05) -> float:
 
     Args:
         looks: numbers of seeds, ascending, two or more each.
-        alpha: for all looks together, in (0, 0.5).
+        alpha: for all looks together, in (0.001, 0.5): too few simulated studies tell of a smaller one.
 
     Returns:
         The level of every look; `alpha` itself for a single one. Use 1 − it as the confidence of a verdict.
@@ -34,7 +35,7 @@ def level_of_looks(looks: Sequence[int], alpha: float = 0.05) -> float:
     Raises:
         UserError: the looks do not ascend, or alpha is out of range.
     """
-    inside("alpha", alpha, 0, 0.5)
+    inside("alpha", alpha, _LEAST, 0.5)
     numbers = tuple(looks)
     if not numbers or numbers[0] < 2 or any(b <= a for a, b in itertools.pairwise(numbers)):
         raise UserError(f"looks: {list(looks)} is not allowed; give ascending numbers of seeds from 2 on.")
