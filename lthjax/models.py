@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from lthjax import outside, settings
-from lthjax.devices import rows
+from lthjax.devices import blocks, rows
 from lthjax.errors import UserError, unknown
-from lthjax.networks import PRODUCT, Init, Layer, Pooled, Residual, Sequential, Stages, Vgg
+from lthjax.networks import BUILTIN, PRODUCT, Init, Layer, Pooled, Residual, Sequential, Stages, Vgg
 
 PyTree = Any
 _LEAST_SIDE = 8
@@ -247,14 +247,18 @@ MODELS: dict[str, Entry] = {
 
 
 def for_tpu(model: Model) -> Model:
-    """The model in its form for TPU: the same function up to rounding, from `lthjax.devices.rows`.
+    """The model in its form for TPU: the same function up to rounding.
 
-    Only sequential networks with convolutions of few channels have one; any other is returned as it is.
+    Only sequential networks with convolutions of few channels have one, from `lthjax.devices`: `blocks` or
+    `rows`. Any other is returned as it is.
     """
-    if model.dropout or not rows.narrow(model.layers, model.input_shape[1]):
+    in_blocks = blocks.fits(model.layers, model.input_shape)
+    if model.dropout or not (in_blocks or rows.narrow(model.layers, model.input_shape[1])):
         return model
 
     def apply(params: PyTree, stats: PyTree, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
+        if in_blocks:
+            return blocks.forward(model.layers, params, images, PRODUCT, BUILTIN), stats
         return rows.forward(model.layers, params, images, PRODUCT), stats
 
     return model._replace(apply=apply)

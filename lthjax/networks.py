@@ -80,6 +80,7 @@ EPSILON = 1e-5
 """What batch normalisations add to the variance."""
 _CONVOLUTION = precision.rounded(conv.general_dilated)
 PRODUCT = precision.rounded(lax.dot_general)
+BUILTIN = precision.rounded(lax.conv_general_dilated)
 
 
 class Sequential(nn.Module):

@@ -9,8 +9,8 @@ import pytest
 from jax import lax
 from test_conv import CASES, builtin, draw
 
-from lthjax import data, models
-from lthjax.devices import rows
+from lthjax import data, models, networks
+from lthjax.devices import blocks, rows
 
 
 @pytest.mark.parametrize(("images", "kernel", "padding"), [*CASES[:4], *CASES[6:9], CASES[10]])
@@ -54,7 +54,7 @@ def network(name: str) -> tuple[models.Model, models.Model, Any, jax.Array]:
     return plain, models.for_tpu(plain), jax.tree.unflatten(tree, drawn), draw((3, *shape), 99)
 
 
-@pytest.mark.parametrize("name", ["lenet5", "lenet5_wide", "lenet5_deep", "small_cnn"])
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_wide", "lenet5_deep", "small_cnn", "small_cnn_wide"])
 def test_a_network_for_tpu_has_the_numbers_of_the_plain_one(name: str) -> None:
     """Logits and gradients, alone and of two replicates together; in float64, so that no rounding hides."""
     with jax.enable_x64(True):
@@ -68,17 +68,16 @@ def test_a_network_for_tpu_has_the_numbers_of_the_plain_one(name: str) -> None:
             both = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), params)
             return jax.jit(jax.vmap(jax.value_and_grad(loss, has_aux=True)))(both)
 
-        assert "conv_general_dilated" not in str(
-            jax.make_jaxpr(lambda p: ours.apply(p, {}, images, True)[0])(params)
-        )
+        assert ours is not plain
         for mine, expected in zip(jax.tree.leaves(found(ours)), jax.tree.leaves(found(plain)), strict=True):
             np.testing.assert_allclose(mine, expected, rtol=1e-8, atol=1e-9)
 
 
-def test_gradients_of_gradients_for_tpu() -> None:
+@pytest.mark.parametrize("name", ["lenet5", "small_cnn"])
+def test_gradients_of_gradients_for_tpu(name: str) -> None:
     """A Hessian-vector product, reverse over reverse."""
     with jax.enable_x64(True):
-        plain, ours, params, images = network("lenet5")
+        plain, ours, params, images = network(name)
 
         def product(model: models.Model) -> Any:
             def slope(params: Any) -> jax.Array:
@@ -93,6 +92,99 @@ def test_gradients_of_gradients_for_tpu() -> None:
         ):
             scale = np.abs(expected).max()
             np.testing.assert_allclose(mine, expected, rtol=1e-7, atol=1e-9 * scale)
+
+
+C = networks.Layer
+DENSE = (C("hidden", 7), C("output", 5))
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ((C("a", 16, 3), C("b", 16, 3, pool=True)), (4, 8, 3)),
+        ((C("a", 8, 3), C("b", 12, 3)), (6, 2, 1)),
+        ((C("a", 5, 3), C("b", 24, 3), C("c", 9, 3), C("d", 40, 3, pool=True)), (4, 12, 2)),
+        ((C("a", 4, 3), C("b", 16, 3, pool=True), C("c", 64, 3), C("d", 8, 3, pool=True)), (8, 16, 3)),
+    ],
+)
+def test_blocks_have_the_numbers_of_pixels(layers: tuple, shape: tuple) -> None:
+    """Groups of one to eight images that become smaller, a batch that fills none, no pool."""
+    layers = (*layers, *DENSE)
+    assert blocks.fits(layers, shape)
+    plain = networks.Sequential(layers, models.INITS["glorot"])
+    with jax.enable_x64(True):
+        images = draw((3, *shape), 0)
+        params = jax.eval_shape(plain.init, jax.random.key(0), images)["params"]
+        leaves, tree = jax.tree.flatten(params)
+        params = jax.tree.unflatten(tree, [0.3 * draw(leaf.shape, i) for i, leaf in enumerate(leaves)])
+
+        def both(apply: Any) -> Any:
+            def found(params: Any, images: jax.Array) -> Any:
+                y, pull = jax.vjp(apply, params, images)
+                return y, pull(jnp.cos(y))
+
+            return jax.jit(found)(params, images)
+
+        mine = both(lambda p, x: blocks.forward(layers, p, x, lax.dot_general, lax.conv_general_dilated))
+        expected = both(lambda p, x: plain.apply({"params": p}, x))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), mine, expected)
+
+
+def test_blocks_fill_the_lanes_of_a_tpu() -> None:
+    """The kernels of four replicates: but for the images, a replicate has 128 lanes or twice as many."""
+    with jax.enable_x64(True):
+        _, ours, params, _ = network("small_cnn")
+        replicates = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), params)
+        of_all = jax.vmap(lambda p, x: ours.apply(p, {}, x, True)[0], (0, None))
+        program = jax.make_jaxpr(of_all)(replicates, jnp.zeros((60, 32, 32, 3)))
+    kernels = [e.invars[1].aval.shape for e in program.eqns if e.primitive.name == "conv_general_dilated"]
+    assert [shape[2] for shape in kernels] == [24, 128, 128, 128]
+    assert [shape[3] for shape in kernels] == [4 * 128, 4 * 128, 4 * 256, 4 * 128]
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ((C("a", 16, 3), C("b", 16, 3, pool=True)), (6, 8, 3)),  # half a block remains
+        ((C("a", 16, 3, pool=True), C("b", 16, 3)), (8, 8, 3)),
+        ((C("a", 16, 3),), (8, 8, 3)),
+        ((C("a", 16, 5), C("b", 16, 5)), (8, 8, 3)),
+        ((C("a", 16, 3, "VALID"), C("b", 16, 3)), (8, 8, 3)),
+        ((C("a", 16, 3), C("b", 65, 3)), (8, 8, 3)),
+        ((), (8, 8, 3)),
+    ],
+)
+def test_what_blocks_do_not_fit(layers: tuple, shape: tuple) -> None:
+    assert not blocks.fits((*layers, *DENSE), shape)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "tensorfloat32"])
+def test_blocks_round_the_factors_of_products(precision: str) -> None:
+    """As the plain network does; in float64 the sums are too exact to round a factor to another side."""
+    with jax.enable_x64(True):
+        plain, ours, params, images = network("small_cnn")
+
+        def logits(model: models.Model, precision: str) -> np.ndarray:
+            with jax.default_matmul_precision(precision):
+                return np.asarray(jax.jit(lambda p: model.apply(p, {}, images, True)[0])(params))
+
+        rounded = logits(plain, precision)
+        np.testing.assert_allclose(logits(ours, precision), rounded, rtol=1e-9)
+        assert np.abs(rounded / logits(plain, "float32") - 1).max() > 1e-4
+
+
+def test_a_pool_on_blocks_shares_the_gradient_among_equals() -> None:
+    """Of two or all four; and the pixel of every maximum is one of its own window."""
+    pixels = jnp.array([[1.0, 1, 5, 2], [0, 0, 3, 4], [7, 7, 9, 9], [7, 7, 0, 9]])
+    x = pixels.reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(2, 2, 1, 4)
+
+    def pooled(x: jax.Array) -> jax.Array:
+        return blocks._halved(blocks._halved(x, 0, 2), 1, 1)
+
+    np.testing.assert_array_equal(pooled(x).ravel(), [1, 5, 7, 9])
+    gradient = jax.grad(lambda x: pooled(x).sum())(x).reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(4, 4)
+    halves = [[0.5, 0.5, 1, 0], [0, 0, 0, 0], [0.25, 0.25, 0.5, 0.25], [0.25, 0.25, 0, 0.25]]
+    np.testing.assert_array_equal(gradient, halves)
 
 
 def test_a_pool_on_rows_shares_the_gradient_among_equals() -> None:

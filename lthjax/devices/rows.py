@@ -121,19 +121,19 @@ def _bands(kernel: jax.Array, offset: int, lanes: int, count: int, step: int) ->
 
 def _pooled(even: jax.Array, odd: jax.Array) -> jax.Array:
     """Max-pooling over 2 by 2 windows of even and odd columns [H, N, L]; an odd last row is dropped."""
-    x = _larger(even, odd)
+    x = larger(even, odd)
     height = x.shape[0] // 2 * 2
     # Slices: a reshape to [H / 2, 2, ...] takes the compiler minutes longer.
-    return _larger(x[0:height:2], x[1:height:2])
+    return larger(x[0:height:2], x[1:height:2])
 
 
 @jax.custom_jvp
-def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+def larger(a: jax.Array, b: jax.Array) -> jax.Array:
     """The maximum; equal values share the gradient. `jnp.maximum` divides by the number of equals instead."""
     return jnp.maximum(a, b)
 
 
-@_larger.defjvp
+@larger.defjvp
 def _larger_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
@@ -141,4 +141,4 @@ def _larger_jvp(
     # 1, 0 or a half, exact in two bytes. Comparisons would be kept for the gradient, packed row by row into
     # bits: a tenth of LeNet-5's cycles.
     share = (0.5 * (1 + jnp.sign(a - b))).astype(jnp.bfloat16).astype(a.dtype)
-    return _larger(a, b), share * da + (1 - share) * db
+    return larger(a, b), share * da + (1 - share) * db
