@@ -82,8 +82,9 @@ SLOW = {
         "test_a_study_by_criterion",
         "test_a_study_of_every_arm_and_criterion",
         "test_a_cell_is_exp",
+        "test_untrained_networks_have_the_batch",
     ),
-    "test_benchmarks": ("test_both_forms_of_a_convolution_are_the_networks_own[conv6",),
+    "test_benchmarks": ("test_both_forms_of_a_convolution_are_the_networks_own",),
     "test_bucket": (
         "test_the_command_takes_an_address",
         *(
@@ -91,8 +92,13 @@ SLOW = {
             for part in ("1/dense/mask", "2")
         ),
         "test_two_machines",
+        "test_a_seed_that_another_machine",
     ),
-    "test_checkpoints": ("test_a_study_stopped_inside", "test_a_position_that_lacks"),
+    "test_checkpoints": (
+        "test_a_study_stopped_inside",
+        "test_a_position_that_lacks",
+        "test_from_every_position_a_job_goes_on_to_the_same_bits[adam",
+    ),
     "test_cli": (
         "test_on_a_terminal",
         "test_overrides",
@@ -108,12 +114,15 @@ SLOW = {
             "conv2",
             "conv4",
             "conv6",
+            "lenet300_mnist",
             "lenet5_mnist",
             "lr_cifar",
             "precision_lenet5",
             "quickstart_wide",
+            "rates_lenet5",
             "resnet20",
             "retraining_cnn",
+            "retraining_lenet5",
             "rewind_resnet8",
             "transfer_cnn",
         )
@@ -129,6 +138,7 @@ SLOW = {
             for n in (1, 2, 6, 9, 11, 14)
         ),
     ),
+    "test_damage": ("test_every_flipped_bit_is_noticed_or_changes_nothing[1]",),
     "test_earlybird": ("test_masks_of_a_run", "test_what_the_study_draws"),
     "test_extending": (
         "test_own_data_network_criterion",
@@ -178,6 +188,7 @@ SLOW = {
         "test_two_processes_train_no_cell_twice",
         "test_signals",
     ),
+    "test_publish": ("test_a_network_with_batch_statistics",),
     "test_report": (
         "test_a_report_that_is_not_whole",
         "test_an_unchanged_report",
@@ -222,6 +233,7 @@ SLOW = {
     "test_tpu_forms": (
         "test_a_network_for_tpu_has_the_numbers_of_the_plain_one",
         "test_gradients_of_gradients_for_tpu",
+        *(f"test_blocks_have_the_numbers_of_pixels[layers{n}" for n in (0, 2, 3)),
     ),
     "test_prune_sharded": ("test_on_four_devices",),
     "test_retraining": ("test_arms_from_trained_weights",),
@@ -234,7 +246,13 @@ SLOW = {
     ),
     "test_watching": ("test_services_are_told", "test_tensorboard_has"),
     "test_until": ("test_the_command_adds_seeds",),
-    "test_transfer": ("test_tickets_moved", "test_residual_networks_replicate", "test_a_mask_goes_to"),
+    "test_transfer": (
+        "test_tickets_moved",
+        "test_residual_networks_replicate",
+        "test_a_mask_goes_to",
+        "test_arms_beside_another",
+        "test_carried_values_have_the_deviation_of_the_targets_own[glorot-",
+    ),
     "test_traces": ("test_hutch_plus_plus_is_exact",),
 }
 # Of the slow ones those that take most of the time, and say what a quicker one says of something smaller; CI
