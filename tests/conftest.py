@@ -94,11 +94,7 @@ SLOW = {
         "test_two_machines",
         "test_a_seed_that_another_machine",
     ),
-    "test_checkpoints": (
-        "test_a_study_stopped_inside",
-        "test_a_position_that_lacks",
-        "test_from_every_position_a_job_goes_on_to_the_same_bits[adam",
-    ),
+    "test_checkpoints": ("test_a_study_stopped_inside", "test_a_position_that_lacks"),
     "test_cli": (
         "test_on_a_terminal",
         "test_overrides",
@@ -138,7 +134,6 @@ SLOW = {
             for n in (1, 2, 6, 9, 11, 14)
         ),
     ),
-    "test_damage": ("test_every_flipped_bit_is_noticed_or_changes_nothing[1]",),
     "test_earlybird": ("test_masks_of_a_run", "test_what_the_study_draws"),
     "test_extending": (
         "test_own_data_network_criterion",

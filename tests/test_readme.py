@@ -268,12 +268,19 @@ TRIED = {
         ],
     ),
     "a bucket in memory: two": (["test_bucket::test_two_machines_fill_one_bucket"],),
-    "a bucket in memory: an": (
+    "a bucket in memory: an upload": (
         [
             "test_bucket::test_a_cell_whose_upload_failed_is_not_there_and_is_sent_the_next_time"
             "[seed=1/dense/result",
             "test_bucket::test_damage_in_the_bucket_is_noticed",
             "test_bucket::test_a_lease_that_was_taken_stops_its_old_owner",
+        ],
+    ),
+    "a bucket in memory: another": (
+        [
+            "test_bucket::test_after_an_upload_that_failed_nothing_is_sent_that_was_made_from_it",
+            "test_bucket::test_a_cell_that_was_not_sent_gives_way_to_another_machines",
+            "test_bucket::test_cells_in_the_bucket_that_do_not_fit_are_made_anew",
         ],
     ),
     "merging": (
