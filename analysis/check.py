@@ -5,7 +5,7 @@ python -m analysis.check runs/quickstart-0123abcd --repair
 
 Compares the files of every cell, rewind state and table with their checksums (`lthjax.check`). Cells of an
 older version have no checksums; they are counted. With --repair damaged ones are moved to RUN/damaged/N/, and
-the command that made them then makes them anew.
+the command that made them then makes them anew. A damaged table takes those beside it along.
 """
 
 import sys

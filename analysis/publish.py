@@ -21,7 +21,7 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli, files, home
+from lthjax import cli, files, home, manifest
 from lthjax.errors import UserError
 from lthjax.folder.verified import read_study
 
@@ -42,7 +42,8 @@ def publish(runs: Sequence[str | Path], to: str | Path) -> Path:
 
     Raises:
         UserError: as `report.build_all`; the folder holds other or edited files, is a run's, lies in
-            a run or holds one, or cannot be written. All but the last is found before anything is written.
+            a run or holds one, or cannot be written; a table is damaged. All but the folder that cannot
+            be written is found before anything is written.
     """
     to, folders = Path(os.path.abspath(to)), [Path(run) for run in runs]
     about = [read_study(run) for run in folders]
@@ -62,11 +63,13 @@ def publish(runs: Sequence[str | Path], to: str | Path) -> Path:
             f"{to}: {edited} is not as publish wrote it there, and would be replaced; move it away or name "
             "another folder."
         )
+    found = _found(folders[0]) if len(folders) == 1 else []
+    for path in found:
+        _check_sum(path, folders[0])
     source = report.build_all(folders).parent
     tables = [source / name for name in ("cells.csv", "verdicts.csv", "comparison.csv")]
     contents = {table.name: table for table in [*tables, *_figures(source)] if table.is_file()}
-    if len(folders) == 1:
-        contents |= {path.relative_to(folders[0]).as_posix(): path for path in _found(folders[0])}
+    contents |= {path.relative_to(folders[0]).as_posix(): path for path in found}
     facts = json.dumps(about[0] if len(about) == 1 else about, indent=1) + "\n"
     try:
         files.replace_folder(to, {**contents, "study.json": facts.encode()}, MARK)
@@ -115,10 +118,22 @@ def _figures(folder: Path) -> Iterable[Path]:
         yield from small[:1]
 
 
-def _found(run: Path) -> Iterable[Path]:
-    """The tables of the analyses in a run folder, without the CSV files of figures."""
+def _found(run: Path) -> list[Path]:
+    """The tables of the analyses in a run folder, without the CSV files of figures and half-written files."""
     every = (path for name in ANALYSES for path in sorted((run / name).rglob("*.csv")))
-    return [*(path for path in every if not path.with_suffix(".png").is_file()), *run.glob("savings.json")]
+    whole = (path for path in every if not any(x.startswith(".") for x in path.relative_to(run).parts))
+    return [*(path for path in whole if not path.with_suffix(".png").is_file()), *run.glob("savings.json")]
+
+
+def _check_sum(table: Path, run: Path) -> None:
+    """Raises a UserError where a table is not as written; one without a checksum is not compared."""
+    try:
+        manifest.read_listed(table)
+    except (OSError, ValueError) as error:
+        command = home.command("check", run, "--repair")
+        raise UserError(
+            f"{table}: it cannot be read ({error}); {command} sets it aside, and its analysis makes it anew."
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,8 +89,12 @@ def _is_checked(path: Path) -> bool:
         read_study(path.parent)
         return "sha256" in json.loads(path.read_bytes())
     if path.name == manifest.SUMS:
-        for name in manifest.opened(json.loads(path.read_bytes())):
-            manifest.read_listed(path.with_name(name))
+        try:
+            for name in manifest.opened(json.loads(path.read_bytes())):
+                manifest.read_listed(path.with_name(name))
+        except ValueError as error:
+            # Several folders have a table of one name.
+            raise ValueError(f"{path}: {error}") from error
         return True
     made = checked(path)
     if made is None and not path.name.startswith("state="):
@@ -99,7 +103,7 @@ def _is_checked(path: Path) -> bool:
 
 
 def repair(run: str | Path, found: Checked) -> dict[Path, Path]:
-    """Sets the damaged paths aside; returns path -> where it is now.
+    """Sets the damaged paths aside, and with checksums the tables; returns path -> where it is now.
 
     Raises:
         UserError: another process writes to the run, or the folder cannot be written.
@@ -109,6 +113,25 @@ def repair(run: str | Path, found: Checked) -> dict[Path, Path]:
     seeds = {int(part.removeprefix("seed=")) for part in parts if re.fullmatch("seed=[0-9]+", part)}
     try:
         with locked(run, seeds):
-            return {path: set_aside(run, path) for path in found.damaged}
+            moved: dict[Path, Path] = {}
+            for path in found.damaged:
+                moved |= set_aside(run, *_tables(path), path)
+            return moved
     except OSError as error:
         raise files.unwritable(run, error) from error
+
+
+def _tables(path: Path) -> list[Path]:
+    """The tables beside a file of checksums, the marker first; none of another path.
+
+    Without their checksums they would be read unchecked.
+    """
+    if path.name != manifest.SUMS:
+        return []
+    try:
+        names = [*reversed(manifest.opened(json.loads(path.read_bytes())))]
+    except (OSError, ValueError):
+        own = {"study.json", "sequential.json", manifest.SUMS}
+        every = (one.name for one in sorted(path.parent.iterdir()) if one.name not in own)
+        names = [name for name in every if name == "rows.txt" or name.endswith((".csv", ".json"))]
+    return [path.with_name(name) for name in names if path.with_name(name).is_file()]

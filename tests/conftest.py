@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -414,6 +415,37 @@ def spoil(path: Path) -> None:
     result = json.loads(path.read_text())
     scores = dict.fromkeys(name for name in result if name.endswith(("_accuracy", "_loss", "_step")))
     path.write_text(json.dumps(result | scores | {"status": "diverged", "reason": "spoilt"}))
+
+
+def made_anew(run: Path, cell: Any) -> None:
+    """Replaces a cell of a run by another whole one, with the same mask and other weights."""
+    from lthjax import manifest
+    from lthjax.folder.places import folder
+    from lthjax.folder.reader import Reader
+    from lthjax.folder.store import Store
+    from lthjax.folder.verified import read_study
+
+    there, reader = folder(run, cell), Reader(run)
+    before, old, mask, result = (
+        manifest.read(there),
+        reader.variables(cell),
+        reader.mask(cell),
+        reader.result(cell),
+    )
+    assert before is not None
+    shutil.rmtree(there)
+    variables = old._replace(params=jax.tree.map(lambda w: w * np.float32(1.25), old.params))
+    with Store(run, read_study(run), seeds=[cell.seed]) as store:
+        store.write(cell, result, mask, variables, [Path(name) for name in before.parents])
+
+
+def of_an_earlier_version(path: Path) -> None:
+    """Rewrites an npz of an analysis without the contents of the cells that it was measured of."""
+    with np.load(path) as there:
+        arrays = {name: there[name] for name in there.files}
+    basis = json.loads(str(arrays.pop("basis")))
+    del basis["of"]
+    np.savez_compressed(path, basis=json.dumps(basis), **arrays)
 
 
 def check_section(analysis: Any, run: Path) -> None:

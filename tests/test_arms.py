@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -482,3 +483,23 @@ def test_untrained_networks_have_the_batch_statistics_of_their_own_weights(
     assert versions(asked.study, asked.model) == {arm: 2 for arm in asked.study.arms if arm in both}
     every = config.Study(arms=(*ARMS, "dense"))
     assert versions(every, models.build("lenet5", (28, 28, 1), 10)) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["mine/arm", "../mine", ".mine", "random.r2", "dense", "mine arm", "x" * 101]
+)
+def test_an_arm_whose_cells_would_be_lost_is_refused(
+    name: str, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No reader looks into deeper folders, and the second repeat of random lies in random.r2."""
+    monkeypatch.setitem(ARMS, name, ARMS["random"])
+    with pytest.raises(
+        UserError, match=f"arms: '{re.escape(name)}' is not allowed; it must be .* names a folder"
+    ):
+        tiny(arms=("ticket", "random", name), repeats=(("random", 2),))
+
+
+@pytest.mark.parametrize("name", ["mine", "Mine-2_b.r", "random.r2d2", "x.2"])
+def test_any_other_name_is_an_arm(name: str, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARMS, name, ARMS["random"])
+    assert tiny(arms=("ticket", name)).study.arms == ("ticket", name)

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from conftest import result
 
+from analysis import open_run, tables
+from analysis.analyses import ANALYSES
+from analysis.earlybird.work import _ROWS
+from analysis.forgetting.table import EventRow
+from analysis.record import found as read
+from analysis.report import until
 from lthjax import check as checking
-from lthjax import config, prune, record, study
+from lthjax import config, manifest, prune, record, study
 from lthjax.check import check, repair
 from lthjax.errors import UserError
 from lthjax.folder.places import folder, state_folder
@@ -144,4 +150,37 @@ def test_a_position_that_a_study_drops_meanwhile_is_not_damaged(
 
     assert [*check(run).damaged] == [position]
     monkeypatch.setattr(checking, "_is_checked", meanwhile)
+    assert not check(run).damaged
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_damaged_table_is_set_aside_with_its_checksums(
+    readable: bool, made: dict[float, Path], tmp_path: Path
+) -> None:
+    """Without its checksums alone the table would be read unchecked, and its wrong number believed."""
+    run, forgetting = tmp_path / "x-0123abcd", ANALYSES["forgetting"]
+    shutil.copytree(made[0.1], run)
+    event = EventRow("dense", 0, 0, DENSE, "test", 1.0, 60, 2, 50, 40, 7, None)
+    tables.write_tables(run / "forgetting", {"events.csv": tables.of_rows(EventRow, [event])})
+    tables.write_tables(run / "earlybird" / "masks=0", {_ROWS: "0\n", "about.json": "{}\n"})
+    tables.write_tables(run, {"savings.json": "{}\n"})
+    (run / until.FILE).write_text("[]\n")
+    opened = open_run(run)
+    assert read(forgetting, opened)["events.csv"] == [event]
+    changed = [run / "forgetting" / "events.csv", run / "earlybird" / "masks=0" / _ROWS, run / "savings.json"]
+    for path in changed:
+        path.write_text(path.read_text().replace("7", "8").replace("0", "1").replace("{}", "[]"))
+        if not readable:
+            path.with_name(manifest.SUMS).write_bytes(b"{")
+    found = check(run)
+    assert {*found.damaged} == {path.with_name(manifest.SUMS) for path in changed}
+    assert all(why.startswith(str(path)) for path, why in found.damaged.items()), "it names the folder"
+    moved = repair(run, found)
+    beside = run / "earlybird" / "masks=0" / "about.json"
+    assert {*moved} == {*found.damaged, *changed, beside}
+    assert all(where.is_file() and not path.exists() for path, where in moved.items())
+    assert moved[changed[0]].parent == moved[changed[0].with_name(manifest.SUMS)].parent
+    assert read(forgetting, opened) is None
+    assert (run / "study.json").is_file()
+    assert (run / until.FILE).is_file(), "it is of no analysis"
     assert not check(run).damaged

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import check_section
+from conftest import check_section, made_anew
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special as scipy_special
@@ -364,6 +364,7 @@ def check_a_second_call(
     shutil.copytree(run / "earlybird" / "masks=0", run / "kept")
     about = json.loads((run / "kept" / "about.json").read_text())
     # As earlier versions wrote it.
+    assert {*about.pop("of")} == {"1"}
     (run / "kept" / "about.json").write_text(json.dumps({**about, "levels": [1]}))
     (run / "kept" / "checksums.json").unlink()
     for levels, replayed in (((2,), [0, 1]), ((1,), []), ((1, 2), [])):
@@ -381,5 +382,14 @@ def check_a_second_call(
     record.perform(analysed.ANALYSIS, run, levels=(1,), **asked)
     assert trained == []
     assert (run / "earlybird" / "masks.csv").read_bytes() == before
+    # Another ticket at level 2: its masks alone are compared anew.
+    record.perform(analysed.ANALYSIS, run, levels=(1, 2), **asked)
+    assert trained == [0]
+    trained.clear()
+    made_anew(run, Cell(1, "rewind-0", 2, "ticket"))
+    for levels, replayed in (((1,), []), ((1, 2), [1]), ((1, 2), [])):
+        record.perform(analysed.ANALYSIS, run, levels=levels, **asked)
+        assert trained == replayed
+        trained.clear()
     record.perform(analysed.ANALYSIS, run, levels=(1,), **{**asked, "queue": 3})
     assert trained == [0, 1]

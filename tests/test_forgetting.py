@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import check_section
+from conftest import check_section, made_anew, of_an_earlier_version
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
@@ -186,5 +186,17 @@ def check_a_second_call(run: Path, where: dict[str, Any], monkeypatch: pytest.Mo
     record.perform(analysed.ANALYSIS, run, every=6, images=60, **where)
     assert trained == [(1, "reinit")]
     assert (run / "forgetting" / "events.csv").read_bytes() == before
+    trained.clear()
+    for path in (run / "forgetting" / "events").rglob("*.npz"):
+        of_an_earlier_version(path)
+    record.perform(analysed.ANALYSIS, run, every=6, images=60, **where)
+    assert trained == []
+    for _ in range(2):
+        # The second time the file names what it was counted of.
+        made_anew(run, Cell(0, "rewind-0", 1, "ticket"))
+        record.perform(analysed.ANALYSIS, run, every=6, images=60, **where)
+        assert trained == [(0, "ticket")]
+        trained.clear()
+    assert (run / "forgetting" / "events.csv").read_bytes() == before, "of a replay, which is what it was"
     record.perform(analysed.ANALYSIS, run, every=4, images=60, **where)
-    assert len(trained) == 1 + 6
+    assert len(trained) == 6

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, check_section, unsealed
+from conftest import ROOT, check_section, made_anew, of_an_earlier_version, unsealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special as scipy_special
@@ -28,7 +29,8 @@ from lthjax import batches, config, data, models, prune, rng, study
 from lthjax.errors import UserError
 from lthjax.folder.places import folder
 from lthjax.folder.reader import Reader
-from lthjax.folder.verified import read_result
+from lthjax.folder.store import Store
+from lthjax.folder.verified import read_result, read_study
 from lthjax.imp import Cell
 from lthjax.measures import landscape, programs, quantities
 from lthjax.measures.programs import PROGRAMS, Settings
@@ -525,7 +527,8 @@ def test_a_search_in_several_passes_keeps_an_exact_state(
     for place, before in whole.items():
         after = read_result(place)
         assert after["exact"]
-        assert after["made_from"] == before["made_from"]
+        # Cells without manifests have no content to be compared.
+        assert after["made_from"] == {**(before["made_from"] or {}), "of": [""]}
         target = (after["made_from"] or {})["target"]
         # All steps were looked at before; noise may lead elsewhere, but no farther than a step or 2 %.
         assert (
@@ -599,6 +602,10 @@ def test_a_level_of_other_settings_leaves_the_dense_networks_arrays(tmp_path: Pa
     assert [int(arrays["draws"]) for arrays in kept if arrays is not None] == [2, 3]
     assert table.read(tmp_path, ticket, SMALL) is None
     last = dataclasses.replace(SMALL, draws=4)
+    result = folder(tmp_path, dense.network.cell) / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text("{}")
+    os.utime(result, (10**9, 10**9))
     old = folder(tmp_path / "landscape", dense.network.cell) / "lines.npz"
     tables.write_arrays(old, programs.basis("lines", last), {"draws": np.array(4)})
     found = table.read(tmp_path, dense, last)
@@ -688,6 +695,7 @@ def test_damaged_arrays_are_made_anew_and_never_raise(made: tuple[Path, Path], t
     good = (folder(made[0] / "landscape", item.network.cell) / "lines.npz").read_bytes()
     path = folder(tmp_path / "landscape", item.network.cell) / "lines.npz"
     path.parent.mkdir(parents=True)
+    shutil.copytree(folder(made[0], item.network.cell), folder(tmp_path, item.network.cell))
     generator, lost = np.random.default_rng(0), 0
     for at in generator.integers(0, 8 * len(good), 400):
         bad = bytearray(good)
@@ -748,6 +756,84 @@ def test_a_second_call_computes_nothing(copied: tuple[Path, Path], monkeypatch: 
     # Other settings give other numbers.
     with pytest.raises(Computed):
         perform(copied, rho=0.1)
+
+
+def test_what_was_measured_of_a_cell_that_is_made_anew_is_measured_anew(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers, its sibling, its replay, and the paths to it; nothing else, and only once."""
+    run, changed = copied[0], Cell(0, CHAIN, LEVEL, "reinit")
+    before, measured, trained = rows_of(run), list[Item](), list[Cell]()
+    write, genuine = measure.write_arrays, work._Landscape.train
+
+    def counted(self: work._Landscape, jobs: Any) -> Any:
+        trained.extend(cell for cell, _ in jobs)
+        return genuine(self, jobs)
+
+    monkeypatch.setattr(work, "drawn_of", lambda run, found: [])  # drawing takes seconds
+    monkeypatch.setattr(work._Landscape, "train", counted)
+    monkeypatch.setattr(
+        measure, "write_arrays", lambda run, item, *of: (measured.append(item), write(run, item, *of))
+    )
+    made_anew(run, changed)
+    perform(copied)
+    ends = [{item.network.cell, *([item.end.cell] if item.end else [])} for item in measured]
+    pair = {"ticket_matched_reinit", "reinit_matched_ticket"}
+    assert all(
+        changed in end or item.network.stored.arm in pair for end, item in zip(ends, measured, strict=True)
+    )
+    assert {cell.arm for cell in trained} - pair == {"reinit_sibling"}
+    assert {cell.arm for cell in trained} & pair
+    assert {cell.seed for cell in trained} == {0}
+    assert {(item.kind, item.to) for item in measured if item.network == Network(changed)} >= {
+        ("point", ""), ("lines", ""), ("spectrum", ""), ("path", "sibling"),
+    }  # fmt: skip
+    assert Item("path", Network(changed._replace(arm="ticket")), Network(changed)) in measured
+    now = rows_of(run)
+    own = [[row for row in rows if (row["seed"], row["arm"], row["where"]) == ("0", "reinit", "end")]
+           for rows in (before, now)]  # fmt: skip
+    assert own[0] != own[1]
+    assert [row for row in before if row["seed"] == "1"] == [row for row in now if row["seed"] == "1"]
+    measured.clear(), trained.clear()
+    perform(copied)
+    assert (measured, trained) == ([], [])
+
+
+def test_a_landscape_of_an_earlier_version_is_kept_where_its_cells_are_older(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither arrays nor siblings and replays named the contents of the cells."""
+    run = copied[0]
+    before = (level_folder(run) / "landscape.csv").read_bytes()
+    about, reader = read_study(run / "landscape"), Reader(run / "landscape")
+    with Store(run / "landscape", about, seeds=[0, 1]) as store:
+        for path in run.glob("landscape/seed=*/**/result.json"):
+            result = read_result(path.parent)
+            cell = Cell(*(result[name] for name in Cell._fields))  # type: ignore[literal-required]
+            told = {name: of for name, of in (result["made_from"] or {}).items() if name != "of"}
+            kept = {of.name: of.read_bytes() for of in path.parent.glob("*.npz") if of.name != "mask.npz"}
+            mask, variables = reader.mask(cell), reader.variables(cell)
+            shutil.rmtree(path.parent)
+            store.write(cell, {**result, "made_from": told}, mask, variables)
+            for name, content in kept.items():
+                (path.parent / name).write_bytes(content)
+    for path in run.glob("landscape/seed=*/**/*.npz"):
+        if path.name != "mask.npz":
+            of_an_earlier_version(path)
+
+    def forbidden(*_: object) -> None:
+        raise Computed
+
+    monkeypatch.setattr(work, "drawn_of", lambda run, found: [])  # drawing takes seconds
+    with monkeypatch.context() as nothing:
+        nothing.setattr(train, "train", forbidden)
+        nothing.setattr(measure.Measurer, "run", forbidden)
+        perform(copied)
+    assert (level_folder(run) / "landscape.csv").read_bytes() == before
+    made_anew(run, Cell(1, CHAIN, LEVEL, "random"))
+    monkeypatch.setattr(train, "train", forbidden)
+    with pytest.raises(Computed):
+        perform(copied)
 
 
 def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

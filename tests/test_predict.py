@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import check_section, spoil, unsealed
+from conftest import check_section, made_anew, spoil, unsealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
@@ -22,6 +22,7 @@ from analysis.predict import ANALYSIS
 from analysis.predict.table import Loaded
 from analysis.predict.work import Options, ask
 from analysis.run import open_run
+from analysis.work import Work
 from lthjax import config, data, imp, models, prune, study
 from lthjax.errors import UserError
 from lthjax.folder.places import folder
@@ -502,6 +503,25 @@ def test_a_second_call_trains_nothing_and_finds_the_same(
     record.command(ANALYSIS)([*options(copied), "--quiet"])
     assert capsys.readouterr().err == ""
     assert load(copied.run) == found
+
+
+def test_masks_that_were_predicted_from_a_ticket_that_is_made_anew_are_trained_anew(
+    copied: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Cell] = []
+    genuine = Work.train
+
+    def counted(self: Work, jobs: Any) -> Any:
+        trained.extend(cell for cell, _ in jobs)
+        return genuine(self, jobs)
+
+    monkeypatch.setattr(Work, "train", counted)
+    made_anew(copied.run, Cell(1, "rewind-0", 2, "ticket"))
+    for again in ([(0, 2), (0, 2), (1, 2), (1, 2)], []):
+        record.command(ANALYSIS)([*options(copied), "--quiet"])
+        # One predictor is fitted to the other seed's ticket, the other keeps as many weights.
+        assert [(cell.seed, cell.level) for cell in trained] == again
+        trained.clear()
 
 
 def test_where_the_ticket_is_predicted_its_own_numbers_come_out(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import about, result
 
-from analysis import card, compare, doctor, export, page, publish, report, tensorboard
+from analysis import card, check, compare, doctor, export, page, publish, report, tables, tensorboard
 from analysis.run import Run
 from lthjax import models, prune
 from lthjax.errors import UserError
@@ -155,6 +155,31 @@ def test_a_published_folder_is_replaced_and_keeps_its_mode(
     assert built == [runs[0], runs[0], *runs, runs[0], runs[0]]
     with pytest.raises(UserError, match=r"it lies in .*x, which is a run or a published folder"):
         publish.publish([runs[0]], to / "deeper")
+
+
+@pytest.mark.parametrize(
+    "name", ["forgetting/events.csv", "landscape/level=01/landscape.csv", "savings.json"]
+)
+def test_a_damaged_table_is_not_published(name: str, runs: tuple[Path, Path], built: list[Path]) -> None:
+    run, table = runs[0], runs[0] / name
+    tables.write_tables(table.parent, {table.name: "events 1904\n"})
+    half = run / "forgetting" / ".tmp-myhost-77-3-events.csv"
+    half.parent.mkdir(exist_ok=True)
+    half.write_text("as a killed analysis leaves it")
+    to = publish.publish([run], "results/x")
+    before = contents(to)
+    assert {*before} == {"cells.csv", "study.json", publish.MARK, name}
+    built.clear()
+    table.write_text("events 2904\n")
+    with pytest.raises(
+        UserError, match=rf"{name}: it cannot be read .*check runs/x-0 --repair sets it aside"
+    ):
+        publish.publish([Path("runs/x-0")], to)
+    assert contents(to) == before
+    assert not built, "it is refused before anything is built"
+    check.main(["runs/x-0", "--repair"])
+    publish.publish([run], to)
+    assert {*contents(to)} == {*before} - {name}
 
 
 class Killed(BaseException):

@@ -10,6 +10,7 @@ import numpy as np
 
 from lthjax import prune, study
 from lthjax.errors import UserError, counted
+from lthjax.folder.places import folder
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import earlybird, layers
 from lthjax.measures.layers import Layers
@@ -18,7 +19,7 @@ from lthjax.models import Variables
 from lthjax.study import Watch
 from lthjax.training.job import Job
 
-from .. import page, record, tables
+from .. import origins, page, record, tables
 from .. import work as trainings
 from ..rows import TICKET, asked_levels, densities
 from ..run import Run, Tickets
@@ -98,7 +99,8 @@ def ask(run: Run, options: Options) -> Asked:
 def work(run: Run, options: Options, watch: Watch) -> Path:
     """Replays what is missing and writes RUN/earlybird; see `analysis.record.Analysis`.
 
-    Masks of levels and seeds that an earlier call has finished with the same settings are not drawn again.
+    Masks of levels and seeds that an earlier call has finished with the same settings are not drawn again,
+    unless the dense network or the ticket was made anew.
     """
     asked = ask(run, options)
     with trainings.kept(run, "earlybird"):
@@ -127,11 +129,28 @@ class _Drawing(trainings.Work):
         of = self._where / f"masks={seed}"
         try:
             about = json.loads(tables.read_text(of / "about.json"))
-            # Earlier versions named the levels, too, which the rows do.
-            same = {**about, "levels": []} == {**self._basis, "levels": []}
-            return tables.read_rows(of / _ROWS, MaskRow) if same else []
+            same = {name: about.get(name) for name in self._basis} == self._basis
+            rows = tables.read_rows(of / _ROWS, MaskRow) if same else []
         except tables.DAMAGED:
             return []
+        # Earlier versions did not name the contents of the cells.
+        told: dict[str, list[str]] | None = about.get("of")
+        levels = {row.level: self._cells(seed, row.level) for row in rows if row.level is not None}
+        good = {
+            level
+            for level, cells in levels.items()
+            if (
+                origins.surely_of(of / _ROWS, cells)
+                if told is None
+                else told.get(str(level)) == origins.contents(cells)
+            )
+        }
+        return [row for row in rows if row.level in good]
+
+    def _cells(self, seed: int, level: int) -> list[Path]:
+        """The folders of the cells that masks are drawn from and compared with."""
+        ticket = Cell(seed, self._asked.tickets.chain, level, TICKET)
+        return [folder(self.run.path, cell) for cell in (Cell(seed, DENSE, 0, DENSE), ticket)]
 
     def _lacking(self, seed: int) -> list[int]:
         """The levels asked for at which a seed has a ticket and no masks."""
@@ -166,7 +185,10 @@ class _Drawing(trainings.Work):
             rows = self._known(cell.seed)
             for level in self._lacking(cell.seed):
                 rows += self._drawn(cell.seed, level, trained.states)
-            texts = {_ROWS: tables.of_rows(MaskRow, rows), "about.json": json.dumps(self._basis) + "\n"}
+            levels = sorted({row.level for row in rows if row.level is not None})
+            of = {str(level): origins.contents(self._cells(cell.seed, level)) for level in levels}
+            about = json.dumps({**self._basis, "of": of}) + "\n"
+            texts = {_ROWS: tables.of_rows(MaskRow, rows), "about.json": about}
             tables.write_tables(self._where / f"masks={cell.seed}", texts)
 
     def _drawn(self, seed: int, level: int, states: dict[int, Variables]) -> Iterator[MaskRow]:

@@ -16,7 +16,7 @@ from lthjax.record import describe
 from lthjax.study import Watch
 from lthjax.training.job import Job, Trained
 
-from .. import page, record, tables
+from .. import origins, page, record, tables
 from .. import work as trainings
 from ..rows import TICKET, Row, asked_levels, controlled, densities, select
 from ..run import Run, Tickets
@@ -132,7 +132,8 @@ def _chosen(
 def work(run: Run, options: Options, watch: Watch) -> Path:
     """Replays what is missing, and writes RUN/forgetting; see `analysis.record.Analysis`.
 
-    Trainings that an earlier call has finished with the same settings are not replayed again.
+    Trainings that an earlier call has finished with the same settings are not replayed again, unless the cell
+    was made anew.
     """
     asked = ask(run, options)
     with trainings.kept(run, NAME):
@@ -161,8 +162,8 @@ class _Forgetting(trainings.Work):
         return self.run.path / NAME / "events" / place.parent / f"{place.name}.npz"
 
     def _known(self, cell: Cell) -> dict[str, np.ndarray] | None:
-        """Part -> events of its images, as `examples.events`, where an earlier call has counted them."""
-        return tables.read_arrays(self._file(cell), self._basis)
+        """Part -> events of its images, as `examples.events`, if an earlier call has counted them."""
+        return origins.read_arrays(self._file(cell), self._basis, [folder(self.run.path, cell)])
 
     def _jobs(self) -> list[tuple[Cell, Job]]:
         jobs = []
@@ -193,7 +194,8 @@ class _Forgetting(trainings.Work):
         for cell, _, trained in self.train(self._jobs()):
             if trained.status == "done":
                 self.compare(cell, trained)
-                tables.write_arrays(self._file(cell), self._basis, self._counted(cell, trained))
+                basis = origins.named(self._basis, [folder(self.run.path, cell)])
+                tables.write_arrays(self._file(cell), basis, self._counted(cell, trained))
             else:
                 self.watch.say(f"{describe(cell)}: its replay diverged, and it is left out")
 

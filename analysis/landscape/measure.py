@@ -6,6 +6,7 @@ import time
 import timeit
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 from lthjax import progress, prune, record
 from lthjax.devices import replicate
+from lthjax.folder.places import folder
 from lthjax.folder.store import Store
 from lthjax.imp import Cell
 from lthjax.measures import programs
@@ -21,8 +23,9 @@ from lthjax.models import Variables
 from lthjax.study import Prepared, Watch
 from lthjax.training.job import Job
 
+from .. import origins
 from ..run import Run
-from .table import SIBLING, Item, Network, Scope, write_arrays
+from .table import SIBLING, Item, Network, Scope, place, write_arrays
 
 PyTree = Any
 _Of = TypeVar("_Of")
@@ -44,16 +47,35 @@ class Measurer:
         self._images = cache(lambda seed: programs.images(*of, seed, count))
         self._task = cache(lambda cell: run.task(prepared, cell))
 
+    def stored(self, network: Network, made_from: Mapping[str, Any]) -> bool:
+        """Whether a sibling or replay is stored, made from this and from the cell that is there now."""
+        if not self._store.has(network.stored):
+            return False
+        told, cells = self._store.result(network.stored).get("made_from"), self.source(network)
+        return origins.fits(told, made_from, cells, place(self._run.path, network) / "result.json")
+
+    def source(self, network: Network) -> list[Path]:
+        """The folder of the run's cell that a sibling or replay trains again, for `analysis.origins`."""
+        return [place(self._run.path, Network(network.cell))]
+
+    def is_trained(self, sibling: Network) -> bool:
+        """Whether a sibling is stored, of the cell that is there now."""
+        return self.stored(sibling, self.sibling_of(sibling))
+
+    def sibling_of(self, sibling: Network) -> dict[str, Any]:
+        """What a sibling is made from, without the cell's content."""
+        return {"sibling_of": str(folder(Path(), sibling.cell)), "noise": _noise(sibling)}
+
     def done(self, network: Network) -> bool:
-        """Whether a network is there and did not diverge; the run's own networks in the scope always are."""
-        own, cell = network.role == "own", network.stored
-        return own or (self._store.has(cell) and self._store.result(cell)["status"] == "done")
+        """Whether a sibling is trained and did not diverge; the run's own networks always are."""
+        own = network.role == "own"
+        return own or (self.is_trained(network) and self._store.result(network.stored)["status"] == "done")
 
     def job(self, network: Network) -> Job:
         """The training of a network: a sibling has another noise seed than its cell, a replay the same."""
         task, seed, level = self._task(network.cell), network.cell.seed, network.cell.level
-        noise = int(network.role == SIBLING)
-        return Job(seed, level, task.start, task.stop, task.variables, task.mask, noise=noise)
+        of = (task.start, task.stop, task.variables, task.mask)
+        return Job(seed, level, *of, noise=_noise(network))
 
     def measure(self, missing: Sequence[Item]) -> None:
         """Measures items, and writes their arrays."""
@@ -122,6 +144,10 @@ class Measurer:
         where: Run | Store = self._run if network.role == "own" else self._store
         mask = where.mask(network.stored)
         return _masked(where.variables(network.stored), mask), mask
+
+
+def _noise(network: Network) -> int:
+    return int(network.role == SIBLING)
 
 
 def _masked(variables: Variables, mask: PyTree) -> Variables:

@@ -14,7 +14,7 @@ from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs, quantities, stats
 from lthjax.measures.programs import Settings
 
-from .. import tables, words
+from .. import origins, tables, words
 from ..rows import TICKET, chains, densities, select
 from ..run import Run
 
@@ -198,21 +198,31 @@ def _file(run: Path, item: Item, basis: Mapping[str, Any] | None = None) -> Path
     return where / f"{item.name}{mark}.npz"
 
 
+def place(run: Path, network: Network) -> Path:
+    """The folder of a network's cell."""
+    return folder(run if network.role == "own" else run / NAME, network.stored)
+
+
+def _cells(run: Path, item: Item) -> list[Path]:
+    return [place(run, one) for one in (item.network, item.end) if one is not None]
+
+
 def read(run: Path, item: Item, settings: Settings) -> Arrays | None:
-    """An item's arrays; None where they are not there, damaged, or of other settings."""
-    basis = programs.basis(item.kind, settings)
+    """An item's arrays; None where they are not there, damaged, of other settings, or of other networks."""
+    basis, cells = programs.basis(item.kind, settings), _cells(run, item)
     if item.network.cell.arm == DENSE:
-        found = tables.read_arrays(_file(run, item, basis), basis)
+        found = origins.read_arrays(_file(run, item, basis), basis, cells)
         # An earlier version had one file for all settings.
-        return tables.read_arrays(_file(run, item), basis) if found is None else found
-    return tables.read_arrays(_file(run, item), basis)
+        return origins.read_arrays(_file(run, item), basis, cells) if found is None else found
+    return origins.read_arrays(_file(run, item), basis, cells)
 
 
 def write_arrays(run: Path, item: Item, settings: Settings, arrays: Arrays) -> None:
     """Writes an item's arrays, whole or not at all; other levels have use for the dense network's."""
     basis = programs.basis(item.kind, settings)
     shared = item.network.cell.arm == DENSE
-    tables.write_arrays(_file(run, item, basis if shared else None), basis, arrays)
+    path = _file(run, item, basis if shared else None)
+    tables.write_arrays(path, origins.named(basis, _cells(run, item)), arrays)
 
 
 def numbers(item: Item, arrays: Arrays) -> list[Number]:

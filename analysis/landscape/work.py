@@ -15,7 +15,6 @@ import numpy as np
 from lthjax import fields, progress, record
 from lthjax.devices import hardware
 from lthjax.errors import UserError
-from lthjax.folder.places import folder
 from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import programs, quantities
@@ -24,7 +23,7 @@ from lthjax.models import Variables
 from lthjax.study import Prepared, Watch
 from lthjax.training.job import Job
 
-from .. import page, tables
+from .. import origins, page, tables
 from ..record import TrainingOptions
 from ..rows import select
 from ..run import Run
@@ -141,7 +140,7 @@ class _Landscape(Work):
         return table.read(self.run.path, item, self._scope.settings)
 
     def _missing_siblings(self) -> list[Network]:
-        return [one for one in self._scope.siblings() if not self._store.has(one.stored)]
+        return [one for one in self._scope.siblings() if not self.measurer.is_trained(one)]
 
     def announce(self, training: bool) -> None:
         """Says what there is to train and to measure and, by measuring a little, how long it will take."""
@@ -179,7 +178,8 @@ class _Landscape(Work):
         wanted = {one.stored: one for one in self._missing_siblings()}
         jobs = [(cell, self.measurer.job(one)) for cell, one in wanted.items()]
         for cell, job, trained in self.train(jobs):
-            made_from = {"sibling_of": str(folder(Path(), wanted[cell].cell)), "noise": job.noise}
+            one = wanted[cell]
+            made_from = origins.named(self.measurer.sibling_of(one), self.measurer.source(one))
             self.write(self._store, cell, job, trained, made_from, weights=True)
 
     @cached_property
@@ -194,12 +194,8 @@ class _Landscape(Work):
         return lower
 
     def matched(self) -> list[Network]:
-        """The replays that are there and of today's target."""
-        return [
-            replay
-            for replay, basis in self._lower.items()
-            if self._store.has(replay.stored) and self._store.result(replay.stored).get("made_from") == basis
-        ]
+        """The replays that are there and of today's target and cell."""
+        return [replay for replay, basis in self._lower.items() if self.measurer.stored(replay, basis)]
 
     def _is_fine(self, replay: Network) -> bool:
         """Whether a replay is there, and as near to its target as its steps allow; older ones may not be."""
@@ -238,7 +234,8 @@ class _Landscape(Work):
             one = search[replay.cell]
             step = quantities.nearest_step(one.losses, basis["target"])
             made = {"status": "done", "step": step, "train_loss": one.losses[step], "exact": one.exact}
-            result = {**replay.stored._asdict(), **made, "finest": True, "made_from": basis}
+            made |= {"finest": True, "made_from": origins.named(basis, self.measurer.source(replay))}
+            result = {**replay.stored._asdict(), **made}
             self._store.write(replay.stored, cast(fields.Result, result), one.job.mask, one.states[step])
 
     def _look(self, wanted: Mapping[Cell, Sequence[int]], search: Mapping[Cell, "_Search"]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from lthjax import data, prune, study
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError, counted
+from lthjax.folder.places import folder
 from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import layers, predict, scores
@@ -21,7 +22,7 @@ from lthjax.models import Variables
 from lthjax.study import Watch
 from lthjax.training.job import Job
 
-from .. import page, record, tables
+from .. import origins, page, record, tables
 from .. import work as trainings
 from ..rows import TICKET, asked_levels, densities, select
 from ..run import Run, Tickets
@@ -162,13 +163,24 @@ class _Predicting(trainings.Work):
         found = []
         for level, seed, arm in ((n, s, arm) for n in levels for s in levels[n] for arm in (PREDICTED, TWIN)):
             cell = Cell(seed, self._chain, level, arm)
-            made = self._store.result(cell).get("made_from") if self._store.has(cell) else None
-            if (made == self._basis(cell)) == there:
+            if self._is_trained(cell) == there:
                 found.append(cell)
         return found
 
+    def _is_trained(self, cell: Cell) -> bool:
+        """Whether a predicted mask is stored, made from today's basis and the tickets that are there now."""
+        if not self._store.has(cell):
+            return False
+        told, file = self._store.result(cell).get("made_from"), folder(self._store.path, cell) / "result.json"
+        return origins.fits(told, self._basis(cell), self._tickets(cell.level), file)
+
+    def _tickets(self, level: int) -> list[Path]:
+        """The folders of a level's tickets, to whose masks the predictor is fitted."""
+        cells = (Cell(seed, self._chain, level, TICKET) for seed in self._asked.seeds[level])
+        return [folder(self.run.path, cell) for cell in cells]
+
     def _basis(self, cell: Cell) -> dict[str, Any]:
-        """What a predicted mask is made from; one of another basis is trained anew."""
+        """What a predicted mask is made from beside tickets; one of another basis is trained anew."""
         made = {
             "predictor": predict.LOGISTIC,
             "fitted_to": [seed for seed in self._asked.seeds[cell.level] if seed != cell.seed],
@@ -246,7 +258,8 @@ class _Predicting(trainings.Work):
             start, mask = self._state(cell.seed, self._rewind), layers.as_mask(kept, self._whole)
             jobs.append((cell, Job(cell.seed, cell.level, self._rewind, self._total, start, mask)))
         for cell, job, trained in self.train(jobs):
-            self.write(self._store, cell, job, trained, self._basis(cell))
+            made_from = origins.named(self._basis(cell), self._tickets(cell.level))
+            self.write(self._store, cell, job, trained, made_from)
 
     def trials(self) -> list[Trial]:
         """The predicted masks that are trained, with the run's tickets and random masks of their levels."""

@@ -15,7 +15,6 @@ from lthjax import progress, prune, record
 from lthjax.devices import replicate
 from lthjax.folder.places import folder
 from lthjax.folder.store import Store
-from lthjax.folder.verified import checked
 from lthjax.imp import Cell, Task
 from lthjax.measures import geography, programs, quantities, wiring
 from lthjax.measures.programs import Settings
@@ -23,6 +22,7 @@ from lthjax.models import Variables
 from lthjax.study import Prepared, Watch
 
 from .. import tables
+from ..origins import content
 from ..run import Run
 
 PyTree = Any
@@ -53,12 +53,6 @@ class Network(NamedTuple):
 
     variables: Variables
     mask: PyTree
-
-
-def content(of: Path) -> str:
-    """The digest of the arrays in a cell's or state's folder; "" in a folder older than manifests."""
-    made = checked(of, "result.json")
-    return made.content if made else ""
 
 
 class Measurer:

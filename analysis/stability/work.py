@@ -25,11 +25,12 @@ from lthjax.study import Prepared, Watch
 from lthjax.training.job import Job
 
 from .. import page, record, tables
+from ..origins import content
 from ..rows import TICKET, asked_levels, chains, controlled, densities, images_of, select
 from ..run import Run, Tickets
 from ..work import Work, kept
 from . import figures
-from .measure import BARRIERS, Line, Measurer, content
+from .measure import BARRIERS, Line, Measurer
 from .table import ABOUT, NAME, TABLES, LeftOut, LevelRow, PairRow, matching, stable
 
 ARMS = (DENSE, TICKET, "reinit", "random")

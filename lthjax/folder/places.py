@@ -61,11 +61,11 @@ def place_of(what: Mapping[str, Any]) -> str:
     return folder(Path(), Cell(**what)).as_posix()
 
 
-def set_aside(run: Path, path: Path) -> Path:
-    """Moves a file or folder of a run folder to `damaged/N/`, and returns its new path.
+def set_aside(run: Path, *paths: Path) -> dict[Path, Path]:
+    """Moves files or folders of a run folder, in this order, to one `damaged/N/`; returns old -> new path.
 
     Raises:
-        OSError: it cannot be moved.
+        OSError: one cannot be moved.
     """
     there = run / "damaged"
     there.mkdir(exist_ok=True)
@@ -73,10 +73,11 @@ def set_aside(run: Path, path: Path) -> Path:
     # Another process may just have taken this number.
     while not _is_new(there / str(number)):
         number += 1
-    target = there / str(number) / path.relative_to(run)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    files.move(path, target)
-    return target
+    moved = {path: there / str(number) / path.relative_to(run) for path in paths}
+    for path, target in moved.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.move(path, target)
+    return moved
 
 
 def _is_new(folder: Path) -> bool:

@@ -162,7 +162,8 @@ def test_damage_is_set_aside_by_two_processes_under_two_numbers(
         return genuine(folder)
 
     monkeypatch.setattr(places, "_is_new", meanwhile)
-    assert places.set_aside(run, run / "seed=1" / "dense") == run / "damaged/2/seed=1/dense"
+    (aside,) = places.set_aside(run, run / "seed=1" / "dense").values()
+    assert aside == run / "damaged/2/seed=1/dense"
 
 
 def test_damage_of_a_seed_in_training_is_left_alone(one: study.Prepared, whole: Path, tmp_path: Path) -> None:
