@@ -1,10 +1,10 @@
 """A run folder, opened once: rows, masks, weights, states.
 
-from analysis import open_run
+from lthjax.analysis import open_run
 
 run = open_run("runs/quickstart-f91424be")
 cell = run.rows[-1].cell
-run.mask(cell)["conv1"]["kernel"]           # bool array
+run.mask(cell)["conv1"]["kernel"]  # bool array
 """
 
 import contextlib
@@ -270,7 +270,9 @@ def frame(path: str | Path) -> "pandas.DataFrame":
     try:
         import pandas
     except ImportError as error:
-        raise UserError("pandas is not installed; pip install pandas, or use analysis.load.") from error
+        raise UserError(
+            "pandas is not installed; pip install pandas, or use lthjax.analysis.load."
+        ) from error
     return pandas.DataFrame(load(path), columns=list(COLUMNS))
 
 

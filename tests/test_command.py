@@ -192,6 +192,16 @@ def test_what_is_shipped_imports_what_is_declared() -> None:
     assert used["analysis"] == {"lthjax/analysis.py", "lthjax/launch.py"}
 
 
+def test_pages_import_the_analyses_by_the_name_that_every_installation_has() -> None:
+    """`analysis` itself is there in a checkout alone."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    for path in [*pages, *(ROOT / "analysis").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".py":
+            text = ast.get_docstring(ast.parse(text)) or ""
+        assert not re.search(r"\b(from|import) analysis\b", text), path
+
+
 def test_pages_add_to_a_checkouts_environment_and_do_not_replace_it() -> None:
     """Without `--editable` pip puts a copy in the checkout's place; benchmarks import the laboratory."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
