@@ -237,6 +237,21 @@ class Run:
         self._check(found)
         return found
 
+    def split_here(self, seed: int, data_dir: str | Path) -> data.Split | None:
+        """The split that a seed was trained on; None where its data are not in that folder.
+
+        Nothing is downloaded. Data of another content are not the run's.
+
+        Raises:
+            UserError: the data set there cannot be read.
+        """
+        if not data.is_here(self.study.data.name, data_dir):
+            return None
+        found = data.load(self.study.data.name, data_dir)
+        if found.digest != self.about["data"]["digest"]:
+            return None
+        return data.split(found, seed, self.study.data.validation)
+
     def _check(self, dataset: data.Dataset) -> None:
         ours, theirs = dataset.digest, self.about["data"]["digest"]
         if ours != theirs:
