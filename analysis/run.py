@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lthjax import config, data, imp, models, record
+from lthjax import config, data, home, imp, models, record
 from lthjax.arms import ARMS
 from lthjax.catalogue import Unreachable
 from lthjax.errors import UserError, shell
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import pandas
 
 PyTree = Any
+PUBLISHED = "published.json"
+"""The file by which a folder that `analysis.publish` has written is known."""
 
 
 class Tickets(NamedTuple):
@@ -129,8 +131,18 @@ class Run:
     def finished(self) -> list[Row]:
         """As `rows`; a UserError where there are none yet."""
         if not self.rows:
-            raise UserError(f"{self.path}: there is no finished cell in it yet; run the study first.")
+            raise self._lacks("finished cell")
         return self.rows
+
+    def _lacks(self, what: str) -> UserError:
+        """The error where there is no such cell: a published folder has the numbers of cells alone."""
+        if not (self.path / PUBLISHED).is_file():
+            return UserError(f"{self.path}: there is no {what} in it yet; run the study first.")
+        made = next(iter(self.about.get("commands", [])), "the study")
+        return UserError(
+            f"{self.path}: it is a published folder, which holds tables and no cells; name a run folder, for "
+            f"example by running {home.again(made)} first."
+        )
 
     def mask(self, cell: Cell) -> PyTree:
         """A cell's mask: nested dictionaries of bool arrays; True, 0-d, for a leaf that is never pruned.
@@ -207,7 +219,7 @@ class Run:
         """
         rows = [row for row in self.rows if row.arm == TICKET]
         if not rows:
-            raise UserError(f"{self.path}: there is no ticket in it yet; run the study first.")
+            raise self._lacks("ticket")
         there = chains(rows)
         chain = there[0] if chain is None else chain
         if chain not in there:

@@ -157,7 +157,7 @@ def _whole(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
 
 def choose(run: Run, options: Options) -> list[Row]:
     """The dense network and the leaders of a seed's chain, by level; raises where there is no such cell."""
-    done = [row for row in run.rows if row.status == "done" and row.repeat == 1]
+    done = [row for row in run.finished() if row.status == "done" and row.repeat == 1]
     if not done:
         raise UserError(f"{run.path}: there is no finished cell in it yet; run the study first.")
     seeds = sorted({row.seed for row in done})
