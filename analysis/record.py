@@ -84,7 +84,7 @@ class Training:
     cache: bool = True
     """Keep compiled programs in the user's cache folder, for the next run."""
     chunk: int | None = None
-    """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
+    """Replicates trained in one program; by default one for each core, or up to 16 for each GPU or TPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
