@@ -1,7 +1,9 @@
 """Writes a cell of a run folder as one safetensors file, which any framework reads.
 
-python -m analysis.export runs/quickstart-0123abcd --seed 0 --level 7 --arm ticket ticket.safetensors
-python -m analysis.export runs/quickstart-0123abcd --level 7 hub/ticket.safetensors --card
+On the command line:
+
+    python -m analysis.export runs/quickstart-0123abcd --seed 0 --level 7 --arm ticket ticket.safetensors
+    python -m analysis.export runs/quickstart-0123abcd --level 7 hub/ticket.safetensors --card
 """
 
 import sys

@@ -1,10 +1,12 @@
 """A run folder, opened once: rows, masks, weights, states.
 
-from lthjax.analysis import open_run
+In Python:
 
-run = open_run("runs/quickstart-f91424be")
-cell = run.rows[-1].cell
-run.mask(cell)["conv1"]["kernel"]  # bool array
+    from lthjax.analysis import open_run
+
+    run = open_run("runs/quickstart-f91424be")
+    cell = run.rows[-1].cell
+    run.mask(cell)["conv1"]["kernel"]  # bool array
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Conformance: a run beside published settings and values, row by row.
 
-python -m analysis.conform runs/lenet300_mnist-7bba21bc --against fc2019_lenet300
-python -m analysis.conform results/lenet300_mnist --against fc2019_lenet300 mine.csv
+    python -m analysis.conform runs/lenet300_mnist-7bba21bc --against fc2019_lenet300
+    python -m analysis.conform results/lenet300_mnist --against fc2019_lenet300 mine.csv
 
 RUN is a run folder, or one that `analysis.publish` has written of a run. Ledgers are the CSV files in
 analysis/ledgers, or others of the same columns (`analysis.conform.ledger`). Settings are compared field by

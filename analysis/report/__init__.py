@@ -1,6 +1,8 @@
 """The report of a run folder: a self-contained page, figures, and tables as CSV and LaTeX.
 
-python -m analysis.report runs/quickstart-0123abcd
+On the command line:
+
+    python -m analysis.report runs/quickstart-0123abcd
 """
 
 import hashlib
