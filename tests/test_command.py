@@ -192,6 +192,15 @@ def test_what_is_shipped_imports_what_is_declared() -> None:
     assert used["analysis"] == {"lthjax/analysis.py", "lthjax/launch.py"}
 
 
+@pytest.mark.parametrize("extra", ["notebook", "dev"])
+def test_the_page_on_installing_has_every_package_of_an_extra(extra: str) -> None:
+    """They are no dependencies of what is shipped, and have no row of their own."""
+    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8").partition("## Dependencies")[2]
+    assert {name for name in required(extra) if not re.search(rf"\b{name}\b", page)} <= {"lthjax"}
+    for shown in (page, (ROOT / "docs" / "index.md").read_text(encoding="utf-8")):
+        assert "notebook]" in shown
+
+
 def test_pages_import_the_analyses_by_the_name_that_every_installation_has() -> None:
     """`analysis` itself is there in a checkout alone."""
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
