@@ -36,7 +36,7 @@ class Finding(NamedTuple):
         where: where to look, or the command that tests the claim.
         test: its kind, with the margin or threshold: "superiority", "non-inferiority, margin 2 pp"; one that
             is not over seeds is a `COUNT` or a `TIMING`.
-        beside: what one must know to read the outcome: that controls pass the same test, too.
+        beside: caveats: what one must know to read the outcome, for example that controls pass the same test.
     """
 
     claim: str

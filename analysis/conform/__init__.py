@@ -84,7 +84,7 @@ class _Ours(NamedTuple):
         values: one a seed.
         said: their mean with its interval, in words.
         floor: the least standard deviation of a value, as in `analysis.differences.floor`.
-        censored: number of seeds whose value is but a bound.
+        censored: number of seeds whose value is censored, only a bound.
         looked: levels of which the one that is furthest up was chosen; the error of 5 % is divided by it.
     """
 
