@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
-from lthjax import files, imp, sweep
+from lthjax import files, imp, models, sweep
 from lthjax.arms import ARMS, rewound
 from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
@@ -55,13 +56,36 @@ params, mask, origin = (
     {{name: of for name, of in (tree or {{}}).items() if name not in stats}}
     for tree in (ticket.params, ticket.mask, ticket.origin)
 )
-# A network of lthjax: models.build({model}, {shape}, {classes}).apply(params, stats, images, False)
 ```
 """
+_RUNNING = """
+Its logits of images, uint8 pixels [N, {sizes}], with lthjax{continued}:
+
+```python
+import numpy as np
+{scale}
+images = (np.asarray(pixels, np.float32) / 255 - mean) / std
+model = models.build({model}, {shape}, {classes})
+logits, _ = model.apply({params}, images, False)  # [N, {classes}]
+```
+"""
+_FROM_FILE = """from lthjax import models
+
+mean, std = (np.asarray(ticket.metadata[name], np.float32) for name in ("mean", "std"))"""
+_FROM_DATA = """from lthjax import data, models
+
+split = data.split(data.load({name}), {seed}, {validation})  # its data were not there when this was written
+mean, std = split.mean, split.std"""
 
 
-def write(run: Run, cell: Cell, file: Path) -> Path:
+def write(run: Run, cell: Cell, file: Path, metadata: Mapping[str, Any]) -> Path:
     """Writes the card of a cell beside the file that it was exported to; returns its path.
+
+    Args:
+        run: the run.
+        cell: a cell of it that did not diverge.
+        file: the file that it was exported to.
+        metadata: of that file.
 
     Raises:
         UserError: as for `check`, or it cannot be written.
@@ -69,7 +93,7 @@ def write(run: Run, cell: Cell, file: Path) -> Path:
     check(file)
     to = file.parent / NAME
     try:
-        files.write_whole(to, card(run, cell, file.name).encode())
+        files.write_whole(to, card(run, cell, file.name, metadata).encode())
     except OSError as error:
         raise UserError(f"{to}: it cannot be written ({error.strerror}).") from error
     return to
@@ -111,13 +135,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def card(run: Run, cell: Cell, file: str) -> str:
+def card(run: Run, cell: Cell, file: str, metadata: Mapping[str, Any]) -> str:
     """The card as Markdown, with the front matter that hubs read.
 
     Args:
         run: the run.
         cell: a cell of it that did not diverge.
         file: the name of the file that it was exported to.
+        metadata: of that file; its `mean` and `std` are those by which images are normalised.
     """
     row = next(row for row in run.rows if row.cell == cell)
     title = words.title(run.about)
@@ -145,8 +170,7 @@ def card(run: Run, cell: Cell, file: str) -> str:
         "",
         _LOADING.format(file=json.dumps(file)),
         _statistics(run, cell),
-        "The network takes pixels / 255, normalised by mean and deviation of the seed's train split "
-        f"(`lthjax.data.split`), as [N, {', '.join(map(str, run.about['data']['shape']))}].",
+        *_running(run, cell, metadata),
         "",
     ]
     text = "\n".join(lines)
@@ -156,16 +180,47 @@ def card(run: Run, cell: Cell, file: str) -> str:
 
 def _statistics(run: Run, cell: Cell) -> str:
     """Where the network's statistics are in the file; empty if it has none."""
-    collections, data = sorted(run.variables(cell).stats), run.about["data"]
+    collections = sorted(run.variables(cell).stats)
     if not collections:
         return ""
     return _STATISTICS.format(
         names=", ".join(f"`{name}`" for name in collections),
         collections=json.dumps(collections),
-        model=json.dumps(run.study.model),
-        shape=tuple(data["shape"]),
-        classes=data["classes"],
     )
+
+
+def _running(run: Run, cell: Cell, metadata: Mapping[str, Any]) -> list[str]:
+    """How its logits are computed: of a shipped network the code, of any the images that it takes."""
+    made, study = run.about["data"], run.study
+    sizes = ", ".join(map(str, made["shape"]))
+    known = "mean" in metadata
+    there = f", which are {_numbers(metadata['mean'])} and {_numbers(metadata['std'])}" if known else ""
+    takes = (
+        "The network takes pixels / 255, normalised by mean and standard deviation of the seed's train split "
+        f"(`lthjax.data.split`){there}, as [N, {sizes}]."
+    )
+    if study.model not in models.SHIPPED:
+        return [takes, ""]
+    has_stats = bool(run.variables(cell).stats)
+    code = _RUNNING.format(
+        sizes=sizes,
+        continued=", after the code above" if has_stats else "",
+        scale=_FROM_FILE
+        if known
+        else _FROM_DATA.format(
+            name=json.dumps(study.data.name), seed=cell.seed, validation=study.data.validation
+        ),
+        model=json.dumps(study.model),
+        shape=tuple(made["shape"]),
+        classes=made["classes"],
+        params="params, stats" if has_stats else "ticket.params, {}",
+    )
+    return [takes, code]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """The numbers of the channels, for a sentence."""
+    return ", ".join(f"{value:.4f}" for value in values)
 
 
 def _sentence(run: Run, row: Row) -> str:

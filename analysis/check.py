@@ -1,7 +1,7 @@
 """Checks every file of a run folder, and sets damaged ones aside on demand.
 
-python -m analysis.check runs/quickstart-0123abcd
-python -m analysis.check runs/quickstart-0123abcd --repair
+    python -m analysis.check runs/quickstart-0123abcd
+    python -m analysis.check runs/quickstart-0123abcd --repair
 
 Compares the files of every cell, rewind state and table with their checksums (`lthjax.check`). Cells of an
 older version have no checksums; they are counted. With --repair damaged ones are moved to RUN/damaged/N/, and

@@ -62,8 +62,8 @@ class Judged(NamedTuple):
 def everywhere(tests: Sequence[At], same: float = 0.0) -> Judged:
     """A claim that it holds at every level (at least one): an intersection–union test.
 
-    The least favourable level is the one of the least bound that decides: of the least upper bound where the
-    claim is refuted, else of the least lower one.
+    The least favourable level is the one with the smallest bound that decides: the smallest upper bound where
+    the claim is refuted, else the smallest lower bound.
 
     Args:
         tests: one a level.

@@ -1,9 +1,12 @@
 """Writes a cell of a run folder as one safetensors file, which any framework reads.
 
-python -m analysis.export runs/quickstart-0123abcd --seed 0 --level 7 --arm ticket ticket.safetensors
-python -m analysis.export runs/quickstart-0123abcd --level 7 hub/ticket.safetensors --card
+On the command line:
+
+    python -m analysis.export runs/quickstart-0123abcd --seed 0 --level 7 --arm ticket ticket.safetensors
+    python -m analysis.export runs/quickstart-0123abcd --level 7 hub/ticket.safetensors --card
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +30,20 @@ PyTree = Any
 _SAID = ("density", "weights_left", "test_accuracy", "validation_accuracy", "steps")
 
 
-def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
+def export(run: str | Path | Run, cell: Cell, to: str | Path, data_dir: str | Path = "data") -> Path:
     """Writes a cell's final weights, its mask and, as origin, its rewind state; returns the file.
 
     An arm that starts from other weights (fresh, permuted, signs alone) has no origin. Batch statistics lie
-    in both trees beside the weights, under the name of their collection: `batch_stats/norm/mean`.
+    in both trees beside the weights, under the name of their collection: `batch_stats/norm/mean`. The
+    metadata has what a forward pass takes: network, shape, classes, and `mean` and `std` of the seed's train
+    split, by which images are normalised. These two are left out where the run's data are not in `data_dir`.
 
     Args:
         run: the run or its folder.
         cell: a cell that did not diverge.
         to: the file; an exported cell there is replaced, any other file is not, a ticket that
             `prune.save` wrote elsewhere included.
+        data_dir: the folder of the data sets; nothing is downloaded to it.
 
     Raises:
         UserError: there is no such cell, it diverged, or its arm is from outside the package and not loaded;
@@ -55,10 +61,13 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path) -> Path:
     mask = {**opened.mask(cell), **jax.tree.map(lambda _: np.True_, trained.stats)}
     rewound = cell.arm == DENSE or ARMS[cell.arm].params is arms.rewound
     origin = _whole(opened.variables_at(cell.seed, result["start"])) if rewound else None
+    split = opened.split_here(cell.seed, data_dir)
     metadata = {
         "study": opened.name,
         "model": opened.study.model,
         "input_shape": list(opened.about["data"]["shape"]),
+        "classes": opened.about["data"]["classes"],
+        **({} if split is None else {"mean": split.mean.tolist(), "std": split.std.tolist()}),
         **cell._asdict(),
         **{name: getattr(row, name) for name in _SAID},
         "made_from": result["made_from"],
@@ -155,6 +164,8 @@ class Options(Named):
     """Also write a model card, README.md beside the file: study, accuracy, controls, how to load it."""
     config: Path | None = None
     """A config file to run first, for the arms and other rows it adds; RUN/config.py is the run's own."""
+    data_dir: Path = Path("data")
+    """Folder of the data sets, for the mean and deviation by which images are normalised."""
 
 
 def _check_dense(arm: str, chain: str | None) -> None:
@@ -193,9 +204,16 @@ def main(arguments: list[str]) -> None:
     cell = chosen(run, options)
     if options.card:
         card.check(options.file)
-    file = export(run, cell, options.file)
+    file = export(run, cell, options.file, options.data_dir)
+    metadata = prune.load(file).metadata
     if options.card:
-        card.write(run, cell, file)
+        card.write(run, cell, file, metadata)
+    if "mean" not in metadata:
+        print(
+            f"{file}: mean and std of the images are left out, as the run's data ({run.study.data.name}) are "
+            f"not in {options.data_dir}; name their folder by --data-dir.",
+            file=sys.stderr,
+        )
     print(file)
 
 

@@ -1,7 +1,9 @@
 """Draws the mask or the weights of one layer of one network of a run folder.
 
-python -m analysis.mask runs/quickstart-0123abcd --layer conv1 --level 5
-python -m analysis.mask runs/quickstart-0123abcd --layer fc1 --level 5 --weights --arm reinit --seed 1
+On the command line:
+
+    python -m analysis.mask runs/quickstart-0123abcd --layer conv1 --level 5
+    python -m analysis.mask runs/quickstart-0123abcd --layer fc1 --level 5 --weights --arm reinit --seed 1
 """
 
 import io

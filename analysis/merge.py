@@ -1,6 +1,6 @@
 """Joins run folders of one study, for example of several machines, into one.
 
-python -m analysis.merge there/quickstart-0123abcd runs/quickstart-0123abcd --into all/quickstart-0123abcd
+    python -m analysis.merge there/quickstart-0123abcd runs/quickstart-0123abcd --into all/quickstart-0123abcd
 
 Checks every file first (`lthjax.merge`), and writes nothing where a folder is of another fingerprint, a file
 is damaged, or two folders have the same cell with other numbers. Then copies what is missing. Tables of

@@ -1,15 +1,17 @@
 """Copies the part of a run that belongs under version control: numbers, verdicts, figures; no weights.
 
-python -m analysis.publish runs/lenet5_mnist-0123abcd results/lenet5_mnist
-python -m analysis.publish runs/rates_lenet5-* results/rates_lenet5
+On the command line:
 
-  FOLDER/
-    published.json           the names and checksums of all files here; a folder as it says may be replaced
-    study.json               of the run; of several a list
-    cells.csv, verdicts.csv  of the report; of several comparison.csv
-    NAME.svg (or .png)       the report's figures
-    landscape/, stability/, predict/, geography/, examples/, earlybird/, transfer/, savings.json
-                             the tables of other analyses, named as in the run folder
+    python -m analysis.publish runs/lenet5_mnist-0123abcd results/lenet5_mnist
+    python -m analysis.publish runs/rates_lenet5-* results/rates_lenet5
+
+    FOLDER/
+      published.json           names and checksums of all files here; a folder that matches it may be replaced
+      study.json               of the run; of several a list
+      cells.csv, verdicts.csv  of the report; of several comparison.csv
+      NAME.svg (or .png)       the report's figures
+      landscape/, stability/, predict/, geography/, examples/, forgetting/, earlybird/, transfer/,
+      savings.json             the tables of other analyses, named as in the run folder
 """
 
 import json
@@ -27,10 +29,11 @@ from lthjax.folder.verified import read_study
 
 from . import page, report
 from .analyses import ANALYSES
+from .run import PUBLISHED
 
 # Bytes of a figure that a page on the web shows without being waited for.
 LARGEST = 300_000
-MARK = "published.json"
+MARK = PUBLISHED
 
 
 def publish(runs: Sequence[str | Path], to: str | Path) -> Path:

@@ -36,7 +36,7 @@ class Finding(NamedTuple):
         where: where to look, or the command that tests the claim.
         test: its kind, with the margin or threshold: "superiority", "non-inferiority, margin 2 pp"; one that
             is not over seeds is a `COUNT` or a `TIMING`.
-        beside: what one must know to read the outcome: that controls pass the same test, too.
+        beside: caveats: what one must know to read the outcome, for example that controls pass the same test.
     """
 
     claim: str
@@ -84,7 +84,7 @@ class Training:
     cache: bool = True
     """Keep compiled programs in the user's cache folder, for the next run."""
     chunk: int | None = None
-    """Replicates trained in one program; by default one for each core, or 16 for each GPU or TPU."""
+    """Replicates trained in one program; by default one for each core, or up to 16 for each GPU or TPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

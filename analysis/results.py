@@ -1,9 +1,9 @@
 """Renders the pages about published results from the tables in `results/`.
 
-python -m analysis.results
+    python -m analysis.results
 
-  results/README.md.jinja    becomes results/README.md
-  results/summary.md.jinja   becomes the part of README.md between its two `results` marks
+    results/README.md.jinja    becomes results/README.md
+    results/summary.md.jinja   becomes the part of README.md between its two `results` marks
 
 Templates see every folder of `analysis.publish` as `study(NAME)`, a `Published`, or as `compared(NAME)`, a
 `Compared`, where it holds several runs; `render` lists what else they may call.

@@ -1,10 +1,12 @@
 """A run folder, opened once: rows, masks, weights, states.
 
-from analysis import open_run
+In Python:
 
-run = open_run("runs/quickstart-f91424be")
-cell = run.rows[-1].cell
-run.mask(cell)["conv1"]["kernel"]           # bool array
+    from lthjax.analysis import open_run
+
+    run = open_run("runs/quickstart-f91424be")
+    cell = run.rows[-1].cell
+    run.mask(cell)["conv1"]["kernel"]  # bool array
 """
 
 import contextlib
@@ -15,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lthjax import config, data, imp, models, record
+from lthjax import config, data, home, imp, models, record
 from lthjax.arms import ARMS
 from lthjax.catalogue import Unreachable
 from lthjax.errors import UserError, shell
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     import pandas
 
 PyTree = Any
+PUBLISHED = "published.json"
+"""The file by which a folder that `analysis.publish` has written is known."""
 
 
 class Tickets(NamedTuple):
@@ -135,8 +139,18 @@ class Run:
     def finished(self) -> list[Row]:
         """As `rows`; a UserError where there are none yet."""
         if not self.rows:
-            raise UserError(f"{self.path}: there is no finished cell in it yet; run the study first.")
+            raise self._lacks("finished cell")
         return self.rows
+
+    def _lacks(self, what: str) -> UserError:
+        """The error where there is no such cell: a published folder has the numbers of cells alone."""
+        if not (self.path / PUBLISHED).is_file():
+            return UserError(f"{self.path}: there is no {what} in it yet; run the study first.")
+        made = next(iter(self.about.get("commands", [])), "the study")
+        return UserError(
+            f"{self.path}: it is a published folder, which holds tables and no cells; name a run folder, for "
+            f"example by running {home.again(made)} first."
+        )
 
     def mask(self, cell: Cell) -> PyTree:
         """A cell's mask: nested dictionaries of bool arrays; True, 0-d, for a leaf that is never pruned.
@@ -213,7 +227,7 @@ class Run:
         """
         rows = [row for row in self.rows if row.arm == TICKET]
         if not rows:
-            raise UserError(f"{self.path}: there is no ticket in it yet; run the study first.")
+            raise self._lacks("ticket")
         there = chains(rows)
         chain = there[0] if chain is None else chain
         if chain not in there:
@@ -242,6 +256,21 @@ class Run:
             found = data.load(self.study.data.name, data_dir)
         self._check(found)
         return found
+
+    def split_here(self, seed: int, data_dir: str | Path) -> data.Split | None:
+        """The split that a seed was trained on; None where its data are not in that folder.
+
+        Nothing is downloaded. Data of another content are not the run's.
+
+        Raises:
+            UserError: the data set there cannot be read.
+        """
+        if not data.is_here(self.study.data.name, data_dir):
+            return None
+        found = data.load(self.study.data.name, data_dir)
+        if found.digest != self.about["data"]["digest"]:
+            return None
+        return data.split(found, seed, self.study.data.validation)
 
     def _check(self, dataset: data.Dataset) -> None:
         ours, theirs = dataset.digest, self.about["data"]["digest"]
@@ -276,7 +305,9 @@ def frame(path: str | Path) -> "pandas.DataFrame":
     try:
         import pandas
     except ImportError as error:
-        raise UserError("pandas is not installed; pip install pandas, or use analysis.load.") from error
+        raise UserError(
+            "pandas is not installed; pip install pandas, or use lthjax.analysis.load."
+        ) from error
     return pandas.DataFrame(load(path), columns=list(COLUMNS))
 
 

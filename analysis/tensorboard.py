@@ -1,7 +1,9 @@
 """Writes the curves of a run folder's cells as TensorBoard event files.
 
-python -m analysis.tensorboard runs/quickstart-0123abcd
-tensorboard --logdir runs/quickstart-0123abcd/tensorboard
+On the command line:
+
+    python -m analysis.tensorboard runs/quickstart-0123abcd
+    tensorboard --logdir runs/quickstart-0123abcd/tensorboard
 """
 
 from dataclasses import dataclass

@@ -151,6 +151,15 @@ def load(name: str, dir: str | Path = "data") -> Dataset:
     return dataset
 
 
+def is_here(name: str, dir: str | Path = "data") -> bool:
+    """Whether `load` has the data set of that name without a download."""
+    config.check_data_name(name)
+    row = SOURCES.get(name)
+    if row is not None and row.packaged:
+        return True
+    return (Path(dir) / f"{name}.npz").is_file() or catalogue.prepared_folder(Path(dir), name) is not None
+
+
 @settings.pinned()
 def split(dataset: Dataset, seed: int, validation: int) -> Split:
     """Holds out `validation` train images, chosen by the seed's stream "split".

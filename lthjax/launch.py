@@ -1,10 +1,12 @@
 """Runs a lottery-ticket study: plans its cells, trains what is missing, writes the report.
 
-python run.py --config configs/quickstart.py
-python run.py --config configs/lenet5_mnist.py --seeds 0 1 --levels 8 --train.steps 2000
-python run.py --config configs/cifar_cnn.py --dry-run
-python run.py --config configs/cifar_cnn.py --shard 2/5
-srun python run.py --config configs/cifar_cnn.py --out /shared/runs --distributed
+On the command line:
+
+    python run.py --config configs/quickstart.py
+    python run.py --config configs/lenet5_mnist.py --seeds 0 1 --levels 8 --train.steps 2000
+    python run.py --config configs/cifar_cnn.py --dry-run
+    python run.py --config configs/cifar_cnn.py --shard 2/5
+    srun python run.py --config configs/cifar_cnn.py --out /shared/runs --distributed
 """
 
 import argparse

@@ -4,12 +4,12 @@ A manifest is written with its folder and never changed. It is checked whenever 
 so that a flipped bit, a truncated file or another cell's file is noticed before its value is used. The
 manifest has its own checksum.
 
-  what      the cell, or the seed and step of a rewind state
-  study     the fingerprint of the study
-  parents   {folder in the run: its content} for the cell and state that it was made from
-  content   a SHA-256 of the arrays alone; the same for every training run that ends with the same bits
-  arrays    {"mask": {path: [shape, dtype]}, "params": ..., "stats": ...}
-  files     {path: SHA-256 of its bytes}
+    what      the cell, or the seed and step of a rewind state
+    study     the fingerprint of the study
+    parents   {folder in the run: its content} for the cell and state that it was made from
+    content   a SHA-256 of the arrays alone; the same for every training run that ends with the same bits
+    arrays    {"mask": {path: [shape, dtype]}, "params": ..., "stats": ...}
+    files     {path: SHA-256 of its bytes}
 """
 
 import hashlib

@@ -244,6 +244,8 @@ MODELS: dict[str, Entry] = {
     ),
 }
 """The networks by name; add a row to add one."""
+SHIPPED = frozenset(MODELS)
+"""The names of the networks that are part of the package."""
 
 
 def for_tpu(model: Model) -> Model:

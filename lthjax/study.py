@@ -1,9 +1,11 @@
 """Runs a study, from config to run folder: plans the cells, trains missing cells, writes each cell once.
 
-from lthjax import config, study
+In Python:
 
-prepared = study.prepare(config.load("configs/quickstart.py"))
-run_folder = study.run(prepared, "runs")
+    from lthjax import config, study
+
+    prepared = study.prepare(config.load("configs/quickstart.py"))
+    run_folder = study.run(prepared, "runs")
 """
 
 import contextlib

@@ -1,12 +1,14 @@
 """Makes several studies from one: settings are lists of {field: value}, built by small pure functions.
 
-from lthjax import sweep
-from lthjax.config import Study
+In Python:
 
-configs = sweep.studies(
-    Study(name="rates"),
-    sweep.product(sweep.values("prune.scope", "layer", "global"), sweep.values("prune.rate", 0.2, 0.4)),
-)
+    from lthjax import sweep
+    from lthjax.config import Study
+
+    configs = sweep.studies(
+        Study(name="rates"),
+        sweep.product(sweep.values("prune.scope", "layer", "global"), sweep.values("prune.rate", 0.2, 0.4)),
+    )
 """
 
 import itertools

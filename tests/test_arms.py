@@ -328,11 +328,11 @@ def test_a_cell_is_exported(tiny: Make, tmp_path: Path, command: Callable) -> No
     assert ticket.metadata["test_accuracy"] == store.result(cell)["test_accuracy"]
     assert (ticket.metadata["seed"], ticket.metadata["level"], ticket.metadata["model"]) == (0, 1, "lenet300")
     steps = "| rewound to step | {} |\n| trained from step | {} |"
-    assert steps.format(3, 3) in card.card(open_run(run), cell, "t")
+    assert steps.format(3, 3) in card.card(open_run(run), cell, "t", {})
     for arm, start in (("reinit", 0), ("reshuffle", 3)):
         other = cell._replace(arm=arm)
         assert prune.load(export.export(run, other, file)).origin is None
-        assert steps.format("–", start) in card.card(open_run(run), other, "t")
+        assert steps.format("–", start) in card.card(open_run(run), other, "t", {})
     dense = prune.load(export.export(run, Cell(0, "dense", 0, "dense"), file))
     same(dense.origin, initial.params)
     for wrong, says in (

@@ -192,6 +192,56 @@ def test_what_is_shipped_imports_what_is_declared() -> None:
     assert used["analysis"] == {"lthjax/analysis.py", "lthjax/launch.py"}
 
 
+@pytest.mark.parametrize("extra", ["notebook", "dev"])
+def test_the_page_on_installing_has_every_package_of_an_extra(extra: str) -> None:
+    """They are no dependencies of what is shipped, and have no row of their own."""
+    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8").partition("## Dependencies")[2]
+    assert {name for name in required(extra) if not re.search(rf"\b{name}\b", page)} <= {"lthjax"}
+    for shown in (page, (ROOT / "docs" / "index.md").read_text(encoding="utf-8")):
+        assert "notebook]" in shown
+
+
+def test_pages_import_the_analyses_by_the_name_that_every_installation_has() -> None:
+    """`analysis` itself is there in a checkout alone."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    for path in [*pages, *(ROOT / "analysis").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".py":
+            text = ast.get_docstring(ast.parse(text)) or ""
+        assert not re.search(r"\b(from|import) analysis\b", text), path
+
+
+def _documented() -> list[Path]:
+    """The files of the modules in the reference."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    paths = [ROOT / name.replace(".", "/") for name in re.findall(r"^::: ([\w.]+)$", pages, re.M)]
+    return [path / "__init__.py" if path.is_dir() else path.with_suffix(".py") for path in paths]
+
+
+@pytest.mark.parametrize("path", _documented(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_examples_and_lists_of_files_are_blocks_in_the_reference(path: Path) -> None:
+    """Markdown runs lines together unless a blank line comes first and each has four blanks before it.
+
+    Four blanks before all lines but the first do not count: they are the docstring's own indentation.
+    """
+    code = re.compile(
+        r"(python|tensorboard|srun) |from [\w.]+ import |import \w|[\w.]+ = [\w.]+\(|\w+\.\w+\("
+    )
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        lines = (ast.get_docstring(node) or "").splitlines()
+        items = False
+        for before, line in zip(["", *lines], lines, strict=False):
+            where = f"{path.relative_to(ROOT)}: {line}"
+            if line[:1].strip():
+                items = bool(re.match(r"- |\d\. |\w+:$", line))
+                assert not code.match(line), where
+            elif line.strip() and not items:
+                assert line.startswith("    "), where
+                assert not before or before.startswith("    "), where
+
+
 def test_pages_add_to_a_checkouts_environment_and_do_not_replace_it() -> None:
     """Without `--editable` pip puts a copy in the checkout's place; benchmarks import the laboratory."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

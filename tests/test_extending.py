@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -238,43 +239,56 @@ def test_the_page_on_other_libraries_runs(tmp_path: Path, monkeypatch: pytest.Mo
             assert got["loss"](got[name]) < start, name
 
 
-def test_a_tickets_kernels_in_pytorchs_order_give_the_same_logits() -> None:
-    """LeNet-5 once more, channels first, by NumPy alone; its weights and masks as the page orders them."""
+class _Tensor(np.ndarray):
+    """An array with the methods of PyTorch that the page uses."""
 
-    class Tensor(np.ndarray):
-        permute = np.ndarray.transpose
+    permute = np.ndarray.transpose
 
-    def convolved(x: np.ndarray, kernel: np.ndarray, padding: int) -> np.ndarray:
-        x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-        windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], axis=(2, 3))
-        return np.einsum("nchwij,ocij->nohw", windows, kernel)
+    def flatten(self, start: int) -> np.ndarray:  # type: ignore[override]
+        return self.reshape(*self.shape[:start], -1)
 
-    def pooled(x: np.ndarray) -> np.ndarray:
-        n, c, h, w = x.shape
-        return np.maximum(x.reshape(n, c, h // 2, 2, w // 2, 2).max((3, 5)), 0)
 
+def _convolved(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, padding: int) -> np.ndarray:
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], axis=(2, 3))
+    made = np.einsum("nchwij,ocij->nohw", windows, kernel) + bias[:, None, None]
+    return made.view(_Tensor)
+
+
+def _pooled(x: np.ndarray, side: int) -> np.ndarray:
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // side, side, w // side, side).max((3, 5)).view(_Tensor)
+
+
+def test_an_exported_lenet5_in_pytorchs_order_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeNet-5 once more, channels first, as the page computes it; PyTorch's functions are NumPy's here."""
+    functional = SimpleNamespace(
+        conv2d=_convolved,
+        max_pool2d=_pooled,
+        relu=lambda x: np.maximum(x, 0),
+        linear=lambda x, kernel, bias: x @ kernel.T + bias,
+    )
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    monkeypatch.setitem(sys.modules, "torch.nn", SimpleNamespace(functional=functional))
     draw = np.random.default_rng(0)
     model = models.build("lenet5", (28, 28, 1), 10)
-    variables = model.init(jax.random.key(0))  # its biases are 0
+    drawn = model.init(jax.random.key(0)).params  # its biases are 0
+    params = jax.tree.map(lambda p: p if p.ndim > 1 else draw.normal(size=p.shape).astype(np.float32), drawn)
     images = draw.normal(size=(2, 28, 28, 1)).astype(np.float32)
-    want, _ = model.apply(variables.params, variables.stats, images, False)
+    want, _ = model.apply(params, {}, images, False)
 
-    (code,) = snippets("interop.md", "torch_kernels.py")
     got: dict[str, Any] = {}
-    exec(code, got)
-    named = zip(prune.paths(variables.params), jax.tree.leaves(variables.params), strict=True)
-    weights = {name: np.asarray(leaf).view(Tensor) for name, leaf in named}
-    ours = got["torch_kernels"](weights)
-    x = pooled(convolved(images.transpose(0, 3, 1, 2), ours["conv1/kernel"], 2))
-    x = pooled(convolved(x, ours["conv2/kernel"], 0)).reshape(2, -1)
-
-    def logits(first: np.ndarray) -> np.ndarray:
-        hidden = np.maximum(x @ first.T, 0)
-        return np.maximum(hidden @ ours["fc2/kernel"].T, 0) @ ours["output/kernel"].T
-
-    np.testing.assert_allclose(logits(ours["fc1/kernel"]), want, atol=1e-5)
+    for title in ("torch_kernels.py", "torch_logits.py"):
+        (code,) = snippets("interop.md", title)
+        exec(code, got)
+    named = zip(prune.paths(params), jax.tree.leaves(params), strict=True)
+    weights = {name: np.asarray(leaf).view(_Tensor) for name, leaf in named}
+    x = images.transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(got["lenet5_logits"](weights, x), want, atol=1e-4)
     # Transposed alone the first dense layer has the same shape, and other logits.
-    assert np.abs(logits(weights["fc1/kernel"].T) - want).max() > 0.1
+    kernels = got["torch_kernels"](weights)
+    got["torch_kernels"] = lambda of: {**kernels, "fc1/kernel": of["fc1/kernel"].T}
+    assert np.abs(got["lenet5_logits"](weights, x) - want).max() > 0.1
 
 
 def test_a_state_dict_is_a_pytree() -> None:

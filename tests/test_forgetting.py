@@ -1,5 +1,6 @@
 """Forgetting along trainings: events and their ranks by other programs, verdicts by hand, and the command."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,3 +201,14 @@ def check_a_second_call(run: Path, where: dict[str, Any], monkeypatch: pytest.Mo
     assert (run / "forgetting" / "events.csv").read_bytes() == before, "of a replay, which is what it was"
     record.perform(analysed.ANALYSIS, run, every=4, images=60, **where)
     assert len(trained) == 6
+
+
+def test_the_help_says_which_levels_are_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    """Controls may have few levels, as in the quickstart; those beside them are chosen."""
+    with pytest.raises(SystemExit):
+        record.command(analysed.ANALYSIS)(["--help"])
+    said = re.sub(r"[\s│]+", " ", capsys.readouterr().out).replace("`", "")
+    assert (
+        "nearest to 20, 10 and 3 % of the weights of those that have a control of --arms, where any has one"
+        in said
+    )

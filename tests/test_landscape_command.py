@@ -1216,3 +1216,14 @@ def test_a_path_between_residual_networks_has_statistics_of_its_own(monkeypatch:
             assert got[f"{part}_accuracy"][i] == pytest.approx(right, abs=1e-6)
     ours, theirs = (model.apply(*end, images[:10], False)[0].argmax(1) for end in ends)
     assert got["disagreement"] == pytest.approx(float((ours != theirs).mean()), abs=1e-6)
+
+
+def test_the_page_says_what_a_landscape_trains() -> None:
+    seeds, steps = [0, 1, 2], 5000
+    arms = dict.fromkeys(("dense", "ticket", "reinit", "random"), seeds)
+    scope = table.Scope("rewind-0", 10, 0.1, 0, arms, [0], Settings())
+    siblings, replays, passes = len(scope.siblings()), len(scope.replays()), work._passes(steps)
+    said = " ".join((ROOT / "docs" / "looking.md").read_text(encoding="utf-8").split())
+    assert passes == 3
+    total = (siblings + replays * passes) * steps
+    assert f"{siblings} siblings and at most {replays} replays, {total:,} steps in all if every" in said

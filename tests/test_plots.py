@@ -23,7 +23,7 @@ from analysis.report import accuracy, gaps, numbers, paired, speed
 from analysis.report import figures as report_figures
 from analysis.rows import Row
 from analysis.run import Run
-from lthjax import study
+from lthjax import data, study
 from lthjax.errors import UserError
 from lthjax.imp import Cell
 
@@ -298,6 +298,11 @@ def test_the_page_runs(made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_path: Path) -> None:
     file = tmp_path / "t.safetensors"
     line = ("-m", "analysis.export", made.path, file, "--level", "2", "--seed", "1", "--card")
+    without = command(*line)
+    assert without.stdout.strip() == str(file)
+    assert "t.safetensors: mean and std of the images are left out" in without.stderr
+    assert 'data.split(data.load("few"), 1, ' in (tmp_path / "README.md").read_text()
+    line = (*line[:-1], "--data-dir", made.path.parents[1] / "data", "--card")
     assert command(*line).stdout.strip() == str(file)
     text = (tmp_path / "README.md").read_text()
     cells = {of.arm: of for of in made.rows if (of.seed, of.level) in ((1, 0), (1, 2))}
@@ -315,9 +320,12 @@ def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_pa
         in text
     )
     assert f"| study | `{made.name}` |" in text
-    names: dict = {}
+    few = data.load("few", made.path.parents[1] / "data")
+    names: dict = {"pixels": few.test_images}
     for snippet in re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M):
         exec(snippet.replace('"t.safetensors"', repr(str(file))), names)
+    right = np.asarray(names["logits"]).argmax(1) == few.test_labels
+    assert right.mean() == pytest.approx(cells["ticket"].test_accuracy), "computed from file and card alone"
     mask_of = made.mask(Cell(1, "rewind-0", 2, "ticket"))
     np.testing.assert_array_equal(names["masks"]["fc1/kernel"], mask_of["fc1"]["kernel"])
     np.testing.assert_array_equal(names["ticket"].mask["fc2"]["kernel"], mask_of["fc2"]["kernel"])
@@ -339,7 +347,7 @@ def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_pa
     (tmp_path / "README.md").write_text("mine")
     refused = command(*line)
     assert (refused.returncode, "is no model card, and is not replaced" in refused.stderr) == (2, True)
-    dense = card.card(made, Cell(0, "dense", 0, "dense"), "x")
+    dense = card.card(made, Cell(0, "dense", 0, "dense"), "x", {})
     assert "| rewound to step | – |\n| trained from step | 0 |" in dense
     assert "before any pruning" in dense
     assert " − " not in dense

@@ -299,8 +299,11 @@ def test_a_network_with_batch_statistics_computes_from_its_file_alone(tmp_path: 
         store.write(cell, done, whole, trained)  # type: ignore[arg-type]
     run = Run(tmp_path / "run")
     ticket = prune.load(export.export(run, cell, tmp_path / "t.safetensors"))
-    (split,) = (code for code in re.findall(r"```python\n(.*?)```", card.card(run, cell, "t"), re.S)
-                if "stats" in code)  # fmt: skip
+    shown = card.card(run, cell, "t", ticket.metadata)
+    split, running = (code for code in re.findall(r"```python\n(.*?)```", shown, re.S) if "stats" in code)
+    assert (
+        'models.build("resnet8", (28, 28, 1), 10)\nlogits, _ = model.apply(params, stats, images' in running
+    )
     images = np.random.default_rng(0).normal(size=(4, 28, 28, 1)).astype(np.float32)
     for tree, wanted in ((ticket.params, trained), (ticket.origin, start)):
         names: dict[str, Any] = {"ticket": ticket._replace(params=tree)}

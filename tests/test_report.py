@@ -497,6 +497,16 @@ def test_not_a_run_folder(tiny: Callable[..., study.Prepared], tmp_path: Path) -
         report.build(tmp_path)
 
 
+def test_a_published_folder_is_no_run_folder() -> None:
+    """It has 66 finished cells as lines of a table, so "no finished cell in it yet" would be untrue."""
+    folder = ROOT / "results" / "quickstart"
+    for read in (report.build, lambda of: analysis.open_run(of).tickets()):
+        with pytest.raises(UserError, match="it is a published folder, which holds tables and no") as found:
+            read(folder)
+        assert "by running python run.py --config configs/quickstart.py" in str(found.value)
+    assert not (folder / "report").exists()
+
+
 def test_what_is_published(
     tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

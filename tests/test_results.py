@@ -294,6 +294,27 @@ def test_the_pages_say_what_the_tables_say() -> None:
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is not what its template gives"
 
 
+def test_the_studies_with_three_seeds_are_named() -> None:
+    called = {
+        "cifar_cnn": "tickets and controls",
+        "lr_cifar": "the learning rate",
+        "retraining_cnn": "what to rewind",
+        "rewind_resnet8": "late rewinding",
+        "transfer_cnn": "transfer",
+    }
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"On CIFAR-10 the studies of (.*) have three seeds, that of (.*) (\d+)\.", page)
+    assert found is not None
+    seeds = {}
+    for name in called:
+        table = "comparison.csv" if name == "lr_cifar" else "cells.csv"
+        with (RESULTS / name / table).open(newline="", encoding="utf-8") as file:
+            seeds[name] = len({line["seed"] for line in csv.DictReader(file)})
+    few = [words for name, words in called.items() if seeds[name] == 3]
+    assert re.split(", | and (?!controls)", found[1]) == few
+    assert (found[2], int(found[3])) == (called["cifar_cnn"], seeds["cifar_cnn"])
+
+
 @pytest.mark.parametrize("name", ["README.md.jinja", "summary.md.jinja"])
 def test_no_result_is_typed_into_a_template(name: str) -> None:
     """Numbers with decimals are computed, except published values (in `{% set %}`) and papers."""

@@ -22,12 +22,12 @@ def test_the_sentence_names_the_sparsest_level_down_to_which_tickets_match() -> 
     # Level 2 of reinit, whose first level `run` makes at 50 %.
     rows += [row(seed, "rewind-0", 2, "reinit", 0.17, 95 + seed - 1.5) for seed in range(6)]
     assert sentence(rows) == (
-        "With 17 % of its weights the ticket is as good as the whole network (within half a point, 6 seeds); "
+        "With 17 % of its weights the ticket is as good as the dense network (within half a point, 6 seeds); "
         "the same mask on fresh weights loses 1.5 points."
     )
     alone = [r for r in rows if r.arm != "reinit"]
     assert sentence(alone) == (
-        "With 9.0 % of its weights the ticket is as good as the whole network (within half a point, 6 seeds)."
+        "With 9.0 % of its weights the ticket is as good as the dense network (within half a point, 6 seeds)."
     )
     # A level that falls ends it, even if a sparser one matches.
     torn = run({"ticket": {0.5: 0.2, 0.17: -3.0, 0.09: 0.0}})
@@ -54,15 +54,15 @@ def test_a_control_above_dense_but_below_the_ticket() -> None:
 
 def test_where_nothing_matches_or_seeds_are_few() -> None:
     none = sentence(run({"ticket": {0.5: -3.0, 0.17: -2.0}}))
-    assert none.startswith("No level's tickets are found to be within 2 points of the whole network")
+    assert none.startswith("No level's tickets are found to be within 2 points of the dense network")
     assert "nearest with 17 % of its weights, -2.0 points (6 seeds)" in none
     near = sentence(run({"ticket": {0.5: -0.6, 0.17: -1.0, 0.05: -9.0}}))
-    assert near == "With 17 % of its weights the ticket is within 2 points of the whole network (6 seeds)."
+    assert near == "With 17 % of its weights the ticket is within 2 points of the dense network (6 seeds)."
     few = sentence(
         run({"ticket": {0.5: 0.3, 0.17: 0.12}, "reinit": {0.5: -1.0, 0.17: -2.02}}, seeds=range(2))
     )
     assert few == (
-        "With 17 % of its weights the ticket is +0.1 points from the whole network, the same mask on fresh "
+        "With 17 % of its weights the ticket is +0.1 points from the dense network, the same mask on fresh "
         "weights -1.9; 2 seeds are too few for a verdict."
     )
     assert "as good as" not in few
@@ -76,13 +76,13 @@ def test_where_the_densest_level_alone_fails_sparser_ones_are_not_denied() -> No
     (within,) = [of for of in verdicts.findings(STUDY, bad) if "are within 2 points" in of.claim]
     assert within.outcome == "supported"
     assert sentence(bad) == (
-        "The densest tickets, with 80 % of the weights, are not found to be within 2 points of the whole "
+        "The densest tickets, with 80 % of the weights, are not found to be within 2 points of the dense "
         "network (3 seeds), and sparser ones were not tested for this sentence; of these those with 15 % "
         "come nearest, +0.3 points (3 seeds)."
     )
     few = [of for of in rows if of.level != 1 or of.seed < 2]
     assert sentence(few).startswith("The densest tickets, with 80 % of the weights, are not found")
-    assert "points of the whole network (2 seeds), and" in sentence(few)
+    assert "points of the dense network (2 seeds), and" in sentence(few)
 
 
 def test_the_sentence_tests_claims_with_looks_at_the_level_of_the_looks(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_sentence_tests_claims_with_looks_at_the_level_of_the_looks(tmp_path
     for state, said in (
         (
             within,
-            "is within 2 points of the whole network (6 seeds); the same mask on fresh weights loses 0.7",
+            "is within 2 points of the dense network (6 seeds); the same mask on fresh weights loses 0.7",
         ),
         (beats, "(within half a point, 6 seeds); the same mask on fresh weights is not found to be worse"),
         (within._replace(chain="rewind-500"), plain),
@@ -150,7 +150,7 @@ def test_levels_and_controls_of_fewer_than_three_seeds_are_not_believed() -> Non
         few = {("reinit", int(name[-1])): n for name, n in seeds.items()}
         return [r for r in rows if r.seed < min(few.get((r.arm, r.level), 6), 2 if r.level == 3 else 6)]
 
-    as_good = "the ticket is as good as the whole network (within half a point, 6 seeds)"
+    as_good = "the ticket is as good as the dense network (within half a point, 6 seeds)"
     fresh = "the same mask on fresh weights loses"
     assert sentence(of()) == f"With 17 % of its weights {as_good}; {fresh} 1.5 points."
     # The control that is believed is that of 50 %, and of three seeds, which is said.
@@ -170,7 +170,7 @@ def test_the_number_of_seeds_is_that_of_the_level_that_is_named() -> None:
     rows = run({"ticket": {0.5: 0.2, 0.17: 0.1}})
     four = [r for r in rows if r.level < 2 or r.seed < 4]
     assert sentence(four) == (
-        "With 17 % of its weights the ticket is as good as the whole network (within half a point, 4 seeds)."
+        "With 17 % of its weights the ticket is as good as the dense network (within half a point, 4 seeds)."
     )
     one = [r for r in rows if r.seed < 2 - (r.level == 2)]
     assert sentence(one).endswith("; 1 seed is too few for a verdict.")

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -676,3 +677,11 @@ def test_what_is_measured_where_nothing_is_named(made: tuple[Path, Path]) -> Non
     states = {(at.cell.arm, at.cell.level, at.k) for at in asked.origins}
     assert states == {*itertools.product(("dense",), (0,), (0, 2, 4)), ("ticket", 2, 4),
                       *itertools.product(("reinit",), (2,), (0, 2, 4))}  # fmt: skip
+
+
+def test_the_help_says_which_levels_are_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    """Controls may have few levels, as in the quickstart; those beside them are chosen."""
+    with pytest.raises(SystemExit):
+        record.command(stability.ANALYSIS)(["--help"])
+    said = re.sub(r"[\s│]+", " ", capsys.readouterr().out).replace("`", "")
+    assert "nearest to 10 % of the weights of those that have a control of --arms, where any has one" in said

@@ -1,7 +1,7 @@
 """Conformance: a run beside published settings and values, row by row.
 
-python -m analysis.conform runs/lenet300_mnist-7bba21bc --against fc2019_lenet300
-python -m analysis.conform results/lenet300_mnist --against fc2019_lenet300 mine.csv
+    python -m analysis.conform runs/lenet300_mnist-7bba21bc --against fc2019_lenet300
+    python -m analysis.conform results/lenet300_mnist --against fc2019_lenet300 mine.csv
 
 RUN is a run folder, or one that `analysis.publish` has written of a run. Ledgers are the CSV files in
 analysis/ledgers, or others of the same columns (`analysis.conform.ledger`). Settings are compared field by
@@ -84,7 +84,7 @@ class _Ours(NamedTuple):
         values: one a seed.
         said: their mean with its interval, in words.
         floor: the least standard deviation of a value, as in `analysis.differences.floor`.
-        censored: number of seeds whose value is but a bound.
+        censored: number of seeds whose value is censored, only a bound.
         looked: levels of which the one that is furthest up was chosen; the error of 5 % is divided by it.
     """
 

@@ -2,21 +2,21 @@
 
 Columns, all text; a field may be empty where nothing is said:
 
-  quantity   "setting", "weights" (prunable), "parameters" (all that are trained), "accuracy", "gap",
-             "speedup", "rewound" or "early_stop_step"
-  of         the setting's name; or an arm
-  other      gap: the arm that is subtracted; speedup: the arm that takes longer
-  density    weights left / prunable weights; "best": the level of the largest gap
-  rewind     the step that tickets are rewound to; empty: the earliest of the run
-  at         accuracies and gaps: "early stop", the step of the lowest validation loss, or "end"
-  relation   "=", ">", ">=", "<" or "<=": the measured value is so to `value`
-  value      the published one: percent, percentage points, a ratio, a count; empty: none is printed
-  spread     its own spread, as printed; of a speedup as a ratio, so that 2.5 ± 0.3 is a factor of 2.8 / 2.5
-  margin     for "=": the largest difference that is still agreement; of a speedup a factor
-  needs      settings that must be equal, blanks between: `train.steps`, or `optim.lr=0.1`; of a setting
-             "all" says that no value can be compared without it
-  source     paper, section, figure or table; says "not checked" where its text was not read
-  note       words after the quantity
+    quantity   "setting", "weights" (prunable), "parameters" (all that are trained), "accuracy", "gap",
+               "speedup", "rewound" or "early_stop_step"
+    of         the setting's name; or an arm
+    other      gap: the arm that is subtracted; speedup: the arm that takes longer
+    density    weights left / prunable weights; "best": the level of the largest gap
+    rewind     the step that tickets are rewound to; empty: the earliest of the run
+    at         accuracies and gaps: "early stop", the step of the lowest validation loss, or "end"
+    relation   "=", ">", ">=", "<" or "<=": the measured value is so to `value`
+    value      the published one: percent, percentage points, a ratio, a count; empty: none is printed
+    spread     its own spread, as printed; of a speedup as a ratio, so that 2.5 ± 0.3 is a factor of 2.8 / 2.5
+    margin     for "=": the largest difference that is still agreement; of a speedup a factor
+    needs      settings that must be equal, blanks between: `train.steps`, or `optim.lr=0.1`; of a setting
+               "all" says that no value can be compared without it
+    source     paper, section, figure or table; says "not checked" where its text was not read
+    note       words after the quantity
 """
 
 import json

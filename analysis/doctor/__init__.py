@@ -1,7 +1,7 @@
 """Ticket doctor: is a ticket what it is said to be? For tickets of any framework, or a run folder of ours.
 
-python -m analysis.doctor --init A.pt --final B.pt --mask C.pt --rewound R.pt --claimed-sparsity 0.8
-python -m analysis.doctor runs/quickstart-0123abcd
+    python -m analysis.doctor --init A.pt --final B.pt --mask C.pt --rewound R.pt --claimed-sparsity 0.8
+    python -m analysis.doctor runs/quickstart-0123abcd
 
 Prints one line a check with the layers that fail it and how many of their weights do; status 1 if one fails.
 A check that lacks a file says which option gives it. Files are safetensors, npz, or PyTorch's state dicts,

@@ -1,7 +1,7 @@
 """Early-Bird tickets: when in the dense training its mask stops changing, and could have been drawn.
 
-python -m analysis.earlybird runs/quickstart-0123abcd
-python -m analysis.earlybird runs/quickstart-0123abcd --levels 3 7 --every 25
+    python -m analysis.earlybird runs/quickstart-0123abcd
+    python -m analysis.earlybird runs/quickstart-0123abcd --levels 3 7 --every 25
 
 Replays the dense trainings, with the same bits on one CPU, and draws every so many steps the mask of the
 largest weights, with the layer densities of a level's ticket. The Early-Bird ticket is drawn when the mask is
@@ -9,10 +9,10 @@ near all others in a queue (`lthjax.measures.earlybird`; You et al. 2020, arXiv 
 cells are only read. Without this command the report shows the masks that the study's own dense trainings drew
 at their evaluations. Writes RUN/earlybird:
 
-  masks.csv     `MaskRow`: distances of masks, and their overlap with the ticket's own
-  draws.csv     `DrawRow`: when the ticket could have been drawn
-  earlybird     the figure, as PNG, SVG and CSV
-  masks=3/      the masks of a seed, so that a stopped call goes on after the last finished one
+    masks.csv     `MaskRow`: distances of masks, and their overlap with the ticket's own
+    draws.csv     `DrawRow`: when the ticket could have been drawn
+    earlybird     the figure, as PNG, SVG and CSV
+    masks=3/      the masks of a seed, so that a stopped call goes on after the last finished one
 """
 
 import math

@@ -1,18 +1,18 @@
 """Which test images a run's tickets win and lose, against the dense network and the controls.
 
-python -m analysis.examples runs/quickstart-0123abcd
-python -m analysis.examples runs/quickstart-0123abcd --levels 4 8 11
+    python -m analysis.examples runs/quickstart-0123abcd
+    python -m analysis.examples runs/quickstart-0123abcd --levels 4 8 11
 
 Two networks of one accuracy may be right about other images. The final weights on disk are passed over the
 test set; every pair of a seed's networks has its counts of images won and lost, with McNemar's test and an
 interval over test images (`lthjax.measures.examples`); and Cohen's κ says whether networks of one seed, and
 of different seeds, err on the same images. Trains nothing. Writes RUN/examples:
 
-  pairs.csv       `PairRow`: images won and lost by every network beside another of its seed
-  agreement.csv   `AgreementRow`: agreement of errors, and of losses, between networks
-  images.csv      `ImageRow`: the test images that tickets lose and win most often
-  forgetting.csv  `ForgettingRow`: what tickets forget from level to level
-  examples_pairs, examples_agreement      figures, as PNG, SVG and CSV
+    pairs.csv       `PairRow`: images won and lost by every network beside another of its seed
+    agreement.csv   `AgreementRow`: agreement of errors, and of losses, between networks
+    images.csv      `ImageRow`: the test images that tickets lose and win most often
+    forgetting.csv  `ForgettingRow`: what tickets forget from level to level
+    examples_pairs, examples_agreement      figures, as PNG, SVG and CSV
 """
 
 from collections.abc import Mapping, Sequence

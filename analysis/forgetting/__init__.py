@@ -1,16 +1,16 @@
 """What tickets forget along their training, beside the dense network and the controls.
 
-python -m analysis.forgetting runs/quickstart-0123abcd
-python -m analysis.forgetting runs/quickstart-0123abcd --levels 4 8 --every 25
+    python -m analysis.forgetting runs/quickstart-0123abcd
+    python -m analysis.forgetting runs/quickstart-0123abcd --levels 4 8 --every 25
 
 An image is forgotten when a network that got it right gets it wrong at the next look (Toneva et al. 2019,
 arXiv 1812.05159). Replays trainings of the run, with the same bits on one CPU, and passes train and test
 images through the weights every so many steps. `analysis.examples` counts the same along levels of pruning,
 from the final weights. The run's own cells are only read. Writes RUN/forgetting:
 
-  events.csv     `EventRow`: events of every network, and how alike they are to the dense network's
-  forgetting     the figure, as PNG, SVG and CSV
-  events/        events of the images of every training, so that a stopped call goes on after the last one
+    events.csv     `EventRow`: events of every network, and how alike they are to the dense network's
+    forgetting     the figure, as PNG, SVG and CSV
+    events/        events of the images of every training, so that a stopped call goes on after the last one
 """
 
 from collections.abc import Mapping, Sequence

@@ -37,7 +37,8 @@ class Options(record.TrainingOptions):
     chain: str | None = None
     """The tickets' chain; by default that of the lowest rewind step."""
     levels: tuple[int, ...] = ()
-    """Levels, beside the dense network; by default those nearest to 20, 10 and 3 % of the weights."""
+    """Levels, beside the dense network; by default those nearest to 20, 10 and 3 % of the weights of those
+    that have a control of `--arms`, where any has one."""
     arms: tuple[str, ...] = ARMS
     """Whose trainings are replayed; the first repeat of each."""
     every: int | None = None

@@ -1,16 +1,16 @@
 """Lottery geography: how much the tickets of a run's seeds overlap, by layer and by input, matched and not.
 
-python -m analysis.geography runs/quickstart-0123abcd
-python -m analysis.geography runs/quickstart-0123abcd --levels 4 8 11 --draws 10
+    python -m analysis.geography runs/quickstart-0123abcd
+    python -m analysis.geography runs/quickstart-0123abcd --levels 4 8 11 --draws 10
 
 Are two seeds' tickets the same up to the order of their hidden units? Every pair of seeds is compared as it
 is, after its units are matched by their masks, and after they are matched by the magnitudes of their trained
 weights (`lthjax.measures.geography`). The same comparison of tickets shuffled within their layers is chance.
 Trains nothing. Writes RUN/geography:
 
-  overlap.csv     `OverlapRow`: the overlap of every pair, layer and way of matching
-  inputs.csv      `InputRow`: how every pixel (of a convolution every tap) is read
-  geography_overlap, geography_inputs      figures, as PNG, SVG and CSV
+    overlap.csv     `OverlapRow`: the overlap of every pair, layer and way of matching
+    inputs.csv      `InputRow`: how every pixel (of a convolution every tap) is read
+    geography_overlap, geography_inputs      figures, as PNG, SVG and CSV
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The loss landscape around the networks of one level: ticket, controls and the dense network.
 
-python -m analysis.landscape runs/quickstart-0123abcd --level 7
-python -m analysis.landscape runs/quickstart-0123abcd --level 7 --seeds 0 1 --images 1000 --no-training
+    python -m analysis.landscape runs/quickstart-0123abcd --level 7
+    python -m analysis.landscape runs/quickstart-0123abcd --level 7 --seeds 0 1 --images 1000 --no-training
 
 Measures the trained networks inside their masks (`lthjax.measures.landscape`, `lthjax.measures.hessian`),
 on the same images and along the same random directions for all arms of a seed. The run's own cells are only
@@ -12,13 +12,13 @@ loss is stopped where its loss reaches the other's end, found by sections to wit
 compared at matched train loss. Measures that do not change with the scale of the layers decide (ASAM, and the
 curvature along filter-normalised directions). All files are written to RUN/landscape:
 
-  chain=C/level=07/landscape.csv      `Number`: one a seed, arm and quantity
-  chain=C/level=07/differences.csv    `ArmDifference`: ticket − other arm, paired over seeds
-  chain=C/level=07/about.json         what was asked, notes
-  chain=C/level=07/                   figures, as PNG, SVG and the CSV of their data
-  seed=3/chain=C/level=07/ARM/        arrays: point, lines, plane, spectrum, path_OTHER (.npz)
-  seed=3/chain=C/level=07/ARM_sibling/, ARM_matched_OTHER/    trained networks; the latter with arrays
-  seed=3/dense/                       arrays of the dense network for all levels, KIND-SETTINGS.npz
+    chain=C/level=07/landscape.csv      `Number`: one a seed, arm and quantity
+    chain=C/level=07/differences.csv    `ArmDifference`: ticket − other arm, paired over seeds
+    chain=C/level=07/about.json         what was asked, notes
+    chain=C/level=07/                   figures, as PNG, SVG and the CSV of their data
+    seed=3/chain=C/level=07/ARM/        arrays: point, lines, plane, spectrum, path_OTHER (.npz)
+    seed=3/chain=C/level=07/ARM_sibling/, ARM_matched_OTHER/    trained networks; the latter with arrays
+    seed=3/dense/                       arrays of the dense network for all levels, KIND-SETTINGS.npz
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,19 +1,19 @@
 """How predictable a run's tickets are, at initialisation and early in training.
 
-python -m analysis.predict runs/quickstart-0123abcd
-python -m analysis.predict runs/quickstart-0123abcd --levels 7 11 --steps 0 10 100 --no-training
+    python -m analysis.predict runs/quickstart-0123abcd
+    python -m analysis.predict runs/quickstart-0123abcd --levels 7 11 --steps 0 10 100 --no-training
 
 Scores every weight at some steps of the dense training, compares the scores with the tickets' masks
 (`lthjax.measures.predict`), asks what they add to |θ₀| alone, and trains predicted masks beside shuffled
 ones. The first steps of the dense training are replayed for it, with the same bits on one CPU. The run's own
 cells are only read. Writes RUN/predict:
 
-  scores.csv                        `Scored`: how well every score finds a ticket's mask
-  functional.csv                    `Trial`: the accuracy of predicted masks, trained
-  about.json                        chain, levels, seeds, steps, notes
-  predict_bars, _curve, _functional figures, as PNG, SVG and the CSV of their data
-  seed=3/state=50/                  the dense network at a step that the run did not keep
-  seed=3/chain=C/level=07/ARM/      a trained mask; ARM is predicted or predicted_shuffled
+    scores.csv                        `Scored`: how well every score finds a ticket's mask
+    functional.csv                    `Trial`: the accuracy of predicted masks, trained
+    about.json                        chain, levels, seeds, steps, notes
+    predict_bars, _curve, _functional figures, as PNG, SVG and the CSV of their data
+    seed=3/state=50/                  the dense network at a step that the run did not keep
+    seed=3/chain=C/level=07/ARM/      a trained mask; ARM is predicted or predicted_shuffled
 """
 
 from lthjax.measures.predict import ALONE, LOGISTIC, MEAN

@@ -1,6 +1,8 @@
 """The report of a run folder: a self-contained page, figures, and tables as CSV and LaTeX.
 
-python -m analysis.report runs/quickstart-0123abcd
+On the command line:
+
+    python -m analysis.report runs/quickstart-0123abcd
 """
 
 import hashlib
@@ -147,7 +149,7 @@ def _said(found: Sequence[Finding]) -> list[Table]:
             others.append([claim, of.outcome, of.estimate, of.where])
         else:
             tested.append([claim, of.outcome, of.estimate, of.beside, of.test, str(of.n or "–"), of.where])
-    header = ["claim", "verdict", "estimate, and the bound that decides", "beside it", "test", "n", "where"]
+    header = ["claim", "verdict", "estimate, and the bound that decides", "caveats", "test", "n", "where"]
     shown = [Table("", header, tested, 7)] if tested else []
     if others:
         claims = f"{len(others)} claim{'s were' if len(others) > 1 else ' was'} not tested"
@@ -176,11 +178,11 @@ _RULES = (
     "margin; where superiority is undecided, but both bounds lie within the margin named, the two are "
     "equivalent (two one-sided tests). A claim about 80–90 % sparsity is one about every level of that "
     "range at which both arms were trained (the estimate says where these are not all of the tickets'); its "
-    "estimate is that of the least favourable level, the one of the least bound. Claims about "
-    "some density are searched for over all levels, with Holm's correction, and their bounds have the "
-    "confidence that it takes. Where tickets are rewound to several steps, a claim that names no step is of "
-    "the earliest, as its estimate says. “10–15 points” is tested as 10 or more, and whether it is 15 or "
-    "less is said beside it."
+    "estimate is that of the least favourable level, the one with the smallest lower bound (of a refuted "
+    "claim the smallest upper bound). Claims about some density are searched for over all levels, with "
+    "Holm's correction, and their bounds have the confidence that it takes. Where tickets are rewound to "
+    "several steps, a claim that names no step is of the earliest, as its estimate says. “10–15 points” is "
+    "tested as 10 or more, and whether it is 15 or less is among the caveats."
 )
 _TESTS = (
     "An arm matches the dense network of its seed down to a density if it does so at every larger one at "

@@ -20,7 +20,7 @@ class Options:
     run: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Run folders, for example runs/quickstart-0123abcd."""
     last: int = 1
-    """Accuracy and loss at the end are means of so many last evaluations, at a constant learning rate."""
+    """Accuracy and loss at the end are averaged over the last N evaluations, at a constant learning rate."""
 
 
 def main(arguments: list[str]) -> None:

@@ -62,7 +62,8 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
     The level is the sparsest down to which the tickets of every level are found to be as good as the dense
     network, within half a point; if those of the densest level are not, within two. Of these, it is one at
     which the same mask on fresh weights was trained, if there is any. Levels are tested from the densest on
-    up to the first that fails, so none takes a correction. Of several rewind steps it is of the earliest.
+    up to the first that fails, a fixed-sequence test without multiplicity correction. Of several
+    rewind steps it is of the earliest.
 
     Args:
         study: study.json.
@@ -83,23 +84,23 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
         return _of_few(levels, fresh, which)
     level_of = {key: of.level for key, of in looks.items() if of.chain in ("", tickets[0])}
     alpha = level_of.get(f"within-{TOLERANCE:g}", _ALPHA)
-    good, same = _as_good(levels, TOLERANCE, alpha), "as good as the whole network (within half a point, {})"
+    good, same = _as_good(levels, TOLERANCE, alpha), "as good as the dense network (within half a point, {})"
     if not good:
         alpha = level_of.get("within-2", _ALPHA)
-        good, same = _as_good(levels, 2.0, alpha), "within 2 points of the whole network ({})"
+        good, same = _as_good(levels, 2.0, alpha), "within 2 points of the dense network ({})"
     if not good and any(_loses_less(level, 2.0, alpha) for level in enough):
         first, *sparser = sorted(levels, key=lambda of: -of.density)
         best = max([level for level in sparser if level in enough], key=lambda level: level.mean)
         return (
             f"The densest tickets{which}, with {_share(first)} of the weights, are not found to be within 2 "
-            f"points of the whole network ({_seeds(first)}), and sparser ones were not tested for this "
+            f"points of the dense network ({_seeds(first)}), and sparser ones were not tested for this "
             f"sentence; of these those with {_share(best)} come nearest, {best.mean:+.1f} points "
             f"({_seeds(best)})."
         )
     if not good:
         best = max(enough, key=lambda level: level.mean)
         return (
-            f"No level's tickets{which} are found to be within 2 points of the whole network: they come "
+            f"No level's tickets{which} are found to be within 2 points of the dense network: they come "
             f"nearest with {_share(best)} of its weights, {best.mean:+.1f} points ({_seeds(best)})."
         )
     gaps = {
@@ -150,7 +151,7 @@ def _of_few(levels: Sequence[Level], fresh: dict[int, Level], which: str) -> str
     if last.level in fresh:
         control = f", the same mask on fresh weights {fresh[last.level].mean:+.1f}"
     return (
-        f"With {_share(last)} of its weights the ticket{which} is {last.mean:+.1f} points from the whole "
+        f"With {_share(last)} of its weights the ticket{which} is {last.mean:+.1f} points from the dense "
         f"network{control}; {_seeds(last)} {'is' if len(last.values) == 1 else 'are'} too few for a verdict."
     )
 

@@ -1,7 +1,7 @@
 """What the tickets of a run folder save: weights, multiplications, bytes, units, and time as measured.
 
-python -m analysis.savings runs/quickstart-0123abcd
-python -m analysis.savings runs/quickstart-0123abcd --levels 0 4 8 --quick
+    python -m analysis.savings runs/quickstart-0123abcd
+    python -m analysis.savings runs/quickstart-0123abcd --levels 0 4 8 --quick
 
 Trains nothing. Prints tables and writes RUN/savings.json, `LevelSavings` a level.
 """

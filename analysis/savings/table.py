@@ -176,7 +176,7 @@ def _times(rows: Sequence[LevelSavings]) -> Table:
             place = [str(row.level), f"{100 * row.density:.1f}", str(batch)]
             lines.append([*place, "dense", *_rate(float(np.median(dense)) if dense else None, batch), ""])
             lines += [[*place, one.variant, *_rate(one.seconds, batch), compared(one)] for one in of_batch]
-    title = f"Forward pass, each timed in turn with the dense one, on {rows[0].device}"
+    title = f"Forward pass, each interleaved with the dense one, on {rows[0].device}"
     header = "level, %, batch, network, ms a call, images / s, against dense: median (95 % interval)"
     return Table(title, header.split(", "), lines)
 

@@ -39,8 +39,8 @@ class Options(record.Options):
     """What the tickets of a run save: prints tables and writes savings.json into the run folder.
 
     Counts are given for every level. Forward passes are timed at the levels nearest to 20, 10 and 5 % of the
-    weights and at the sparsest, in turn with the dense network: masked, compacted, and where layers form a
-    plain sequence scipy's CSR, and BCSR and BCOO of jax.experimental.sparse, at batch 1 and 256.
+    weights and at the sparsest, interleaved with the dense network: masked, compacted, and where layers
+    form a plain sequence scipy's CSR, and BCSR and BCOO of jax.experimental.sparse, at batch 1 and 256.
     """
 
     seed: int | None = None
@@ -157,7 +157,7 @@ def _whole(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
 
 def choose(run: Run, options: Options) -> list[Row]:
     """The dense network and the leaders of a seed's chain, by level; raises where there is no such cell."""
-    done = [row for row in run.rows if row.status == "done" and row.repeat == 1]
+    done = [row for row in run.finished() if row.status == "done" and row.repeat == 1]
     if not done:
         raise UserError(f"{run.path}: there is no finished cell in it yet; run the study first.")
     seeds = sorted({row.seed for row in done})

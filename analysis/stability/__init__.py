@@ -1,8 +1,8 @@
 """Instability analysis: from which step on does the order of the data no longer decide where training ends?
 
-python -m analysis.stability runs/lenet300_mnist-0123abcd
-python -m analysis.stability runs/lenet300_mnist-0123abcd --k 0 100 1000 --levels 7 10 --pairs 3
-python -m analysis.stability runs/rewind_resnet8-0123abcd --at-rewind --arms dense ticket random
+    python -m analysis.stability runs/lenet300_mnist-0123abcd
+    python -m analysis.stability runs/lenet300_mnist-0123abcd --k 0 100 1000 --levels 7 10 --pairs 3
+    python -m analysis.stability runs/rewind_resnet8-0123abcd --at-rewind --arms dense ticket random
 
 From the weights at step k, two copies are trained to the end with data orders of their own. Where the
 straight path between the two ends has no error barrier, the training is stable from step k on (Frankle et
@@ -12,11 +12,11 @@ and controls share the orders of their seed and level. From the weights that the
 between successive levels, and between tickets and the dense network (Paul et al. 2023, arXiv 2210.03044). All
 files are written to RUN/stability:
 
-  stability.csv   `PairRow`: one a pair of copies
-  levels.csv      `LevelRow`: one a ticket and earlier level
-  about.json      the pairs that are left out, as a training diverged
-  stability_curve, stability_levels      figures, as PNG, SVG and CSV
-  seed=3/chain=C/level=07/ARM_to_500/, ARM_from_500/, ARM_from_500.r2/    the state, and a pair of copies
+    stability.csv   `PairRow`: one a pair of copies
+    levels.csv      `LevelRow`: one a ticket and earlier level
+    about.json      the pairs that are left out, as a training diverged
+    stability_curve, stability_levels      figures, as PNG, SVG and CSV
+    seed=3/chain=C/level=07/ARM_to_500/, ARM_from_500/, ARM_from_500.r2/    the state, and a pair of copies
 """
 
 import itertools

@@ -49,7 +49,8 @@ class Options(record.TrainingOptions):
     """Steps from whose state pairs are trained; by default 0, the rewind step, and 1, 4 and 20 % of the
     training."""
     levels: tuple[int, ...] = ()
-    """Levels; the dense network is always measured. By default that nearest to 10 % of the weights."""
+    """Levels; the dense network is always measured. By default that nearest to 10 % of the weights
+    of those that have a control of `--arms`, where any has one."""
     arms: tuple[str, ...] = ARMS
     """Whose states."""
     chain: str | None = None

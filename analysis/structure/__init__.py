@@ -3,7 +3,7 @@
 The report works it out: it has no command, and writes the section's figures alone. All of it is of the first
 chain that rewinds, unless a figure says otherwise. Cells that diverged are left out.
 
-    from analysis import open_run, record, structure
+    from lthjax.analysis import open_run, record, structure
 
     run = open_run("runs/quickstart-f91424be")
     structure.ANALYSIS.section(run, record.found(structure.ANALYSIS, run)).figures

@@ -1,9 +1,9 @@
 """What a run's tickets are worth on another seed, data set, optimiser or architecture.
 
-python -m analysis.transfer --from runs/quickstart-0123abcd --to configs/lenet5_mnist.py
-python -m analysis.transfer --from runs/A runs/B --to runs/A runs/B --levels 7 10
-python -m analysis.transfer --from runs/A --to runs/A --permuted --arms shuffled
-python -m analysis.transfer --to runs/A runs/B                  # trains nothing, draws what there is
+    python -m analysis.transfer --from runs/quickstart-0123abcd --to configs/lenet5_mnist.py
+    python -m analysis.transfer --from runs/A runs/B --to runs/A runs/B --levels 7 10
+    python -m analysis.transfer --from runs/A --to runs/A --permuted --arms shuffled
+    python -m analysis.transfer --to runs/A runs/B                  # trains nothing, draws what there is
 
 A target is a config, whose missing cells are trained first, or a run folder, which is taken as it is. Moved
 tickets are compared with its dense networks and its own tickets. The source's seed gives the mask
@@ -13,10 +13,10 @@ initialisation move together. Between unlike ones the arm `transferred_init` mov
 With --permuted a mask goes to another seed with its units in the order of that seed's dense network, too
 (sparse re-basin, Adnan et al. 2025, arXiv 2505.05143).
 
-  TARGET/transfer/
-    from=SOURCE/source_seed=3/seed=4/chain=C/level=07/ARM/    a trained cell; its level is the source's
-    transfer.csv, transfer_arms.*, transfer_permuted.*        `TransferRow`, and figures: all moved here
-  OUT/transfer/transfer.csv, transfer_matrix.*                the targets of the last call together
+    TARGET/transfer/
+      from=SOURCE/source_seed=3/seed=4/chain=C/level=07/ARM/    a trained cell; its level is the source's
+      transfer.csv, transfer_arms.*, transfer_permuted.*        `TransferRow`, and figures: all moved here
+    OUT/transfer/transfer.csv, transfer_matrix.*                the targets of the last call together
 """
 
 from collections.abc import Sequence

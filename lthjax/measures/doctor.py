@@ -1,8 +1,8 @@
 """Is a ticket what it is said to be? Checks of masks and weights of any framework, on plain arrays by name.
 
-from lthjax.measures import doctor
+    from lthjax.measures import doctor
 
-doctor.zeros(final, mask).faults            # [Fault("fc1.weight", 12, 188160, "3 of them NaN")]
+    doctor.zeros(final, mask).faults            # [Fault("fc1.weight", 12, 188160, "3 of them NaN")]
 
 Arrays are mappings name -> numpy array. A mask has an array for every weight that it prunes; kept weights are
 not 0 in it. Every check is pure, compares bits where it says so, and returns a `Check`: nothing is repaired.

@@ -1,9 +1,9 @@
 """Which images networks get right: discordant pairs with McNemar's test, and agreement beyond chance.
 
-from lthjax.measures import examples
+    from lthjax.measures import examples
 
-right = examples.predictions(model, variables, images, split.mean, split.std) == labels
-examples.discordant(right, dense_right)     # Discordant(images=1000, both=960, won=12, lost=9, neither=19)
+    right = examples.predictions(model, variables, images, split.mean, split.std) == labels
+    examples.discordant(right, dense_right)  # Discordant(images=1000, both=960, won=12, lost=9, neither=19)
 
 Two networks of one accuracy may err on other images. All functions but `predictions` are plain numpy.
 """

@@ -3,9 +3,9 @@
 Both are sums over images of J' A J, with J the Jacobian of an image's logits by the parameters, and A a
 matrix of the logits alone:
 
-  GGN               A = diag(p) - p p', with p the network's probabilities; the Hessian without the curvature
-                    of the network. It is the Fisher information under the network's own labels.
-  empirical Fisher  A = (p - y)(p - y)', with y the data's label: the squared gradients of the images.
+    GGN               A = diag(p) - p p', with p the network's probabilities; the Hessian without the
+                      curvature of the network. It is the Fisher information under the network's own labels.
+    empirical Fisher  A = (p - y)(p - y)', with y the data's label: the squared gradients of the images.
 
 They are symmetric and have no negative eigenvalue. They are operators as of `hessian`, whose eigenvalues,
 traces and densities take them.

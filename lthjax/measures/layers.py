@@ -1,9 +1,11 @@
 """Prunable leaves of a mask, of weights or of scores, by path: the common layout of all measures.
 
-from lthjax.measures import layers
+In Python:
 
-kept = layers.by_layer(mask, mask)          # {"fc1/kernel": bool [784, 300], ...}
-layers.as_mask(kept, mask)                  # the mask again
+    from lthjax.measures import layers
+
+    kept = layers.by_layer(mask, mask)          # {"fc1/kernel": bool [784, 300], ...}
+    layers.as_mask(kept, mask)                  # the mask again
 """
 
 import math

@@ -2,6 +2,7 @@
 
 Counts follow from the mask alone. Whether a ticket is faster has to be measured:
 `python -m analysis.savings`.
+
     from lthjax import models
     from lthjax.measures import savings
 

@@ -2,9 +2,9 @@
 
 Those of a trained network's Gauss-Newton matrix and Fisher do. Each estimate is unbiased and has an error.
 
-  nystrom_trace     XNysTrace, for operators without negative eigenvalues
-  deflated_trace    Hutch++, for all others, such as the Hessian
-  sketched_trace    the one of the two that the operator's `semidefinite` allows
+    nystrom_trace     XNysTrace, for operators without negative eigenvalues
+    deflated_trace    Hutch++, for all others, such as the Hessian
+    sketched_trace    the one of the two that the operator's `semidefinite` allows
 
     on = gauss_newton.ggn(apply, params, mask, landscape.chunks(images, labels, 100))
     traces.sketched_trace(on, key, 33)

@@ -71,7 +71,7 @@ def sparsest_matches(
 ) -> dict[int, tuple[float | None, bool]]:
     """The unbroken `smallest_match` of every seed, and whether it is the last point of the curve.
 
-    If it is, sparser networks may match, too, and the density is but a bound.
+    If it is, sparser networks may match, too, and the density is only an upper bound.
 
     Args:
         curves: seed -> (density, accuracy).
