@@ -1,5 +1,6 @@
 """Of which cells something was measured: a cell that is made anew may have other numbers."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,18 @@ def surely_of(file: Path, cells: Sequence[Path]) -> bool:
     """
     try:
         return all(_is_older(cell, file.stat().st_mtime_ns) for cell in cells)
-    except (OSError, manifest.Damaged):
+    except (OSError, ValueError, manifest.Damaged):
         return False
 
 
 def _is_older(of: Path, than: int) -> bool:
-    """Whether a cell or state was written before a time, and all that it was made from before it."""
+    """Whether a cell or state was written before a time, and all that it was made from before it.
+
+    Of what an analysis has trained, copies often mix up the times. It is as old as the file if it does not
+    name the contents of its cells either.
+    """
+    if made_from := json.loads((of / "result.json").read_bytes()).get("made_from"):
+        return _OF not in made_from
     made, run = manifest.read(of), next(p for p in of.parents if p.name.startswith("seed=")).parent
     written = (of / ("result.json" if made is None else manifest.FILE)).stat().st_mtime_ns
     return written < than and all(_is_older(run / one, written) for one in (made.parents if made else ()))

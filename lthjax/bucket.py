@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 # Addresses begin with it; etils' epath reaches them by TensorFlow where it is installed, else by gcsfs.
 SCHEME = "gs"
 _STUDY = "study.json"
+# Requests at a time: each waits for the network.
+_READERS = 16
 _RESULT = "result.json"
 
 
@@ -133,7 +136,7 @@ class Bucket:
 
         Args:
             run: the name of its folder.
-            held: "seed=N" of the seeds whose locks the caller holds, and that of study.json.
+            held: "seed=N" of the seeds whose locks the caller holds, but not that of study.json.
 
         Returns:
             The cells and states here that the bucket lacks or has otherwise, each after its sources.
@@ -142,10 +145,7 @@ class Bucket:
             UserError: one is damaged in the bucket.
             OSError: one cannot be read, or written here.
         """
-        about = self.read(f"{run}/{_STUDY}")
-        if about is not None:
-            (self.local / run).mkdir(parents=True, exist_ok=True)
-            files.write_whole(self.local / run / _STUDY, about)
+        self.pull_about(run)
         there, here = _by_seed(self.places(run)), _by_seed(self._local_places(run))
         left = []
         for seed in sorted(there.keys() | here.keys()):
@@ -154,10 +154,21 @@ class Bucket:
                 left += self._pull_seed(run, seed, *of, held=seed in held)
         return left
 
+    def pull_about(self, run: str) -> None:
+        """Copies study.json, if it is there; raises an OSError."""
+        about = self.read(f"{run}/{_STUDY}")
+        if about is not None:
+            (self.local / run).mkdir(parents=True, exist_ok=True)
+            files.write_whole(self.local / run / _STUDY, about)
+
     def _pull_seed(self, run: str, seed: str, there: set[str], here: set[str], held: bool) -> list[str]:
         """As `pull`, of a seed with these places in the bucket and here."""
         local = self.local / run
-        theirs = {place: self._manifest(run, place) for place in sorted(there)}
+        with ThreadPoolExecutor(_READERS) as pool:
+            places = sorted(there)
+            theirs = dict(
+                zip(places, pool.map(lambda place: self._manifest(run, place), places), strict=True)
+            )
         # What is damaged here is left to `analysis.check`.
         ours = {place: made for place in sorted(here) if (made := _manifest_of(local / place)) is not None}
         kept = _kept(theirs, ours)
@@ -170,7 +181,9 @@ class Bucket:
                             set_aside(local, local / place)
             except locks.Held:
                 return []  # a process of this machine trains the seed
-            _log.warning("%s: what does not fit the bucket's %s is in damaged/ now.", local, seed)
+            _log.warning(
+                "%s: what does not fit its sources or the bucket's %s is in damaged/ now.", local, seed
+            )
         for place, made in kept.items():
             if made is theirs.get(place) and (place in stale or place not in here):
                 self._pull_place(run, place)
@@ -322,6 +335,7 @@ class SharedStore(Store):
         super().__init__(path, about, **named)
         self._bucket, self._run = bucket, path.name
         self._sends = True
+        self._left: list[str] = []
 
     def _take(self, seeds: Collection[int]) -> dict[str, locks.Lock]:
         taken = super()._take(seeds)
@@ -339,7 +353,16 @@ class SharedStore(Store):
                 f"{self._bucket.address}/{self._run}: another process is running this study; wait for it or "
                 "stop it."
             )
-        return {name: _Both(taken[name], lease) for name, lease in there.items()}
+        both: dict[str, locks.Lock] = {name: _Both(taken[name], lease) for name, lease in there.items()}
+        try:
+            # Under the seeds' locks: another process may just have finished one. Before that of study.json,
+            # for which others wait.
+            self._left = self._bucket.pull(self._run, both)
+        except BaseException:
+            for lock in both.values():
+                lock.close()
+            raise
+        return both
 
     def _begin(self) -> None:
         (place,) = self._bucket.leases(self._run, ["study"])
@@ -347,12 +370,11 @@ class SharedStore(Store):
         if lease is None:
             raise claims.still_written(place.run)
         with contextlib.closing(lease):
-            # Under the locks: another process may just have finished a seed.
-            left = self._bucket.pull(self._run, self._locks)
+            self._bucket.pull_about(self._run)
             check_identity(self.path, self._identity)
             super()._begin()
             self._bucket.write(f"{self._run}/{_STUDY}", (self.path / _STUDY).read_bytes())
-        for name in left:
+        for name in self._left:
             if name.split("/")[0] in self._locks:
                 self._bucket.push(self._run, name)
 

@@ -115,23 +115,23 @@ def repair(run: str | Path, found: Checked) -> dict[Path, Path]:
         with locked(run, seeds):
             moved: dict[Path, Path] = {}
             for path in found.damaged:
-                moved |= set_aside(run, *_tables(path), path)
+                moved |= set_aside(run, *_tables(run, path), path)
             return moved
     except OSError as error:
         raise files.unwritable(run, error) from error
 
 
-def _tables(path: Path) -> list[Path]:
+def _tables(run: Path, path: Path) -> list[Path]:
     """The tables beside a file of checksums, the marker first; none of another path.
 
-    Without their checksums they would be read unchecked.
+    Without their checksums they would be read unchecked. In the run's own folder others may have put files.
     """
     if path.name != manifest.SUMS:
         return []
     try:
         names = [*reversed(manifest.opened(json.loads(path.read_bytes())))]
     except (OSError, ValueError):
-        own = {"study.json", "sequential.json", manifest.SUMS}
-        every = (one.name for one in sorted(path.parent.iterdir()) if one.name not in own)
+        every = (one.name for one in sorted(path.parent.iterdir()) if one.name != manifest.SUMS)
         names = [name for name in every if name == "rows.txt" or name.endswith((".csv", ".json"))]
+        names = names if path.parent != run else ["savings.json"]
     return [path.with_name(name) for name in names if path.with_name(name).is_file()]

@@ -149,11 +149,8 @@ def _shared(first: int, second: int, studies: Sequence[config.Study], name: str)
         both = tuple(dict.fromkeys((*one[field], *other[field])))
         how = f"{field}={both} in one study does it, and trains each dense network once."
     named = one["name"] != other["name"]
-    would = "train the same networks twice" if named else f"share the folder {name}"
-    return (
-        f"configs: studies {first} and {second} differ in nothing that changes a number, and would {would}; "
-        f"{how}"
-    )
+    what = "are parts of one study" if named else f"would share the folder {name}"
+    return f"configs: studies {first} and {second} differ in nothing that changes a number, and {what}; {how}"
 
 
 def _prepare(study: config.Study, dataset: data.Dataset, label: str, trained: bool) -> Prepared:

@@ -158,9 +158,9 @@ def check_slips(study: Study) -> None:
     """
     for arm in study.arms:
         # The repeats of arm A are A.r2, A.r3, ...
-        own = re.fullmatch(r"(?!.*\.r\d+$|dense$)[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", arm) is not None
-        _need(own, "arms", arm, "up to 100 letters, digits, '_', '-' and '.', as it names a folder, but "
-              "neither 'dense' nor a name that ends as a repeat's, in .r2")  # fmt: skip
+        own = re.fullmatch(r"(?!.*\.r\d+$|dense$)[^./\\\0][^/\\\0]{0,99}", arm) is not None
+        _need(own, "arms", arm, "up to 100 characters without a slash or a first '.', as it names a folder, "
+              "but neither 'dense' nor a name that ends as a repeat's, in .r2")  # fmt: skip
     if isinstance(study.prune.rate, tuple):
         patterns = [pattern for pattern, _ in study.prune.rate]
         _need(not all(map(is_number, patterns)), "prune.rate", study.prune.rate,

@@ -485,9 +485,7 @@ def test_untrained_networks_have_the_batch_statistics_of_their_own_weights(
     assert versions(every, models.build("lenet5", (28, 28, 1), 10)) == {}
 
 
-@pytest.mark.parametrize(
-    "name", ["mine/arm", "../mine", ".mine", "random.r2", "dense", "mine arm", "x" * 101]
-)
+@pytest.mark.parametrize("name", ["mine/arm", "../mine", ".mine", "random.r2", "dense", "", "x" * 101])
 def test_an_arm_whose_cells_would_be_lost_is_refused(
     name: str, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,7 +497,7 @@ def test_an_arm_whose_cells_would_be_lost_is_refused(
         tiny(arms=("ticket", "random", name), repeats=(("random", 2),))
 
 
-@pytest.mark.parametrize("name", ["mine", "Mine-2_b.r", "random.r2d2", "x.2"])
+@pytest.mark.parametrize("name", ["mine", "Mine-2_b.r", "random.r2d2", "x.2", "_mine", "lr=0.1", "mine arm"])
 def test_any_other_name_is_an_arm(name: str, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARMS, name, ARMS["random"])
     assert tiny(arms=("ticket", name)).study.arms == ("ticket", name)

@@ -167,6 +167,7 @@ def test_a_damaged_table_is_set_aside_with_its_checksums(
     tables.write_tables(run / "earlybird" / "masks=0", {_ROWS: "0\n", "about.json": "{}\n"})
     tables.write_tables(run, {"savings.json": "{}\n"})
     (run / until.FILE).write_text("[]\n")
+    (run / "mine.csv").write_text("of the user\n")
     opened = open_run(run)
     assert read(forgetting, opened)["events.csv"] == [event]
     changed = [run / "forgetting" / "events.csv", run / "earlybird" / "masks=0" / _ROWS, run / "savings.json"]
@@ -184,5 +185,5 @@ def test_a_damaged_table_is_set_aside_with_its_checksums(
     assert moved[changed[0]].parent == moved[changed[0].with_name(manifest.SUMS)].parent
     assert read(forgetting, opened) is None
     assert (run / "study.json").is_file()
-    assert (run / until.FILE).is_file(), "it is of no analysis"
+    assert (run / until.FILE).is_file() and (run / "mine.csv").is_file(), "they are of no analysis"
     assert not check(run).damaged

@@ -93,3 +93,15 @@ def test_a_file_without_contents_counts_where_all_cells_are_surely_older(
     assert (origins.read_arrays(path, BASIS, [folder(run, TICKET)]) is not None) == is_read
     assert origins.fits(BASIS, BASIS, [folder(run, TICKET)], path) == is_read
     assert not origins.fits(None, BASIS, [folder(run, TICKET)], path)
+
+
+@pytest.mark.parametrize("made_from", [{"noise": 1}, origins.named({"noise": 1}, [])])
+def test_of_what_an_analysis_has_trained_the_times_do_not_count(made_from: dict, run: Path) -> None:
+    """A copy mixes them up; but one that names its cells may have been made anew after the file."""
+    twin = TICKET._replace(arm="ticket_twin")
+    weights, mask = Variables(PARAMS, {}), prune.ones(PARAMS)
+    with Store(run / "landscape", about()) as store:  # type: ignore[arg-type]
+        store.write(twin, {**result(twin), "made_from": made_from}, mask, weights, [])  # type: ignore[arg-type, typeddict-item]
+    path = written(run, BASIS, 3)
+    found = origins.read_arrays(path, BASIS, [folder(run, TICKET), folder(run / "landscape", twin)])
+    assert (found is None) == ("of" in made_from)

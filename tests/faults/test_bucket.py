@@ -19,6 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from lthjax import bucket, check, cli, files, growth, launch, locks, manifest, record, study
 from lthjax.devices import replicate
 from lthjax.errors import UserError
+from lthjax.folder import claims
 from lthjax.imp import DENSE
 from lthjax.training import train
 from lthjax.training.job import Trained
@@ -267,6 +268,33 @@ def test_cells_in_the_bucket_that_do_not_fit_are_made_anew(folder: Path, tmp_pat
     assert check.check(run).damaged == {}
     later.pull(one.folder)
     assert contents(later.local / one.folder) == contents(run)
+
+
+def test_while_others_wait_for_study_json_no_manifest_is_read(
+    folder: Path, one: study.Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten thousand cells that takes minutes."""
+    here, waiting, seen = machine(tmp_path, "here"), [], []
+    fill(here, one)
+    locked, read = claims.about_locked, bucket.Bucket.read
+
+    @contextlib.contextmanager
+    def about_locked(run: Path) -> Iterator[None]:
+        with locked(run):
+            waiting.append(run)
+            yield
+            waiting.pop()
+
+    def noted(self: bucket.Bucket, name: str) -> bytes | None:
+        seen.append((name.rpartition("/")[2], len(waiting)))
+        return read(self, name)
+
+    monkeypatch.setattr(claims, "about_locked", about_locked)
+    monkeypatch.setattr(bucket.Bucket, "read", noted)
+    fill(here, prepared(folder, seeds=(0, 1, 2), levels=2))
+    assert ("manifest.json", 0) in seen
+    assert ("manifest.json", 1) not in seen
+    assert ("study.json", 1) in seen
 
 
 def test_damage_in_the_bucket_is_noticed(one: study.Prepared, tmp_path: Path) -> None:
