@@ -14,6 +14,8 @@ from . import tables
 
 # Key of the contents of the cells, in a basis.
 _OF = "of"
+# Key of what a cell of the run itself was made from.
+_PARENT = "parent"
 
 
 def content(of: Path) -> str:
@@ -67,7 +69,8 @@ def _is_older(of: Path, than: int) -> bool:
     Of what an analysis has trained, copies often mix up the times. It is as old as the file if it does not
     name the contents of its cells either.
     """
-    if made_from := json.loads((of / "result.json").read_bytes()).get("made_from"):
+    made_from = json.loads((of / "result.json").read_bytes()).get("made_from") or {}
+    if made_from and _PARENT not in made_from:
         return _OF not in made_from
     made, run = manifest.read(of), next(p for p in of.parents if p.name.startswith("seed=")).parent
     written = (of / ("result.json" if made is None else manifest.FILE)).stat().st_mtime_ns
