@@ -185,5 +185,6 @@ def test_a_damaged_table_is_set_aside_with_its_checksums(
     assert moved[changed[0]].parent == moved[changed[0].with_name(manifest.SUMS)].parent
     assert read(forgetting, opened) is None
     assert (run / "study.json").is_file()
-    assert (run / until.FILE).is_file() and (run / "mine.csv").is_file(), "they are of no analysis"
+    assert (run / until.FILE).is_file(), "it is of no analysis"
+    assert (run / "mine.csv").is_file(), "it is the user's"
     assert not check(run).damaged
