@@ -33,7 +33,6 @@ from .run import PUBLISHED
 
 # Bytes of a figure that a page on the web shows without being waited for.
 LARGEST = 300_000
-MARK = PUBLISHED
 
 
 def publish(runs: Sequence[str | Path], to: str | Path) -> Path:
@@ -52,14 +51,14 @@ def publish(runs: Sequence[str | Path], to: str | Path) -> Path:
     about = [read_study(run) for run in folders]
     try:
         _check(to, folders)
-        files.recover_folder(to, MARK)
-        foreign, edited = files.foreign(to, MARK), files.edited(to, MARK)
+        files.recover_folder(to, PUBLISHED)
+        foreign, edited = files.foreign(to, PUBLISHED), files.edited(to, PUBLISHED)
     except OSError as error:
         raise UserError(f"{to}: it cannot be read ({error.strerror}); name another folder.") from error
     if foreign is not None:
         raise UserError(
-            f"{to}: it holds {foreign}, which publish did not write there, as far as its {MARK} says; move "
-            "that or name another folder."
+            f"{to}: it holds {foreign}, which publish did not write there, as far as its {PUBLISHED} says; "
+            "move that or name another folder."
         )
     if edited is not None:
         raise UserError(
@@ -75,7 +74,7 @@ def publish(runs: Sequence[str | Path], to: str | Path) -> Path:
     contents |= {path.relative_to(folders[0]).as_posix(): path for path in found}
     facts = json.dumps(about[0] if len(about) == 1 else about, indent=1) + "\n"
     try:
-        files.replace_folder(to, {**contents, "study.json": facts.encode()}, MARK)
+        files.replace_folder(to, {**contents, "study.json": facts.encode()}, PUBLISHED)
     except OSError as error:
         raise UserError(f"{to}: it cannot be written ({error.strerror}).") from error
     return to
@@ -83,7 +82,7 @@ def publish(runs: Sequence[str | Path], to: str | Path) -> Path:
 
 def listed(folder: Path) -> list[str] | None:
     """The names of the files that `publish` wrote into a folder, its mark among them; None without a mark."""
-    return files.listed(folder, MARK)
+    return files.listed(folder, PUBLISHED)
 
 
 def _check(to: Path, runs: Sequence[Path]) -> None:

@@ -111,9 +111,10 @@ def main(arguments: list[str]) -> None:
         return
     if shared is not None:
         shared.pull_all(run.name for run in runs)
-    if absent := [run.name for run in runs if run not in _begun(runs)]:
+    begun = _begun(runs)
+    if absent := [run.name for run in runs if run not in begun]:
         print(f"the report leaves out what no process has begun: {', '.join(absent)}", file=sys.stderr)
-    runs = _begun(runs)
+    runs = begun
     writing = pulse.telling(progress.watch(options.quiet).say, "writing the report")
     with locks.alone(runs[0] / LOCKS / "report", _REPORT_SECONDS), writing:
         page = report.build_all(runs, only_if_changed=True)

@@ -16,7 +16,7 @@ import pytest
 from conftest import about, result
 
 from analysis import card, check, compare, doctor, export, page, publish, report, tables, tensorboard
-from analysis.run import Run
+from analysis.run import PUBLISHED, Run
 from lthjax import models, prune
 from lthjax.errors import UserError
 from lthjax.folder.store import Store
@@ -115,12 +115,12 @@ def test_what_is_never_a_target(
                  "mixed/cells.csv", "mixed/sub/scores.csv", "mixed/sub/letter.txt"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
-    (tmp_path / "mixed" / publish.MARK).write_text('{"files": ["cells.csv", "sub/scores.csv"]}')
+    (tmp_path / "mixed" / PUBLISHED).write_text('{"files": ["cells.csv", "sub/scores.csv"]}')
     (tmp_path / "edited").mkdir()
     (tmp_path / "edited" / "cells.csv").write_text("mine")
-    (tmp_path / "edited" / publish.MARK).write_text(f'{{"files": {{"cells.csv": "{"0" * 64}"}}}}')
+    (tmp_path / "edited" / PUBLISHED).write_text(f'{{"files": {{"cells.csv": "{"0" * 64}"}}}}')
     (tmp_path / "lies").mkdir()
-    (tmp_path / "lies" / publish.MARK).write_text('{"files": ["../file"]}')
+    (tmp_path / "lies" / PUBLISHED).write_text('{"files": ["../file"]}')
     before = contents(tmp_path)
     arguments, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
@@ -133,14 +133,14 @@ def test_a_published_folder_is_replaced_and_keeps_its_mode(
     runs: tuple[Path, Path], built: list[Path]
 ) -> None:
     to = publish.publish([runs[0]], "results/x/")
-    assert {*contents(to)} == {"cells.csv", "study.json", publish.MARK}
-    assert publish.listed(to) == ["cells.csv", "study.json", publish.MARK]
+    assert {*contents(to)} == {"cells.csv", "study.json", PUBLISHED}
+    assert publish.listed(to) == ["cells.csv", "study.json", PUBLISHED]
     (runs[0] / "predict").mkdir()
     (runs[0] / "predict" / "scores.csv").write_text("1\n")
     publish.publish([runs[0]], to)
-    assert {*contents(to)} == {"cells.csv", "study.json", publish.MARK, "predict/scores.csv"}
+    assert {*contents(to)} == {"cells.csv", "study.json", PUBLISHED, "predict/scores.csv"}
     publish.publish(runs, to)
-    assert {*contents(to)} == {"comparison.csv", "study.json", publish.MARK}
+    assert {*contents(to)} == {"comparison.csv", "study.json", PUBLISHED}
     assert [p.name for p in to.parent.iterdir()] == ["x"]
     new = to.parent / "made"
     new.mkdir()
@@ -168,7 +168,7 @@ def test_a_damaged_table_is_not_published(name: str, runs: tuple[Path, Path], bu
     half.write_text("as a killed analysis leaves it")
     to = publish.publish([run], "results/x")
     before = contents(to)
-    assert {*before} == {"cells.csv", "study.json", publish.MARK, name}
+    assert {*before} == {"cells.csv", "study.json", PUBLISHED, name}
     built.clear()
     table.write_text("events 2904\n")
     with pytest.raises(
@@ -220,8 +220,8 @@ def test_a_call_that_is_killed_leaves_the_old_or_the_new(
     (runs[0] / "predict").mkdir()
     (runs[0] / "predict" / "scores.csv").write_text("1\n")
     new = contents(publish.publish([runs[0]], "new"))
-    old = {"cells.csv": b"old\n", "geography/overlap.csv": b"old\n", publish.MARK: b""}
-    old[publish.MARK] = json.dumps({"files": ["cells.csv", "geography/overlap.csv"]}).encode()
+    old = {"cells.csv": b"old\n", "geography/overlap.csv": b"old\n", PUBLISHED: b""}
+    old[PUBLISHED] = json.dumps({"files": ["cells.csv", "geography/overlap.csv"]}).encode()
     ended, changes = False, 0
     while not ended:
         to = tmp_path / "results" / f"{changes}"

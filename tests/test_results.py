@@ -21,6 +21,7 @@ from analysis.conform import ledger
 from analysis.page import Table
 from analysis.report import verdicts
 from analysis.rows import Row, to_csv
+from analysis.run import PUBLISHED
 from lthjax import config, durations, files, launch
 from lthjax.errors import UserError
 from lthjax.measures.stats import mean_interval
@@ -61,8 +62,8 @@ def test_a_folder_has_the_mark_by_which_publish_knows_it(folder: Path) -> None:
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert set(publish.listed(folder) or []) == there
     # So that publish replaces it: nothing is there that is not its own, nothing was edited.
-    assert files.foreign(folder, publish.MARK) is None
-    assert files.edited(folder, publish.MARK) is None
+    assert files.foreign(folder, PUBLISHED) is None
+    assert files.edited(folder, PUBLISHED) is None
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

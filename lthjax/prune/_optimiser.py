@@ -229,11 +229,10 @@ def scheduled(
         optimiser: any optax gradient transformation.
         criterion: "magnitude", or a function (parameters, gradients) -> scores of the parameters' shapes; the
             lowest are pruned. The gradients are those of all weights, pruned ones too.
-        course: the share of the prunable weights (units) kept at `end`, reached on the cubic course: after a
-            share p of the way from `begin` to `end`, d + (1 - d) (1 - p)**3. Or a function from p, a
-            Fraction in [0, 1], to the share kept; 1 at p = 1 is `end`. Each is taken as for
-            `prune.to_density`: floor(share * n + 1/2) of n, in every layer or over all. A share above the
-            one before prunes nothing: weights do not come back.
+        course: the share d of the prunable weights (units) kept at `end`, reached on the cubic course: after
+            a share p of the way from `begin` to `end`, d + (1 - d) (1 - p)**3. Or a function from p, a
+            Fraction in [0, 1], to the share kept. Each is taken as for `prune.to_density`: floor(share * n +
+            1/2) of n, in every layer or over all. A share above the one before prunes nothing.
         begin: updates before the first pruning, 0 or more.
         end: updates before the last one; a multiple of `every` after `begin`.
         every: updates between two prunings.
@@ -270,9 +269,7 @@ def scheduled(
 
         def pruned() -> MaskedState:
             mask = matched(params, before.mask)
-            scores = (
-                jax.tree.map(absolute, params) if criterion == "magnitude" else criterion(params, updates)
-            )
+            scores = _scores(criterion, params, updates)
             return _with_mask(before, _pruned(mask, scores, shares, since // every, scope, granularity))
 
         now = jax.lax.cond(due, pruned, lambda: before)
@@ -280,6 +277,10 @@ def scheduled(
         return stepped, ScheduledState(optax.safe_int32_increment(step), now)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _scores(criterion: Criterion, params: PyTree, gradients: PyTree) -> PyTree:
+    return jax.tree.map(absolute, params) if criterion == "magnitude" else criterion(params, gradients)
 
 
 def _pruned(
