@@ -26,14 +26,15 @@ def step_gflop(model: Model, batch: int) -> float:
     """GFLOP of the matrix products and convolutions of one training step.
 
     Forward, weight gradient and input gradient cost the same; the first layer has no input gradient. The
-    model is sequential.
+    model is one of the package.
     """
     variables = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(jnp.zeros_like, variables.params)
+    params, stats = jax.tree.map(jnp.zeros_like, (variables.params, variables.stats))
+    first = model.layers[0].name if model.layers else "conv1"
 
     def logits(params: Any, images: jax.Array) -> jax.Array:
-        return model.apply(params, variables.stats, images, False)[0]
+        return model.apply(params, stats, images, False)[0]
 
     rows = prune.table(params, prune.ones(params), apply=logits, shape=(1, *model.input_shape)).rows
     macs = {row.path: row.macs or 0 for row in rows}
-    return 2 * batch * (3 * sum(macs.values()) - macs[f"{model.layers[0].name}/kernel"]) / 1e9
+    return 2 * batch * (3 * sum(macs.values()) - macs[f"{first}/kernel"]) / 1e9

@@ -14,9 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from lthjax import outside, settings
-from lthjax.devices import blocks, rows
+from lthjax.devices import blocks, residual, rows
 from lthjax.errors import UserError, unknown
-from lthjax.networks import BUILTIN, PRODUCT, Init, Layer, Pooled, Residual, Sequential, Stages, Vgg
+from lthjax.networks import (
+    BUILTIN,
+    EPSILON,
+    MOMENTUM,
+    PRODUCT,
+    Init,
+    Layer,
+    Pooled,
+    Residual,
+    Sequential,
+    Stages,
+    Vgg,
+)
 
 PyTree = Any
 _LEAST_SIDE = 8
@@ -251,17 +263,23 @@ SHIPPED = frozenset(MODELS)
 def for_tpu(model: Model) -> Model:
     """The model in its form for TPU: the same function up to rounding.
 
-    Only sequential networks with convolutions of few channels have one, from `lthjax.devices`: `blocks` or
-    `rows`. Any other is returned as it is.
+    Only networks with convolutions of few channels have one, from `lthjax.devices`: sequential ones `blocks`
+    or `rows`, residual ones `residual`. Any other is returned as it is.
     """
     in_blocks = blocks.fits(model.layers, model.input_shape)
-    if model.dropout or not (in_blocks or rows.narrow(model.layers, model.input_shape[1])):
+    in_rows = not in_blocks and rows.narrow(model.layers, model.input_shape[1])
+    if model.dropout or not (in_blocks or in_rows or residual.fits(model.stages, model.input_shape)):
         return model
 
     def apply(params: PyTree, stats: PyTree, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
         if in_blocks:
             return blocks.forward(model.layers, params, images, PRODUCT, BUILTIN), stats
-        return rows.forward(model.layers, params, images, PRODUCT), stats
+        if in_rows:
+            return rows.forward(model.layers, params, images, PRODUCT), stats
+        norm = residual.Norm(train, MOMENTUM, EPSILON)
+        given = (model.stages, params, stats["batch_stats"], images, norm, PRODUCT, BUILTIN)
+        logits, new = residual.forward(*given)
+        return logits, {"batch_stats": new}
 
     return model._replace(apply=apply)
 

@@ -78,6 +78,8 @@ class Init(NamedTuple):
 
 EPSILON = 1e-5
 """What batch normalisations add to the variance."""
+MOMENTUM = 0.9
+"""The share of the old running statistics of batch normalisations, at each step."""
 _CONVOLUTION = precision.rounded(conv.general_dilated)
 PRODUCT = precision.rounded(lax.dot_general)
 BUILTIN = precision.rounded(lax.conv_general_dilated)
@@ -201,5 +203,5 @@ def _convolution(name: str, features: int, size: int, init: Init, stride: int = 
 
 
 def _norm(name: str, init: Init, train: bool) -> nn.Module:
-    average = {"use_running_average": not train, "momentum": 0.9}
+    average = {"use_running_average": not train, "momentum": MOMENTUM}
     return nn.BatchNorm(**average, epsilon=EPSILON, scale_init=init.scale, name=name)

@@ -230,6 +230,8 @@ SLOW = {
         "test_a_network_for_tpu_has_the_numbers_of_the_plain_one",
         "test_gradients_of_gradients_for_tpu",
         *(f"test_blocks_have_the_numbers_of_pixels[layers{n}" for n in (0, 2, 3)),
+        *(f"test_residual_blocks_have_the_numbers_of_pixels[{train}-stages0" for train in (True, False)),
+        "test_running_statistics_for_tpu",
     ),
     "test_prune_sharded": ("test_on_four_devices",),
     "test_retraining": ("test_arms_from_trained_weights",),

@@ -18,6 +18,11 @@ def test_gflop_of_a_step_by_hand() -> None:
     conv2 = models.build("conv2", (32, 32, 3), 10)
     macs = [1728 * 1024, 36_864 * 1024, 16_384 * 256, 256 * 256, 2560]
     assert measure.step_gflop(conv2, 60) == pytest.approx(2 * 60 * (3 * sum(macs) - macs[0]) / 1e9)
+    macs = [27 * 16 * 1024, 2 * 9 * 16 * 16 * 1024, 640]
+    for width, pixels in ((32, 256), (64, 64)):
+        macs += [(9 + 1) * width // 2 * width * pixels, 9 * width * width * pixels]
+    resnet8 = models.build("resnet8", (32, 32, 3), 10)
+    assert measure.step_gflop(resnet8, 60) == pytest.approx(2 * 60 * (3 * sum(macs) - macs[0]) / 1e9)
 
 
 def test_pairs_interleave_and_take_medians() -> None:

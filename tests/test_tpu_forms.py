@@ -1,4 +1,4 @@
-"""The forms of sequential networks for TPU, run here: the numbers are those of the plain network."""
+"""The forms of networks for TPU, run here: the numbers are those of the plain network."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jax import lax
 from test_conv import CASES, builtin, draw
 
 from lthjax import data, models, networks
-from lthjax.devices import blocks, rows
+from lthjax.devices import blocks, residual, rows
 
 
 @pytest.mark.parametrize(("images", "kernel", "padding"), [*CASES[:4], *CASES[6:9], CASES[10]])
@@ -158,6 +158,80 @@ def test_what_blocks_do_not_fit(layers: tuple, shape: tuple) -> None:
     assert not blocks.fits((*layers, *DENSE), shape)
 
 
+R = networks.Stages
+
+
+@pytest.mark.parametrize(
+    ("stages", "shape", "count"),
+    [
+        (R((8, 12, 40), 1), (8, 16, 1), 3),
+        (R((4,), 2), (4, 6, 2), 64),
+    ],
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_residual_blocks_have_the_numbers_of_pixels(
+    stages: networks.Stages, shape: tuple, count: int, train: bool
+) -> None:
+    """Logits, gradients and running statistics; batches that fill no group of images, and one that does."""
+    plain = networks.Residual(stages, 5, models.INITS["kaiming"])
+    assert residual.fits(stages, shape)
+    with jax.enable_x64(True):
+        images = draw((count, *shape), 0)
+        start = jax.eval_shape(plain.init, jax.random.key(0), images)
+        leaves, tree = jax.tree.flatten(start)
+        drawn = [1 + 0.3 * draw(leaf.shape, i) for i, leaf in enumerate(leaves)]
+        variables = jax.tree.unflatten(tree, [x if x.ndim == 1 else x - 1 for x in drawn])
+        stats = jax.tree.map(jnp.abs, variables["batch_stats"])
+
+        def theirs(params: Any, images: jax.Array) -> Any:
+            given = {"params": params, "batch_stats": stats}
+            y, new = plain.apply(given, images, train=train, mutable="batch_stats")
+            return y, new["batch_stats"]
+
+        def ours(params: Any, images: jax.Array) -> Any:
+            norm = residual.Norm(train, networks.MOMENTUM, networks.EPSILON)
+            products = (lax.dot_general, lax.conv_general_dilated)
+            return residual.forward(stages, params, stats, images, norm, *products)
+
+        def both(apply: Any) -> Any:
+            def found(params: Any, images: jax.Array) -> Any:
+                y, pull, new = jax.vjp(apply, params, images, has_aux=True)
+                return y, new, pull(jnp.cos(y))
+
+            return jax.jit(found)(variables["params"], images)
+
+        def same(mine: jax.Array, expected: jax.Array) -> None:
+            scale = float(np.abs(expected).max()) + 1e-3
+            np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-10 * scale)
+
+        jax.tree.map(same, both(ours), both(theirs))
+
+
+@pytest.mark.parametrize(
+    ("stages", "shape"),
+    [
+        (R((16, 32, 64), 3), (28, 28, 1)),  # sides of 7 in the last stage
+        (R((16, 65), 1), (32, 32, 3)),
+        (None, (32, 32, 3)),
+    ],
+)
+def test_what_residual_blocks_do_not_fit(stages: networks.Stages | None, shape: tuple) -> None:
+    assert not residual.fits(stages, shape)
+
+
+def test_running_statistics_for_tpu_are_those_of_the_plain_network() -> None:
+    """Through the model: its collection, in training alone, and as `models.statistics` finds them."""
+    plain = models.build("resnet8", (8, 8, 3), 10)
+    ours, start = models.for_tpu(plain), plain.init(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, 6, 8, 8, 3))
+    for train in (True, False):
+        mine, theirs = (m.apply(*start, images[0], train) for m in (ours, plain))
+        assert jax.tree.structure(mine) == jax.tree.structure(theirs)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), mine, theirs)
+    found, expected = (models.statistics(m, *start, images) for m in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "tensorfloat32"])
 def test_blocks_round_the_factors_of_products(precision: str) -> None:
     """As the plain network does; in float64 the sums are too exact to round a factor to another side."""
@@ -192,9 +266,9 @@ def test_a_pool_on_rows_shares_the_gradient_among_equals() -> None:
     np.testing.assert_array_equal(gradient, jnp.array([0.5, 0.5, 0.0]).reshape(3, 1, 1) * jnp.ones((3, 1, 2)))
 
 
-@pytest.mark.parametrize("name", ["lenet300", "conv6", "resnet8"])
+@pytest.mark.parametrize("name", ["lenet300", "conv6", "vgg11"])
 def test_other_networks_stay_as_they_are(name: str) -> None:
-    """Those without convolutions, with many channels, or with residual blocks."""
+    """Those without convolutions, or with many channels."""
     shape = (28, 28, 1) if name.startswith("lenet") else (32, 32, 3)
     built = models.build(name, shape, 10)
     assert models.for_tpu(built) is built

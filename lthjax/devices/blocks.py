@@ -12,7 +12,7 @@ docs/performance.md has the estimates of the TPU compiler.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,25 @@ from lthjax.devices.rows import Product, larger
 _LANES = 128
 _ROWS = 8
 # With more channels a block fills more than two tiles, and 2x2 blocks are no fewer products than 3x3 pixels.
-_CHANNELS = 64
-# [block, pixel of the input, pixel of the output, tap]: along a side, which weight connects two pixels.
-_TAPS = np.array(
-    [[[[tap == 2 * b + i - o for tap in range(3)] for o in range(2)] for i in range(2)] for b in range(2)]
-)
+CHANNELS = 64
+NUMBERS = ("HWNC", "HWIO", "HWNC")
+
+
+class Reach(NamedTuple):
+    """Along a side, which pixels of the inputs one of the outputs depends on.
+
+    Attributes:
+        blocks: of inputs that one of outputs depends on.
+        stride: pixels of the input from one of the output to the next.
+        first: where in these blocks the first tap of the first pixel of the output is.
+    """
+
+    blocks: int
+    stride: int = 1
+    first: int = 0
+
+
+_SAME = Reach(2)
 
 
 def fits(layers: Sequence[Any], shape: Sequence[int]) -> bool:
@@ -42,7 +56,7 @@ def fits(layers: Sequence[Any], shape: Sequence[int]) -> bool:
     convolutions = [layer for layer in layers if layer.size]
     sides = np.array(shape[:2])
     for index, layer in enumerate(convolutions):
-        if (layer.size, layer.padding) != (3, "SAME") or layer.features > _CHANNELS or layers[index] != layer:
+        if (layer.size, layer.padding) != (3, "SAME") or layer.features > CHANNELS or layers[index] != layer:
             return False
         # A pool, and the end, need blocks that begin at pixel 0, as after an even number of convolutions.
         if (sides % (4 if layer.pool else 2)).any() or (layer.pool and index % 2 == 0):
@@ -72,16 +86,16 @@ def forward(
     Returns:
         float [N, units of the last layer].
     """
-    n, group = images.shape[0], _group(layers[0].features)
-    x, inside = _packed(images, group)
+    n, group = images.shape[0], lane_group(layers[0].features)
+    x, inside = packed(images, group)
     # Whether the first block has the pixels -1 and 0, rather than 0 and 1.
     before = False
     for layer, following in zip(layers, [*layers[1:], None], strict=True):
         kernel, bias = params[layer.name]["kernel"], params[layer.name]["bias"]
         if layer.size:
-            parts = group // min(group, _group(layer.features))
-            numbers = ("HWNC", "HWIO", "HWNC")
-            x = convolution(x, _kernel(kernel, group, parts), (1, 1), "VALID", dimension_numbers=numbers)
+            parts = group // min(group, lane_group(layer.features))
+            of_blocks = block_kernel(kernel, group, parts)
+            x = convolution(x, of_blocks, (1, 1), "VALID", dimension_numbers=NUMBERS)
             inside, before = inside[1:-1, 1:-1], not before
             # Lanes of fewer images, each still a whole tile.
             x = jnp.concatenate(jnp.split(x, parts, -1), 2)
@@ -104,12 +118,12 @@ def forward(
     return x
 
 
-def _group(channels: int) -> int:
+def lane_group(channels: int) -> int:
     """How many images share the lanes, so that a block with these channels fills them: a power of two."""
     return 1 << max(0, (_LANES // (4 * channels)).bit_length() - 1)
 
 
-def _packed(images: jax.Array, group: int) -> tuple[jax.Array, np.ndarray]:
+def packed(images: jax.Array, group: int) -> tuple[jax.Array, np.ndarray]:
     """Images in blocks with a frame of one block, and which pixels are inside, bool [H + 4, W + 4].
 
     Image m of a group's lanes is number m N / G + the position along the third axis, also after every layer.
@@ -128,26 +142,28 @@ def _flat(x: jax.Array, group: int) -> jax.Array:
     return x.reshape(group * n, -1)
 
 
-def _kernel(kernel: jax.Array, group: int, parts: int) -> jax.Array:
-    """A kernel [3, 3, C, K] as that of blocks, [2, 2, 4 G C, 4 G K].
+def block_kernel(kernel: jax.Array, group: int, parts: int, reach: Reach = _SAME) -> jax.Array:
+    """A kernel [S, S, C, K] as that of blocks, [B, B, 4 G C, 4 G K].
 
     The images of a group are in so many parts, outermost in the lanes of outputs; a part has every
     parts-th image.
     """
-    _, _, channels, features = kernel.shape
-    rest = group // parts
+    size, _, channels, features = kernel.shape
+    rest, count, lanes = group // parts, 2 * reach.blocks, np.arange(4 * group * features) // features
     # Weights are copied by products with ones and zeros, which is exact: other ways shuffle lanes.
-    spread = np.tile(np.eye(features), (1, 4 * group))
-    copies = _exact(kernel.reshape(9, channels, features), spread)
-    copies = jnp.tile(copies, (1, 4 * group, 1))
-    images = np.eye(group, dtype=bool).reshape(group, rest, parts)
-    places = np.einsum("aiou,bjpv,xyz->abuvijxzopy", _TAPS, _TAPS, images)
-    places = places.reshape(4, 9, 4 * group, 4 * group).repeat(channels, 2).repeat(features, 3)
-    found = [
-        sum(copies[tap] * place.astype(kernel.dtype) for tap, place in enumerate(of_block) if place.any())
-        for of_block in places
-    ]
-    return jnp.stack(found).reshape(2, 2, *found[0].shape)
+    x = _exact(kernel, np.tile(np.eye(features), (1, 4 * group)))
+    for axis, second in enumerate((lanes // rest // 2 % 2, lanes // rest % 2)):
+        # A pixel of the inputs is one tap of the first pixel of the outputs, and another of the second.
+        edges = [(first, count - size - first, 0) for first in (reach.first, reach.first + reach.stride)]
+        pads = [[edge if axis == a else (0, 0, 0) for a in range(4)] for edge in edges]
+        one, two = (lax.pad(x, jnp.zeros((), x.dtype), pad) for pad in pads)
+        x = jnp.where(second.astype(bool).reshape(1, 1, 1, -1), two, one)
+    x = x.reshape(reach.blocks, 2, reach.blocks, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+    if group > 1:
+        image = lanes % rest * parts + lanes // rest // 4
+        own = (image == np.arange(group).reshape(group, 1)).reshape(1, 1, 1, 1, group, 1, -1)
+        x = jnp.where(own, jnp.expand_dims(x, 4), jnp.zeros((), x.dtype))
+    return x.reshape(reach.blocks, reach.blocks, 4 * group * channels, -1)
 
 
 def _halved(x: jax.Array, axis: int, lanes: int) -> jax.Array:
@@ -174,17 +190,18 @@ def _activated(x: jax.Array, inside: np.ndarray) -> jax.Array:
     """ReLU, and 0 outside the image."""
     down, across, _, lanes = x.shape
     mask = inside.reshape(down, 2, across, 2).transpose(0, 2, 1, 3).reshape(down, across, 1, 4)
-    return _relu(x, jnp.asarray(mask.repeat(lanes // 4, 3), x.dtype))
+    return masked_relu(x, jnp.asarray(mask.repeat(lanes // 4, 3), x.dtype))
 
 
 @jax.custom_jvp
-def _relu(x: jax.Array, mask: jax.Array) -> jax.Array:
+def masked_relu(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """ReLU, and 0 where the mask is."""
     return jnp.maximum(x, 0) * mask
 
 
-@_relu.defjvp
-def _relu_jvp(
+@masked_relu.defjvp
+def _masked_relu_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    y = _relu(*primals)
+    y = masked_relu(*primals)
     return y, jnp.where(y > 0, tangents[0], jnp.zeros((), y.dtype))
