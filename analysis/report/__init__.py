@@ -91,9 +91,9 @@ def _of_some(section: Section, found: Any, run: Run) -> Section:
 
 
 def _seeds_in(found: Any) -> set[int]:
-    """The seeds of all rows in an analysis's tables."""
+    """The seeds of all rows in an analysis's tables; a row of a pair of seeds has `other_seed`, too."""
     if isinstance(getattr(found, "seed", None), int):
-        return {found.seed}
+        return {found.seed, getattr(found, "other_seed", found.seed)}
     if hasattr(found, "rows"):
         return _seeds_in(found.rows)
     parts = found.values() if isinstance(found, Mapping) else found
