@@ -20,6 +20,7 @@ from lthjax import prune, record, rng, settings
 from lthjax.bucket import Bucket, SharedStore
 from lthjax.devices import hardware, hosts
 from lthjax.drive import drive
+from lthjax.errors import counted
 from lthjax.folder.claims import busy_seeds
 from lthjax.folder.store import Store, contents
 from lthjax.follower import Follower
@@ -189,6 +190,11 @@ def fill(
         todo = todo._replace(seeds=tuple(seed for seed in due if seeds is None or seed in seeds))
     todo = todo._replace(seeds=tuple(hosts.decided(todo.seeds)))
     if not todo.seeds:
+        if watch is not None and todo.behind:
+            watch.say(
+                f"{todo.behind} of {counted(len(todo.cells), 'cell')} lie behind a diverged training and are "
+                "not trained; a lower learning rate (optim.lr) may help"
+            )
         return Filled(paths, [])
     with contextlib.ExitStack() as stack:
         own, stores = (_opened if hosts.leads() else _followed)(studies, out, todo.seeds, stack, bucket)
