@@ -88,14 +88,21 @@ def _options(command: str) -> list[list[str]]:
     return given
 
 
+def is_pattern(study: Mapping[str, Any]) -> bool:
+    """Whether a study prunes to an N:M pattern, which is made in one level."""
+    return ":" in study.get("config", {}).get("prune", {}).get("granularity", "")
+
+
 def deeper(again: str, study: Mapping[str, Any], rows: Sequence[Row], chain: str) -> tuple[str, list[int]]:
     """The run's command with levels in the range, and which levels these will be.
 
     It has as many levels as pass the range, or rounds that do not pass over it; where the config names the
-    last density, a density in the range.
+    last density, a density in the range. An N:M pattern has one level, in the range or not.
     """
     left = densities(row for row in select(rows, chain=chain, arm=TICKET) if row.level)
     prune = study.get("config", {}).get("prune", {})
+    if is_pattern(study):
+        return again, [level for level in left if is_in_range(left[level])]
     if prune.get("density") is not None:
         return _dense_enough(again, config.from_dict(study["config"]), left)
     last, rates = max(left, default=0), prune.get("rates")

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import jinja2
 import markupsafe
 import matplotlib
+import rich.box
 import rich.markup
 import rich.table
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FuncFormatter
+from rich.cells import cell_len
 from rich.console import Console
 
 from lthjax import files
@@ -27,6 +29,8 @@ from . import tables
 FILES = "files.json"
 # The files of a figure.
 _KINDS = ("png", "svg", "csv")
+# Columns of a terminal that holds any table.
+_ANY = 10_000
 
 
 class Drawn(NamedTuple):
@@ -276,15 +280,36 @@ def data_url(contents: bytes, kind: str) -> str:
 
 
 def print_section(section: Section) -> None:
-    """Prints a section's tables and remark."""
-    plain = rich.markup.escape
+    """Prints a section's tables and remark.
+
+    No number or word is cut: a table that is too wide for the terminal has no lines between its columns, and
+    where that is not enough, rows as long as they are.
+    """
     # A pipe has no width; rich would take 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 200)
     for table in section.tables:
-        shown = rich.table.Table(title=plain(table.title), title_justify="left")
-        for place, name in enumerate(table.header):
-            shown.add_column(plain(name), justify="left" if place < table.words else "right")
-        for row in table.rows:
-            shown.add_row(*(plain(str(value)) for value in row))
-        console.print(shown)
+        shown = _terminal(table)
+        if console.measure(shown, options=console.options.update(width=_ANY)).minimum > console.width:
+            shown.box, shown.padding, shown.show_edge = rich.box.SIMPLE_HEAD, 0, False
+        console.print(shown, crop=False)
     console.print(section.remark)
+
+
+def _terminal(table: Table) -> rich.table.Table:
+    """A table for the terminal, whose columns are at least as wide as their longest word or number."""
+    plain = rich.markup.escape
+    shown = rich.table.Table(title=plain(table.title), title_justify="left")
+    for place, name in enumerate(table.header):
+        texts = [name.split(), *(str(row[place]).split() for row in table.rows)]
+        least = max(cell_len(word) for text in texts for word in ["", *text])
+        # What has no blank anywhere is as wide as it is: others give way first.
+        whole = all(len(text) < 2 for text in texts)
+        shown.add_column(
+            plain(name),
+            justify="left" if place < table.words else "right",
+            min_width=least,
+            no_wrap=whole,
+        )
+    for row in table.rows:
+        shown.add_row(*(plain(str(value)) for value in row))
+    return shown

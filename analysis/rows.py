@@ -181,6 +181,15 @@ def ticket_chains(rows: Sequence[Row]) -> list[str]:
     return [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
 
 
+def diverged(rows: Sequence[Row]) -> str:
+    """Why a run has no ticket to look at, and what to do: all diverged, or all dense networks; "" if not."""
+    tickets = [row for row in rows if row.arm == TICKET]
+    for what, own in (("dense networks", select(rows, chain=DENSE)), ("tickets", tickets)):
+        if own and all(row.status == "diverged" for row in own):
+            return f"all {what} diverged; lower the learning rate (optim.lr)"
+    return ""
+
+
 def arms(rows: Sequence[Row]) -> list[str]:
     """The arms of a table in the order of `ARMS`, any others after them, without the dense network."""
     places = {arm: place for place, arm in enumerate(ARMS)}

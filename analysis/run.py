@@ -29,7 +29,7 @@ from lthjax.models import Model, Variables
 from lthjax.optim import SCHEDULES
 from lthjax.study import Prepared, prepare, task
 
-from .rows import COLUMNS, TICKET, Row, by_number, cell_of, chains, row_of, select
+from .rows import COLUMNS, TICKET, Row, by_number, cell_of, chains, diverged, row_of, select
 
 if TYPE_CHECKING:
     import pandas
@@ -139,11 +139,13 @@ class Run:
     def finished(self) -> list[Row]:
         """As `rows`; a UserError where there are none yet."""
         if not self.rows:
-            raise self._lacks("finished cell")
+            raise self.lacks("finished cell")
         return self.rows
 
-    def _lacks(self, what: str) -> UserError:
+    def lacks(self, what: str) -> UserError:
         """The error where there is no such cell: a published folder has the numbers of cells alone."""
+        if why := diverged(self.rows):
+            return UserError(f"{self.path}: there is no {what} in it, as {why} and run the study again.")
         if not (self.path / PUBLISHED).is_file():
             return UserError(f"{self.path}: there is no {what} in it yet; run the study first.")
         made = next(iter(self.about.get("commands", [])), "the study")
@@ -227,7 +229,7 @@ class Run:
         """
         rows = [row for row in self.rows if row.arm == TICKET]
         if not rows:
-            raise self._lacks("ticket")
+            raise self.lacks("ticket")
         there = chains(rows)
         chain = there[0] if chain is None else chain
         if chain not in there:

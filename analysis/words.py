@@ -91,7 +91,7 @@ def decided(
         if math.isfinite(value) and (value or unit != "×")
     ]
     kind = f" ({'each ' if len(known) > 1 else ''}{rule})" if rule and known else ""
-    return ", ".join([*said, f"{' and '.join(known) or 'no bound is known'}{kind}"])
+    return ", ".join([*said, f"{' and '.join(known) or 'no bound of the mean is known'}{kind}"])
 
 
 def percent(of: Interval) -> str:

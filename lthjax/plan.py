@@ -70,6 +70,11 @@ class Plan(NamedTuple):
     steps: int
     seeds: tuple[int, ...] = ()
 
+    @property
+    def behind(self) -> int:
+        """How many cells are neither there nor to be trained, as they come after a diverged training run."""
+        return len(self.cells) - len(self.done) - len(self.missing)
+
 
 def prepare(study: config.Study, data_dir: str | Path = "data", *, trained: bool = False) -> Prepared:
     """Validates a study, loads its data, and resolves the settings that depend on them.

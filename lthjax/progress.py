@@ -199,8 +199,7 @@ def plan_text(studies: Sequence[Prepared], plans: Sequence[Plan], cost: Estimate
         for one in {one.training: one for one in reversed(studies)}.values():
             rows += _about(one)
     whole = together(plans)
-    behind = len(whole.cells) - len(whole.done) - len(whole.missing)
-    unreachable = f"; {behind} lie behind a diverged training" if behind else ""
+    unreachable = f"; {whole.behind} lie behind a diverged training" if whole.behind else ""
     if len(studies) == 1:
         rows.append(("cells", f"{len(whole.cells)}: {_cells(studies[0])}"))
     where = hardware.described()

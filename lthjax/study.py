@@ -20,6 +20,7 @@ from lthjax import prune, record, rng, settings
 from lthjax.bucket import Bucket, SharedStore
 from lthjax.devices import hardware, hosts
 from lthjax.drive import drive
+from lthjax.errors import counted
 from lthjax.folder.claims import busy_seeds
 from lthjax.folder.store import Store, contents
 from lthjax.follower import Follower
@@ -189,7 +190,7 @@ def fill(
         todo = todo._replace(seeds=tuple(seed for seed in due if seeds is None or seed in seeds))
     todo = todo._replace(seeds=tuple(hosts.decided(todo.seeds)))
     if not todo.seeds:
-        return Filled(paths, [])
+        return _idle(paths, todo, watch)
     with contextlib.ExitStack() as stack:
         own, stores = (_opened if hosts.leads() else _followed)(studies, out, todo.seeds, stack, bucket)
         # Said once the folders are open, so that an error before that is the only sentence.
@@ -217,6 +218,16 @@ def fill(
     # Looked at without a lock of ours, so that of two processes that end at a time one sees the other gone.
     busy = [busy_seeds(path) if bucket is None else bucket.busy_seeds(path.name) for path in paths]
     return Filled(paths, sorted({seed for of in busy for seed in of}))
+
+
+def _idle(runs: list[Path], todo: Plan, watch: Watch | None) -> Filled:
+    """As `fill` where there is nothing to train, which may be for want of a network that did not diverge."""
+    if watch is not None and todo.behind:
+        watch.say(
+            f"{todo.behind} of {counted(len(todo.cells), 'cell')} lie behind a diverged training and are not "
+            "trained; a lower learning rate (optim.lr) may help"
+        )
+    return Filled(runs, [])
 
 
 def _opened(

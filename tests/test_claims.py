@@ -56,11 +56,19 @@ BOUNDS = Interval(6.95, 0.52, 13.38, 6)
             {"below": True},
             "+0.00 pp, at most +0.002 (one-sided 95 %)",
         ),
-        (Verdict("undecided", Interval(1.0, -math.inf, math.inf, 3)), {}, "+1.00 pp, no bound is known"),
+        (
+            Verdict("undecided", Interval(1.0, -math.inf, math.inf, 3)),
+            {},
+            "+1.00 pp, no bound of the mean is known",
+        ),
         (Verdict("undecided", Interval(1.0, math.nan, math.nan, 1)), {}, "+1.00 pp"),
         (Verdict("undecided", Interval(math.nan, math.nan, math.nan, 0)), {}, "–"),
         (Verdict("supported", Interval(math.nan, 7.6, math.inf, 3)), {}, "at least +7.60 (one-sided 95 %)"),
-        (Verdict("undecided", Interval(math.nan, -math.inf, math.inf, 3)), {}, "no bound is known"),
+        (
+            Verdict("undecided", Interval(math.nan, -math.inf, math.inf, 3)),
+            {},
+            "no bound of the mean is known",
+        ),
     ],
 )
 def test_the_bound_that_decides_is_said(verdict: Verdict, more: dict, said: str) -> None:

@@ -187,6 +187,12 @@ def test_levels_of_one_printed_density_keep_their_own_seeds() -> None:
     assert "; 2 of 3 never, counted as 100 %" in found.estimate
 
 
+def test_an_epoch_in_which_masks_settle_at_once_is_no_zero() -> None:
+    """Step 30 of 916 in an epoch."""
+    own = [one._replace(epoch=30 / 916) for one in draws([30, 30, 30])["draws.csv"]]
+    assert analysed._line(3, own)[4].endswith("0.033 [0.033, 0.033]")
+
+
 def test_the_seeds_of_a_claim_are_those_of_the_level_with_fewest() -> None:
     """A level with one seed has no bound that could decide, whatever its step."""
     several = draws([14, 14, 16])["draws.csv"]

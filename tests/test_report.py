@@ -19,6 +19,7 @@ from scipy import stats as scipy_stats
 
 import analysis
 from analysis import draw, open_run, page, publish, report
+from analysis.geography.table import OverlapRow
 from analysis.record import Finding
 from analysis.report import accuracy, facts, figures, gaps, paired
 from analysis.rows import Row, by_seed, select
@@ -254,7 +255,9 @@ def test_an_analysis_of_fewer_seeds_than_the_run_says_so() -> None:
     assert first == "Of seed 0 alone; the run has 2. Its command, called again, adds what is missing."
     assert others == ["a note"]
     whole = {"rows.csv": [row(seed, 1, "ticket", 0.9) for seed in (0, 1)]}
-    for found in (whole, [whole["rows.csv"]], {"rows.csv": []}, {}):
+    # A pair of seeds has one row, under the smaller one.
+    pair = {"overlap.csv": [OverlapRow("rewind-0", 1, 0, 1, "all", "none", "ticket", 0.5, 0.4)]}
+    for found in (whole, [whole["rows.csv"]], pair, {"rows.csv": []}, {}):
         assert report._of_some(section, found, run) == section
 
 

@@ -122,6 +122,26 @@ def of(cell: Cell, accuracy: float, steps: int, density: float) -> Any:
     return row_of(result(cell) | {"test_accuracy": accuracy, "steps": steps, "density": density})
 
 
+@pytest.mark.parametrize(
+    ("optim", "warmup", "same"),
+    [("constant", 0, True), ("constant", 40, True), ("constant", 50, False), ("cosine", 0, False),
+     ("steps", 0, False)],
+)  # fmt: skip
+def test_arms_that_are_the_same_networks_are_said_to_be(optim: str, warmup: int, same: bool) -> None:
+    """finetune and lr_rewind differ where the learning rate changes after the rewind step."""
+    rows = [of(Cell(0, "rewind-40", 1, arm), 0.9, 60, 0.5) for arm in ("ticket", "finetune", "lr_rewind")]
+    lengths = config.Lengths(10, 100, 5, warmup, (60,) if optim == "steps" else (), (40,))
+    run: Any = SimpleNamespace(
+        rows=rows,
+        about={"data": {"test": 10_000}, "lengths": {"total": 100}},
+        study=config.Study(optim=config.Optim(schedule=optim)),
+        lengths=lengths,
+    )
+    found = table.load(run)
+    assert found is not None
+    assert retraining._is_steady(run, found) == same
+
+
 def test_costs_and_comparisons_by_hand() -> None:
     """T = 100, k = 40: a level costs 60 steps in every chain that starts at 40, 100 in `continued`."""
     rows = [of(Cell(seed, "dense", 0, "dense"), 0.90, 100, 1.0) for seed in range(4)]

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -21,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from analysis import open_run, record, report
+from analysis import open_run, page, record, report
 from analysis import savings as command
 from analysis.record import Finding
-from analysis.savings.table import LevelSavings, Timing, _rate, compared, to_json
+from analysis.savings.table import LevelSavings, Timing, _rate, compared, shown, to_json
 from analysis.savings.work import _forms, timed_levels
 from analysis.tables import write_tables
 from lthjax import config, models, prune, study
@@ -431,6 +432,42 @@ def test_a_timing_in_words() -> None:
     assert said(1.1, 0.9, 1.2) == "no clear difference: 1.10× its speed (0.90–1.20)"
 
 
+def row_with(chain: str = "rewind-0", level: int = 1, *timings: Timing) -> LevelSavings:
+    """A row of a network that was not compacted."""
+    counts, sizes = savings.Counts(1000, 100, 5000, 500), savings.storage({"w": np.ones((10, 10), bool)})
+    return LevelSavings(
+        0, chain, level, "ticket", 0.1, counts, sizes, 9, {}, None, None, 24, 2.0, "a CPU", timings
+    )
+
+
+def test_a_time_stands_beside_the_dense_one_that_it_was_compared_with() -> None:
+    """The machine was six times as fast when the masked network had its turn."""
+    masked = Timing(256, "masked", 0.00208, 0.00183, 0.89, 0.83, 0.95, 15)
+    later = Timing(256, "compacted", 0.0074, 0.0118, 1.6, 1.3, 1.7, 15)
+    lines = shown([row_with("rewind-0", 1, masked, later)])[-1].rows
+    assert [line[3:] for line in lines] == [
+        ["dense", "6.81", "37,564", "", ""],
+        ["masked", "2.08", "123,077", "1.83", "1.12× slower (1.05–1.20)"],
+        ["compacted", "7.4", "34,595", "11.8", "1.60× faster (1.30–1.70)"],
+    ]
+
+
+def test_a_narrow_terminal_cuts_no_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table that does not fit has no lines between its columns; one that fits has them."""
+    console = page.Console
+    row = row_with("rewind-0", 3, Timing(256, "masked", 0.5, 0.25, 0.5, 0.4, 0.6, 15))
+    large = row._replace(counts=savings.Counts(266_200, 213_060, 1_266_200, 1_213_060))
+    for width, ruled in ((40, False), (80, False), (120, True)):
+        monkeypatch.setattr(page, "Console", lambda width, of=width: console(width=of))
+        page.print_section(page.Section("savings", "Savings", tables=shown([large])[:1]))
+        said = capsys.readouterr().out
+        assert "…" not in said
+        assert {"213,060", "1,266,200", "trainings"} <= {*re.split("[ │┃\n]+", said)}
+        assert ("│" in said) == ruled
+
+
 @pytest.mark.parametrize("n", [6, 7, 15, 40])
 def test_the_interval_of_a_median_holds_it_in_95_of_100(n: int) -> None:
     """By binomial sums: the true median is outside with probability at most 5 %; with ranks further in, the
@@ -546,10 +583,7 @@ def test_the_forms_of_a_residual_network(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_is_not_compacted_is_left_out_of_tables_and_verdicts(tmp_path: Path) -> None:
-    counts, sizes = savings.Counts(1000, 100, 5000, 500), savings.storage({"w": np.ones((10, 10), bool)})
-    row = LevelSavings(
-        0, "rewind-0", 3, "ticket", 0.1, counts, sizes, 9, {}, None, None, 24, 2.0, "a CPU", ()
-    )
+    row = row_with("rewind-0", 3)
     (tmp_path / "savings.json").write_text(to_json([row]))
     (again,) = command.load(SimpleNamespace(path=tmp_path))  # type: ignore[arg-type]
     assert again == row
@@ -568,8 +602,7 @@ def test_what_is_not_compacted_is_left_out_of_tables_and_verdicts(tmp_path: Path
      ("one of a config file", "rewind-0", True), ("taylor", "arm_of_a_config_file-0", True)],
 )  # fmt: skip
 def test_training_that_a_criterion_does_not_need_is_no_cost(criterion: str, chain: str, needed: bool) -> None:
-    counts, sizes = savings.Counts(1000, 100, 5000, 500), savings.storage({"w": np.ones((10, 10), bool)})
-    row = LevelSavings(0, chain, 1, "ticket", 0.1, counts, sizes, 9, {}, None, None, 24, 2.0, "a CPU", ())
+    row = row_with(chain)
     run: Any = SimpleNamespace(study=config.Study(prune=config.Prune(criterion=criterion)))
     title = command.section(run, [row]).tables[0].title
     assert f"(seed 0, {chain})" in title

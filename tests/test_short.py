@@ -54,19 +54,36 @@ def test_a_control_above_dense_but_below_the_ticket() -> None:
 
 def test_where_nothing_matches_or_seeds_are_few() -> None:
     none = sentence(run({"ticket": {0.5: -3.0, 0.17: -2.0}}))
-    assert none.startswith("No level's tickets are found to be within 2 points of the dense network")
-    assert "nearest with 17 % of its weights, -2.0 points (6 seeds)" in none
+    assert none.startswith("No level's tickets can be told to be within 2 points of the dense network")
+    assert "nearest with 17 % of its weights, -2.0 points, at least -2.2 (one-sided 95 %, 6 seeds)" in none
+    # A mean within 2 points may come of seeds that differ by more.
+    wide = [
+        of._replace(test_accuracy=of.test_accuracy + (of.seed - 1) / 50) if of.level else of
+        for of in run({"ticket": {0.5: 0.2}}, seeds=range(3))
+    ]
+    assert "+0.2 points, at least -3.5 (one-sided 95 %, 3 seeds)" in sentence(wide)
     near = sentence(run({"ticket": {0.5: -0.6, 0.17: -1.0, 0.05: -9.0}}))
     assert near == "With 17 % of its weights the ticket is within 2 points of the dense network (6 seeds)."
     few = sentence(
         run({"ticket": {0.5: 0.3, 0.17: 0.12}, "reinit": {0.5: -1.0, 0.17: -2.02}}, seeds=range(2))
     )
     assert few == (
-        "With 17 % of its weights the ticket is +0.1 points from the dense network, the same mask on fresh "
-        "weights -1.9; 2 seeds are too few for a verdict."
+        "With 17 % of its weights the ticket is 0.1 points above the dense network, the same mask on fresh "
+        "weights 1.9 points below it; 2 seeds are too few for a verdict."
     )
     assert "as good as" not in few
     assert sentence(run({})) == "No ticket has been trained beside its dense network yet."
+
+
+def test_a_run_whose_trainings_diverged_says_so_and_proposes_no_command() -> None:
+    for arm, what in (("dense", "dense networks"), ("ticket", "tickets")):
+        rows = run({} if arm == "dense" else {"ticket": {0.5: 0.0}})
+        gone = {"test_accuracy": None, "status": "diverged"}
+        rows = [of._replace(**gone) if of.arm == arm else of for of in rows]
+        assert sentence(rows) == f"All {what} diverged; lower the learning rate (optim.lr)."
+        (nothing,) = verdicts.findings(STUDY, rows)
+        assert (nothing.outcome, nothing.where) == ("not tested", "")
+        assert nothing.estimate == f"all {what} diverged; lower the learning rate (optim.lr)"
 
 
 def test_where_the_densest_level_alone_fails_sparser_ones_are_not_denied() -> None:
@@ -119,13 +136,13 @@ def test_the_sentence_tests_claims_with_looks_at_the_level_of_the_looks(tmp_path
 def test_of_several_rewind_steps_the_earliest_is_named() -> None:
     """In the sentence, the captions of figures of one chain, and where it is said what seeds detect."""
     rows = two_chains()
-    assert sentence(rows).startswith("No level's tickets rewound to step 0 are found to be within 2 points")
+    assert sentence(rows).startswith("No level's tickets rewound to step 0 can be told to be within 2 points")
     better = [
         of._replace(test_accuracy=of.test_accuracy + 0.06) if of.chain == "rewind-0" else of for of in rows
     ]
     assert sentence(better).startswith("With 50 % of its weights the ticket rewound to step 0 is as good as")
     few = sentence([of for of in better if of.seed < 2])
-    assert few.startswith("With 50 % of its weights the ticket rewound to step 0 is -0.0 points")
+    assert few.startswith("With 50 % of its weights the ticket rewound to step 0 is 0.0 points below")
     alone = [of for of in rows if of.chain != "rewind-500"]
     for of, said in ((rows, True), (alone, False)):
         run_of = Given(of)
@@ -160,8 +177,9 @@ def test_levels_and_controls_of_fewer_than_three_seeds_are_not_believed() -> Non
     assert three.endswith(" points (3 seeds).")
     assert sentence(of(reinit_1=2, reinit_2=2)) == f"With 17 % of its weights {as_good}."
     fallen = run({"ticket": {0.5: 0.2, 0.17: -3.0}})
-    assert "they come nearest with 17 % of its weights, -3.0 points (6 seeds)" in sentence(
-        [r for r in fallen if r.level != 1 or r.seed < 2]
+    assert (
+        "they come nearest with 17 % of its weights, -3.0 points, at least -3.2 (one-sided 95 %, 6 seeds)"
+        in sentence([r for r in fallen if r.level != 1 or r.seed < 2])
     )
 
 

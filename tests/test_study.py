@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import types
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -322,6 +323,13 @@ def test_a_learning_rate_that_diverges_is_recorded(tiny: Make, tmp_path: Path) -
     assert len(rows) == 2
     plan = study.plan(tiny(optim=config.Optim(name="sgd", lr=1e30)), tmp_path / "runs")
     assert (len(plan.cells), len(plan.done), len(plan.missing)) == (14, 2, 0)
+    said: list[str] = []
+    again = tiny(optim=config.Optim(name="sgd", lr=1e30))
+    study.run(again, tmp_path / "runs", watch=types.SimpleNamespace(say=said.append))  # type: ignore[arg-type]
+    assert said == [
+        "12 of 14 cells lie behind a diverged training and are not trained; a lower learning rate (optim.lr) "
+        "may help"
+    ]
 
 
 # The store

@@ -44,16 +44,14 @@ def run(
 
 
 def said(rows: list[Row]) -> dict[str, verdicts.Finding]:
-    """Findings by claim; a claim that starts with "…" is prefixed by the claim before it."""
-    found: dict[str, verdicts.Finding] = {}
-    for finding in verdicts.findings(STUDY, rows):
-        before = next(reversed(found), "")
-        found[f"{before} {finding.claim}" if finding.claim.startswith("…") else finding.claim] = finding
-    return found
+    """Findings by claim."""
+    return {finding.claim: finding for finding in verdicts.findings(STUDY, rows)}
 
 
 WITHIN = "Tickets at 80–90 % sparsity are within {} points of the dense network"
 TEN = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
+TEN_SOMEWHERE = "Tickets beat reinitialised ones by 10 points or more at some density"
+SOMEWHERE = "Tickets beat reinitialised ones at some density"
 
 
 def test_within_is_held_at_every_level_of_the_range_and_only_there() -> None:
@@ -127,7 +125,7 @@ def test_two_arms_that_need_as_many_weights_or_steps_are_equivalent() -> None:
 def test_a_search_finds_that_every_level_is_equivalent() -> None:
     """Gaps of ±0.03 points at each of two levels; one level of ±0.3 leaves it open."""
     rows = run({"ticket": {0.15: 0.0, 0.05: 0.0}, "reinit": {0.15: 0.0, 0.05: 0.0}})
-    claim = "Tickets beat reinitialised ones at 80–90 % sparsity … at some density"
+    claim = SOMEWHERE
 
     def with_spread(last: float) -> list[Row]:
         spread = {1: 0.001, 2: last}
@@ -143,7 +141,7 @@ def test_a_search_finds_that_every_level_is_equivalent() -> None:
     assert found.estimate.endswith("at 5.0 % of the weights, the most of 2 levels")
     wide = said(with_spread(0.02))[claim]
     assert (wide.outcome, wide.test) == ("undecided", "superiority, 2 levels by Holm")
-    ten = said(with_spread(0.002))[f"{TEN} … by 10 points or more at some density"]
+    ten = said(with_spread(0.002))[TEN_SOMEWHERE]
     assert ten.outcome == "refuted"
 
 
@@ -190,7 +188,7 @@ def test_the_gap_to_reinit_and_where_it_appears() -> None:
     tickets = {0.15: 0.0, 0.05: 0.0, 0.02: 0.0}
     found = said(run({"ticket": tickets, "reinit": {0.15: -1.5, 0.05: -8.0, 0.02: -14.0}}))
     assert found[TEN].outcome == "refuted"
-    somewhere = found[f"{TEN} … by 10 points or more at some density"]
+    somewhere = found[TEN_SOMEWHERE]
     assert somewhere.outcome == "supported"
     # Only one of three levels is clear, so its bound is the one of Holm's first step: of 1 − .05 / 3.
     gap = 14 + NOISE - np.roll(NOISE, -1)
@@ -202,8 +200,8 @@ def test_the_gap_to_reinit_and_where_it_appears() -> None:
     assert found["Tickets beat reinitialised ones at 80–90 % sparsity"].outcome == "supported"
     assert found["Tickets beat random pruning at 80–90 % sparsity"].outcome == "not tested"
     never = said(run({"ticket": tickets, "reinit": {0.15: -1.0, 0.05: -2.0, 0.02: -3.0}}))
-    assert never[f"{TEN} … by 10 points or more at some density"].outcome == "refuted"
-    assert never[f"{TEN} … by 10 points or more at some density"].estimate.startswith(
+    assert never[TEN_SOMEWHERE].outcome == "refuted"
+    assert never[TEN_SOMEWHERE].estimate.startswith(
         "highest bound at 2.0 % of the weights: +3.00 pp, at most +3."
     )
 
@@ -214,7 +212,7 @@ def test_a_search_says_which_levels_have_too_few_seeds(gap: float) -> None:
     tickets = {0.15: 0.0, 0.05: 0.0, 0.02: 0.0}
     rows = run({"ticket": tickets, "reinit": {0.15: -1.0, 0.05: -gap, 0.02: -30.0}})
     few = [one for one in rows if not (one.arm == "reinit" and one.density == 0.02 and one.seed)]
-    found = said(few)[f"{TEN} … by 10 points or more at some density"]
+    found = said(few)[TEN_SOMEWHERE]
     assert found.outcome == ("supported" if gap else "undecided")
     assert found.estimate.endswith("; 1 level of fewer seeds left out")
     assert found.n == len(NOISE)
@@ -233,7 +231,7 @@ def test_searching_many_levels_is_corrected() -> None:
             density = 0.9 - 0.02 * level
             rows += [row(seed, "rewind-0", level, "ticket", density, 90 + gaps[seed])]
             rows += [row(seed, "rewind-0", level, "reinit", density, 90.0)]
-    claim = "Tickets beat reinitialised ones at 80–90 % sparsity … at some density"
+    claim = SOMEWHERE
     assert said(rows)[claim].outcome == "undecided"
     alone = [r for r in rows if r.level <= 1]
     assert said(alone)[claim].outcome == "supported"
@@ -372,7 +370,7 @@ def test_a_censored_seed_is_a_bound_and_no_value() -> None:
     one = said(run({"ticket": {0.5: 1.0}}, seeds=range(1)))[claim]
     assert (one.outcome, one.estimate) == (
         "too few seeds",
-        "≥ 2.0×; 1 of 1 seeds (100 %) still match at the last level",
+        "≥ 2.0×; its networks still match at the last level",
     )
     three = said(run({"ticket": {0.5: 1.0, 0.1: 1.0}}, seeds=range(3)))[claim]
     assert three.outcome == "undecided", "three bounds that agree do not say how far seeds spread"
@@ -617,6 +615,26 @@ def test_of_a_last_density_it_is_the_density_that_is_changed(
     study = as_asked(command, tmp_path, **changes)
     trained = [imp.schedule_at(study, level)["density"] for level in range(1, levels + 1)]
     assert any(0.1 < density < 0.2 for density in trained)
+
+
+@pytest.mark.parametrize("density", [0.5, 0.125])
+def test_an_n_m_pattern_has_one_level(density: float, tmp_path: Path) -> None:
+    """Every command that is proposed is one that the run accepts; 1:8 is in the range, 2:4 is not."""
+    pattern = {0.5: "2:4", 0.125: "1:8"}[density]
+    changes = {"levels": 1, "prune": config.Prune(granularity=pattern, rate=1 - density)}
+    commands = proposed(run({"ticket": {density: 0.0}}), **changes)
+    assert (REINIT in commands) == (density < 0.2)
+    assert commands[SOMEWHERE] == "python run.py --config A.py --arms ticket reinit"
+    assert "Late rewinding helps at 80–90 % sparsity" in commands
+    for command in {*commands.values()}:
+        assert as_asked(command, tmp_path, **changes).levels == 1
+    study = {**STUDY, "config": {"prune": {"granularity": pattern}}}
+    found = {of.claim: of for of in verdicts.findings(study, run({"ticket": {density: 0.0}}))}
+    why = "no level between 10 and 20 % of the weights"
+    if density > 0.2:
+        why += ", and an N:M pattern has one density"
+        assert (found[WITHIN.format(2)].estimate, found[WITHIN.format(2)].where) == (why, "")
+    assert found[REINIT].estimate == why
 
 
 def test_rates_by_level_give_way_to_one_for_all(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 
 from lthjax import imp, manifest, prune
 from lthjax.arms import ARMS
-from lthjax.errors import UserError
 from lthjax.folder import places
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import doctor
@@ -33,7 +32,7 @@ def diagnose(path: Path, watch: Watch) -> list[Check]:
     run = Run(path)
     rows = [row for row in run.finished() if row.chain != DENSE]
     if not rows:
-        raise UserError(f"{run.path}: there is no pruned network in it yet; run the study first.")
+        raise run.lacks("pruned network")
     return doctor.together(_all(run, rows, watch))
 
 

@@ -84,7 +84,7 @@ def _line(level: int | None, own: Sequence[DrawRow]) -> list[str]:
         f"{100 * own[0].density:.1f}",
         f"{bound}{words.interval(mean_interval(steps), ',.0f')}{never}",
         bound + words.interval(mean_interval([100 * step / own[0].total for step in steps]), ".1f"),
-        bound + words.interval(mean_interval(epochs), ".1f"),
+        bound + words.interval(mean_interval(epochs), ".3f"),
         words.interval(mean_interval(overlaps, within=SHARE), ".2f") if overlaps else "–",
         chance,
     ]

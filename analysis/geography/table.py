@@ -29,6 +29,11 @@ class OverlapRow(NamedTuple):
     density: float
     overlap: float | None
 
+    @property
+    def other_seed(self) -> int:
+        """`other`: the report reads off `seed` and this one whose tickets a table has."""
+        return self.other
+
 
 class InputRow(NamedTuple):
     """How an input is read, mean over seeds and over pairs of seeds, as in inputs.csv.

@@ -91,9 +91,9 @@ def _of_some(section: Section, found: Any, run: Run) -> Section:
 
 
 def _seeds_in(found: Any) -> set[int]:
-    """The seeds of all rows in an analysis's tables."""
+    """The seeds of all rows in an analysis's tables; a row of a pair of seeds has `other_seed`, too."""
     if isinstance(getattr(found, "seed", None), int):
-        return {found.seed}
+        return {found.seed, getattr(found, "other_seed", found.seed)}
     if hasattr(found, "rows"):
         return _seeds_in(found.rows)
     parts = found.values() if isinstance(found, Mapping) else found
@@ -182,7 +182,7 @@ _RULES = (
     "claim the smallest upper bound). Claims about some density are searched for over all levels, with "
     "Holm's correction, and their bounds have the confidence that it takes. Where tickets are rewound to "
     "several steps, a claim that names no step is of the earliest, as its estimate says. “10–15 points” is "
-    "tested as 10 or more, and whether it is 15 or less is among the caveats."
+    "tested as 10 or more, and whether it is 15 or less stands in the estimate."
 )
 _TESTS = (
     "An arm matches the dense network of its seed down to a density if it does so at every larger one at "

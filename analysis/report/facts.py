@@ -22,16 +22,21 @@ from ..run import Run
 def remark(run: Run) -> str:
     """How to read the tables of accuracies."""
     images = run.about["data"]["test"]
-    typical = max((row.test_accuracy for row in run.rows if row.test_accuracy is not None), default=0.5)
-    error = 100 * stats.sampling_error(typical, images)
+    known = [row.test_accuracy for row in run.rows if row.test_accuracy is not None]
+    sampled = ""
+    if known:
+        error = 100 * stats.sampling_error(max(known), images)
+        sampled = (
+            f"Another {images:,} test images would move an accuracy of {100 * max(known):.1f} % by "
+            f"{error:.2f} points (standard error). "
+        )
     return (
         "Test accuracy at the end of training in percent, mean over seeds with the 95 % interval of "
         "Student's t on the logit scale in brackets, so that it stays below 100 %; differences in "
         f"percentage points (pp), paired by seed, repeats averaged within a seed, {FLOORED}. "
-        f"One seed has no interval. Another {images:,} test images would move an accuracy of "
-        f"{100 * typical:.1f} % by {error:.2f} points (standard error). A run has collapsed if it has less "
-        "than twice the accuracy of chance; repeats count as runs, and as those of a seed are not "
-        "independent, there is no interval where there are any."
+        f"One seed has no interval. {sampled}A run has collapsed if it has less than twice the accuracy of "
+        "chance; repeats count as runs, and as those of a seed are not independent, there is no interval "
+        "where there are any."
     )
 
 
@@ -39,8 +44,8 @@ def notes(run: Run) -> list[str]:
     """The notes before the figures."""
     rows, notes = run.rows, []
     dense, best = select(rows, chain=DENSE), _sparsest_match(rows, images_of(run.about))
-    if dense:
-        accuracy = words.percent(mean_accuracy(accuracies(dense)))
+    if known := accuracies(dense):
+        accuracy = words.percent(mean_accuracy(known))
         notes.append(
             f"The dense network has {accuracy} % test accuracy with "
             f"{dense[0].weights_left:,} prunable weights."
@@ -75,8 +80,8 @@ def notes(run: Run) -> list[str]:
             "left out of figures and means; a chain ends where its ticket diverges."
         )
     # The cells of an arm from outside the package are not known where it is not loaded.
-    known = all(arm in ARMS for arm in run.study.arms)
-    planned = imp.cells(run.study, run.lengths) if known else []
+    ours = all(arm in ARMS for arm in run.study.arms)
+    planned = imp.cells(run.study, run.lengths) if ours else []
     missing = len(set(planned) - {*run.results})
     if missing:
         behind = "lie behind a diverged training or " if diverged else ""

@@ -10,7 +10,7 @@ from lthjax.measures import stats
 from .. import words
 from ..page import Section, Table
 from ..record import LEAST_SEEDS, Finding
-from ..rows import TICKET, Row, images_of, ticket_chains
+from ..rows import TICKET, Row, diverged, images_of, ticket_chains
 from ..run import Run
 from . import accuracy, until
 from .paired import TOLERANCE, Level, differences, earliest
@@ -76,7 +76,8 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
         every = differences(rows, tickets[0], TICKET, DENSE, images=images_of(study))
         levels = [level for level in every if level.density]
     if not levels:
-        return "No ticket has been trained beside its dense network yet."
+        why = diverged(rows) or "no ticket has been trained beside its dense network yet"
+        return f"{why[0].upper()}{why[1:]}."
     which = f" {said}" if (said := earliest(rows)) else ""
     fresh = {of.level: of for of in differences(rows, tickets[0], "reinit", DENSE)}
     enough = [level for level in levels if len(level.values) >= LEAST_SEEDS]
@@ -99,9 +100,11 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
         )
     if not good:
         best = max(enough, key=lambda level: level.mean)
+        low = stats.noninferior(best.values, 2.0, 1 - alpha, floor=best.floor).bounds.low
         return (
-            f"No level's tickets{which} are found to be within 2 points of the dense network: they come "
-            f"nearest with {_share(best)} of its weights, {best.mean:+.1f} points ({_seeds(best)})."
+            f"No level's tickets{which} can be told to be within 2 points of the dense network: they come "
+            f"nearest with {_share(best)} of its weights, {best.mean:+.1f} points, at least {low:+.1f} "
+            f"(one-sided {100 * (1 - alpha):.3g} %, {_seeds(best)})."
         )
     gaps = {
         of.level: of
@@ -149,11 +152,16 @@ def _of_few(levels: Sequence[Level], fresh: dict[int, Level], which: str) -> str
     last = min([level for level in shown if level.level in fresh] or shown, key=lambda level: level.density)
     control = ""
     if last.level in fresh:
-        control = f", the same mask on fresh weights {fresh[last.level].mean:+.1f}"
+        control = f", the same mask on fresh weights {_apart(fresh[last.level])} it"
     return (
-        f"With {_share(last)} of its weights the ticket{which} is {last.mean:+.1f} points from the dense "
-        f"network{control}; {_seeds(last)} {'is' if len(last.values) == 1 else 'are'} too few for a verdict."
+        f"With {_share(last)} of its weights the ticket{which} is {_apart(last)} the dense network{control}; "
+        f"{_seeds(last)} {'is' if len(last.values) == 1 else 'are'} too few for a verdict."
     )
+
+
+def _apart(level: Level) -> str:
+    """How far a level's networks are from the dense one: `0.3 points below`."""
+    return f"{abs(level.mean):.1f} points {'below' if level.mean < 0 else 'above'}"
 
 
 def _seeds(level: Level) -> str:

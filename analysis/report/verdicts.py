@@ -19,7 +19,7 @@ from .. import commands, ends, words
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, beside, everywhere, named
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled, untested
-from ..rows import TICKET, Row, accuracies, images_of, select, ticket_chains
+from ..rows import TICKET, Row, accuracies, diverged, images_of, select, ticket_chains
 from . import speed
 from .paired import TOLERANCE, Level, curves, differences, earliest
 
@@ -30,6 +30,10 @@ _ALPHA = 0.05
 _MARGINS = (2, 0.5, 0.2)
 _LEVELS, _GAPS = Link("levels", "#levels"), Link("gaps", "#gaps")
 _FORM, _UNIT = "+.2f", " pp"
+# How a claim that is searched for over all levels ends.
+_SOMEWHERE = " at some density"
+# Why a claim about the range is not tested.
+_NONE_THERE = "no level between 10 and 20 % of the weights"
 
 
 def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
@@ -41,8 +45,9 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     tickets = ticket_chains(rows)
     # The command of the run, quoted as for a shell; with further options it adds cells.
     again = commands.of_all(study, {row.seed for row in rows})
-    if not tickets:
-        return [untested("Winning tickets exist", "no ticket is trained yet", again)]
+    exist, stuck = "Winning tickets exist", diverged(rows)
+    if stuck or not tickets:
+        return [untested(exist, stuck, "") if stuck else untested(exist, "no ticket is trained yet", again)]
     chain = tickets[0]
     deeper, reached = commands.deeper(again, study, rows, chain)
     controlled = commands.controlled(again, deeper, study, reached)
@@ -54,15 +59,15 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         gaps = differences(rows, chain, TICKET, control, images=images)
         own, start = select(rows, chain=chain, arm=control), len(found)
         command = commands.extended(controlled, "--arms", TICKET, control)
+        beat = f"Tickets beat {others}"
         if control == "reinit":
             found += [
                 _by_ten(gaps, command, there),
-                _somewhere("… by 10 points or more at some density", gaps, 10, command),
+                _somewhere(f"{beat} by 10 points or more{_SOMEWHERE}", gaps, 10, command),
             ]
-        claim = f"Tickets beat {others} at 80–90 % sparsity"
         found += [
-            _better(claim, gaps, command, _GAPS, there),
-            _somewhere("… at some density", gaps, 0, command),
+            _better(f"{beat} at 80–90 % sparsity", gaps, command, _GAPS, there),
+            _somewhere(f"{beat}{_SOMEWHERE}", gaps, 0, command),
         ]
         found[start:] = [_marked(finding, own, control, end, every) for finding in found[start:]]
     by_other = {DENSE: deeper, "reinit": controlled}
@@ -77,9 +82,18 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         for finding in _all_within(rows, later, images, deeper)
     ]
     found += _late(rows, tickets, again, deeper, images)
+    if commands.is_pattern(study) and not reached:
+        found = [_of_a_pattern(finding) for finding in found]
     schedules = "Which pruning rate and schedule is best"
     command = home.command("run", "--config", home.config("rates_lenet5"))
     return [*found, untested(schedules, "a run has one schedule", command)]
+
+
+def _of_a_pattern(finding: Finding) -> Finding:
+    """A finding on a run whose N:M pattern is not of the range: no further level of it would be."""
+    if finding.estimate != _NONE_THERE:
+        return finding
+    return untested(finding.claim, f"{_NONE_THERE}, and an N:M pattern has one density", "")
 
 
 def in_range(levels: Sequence[Level]) -> list[Level]:
@@ -102,7 +116,7 @@ def _everywhere(
     """
     levels = in_range(levels)
     if not levels:
-        return untested(claim, "no level between 10 and 20 % of the weights", command)
+        return untested(claim, _NONE_THERE, command)
     tested = everywhere([say(level) for level in levels])
     n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
     estimate = f"{said}{at_some(len(levels), of)}"
@@ -164,7 +178,7 @@ def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int, every:
     """A finding about the gap to a control, marked where the control is still learning."""
     if finding.outcome == "not tested":
         return finding
-    if not finding.claim.startswith("…"):
+    if not finding.claim.endswith(_SOMEWHERE):
         control = [row for row in control if in_range([Level(row.level, row.density, [])])]
     return finding._replace(beside=ends.mark(control, arm, end, every))
 
@@ -298,10 +312,11 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
     ]
     if not levels:
         command = deeper if other == DENSE else commands.extended(deeper, "--arms", TICKET, other)
-        return untested(claim, "no level between 10 and 20 % of the weights", command)
+        return untested(claim, _NONE_THERE, command)
     tests = []
     for of in levels:
-        known = f", {of.censored} of {len(of.ratios)} seeds known by bounds" if of.censored else ""
+        some = f"{of.censored} of {len(of.ratios)} seeds " if len(of.ratios) > 1 else ""
+        known = f", {some}known by bounds alone" if of.censored else ""
         place = f"at {100 * of.density:.1f} % of the weights{known}"
         equal = stats.geometric_equivalent(of.ratios, SAME_FACTOR)
         tests.append(At(place, stats.geometric_verdict(of.ratios, 1), equal))
@@ -324,7 +339,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, 
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
         found += [
             _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, there),
-            _somewhere(f"Late rewinding helps at some density: {steps}", gaps, 0, deeper, _LEVELS),
+            _somewhere(f"Late rewinding helps{_SOMEWHERE}: {steps}", gaps, 0, deeper, _LEVELS),
         ]
     return found
 
@@ -356,5 +371,6 @@ def _ratio(ratios: Sequence[Ratio], tested: Judged, why: str) -> str:
     by = ", one-sided 95 % bound of the mean" if known and n > 1 else ""
     least = min(ratio.low for ratio in censored)
     each = f", each ≥ {least:.1f}×" if n > 1 and least > 0 else ""
-    several = f"{len(censored)} of {n} seeds ({100 * len(censored) / n:.0f} %) {why}{each}"
+    share = f"{len(censored)} of {n} seeds ({100 * len(censored) / n:.0f} %)"
+    several = f"{share if n > 1 else 'its networks'} {why}{each}"
     return f"{' and '.join(known) or 'no bound of the mean is known'}{by}; {several}"

@@ -7,8 +7,10 @@ Source: Renda et al. 2020 (arXiv 2003.02389). At equal rewind steps all of them 
 with several rewind steps compare costs.
 """
 
+from lthjax import imp
 from lthjax.measures import stats
 from lthjax.measures.stats import nearest
+from lthjax.optim import SCHEDULES
 
 from .. import ends
 from ..claims import NON_INFERIOR, SUPERIOR
@@ -24,9 +26,13 @@ from .table import Level, Retrained
 _HERE = Link("retraining", "#retraining")
 _REMARK = (
     "Steps trained count the dense network, the leaders of all levels before, and the arm itself. "
-    f"Differences are paired by seed, with the 95 % interval of Student's t, {FLOORED}. "
-    "finetune keeps the learning rate of the last "
-    "step; under a cosine that is nearly 0. Moments start fresh in all of them."
+    f"Differences are paired by seed, with the 95 % interval of Student's t, {FLOORED}. Moments start fresh "
+    "in all of them. finetune keeps the learning rate of the last step"
+)
+_FALLS = "; under a cosine that is nearly 0."
+_STEADY = (
+    ". Here that is the rate of every step from the rewind step on, so finetune and lr_rewind train the same "
+    "networks."
 )
 # Percentage points below the ticket that still count as equal.
 _MARGIN = 0.5
@@ -35,7 +41,16 @@ _MARGIN = 0.5
 def section(run: Run, found: Retrained) -> Section:
     """The tables and the figure."""
     drawn = figures.drawn(run, found)
-    return Section("retraining", "After pruning", (), [drawn], table.shown(found), _REMARK)
+    remark = f"{_REMARK}{_STEADY if _is_steady(run, found) else _FALLS}"
+    return Section("retraining", "After pruning", (), [drawn], table.shown(found), remark)
+
+
+def _is_steady(run: Run, found: Retrained) -> bool:
+    """Whether the learning rate is constant from the rewind step of every arm on."""
+    course = SCHEDULES.get(run.study.optim.schedule)
+    changes = [run.lengths.warmup, *run.lengths.milestones]
+    first = min(imp.rewind_of(row.chain) for row in found.levels)
+    return course is not None and not course.falls and first >= max(changes)
 
 
 def findings(run: Run, found: Retrained | None) -> list[Finding]:

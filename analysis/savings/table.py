@@ -168,16 +168,25 @@ def _compacted(row: LevelSavings) -> _Cells:
 
 
 def _times(rows: Sequence[LevelSavings]) -> Table:
-    """At every level and batch size the dense network, then the variants."""
+    """At every level and batch size the dense network, then the variants.
+
+    The dense network's line has the median over all variants' pairs; as a machine's speed drifts, a variant
+    is compared with the passes of its own pairs alone, whose time stands beside it.
+    """
     lines: list[list[str]] = []
     for row in rows:
         for batch, of_batch in sorted(grouped(row.timings, "batch").items()):
             dense = [timing.dense_seconds for timing in of_batch if timing.dense_seconds is not None]
             place = [str(row.level), f"{100 * row.density:.1f}", str(batch)]
-            lines.append([*place, "dense", *_rate(float(np.median(dense)) if dense else None, batch), ""])
-            lines += [[*place, one.variant, *_rate(one.seconds, batch), compared(one)] for one in of_batch]
+            lines.append([*place, "dense", *_rate(float(np.median(dense)) if dense else None, batch), "", ""])
+            for one in of_batch:
+                beside = _rate(one.dense_seconds, batch)[0]
+                lines.append([*place, one.variant, *_rate(one.seconds, batch), beside, compared(one)])
     title = f"Forward pass, each interleaved with the dense one, on {rows[0].device}"
-    header = "level, %, batch, network, ms a call, images / s, against dense: median (95 % interval)"
+    header = (
+        "level, %, batch, network, ms a call, images / s, ms of dense in its pairs, "
+        "against dense: median (95 % interval)"
+    )
     return Table(title, header.split(", "), lines)
 
 

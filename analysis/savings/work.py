@@ -159,7 +159,7 @@ def choose(run: Run, options: Options) -> list[Row]:
     """The dense network and the leaders of a seed's chain, by level; raises where there is no such cell."""
     done = [row for row in run.finished() if row.status == "done" and row.repeat == 1]
     if not done:
-        raise UserError(f"{run.path}: there is no finished cell in it yet; run the study first.")
+        raise run.lacks("finished cell")
     seeds = sorted({row.seed for row in done})
     seed = seeds[0] if options.seed is None else options.seed
     if seed not in seeds:
