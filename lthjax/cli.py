@@ -4,9 +4,8 @@ import contextlib
 import io
 import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from lthjax import pulse, shorthand, signals
@@ -31,11 +30,13 @@ def run(
     A user's mistake or a disk error ends it with status 2. Ctrl-C, SIGTERM and SIGHUP end it within a few
     seconds, with status 128 plus the signal's number. Files written until then are complete.
     """
+    open_streams()
     try:
         with signals.stoppable():
             arguments = sys.argv[1:] if arguments is None else arguments
             check_arguments(arguments, addresses)
             main(arguments)
+            sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -49,10 +50,26 @@ def run(
             raise
         _fail(why)
     except KeyboardInterrupt:
-        print(signals.goes_on(signal.SIGINT), file=sys.stderr)
-        sys.exit(130)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        signals.end(signals.INTERRUPT)
     except signals.Stopped as stop:
         signals.end(stop.args[0])
+
+
+def open_streams() -> None:
+    """Makes the standard streams ready for a command: whatever is printed ends no command.
+
+    One that is closed, as in some daemons, becomes the null device; the next file that is opened would take
+    its number, and get what libraries write there. A character that the encoding lacks is printed as "?", or
+    as the byte of a file's name that it stands for.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        unicode = sys.stdout.encoding.lower().startswith("utf")
+        sys.stdout.reconfigure(errors="surrogateescape" if unicode else "replace")
 
 
 def _fail(why: str) -> NoReturn:
@@ -162,17 +179,26 @@ def seconds(option: str, text: str) -> float:
     return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
 
 
-def loading(tell: bool) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def loading(tell: bool) -> Iterator[None]:
     """Says that the imports in its block load JAX, and every three seconds for how long so far.
 
     On a terminal it is said at once; in a log, where an error should be the first line, after three seconds.
+    A signal ends the command at once meanwhile. Does nothing where JAX is loaded already.
 
     Args:
-        tell: whether to say anything; nothing is said with `--quiet` or where JAX is loaded already.
+        tell: whether to say anything; nothing is said with `--quiet` either.
     """
-    if not tell or "jax" in sys.modules or "--quiet" in sys.argv:
-        return contextlib.nullcontext()
-    return pulse.telling(_say, "loading JAX", at_once=sys.stderr.isatty())
+    if "jax" in sys.modules:
+        yield
+        return
+    told = pulse.telling(_say, "loading JAX", at_once=sys.stderr.isatty())
+    undo = signals.end_at_once()
+    try:
+        with told if tell and "--quiet" not in sys.argv else contextlib.nullcontext():
+            yield
+    finally:
+        undo()
 
 
 def _say(text: str) -> None:
