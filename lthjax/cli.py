@@ -144,17 +144,22 @@ def parsed(kind: type[_Options], arguments: Sequence[str], program: str, usual: 
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(one_sentence(said.getvalue())) from None
+        raise UserError(one_sentence(said.getvalue(), kind)) from None
 
 
-def one_sentence(box: str) -> str:
+def one_sentence(box: str, kind: type) -> str:
     """The text of the box that tyro draws around an error, without the box and its advice.
+
+    A value that is no number, where `kind` takes numbers alone, is named with what is allowed.
 
     Where the terminal takes no UTF-8, there is no frame: a title and a rule come before the text.
     """
     framed = [line for line in box.splitlines() if line.startswith("│")] or box.splitlines()[2:]
     lines = [line.strip("│ \n") for line in framed]
     heading, _, advice = re.sub("[─-]{4,}", "\n", " ".join(lines)).partition("\n")
+    wrong = re.match(r"Error parsing (--[\w.-]+):.*?(?:\[|: )('[^\]]*')", heading)
+    if wrong and (allowed := shorthand.values(kind, wrong[1])):
+        return f"{wrong[1]}: {wrong[2]} is not allowed; it must be {allowed}."
     meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", advice)
     hint = f"did you mean {meant[1]}? " if meant else ""
     return f"{heading.strip().rstrip('.')}; {hint}--help lists every option and its values."

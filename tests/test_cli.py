@@ -131,7 +131,7 @@ BAD = {
     "rewind": (["--rewind", "450"], "rewind: 450 is step 450, beyond the end of training at step 450"),
     "batch": (["--train.batch", "9001"], "train.batch: 9001 is larger than the train split of 9000"),
     "seeds": (["--seeds", "1", "1"], "seeds: (1, 1) is not allowed; it must be all different"),
-    "not a number": (["--levels", "x"], "Error parsing --levels"),
+    "not a number": (["--levels", "x"], "--levels: 'x' is not allowed; it must be a whole number."),
     "not a choice": (["--prune.scope", "lay"], "Expected one of ('layer', 'global', 'group')"),
     "unknown optimiser": (["--optim.name", "adm"], "optim.name: 'adm' is not known; did you mean 'adam'"),
     "unquoted": (["--rewind", "1", "epoch"], "'epoch' is not a duration"),
