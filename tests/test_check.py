@@ -1,8 +1,12 @@
 """Setting damage aside: what is whole stays, even where something that it was made from is damaged."""
 
+import errno
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,6 +62,14 @@ def emptied(name: str) -> Callable[[Path, Path], None]:
     return lambda run, _: (run / name).write_bytes(b"") and None
 
 
+def another(name: str, make: Callable[[Path], None]) -> Callable[[Path, Path], None]:
+    def replace(run: Path, _: Path) -> None:
+        (run / name).unlink()
+        make(run / name)
+
+    return replace
+
+
 def swapped(place: Path) -> Callable[[Path, Path], None]:
     def swap(run: Path, other: Path) -> None:
         shutil.rmtree(run / place)
@@ -75,8 +87,21 @@ def swapped(place: Path) -> Callable[[Path, Path], None]:
         (swapped(_DENSE), [str(_DENSE)]),
         (swapped(_START), [str(_START)]),
         (emptied(f"{_SECOND}/mask.npz"), [str(_SECOND)]),
+        (another("study.json", Path.mkdir), ["study.json"]),
+        (another(f"{_SECOND}/manifest.json", os.mkfifo), [str(_SECOND)]),
+        (another(f"{_SECOND}/mask.npz", os.mkfifo), [str(_SECOND)]),
     ],
-    ids=["study", "state", "cell", "dense of another study", "state of another study", "mask"],
+    ids=[
+        "study",
+        "state",
+        "cell",
+        "dense of another study",
+        "state of another study",
+        "mask",
+        "a folder for the study",
+        "a pipe for a manifest",
+        "a pipe for a mask",
+    ],
 )
 def test_only_the_damaged_is_set_aside(
     damage: Callable[[Path, Path], None], aside: list[str], made: dict[float, Path], tmp_path: Path
@@ -111,6 +136,25 @@ def test_a_study_json_that_is_gone_is_written_anew_without_training(
     # Cells of another study beside no study.json are noticed once it is there.
     (run / "study.json").write_bytes((made[0.2] / "study.json").read_bytes())
     assert len(check(run).damaged) == 4
+
+
+@pytest.mark.parametrize("name", ["study.json", f"{_FIRST}/mask.npz", str(_SECOND)])
+def test_what_may_not_be_read_is_no_damage(
+    name: str, made: dict[float, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another user has written it; the superuser, who runs some tests, may read everything."""
+    run = made[0.1]
+    for of, function in ((Path, "open"), (os, "scandir")):
+        genuine = getattr(of, function)
+
+        def refusing(path: Any, *rest: Any, genuine: Any = genuine, **more: Any) -> Any:
+            if Path(path) == run / name:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return genuine(path, *rest, **more)
+
+        monkeypatch.setattr(of, function, refusing)
+    with pytest.raises(UserError, match=rf"{re.escape(name)}: it cannot be read \(Permission denied\)"):
+        check(run)
 
 
 @pytest.mark.parametrize("manifests", [True, False])

@@ -134,7 +134,7 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, 
 def read_about(run: Path) -> dict[str, Any]:
     """study.json, with the fields that only this module reads."""
     path = run / "study.json"
-    if not path.is_file():
+    if not path.is_file() and not path.is_dir():
         raise UserError(f"{run}: it is not a run folder (no study.json in it).")
     return _sound(path, fields.study)
 
