@@ -14,7 +14,7 @@ from lthjax import files, manifest
 from lthjax.errors import UserError
 from lthjax.folder.claims import locked
 from lthjax.folder.places import PLACES, set_aside
-from lthjax.folder.verified import checked, read_result, read_study, sources
+from lthjax.folder.verified import checked, is_there, parents, read_result, read_study, sources
 
 
 class Checked(NamedTuple):
@@ -24,11 +24,13 @@ class Checked(NamedTuple):
         whole: their paths, where the checksum is right; also of those whose study.json or source is damaged.
         unchecked: those without a checksum.
         damaged: the others -> the reason, in a sentence.
+        absent: the paths of cells and states that are not there, though others were made from them.
     """
 
     whole: list[Path]
     unchecked: list[Path]
     damaged: dict[Path, str]
+    absent: list[Path]
 
 
 def check(run: str | Path) -> Checked:
@@ -43,7 +45,7 @@ def check(run: str | Path) -> Checked:
     cells = (path for pattern in PLACES for path in run.glob(f"{pattern}/{manifest.FILE}"))
     if not (run / "study.json").is_file() and not any(cells):
         raise UserError(f"{run}: it is not a run folder (no study.json in it).")
-    found = Checked([], [], {})
+    found = Checked([], [], {}, [])
     for path in _everything(run):
         try:
             (found.whole if _is_checked(path) else found.unchecked).append(path)
@@ -56,6 +58,8 @@ def check(run: str | Path) -> Checked:
     for path in _blameless(run, found):
         del found.damaged[path]
         found.whole.append(path)
+    made_from = {of for path in found.whole if path.is_dir() for of in parents(path)}
+    found.absent.extend(sorted(of for of in made_from if not is_there(of)))
     return found
 
 

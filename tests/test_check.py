@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import result
 
+from analysis import check as check_command
 from analysis import open_run, tables
 from analysis.analyses import ANALYSES
 from analysis.earlybird.work import _ROWS
@@ -20,7 +21,7 @@ from analysis.forgetting.table import EventRow
 from analysis.record import found as read
 from analysis.report import until
 from lthjax import check as checking
-from lthjax import config, manifest, plan, prune, record, study
+from lthjax import config, home, manifest, plan, prune, record, study
 from lthjax.check import check, repair
 from lthjax.errors import UserError
 from lthjax.folder.places import folder, state_folder
@@ -116,6 +117,43 @@ def test_only_the_damaged_is_set_aside(
     assert {path.relative_to(run).as_posix() for path in found.whole} == left
     assert [path.relative_to(run).as_posix() for path in repair(run, found)] == aside
     assert all((run / name).exists() for name in left)
+
+
+def test_what_cells_were_made_from_and_is_gone_is_named(
+    made: dict[float, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check` cannot mend it, so it is not what a reader is told to run."""
+    run = tmp_path / made[0.1].name
+    shutil.copytree(made[0.1], run)
+    for place in (_START, _SECOND):
+        shutil.rmtree(run / place)
+    found = check(run)
+    assert (found.damaged, found.absent) == ({}, [run / _START]), "no cell was made from the last one"
+    said = f"{run / _START}: it is not there; the command that made it makes it anew, for example "
+    said += home.again(open_run(run).about["commands"][0])
+    with pytest.raises(UserError) as error:
+        open_run(run).state(0, 0)
+    assert str(error.value) == f"{said}."
+    with pytest.raises(SystemExit, match="1"):
+        check_command.main([str(run)])
+    assert capsys.readouterr().out == f"{said}.\n{run}: 3 as written, 0 damaged, 1 not there\n"
+    check_command.main([str(run), "--repair"])
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_cell_that_has_lost_its_result_is_not_passed_over(
+    link: bool, made: dict[float, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / made[0.1].name
+    shutil.copytree(made[0.1], run)
+    path = run / _SECOND / "result.json"
+    path.unlink()
+    if link:
+        path.symlink_to("elsewhere")
+    with pytest.raises(
+        UserError, match=rf"{re.escape(str(path))}: No such file .*; python -m analysis.check"
+    ):
+        _ = open_run(run).rows
 
 
 def test_a_study_json_that_is_gone_is_written_anew_without_training(
