@@ -204,18 +204,17 @@ def test_report_of_nothing(command: Call, tmp_path: Path) -> None:
     assert "is not a run folder" in done.stderr
 
 
-def _alone(code: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    """A command whose body is this code, in a process of its own."""
+def _alone(code: str, how: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
+    """A command whose body is this code, in a process of its own; `how` redirects its streams."""
     program = f"import gc, os, signal, time\nfrom lthjax import cli\ndef main(_):\n    {code}\ncli.run(main)"
-    return subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, **how
-    )
+    shell = ["bash", "-c", f'exec "$@" {how}', "bash", sys.executable, "-c", program]
+    return subprocess.run(shell, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, **more)
 
 
 def test_a_command_without_standard_error() -> None:
     """As of some daemons; a file that it opens is not written where libraries report."""
     code = "with cli.loading(True): print(open(os.devnull).fileno() > 2)"
-    done = _alone(code, preexec_fn=lambda: os.close(2))
+    done = _alone(code, "2>&-")
     assert (done.returncode, done.stdout) == (0, "True\n")
 
 
