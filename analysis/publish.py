@@ -16,6 +16,7 @@ On the command line:
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,14 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli, files, home, manifest
+from lthjax import cli, files, home, manifest, study
 from lthjax.errors import UserError
+from lthjax.folder import claims
 from lthjax.folder.verified import read_study
 
 from . import page, report
 from .analyses import ANALYSES
-from .run import PUBLISHED
+from .run import PUBLISHED, Run
 
 # Bytes of a figure that a page on the web shows without being waited for.
 LARGEST = 300_000
@@ -146,12 +148,29 @@ class Options:
     """A run folder, or several to be compared; last the folder to write, for example results/lenet5_mnist."""
 
 
+def _unfinished(run: Path) -> str:
+    """How many cells of a run are not trained yet, in a line; "" where all are."""
+    opened = Run(run)
+    missing = len({*opened.planned} - {*opened.results})
+    if not missing:
+        return ""
+    diverged = any(result["status"] == "diverged" for result in opened.results.values())
+    behind = "lie behind a diverged training or " if diverged else ""
+    said = f"{run}: {missing} of the {len(opened.planned)} cells last asked for {behind}are not trained yet"
+    busy = claims.busy_seeds(run)
+    return f"{said}; another process trains {study.seeds_in_words(busy)}" if busy else said
+
+
 def main(arguments: list[str]) -> None:
-    """The command line."""
+    """The command line; warns of a run that is not finished."""
     *runs, folder = cli.parsed(Options, arguments, home.command("publish")).paths or [Path()]
     if not runs:
         raise UserError("FOLDER: it is missing; name the run folders, and last the folder to write.")
-    print(publish(runs, folder))
+    unfinished = [line for run in runs if (line := _unfinished(run))]
+    written = publish(runs, folder)
+    for line in unfinished:
+        print(f"warning: {line}", file=sys.stderr)
+    print(written)
 
 
 if __name__ == "__main__":

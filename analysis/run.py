@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lthjax import config, data, home, imp, models, record
+from lthjax import config, data, home, imp, manifest, models, record
 from lthjax.arms import ARMS
 from lthjax.catalogue import Unreachable
 from lthjax.errors import UserError, shell
@@ -102,9 +102,10 @@ class Run:
         Raises:
             UserError: one cannot be read.
         """
-        patterns = ("seed=*/dense/result.json", "seed=*/chain=*/level=*/*/result.json")
-        read = [verified.read_result(path.parent) for of in patterns for path in self.path.glob(of)]
-        cells = {cell_of(result): result for result in read}
+        # One that has a manifest alone has lost its result.
+        patterns = [f"{of}/{name}" for of in places.PLACES[1:] for name in ("result.json", manifest.FILE)]
+        there = dict.fromkeys(path.parent for of in patterns for path in self.path.glob(of))
+        cells = {cell_of(result): result for result in map(verified.read_result, there)}
         return {cell: cells[cell] for cell in sorted(cells, key=_place)}
 
     @cached_property
@@ -135,6 +136,13 @@ class Run:
                 f"{schedule}); it must be 1."
             )
         return max([self.lengths.warmup, *self.lengths.milestones])
+
+    @cached_property
+    def planned(self) -> list[Cell]:
+        """The cells last asked for, trained or not; none where an arm is from outside and not loaded here."""
+        if any(arm not in ARMS for arm in self.study.arms):
+            return []
+        return imp.cells(self.study, self.lengths)
 
     def finished(self) -> list[Row]:
         """As `rows`; a UserError where there are none yet."""

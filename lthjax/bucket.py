@@ -8,14 +8,13 @@ one seed. log.txt stays here, and so do analyses.
 
 import contextlib
 import logging
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from lthjax import fields, files, locks, manifest
+from lthjax import fields, files, home, locks, manifest
 from lthjax.errors import UserError
 from lthjax.folder import claims
 from lthjax.folder.places import LOCKS, PLACES, set_aside
@@ -53,8 +52,7 @@ class Bucket:
         from etils import epath
 
         self.address = address
-        home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-        self.local = local or Path(home) / "lthjax" / "out" / SCHEME / address.partition("://")[2]
+        self.local = local or home.cache() / "out" / SCHEME / address.partition("://")[2]
         self._root = epath.Path(address)
         with self._told(""):
             self._root.exists()

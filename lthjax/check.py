@@ -14,7 +14,7 @@ from lthjax import files, manifest
 from lthjax.errors import UserError
 from lthjax.folder.claims import locked
 from lthjax.folder.places import PLACES, set_aside
-from lthjax.folder.verified import checked, read_result, read_study, sources
+from lthjax.folder.verified import checked, is_there, parents, read_result, read_study, sources
 
 
 class Checked(NamedTuple):
@@ -24,11 +24,13 @@ class Checked(NamedTuple):
         whole: their paths, where the checksum is right; also of those whose study.json or source is damaged.
         unchecked: those without a checksum.
         damaged: the others -> the reason, in a sentence.
+        absent: the paths of cells and states that are not there, though others were made from them.
     """
 
     whole: list[Path]
     unchecked: list[Path]
     damaged: dict[Path, str]
+    absent: list[Path]
 
 
 def check(run: str | Path) -> Checked:
@@ -37,17 +39,18 @@ def check(run: str | Path) -> Checked:
     Cells are checked without study.json, too, as a folder that was half copied has none.
 
     Raises:
-        UserError: it is not a run folder.
+        UserError: it is not a run folder, or a file or folder in it may not be read.
     """
     run = Path(run)
     cells = (path for pattern in PLACES for path in run.glob(f"{pattern}/{manifest.FILE}"))
     if not (run / "study.json").is_file() and not any(cells):
         raise UserError(f"{run}: it is not a run folder (no study.json in it).")
-    found = Checked([], [], {})
+    found = Checked([], [], {}, [])
     for path in _everything(run):
         try:
             (found.whole if _is_checked(path) else found.unchecked).append(path)
         except (UserError, OSError, ValueError) as error:
+            _check_access(error)
             found.damaged[path] = str(error)
     # A study that runs meanwhile removes positions of its trainings.
     for path in [path for path in found.damaged if not path.exists()]:
@@ -55,7 +58,20 @@ def check(run: str | Path) -> Checked:
     for path in _blameless(run, found):
         del found.damaged[path]
         found.whole.append(path)
+    made_from = {of for path in found.whole if path.is_dir() for of in parents(path)}
+    found.absent.extend(sorted(of for of in made_from if not is_there(of)))
     return found
+
+
+def _check_access(error: BaseException | None) -> None:
+    """Raises where a file may not be read, which says nothing of what is in it."""
+    while error is not None:
+        if isinstance(error, PermissionError):
+            raise UserError(
+                f"{error.filename}: it cannot be read ({error.strerror}), so nothing was checked; run the "
+                "same command as a user who may read it."
+            ) from error
+        error = error.__cause__
 
 
 def _blameless(run: Path, found: Checked) -> list[Path]:
@@ -63,7 +79,7 @@ def _blameless(run: Path, found: Checked) -> list[Path]:
 
     They fit again when that is made anew, with the same bits.
     """
-    cells = [path for path in found.damaged if path.is_dir()]
+    cells = [path for path in found.damaged if path.is_dir() and path.name != "study.json"]
     made_from = {path: of for path in cells if (of := sources(path)) is not None}
     wrong = found.damaged.keys() - made_from.keys()
     return [path for path, of in made_from.items() if run / "study.json" in wrong or not wrong.isdisjoint(of)]
@@ -75,7 +91,9 @@ def _everything(run: Path) -> Iterator[Path]:
     def there(name: str) -> list[Path]:
         # Without the files that were set aside, or left half written by a killed process.
         # Unlike `Path.rglob`, `os.walk` passes over folders that vanish meanwhile.
-        every = (Path(of, name) for of, _, names in os.walk(run) if name in names)
+        walk = os.walk(run, onerror=_check_access)
+        # A folder may have got in the place of the file.
+        every = (Path(of, name) for of, *names in walk if any(name in some for some in names))
         inner = ((path, path.relative_to(run).parts) for path in every)
         return sorted(p for p, of in inner if not any(x == "damaged" or x.startswith(".") for x in of))
 

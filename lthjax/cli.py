@@ -4,9 +4,8 @@ import contextlib
 import io
 import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from lthjax import pulse, shorthand, signals
@@ -31,11 +30,13 @@ def run(
     A user's mistake or a disk error ends it with status 2. Ctrl-C, SIGTERM and SIGHUP end it within a few
     seconds, with status 128 plus the signal's number. Files written until then are complete.
     """
+    open_streams()
     try:
         with signals.stoppable():
             arguments = sys.argv[1:] if arguments is None else arguments
             check_arguments(arguments, addresses)
             main(arguments)
+            sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -49,10 +50,26 @@ def run(
             raise
         _fail(why)
     except KeyboardInterrupt:
-        print(signals.goes_on(signal.SIGINT), file=sys.stderr)
-        sys.exit(130)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        signals.end(signals.INTERRUPT)
     except signals.Stopped as stop:
         signals.end(stop.args[0])
+
+
+def open_streams() -> None:
+    """Makes the standard streams ready for a command: whatever is printed ends no command.
+
+    One that is closed, as in some daemons, becomes the null device; the next file that is opened would take
+    its number, and get what libraries write there. A character that the encoding lacks is printed as "?", or
+    as the byte of a file's name that it stands for.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        unicode = sys.stdout.encoding.lower().startswith("utf")
+        sys.stdout.reconfigure(errors="surrogateescape" if unicode else "replace")
 
 
 def _fail(why: str) -> NoReturn:
@@ -127,17 +144,22 @@ def parsed(kind: type[_Options], arguments: Sequence[str], program: str, usual: 
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(one_sentence(said.getvalue())) from None
+        raise UserError(one_sentence(said.getvalue(), kind)) from None
 
 
-def one_sentence(box: str) -> str:
+def one_sentence(box: str, kind: type) -> str:
     """The text of the box that tyro draws around an error, without the box and its advice.
+
+    A value that is no number, where `kind` takes numbers alone, is named with what is allowed.
 
     Where the terminal takes no UTF-8, there is no frame: a title and a rule come before the text.
     """
     framed = [line for line in box.splitlines() if line.startswith("│")] or box.splitlines()[2:]
     lines = [line.strip("│ \n") for line in framed]
     heading, _, advice = re.sub("[─-]{4,}", "\n", " ".join(lines)).partition("\n")
+    wrong = re.match(r"Error parsing (--[\w.-]+):.*?(?:\[|: )('[^\]]*')", heading)
+    if wrong and (allowed := shorthand.values(kind, wrong[1])):
+        return f"{wrong[1]}: {wrong[2]} is not allowed; it must be {allowed}."
     meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", advice)
     hint = f"did you mean {meant[1]}? " if meant else ""
     return f"{heading.strip().rstrip('.')}; {hint}--help lists every option and its values."
@@ -162,17 +184,26 @@ def seconds(option: str, text: str) -> float:
     return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
 
 
-def loading(tell: bool) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def loading(tell: bool) -> Iterator[None]:
     """Says that the imports in its block load JAX, and every three seconds for how long so far.
 
     On a terminal it is said at once; in a log, where an error should be the first line, after three seconds.
+    A signal ends the command at once meanwhile. Does nothing where JAX is loaded already.
 
     Args:
-        tell: whether to say anything; nothing is said with `--quiet` or where JAX is loaded already.
+        tell: whether to say anything; nothing is said with `--quiet` either.
     """
-    if not tell or "jax" in sys.modules or "--quiet" in sys.argv:
-        return contextlib.nullcontext()
-    return pulse.telling(_say, "loading JAX", at_once=sys.stderr.isatty())
+    if "jax" in sys.modules:
+        yield
+        return
+    told = pulse.telling(_say, "loading JAX", at_once=sys.stderr.isatty())
+    undo = signals.end_at_once()
+    try:
+        with told if tell and "--quiet" not in sys.argv else contextlib.nullcontext():
+            yield
+    finally:
+        undo()
 
 
 def _say(text: str) -> None:

@@ -122,7 +122,7 @@ def main() -> None:
     """The command line."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        print(listing())
+        cli.run(lambda _: print(listing()), arguments=[])
     elif name == "--version":
         print(f"lthjax {__version__}")
     else:

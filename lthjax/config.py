@@ -245,7 +245,9 @@ def load_all(path: str | Path) -> list[Study]:
     beside = str(path.parent.resolve())
     sys.path.insert(0, beside)  # so that it can import its neighbours
     try:
-        defined = runpy.run_path(str(path))
+        # Standard output is for the report's path, and relative options mean the folder of the command.
+        with contextlib.redirect_stdout(sys.stderr), contextlib.chdir("."):
+            defined = runpy.run_path(str(path))
     except UserError:
         raise
     except (Exception, SystemExit) as error:

@@ -318,8 +318,15 @@ def sha256(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
+    check_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(path: Path) -> None:
+    """Raises an OSError where there is something else, such as a named pipe, for which a reader waits."""
+    if not path.is_file() and path.exists():
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
 
 
 def _part(folder: Path, name: str, label: str = "") -> Path:

@@ -4,11 +4,12 @@ In a checkout `analysis/` and `configs/` lie beside `lthjax/`, and commands are 
 `python -m analysis.X`. The wheel holds both folders inside `lthjax/`; there the commands are `lthjax X`.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
 
-from lthjax.errors import shell
+from lthjax.errors import UserError, shell
 
 _HERE = Path(__file__).parent
 INSTALLED = (_HERE / "analysis" / "__init__.py").is_file()
@@ -30,6 +31,19 @@ def command(name: str, *arguments: object) -> str:
         return shell("lthjax", name, *arguments)
     before = ("python", "run.py") if name == "run" else ("python", "-m", f"analysis.{name}")
     return shell(*before, *arguments)
+
+
+def cache() -> Path:
+    """Our folder in the user's cache folder: under XDG_CACHE_HOME or ~/.cache (on Windows LOCALAPPDATA).
+
+    Raises:
+        UserError: the user has no home, as a user id of a container may have none.
+    """
+    named = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    try:
+        return Path(named or Path.home() / ".cache") / "lthjax"
+    except RuntimeError as error:
+        raise UserError("HOME: this user has no home folder; set HOME or XDG_CACHE_HOME to one.") from error
 
 
 def config(name: str) -> str:

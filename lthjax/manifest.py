@@ -88,6 +88,7 @@ def read(folder: Path) -> Manifest | None:
         Damaged: it has changed since it was written.
     """
     try:
+        files.check_file(folder / FILE)
         text = (folder / FILE).read_bytes()
     except FileNotFoundError:
         return None

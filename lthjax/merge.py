@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -129,11 +130,12 @@ def _is_run(path: Path) -> bool:
 
 def _sources(runs: Sequence[Path], into: Path) -> list[Path]:
     """The runs without `into`; raises where there are none, or `into` is no folder to write to."""
-    within = [one.resolve() for one in (into, *into.absolute().parents)]
+    # Unlike `Path.resolve`, `realpath` takes links that lead in a circle, too.
+    within = [os.path.realpath(one) for one in (into, *into.absolute().parents)]
     for run in runs:
-        if run.resolve() in within[1:]:
+        if os.path.realpath(run) in within[1:]:
             raise UserError(f"--into: {str(into)!r} lies in the run folder {run}; name another folder.")
-    sources = [run for run in dict.fromkeys(runs) if run.resolve() != within[0]]
+    sources = [run for run in dict.fromkeys(runs) if os.path.realpath(run) != within[0]]
     if not sources:
         raise UserError("RUN: it is missing; name the run folders to merge, and with --into another one.")
     try:

@@ -36,6 +36,27 @@ def expanded(kind: type, arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def values(kind: type, option: str) -> str:
+    """The values that an option takes, in words: "a whole number"; "" where they are no numbers.
+
+    Args:
+        kind: the dataclass of the options.
+        option: as it is written on the command line.
+    """
+    simple: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        (int, ...): "one or more whole numbers",
+        (float, ...): "one or more numbers",
+        (tuple[str, int], ...): "pairs of a name and a whole number",
+        (tuple[str, float], ...): "pairs of a pattern and a number",
+    }
+    hint = dict(_hints(kind)).get(_plain(option))
+    every = [hint] if get_origin(hint) is tuple else get_args(hint) or [hint]
+    plain = [get_args(of) if get_origin(of) is tuple else of for of in every if of is not type(None)]
+    return " or ".join(simple[of] for of in plain) if {*plain} <= simple.keys() else ""
+
+
 def is_number(text: str) -> bool:
     """Whether a text can be read as a number."""
     try:

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 INTERRUPT = int(signal.SIGINT)
 # Seconds that a command may take to end by itself after a signal.
 _GRACE = 4.0
+# Seconds after which a signal whose exception was lost is sent anew.
+_AGAIN = 0.02
 # What `at_end` was given. As that of `atexit`, the list is the process's.
 _last: list[Callable[[], object]] = []
 
@@ -29,7 +31,8 @@ def goes_on(number: int) -> str:
 
 def end(number: int) -> NoReturn:
     """Ends the process at once; library threads would delay a normal exit."""
-    with contextlib.suppress(OSError):
+    # RuntimeError: the signal came in the middle of another print.
+    with contextlib.suppress(OSError, RuntimeError):
         print(goes_on(number), file=sys.stderr, flush=True)
     leave(128 + number)
 
@@ -48,17 +51,34 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def end_at_once() -> Callable[[], None]:
+    """Has a signal `end` the process where it arrives; returns what undoes that.
+
+    It is for imports: an exception in the middle of one may become another error, or a crash, in a library
+    that is not Python, and no file is open for writing yet.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None  # only the main thread may handle signals
+    before = {number: signal.signal(number, lambda came, _: end(came)) for number in _heeded()}
+
+    def undo() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    return undo
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Turns signals into an exception, and ends the process if that takes too long.
 
     Python handles signals only between its own instructions, and a compiled program may run for longer. So a
-    thread waits for signals, too.
+    thread waits for signals, too. And an exception may get lost, in a callback of the garbage collector.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
-    ending = [number for number in _ending() if signal.getsignal(number) is not signal.SIG_IGN]
+    ending = _heeded()
     seen, told = os.pipe()
     os.set_blocking(told, False)
     over = threading.Event()
@@ -72,15 +92,24 @@ def stoppable() -> Iterator[None]:
                 end(heard[0])
         os.close(seen)
 
+    def again(lost: Any) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt | Stopped):
+            usual(lost)
+            return
+        number = INTERRUPT if lost.exc_type is KeyboardInterrupt else lost.exc_value.args[0]
+        # Later, as it would be lost here, too.
+        threading.Timer(_AGAIN, os.kill, (os.getpid(), number)).start()
+
     before = {number: signal.getsignal(number) for number in ending}
     for number in ending:
-        if number != signal.SIGINT:
-            signal.signal(number, stop)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else stop)
     earlier = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    usual, sys.unraisablehook = sys.unraisablehook, again
     threading.Thread(target=watch, name="signals", daemon=True).start()
     try:
         yield
     finally:
+        sys.unraisablehook = usual
         signal.set_wakeup_fd(earlier)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -136,6 +165,11 @@ def delayed() -> Iterator[Delay]:
         for number, handler in delay._handlers.items():
             signal.signal(number, handler)
     delay.deliver()
+
+
+def _heeded() -> list[int]:
+    """Those that are not ignored, as Ctrl-C is by what a shell runs in the background."""
+    return [number for number in _ending() if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _ending() -> list[int]:

@@ -1,14 +1,19 @@
 """Setting damage aside: what is whole stays, even where something that it was made from is damaged."""
 
+import errno
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from conftest import result
 
+from analysis import check as check_command
 from analysis import open_run, tables
 from analysis.analyses import ANALYSES
 from analysis.earlybird.work import _ROWS
@@ -16,7 +21,7 @@ from analysis.forgetting.table import EventRow
 from analysis.record import found as read
 from analysis.report import until
 from lthjax import check as checking
-from lthjax import config, manifest, plan, prune, record, study
+from lthjax import config, home, manifest, plan, prune, record, study
 from lthjax.check import check, repair
 from lthjax.errors import UserError
 from lthjax.folder.places import folder, state_folder
@@ -58,6 +63,14 @@ def emptied(name: str) -> Callable[[Path, Path], None]:
     return lambda run, _: (run / name).write_bytes(b"") and None
 
 
+def another(name: str, make: Callable[[Path], None]) -> Callable[[Path, Path], None]:
+    def replace(run: Path, _: Path) -> None:
+        (run / name).unlink()
+        make(run / name)
+
+    return replace
+
+
 def swapped(place: Path) -> Callable[[Path, Path], None]:
     def swap(run: Path, other: Path) -> None:
         shutil.rmtree(run / place)
@@ -75,8 +88,21 @@ def swapped(place: Path) -> Callable[[Path, Path], None]:
         (swapped(_DENSE), [str(_DENSE)]),
         (swapped(_START), [str(_START)]),
         (emptied(f"{_SECOND}/mask.npz"), [str(_SECOND)]),
+        (another("study.json", Path.mkdir), ["study.json"]),
+        (another(f"{_SECOND}/manifest.json", os.mkfifo), [str(_SECOND)]),
+        (another(f"{_SECOND}/mask.npz", os.mkfifo), [str(_SECOND)]),
     ],
-    ids=["study", "state", "cell", "dense of another study", "state of another study", "mask"],
+    ids=[
+        "study",
+        "state",
+        "cell",
+        "dense of another study",
+        "state of another study",
+        "mask",
+        "a folder for the study",
+        "a pipe for a manifest",
+        "a pipe for a mask",
+    ],
 )
 def test_only_the_damaged_is_set_aside(
     damage: Callable[[Path, Path], None], aside: list[str], made: dict[float, Path], tmp_path: Path
@@ -91,6 +117,43 @@ def test_only_the_damaged_is_set_aside(
     assert {path.relative_to(run).as_posix() for path in found.whole} == left
     assert [path.relative_to(run).as_posix() for path in repair(run, found)] == aside
     assert all((run / name).exists() for name in left)
+
+
+def test_what_cells_were_made_from_and_is_gone_is_named(
+    made: dict[float, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check` cannot mend it, so it is not what a reader is told to run."""
+    run = tmp_path / made[0.1].name
+    shutil.copytree(made[0.1], run)
+    for place in (_START, _SECOND):
+        shutil.rmtree(run / place)
+    found = check(run)
+    assert (found.damaged, found.absent) == ({}, [run / _START]), "no cell was made from the last one"
+    said = f"{run / _START}: it is not there; the command that made it makes it anew, for example "
+    said += home.again(open_run(run).about["commands"][0])
+    with pytest.raises(UserError) as error:
+        open_run(run).state(0, 0)
+    assert str(error.value) == f"{said}."
+    with pytest.raises(SystemExit, match="1"):
+        check_command.main([str(run)])
+    assert capsys.readouterr().out == f"{said}.\n{run}: 3 as written, 0 damaged, 1 not there\n"
+    check_command.main([str(run), "--repair"])
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_cell_that_has_lost_its_result_is_not_passed_over(
+    link: bool, made: dict[float, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / made[0.1].name
+    shutil.copytree(made[0.1], run)
+    path = run / _SECOND / "result.json"
+    path.unlink()
+    if link:
+        path.symlink_to("elsewhere")
+    with pytest.raises(
+        UserError, match=rf"{re.escape(str(path))}: No such file .*; python -m analysis.check"
+    ):
+        _ = open_run(run).rows
 
 
 def test_a_study_json_that_is_gone_is_written_anew_without_training(
@@ -111,6 +174,25 @@ def test_a_study_json_that_is_gone_is_written_anew_without_training(
     # Cells of another study beside no study.json are noticed once it is there.
     (run / "study.json").write_bytes((made[0.2] / "study.json").read_bytes())
     assert len(check(run).damaged) == 4
+
+
+@pytest.mark.parametrize("name", ["study.json", f"{_FIRST}/mask.npz", str(_SECOND)])
+def test_what_may_not_be_read_is_no_damage(
+    name: str, made: dict[float, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another user has written it; the superuser, who runs some tests, may read everything."""
+    run = made[0.1]
+    for of, function in ((Path, "open"), (os, "scandir")):
+        genuine = getattr(of, function)
+
+        def refusing(path: Any, *rest: Any, genuine: Any = genuine, **more: Any) -> Any:
+            if Path(path) == run / name:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return genuine(path, *rest, **more)
+
+        monkeypatch.setattr(of, function, refusing)
+    with pytest.raises(UserError, match=rf"{re.escape(name)}: it cannot be read \(Permission denied\)"):
+        check(run)
 
 
 @pytest.mark.parametrize("manifests", [True, False])

@@ -2,10 +2,13 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +131,7 @@ BAD = {
     "rewind": (["--rewind", "450"], "rewind: 450 is step 450, beyond the end of training at step 450"),
     "batch": (["--train.batch", "9001"], "train.batch: 9001 is larger than the train split of 9000"),
     "seeds": (["--seeds", "1", "1"], "seeds: (1, 1) is not allowed; it must be all different"),
-    "not a number": (["--levels", "x"], "Error parsing --levels"),
+    "not a number": (["--levels", "x"], "--levels: 'x' is not allowed; it must be a whole number."),
     "not a choice": (["--prune.scope", "lay"], "Expected one of ('layer', 'global', 'group')"),
     "unknown optimiser": (["--optim.name", "adm"], "optim.name: 'adm' is not known; did you mean 'adam'"),
     "unquoted": (["--rewind", "1", "epoch"], "'epoch' is not a duration"),
@@ -199,6 +202,38 @@ def test_report_of_nothing(command: Call, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "is not a run folder" in done.stderr
+
+
+def _alone(code: str, how: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
+    """A command whose body is this code, in a process of its own; `how` redirects its streams."""
+    program = f"import gc, os, signal, time\nfrom lthjax import cli\ndef main(_):\n    {code}\ncli.run(main)"
+    shell = ["bash", "-c", f'exec "$@" {how}', "bash", sys.executable, "-c", program]
+    return subprocess.run(shell, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, **more)
+
+
+def test_a_command_without_standard_error() -> None:
+    """As of some daemons; a file that it opens is not written where libraries report."""
+    code = "with cli.loading(True): print(open(os.devnull).fileno() > 2)"
+    done = _alone(code, "2>&-")
+    assert (done.returncode, done.stdout) == (0, "True\n")
+
+
+def test_what_a_terminal_cannot_show_ends_no_command() -> None:
+    done = _alone("print('2 \u00d7 3')", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout) == (0, "2 ? 3\n")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_in_a_callback_of_the_garbage_collector_ends_a_command(name: str) -> None:
+    """JAX has such callbacks; an exception in one is printed and lost."""
+    callback = f"lambda *_: (gc.callbacks.clear(), os.kill(os.getpid(), signal.{name}), [*range(10**6)])"
+    code = f"gc.callbacks.append({callback}); gc.collect(); time.sleep(20)"
+    began = time.monotonic()
+    done = _alone(code, stderr=subprocess.PIPE)
+    assert time.monotonic() - began < 3.5, "well before it is ended by force"
+    by = "" if name == "SIGINT" else f" by {name}"
+    assert done.stderr == f"stopped{by}; the same command goes on from here\n"
+    assert done.returncode == 128 + getattr(signal, name)
 
 
 @pytest.mark.parametrize("value", ["gs://", "gs:///runs", "gs:// ", "gs:////"])

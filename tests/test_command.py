@@ -85,6 +85,36 @@ def test_without_the_laboratory_one_sentence_says_what_to_install(words: list[st
     )
 
 
+@pytest.mark.parametrize("words", [["-m", "lthjax", "report", "A"], ["-m", "analysis.export"]])
+def test_ctrl_c_while_jax_loads_is_one_sentence(words: list[str], tmp_path: Path) -> None:
+    # As a library that is not Python: where it is interrupted, it raises another exception.
+    (tmp_path / "jax.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    [None for _ in range(10**6)]\n"
+        "except BaseException:\n    raise ImportError('while it started') from None\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+    )
+    said = re.sub("loading JAX.*\n", "", done.stderr)
+    assert (done.returncode, said) == (130, "stopped; the same command goes on from here\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("-m lthjax > /dev/full", 2, "error: No space left on device; mend it, and the same command goes on"),
+        ("-m lthjax | :", 141, ""),
+    ],
+)
+def test_a_list_that_nobody_takes(words: str, status: int, said: str) -> None:
+    """On a disk that is full, or by a program that has ended."""
+    shell = ["bash", "-c", f"{sys.executable} {words}; exit ${{PIPESTATUS[0]}}"]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.rstrip("\n").removesuffix(" from here.")) == (status, said)
+
+
 def test_another_package_that_is_missing_is_no_matter_of_the_laboratory() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"analysis\.nothing"):
         command.laboratory("nothing")

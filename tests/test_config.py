@@ -275,6 +275,19 @@ def test_load_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config.load(written("config = ("))
 
 
+def test_a_config_neither_prints_on_standard_output_nor_moves_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import os\nfrom lthjax.config import Study\nprint('hello')\nos.chdir('/')\nconfig = Study(name='a')"
+    )
+    (tmp_path / "a.py").write_text(code)
+    before = Path.cwd()
+    assert config.load(tmp_path / "a.py").name == "a"
+    assert capsys.readouterr() == ("", "hello\n")
+    assert Path.cwd() == before
+
+
 def test_a_study_comes_back_from_json() -> None:
     import json
 

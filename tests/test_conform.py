@@ -488,6 +488,7 @@ def test_a_run_folder_and_a_ledger_of_ones_own(
             "--against: there is no file 'none.csv'; name a CSV, or one of fc2019",
         ),
         (("--against", "README.md.csv"), "there is no file"),
+        (("--against", "README.md"), "a file must have a name that ends in .csv."),
     ],
 )
 def test_errors_are_one_sentence(

@@ -19,8 +19,10 @@ from analysis import card, check, compare, doctor, export, page, publish, report
 from analysis.run import PUBLISHED, Run
 from lthjax import models, prune
 from lthjax.errors import UserError
+from lthjax.folder import claims
+from lthjax.folder.places import folder
 from lthjax.folder.store import Store
-from lthjax.imp import Cell
+from lthjax.imp import DENSE, Cell
 
 Files = dict[str, bytes]
 
@@ -155,6 +157,24 @@ def test_a_published_folder_is_replaced_and_keeps_its_mode(
     assert built == [runs[0], runs[0], *runs, runs[0], runs[0]]
     with pytest.raises(UserError, match=r"it lies in .*x, which is a run or a published folder"):
         publish.publish([runs[0]], to / "deeper")
+
+
+def test_a_run_that_is_not_finished_is_published_with_a_warning(
+    tmp_path: Path, built: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs" / "x-0"
+    cells = [Cell(0, DENSE, 0, DENSE), *(Cell(0, "rewind-0", level, "ticket") for level in (1, 2, 3))]
+    with Store(run, about(seeds=(0,), arms=("ticket",))) as store:
+        for cell in cells:
+            store.write(cell, result(cell), {"fc": {"kernel": np.ones((3, 2), bool)}}, None)
+    publish.main([str(run), "to"])
+    assert capsys.readouterr() == (f"{tmp_path / 'to'}\n", "")
+    shutil.rmtree(folder(run, cells[-1]))
+    with claims.locked(run, [0]):
+        publish.main([str(run), "to"])
+    left = "1 of the 4 cells last asked for are not trained yet; another process trains seed 0"
+    assert capsys.readouterr().err == f"warning: {run}: {left}\n"
+    assert built == [run, run]
 
 
 @pytest.mark.parametrize(

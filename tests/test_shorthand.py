@@ -68,6 +68,24 @@ def test_other_ways_are_answered_with_an_example(value: str) -> None:
         shorthand.expanded(Outer, ["--seeds", value])
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--steps 1.5", "--steps: '1.5' is not allowed; it must be a whole number."),
+        ("--some-levels nan", "--some-levels: 'nan' is not allowed; it must be one or more whole numbers."),
+        ("--prune.density x", "--prune.density: 'x' is not allowed; it must be a number."),
+        (
+            "--prune.rate a x",
+            "--prune.rate: 'a', 'x' is not allowed; it must be a number or pairs of a pattern and a number.",
+        ),
+    ],
+)
+def test_what_is_no_number_is_named_with_what_is_allowed(line: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        cli.parsed(Outer, line.split(), "command")
+    assert str(error.value) == said
+
+
 def test_the_commands_understand_them(capsys: pytest.CaptureFixture[str]) -> None:
     line = ["--config", str(ROOT / "configs" / "quickstart.py"), "--seeds", "0..2,9", "--prune.rate", "30%"]
     (options,) = launch.parse(line)

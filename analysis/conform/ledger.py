@@ -86,6 +86,8 @@ def read(name: str) -> Ledger:
             raise UserError(
                 f"--against: there is no file {name!r}; name a CSV, or one of {', '.join(known())}."
             )
+        if Path(name).is_file():
+            raise UserError(f"--against: {name!r} is not allowed; a file must have a name that ends in .csv.")
         raise unknown("--against", name, known())
     try:
         lines = tables.read_rows(path, Line)

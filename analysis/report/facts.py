@@ -79,13 +79,10 @@ def notes(run: Run) -> list[str]:
             f"{len(diverged)} of {counted(len(rows), 'cell')} diverged (their loss was not finite) and are "
             "left out of figures and means; a chain ends where its ticket diverges."
         )
-    # The cells of an arm from outside the package are not known where it is not loaded.
-    ours = all(arm in ARMS for arm in run.study.arms)
-    planned = imp.cells(run.study, run.lengths) if ours else []
-    missing = len(set(planned) - {*run.results})
+    missing = len(set(run.planned) - {*run.results})
     if missing:
         behind = "lie behind a diverged training or " if diverged else ""
-        notes.append(f"{missing} of the {len(planned)} cells last asked for {behind}are not trained yet.")
+        notes.append(f"{missing} of the {len(run.planned)} cells last asked for {behind}are not trained yet.")
     return notes
 
 

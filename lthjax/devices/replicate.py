@@ -24,8 +24,9 @@ import numpy as np
 from jax._src import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lthjax import signals
+from lthjax import home, signals
 from lthjax.devices import hosts
+from lthjax.errors import UserError
 
 PyTree = Any
 _AXIS = "replicates"
@@ -58,16 +59,15 @@ def keep_programs() -> None:
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     kind = f"{platform.machine()} {platform.processor()}"
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         kind = next(line for line in lines if line.lower().startswith(("flags", "features")))
     digest = hashlib.sha256(kind.encode()).hexdigest()[:8]
-    folder = Path(home) / "lthjax" / "programs" / f"jaxlib-{metadata.version('jaxlib')}-{digest}"
     try:
+        folder = home.cache() / "programs" / f"jaxlib-{metadata.version('jaxlib')}-{digest}"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (UserError, OSError) as error:
         _log.warning("compiled programs are not kept: %s", error)
         return
     signals.at_end(drop_damaged(folder))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -63,6 +64,8 @@ def checked(of: Path, *names: str) -> manifest.Manifest | None:
         # Without study.json, which the study's command writes anew, the cells are as good as their manifests.
         about = read_about(run) if (run / "study.json").exists() else {}
         if made is None:
+            if not is_there(of):
+                raise absent(of)
             if about.get(MANIFESTS) == "all":
                 raise manifest.Damaged(f"{of / manifest.FILE}: not there")
             _unchecked(run)
@@ -81,6 +84,28 @@ def checked(of: Path, *names: str) -> manifest.Manifest | None:
     return made
 
 
+def is_there(of: Path) -> bool:
+    """Whether a cell, state or position is there, sound or not."""
+    return any(os.path.lexists(of / name) for name in ("result.json", "progress.json", manifest.FILE))
+
+
+def absent(of: Path) -> UserError:
+    """What is wrong with a cell or state that is not there, and the command that makes it anew."""
+    run, _ = _apart(of)
+    commands = read_about(run).get("commands") if (run / "study.json").exists() else None
+    example = f", for example {home.again(commands[0])}" if commands else ""
+    return UserError(f"{of}: it is not there; the command that made it makes it anew{example}.")
+
+
+def parents(of: Path) -> list[Path]:
+    """The folders that a cell or state was made from, by its manifest; none where that is not sound."""
+    run, _ = _apart(of)
+    with contextlib.suppress(manifest.Damaged):
+        if (made := manifest.read(of)) is not None:
+            return [run / parent for parent in made.parents]
+    return []
+
+
 def sources(of: Path) -> list[Path] | None:
     """The folders that a cell or state was made from.
 
@@ -97,7 +122,7 @@ def sources(of: Path) -> list[Path] | None:
     with contextlib.suppress(UserError):
         if made.study != config.fingerprint(read_about(run)["identity"]):
             return None
-    return [run / parent for parent in made.parents]
+    return parents(of)
 
 
 def _apart(of: Path) -> tuple[Path, str]:
@@ -134,7 +159,7 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, 
 def read_about(run: Path) -> dict[str, Any]:
     """study.json, with the fields that only this module reads."""
     path = run / "study.json"
-    if not path.is_file():
+    if not path.is_file() and not path.is_dir():
         raise UserError(f"{run}: it is not a run folder (no study.json in it).")
     return _sound(path, fields.study)
 

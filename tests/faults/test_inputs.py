@@ -22,6 +22,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -428,6 +429,22 @@ def test_programs_of_a_process_that_runs_are_left_to_it(tmp_path: Path) -> None:
     os.utime(made, (yesterday, yesterday))
     replicate.drop_damaged(tmp_path)
     assert made.exists()
+
+
+def test_a_user_without_a_home_keeps_no_programs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    without = SimpleNamespace(values={"jax_compilation_cache_dir": None})
+    monkeypatch.setattr(replicate, "jax", SimpleNamespace(config=without))
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    replicate.keep_programs()
+    (said,) = caplog.messages
+    assert said.startswith("compiled programs are not kept: HOME: this user has no home folder; set ")
 
 
 @pytest.mark.parametrize("how", ["signals.end(15)", "hosts._leave(0, 'why')", "raise SystemExit(3)"])

@@ -332,12 +332,14 @@ def test_other_mistakes_are_one_sentence(
     )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
+    (tmp_path / "circle").symlink_to("circle")
     damaged = shutil.copytree(halves[1], tmp_path / "damaged")
     (damaged / "seed=2" / "dense" / "mask.npz").write_bytes(b"")
     new = tmp_path / "new"
     for runs, into, why in (
         ([whole, strange], new, "of another study than .*: train.steps is 6 there and 12 here"),
         ([tmp_path / "full"], new, "is not a run folder"),
+        ([tmp_path / "circle"], new, "is not a run folder"),
         ([], new, "RUN: it is missing"),
         ([whole], whole, "RUN: it is missing"),
         ([whole], whole / "inner", "lies in the run folder"),
