@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,9 +35,12 @@ _CHAIN_LINES: tuple[Line, ...] = (
 # The interval of two seeds is so wide (t = 12.7) that a band would hide the curves: they get thin bars.
 BAND_FROM = 3
 # How captions name the intervals of `curve`.
-BANDS = "bands (bars for two seeds or a single level)"
+BANDS = "bands (bars for two seeds or a single level; cut off where they reach beyond the figure)"
 # How far an axis of densities reaches beyond them, and how many numbers it has at least.
 _BEYOND, _LEAST_TICKS = 1.08, 3
+# The most entries of a legend inside a panel; the lines of a legend below for which figures have room, and
+# the height of every further one in inches.
+_INSIDE, _ROOM, _LINE = 6, 2, 0.17
 WEIGHTS_LEFT = "weights left (% of prunable weights, log scale)"
 # The style of the line of chance.
 CHANCE: dict[str, Any] = {"color": "#444444", "ls": "--", "lw": 1.2, "zorder": 3}
@@ -141,8 +144,8 @@ def curve(
     geometric: bool = False,
     within: Range = ANY,
     floors: Sequence[float] = (),
-) -> None:
-    """A line of means with their 95 % intervals, and every value as a point.
+) -> list[Interval]:
+    """A line of means with their 95 % intervals, which are returned, and every value as a point.
 
     Intervals are a band, or bars at a single place and of two seeds.
 
@@ -153,7 +156,7 @@ def curve(
         style: colour, marker and line.
         name: in the legend, where n is added, of the places with least and most values.
         interval: whether to draw it; it would mislead for values that are not independent.
-        points: whether to draw every value.
+        points: whether to draw every value, and the bars of two seeds.
         geometric: whether to draw geometric means with the intervals of the logarithms; for a log scale.
         within: the range of the values, and of the intervals.
         floors: the least standard deviation of a value at every place; none of geometric means.
@@ -166,14 +169,25 @@ def curve(
     counts = sorted({i.n for i in intervals}) or [0]
     n = counts[-1]
     label = f"{name} (n = {f'{counts[0]}–{n}' if len(counts) > 1 else n})"
+    alone = len(x) == 1
+    # A line of one place has no length.
+    marker = marker or ("o" if alone else "")
     axes.plot(x, [i.mean for i in intervals], ls=line, color=colour, marker=marker, ms=5, label=label)
     lows, highs = [i.low for i in intervals], [i.high for i in intervals]
-    if interval and n >= BAND_FROM and len(x) > 1:
+    if interval and n >= BAND_FROM and not alone:
         axes.fill_between(x, lows, highs, color=colour, alpha=0.15, lw=0)
-    elif interval and n > 1 and points:
+    elif interval and n > 1 and (points or (alone and n >= BAND_FROM)):
         axes.vlines(x, lows, highs, color=colour, alpha=0.35, lw=1)
     for place, at in zip(x, values, strict=True) if points else ():
         axes.plot([place] * len(at), at, ".", color=colour, ms=3, alpha=0.7)
+    return intervals
+
+
+def beside(place: int, count: int, step: float = 1.015) -> float:
+    """The factor that sets the nth of several arms aside on an axis of weights left, the first leftmost, so
+    that none hides another.
+    """
+    return float(step ** ((count - 1) / 2 - place))
 
 
 def _geometric(values: Sequence[float]) -> Interval:
@@ -282,8 +296,20 @@ def dots(
         axes.vlines(place, interval.low, interval.high, color=colour, lw=1.5, alpha=alphas[1])
 
 
+def legend(figure: Figure, axes: Axes, loc: Literal["best", "upper left"] = "best") -> None:
+    """A legend inside a panel, or below it where it has so many entries that they would hide the curves."""
+    entries = len(axes.get_legend_handles_labels()[0])
+    if entries > _INSIDE:
+        legend_below(figure, axes)
+    elif entries:
+        axes.legend(fontsize=9, loc=loc)
+
+
 def legend_below(figure: Figure, *panels: Axes) -> None:
-    """One legend below all panels, with the entries of these; of an entry in several the first is taken."""
+    """One legend below all panels, with the entries of these; of an entry in several the first is taken.
+
+    The figure grows by what a long legend needs, so that the panels keep their height.
+    """
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -291,6 +317,10 @@ def legend_below(figure: Figure, *panels: Axes) -> None:
     if entries:
         handles, labels = list(entries.values()), list(entries)
         # About twelve characters of this size fit an inch.
-        fitting = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 6))
+        fitting = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 7))
         columns = max(1, min(len(handles), 3, fitting))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+        lines = -(-len(handles) // columns)
+        figure.set_figheight(figure.get_figheight() + _LINE * max(0, lines - _ROOM))
+        # Keys of three letters' width show dashes.
+        how: dict[str, Any] = {"ncols": columns, "fontsize": 8, "handlelength": 3}
+        figure.legend(handles, labels, loc="outside lower center", **how)

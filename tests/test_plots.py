@@ -2,30 +2,43 @@
 
 import csv
 import io
+import itertools
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 from conftest import ROOT, make_tiny, spoil, unsealed
 from matplotlib import image
+from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
 from test_any_rows import Given
 from test_report import row
 
 from analysis import card, compare, mask, open_run, tables
 from analysis.compare.entries import Entry, Point
-from analysis.report import accuracy, gaps, numbers, paired, speed
+from analysis.earlybird import figures as earlybird_figures
+from analysis.earlybird.table import DrawRow, MaskRow
+from analysis.predict import figures as predict_figures
+from analysis.predict.table import Scored
+from analysis.report import accuracy, gaps, numbers, paired, speed, training
 from analysis.report import figures as report_figures
 from analysis.rows import Row
 from analysis.run import Run
+from analysis.structure import figures as structure_figures
+from analysis.structure.table import DeadUnits
 from lthjax import data, study
+from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import Cell
+from lthjax.measures.scores import SCORES
+from lthjax.measures.stats import mean_interval
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 THREE = [
@@ -415,3 +428,179 @@ def test_bands_of_differences_know_the_test_sets_error() -> None:
     (bars,) = compare.figures.compared([entry], "A study").axes[0].collections
     *_, sparsest = bars.get_segments()
     assert [*sparsest[:, 1]] == [pytest.approx(-4 - half), pytest.approx(-4 + half)]
+
+
+def of_arms(arms: Iterable[str], levels: Iterable[int] = (1, 2), **changes: object) -> list[Row]:
+    """The dense network and these arms, each in a chain of its own if it leads one."""
+    cells = [
+        row(seed, level, arm, 0.9 - 0.01 * seed, **{"early_stop_step": 100 * (seed + 1), **changes})
+        for seed in range(3)
+        for level, of_level in ((0, ("dense",)), *((level, arms) for level in levels))
+        for arm in of_level
+    ]
+    own = [arm for arm in arms if arm != "ticket" and ARMS[arm].leads]
+    return [one._replace(chain=f"{one.arm}-0") if one.arm in own else one for one in cells]
+
+
+def heights(figure: Figure) -> list[float]:
+    """Of the panels, in inches, as they are laid out; that no legend is cut off is asserted."""
+    figure.draw_without_rendering()
+    whole = figure.bbox
+    for legend in (*figure.legends, *(axes.get_legend() for axes in figure.axes)):
+        if legend is not None:
+            box = legend.get_window_extent()
+            assert whole.x0 <= box.x0
+            assert box.x1 <= whole.x1
+            assert whole.y0 <= box.y0
+    return [axes.get_position().height * figure.get_figheight() for axes in figure.axes]
+
+
+def test_with_all_arms_there_is_room_for_their_curves() -> None:
+    """Legends of many entries stand below the panel, and the figure grows by them."""
+    rows = of_arms([*ARMS][:20])
+    levels = {arm: paired.differences(rows, "rewind-0", "ticket", arm) for arm in ARMS}
+    assert sum(map(bool, levels.values())) > 10
+    steps = {arm: speed.slower(rows, "rewind-0", arm, 500) for arm in levels if levels[arm]}
+    for figure in (
+        report_figures.accuracy(rows, "A study"),
+        report_figures.early_stop(rows, "A study"),
+        report_figures.gaps(levels, "A study"),
+        report_figures.speed(steps, "A study"),
+    ):
+        (height,) = heights(figure)
+        assert height >= 2.5
+        (legend,) = figure.legends
+        assert legend.handlelength == 3, "dashes are to be seen"
+        names = [text.get_text() for text in legend.get_texts()]
+        assert not any("rewound" in name for name in names), "all are rewound to step 0"
+
+
+def test_a_queue_that_is_filled_once_is_seen() -> None:
+    """In early-bird figures; and so are the lines of chance of 70 % and 30 %, which coincide."""
+    rows = [MaskRow("dense", None, seed, 60, density, 0.1, 0.06, 0.42, None, None)
+            for seed in (0, 1) for density in (0.7, 0.3)]  # fmt: skip
+    draws = [DrawRow("dense", None, 0, 0.7, 5, 0.1, 12, 60, 60, 1.0, 0.42, None)]
+    (shown,) = earlybird_figures.drawn({"masks.csv": rows, "draws.csv": draws})
+    (axes,) = shown.figure.axes
+    curves = [line for line in axes.lines if "(n = 2)" in str(line.get_label())]
+    assert [line.get_marker() not in ("", "None") for line in curves] == [True, True]
+    assert axes.get_xlim() == (0, pytest.approx(61.2)), "from the start of training to its end"
+    chance = [line for line in axes.lines if [*line.get_ydata()] == [0.42, 0.42]]
+    first, second = (line._unscaled_dash_pattern for line in chance)  # type: ignore[attr-defined]
+    assert first != second
+
+
+def test_the_legend_of_scores_lies_within_a_figure_of_one_level() -> None:
+    rows = [
+        Scored(seed, "rewind-0", 1, 0, score, "ticket", "mean", 0.1, 0.7, *[0.5] * 5)
+        for seed in (0, 1)
+        for score in (*SCORES, "pixel_variance", "logistic", "logistic_init_magnitude")
+    ]
+    figure = predict_figures._curve(rows, {1: 0.1})
+    assert heights(figure)[0] >= 2.5
+    (axes,) = figure.axes
+    assert [*axes.get_xticks()] == [0], "the only step"
+
+
+def test_early_stop_steps_are_whole_numbers_where_all_are_equal() -> None:
+    rows = of_arms(("ticket",), early_stop_step=4000, steps=4000)
+    figure = report_figures.early_stop(rows, "A study")
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    assert axes.yaxis.get_offset_text().get_text() == ""
+    assert all(float(tick).is_integer() for tick in axes.get_yticks())
+    low, high = axes.get_ylim()
+    assert high - low >= 0.05 * 4000
+
+
+def test_early_stop_steps_at_the_last_evaluation_are_bounds() -> None:
+    """Seed 2 of the random masks was still learning; its line has a triangle, and no interval."""
+    rows = [
+        one._replace(early_stop_step=500) if (one.arm, one.seed) == ("random", 2) else one
+        for one in of_arms(("ticket", "random"))
+    ]
+    (axes,) = report_figures.early_stop(rows, "A study").axes
+    at = {
+        (float(x), float(y))
+        for line in axes.lines
+        if line.get_marker() == "^" and line.get_markerfacecolor() == "none"
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    }
+    assert sorted(at) == [(pytest.approx(64.0), 500), (pytest.approx(80.0), 500)]
+    assert len(axes.collections) == 1, "the ticket's band"
+    assert "at least this" in axes.get_legend_handles_labels()[1]
+    drawn = {one.name: one for one in accuracy.drawn(Given(rows), "")}
+    assert "Means of such seeds are lower bounds" in drawn["early_stop"].caption
+    given = Given(rows)
+    given.about["lengths"]["total"] = 500
+    table = training.section(given).tables[0]
+    lowest = {line[1]: line[table.header.index("lowest at step")] for line in table.rows}
+    assert lowest == {"dense": "200", "ticket": "200", "random": "≥ 267"}
+    known = {one.name: one for one in accuracy.drawn(Given(of_arms(("ticket", "random"))), "")}
+    assert "lower bounds" not in known["early_stop"].caption
+
+
+def test_gaps_show_their_intervals_whole() -> None:
+    """From three seeds on; those of two would leave nothing else to see."""
+    levels = [1, 2]
+    for values, whole in (([1.0, 3.0, 9.0], True), ([1.0, 9.0], False)):
+        given = {"reinit": [paired.Level(level, 0.8**level, values) for level in levels]}
+        (axes,) = report_figures.gaps(given, "A study").axes
+        low, high = axes.get_ylim()
+        ends = mean_interval(values)
+        assert bool(low < ends.low and ends.high < high) is whole
+
+
+def test_arms_of_a_single_level_do_not_hide_one_another() -> None:
+    arms = ("ticket", "reinit", "random")
+    rows = of_arms(arms, (1,))
+    gaps_of = {arm: paired.differences(rows, "rewind-0", "ticket", arm) for arm in arms[1:]}
+    for figure, count in (
+        (report_figures.accuracy(rows, ""), 3),
+        (report_figures.early_stop(rows, ""), 3),
+        (report_figures.gaps(gaps_of, ""), 2),
+    ):
+        (axes,) = figure.axes
+        places = [
+            line.get_xdata()[0] for line in axes.lines if line.get_marker() in "os^" and len(line.get_xdata())
+        ]
+        assert len({*places}) == count
+        assert places == pytest.approx([80.0] * count, rel=0.06)
+        assert all(axes.get_xlim()[1] < place for place in places)
+    assert "stand beside one another" in accuracy.overview(rows, "").caption
+    assert "beside one another" not in accuracy.overview(of_arms(arms), "").caption
+
+
+def test_learning_curves_are_of_levels_with_controls_and_name_the_arms_that_they_leave_out() -> None:
+    tickets, controls = of_arms(("ticket",), range(1, 13)), of_arms(("reinit", "invert"), (4, 8, 12))
+    rows = [*tickets, *(one for one in controls if one.arm != "dense")]
+    given = Given(rows)
+    given.results = {one.cell: {"curves": {"step": [5], "test_accuracy": [0.5]}} for one in rows}
+    (shown,) = [one for one in accuracy.drawn(given, "") if one.name == "learning"]
+    assert shown.caption.endswith(" Not drawn: invert.")
+    panels = {(line[0], line[1]) for line in shown.data[1]}
+    assert panels == {
+        (f"{100 * 0.8**level:.1f} % of the weights", arm) for level in (8, 12)
+        for arm in ("dense", "ticket", "reinit")
+    }  # fmt: skip
+
+
+def test_titles_of_panels_lie_beside_one_another() -> None:
+    """Of three levels of pixels below the figure's title, of the long names of residual networks."""
+    of: Any = types.SimpleNamespace(
+        heading="LeNet-300-100 on MNIST", chain="rewind-0", levels={1: 0.5, 2: 0.2, 3: 0.1}, ends={}
+    )
+    pixels = {level: {0: np.ones((28, 28))} for level in of.levels}
+    names = ("conv1", "stage2_block1/conv1", "stage2_block1/shortcut", "stage3_block1/shortcut")
+    rows = [DeadUnits("ticket", 0, 1, level, 0.8**level, name, 32, 0, 0, 0, 0.1)
+            for level in (0, 1) for name in (*names, "stage3_block2/conv1")]  # fmt: skip
+    for figure in (
+        structure_figures._input_pixels(of, pixels)[0],
+        structure_figures._dead_units(of, rows)[0],
+    ):
+        figure.draw_without_rendering()
+        titles = [axes._left_title for axes in figure.axes if axes.get_title("left") and axes.get_visible()]  # type: ignore[attr-defined]
+        boxes = [title.get_window_extent() for title in (figure._suptitle, *titles)]  # type: ignore[attr-defined]
+        assert len(boxes) >= 4
+        assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

@@ -179,9 +179,10 @@ def test_geometric_bands_are_those_of_logarithms() -> None:
 
 
 @pytest.mark.parametrize(("places", "bars"), [(1, True), (2, False)])
-def test_a_single_place_has_a_bar_for_its_interval(places: int, bars: bool) -> None:
+@pytest.mark.parametrize("points", [True, False])
+def test_a_single_place_has_a_bar_for_its_interval(places: int, bars: bool, points: bool) -> None:
     axes = Figure().subplots()
-    draw.curve(axes, range(places), [[1.0, 2.0, 4.0]] * places, ("k", "o", "-"), "ticket")
+    draw.curve(axes, range(places), [[1.0, 2.0, 4.0]] * places, ("k", "o", "-"), "ticket", points=points)
     (shown,) = axes.collections
     low, high = mean_interval([1.0, 2.0, 4.0])[1:3]
     heights = np.concatenate([path.vertices[:, 1] for path in shown.get_paths()])
@@ -209,7 +210,7 @@ def test_bands_of_figures_over_rows_stay_in_their_range() -> None:
     rows = [row(seed, 0, "dense", value) for seed, value in enumerate((0.99, 0.999, 0.93))]
     for level in (1, 2):
         rows += [row(seed, level, "ticket", value) for seed, value in enumerate((0.999, 0.998, 0.91))]
-    steps = {0: 500, 1: 500, 2: 10}
+    steps = {0: 499, 1: 499, 2: 10}
     rows = [one._replace(early_stop_step=steps[one.seed]) for one in rows]
     for figure, most in ((figures.accuracy, 100), (figures.early_stop, 500)):
         axes = figure(rows, "title").axes[0]

@@ -32,17 +32,19 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
         f"{'Left: the' if overlap else 'The'} largest distance of a mask to the others in a queue of "
         f"{rule.queue}, as a share of the weights; dotted in its colour: of two random masks {random}; "
         "dashed: the threshold, below which the Early-Bird ticket is drawn (You et al. 2020). "
-        f"{overlap}{words.seeds(n)}; bands are 95 % intervals over seeds (of three or more)."
+        f"{overlap}{words.seeds(n)}; bands (a bar at a single step) are 95 % intervals over "
+        "seeds (of three or more)."
     )
-    data = (MaskRow._fields, rows)
-    return [Drawn("earlybird", "When masks stop changing", _figure(rows, rule.threshold), caption, data)]
+    data, figure = (MaskRow._fields, rows), _figure(rows, rule.threshold, rule.total)
+    return [Drawn("earlybird", "When masks stop changing", figure, caption, data)]
 
 
-def _figure(rows: Sequence[MaskRow], threshold: float) -> Figure:
+def _figure(rows: Sequence[MaskRow], threshold: float, total: int) -> Figure:
+    found = by_density(rows)
     columns = {"largest": "chance"} | ({} if rows[0].iou is None else {"iou": "iou_chance"})
     width = 5.6 if len(columns) == 1 else 10.0
     figure, (panels,) = draw.panels("", (1, len(columns)), (width, 4.2))
-    for place, ((level, density), own) in enumerate(by_density(rows).items()):
+    for place, ((level, density), own) in enumerate(found.items()):
         colour, _ = draw.series(place)
         name = f"{'' if level is None else f'level {level}, '}{words.share(density)} of weights"
         for axes, (column, chance) in zip(panels, columns.items(), strict=True):
@@ -53,9 +55,12 @@ def _figure(rows: Sequence[MaskRow], threshold: float) -> Figure:
                 look = (colour, "", "-")
                 draw.curve(axes, [*of_step], [*of_step.values()], look, name, points=False, within=SHARE)
             at = sum(getattr(row, chance) for row in own) / len(own)
-            axes.axhline(at, color=colour, ls=":", lw=1)
+            # Lines of two densities may coincide: the dots of one lie between those of the others.
+            axes.axhline(at, color=colour, ls=(2 * place, (1, 2 * len(found) - 1)), lw=1.2)
     panels[0].axhline(threshold, **draw.CHANCE)
     for axes, name in zip(panels, _AXES, strict=False):
+        # A queue may be full at one step alone, about which an axis would otherwise be centred.
+        axes.set_xlim(0, 1.02 * total)
         axes.set(xlabel="step of the dense training", ylabel=name)
         axes.set_ylim(0, None)
     draw.legend_below(figure, panels[-1])

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -109,7 +108,6 @@ def _curve(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
     rows = [row for row in rows if row.layer == MEAN and row.mask == TICKET]
     last = max((row.step for row in rows), default=0)
     figure, (panels,), levels = _panels(rows, density, 1, (2.9, 4.2))
-    handles: dict[str, Any] = {}
     for axes, level in zip(panels, levels, strict=True):
         for name, (label, colour, marker) in _SCORES.items():
             points: dict[int, list[float]] = {}
@@ -130,11 +128,11 @@ def _curve(rows: Sequence[Scored], density: Mapping[int, float]) -> Figure:
         axes.axhline(0.5, color=_CHANCE, lw=1, ls="--")
         axes.set_xscale("symlog", linthresh=1, linscale=0.4)
         axes.set_xlim(-0.2, 1.4 * max(last, 1))
+        if not last:
+            axes.set_xticks([0])
         axes.set_xlabel("step of the dense training")
-        named, labels = axes.get_legend_handles_labels()
-        handles |= dict(zip(labels, named, strict=True))
     panels[0].set_ylabel("AUROC within layers (chance 0.5)")
-    figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=5, fontsize=9)
+    draw.legend_below(figure, *panels)
     return figure
 
 

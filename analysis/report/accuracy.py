@@ -15,20 +15,22 @@ from ..rows import (
     TICKET,
     Row,
     arms,
+    asked_levels,
     by_level,
     by_seed,
     chains,
+    controlled,
     densities,
     grouped,
     images_of,
     select,
-    worth_seeing,
 )
 from ..run import Run
 from . import figures, paired
 from .figures import Curve, Curves
 
-# Learning curves are shown at the levels nearest to these densities, and at the last, for these arms.
+# Learning curves are shown at the levels nearest to these densities, and at the last, of those that have a
+# control, for these arms.
 _SHOWN = (0.2, 0.1)
 _AT_MOST = ("ticket", "reinit", "random")
 # The figures of `drawn`, in words.
@@ -76,7 +78,9 @@ def drawn(run: Run, heading: str) -> list[Drawn]:
     if any(row.early_stop_step for row in rows):
         found.append(_early_stop(rows, heading))
     if learning:
-        found.append(_curves(learning, heading, of_chain))
+        trained = arms([row for row in rows if row.status == "done" and row.steps])
+        left_out = [arm for arm in trained if not any(arm in curves for curves in learning.values())]
+        found.append(_curves(learning, heading, of_chain, left_out))
     return found
 
 
@@ -90,11 +94,13 @@ def overview(rows: Sequence[Row], heading: str) -> Drawn:
     caption = (
         "Test accuracy at the end of training for every level and arm. Points are seeds (repeats averaged), "
         f"lines their mean, {draw.BANDS} the 95 % interval of the mean by "
-        "Student's t on the logit scale, cut off at the figure's edge. The dense network is the horizontal "
-        "line. Look for how far to the right the ticket stays at it, and where the controls leave it."
+        "Student's t on the logit scale. The dense network is the horizontal line. Look for how far to the "
+        "right the ticket stays at it, and where the controls leave it."
     )
     if figures.is_far(rows):
         caption += " The lower panel shows the same near the dense network."
+    if figures.one_level(rows):
+        caption += " The arms of the only level stand beside one another."
     title, figure = "Test accuracy against weights left", figures.accuracy(rows, f"{heading}: accuracy")
     return Drawn("accuracy", title, figure, caption, _points(rows, "test_accuracy", 100))
 
@@ -125,9 +131,14 @@ def _early_stop(rows: Sequence[Row], heading: str) -> Drawn:
         "The step of the lowest validation loss, found after training, among the steps at which it was "
         "evaluated; a lower one means faster learning. Points, lines and bands as in the first figure."
     )
+    trained = [row for row in rows if row.steps]
+    if any((row.early_stop_step or 0) >= figures.last_step(trained) for row in trained):
+        caption += (
+            " A triangle is a seed whose loss was lowest at the last evaluation: its step is at least that. "
+            "Means of such seeds are lower bounds, and their lines have no interval."
+        )
     figure = figures.early_stop(rows, f"{heading}: early stopping")
     title = "Early-stop step against weights left"
-    trained = [row for row in rows if row.steps]
     return Drawn("early_stop", title, figure, caption, _points(trained, "early_stop_step"))
 
 
@@ -152,13 +163,17 @@ def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str, of_chain: st
     return Drawn("gaps", title, figure, f"{caption}{of_chain}", (header, lines))
 
 
-def _curves(learning: Mapping[str, Curves], heading: str, of_chain: str) -> Drawn:
-    """`of_chain` as for `_gaps`."""
+def _curves(
+    learning: Mapping[str, Curves], heading: str, of_chain: str, left_out: Sequence[str] = ()
+) -> Drawn:
+    """`of_chain` as for `_gaps`; `left_out` are the trained arms that no panel shows."""
     caption = (
         "Test accuracy over training, mean over seeds (repeats averaged), with the band of the 95 % interval "
-        "from three seeds on; one panel a level, on shared axes. The dense network is in every panel. Look "
-        "for which arm rises first, and which ends highest."
+        "from three seeds on, cut off at the figure's edge; one panel a level, on shared axes. The dense "
+        "network is in every panel. Look for which arm rises first, and which ends highest."
     )
+    if left_out:
+        caption += f" Not drawn: {', '.join(left_out)}."
     header = ("panel", "arm", "step", "seed", "test_accuracy_percent")
     lines = [
         (panel, arm, int(step), seed, float(value))
@@ -175,8 +190,8 @@ def _learning(run: Run, rows: Sequence[Row], chain: str) -> dict[str, Curves]:
     """Panel -> its curves."""
     tickets = [row for row in select(rows, chain=chain, arm="ticket") if row.status == "done"]
     dense, panels = _of_cells(run, select(rows, chain=DENSE)), {}
-    left = densities(tickets)
-    for level in worth_seeing(left, _SHOWN) if tickets else []:
+    left, controls = densities(tickets), controlled(rows, chain, _AT_MOST)
+    for level in asked_levels(None, left, "", _SHOWN, beside=controls) if tickets else []:
         of_level = select(rows, chain=chain, level=level)
         name = f"{100 * left[level]:.1f} % of the weights"
         if name in panels:

@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from lthjax import imp
 from lthjax.errors import counted
 from lthjax.imp import DENSE
 from lthjax.measures.stats import PERCENT, Range, Ratio, mean_interval
 
-from .. import draw
+from .. import draw, tables
 from ..retraining.table import named
 from ..rows import Row, arms, by_level, by_seed, chains, select
 
@@ -37,6 +39,8 @@ Curves = dict[str, Curve]
 # Points below the dense network from which on accuracies near it get a panel of their own, and how many it
 # shows.
 _FAR, _NEAR = 20.0, 4.0
+# The mark of a seed whose value is known by a bound: it is at least that.
+_BOUND: dict[str, Any] = {"marker": "^", "ms": 8, "mfc": "none", "mew": 0.8, "ls": ""}
 
 
 def accuracy(rows: Sequence[Row], heading: str) -> Figure:
@@ -59,10 +63,15 @@ def is_far(rows: Sequence[Row]) -> bool:
 
 def early_stop(rows: Sequence[Row], heading: str) -> Figure:
     """The step of the lowest validation loss against weights left."""
-    trained = [row for row in rows if row.steps]
-    last = max([1, *(row.steps for row in trained), *(row.early_stop_step or 0 for row in trained)])
+    trained, last = [row for row in rows if row.steps], last_step(rows)
     label = "early-stop step (steps of training)"
-    return _against_weights(trained, heading, "early_stop_step", label, 1.0, (0.0, float(last)))
+    return _against_weights(trained, heading, "early_stop_step", label, 1.0, (0.0, float(last)), end=last)
+
+
+def last_step(rows: Sequence[Row]) -> int:
+    """The last step of any training: a validation loss that is lowest there might have gone on falling."""
+    trained = [row for row in rows if row.steps]
+    return max([1, *(row.steps for row in trained), *(row.early_stop_step or 0 for row in trained)])
 
 
 @matplotlib.rc_context(draw.STYLE)
@@ -71,18 +80,23 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     figure, axes = draw.single(heading)
     axes.axhline(0, color=draw.look(DENSE)[0], lw=1)
     drawn = {arm: [level for level in of_arm if level.density] for arm, of_arm in levels.items()}
-    for arm, of_arm in drawn.items():
-        if of_arm:
-            x, values = [100 * level.density for level in of_arm], [level.values for level in of_arm]
-            floors = [level.floor for level in of_arm]
-            draw.curve(axes, x, values, (*draw.look(arm), "-"), f"ticket − {arm}", floors=floors)
+    drawn = {arm: of_arm for arm, of_arm in drawn.items() if of_arm}
     every = [level for of_arm in drawn.values() for level in of_arm]
     shown = [0.0, *(value for level in every for value in level.values)]
+    left = {100 * level.density for level in every}
+    for place, (arm, of_arm) in enumerate(drawn.items()):
+        aside = _aside(len({level.level for level in every}) == 1, place, len(drawn))
+        x, values = [100 * level.density * aside for level in of_arm], [level.values for level in of_arm]
+        floors, style = [level.floor for level in of_arm], (*draw.look(arm), "-")
+        intervals = draw.curve(axes, x, values, style, f"ticket − {arm}", floors=floors)
+        # Whether they reach 0 is what one looks for; those of two seeds would leave nothing else to see.
+        shown += [end for of in intervals if of.n >= draw.BAND_FROM for end in (of.low, of.high)]
     # The claim, where the axis reaches it.
     if max(shown) > 10:
         axes.axhspan(10, 15, color="#999999", alpha=0.25, lw=0, label="10–15 points")
-    _finish(axes, {100 * level.density for level in every}, shown, "upper left")
+    _finish(axes, left, shown)
     axes.set_ylabel("difference in test accuracy (pp)")
+    draw.legend(figure, axes, "upper left")
     return figure
 
 
@@ -96,11 +110,12 @@ def speed(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
         colour, marker = draw.look(arm)
         there = [level for level in of_arm if level.density]
         known = [level for level in there if not level.censored]
-        x, values = [100 * of.density for of in known], [[r.low for r in of.ratios] for of in known]
+        aside = draw.beside(place, len(levels))
+        # The bar of a single level stands with its points.
+        shift = aside if len(known) == 1 else 1.0
+        x, values = [100 * of.density * shift for of in known], [[r.low for r in of.ratios] for of in known]
         if known:
             draw.curve(axes, x, values, (colour, marker or "D", "-"), arm, points=False, geometric=True)
-        # Beside one another, so that the arms' points do not hide each other.
-        aside = 1.015 ** (place - (len(levels) - 1) / 2)
         for level in there:
             left.add(100 * level.density)
             for ratio in level.ratios:
@@ -126,7 +141,7 @@ def speed(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     draw.weights_axis(axes, left)
     axes.set_xlabel(draw.WEIGHTS_LEFT)
     axes.set_ylabel("early-stop step / the ticket's (log scale)")
-    axes.legend(fontsize=9)
+    draw.legend(figure, axes)
     return figure
 
 
@@ -167,19 +182,21 @@ def _against_weights(
     unit: float,
     within: Range,
     near: float = 0.0,
+    end: float = math.inf,
 ) -> Figure:
-    """A column against weights left; with `near`, a second panel of what is so close to the dense network."""
+    """A column against weights left; with `near`, a second panel of what is so close to the dense network.
+
+    Seeds with a network whose value is `end` are marked as bounds.
+    """
     if near:
         figure, grid = draw.panels(heading, (2, 1), (7.2, 7.4), sharex=True)
         first, second = grid[:, 0]
     else:
         figure, first = draw.single(heading)
-    left, shown = _lines(first, rows, column, unit, within)
+    left, shown = _lines(first, rows, column, unit, within, end)
     # No accuracy is above 100 %; steps at the last evaluation need room for their marks.
     most = PERCENT[1] if within == PERCENT else math.inf
-    # Beside the lines of several chains there is no room for their names.
-    several = len(chains(rows)) > 1
-    _finish(first, left, shown, None if several else "best", most)
+    _finish(first, left, shown, most)
     first.set_ylabel(label)
     if near:
         first.set_xlabel("")
@@ -187,59 +204,97 @@ def _against_weights(
             np.mean([unit * value for value in by_seed(select(rows, chain=DENSE), column).values()])
         )
         close = [value for value in _lines(second, rows, column, unit, within)[1] if value >= dense - near]
-        _finish(second, left, [dense - near, *close], None, most)
+        _finish(second, left, [dense - near, *close], most)
         second.set_ylabel(f"{label},\nnear the dense network")
-    if several:
-        draw.legend_below(figure, first)
+    if math.isfinite(end):
+        first.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    # Beside the lines of several chains there is no room for their names.
+    (draw.legend_below if len(chains(rows)) > 1 else draw.legend)(figure, first)
     return figure
 
 
 def _lines(
-    axes: Axes, rows: Sequence[Row], column: str, unit: float, within: Range
+    axes: Axes, rows: Sequence[Row], column: str, unit: float, within: Range, end: float = math.inf
 ) -> tuple[set[float], list[float]]:
-    """Draws seeds as points, their mean as a line with its 95 % interval; returns densities and values."""
-    shown = [unit * value for value in by_seed(select(rows, chain=DENSE), column).values()]
+    """Draws seeds as points, their mean as a line with its 95 % interval; returns densities and values.
+
+    A line with a seed that is known by a bound has no interval.
+    """
+    dense = select(rows, chain=DENSE)
+    shown, colour = [unit * value for value in by_seed(dense, column).values()], draw.look(DENSE)[0]
+    bounds = [(100.0, value, colour) for value in _bounds(dense, column, end)]
     if shown:
-        interval, colour = mean_interval(shown, within=within), draw.look(DENSE)[0]
+        interval = mean_interval(shown, within=within)
         axes.axhline(interval.mean, color=colour, lw=1, label=f"dense (n = {interval.n})")
-        if interval.n >= draw.BAND_FROM:
+        if interval.n >= draw.BAND_FROM and not bounds:
             axes.axhspan(interval.low, interval.high, color=colour, alpha=0.12, lw=0)
-    there, left = chains(rows), set[float]()
-    for place, chain in enumerate(there):
+    there, placed, alone = chains(rows), _placed(rows, column), one_level(rows)
+    names = _names([*placed])
+    for place, ((chain, arm), levels) in enumerate(placed.items()):
+        x = [share * _aside(alone, place, len(placed)) for share, _ in levels]
+        values = [[unit * value for value in by_seed(of, column).values()] for _, of in levels]
+        known = [_bounds(of, column, end) for _, of in levels]
+        style = (*draw.look(arm), draw.chain_line(there.index(chain)))
+        draw.curve(axes, x, values, style, names[place], interval=not any(known), within=within)
+        bounds += [(at, value, style[0]) for at, of in zip(x, known, strict=True) for value in of]
+        shown += [value for of in values for value in of]
+    for colour, of in tables.grouped((colour, (at, value)) for at, value, colour in bounds).items():
+        axes.plot(*zip(*of, strict=True), color=colour, **_BOUND)
+    if bounds:
+        axes.plot([], [], color="#777777", label="at least this", **_BOUND)
+    return {share for levels in placed.values() for share, _ in levels}, shown
+
+
+def _placed(rows: Sequence[Row], column: str) -> dict[tuple[str, str], list[tuple[float, list[Row]]]]:
+    """(chain, arm) -> weights left in percent, and the rows, of every level that has values."""
+    placed = {}
+    for chain in chains(rows):
         for arm in arms(rows):
             levels = by_level(select(rows, chain=chain, arm=arm)).values()
-            density = [100 * float(np.mean([row.density for row in of])) for of in levels]
-            seeds = [[unit * value for value in by_seed(of, column).values()] for of in levels]
+            shares = [(100 * float(np.mean([row.density for row in of])), of) for of in levels]
             # A density of 0 has no place on a log scale.
-            points = [(share, of) for share, of in zip(density, seeds, strict=True) if share and of]
-            if points:
-                x, values = zip(*points, strict=True)
-                left.update(x)
-                shown += [value for of_level in values for value in of_level]
-                name = named(chain, arm) if len(there) > 1 else arm
-                style = (*draw.look(arm), draw.chain_line(place))
-                draw.curve(axes, x, values, style, name, within=within)
-    return left, shown
+            if found := [(share, of) for share, of in shares if share and by_seed(of, column)]:
+                placed[chain, arm] = found
+    return placed
 
 
-def _finish(
-    axes: Axes,
-    left: set[float],
-    shown: Sequence[float],
-    legend: Literal["best", "upper left"] | None = "best",
-    most: float = math.inf,
-) -> None:
-    """The axes of a figure against weights left, in percent, and its legend unless that is elsewhere."""
+def _bounds(rows: Sequence[Row], column: str, end: float) -> list[float]:
+    """The values of the seeds that have a network whose value is `end`, the highest that can be seen."""
+    seeds = {row.seed for row in rows if (getattr(row, column) or 0) >= end}
+    return [value for seed, value in by_seed(rows, column).items() if seed in seeds]
+
+
+def _names(drawn: Sequence[tuple[str, str]]) -> list[str]:
+    """The names of (chain, arm) in a legend, with the rewind step where arms alone do not tell them apart."""
+    steps, different = {imp.rewind_of(chain) for chain, _ in drawn}, {arm for _, arm in drawn}
+    several = len(steps) > 1 or len(different) < len(drawn)
+    return [named(chain, arm) if several else arm for chain, arm in drawn]
+
+
+def one_level(rows: Sequence[Row]) -> bool:
+    """Whether all networks but the dense one are of one level: arms then stand beside one another."""
+    return len({row.level for row in rows if row.chain != DENSE}) == 1
+
+
+def _aside(alone: bool, place: int, count: int) -> float:
+    """The factor of an arm's place on the axis: arms of a run's only level do not hide one another."""
+    return draw.beside(place, count, 1.06 ** (2 / count)) if alone else 1.0
+
+
+def _finish(axes: Axes, left: set[float], shown: Sequence[float], most: float = math.inf) -> None:
+    """The axes of a figure against weights left, in percent."""
     draw.weights_axis(axes, left)
     _fit(axes, shown, 0.08, most)
     axes.set_xlabel(draw.WEIGHTS_LEFT)
-    if legend and axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=9, loc=legend)
 
 
 def _fit(axes: Axes, shown: Sequence[float], margin: float, most: float = math.inf) -> None:
-    """Fits the y axis to the points; the interval of two seeds can be far wider. It ends at `most`."""
+    """Fits the y axis to the points; the interval of two seeds can be far wider. It ends at `most`.
+
+    Its numbers are whole ones, not differences to one of them.
+    """
+    axes.ticklabel_format(axis="y", useOffset=False)
     if shown:
         low, high = min(shown), max(shown)
-        top = high + margin * (high - low or 1.0)
-        axes.set_ylim(low - margin * (high - low or 1.0), max(high, min(top, most)))
+        room = margin * (high - low) or 0.025 * abs(high) or margin
+        axes.set_ylim(low - room, max(high, min(high + room, most)))

@@ -34,6 +34,6 @@ def drawn(run: Run, found: Retrained) -> Drawn:
             x, style = [row.trainings for row in levels], (*draw.look(arm), line)
             draw.curve(axes, x, values, style, named(chain, arm), within=PERCENT)
     axes.set(xlabel="steps trained in all (trainings of the dense network)", ylabel="test accuracy (%)")
-    axes.legend(fontsize=8)
+    draw.legend(figure, axes)
     rows = [(*row[:6], seed, value) for row in found.levels for seed, value in row.accuracy.items()]
     return Drawn("retraining", "Accuracy against training cost", figure, _CAPTION, (_HEADER, rows))

@@ -26,6 +26,8 @@ _POINTS = (
     f"Points are seeds, lines their mean, {draw.BANDS} the 95 % interval of the mean by Student's t, on a "
     "scale that keeps it within what is possible"
 )
+# Letters of a title that takes more than a third of a figure.
+_LONG = 22
 # Of the first convolution, at most so many are shown.
 _FILTERS = 16
 _Share = Callable[[Any], float]
@@ -90,14 +92,15 @@ def _layer_density(of: Survivors, rows: Sequence[table.LayerDensity]) -> _Made:
         f"How much of every layer the ticket keeps ({of.chain}), against how much it keeps of all. Lines "
         "are means over seeds, points the seeds (n in the legend). On the dashed line a layer is as dense as "
         "the whole; layers above it are spared, layers below it give more than their share. With layer-wise "
-        f"pruning the rates decide this, with global pruning the network.{left_out}"
+        "pruning the rates decide this, with global pruning the network. Layers that are as dense as each "
+        f"other lie on one line, on which the last of them is seen.{left_out}"
     )
     return figure, caption, table.LayerDensity._fields, rows
 
 
 def _input_pixels(of: Survivors, found: Mapping[int, Mapping[int, np.ndarray]]) -> _Made:
     images = {level: np.mean(list(of_seeds.values()), axis=0) for level, of_seeds in found.items()}
-    heading, size = f"{of.heading}: connections of every pixel", (7.2, 3.3 if len(images) > 2 else 4.2)
+    heading, size = f"{of.heading}: connections of every pixel", (7.2, 3.8 if len(images) > 2 else 4.2)
     figure, (panels,) = draw.panels(heading, (1, len(images)), size)
     for axes, (level, image) in zip(panels, images.items(), strict=True):
         shown = axes.imshow(image, cmap="cividis", vmin=0)
@@ -237,7 +240,10 @@ def _dead_units(of: Survivors, rows: Sequence[table.DeadUnits]) -> _Made:
     # The ticket against random masks; where there are none, against chance.
     alone = all(row.arm == TICKET for row in rows)
     layers = grouped(rows, "layer")
-    columns = 2 if len(layers) in (2, 4) else min(len(layers), 3)
+    titles = {name: f"{name} ({own[0].units} units)" for name, own in layers.items()}
+    # Three long titles would not fit beside one another.
+    most = 2 if len(layers) in (2, 4) or max(map(len, titles.values())) > _LONG else 3
+    columns = min(len(layers), most)
     shape = -(-len(layers) // columns), columns
     heading, size = f"{of.heading}: units that are cut off", (7.2, 2.5 * shape[0] + 1.0)
     figure, grid = draw.panels(heading, shape, size, sharex=True, sharey=True)
@@ -245,7 +251,7 @@ def _dead_units(of: Survivors, rows: Sequence[table.DeadUnits]) -> _Made:
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
     for axes, (name, own) in zip(panels, layers.items(), strict=False):
-        axes.set_title(f"{name} ({own[0].units} units)", loc="left", fontsize=10)
+        axes.set_title(titles[name], loc="left", fontsize=10)
         for arm, of_arm in grouped(own, "arm").items():
             _line(axes, of_arm, lambda row: row.either / row.units, look(arm), arm, within=PERCENT)
         if alone:
