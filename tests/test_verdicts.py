@@ -472,6 +472,21 @@ def test_summaries_by_hand() -> None:
     assert reinit[4].startswith(f"{area:+.2f} [")
 
 
+def test_the_mean_over_log_density_has_the_floor_of_its_levels() -> None:
+    """Six seeds agree exactly: 4 points at 50 %, 8 at 10 %, of 90 % with 1,000 images."""
+    rows = [row(seed, "dense", 0, "dense", 1.0, 90.0) for seed in SEEDS]
+    for level, density, percent in ((1, 0.5, 86.0), (2, 0.1, 82.0)):
+        for seed in SEEDS:
+            rows.append(row(seed, "rewind-0", level, "ticket", density, 90.0))
+            rows.append(row(seed, "rewind-0", level, "reinit", density, percent))
+    assert gaps.summaries(rows, "rewind-0").rows[1][4] == "+6.00 [+6.00, +6.00]"
+    # Half of each level's floor: the interval of two levels whose errors go together.
+    floors = [100 * math.sqrt((0.9 * 0.1 + p * (1 - p)) / 1000) for p in (0.86, 0.82)]
+    half = scipy_stats.t.ppf(0.975, 5) * np.mean(floors) / math.sqrt(6)
+    found = gaps.summaries(rows, "rewind-0", images=1000).rows[1][4]
+    assert found == f"+6.00 [{6 - half:+.2f}, {6 + half:+.2f}]"
+
+
 def test_collapsed_runs_are_counted() -> None:
     rows = run({"ticket": {0.02: 0.0}}) + [
         row(seed, "rewind-0", 1, "reinit", 0.02, percent)
