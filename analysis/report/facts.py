@@ -72,7 +72,8 @@ def notes(run: Run) -> list[str]:
     if diverged:
         notes.append(
             f"{len(diverged)} of {counted(len(rows), 'cell')} diverged (their loss was not finite) and are "
-            "left out of figures and means; a chain ends where its ticket diverges."
+            "left out of figures and means; none matches the dense network, and a chain ends where its "
+            "ticket diverges."
         )
     # The cells of an arm from outside the package are not known where it is not loaded.
     known = all(arm in ARMS for arm in run.study.arms)

@@ -104,11 +104,12 @@ def summaries(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
     dense = accuracies(select(rows, chain=DENSE))
     tickets, lines = curves(rows, chain, TICKET), []
     for arm in arms(select(rows, chain=chain)):
-        of_arm = curves(rows, chain, arm)
+        # A network that diverged matches nothing, and has no area.
+        of_arm, with_failed = curves(rows, chain, arm), curves(rows, chain, arm, diverged=True)
         matches = [
             ", ".join(
                 "none" if least is None else f"{'≤ ' if last else ''}{100 * least:.1f}"
-                for least, last in stats.sparsest_matches(of_arm, dense, margin).values()
+                for least, last in stats.sparsest_matches(with_failed, dense, margin).values()
             )
             for margin in (0.0, TOLERANCE, 2.0)
         ]

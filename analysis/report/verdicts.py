@@ -266,12 +266,12 @@ def _saved(rows: Sequence[Row], chain: str) -> Finding:
 def _factors(rows: Sequence[Row], chain: str, arm: str) -> list[Ratio]:
     """Dense weights over those of the sparsest network of an arm that matches, one a seed, or its bounds.
 
-    At levels of the tickets at which a control was not trained it may have matched.
+    At levels of the tickets at which a control was not trained it may have matched. What diverged does not.
     """
-    dense, tickets = accuracies(select(rows, chain=DENSE)), curves(rows, chain, TICKET)
+    dense, tickets = accuracies(select(rows, chain=DENSE)), curves(rows, chain, TICKET, diverged=True)
     return [
         stats.match_ratio(curve, dense[seed], TOLERANCE, [density for density, _ in tickets.get(seed, [])])
-        for seed, curve in curves(rows, chain, arm).items()
+        for seed, curve in curves(rows, chain, arm, diverged=True).items()
         if seed in dense
     ]
 
@@ -280,13 +280,28 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     claim = f"Reinitialised masks need more weights than tickets {TOLERANCE:g} points below dense"
     dense = accuracies(select(rows, chain=DENSE))
     tickets, controls = (curves(rows, chain, arm) for arm in (TICKET, "reinit"))
-    ratios = [*stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios.values()]
+    ratios = stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios
     if not ratios:
         return untested(claim, "no such cells", commands.extended(again, "--arms", TICKET, "reinit"))
-    unmeasured = any(0 < ratio.low < ratio.high < math.inf for ratio in ratios)
-    unfallen = any(not ratio.low or math.isinf(ratio.high) for ratio in ratios)
-    why = ["do not fall that low"] * unfallen + ["fall between levels without a control"] * unmeasured
-    return _times(claim, ratios, 1, " or ".join(why), SUPERIOR)
+    unfallen = {
+        TICKET: {seed for seed, ratio in ratios.items() if math.isinf(ratio.high)},
+        "reinit": {seed for seed, ratio in ratios.items() if not ratio.low},
+    }
+    both = [(seeds, _ended(rows, chain, arm)) for arm, seeds in unfallen.items()]
+    unmeasured = any(0 < ratio.low < ratio.high < math.inf for ratio in ratios.values())
+    reasons = {
+        "do not fall that low": any(seeds - ended for seeds, ended in both),
+        "diverged before they fell": any(seeds & ended for seeds, ended in both),
+        "fall between levels without a control": unmeasured,
+    }
+    why = " or ".join(reason for reason, there in reasons.items() if there)
+    return _times(claim, [*ratios.values()], 1, why, SUPERIOR)
+
+
+def _ended(rows: Sequence[Row], chain: str, arm: str) -> set[int]:
+    """The seeds whose sparsest network of an arm diverged."""
+    known, every = curves(rows, chain, arm), curves(rows, chain, arm, diverged=True)
+    return {seed for seed, curve in every.items() if curve[-1:] != known.get(seed, [])[-1:]}
 
 
 def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) -> Finding:
