@@ -279,6 +279,22 @@ def test_weights_saved_and_iso_accuracy() -> None:
     )
 
 
+def test_a_claim_that_lacks_its_control_alone_says_so() -> None:
+    """Tickets have a level in the range; reinit, random and the late tickets are at 50 % alone."""
+    rows = run({"ticket": {0.5: 1.0, 0.15: 1.0}, "reinit": {0.5: 0.0}})
+    rows += run({"ticket": {0.5: 1.0}}, chain="rewind-500")[len(SEEDS) :]
+    found, there = said(rows), "between 10 and 20 % of the weights"
+    why = {claim: of.estimate for claim, of in found.items() if of.outcome == "not tested"}
+    faster = "Tickets learn faster than reinitialised ones at 80–90 % sparsity"
+    beaten = "Tickets beat reinitialised ones at 80–90 % sparsity"
+    assert why[TEN] == why[faster] == why[beaten] == f"reinit was not trained {there}"
+    assert why["Tickets beat random pruning at 80–90 % sparsity"] == f"random was not trained {there}"
+    late = "Late rewinding helps at 80–90 % sparsity: to step 500 against 0"
+    assert why[late] == f"the ticket rewound to step 500 was not trained {there}"
+    neither = said(run({"ticket": {0.5: 1.0}}))
+    assert {neither[claim].estimate for claim in (TEN, faster, beaten)} == {f"no level {there}"}
+
+
 def test_a_network_that_diverged_matches_nothing() -> None:
     """Tickets of seeds 0 and 2 diverge at 20 %, where their chains end; the others fall at 10 %."""
 

@@ -61,7 +61,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
             ]
         claim = f"Tickets beat {others} at 80–90 % sparsity"
         found += [
-            _better(claim, gaps, command, _GAPS, there),
+            _better(claim, gaps, command, _GAPS, there, control),
             _somewhere("… at some density", gaps, 0, command),
         ]
         found[start:] = [_marked(finding, own, control, end, every) for finding in found[start:]]
@@ -95,14 +95,15 @@ def _everywhere(
     where: Link,
     test: str,
     of: int,
+    other: str,
 ) -> Finding:
     """A claim about every level of the range, with the estimate of the least favourable one.
 
-    Of the tickets' `of` levels there, the control may have been trained at some only.
+    Of the tickets' `of` levels there, the `other` may have been trained at some only, or at none.
     """
     levels = in_range(levels)
     if not levels:
-        return untested(claim, "no level between 10 and 20 % of the weights", command)
+        return untested(claim, _none_there(of, other), command)
     tested = everywhere([say(level) for level in levels])
     n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
     estimate = f"{said}{at_some(len(levels), of)}"
@@ -112,6 +113,11 @@ def _everywhere(
 def levels_there(rows: Sequence[Row], chain: str) -> int:
     """The levels of 80 to 90 % sparsity at which tickets stand beside their dense network."""
     return len(in_range(differences(rows, chain, TICKET, DENSE)))
+
+
+def _none_there(of: int, other: str) -> str:
+    """Why a claim about the range is not tested; tickets have `of` levels there, and the other has none."""
+    return f"{f'{other} was not trained' if of else 'no level'} between 10 and 20 % of the weights"
 
 
 def at_some(levels: int, of: int) -> str:
@@ -140,7 +146,7 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
 
     test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
     of = len(in_range(to_dense[TICKET]))
-    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, of)
+    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, of, DENSE)
     controls = {
         arm: everywhere([say(level) for level in of_arm])
         for arm in CONTROLS
@@ -149,9 +155,9 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
     return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT, levels=of))
 
 
-def _better(claim: str, levels: Sequence[Level], command: str, where: Link, of: int) -> Finding:
-    """A claim that a difference is above 0 at every level of the range; `of` as in `_everywhere`."""
-    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, of)
+def _better(claim: str, levels: Sequence[Level], command: str, where: Link, of: int, other: str) -> Finding:
+    """A claim that a difference is above 0 at every level of the range; `of`, `other` as in `_everywhere`."""
+    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, of, other)
 
 
 def _against_zero(level: Level) -> At:
@@ -177,7 +183,7 @@ def _by_ten(levels: Sequence[Level], command: str, of: int) -> Finding:
         return At(at(level), stats.verdict(level.values, 10, floor=level.floor))
 
     test = f"{SUPERIOR}, by 10{_UNIT} or more"
-    found = _everywhere(claim, levels, least, command, _GAPS, test, of)
+    found = _everywhere(claim, levels, least, command, _GAPS, test, of, "reinit")
     return found._replace(estimate=f"{found.estimate}{at_most_15(levels)}")
 
 
@@ -307,13 +313,14 @@ def _ended(rows: Sequence[Row], chain: str, arm: str) -> set[int]:
 def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) -> Finding:
     """The claim that tickets reach their lowest validation loss in fewer steps than another arm."""
     others = "the dense network" if other == DENSE else "reinitialised ones"
-    claim = f"Tickets learn faster than {others} at 80–90 % sparsity"
+    claim, there = f"Tickets learn faster than {others} at 80–90 % sparsity", levels_there(rows, chain)
     levels = [
         of for of in speed.slower(rows, chain, other, end) if in_range([Level(of.level, of.density, [])])
     ]
     if not levels:
-        command = deeper if other == DENSE else commands.extended(deeper, "--arms", TICKET, other)
-        return untested(claim, "no level between 10 and 20 % of the weights", command)
+        if other == DENSE:
+            return untested(claim, _none_there(0, other), deeper)
+        return untested(claim, _none_there(there, other), commands.extended(deeper, "--arms", TICKET, other))
     tests = []
     for of in levels:
         known = f", {of.censored} of {len(of.ratios)} seeds known by bounds" if of.censored else ""
@@ -322,7 +329,6 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
         tests.append(At(place, stats.geometric_verdict(of.ratios, 1), equal))
     tested = everywhere(tests, same=1)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
-    there = levels_there(rows, chain)
     said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{at_some(len(levels), there)}"
     return Finding(claim, tested.outcome, said, n, where, named(tested, SUPERIOR, TIMES))
 
@@ -338,7 +344,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, 
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
         found += [
-            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, there),
+            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, there, f"the ticket {words.rewound(chain)}"),
             _somewhere(f"Late rewinding helps at some density: {steps}", gaps, 0, deeper, _LEVELS),
         ]
     return found
