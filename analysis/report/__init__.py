@@ -116,7 +116,9 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
     tickets = ticket_chains(rows)
     images, heading = images_of(run.about), words.title(run.about)
     apart = [
-        table for chain in tickets for table in (gaps.summaries(rows, chain), gaps.gaps(rows, chain, images))
+        table
+        for chain in tickets
+        for table in (gaps.summaries(rows, chain, images), gaps.gaps(rows, chain, images))
     ]
     detects = power.table(run.about, rows)
     apart += [detects] if detects else []

@@ -77,7 +77,8 @@ def notes(run: Run) -> list[str]:
     if diverged:
         notes.append(
             f"{len(diverged)} of {counted(len(rows), 'cell')} diverged (their loss was not finite) and are "
-            "left out of figures and means; a chain ends where its ticket diverges."
+            "left out of figures and means; none matches the dense network, and a chain ends where its "
+            "ticket diverges."
         )
     missing = len(set(run.planned) - {*run.results})
     if missing:

@@ -96,26 +96,42 @@ def _known(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def summaries(rows: Sequence[Row], chain: str) -> Table:
-    """Every arm over all densities: how sparse it matches the dense network, and its area to the ticket."""
+def summaries(rows: Sequence[Row], chain: str, images: int = 0) -> Table:
+    """Every arm over all densities: how sparse it matches the dense network, and its area to the ticket.
+
+    `images` of the test set give the floor of the area's spread, 0 none.
+    """
     dense = accuracies(select(rows, chain=DENSE))
     tickets, lines = curves(rows, chain, TICKET), []
     for arm in arms(select(rows, chain=chain)):
-        of_arm = curves(rows, chain, arm)
+        # A network that diverged matches nothing, and has no area.
+        of_arm, with_failed = curves(rows, chain, arm), curves(rows, chain, arm, diverged=True)
         matches = [
             ", ".join(
                 "none" if least is None else f"{'≤ ' if last else ''}{100 * least:.1f}"
-                for least, last in stats.sparsest_matches(of_arm, dense, margin).values()
+                for least, last in stats.sparsest_matches(with_failed, dense, margin).values()
             )
             for margin in (0.0, TOLERANCE, 2.0)
         ]
         both = [seed for seed in of_arm if seed in tickets and seed in dense]
         areas = [stats.area_between(tickets[seed], of_arm[seed]) for seed in both]
-        area = words.points(stats.mean_interval([area for area in areas if area is not None]))
+        known, floor = [area for area in areas if area is not None], _floor(rows, chain, arm, images)
+        area = words.points(stats.mean_interval(known, floor=floor))
         lines.append([arm, *matches, "" if arm == TICKET else area])
     header = ["arm", "matches dense down to (%), each seed", f"within {TOLERANCE:g} pp", "within 2 pp",
               "ticket − arm, mean over log density (pp)"]  # fmt: skip
     return Table(f"Over all densities, {words.rewound(chain)}", header, lines, 4)
+
+
+def _floor(rows: Sequence[Row], chain: str, arm: str, images: int) -> float:
+    """The floor of a seed's mean of ticket − arm over log density: the same mean of its levels' floors.
+
+    The standard deviation of a weighted mean is at most the weighted mean of those of its terms, however
+    these are correlated, as the levels are by their test images.
+    """
+    levels = differences(rows, chain, TICKET, arm, images=images)
+    floors = {level.density: level.floor for level in levels if level.density}
+    return stats.area_between(floors.items(), dict.fromkeys(floors, 0.0).items()) or 0.0
 
 
 def collapsed(rows: Sequence[Row], classes: int) -> Table | None:

@@ -12,6 +12,8 @@ from ..rows import Row, accuracies, by_level, by_seed, densities, select, ticket
 
 # Percentage points below the dense network that count as its accuracy.
 TOLERANCE = 0.5
+# Percent; no accuracy is as low, whatever may be lost to the dense network.
+_NOTHING = -100.0
 
 
 class Level(NamedTuple):
@@ -56,12 +58,19 @@ def differences(
     return found
 
 
-def curves(rows: Sequence[Row], chain: str, arm: str) -> dict[int, list[tuple[float, float]]]:
-    """Seed -> (density, accuracy in percent) of an arm, without networks that have no weight left."""
+def curves(
+    rows: Sequence[Row], chain: str, arm: str, diverged: bool = False
+) -> dict[int, list[tuple[float, float]]]:
+    """Seed -> (density, accuracy in percent) of an arm, without networks that have no weight left.
+
+    With `diverged` there is a point below every accuracy where all repeats of a seed diverged, which matches
+    nothing; else there is none.
+    """
     curves: dict[int, dict[float, float]] = {}
     for of_level in by_level(select(rows, chain=chain, arm=arm)).values():
         density = by_seed(of_level, "density")
-        for seed, value in accuracies(of_level).items():
+        failed = {row.seed: _NOTHING for row in of_level if diverged and row.status == "diverged"}
+        for seed, value in {**failed, **accuracies(of_level)}.items():
             # Where no weight could be removed, a level repeats the density of the one before it.
             if density[seed]:
                 curves.setdefault(seed, {}).setdefault(density[seed], value)

@@ -66,7 +66,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
                 _somewhere(f"{beat} by 10 points or more{_SOMEWHERE}", gaps, 10, command),
             ]
         found += [
-            _better(f"{beat} at 80–90 % sparsity", gaps, command, _GAPS, there),
+            _better(f"{beat} at 80–90 % sparsity", gaps, command, _GAPS, there, control),
             _somewhere(f"{beat}{_SOMEWHERE}", gaps, 0, command),
         ]
         found[start:] = [_marked(finding, own, control, end, every) for finding in found[start:]]
@@ -109,14 +109,15 @@ def _everywhere(
     where: Link,
     test: str,
     of: int,
+    other: str,
 ) -> Finding:
     """A claim about every level of the range, with the estimate of the least favourable one.
 
-    Of the tickets' `of` levels there, the control may have been trained at some only.
+    Of the tickets' `of` levels there, the `other` may have been trained at some only, or at none.
     """
     levels = in_range(levels)
     if not levels:
-        return untested(claim, _NONE_THERE, command)
+        return untested(claim, _none_there(of, other), command)
     tested = everywhere([say(level) for level in levels])
     n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
     estimate = f"{said}{at_some(len(levels), of)}"
@@ -126,6 +127,11 @@ def _everywhere(
 def levels_there(rows: Sequence[Row], chain: str) -> int:
     """The levels of 80 to 90 % sparsity at which tickets stand beside their dense network."""
     return len(in_range(differences(rows, chain, TICKET, DENSE)))
+
+
+def _none_there(of: int, other: str) -> str:
+    """Why a claim about the range is not tested; tickets have `of` levels there, and the other has none."""
+    return f"{other} was not trained between 10 and 20 % of the weights" if of else _NONE_THERE
 
 
 def at_some(levels: int, of: int) -> str:
@@ -154,7 +160,7 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
 
     test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
     of = len(in_range(to_dense[TICKET]))
-    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, of)
+    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, of, DENSE)
     controls = {
         arm: everywhere([say(level) for level in of_arm])
         for arm in CONTROLS
@@ -163,9 +169,9 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
     return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT, levels=of))
 
 
-def _better(claim: str, levels: Sequence[Level], command: str, where: Link, of: int) -> Finding:
-    """A claim that a difference is above 0 at every level of the range; `of` as in `_everywhere`."""
-    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, of)
+def _better(claim: str, levels: Sequence[Level], command: str, where: Link, of: int, other: str) -> Finding:
+    """A claim that a difference is above 0 at every level of the range; `of`, `other` as in `_everywhere`."""
+    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, of, other)
 
 
 def _against_zero(level: Level) -> At:
@@ -191,7 +197,7 @@ def _by_ten(levels: Sequence[Level], command: str, of: int) -> Finding:
         return At(at(level), stats.verdict(level.values, 10, floor=level.floor))
 
     test = f"{SUPERIOR}, by 10{_UNIT} or more"
-    found = _everywhere(claim, levels, least, command, _GAPS, test, of)
+    found = _everywhere(claim, levels, least, command, _GAPS, test, of, "reinit")
     return found._replace(estimate=f"{found.estimate}{at_most_15(levels)}")
 
 
@@ -280,12 +286,12 @@ def _saved(rows: Sequence[Row], chain: str) -> Finding:
 def _factors(rows: Sequence[Row], chain: str, arm: str) -> list[Ratio]:
     """Dense weights over those of the sparsest network of an arm that matches, one a seed, or its bounds.
 
-    At levels of the tickets at which a control was not trained it may have matched.
+    At levels of the tickets at which a control was not trained it may have matched. What diverged does not.
     """
-    dense, tickets = accuracies(select(rows, chain=DENSE)), curves(rows, chain, TICKET)
+    dense, tickets = accuracies(select(rows, chain=DENSE)), curves(rows, chain, TICKET, diverged=True)
     return [
         stats.match_ratio(curve, dense[seed], TOLERANCE, [density for density, _ in tickets.get(seed, [])])
-        for seed, curve in curves(rows, chain, arm).items()
+        for seed, curve in curves(rows, chain, arm, diverged=True).items()
         if seed in dense
     ]
 
@@ -294,25 +300,41 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     claim = f"Reinitialised masks need more weights than tickets {TOLERANCE:g} points below dense"
     dense = accuracies(select(rows, chain=DENSE))
     tickets, controls = (curves(rows, chain, arm) for arm in (TICKET, "reinit"))
-    ratios = [*stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios.values()]
+    ratios = stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios
     if not ratios:
         return untested(claim, "no such cells", commands.extended(again, "--arms", TICKET, "reinit"))
-    unmeasured = any(0 < ratio.low < ratio.high < math.inf for ratio in ratios)
-    unfallen = any(not ratio.low or math.isinf(ratio.high) for ratio in ratios)
-    why = ["do not fall that low"] * unfallen + ["fall between levels without a control"] * unmeasured
-    return _times(claim, ratios, 1, " or ".join(why), SUPERIOR)
+    unfallen = {
+        TICKET: {seed for seed, ratio in ratios.items() if math.isinf(ratio.high)},
+        "reinit": {seed for seed, ratio in ratios.items() if not ratio.low},
+    }
+    both = [(seeds, _ended(rows, chain, arm)) for arm, seeds in unfallen.items()]
+    unmeasured = any(0 < ratio.low < ratio.high < math.inf for ratio in ratios.values())
+    reasons = {
+        "do not fall that low": any(seeds - ended for seeds, ended in both),
+        "diverged before they fell": any(seeds & ended for seeds, ended in both),
+        "fall between levels without a control": unmeasured,
+    }
+    why = " or ".join(reason for reason, there in reasons.items() if there)
+    return _times(claim, [*ratios.values()], 1, why, SUPERIOR)
+
+
+def _ended(rows: Sequence[Row], chain: str, arm: str) -> set[int]:
+    """The seeds whose sparsest network of an arm diverged."""
+    known, every = curves(rows, chain, arm), curves(rows, chain, arm, diverged=True)
+    return {seed for seed, curve in every.items() if curve[-1:] != known.get(seed, [])[-1:]}
 
 
 def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) -> Finding:
     """The claim that tickets reach their lowest validation loss in fewer steps than another arm."""
     others = "the dense network" if other == DENSE else "reinitialised ones"
-    claim = f"Tickets learn faster than {others} at 80–90 % sparsity"
+    claim, there = f"Tickets learn faster than {others} at 80–90 % sparsity", levels_there(rows, chain)
     levels = [
         of for of in speed.slower(rows, chain, other, end) if in_range([Level(of.level, of.density, [])])
     ]
     if not levels:
-        command = deeper if other == DENSE else commands.extended(deeper, "--arms", TICKET, other)
-        return untested(claim, _NONE_THERE, command)
+        if other == DENSE:
+            return untested(claim, _none_there(0, other), deeper)
+        return untested(claim, _none_there(there, other), commands.extended(deeper, "--arms", TICKET, other))
     tests = []
     for of in levels:
         some = f"{of.censored} of {len(of.ratios)} seeds " if len(of.ratios) > 1 else ""
@@ -322,7 +344,6 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
         tests.append(At(place, stats.geometric_verdict(of.ratios, 1), equal))
     tested = everywhere(tests, same=1)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
-    there = levels_there(rows, chain)
     said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{at_some(len(levels), there)}"
     return Finding(claim, tested.outcome, said, n, where, named(tested, SUPERIOR, TIMES))
 
@@ -338,7 +359,7 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, 
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
         found += [
-            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, there),
+            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, there, f"the ticket {words.rewound(chain)}"),
             _somewhere(f"Late rewinding helps{_SOMEWHERE}: {steps}", gaps, 0, deeper, _LEVELS),
         ]
     return found

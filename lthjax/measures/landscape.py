@@ -269,18 +269,18 @@ def path(
     return _at_points(between, alphas, together)
 
 
-def barrier(values: Any) -> jax.Array:
+def barrier(values: Any) -> Any:
     """max E(alpha) - (E(0) + E(1)) / 2 along a path; at least 0.
 
     Args:
         values: float [..., A], a loss or an error (1 - accuracy) on a path, ends included.
 
     Returns:
-        float [...].
+        float [...], of JAX where the values are; else of NumPy, float64 where they are.
 
     Source: Frankle et al. 2020 (arXiv 1912.05671), section 2.
     """
-    values = jnp.asarray(values)
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
     return values.max(-1) - (values[..., 0] + values[..., -1]) / 2
 
 
