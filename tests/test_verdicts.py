@@ -692,9 +692,9 @@ def test_an_n_m_pattern_has_one_level(density: float, tmp_path: Path) -> None:
         assert as_asked(command, tmp_path, **changes).levels == 1
     study = {**STUDY, "config": {"prune": {"granularity": pattern}}}
     found = {of.claim: of for of in verdicts.findings(study, run({"ticket": {density: 0.0}}))}
-    why = "no level between 10 and 20 % of the weights"
+    why = "reinit was not trained between 10 and 20 % of the weights"
     if density > 0.2:
-        why += ", and an N:M pattern has one density"
+        why = "no level between 10 and 20 % of the weights, and an N:M pattern has one density"
         assert (found[WITHIN.format(2)].estimate, found[WITHIN.format(2)].where) == (why, "")
     assert found[REINIT].estimate == why
 
