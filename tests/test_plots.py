@@ -567,7 +567,9 @@ def test_arms_of_a_single_level_do_not_hide_one_another() -> None:
         assert len({*places}) == count
         assert places == pytest.approx([80.0] * count, rel=0.06)
         assert all(axes.get_xlim()[1] < place for place in places)
-    assert "stand beside one another" in accuracy.overview(rows, "").caption
+    gaps_shown = accuracy.drawn(Given(rows), "")[0]
+    for shown in (accuracy.overview(rows, ""), gaps_shown):
+        assert "stand beside one another" in shown.caption
     assert "beside one another" not in accuracy.overview(of_arms(arms), "").caption
 
 

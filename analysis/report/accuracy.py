@@ -33,6 +33,7 @@ from .figures import Curve, Curves
 # control, for these arms.
 _SHOWN = (0.2, 0.1)
 _AT_MOST = ("ticket", "reinit", "random")
+_ASIDE = " The arms of the only level stand beside one another."
 # The figures of `drawn`, in words.
 _FIGURES = {
     "accuracy": "accuracies",
@@ -100,7 +101,7 @@ def overview(rows: Sequence[Row], heading: str) -> Drawn:
     if figures.is_far(rows):
         caption += " The lower panel shows the same near the dense network."
     if figures.one_level(rows):
-        caption += " The arms of the only level stand beside one another."
+        caption += _ASIDE
     title, figure = "Test accuracy against weights left", figures.accuracy(rows, f"{heading}: accuracy")
     return Drawn("accuracy", title, figure, caption, _points(rows, "test_accuracy", 100))
 
@@ -151,6 +152,8 @@ def _gaps(gaps: Mapping[str, Sequence[paired.Level]], heading: str, of_chain: st
         "axis reaches so far, is the gap of 10 to 15 points that is often claimed. Look for where a line "
         "leaves zero."
     )
+    if len({level.level for levels in gaps.values() for level in levels}) == 1:
+        caption += _ASIDE
     header = ("arm", "level", "density", "seed", "ticket_minus_arm_points")
     lines = [
         (arm, level.level, level.density, seed, value)
