@@ -259,6 +259,7 @@ LENGTHY = {
     "test_arms": ("test_a_study_of_every_arm_and_criterion",),
     "test_bucket": ("test_the_command_takes_an_address",),
     "test_checkpoints": ("test_from_every_position_a_job_goes_on_to_the_same_bits[statistics",),
+    "test_cli": ("test_only_the_reports_path",),
     "test_configs": tuple(
         f"test_builds_and_runs_two_steps[{name}"
         for name in ("conv2", "conv4", "conv6", "resnet20", "rewind_resnet8", "quickstart_wide")
@@ -273,10 +274,19 @@ LENGTHY = {
     ),
     "test_notebooks": ("test_colab",),
     "test_own_network": ("test_its_run_folder",),
+    "test_predict": ("test_masks_that_were_predicted_from_a_ticket",),
     "test_processes": ("test_two_processes_train_no_cell_twice",),
     "test_sharing": ("test_a_seed_of_a_sweep",),
     "test_study": ("test_the_same_study_twice",),
     "test_sweep": ("test_the_comparison_page", "test_overrides_go_to_every_study"),
+    "test_tpu_forms": (
+        *(
+            f"test_a_network_for_tpu_has_the_numbers_of_the_plain_one[{n}_wide"
+            for n in ("lenet5", "small_cnn")
+        ),
+        "test_gradients_of_gradients_for_tpu[lenet5",
+        "test_residual_blocks_have_the_numbers_of_pixels[False-stages0",
+    ),
     "test_train": ("test_many_steps_as_with_the_builtin_convolution[conv2-200",),
     "test_transfer": ("test_",),
     "test_versions": ("test_what_is_installed",),
