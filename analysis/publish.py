@@ -31,6 +31,7 @@ from lthjax.folder.verified import read_study
 
 from . import page, report
 from .analyses import ANALYSES
+from .report.facts import unfinished
 from .run import PUBLISHED, Run
 
 # Bytes of a figure that a page on the web shows without being waited for.
@@ -149,16 +150,11 @@ class Options:
 
 
 def _unfinished(run: Path) -> str:
-    """How many cells of a run are not trained yet, in a line; "" where all are."""
-    opened = Run(run)
-    missing = len({*opened.planned} - {*opened.results})
+    """That a run is not finished, and who trains it; "" where it is."""
+    missing, busy = unfinished(Run(run)), claims.busy_seeds(run)
     if not missing:
         return ""
-    diverged = any(result["status"] == "diverged" for result in opened.results.values())
-    behind = "lie behind a diverged training or " if diverged else ""
-    said = f"{run}: {missing} of the {len(opened.planned)} cells last asked for {behind}are not trained yet"
-    busy = claims.busy_seeds(run)
-    return f"{said}; another process trains {study.seeds_in_words(busy)}" if busy else said
+    return f"{run}: {missing}{f'; another process trains {study.seeds_in_words(busy)}' if busy else ''}"
 
 
 def main(arguments: list[str]) -> None:
@@ -166,9 +162,9 @@ def main(arguments: list[str]) -> None:
     *runs, folder = cli.parsed(Options, arguments, home.command("publish")).paths or [Path()]
     if not runs:
         raise UserError("FOLDER: it is missing; name the run folders, and last the folder to write.")
-    unfinished = [line for run in runs if (line := _unfinished(run))]
+    warnings = [line for run in runs if (line := _unfinished(run))]
     written = publish(runs, folder)
-    for line in unfinished:
+    for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     print(written)
 

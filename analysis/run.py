@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lthjax import config, data, home, imp, manifest, models, record
+from lthjax import config, data, home, imp, models, record
 from lthjax.arms import ARMS
 from lthjax.catalogue import Unreachable
 from lthjax.errors import UserError, shell
@@ -102,9 +102,8 @@ class Run:
         Raises:
             UserError: one cannot be read.
         """
-        # One that has a manifest alone has lost its result.
-        patterns = [f"{of}/{name}" for of in places.PLACES[1:] for name in ("result.json", manifest.FILE)]
-        there = dict.fromkeys(path.parent for of in patterns for path in self.path.glob(of))
+        # A cell's result is written last where folders cannot be renamed; without it the cell is not there.
+        there = [path.parent for of in places.PLACES[1:] for path in self.path.glob(f"{of}/result.json")]
         cells = {cell_of(result): result for result in map(verified.read_result, there)}
         return {cell: cells[cell] for cell in sorted(cells, key=_place)}
 

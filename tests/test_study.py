@@ -382,8 +382,7 @@ def test_damaged_files_are_named_and_a_deleted_cell_is_made_anew(tiny: Make, tmp
     with pytest.raises(UserError, match=r"ticket/variables/.*: No such file or directory; python -m"):
         study.run(wider, tmp_path / "runs")
     (ticket / "result.json").unlink()
-    with pytest.raises(UserError, match=r"result.json: .*python -m analysis.check .* --repair"):
-        report.build(run)
+    assert report.build(run).is_file()
     study.run(prepared, tmp_path / "runs")
     assert numbers(run) == before
     assert (run / "damaged/1" / ticket.relative_to(run) / "mask.npz").is_file()

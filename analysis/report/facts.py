@@ -80,11 +80,18 @@ def notes(run: Run) -> list[str]:
             "left out of figures and means; none matches the dense network, and a chain ends where its "
             "ticket diverges."
         )
-    missing = len(set(run.planned) - {*run.results})
-    if missing:
-        behind = "lie behind a diverged training or " if diverged else ""
-        notes.append(f"{missing} of the {len(run.planned)} cells last asked for {behind}are not trained yet.")
+    if missing := unfinished(run):
+        notes.append(f"{missing}.")
     return notes
+
+
+def unfinished(run: Run) -> str:
+    """How many cells of a run are not trained yet, in words; "" where all are, or where none is known."""
+    missing = len({*run.planned} - {*run.results})
+    diverged = any(result["status"] == "diverged" for result in run.results.values())
+    behind = "lie behind a diverged training or " if diverged else ""
+    said = f"{missing} of the {len(run.planned)} cells last asked for {behind}are not trained yet"
+    return said if missing else ""
 
 
 def of_verdicts(found: Sequence[Finding]) -> list[str]:

@@ -43,7 +43,7 @@ class Reach(NamedTuple):
     first: int = 0
 
 
-_SAME = Reach(2)
+SAME = Reach(2)
 
 
 def fits(layers: Sequence[Any], shape: Sequence[int]) -> bool:
@@ -109,7 +109,7 @@ def forward(
                 x = jnp.pad(x, ((edge, edge), (edge, edge), (0, 0), (0, 0)))
                 inside = np.pad(inside, 2 * edge)
             # The bias after the pool: a maximum of sums with one number is the sum with the maximum.
-            x = _activated(x + jnp.tile(bias, 4 * group).reshape(1, 1, 1, -1), inside)
+            x = activated(x + jnp.tile(bias, 4 * group).reshape(1, 1, 1, -1), inside)
             if not following.size:
                 x = _flat(x, group)[:n]
         else:
@@ -142,7 +142,7 @@ def _flat(x: jax.Array, group: int) -> jax.Array:
     return x.reshape(group * n, -1)
 
 
-def block_kernel(kernel: jax.Array, group: int, parts: int, reach: Reach = _SAME) -> jax.Array:
+def block_kernel(kernel: jax.Array, group: int, parts: int, reach: Reach = SAME) -> jax.Array:
     """A kernel [S, S, C, K] as that of blocks, [B, B, 4 G C, 4 G K].
 
     The images of a group are in so many parts, outermost in the lanes of outputs; a part has every
@@ -186,22 +186,31 @@ def _exact(x: jax.Array, selection: np.ndarray) -> jax.Array:
     return lax.dot_general(x, selected, (((x.ndim - 1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
 
 
-def _activated(x: jax.Array, inside: np.ndarray) -> jax.Array:
-    """ReLU, and 0 outside the image."""
+def activated(x: jax.Array, inside: np.ndarray) -> jax.Array:
+    """ReLU, and 0 outside the image; `inside` as for `ones_inside`."""
+    return _relu(x, ones_inside(x, inside))
+
+
+def ones_inside(x: jax.Array, inside: np.ndarray) -> jax.Array:
+    """1 where blocks have pixels of the image, else 0, [rows, columns, 1, lanes].
+
+    Args:
+        x: the blocks.
+        inside: bool [2 rows, 2 columns], by pixel.
+    """
     down, across, _, lanes = x.shape
     mask = inside.reshape(down, 2, across, 2).transpose(0, 2, 1, 3).reshape(down, across, 1, 4)
-    return masked_relu(x, jnp.asarray(mask.repeat(lanes // 4, 3), x.dtype))
+    return jnp.asarray(mask.repeat(lanes // 4, 3), x.dtype)
 
 
 @jax.custom_jvp
-def masked_relu(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """ReLU, and 0 where the mask is."""
+def _relu(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0) * mask
 
 
-@masked_relu.defjvp
-def _masked_relu_jvp(
+@_relu.defjvp
+def _relu_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    y = masked_relu(*primals)
+    y = _relu(*primals)
     return y, jnp.where(y > 0, tangents[0], jnp.zeros((), y.dtype))

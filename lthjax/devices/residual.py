@@ -14,11 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lthjax.devices.blocks import CHANNELS, NUMBERS, Reach, block_kernel, lane_group, masked_relu, packed
+from lthjax.devices.blocks import (
+    CHANNELS,
+    NUMBERS,
+    SAME,
+    Reach,
+    activated,
+    block_kernel,
+    lane_group,
+    ones_inside,
+    packed,
+)
 from lthjax.devices.rows import Product
 
 PyTree = Any
-_SAME = Reach(2)
 _HALVING = Reach(3, 2)
 _SHORTCUT = Reach(2, 2, 1)
 
@@ -52,11 +61,9 @@ class _Place(NamedTuple):
     sides: tuple[int, int]
     before: bool
 
-    def inside(self, lanes: int) -> np.ndarray:
-        """Of images, or of the padding of the batch: bool [rows, columns, 1, lanes]."""
-        pixels = np.pad(np.ones(self.sides, bool), int(self.before))
-        blocks = pixels.reshape(len(pixels) // 2, 2, -1, 2).transpose(0, 2, 1, 3)
-        return blocks.reshape(*blocks.shape[:2], 1, 4).repeat(lanes // 4, 3)
+    def inside(self) -> np.ndarray:
+        """Of images, or of the padding of the batch; by pixel, as for `blocks.ones_inside`."""
+        return np.pad(np.ones(self.sides, bool), int(self.before))
 
     def real(self, rows: int, lanes: int) -> np.ndarray:
         """Not of the padding of the batch: bool [1, 1, rows, lanes]."""
@@ -106,7 +113,7 @@ def forward(
     x, _ = packed(images, place.group)
     x = net.convolved(x, params["conv1"], place.group)
     x, first = net.normalised(x, params["norm1"], stats["norm1"], place)
-    x = _activated(x, place)
+    x = activated(x, place.inside())
     new = {"norm1": first}
     for stage, width in enumerate(stages.widths, 1):
         for block in range(1, stages.blocks + 1):
@@ -130,7 +137,7 @@ class _Network(NamedTuple):
     convolution: Callable[..., jax.Array]
 
     def convolved(
-        self, x: jax.Array, params: PyTree, group: int, parts: int = 1, reach: Reach = _SAME, edge: int = 0
+        self, x: jax.Array, params: PyTree, group: int, parts: int = 1, reach: Reach = SAME, edge: int = 0
     ) -> jax.Array:
         """A convolution; `edge` is the blocks of padding before the first."""
         kernel, pads = block_kernel(params["kernel"], group, parts, reach), ((edge, 0), (edge, 0))
@@ -160,11 +167,10 @@ class _Network(NamedTuple):
     ) -> tuple[jax.Array, PyTree]:
         """A residual block from its first normalisation on; x is the shortcut, y the first convolution."""
         y, first = self.normalised(y, params["norm1"], stats["norm1"], place._replace(before=False), 1)
-        inside = np.pad(np.ones((y.shape[0] - 2, y.shape[1] - 2), bool), 1)
-        y = masked_relu(y, jnp.asarray(inside.reshape(*inside.shape, 1, 1), y.dtype))
+        y = activated(y, np.pad(np.ones(place.sides, bool), 2))
         y = self.convolved(y, params["conv2"], place.group)
         y, second = self.normalised(y, params["norm2"], stats["norm2"], place)
-        return _activated(x + y, place), {"norm1": first, "norm2": second}
+        return activated(x + y, place.inside()), {"norm1": first, "norm2": second}
 
     def halved(
         self, x: jax.Array, params: PyTree, stats: PyTree, place: _Place, group: int
@@ -184,7 +190,7 @@ def _moments(x: jax.Array, place: _Place, channels: int) -> tuple[jax.Array, jax
     """Mean and variance of every channel over the pixels of images, as `flax.linen.BatchNorm` has them."""
     rows, lanes = x.shape[2:]
     if place.before:
-        x = x * jnp.asarray(place.inside(lanes), x.dtype)
+        x = x * ones_inside(x, place.inside())
     if rows * place.group != place.images:
         x = x * jnp.asarray(place.real(rows, lanes), x.dtype)
     count = place.images * place.sides[0] * place.sides[1]
@@ -195,8 +201,3 @@ def _moments(x: jax.Array, place: _Place, channels: int) -> tuple[jax.Array, jax
 def _in_lanes(values: jax.Array, place: _Place) -> jax.Array:
     """Values of channels for the lanes of blocks."""
     return jnp.tile(values, 4 * place.group).reshape(1, 1, 1, -1)
-
-
-def _activated(x: jax.Array, place: _Place) -> jax.Array:
-    """ReLU, and 0 outside the images."""
-    return masked_relu(x, jnp.asarray(place.inside(x.shape[-1]), x.dtype))
