@@ -88,7 +88,7 @@ def notes(run: Run) -> list[str]:
 def unfinished(run: Run) -> str:
     """How many cells of a run are not trained yet, in words; "" where all are, or where none is known."""
     missing = len({*run.planned} - {*run.results})
-    diverged = any(result["status"] == "diverged" for result in run.results.values())
+    diverged = any(row.status == "diverged" for row in run.rows)
     behind = "lie behind a diverged training or " if diverged else ""
     said = f"{missing} of the {len(run.planned)} cells last asked for {behind}are not trained yet"
     return said if missing else ""
