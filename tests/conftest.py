@@ -44,6 +44,12 @@ for name, value in {
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 
+# Flags by which XLA compiles in half the time: no optimisation by LLVM, and loops by an older emitter, which
+# JAX has until 0.11.0.
+LIGHT = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ <= (0, 11, 0):
+    LIGHT.append("--xla_cpu_use_fusion_emitters=false")
+
 from lthjax import config, prune, pulse, study  # noqa: E402
 from lthjax.devices import replicate  # noqa: E402
 from lthjax.imp import Cell  # noqa: E402
@@ -94,6 +100,7 @@ SLOW = {
         ),
         "test_two_machines",
         "test_a_seed_that_another_machine",
+        "test_while_others_wait",
     ),
     "test_checkpoints": ("test_a_study_stopped_inside", "test_a_position_that_lacks"),
     "test_cli": (
@@ -209,6 +216,7 @@ SLOW = {
     ),
     "test_sharing": (
         "test_a_seed_of_a_sweep",
+        "test_a_sweep_borrows",
         "test_two_folders",
         "test_each_takes",
         "test_a_study_with_leases",
@@ -224,6 +232,7 @@ SLOW = {
         "test_the_comparison_page",
         "test_overrides_go_to_every_study",
         "test_networks_and_rewind_points",
+        "test_a_comparison_of_means_of_evaluations",
     ),
     "test_tpu": ("test_the_compiler_compiles",),
     "test_tpu_forms": (
@@ -292,10 +301,29 @@ LENGTHY = {
     "test_versions": ("test_what_is_installed",),
     "test_watching": ("test_services",),
 }
+# Files whose tests say that programs give equal bits, or numbers equal but for rounding, which depends
+# on how XLA compiles them: `make ci` and `make test-all` run them as users compile, too.
+COMPILED = (
+    "test_accelerators", "test_checkpoints", "test_hosts", "test_lowest", "test_precision", "test_processes",
+    "test_prune", "test_prune_sharded", "test_settings", "test_study", "test_train",
+)  # fmt: skip
 # By file the fixture that takes long to make: the tests that look at it are slow.
 _MEASURED = {"test_landscape_command": "made", "test_predict": "looked_at", "test_stability": "made"}
 ROOT = Path(__file__).parent.parent
 FULL = Path(os.environ.get("LTHJAX_DATA", ROOT / "data"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--as-users", action="store_true", help="compile as users do; by default with less optimisation"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets the flags that XLA reads at the first compilation, here and in processes that tests start."""
+    if not config.getoption("--as-users"):
+        # The caller's own flags come last and count.
+        os.environ["XLA_FLAGS"] = " ".join([*LIGHT, *os.environ.get("XLA_FLAGS", "").split()])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -309,6 +337,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         slow = item.get_closest_marker("slow") is not None
         if slow and any(item.name.startswith(name) for name in LENGTHY.get(file, ())):
             item.add_marker(pytest.mark.lengthy)
+        if file in COMPILED:
+            item.add_marker(pytest.mark.compiled)
         if file not in PLAIN or any(item.name.startswith(name) for name in NOT_QUICK.get(file, ())):
             item.add_marker(pytest.mark.study)
 

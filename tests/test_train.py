@@ -229,6 +229,8 @@ def test_a_long_interval_between_evaluations_is_trained_in_pieces(
         return made
 
     monkeypatch.setattr(train, "_orders", orders)
+    # However slow the machine is, its segments are not cut shorter.
+    monkeypatch.setattr(train, "_SEGMENT_SECONDS", 1e9)
     monkeypatch.setattr(trainer_module, "_LONGEST", 4)
     (pieces,) = run(trainer_of(prepared), job_of(prepared))
     assert (len(sizes), set().union(*sizes)) == (3, {(4, 20)})

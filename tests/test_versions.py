@@ -91,8 +91,12 @@ def environment(folder: Path, version: str, packages: list[str]) -> str:
 
 
 def on_cpu() -> dict[str, str]:
-    """The variables of a fresh environment's programs, of which only the first one compiles bytecode."""
-    others = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    """The variables of a fresh environment's programs, of which only the first one compiles bytecode.
+
+    They leave out XLA's flags, which its JAX may not know.
+    """
+    ours = ("PYTHONDONTWRITEBYTECODE", "XLA_FLAGS")
+    others = {name: value for name, value in os.environ.items() if name not in ours}
     return others | {"JAX_PLATFORMS": "cpu"}
 
 
