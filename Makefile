@@ -1,7 +1,7 @@
 # make demo: sets everything up and runs a whole small study on real images
 # make test: sets everything up and runs lint, types and the tests that are quick
 # make test-all: the same with the tests marked slow and the documentation's build; what depends on how XLA compiles
-#   comes first, compiled as users compile, then everything as make test does it
+#   comes first, compiled as users compile, and all others then as in make test
 # make ci: that without the tests marked lengthy, in less than half an hour of two cores; its examples are fixed
 # make quick: lint and the tests of single functions, while you work
 # make faults: kills, full disks and flipped bits at length
@@ -28,11 +28,11 @@ test: $(VENV)/.installed-dev lint
 
 test-all: $(VENV)/.installed-dev lint docs
 	$(PYTEST) --as-users -m "compiled and not faults"
-	$(PYTEST) -m "not faults"
+	$(PYTEST) -m "not compiled and not faults"
 
 ci: $(VENV)/.installed-dev lint docs
 	$(PYTEST) --as-users --hypothesis-profile=ci -m "compiled and not faults and not lengthy"
-	$(PYTEST) --hypothesis-profile=ci -m "not faults and not lengthy"
+	$(PYTEST) --hypothesis-profile=ci -m "not compiled and not faults and not lengthy"
 
 quick: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -302,7 +302,7 @@ LENGTHY = {
     "test_watching": ("test_services",),
 }
 # Files whose tests say that programs give equal bits, or numbers equal but for rounding, which depends
-# on how XLA compiles them: `make ci` and `make test-all` run them as users compile, too.
+# on how XLA compiles them: `make ci` and `make test-all` run them as users compile.
 COMPILED = (
     "test_accelerators", "test_checkpoints", "test_hosts", "test_lowest", "test_precision", "test_processes",
     "test_prune", "test_prune_sharded", "test_settings", "test_study", "test_train",
