@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from analysis import record
-from analysis.predict import ANALYSIS
+from analysis.predict import ANALYSIS, table
 from analysis.predict.table import Loaded
 from analysis.predict.work import Options, ask
 from analysis.run import open_run
@@ -98,6 +98,23 @@ def test_a_mask_made_of_initial_magnitudes_is_found_and_its_shuffle_is_not() -> 
         assert null[path].sum() == kept[path].sum()
         assert abs(chance.auroc - 0.5) < 4 * predict.chance_deviation(kept[path])
     jax.tree.map(np.testing.assert_array_equal, layers.as_mask(kept, mask), mask)
+
+
+@pytest.mark.parametrize("granularity", ["unit-l1", "2:4"])
+def test_the_null_keeps_the_structure_of_a_mask(granularity: str) -> None:
+    """Whole units stay whole, and every group of an N:M pattern has as many weights; the rest is shuffled."""
+    params = {"fc": jax.random.normal(jax.random.key(0), (64, 32))}
+    mask = prune.magnitude(params, prune.ones(params), 0.5, granularity=granularity)
+    kept = layers.by_layer(mask, mask)
+    null = predict.shuffled(np.random.default_rng(0), kept, granularity)["fc"]
+    assert (null != kept["fc"]).any()
+    if granularity == "2:4":
+        assert (null.reshape(16, 4, 32).sum(1) == 2).all()
+    else:
+        assert sorted(null.sum(0)) == [0] * 16 + [64] * 16
+    said = table.notes({}, set(), [], [], granularity)
+    assert any(f"prune.granularity is {granularity}" in note for note in said)
+    assert not any("granularity" in note for note in table.notes({}, set(), [], [], "weight"))
 
 
 def test_pooled_auroc_rewards_knowing_the_layers_and_nothing_else() -> None:

@@ -215,11 +215,12 @@ class _Predicting(trainings.Work):
 
     def measure(self) -> list[Scored]:
         """Scores every seed at every step, compares, and keeps the masks that are to be trained."""
-        rows, tickets, null = [], {}, {}
+        rows, tickets, null, how = [], {}, {}, self.prepared.study.prune.granularity
         for n, seeds in self._asked.seeds.items():
             masks = {seed: self.run.mask(Cell(seed, self._chain, n, TICKET)) for seed in seeds}
-            tickets[n] = {seed: self.by_layer(mask) for seed, mask in masks.items()}
-            null[n] = {s: predict.shuffled(np.random.default_rng([s, n]), m) for s, m in tickets[n].items()}
+            whole = {seed: layers.by_layer(mask, self._whole) for seed, mask in masks.items()}
+            drawn = {s: predict.shuffled(np.random.default_rng([s, n]), m, how) for s, m in whole.items()}
+            tickets[n], null[n] = ({s: layers.flat(m) for s, m in of.items()} for of in (whole, drawn))
         for step in self._asked.steps:
             self.watch.say(f"scores at step {step}")
             kinds = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
@@ -280,7 +281,8 @@ class _Predicting(trainings.Work):
     def write_folder(self, rows: list[Scored], trials: list[Trial]) -> Path:
         """Writes figures, tables and, last, about.json; returns the folder."""
         asked = self._asked
-        notes = table.notes(asked.seeds, {*self.by_layer(self._whole)}, rows, trials)
+        paths, how = {*self.by_layer(self._whole)}, self.prepared.study.prune.granularity
+        notes = table.notes(asked.seeds, paths, rows, trials, how)
         found = Loaded(rows, trials, [*asked.notes, *notes], densities(asked.tickets.rows))
         about: dict[str, Any] = {"chain": self._chain, "levels": [*asked.seeds], "seeds": asked.seeds}
         about |= {"steps": asked.steps, "images": self._images, "notes": found.notes}
