@@ -1,6 +1,7 @@
 """The house style of figures, and the plots that they share."""
 
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -10,7 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from lthjax.arms import ARMS
+from lthjax.arms import SHIPPED
 from lthjax.imp import DENSE
 from lthjax.measures.stats import ANY, Interval, Range, mean_interval
 
@@ -22,13 +23,13 @@ Line = str | tuple[float, tuple[float, ...]]
 # The colours of Okabe & Ito, for the colour-blind; markers tell arms apart in grey print.
 _COLOURS = {"ticket": "#0072B2", "reinit": "#D55E00", "random": "#009E73", DENSE: "#444444"}
 _MARKERS = {"ticket": "o", "reinit": "s", "random": "^"}
-# Taken by an arm's place in `ARMS`; as the numbers of both have no common divisor, 45 arms differ.
+# Taken by an arm's place in `SHIPPED`; as the numbers of both have no common divisor, 45 places differ.
 _OTHER_COLOURS = ("#882255", "#999933", "#56B4E9", "#CC79A7", "#E69F00")
 _OTHER_MARKERS = ("D", "v", "P", "X", "<", ">", "*", "p", "h")
 _PALETTE = (*list(_COLOURS.values())[:3], "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _SERIES_MARKERS = (*_MARKERS.values(), *_OTHER_MARKERS)
 LINES = ("-", "--", ":", "-.")
-# Of chains, which the line alone tells apart.
+# Of chains, which the line alone tells apart, and of arms that share a colour.
 _CHAIN_LINES: tuple[Line, ...] = (
     *LINES, (0, (9, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 4)), (0, (3, 4)), (0, (9, 2, 3, 2))
 )  # fmt: skip
@@ -222,12 +223,29 @@ def plain_ticks(axis: Axis, places: Sequence[float]) -> None:
 
 
 def look(arm: str) -> tuple[str, str]:
-    """An arm's colour and marker, the same in every figure."""
-    if arm == DENSE:
-        return _COLOURS[DENSE], ""
-    place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
-    others = (_OTHER_COLOURS[place % len(_OTHER_COLOURS)], _OTHER_MARKERS[place % len(_OTHER_MARKERS)])
-    return _COLOURS.get(arm, others[0]), _MARKERS.get(arm, others[1])
+    """The colour and marker of an arm's `style`."""
+    return style(arm)[:2]
+
+
+def style(arm: str, chain: str = "", several: Sequence[str] = ()) -> tuple[str, str, Line]:
+    """An arm's colour, marker and line, for `curve`, the same in every figure.
+
+    Arms that share a colour have other markers and lines. Of several chains the line is the chain's.
+    """
+    if arm in _COLOURS:
+        colour, marker, line = _COLOURS[arm], _MARKERS.get(arm, ""), 0
+    else:
+        places, shipped = len(_OTHER_COLOURS) * len(_OTHER_MARKERS), len(SHIPPED)
+        if arm in SHIPPED:
+            place = SHIPPED.index(arm)
+            line = (place - len(_MARKERS)) // len(_OTHER_COLOURS)
+        else:
+            # By its name, as a report need not load the config file that adds it: one of the other places.
+            line, left = divmod(zlib.crc32(arm.encode()), max(places - shipped, 1))
+            place = shipped + left
+        colour = _OTHER_COLOURS[place % len(_OTHER_COLOURS)]
+        marker = _OTHER_MARKERS[place % len(_OTHER_MARKERS)]
+    return colour, marker, chain_line(several.index(chain) if len(several) > 1 else line)
 
 
 def series(place: int) -> tuple[str, str]:

@@ -456,6 +456,8 @@ ARMS: dict[str, Arm] = {
     ),
 }
 """The arms by name; add a row to add one."""
+SHIPPED = (*ARMS,)
+"""The arms of the package, without those that a config file adds."""
 
 
 def versions(study: Study, model: Model) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Options of a command line that replace fields of a config file's study, and how they fit together."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lthjax import config, idle
 from lthjax.config import Study
@@ -36,16 +36,17 @@ def fitted(study: Study, arguments: Sequence[str]) -> Study:
 
 
 def check_idle(studies: Sequence[Study], arguments: Sequence[str]) -> None:
-    """Rejects an option that has no effect in any study of the command.
+    """Rejects an option, or a rate of the config file, that has no effect in any study of the command.
 
     Args:
         studies: the studies of the config file, with the options in their fields.
         arguments: the command line.
 
     Raises:
-        UserError: names the option, and why it has none.
+        UserError: names the option, or the rate, and why it has none.
     """
     of_each = [idle.fields(study) for study in studies]
+    _check_own_rates(studies, of_each, arguments)
     for name, why in of_each[0].items():
         if given(arguments, name) and all(name in of for of in of_each):
             raise UserError(f"--{name}: it has no effect {why}; leave it out.")
@@ -65,7 +66,7 @@ def _check_rates(study: Study, arguments: Sequence[str]) -> None:
     others = {"prune.density": study.prune.density is not None, "prune.rates": bool(study.prune.rates)}
     for name, there in others.items():
         if there and given(arguments, name):
-            raise UserError(f"--prune.rate: it does not go together with --{name}; leave one of them out.")
+            raise _not_both("--prune.rate", f"--{name}")
         if there:
             nothing = "None" if name == "prune.density" else ""
             raise UserError(
@@ -73,3 +74,22 @@ def _check_rates(study: Study, arguments: Sequence[str]) -> None:
                 f"--{name} {nothing}".rstrip()
                 + "."
             )
+
+
+def _check_own_rates(
+    studies: Sequence[Study], of_each: Sequence[Mapping[str, str]], arguments: Sequence[str]
+) -> None:
+    """Rejects a `prune.rate` of the config file that its own density or rates replace in every study.
+
+    The default rate cannot be told from none. An option for one of the three chooses between them.
+    """
+    usual, replacing = config.Prune().rate, ("prune.density", "prune.rates")
+    chosen = any(study.prune.rate != usual for study in studies)
+    by_option = any(given(arguments, name) for name in ("prune.rate", *replacing))
+    if chosen and not by_option and all("prune.rate" in of for of in of_each):
+        raise _not_both("prune.rate", replacing[bool(studies[0].prune.rates)])
+
+
+def _not_both(rate: str, other: str) -> UserError:
+    """What is said of a rate and of what replaces it where the same place gives both."""
+    return UserError(f"{rate}: it does not go together with {other}; leave one of them out.")

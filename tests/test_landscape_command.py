@@ -875,10 +875,17 @@ def test_without_training_and_on_the_command_line(
 ) -> None:
     """Prints the cost first; without training there are no siblings or matched losses; keeps the run."""
     run, where = copied
-    shutil.rmtree(level_folder(run))
+    # Surfaces that an earlier call asked for are in the folder; the one below asks for none.
+    for part in level_folder(run).iterdir():
+        if not part.name.startswith("landscape_contours_"):
+            part.unlink()
+    assert list(level_folder(run).iterdir())
+    own = level_folder(run) / "of_the_user.png"
+    own.touch()
     for gone in [*run.glob("landscape/seed=*/chain=*/*/*_*"), *run.glob("landscape/**/path_*.npz")]:
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    kept = (path for path in run.rglob("*") if path.is_file() and path.parent != level_folder(run))
+    before = {path: path.read_bytes() for path in kept}
     small = [
         text
         for name, number in dataclasses.asdict(SMALL).items()
@@ -899,6 +906,7 @@ def test_without_training_and_on_the_command_line(
     assert any("not matched in 2 of 2 pairs" in note for note in notes)
     assert any("4 siblings are not trained" in note for note in notes)
     assert not list(level_folder(run).glob("landscape_contours_*"))
+    own.unlink()
     flat, *_, basin = findings(run)
     assert "not matched" in flat.estimate
     assert (basin.outcome, basin.n) == ("not tested", 0)

@@ -64,6 +64,8 @@ def test_a_study_with_controls_everywhere_stays_so(tmp_path: Path) -> None:
             "the config file gives prune.density; leave it out, or",
         ),
         ("Prune(rates=(0.1,))", ("--prune.rate", "0.2"), "the config file gives prune.rates"),
+        ("Prune(rate=0.2, density=0.1)", (), "^prune.rate: it does not go together with prune.density; "),
+        ("Prune(rate=0.2, rates=(0.1,))", ("--seeds", "0"), "^prune.rate: .* together with prune.rates; "),
     ],
 )
 def test_a_rate_and_a_density_do_not_go_together(
@@ -83,6 +85,21 @@ def test_a_rate_goes_where_the_density_is_taken_away(tmp_path: Path) -> None:
     assert (study.prune.rate, study.prune.density) == ((("conv", 0.2),), 0.1)
     (study,) = parsed(tmp_path, "config = Study(prune=Prune(rate=0.3))", "--prune.density", "0.2")
     assert study.prune.density == 0.2
+
+
+def test_a_rate_of_a_config_file_stands_beside_a_density_where_one_of_them_counts(tmp_path: Path) -> None:
+    """An option that chooses between them, patterns that name groups, a base that other studies prune by."""
+    both = "config = Study(levels=1, prune=Prune(rate=0.3, density=0.1))"
+    for density in (None, 0.2):
+        (study,) = parsed(tmp_path, both, "--prune.density", str(density))
+        assert study.prune == Prune(rate=0.3, density=density)
+    grouped = "config = Study(prune=Prune(scope='group', rate=(('conv', 0.3),), density=0.1))"
+    assert len(parsed(tmp_path, grouped)) == 1
+    base = "from dataclasses import replace\nbase = Study(levels=1, prune=Prune(rate=0.3))\n"
+    member = "replace(base, prune=replace(base.prune, density={}))"
+    assert len(parsed(tmp_path, f"{base}configs = [base, {member.format(0.1)}]")) == 2
+    with pytest.raises(UserError, match=r"prune\.rate: it does not go together with prune\.density"):
+        parsed(tmp_path, f"{base}configs = [{member.format(0.1)}, {member.format(0.2)}]")
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from analysis import record
-from analysis.predict import ANALYSIS
+from analysis.predict import ANALYSIS, table
 from analysis.predict.table import Loaded
 from analysis.predict.work import Options, ask
 from analysis.run import open_run
-from analysis.work import Work
+from analysis.work import Work, kept
 from lthjax import config, data, imp, models, prune, study
 from lthjax.errors import UserError
-from lthjax.folder.places import folder
+from lthjax.folder.places import folder, state_folder
 from lthjax.folder.reader import Reader
 from lthjax.imp import Cell
 from lthjax.measures import layers, predict, scores
@@ -98,6 +98,23 @@ def test_a_mask_made_of_initial_magnitudes_is_found_and_its_shuffle_is_not() -> 
         assert null[path].sum() == kept[path].sum()
         assert abs(chance.auroc - 0.5) < 4 * predict.chance_deviation(kept[path])
     jax.tree.map(np.testing.assert_array_equal, layers.as_mask(kept, mask), mask)
+
+
+@pytest.mark.parametrize("granularity", ["unit-l1", "2:4"])
+def test_the_null_keeps_the_structure_of_a_mask(granularity: str) -> None:
+    """Whole units stay whole, and every group of an N:M pattern has as many weights; the rest is shuffled."""
+    params = {"fc": jax.random.normal(jax.random.key(0), (64, 32))}
+    mask = prune.magnitude(params, prune.ones(params), 0.5, granularity=granularity)
+    kept = layers.by_layer(mask, mask)
+    null = predict.shuffled(np.random.default_rng(0), kept, granularity)["fc"]
+    assert (null != kept["fc"]).any()
+    if granularity == "2:4":
+        assert (null.reshape(16, 4, 32).sum(1) == 2).all()
+    else:
+        assert sorted(null.sum(0)) == [0] * 16 + [64] * 16
+    said = table.notes({}, set(), [], [], granularity)
+    assert any(f"prune.granularity is {granularity}" in note for note in said)
+    assert not any("granularity" in note for note in table.notes({}, set(), [], [], "weight"))
 
 
 def test_pooled_auroc_rewards_knowing_the_layers_and_nothing_else() -> None:
@@ -412,6 +429,14 @@ def untouched(run: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in run.glob("seed=*/**/*") if p.is_file()}
 
 
+def rewritten(run: Path, seed: int, made_from: dict[str, Any]) -> None:
+    """Has the replayed state of a seed say that it was made from something else."""
+    with kept(open_run(run), "predict") as store:
+        state = store.state(seed, 3)
+        shutil.rmtree(state_folder(store.path, seed, 3))
+        store.write_state(seed, 3, state, made_from)
+
+
 def load(run: Path) -> Loaded:
     return record.needed(ANALYSIS, open_run(run))
 
@@ -500,12 +525,14 @@ def test_a_second_call_trains_nothing_and_finds_the_same(
         raise AssertionError("it trains again")
 
     monkeypatch.setattr(train, "train", never)
+    # A state of an earlier version names no dense network; it counts, as it is newer than that.
+    rewritten(copied.run, 1, {})
     record.command(ANALYSIS)([*options(copied), "--quiet"])
     assert capsys.readouterr().err == ""
     assert load(copied.run) == found
 
 
-def test_masks_that_were_predicted_from_a_ticket_that_is_made_anew_are_trained_anew(
+def test_what_was_made_from_a_cell_that_is_made_anew_is_trained_anew(
     copied: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[Cell] = []
@@ -517,9 +544,11 @@ def test_masks_that_were_predicted_from_a_ticket_that_is_made_anew_are_trained_a
 
     monkeypatch.setattr(Work, "train", counted)
     made_anew(copied.run, Cell(1, "rewind-0", 2, "ticket"))
-    for again in ([(0, 2), (0, 2), (1, 2), (1, 2)], []):
+    rewritten(copied.run, 0, {"of": ["of another dense network"]})
+    for again in ([(0, 0), (0, 2), (0, 2), (1, 2), (1, 2)], []):
         record.command(ANALYSIS)([*options(copied), "--quiet"])
-        # One predictor is fitted to the other seed's ticket, the other keeps as many weights.
+        # A dense network is replayed; one predictor is fitted to the other seed's ticket, the other keeps as
+        # many weights.
         assert [(cell.seed, cell.level) for cell in trained] == again
         trained.clear()
 

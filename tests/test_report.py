@@ -145,12 +145,48 @@ def test_accuracies_near_the_dense_network_have_a_panel_where_others_fall_far() 
 
 
 def test_no_two_arms_look_alike() -> None:
-    looks = {arm: draw.look(arm) for arm in (*ARMS, "dense", "an arm from outside")}
-    assert len({*looks.values()}) == len(ARMS) + 2
+    every = [*ARMS, "dense", "mine", "yours", "an arm from outside"]
+    looks = {arm: draw.look(arm) for arm in every}
+    assert len({*looks.values()}) == len(every)
+    assert len({(colour, line) for colour, _, line in map(draw.style, (*ARMS, "dense"))}) == len(ARMS) + 1
     # As in the figures of results/, which are not drawn anew.
     assert looks["reinit_rescaled"] == ("#CC79A7", "X")
     assert looks["finetune_chain"] == ("#56B4E9", "h")
     assert looks["lr_rewind_chain"] == ("#CC79A7", "D")
+
+
+def test_arms_of_one_colour_differ_in_line_and_marker_in_every_figure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether or not the config file that adds an arm is loaded."""
+    arms = ["reinit_rescaled", "random_erk", "reinit_chain", "reshuffle", "finetune", "mine"]
+    rows = [row(seed, n, arm, 0.9, repeat=1) for arm in ("ticket", *arms) for n in (1, 2) for seed in (0, 1)]
+    gaps = {arm: paired.differences(rows, "rewind-0", "ticket", arm) for arm in arms}
+    seen: dict[str, set[tuple]] = {arm: set() for arm in arms}
+    for added in ((), ("another", "mine")):
+        for arm in added:
+            monkeypatch.setitem(ARMS, arm, ARMS["random"])
+        for figure in (figures.accuracy(rows, "title"), figures.gaps(gaps, "title")):
+            for line in figure.axes[0].get_lines():
+                name = str(line.get_label()).removeprefix("ticket − ").partition(" (")[0]
+                if name in arms:
+                    dashes = str(line._unscaled_dash_pattern)  # type: ignore[attr-defined]
+                    seen[name].add((line.get_color(), line.get_marker(), dashes))
+    assert all(len(of) == 1 for of in seen.values())
+    for place in (1, 2):
+        assert len({(next(iter(of))[0], next(iter(of))[place]) for of in seen.values()}) == len(arms)
+
+
+def test_an_arm_has_one_line_in_all_panels_of_learning_curves() -> None:
+    curve = figures.Curve(np.arange(2), np.ones((1, 2)), [0])
+    panels = {"first": {"ticket": curve, "random": curve}, "second": {"ticket": curve, "reinit": curve}}
+    panels["third"] = {"ticket": curve, "reinit": curve, "random": curve}
+    lines: dict[str, set[str]] = {}
+    for axes in figures.learning(panels, "title").axes:
+        for line in axes.get_lines():
+            lines.setdefault(str(line.get_label()), set()).add(str(line.get_linestyle()))
+    assert sorted(map(len, lines.values())) == [1, 1, 1]
+    assert len({next(iter(of)) for of in lines.values()}) == 3
 
 
 def test_no_two_chains_have_one_line() -> None:

@@ -208,7 +208,7 @@ def figure(found: Sequence[Gap], heading: str) -> Figure:
         for control in dict.fromkeys(gap.control for gap in here):
             line = [gap for gap in here if gap.control == control]
             values = [[*gap.values.values()] for gap in line]
-            style, floors = (*draw.look(control), "-"), [gap.floor for gap in line]
+            style, floors = draw.style(control), [gap.floor for gap in line]
             draw.curve(axes, [gap.steps for gap in line], values, style, f"to {control}", floors=floors)
         axes.set_xscale("log")
         draw.plain_ticks(axes.xaxis, steps)

@@ -40,7 +40,7 @@ def _figure(rows: Sequence[EventRow]) -> Figure:
         for n in levels(rows)
     }
     for arm in arms(rows):
-        style = (*draw.look(arm), "-")
+        style = draw.style(arm)
         if arm == DENSE:
             values = [rate(row) for row in of(rows, TRAIN, 0, DENSE).values()]
             x = [100.0, *places.values()]

@@ -349,7 +349,7 @@ def _passes(steps: int) -> int:
 
 
 def _write(run: Run, found: Found) -> Path:
-    """Writes a level's tables and figures; draws nothing where the tables are there already."""
+    """Writes a level's tables and figures, in place of earlier ones; nothing where the tables are there."""
     scope, settings = found.scope, dataclasses.asdict(found.scope.settings)
     where = table.level_folder(run.path, scope.chain, scope.level)
     about = {**scope._asdict(), "settings": settings, "notes": found.notes, "rows": len(found.rows)}
@@ -362,4 +362,9 @@ def _write(run: Run, found: Found) -> Path:
     if there == {name: text.encode() for name, text in texts.items()}:
         return where
     (where / table.MARKER).unlink(missing_ok=True)
-    return page.write_folder(where, drawn_of(run, found), texts)
+    drawn = drawn_of(run, found)
+    # Those of seeds and draws that an earlier call asked for, and this one did not.
+    for path in where.glob("landscape_*.*"):
+        if path.suffix in (".png", ".svg", ".csv") and path.stem not in {one.name for one in drawn}:
+            path.unlink()
+    return page.write_folder(where, drawn, texts)

@@ -23,7 +23,8 @@ class Scored(NamedTuple):
         step: of the dense training, at which the score is taken.
         score: a key of `scores.SCORES`, "pixel_variance", or "logistic": the predictor fitted to all
             the other seeds; or "logistic_init_magnitude": the same, which sees |θ₀| alone.
-        mask: "ticket", or "shuffled": the null, in which all masks are shuffled within layers.
+        mask: "ticket", or "shuffled": the null, in which all masks are shuffled within layers, by what was
+            pruned: single weights, whole units or those of each N:M group.
         layer, density, ...: as `predict.against` gives them.
     """
 
@@ -97,10 +98,20 @@ def load(run: Run) -> Loaded:
 
 
 def notes(
-    seeds: Mapping[int, Sequence[int]], paths: set[str], rows: Sequence[Scored], trials: Sequence[Trial]
+    seeds: Mapping[int, Sequence[int]],
+    paths: set[str],
+    rows: Sequence[Scored],
+    trials: Sequence[Trial],
+    granularity: str = "weight",
 ) -> list[str]:
     """Sentences for a reader of the rows, from level -> seeds and the paths of all prunable leaves."""
     made = []
+    if granularity != "weight":
+        what = "the weights of every N:M group" if ":" in granularity else "whole units"
+        made.append(
+            f"prune.granularity is {granularity}: the null shuffles {what}; predicted masks and their "
+            "shuffled twins are of single weights."
+        )
     for level, of_level in seeds.items():
         if len(of_level) < 2:
             made.append(

@@ -13,7 +13,7 @@ import numpy as np
 from lthjax import data, prune, study
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError, counted
-from lthjax.folder.places import folder
+from lthjax.folder.places import folder, state_folder
 from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 from lthjax.measures import layers, predict, scores
@@ -153,9 +153,21 @@ class _Predicting(trainings.Work):
         """Seed -> the steps whose states neither the run nor an earlier call has kept."""
         inner, found = [step for step in self._asked.steps if step < self._total], {}
         for seed in self._seeds:
-            kept = {k for k in inner for of in (self.run, self._store) if of.has_state(seed, k)}
-            found[seed] = tuple(k for k in inner if k not in kept)
+            found[seed] = tuple(
+                k for k in inner if not (self.run.has_state(seed, k) or self._is_replayed(seed, k))
+            )
         return {seed: steps for seed, steps in found.items() if steps}
+
+    def _is_replayed(self, seed: int, step: int) -> bool:
+        """Whether a state is stored, of the dense network that is there now."""
+        if not self._store.has_state(seed, step):
+            return False
+        file = state_folder(self._store.path, seed, step) / "result.json"
+        return origins.fits(self._store.state_made_from(seed, step), {}, self._dense_of(seed), file)
+
+    def _dense_of(self, seed: int) -> list[Path]:
+        """The folder of the dense network whose first steps are replayed."""
+        return [folder(self.run.path, _dense(seed))]
 
     def _cells(self, there: bool) -> list[Cell]:
         """The predicted masks and their twins, of levels with two seeds or more: trained ones, or others."""
@@ -211,15 +223,17 @@ class _Predicting(trainings.Work):
             jobs.append((dense.cell, Job(seed, 0, 0, max(steps), dense.variables, dense.mask, steps)))
         for cell, job, trained in self.train(jobs):
             for step in job.captures:
-                self._store.write_state(cell.seed, step, trained.states[step])
+                made_from = origins.named({}, self._dense_of(cell.seed))
+                self._store.write_state(cell.seed, step, trained.states[step], made_from)
 
     def measure(self) -> list[Scored]:
         """Scores every seed at every step, compares, and keeps the masks that are to be trained."""
-        rows, tickets, null = [], {}, {}
+        rows, tickets, null, how = [], {}, {}, self.prepared.study.prune.granularity
         for n, seeds in self._asked.seeds.items():
             masks = {seed: self.run.mask(Cell(seed, self._chain, n, TICKET)) for seed in seeds}
-            tickets[n] = {seed: self.by_layer(mask) for seed, mask in masks.items()}
-            null[n] = {s: predict.shuffled(np.random.default_rng([s, n]), m) for s, m in tickets[n].items()}
+            whole = {seed: layers.by_layer(mask, self._whole) for seed, mask in masks.items()}
+            drawn = {s: predict.shuffled(np.random.default_rng([s, n]), m, how) for s, m in whole.items()}
+            tickets[n], null[n] = ({s: layers.flat(m) for s, m in of.items()} for of in (whole, drawn))
         for step in self._asked.steps:
             self.watch.say(f"scores at step {step}")
             kinds = {TICKET: tickets, **({SHUFFLED: null} if step == 0 else {})}
@@ -280,7 +294,8 @@ class _Predicting(trainings.Work):
     def write_folder(self, rows: list[Scored], trials: list[Trial]) -> Path:
         """Writes figures, tables and, last, about.json; returns the folder."""
         asked = self._asked
-        notes = table.notes(asked.seeds, {*self.by_layer(self._whole)}, rows, trials)
+        paths, how = {*self.by_layer(self._whole)}, self.prepared.study.prune.granularity
+        notes = table.notes(asked.seeds, paths, rows, trials, how)
         found = Loaded(rows, trials, [*asked.notes, *notes], densities(asked.tickets.rows))
         about: dict[str, Any] = {"chain": self._chain, "levels": [*asked.seeds], "seeds": asked.seeds}
         about |= {"steps": asked.steps, "images": self._images, "notes": found.notes}

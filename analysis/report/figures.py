@@ -87,7 +87,7 @@ def gaps(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     for place, (arm, of_arm) in enumerate(drawn.items()):
         aside = _aside(len({level.level for level in every}) == 1, place, len(drawn))
         x, values = [100 * level.density * aside for level in of_arm], [level.values for level in of_arm]
-        floors, style = [level.floor for level in of_arm], (*draw.look(arm), "-")
+        floors, style = [level.floor for level in of_arm], draw.style(arm)
         intervals = draw.curve(axes, x, values, style, f"ticket − {arm}", floors=floors)
         # Whether they reach 0 is what one looks for; those of two seeds would leave nothing else to see.
         shown += [end for of in intervals if of.n >= draw.BAND_FROM for end in (of.low, of.high)]
@@ -107,7 +107,7 @@ def speed(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
     axes.axhline(1, color=draw.look("ticket")[0], lw=1, label="ticket")
     shown, left, unknown = [1.0], set[float](), 0
     for place, (arm, of_arm) in enumerate(levels.items()):
-        colour, marker = draw.look(arm)
+        colour, marker, line = draw.style(arm)
         there = [level for level in of_arm if level.density]
         known = [level for level in there if not level.censored]
         aside = draw.beside(place, len(levels))
@@ -115,7 +115,7 @@ def speed(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
         shift = aside if len(known) == 1 else 1.0
         x, values = [100 * of.density * shift for of in known], [[r.low for r in of.ratios] for of in known]
         if known:
-            draw.curve(axes, x, values, (colour, marker or "D", "-"), arm, points=False, geometric=True)
+            draw.curve(axes, x, values, (colour, marker or "D", line), arm, points=False, geometric=True)
         for level in there:
             left.add(100 * level.density)
             for ratio in level.ratios:
@@ -126,9 +126,8 @@ def speed(levels: Mapping[str, Sequence[Any]], heading: str) -> Figure:
                 axes.plot([100 * level.density * aside], [value], mark, color=colour, ms=4, alpha=0.6)
                 shown.append(value)
         if not known and there:
-            axes.plot(
-                [], [], marker or "D", ls="-", color=colour, label=f"{arm}: no level is known for all seeds"
-            )
+            label = f"{arm}: no level is known for all seeds"
+            axes.plot([], [], marker=marker or "D", ls=line, color=colour, label=label)
     for mark, said in (("^", "at least this"), ("v", "at most this")):
         axes.plot([], [], mark, color="#777777", ms=4, ls="", label=said)
     if unknown:
@@ -159,12 +158,14 @@ def learning(panels: Mapping[str, Curves], heading: str) -> Figure:
     """Accuracy over training, by the name of the panel."""
     figure, grid = draw.few_beside(heading, len(panels))
     ends: list[float] = []
+    # An arm that one panel lacks has the same line in the others.
+    drawn = [*dict.fromkeys(arm for curves in panels.values() for arm in curves)]
     for axes, (name, curves) in zip(grid.ravel(), panels.items(), strict=False):
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_xlabel("step of training")
         axes.tick_params(labelbottom=True)
-        for place, (arm, (steps, values, _)) in enumerate(curves.items()):
-            style = (draw.look(arm)[0], "", draw.LINES[place % len(draw.LINES)])
+        for arm, (steps, values, _) in curves.items():
+            style = (draw.look(arm)[0], "", draw.LINES[drawn.index(arm) % len(draw.LINES)])
             draw.curve(axes, list(steps), values.T.tolist(), style, arm, points=False, within=PERCENT)
             ends += values.mean(0)[len(steps) // 4 :].tolist()
     _fit(grid[0, 0], ends, 0.1, PERCENT[1])
@@ -234,7 +235,7 @@ def _lines(
         x = [share * _aside(alone, place, len(placed)) for share, _ in levels]
         values = [[unit * value for value in by_seed(of, column).values()] for _, of in levels]
         known = [_bounds(of, column, end) for _, of in levels]
-        style = (*draw.look(arm), draw.chain_line(there.index(chain)))
+        style = draw.style(arm, chain, there)
         draw.curve(axes, x, values, style, names[place], interval=not any(known), within=within)
         bounds += [(at, value, style[0]) for at, of in zip(x, known, strict=True) for value in of]
         shown += [value for of in values for value in of]

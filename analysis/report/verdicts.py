@@ -7,7 +7,7 @@ verdict. A claim without data is not tested, and names the command that tests it
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lthjax import home, imp
 from lthjax.errors import counted
@@ -32,8 +32,18 @@ _LEVELS, _GAPS = Link("levels", "#levels"), Link("gaps", "#gaps")
 _FORM, _UNIT = "+.2f", " pp"
 # How a claim that is searched for over all levels ends.
 _SOMEWHERE = " at some density"
-# Why a claim about the range is not tested.
-_NONE_THERE = "no level between 10 and 20 % of the weights"
+
+
+class _There(NamedTuple):
+    """The tickets' levels of 80 to 90 % sparsity.
+
+    Attributes:
+        levels: how many there are.
+        never: whether the run can have none: its N:M pattern has one density, which is another.
+    """
+
+    levels: int
+    never: bool
 
 
 def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
@@ -52,8 +62,8 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     deeper, reached = commands.deeper(again, study, rows, chain)
     controlled = commands.controlled(again, deeper, study, reached)
     images = images_of(study)
-    found = _all_within(rows, chain, images, deeper)
-    there = levels_there(rows, chain)
+    there = _There(levels_there(rows, chain), commands.is_pattern(study) and not reached)
+    found = _all_within(rows, chain, images, deeper, there)
     end, every = ends.total(study, rows), ends.spacing(study)
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
@@ -71,29 +81,20 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         ]
         found[start:] = [_marked(finding, own, control, end, every) for finding in found[start:]]
     by_other = {DENSE: deeper, "reinit": controlled}
-    faster = [_faster(rows, chain, other, end, command) for other, command in by_other.items()]
+    faster = [_faster(rows, chain, other, end, command, there) for other, command in by_other.items()]
     found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *faster]
     found = [_of_the_first(finding, rows) for finding in found]
     # Beside those of the first chain; the other claims are of that one alone.
     found[len(_MARGINS) : len(_MARGINS)] = [
         finding._replace(claim=f"{finding.claim}: {words.rewound(later)}")
         for later in tickets[1:]
-        if levels_there(rows, later)
-        for finding in _all_within(rows, later, images, deeper)
+        if (levels := levels_there(rows, later))
+        for finding in _all_within(rows, later, images, deeper, there._replace(levels=levels))
     ]
-    found += _late(rows, tickets, again, deeper, images)
-    if commands.is_pattern(study) and not reached:
-        found = [_of_a_pattern(finding) for finding in found]
+    found += _late(rows, tickets, again, deeper, images, there)
     schedules = "Which pruning rate and schedule is best"
     command = home.command("run", "--config", home.config("rates_lenet5"))
     return [*found, untested(schedules, "a run has one schedule", command)]
-
-
-def _of_a_pattern(finding: Finding) -> Finding:
-    """A finding on a run whose N:M pattern is not of the range: no further level of it would be."""
-    if finding.estimate != _NONE_THERE:
-        return finding
-    return untested(finding.claim, f"{_NONE_THERE}, and an N:M pattern has one density", "")
 
 
 def in_range(levels: Sequence[Level]) -> list[Level]:
@@ -108,19 +109,19 @@ def _everywhere(
     command: str,
     where: Link,
     test: str,
-    of: int,
+    there: _There,
     other: str,
 ) -> Finding:
     """A claim about every level of the range, with the estimate of the least favourable one.
 
-    Of the tickets' `of` levels there, the `other` may have been trained at some only, or at none.
+    The `other` may have been trained at some of the tickets' levels there only, or at none.
     """
     levels = in_range(levels)
     if not levels:
-        return untested(claim, _none_there(of, other), command)
+        return _none_there(claim, there, other, command)
     tested = everywhere([say(level) for level in levels])
     n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
-    estimate = f"{said}{at_some(len(levels), of)}"
+    estimate = f"{said}{at_some(len(levels), there.levels)}"
     return Finding(claim, tested.outcome, estimate, n, where, named(tested, test))
 
 
@@ -129,9 +130,14 @@ def levels_there(rows: Sequence[Row], chain: str) -> int:
     return len(in_range(differences(rows, chain, TICKET, DENSE)))
 
 
-def _none_there(of: int, other: str) -> str:
-    """Why a claim about the range is not tested; tickets have `of` levels there, and the other has none."""
-    return f"{other} was not trained between 10 and 20 % of the weights" if of else _NONE_THERE
+def _none_there(claim: str, there: _There, other: str, command: str) -> Finding:
+    """A claim about the range that is not tested: tickets have no level there, or the `other` has none."""
+    if there.levels:
+        return untested(claim, f"{other} was not trained between 10 and 20 % of the weights", command)
+    why = "no level between 10 and 20 % of the weights"
+    if there.never:
+        return untested(claim, f"{why}, and an N:M pattern has one density", "")
+    return untested(claim, why, command)
 
 
 def at_some(levels: int, of: int) -> str:
@@ -145,13 +151,13 @@ def _of_the_first(finding: Finding, rows: Sequence[Row]) -> Finding:
     return finding._replace(estimate=f"{finding.estimate}; {which}") if which else finding
 
 
-def _all_within(rows: Sequence[Row], chain: str, images: int, command: str) -> list[Finding]:
+def _all_within(rows: Sequence[Row], chain: str, images: int, command: str, there: _There) -> list[Finding]:
     """`_within` of a chain, for all margins."""
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
-    return [_within(to_dense, margin, command) for margin in _MARGINS]
+    return [_within(to_dense, margin, command, there) for margin in _MARGINS]
 
 
-def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str) -> Finding:
+def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str, there: _There) -> Finding:
     """The claim that tickets lose less than a margin to the dense network; the same of controls beside it."""
     claim = f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network"
 
@@ -159,19 +165,20 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
         return At(at(level), stats.noninferior(level.values, margin, floor=level.floor))
 
     test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
-    of = len(in_range(to_dense[TICKET]))
-    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, of, DENSE)
+    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, there, DENSE)
     controls = {
         arm: everywhere([say(level) for level in of_arm])
         for arm in CONTROLS
         if (of_arm := in_range(to_dense[arm]))
     }
-    return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT, levels=of))
+    return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT, levels=there.levels))
 
 
-def _better(claim: str, levels: Sequence[Level], command: str, where: Link, of: int, other: str) -> Finding:
-    """A claim that a difference is above 0 at every level of the range; `of`, `other` as in `_everywhere`."""
-    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, of, other)
+def _better(
+    claim: str, levels: Sequence[Level], command: str, where: Link, there: _There, other: str
+) -> Finding:
+    """A claim that a difference is above 0 at every level of the range; `other` as in `_everywhere`."""
+    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, there, other)
 
 
 def _against_zero(level: Level) -> At:
@@ -189,7 +196,7 @@ def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int, every:
     return finding._replace(beside=ends.mark(control, arm, end, every))
 
 
-def _by_ten(levels: Sequence[Level], command: str, of: int) -> Finding:
+def _by_ten(levels: Sequence[Level], command: str, there: _There) -> Finding:
     """The claim of 10 to 15 points: 10 or more decides, and whether it is 15 or less is said."""
     claim = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
 
@@ -197,7 +204,7 @@ def _by_ten(levels: Sequence[Level], command: str, of: int) -> Finding:
         return At(at(level), stats.verdict(level.values, 10, floor=level.floor))
 
     test = f"{SUPERIOR}, by 10{_UNIT} or more"
-    found = _everywhere(claim, levels, least, command, _GAPS, test, of, "reinit")
+    found = _everywhere(claim, levels, least, command, _GAPS, test, there, "reinit")
     return found._replace(estimate=f"{found.estimate}{at_most_15(levels)}")
 
 
@@ -324,17 +331,17 @@ def _ended(rows: Sequence[Row], chain: str, arm: str) -> set[int]:
     return {seed for seed, curve in every.items() if curve[-1:] != known.get(seed, [])[-1:]}
 
 
-def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) -> Finding:
+def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str, there: _There) -> Finding:
     """The claim that tickets reach their lowest validation loss in fewer steps than another arm."""
     others = "the dense network" if other == DENSE else "reinitialised ones"
-    claim, there = f"Tickets learn faster than {others} at 80–90 % sparsity", levels_there(rows, chain)
+    claim = f"Tickets learn faster than {others} at 80–90 % sparsity"
     levels = [
         of for of in speed.slower(rows, chain, other, end) if in_range([Level(of.level, of.density, [])])
     ]
     if not levels:
         if other == DENSE:
-            return untested(claim, _none_there(0, other), deeper)
-        return untested(claim, _none_there(there, other), commands.extended(deeper, "--arms", TICKET, other))
+            return _none_there(claim, there._replace(levels=0), other, deeper)
+        return _none_there(claim, there, other, commands.extended(deeper, "--arms", TICKET, other))
     tests = []
     for of in levels:
         some = f"{of.censored} of {len(of.ratios)} seeds " if len(of.ratios) > 1 else ""
@@ -344,17 +351,19 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) 
         tests.append(At(place, stats.geometric_verdict(of.ratios, 1), equal))
     tested = everywhere(tests, same=1)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
-    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{at_some(len(levels), there)}"
+    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{at_some(len(levels), there.levels)}"
     return Finding(claim, tested.outcome, said, n, where, named(tested, SUPERIOR, TIMES))
 
 
-def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, images: int) -> list[Finding]:
+def _late(
+    rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, images: int, there: _There
+) -> list[Finding]:
     """Each later rewind step against the first."""
     claim = "Late rewinding helps at 80–90 % sparsity"
     first, *later = tickets
     if not later:
         return [untested(claim, "one rewind step", commands.extended(again, "--rewind", "0", "1 epoch"))]
-    found, there = [], levels_there(rows, first)
+    found = []
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)

@@ -29,9 +29,8 @@ def drawn(run: Run, found: Retrained) -> Drawn:
     for chain, arm in series(found):
         levels = [row for _, row in sorted(found.of(chain, arm).items()) if row.accuracy]
         if levels:
-            line = draw.chain_line(several.index(chain))
             values = [list(row.accuracy.values()) for row in levels]
-            x, style = [row.trainings for row in levels], (*draw.look(arm), line)
+            x, style = [row.trainings for row in levels], draw.style(arm, chain, several)
             draw.curve(axes, x, values, style, named(chain, arm), within=PERCENT)
     axes.set(xlabel="steps trained in all (trainings of the dense network)", ylabel="test accuracy (%)")
     draw.legend(figure, axes)

@@ -89,7 +89,7 @@ def _panel(axes: Axes, rows: Sequence[PairRow], values: _Values, within: Range) 
     """One line an arm."""
     for (_, arm), steps in subjects(rows).items():
         each = [[*values(of).values()] for of in steps.values()]
-        draw.curve(axes, [*steps], each, (*draw.look(arm), "-"), arm, within=within)
+        draw.curve(axes, [*steps], each, draw.style(arm), arm, within=within)
     # By the values: intervals of few seeds are wide.
     most = max(value for of in grouped(rows, "arm", "level", "k").values() for value in values(of).values())
     axes.set_ylim(0, 1.15 * max(most, LIMIT))
@@ -101,7 +101,9 @@ def _matched(axes: Axes, rows: Sequence[PairRow]) -> None:
         known = {k: [*percent(of, "matched_test_error").values()] for k, of in steps.items()}
         known = {k: of for k, of in known.items() if of}
         means = [float(np.mean(of)) for of in known.values()]
-        axes.plot([*known], means, ":", color=draw.look(arm)[0], lw=1.6)
+        colour, marker, line = draw.style(arm)
+        # Of the arms of one colour all but the first have their markers here, too.
+        axes.plot([*known], means, ":", color=colour, lw=1.6, marker="" if line == "-" else marker, ms=4)
 
 
 def _steps(axes: Axes, steps: Sequence[int]) -> None:

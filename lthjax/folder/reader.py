@@ -65,6 +65,15 @@ class Reader:
         """The dense network's weights and batch statistics at a rewind step."""
         return self._variables(state_folder(self.path, seed, step))
 
+    def state_made_from(self, seed: int, step: int) -> dict[str, Any]:
+        """What was given as such to `Store.write_state`; {} where nothing was."""
+        of = state_folder(self.path, seed, step)
+        checked(of, "result.json")
+        try:
+            return dict(json.loads((of / "result.json").read_bytes()).get("made_from", {}))
+        except (TypeError, AttributeError, *DAMAGED) as error:
+            raise damaged(of / "result.json", error) from error
+
     def position(self, cell: Cell) -> Position | None:
         """Where the interrupted training run of a cell goes on; None if it was not saved.
 

@@ -149,8 +149,10 @@ class Store(Reader):
             _write_json(part / "result.json", result)
             self._seal(part, cell._asdict(), parents, trees)
 
-    def write_state(self, seed: int, step: int, variables: Variables) -> None:
-        """Writes a rewind state.
+    def write_state(
+        self, seed: int, step: int, variables: Variables, made_from: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes a rewind state; an analysis that replays one says what it was made from.
 
         Raises:
             UserError: it cannot be written.
@@ -158,7 +160,7 @@ class Store(Reader):
         what = {"seed": seed, "step": step}
         with self._whole(state_folder(self.path, seed, step)) as part:
             save(part / "variables", variables._asdict())
-            _write_json(part / "result.json", what)
+            _write_json(part / "result.json", {**what, "made_from": made_from} if made_from else what)
             self._seal(part, what, (), variables._asdict())
 
     def write_position(self, cell: Cell, position: Position, parents: Iterable[Path]) -> None:

@@ -121,9 +121,15 @@ def chance_deviation(kept: np.ndarray) -> float:
     return float(np.sqrt((n + 1) / (12 * left * (n - left))))
 
 
-def shuffled(generator: np.random.Generator, kept: Layers) -> Layers:
-    """The null: a mask shuffled within its layers."""
-    (drawn,) = layers.shuffled(generator, [*kept.values()])
+def shuffled(generator: np.random.Generator, kept: Layers, granularity: str = "weight") -> Layers:
+    """The null: a mask shuffled within its layers.
+
+    Args:
+        generator: as for `layers.shuffled`.
+        kept: bool, the mask; of units or N:M groups with the shapes of its leaves.
+        granularity: what the mask was pruned by, as for `prune.shuffle`, and is shuffled by.
+    """
+    (drawn,) = layers.shuffled(generator, [*kept.values()], granularity=granularity)
     return dict(zip(kept, drawn, strict=True))
 
 
