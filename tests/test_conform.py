@@ -208,6 +208,11 @@ def test_a_step_at_the_last_evaluation_is_but_a_bound() -> None:
     )
     (one,) = judged(there, line("early_stop_step", **of, value="5"))
     assert one.mark == "agrees"
+    # A seed that has not both arms is in no ratio.
+    apart = [row for row in late if (row.arm, row.seed) not in (("ticket", 0), ("ticket", 1))]
+    of_pairs = line("speedup", other="reinit", **of, value="1", margin=1.25)
+    (one,) = judged(Measured(Path("here"), measured.about, apart), of_pairs)
+    assert (one.mark, one.why, one.n) == ("agrees", "", 3)
 
 
 def test_counts_are_compared_exactly() -> None:
@@ -239,7 +244,7 @@ def test_late_rewinding() -> None:
     assert measured.rewound(1).mean == pytest.approx(1.0)
     measured = study({place: of for place, of in cells.items() if place[0] != "rewind-0"})
     (one,) = judged(measured, line("rewound", **of))
-    assert (one.mark, one.why) == ("not comparable", "not measured: no ticket is rewound to a later step")
+    assert (one.mark, one.why) == ("not comparable", "not measured: no ticket is rewound to an earlier step")
 
 
 @pytest.mark.parametrize(
@@ -258,9 +263,57 @@ def test_what_was_not_measured_has_no_verdict(fields: dict[str, Any], why: str) 
     assert (one.mark, one.why) == ("not comparable", why)
     (one,) = judged(usual(), setting("model", "conv2", "all"), line(density="0.8"))
     assert (one.mark, one.why) == ("not comparable", "model is lenet5 here, conv2 there")
-    diverged = [one._replace(test_accuracy=None) for one in usual().rows]
-    (one,) = judged(Measured(Path("here"), about(), diverged), line(density="0.8"))
+    unread = [one._replace(test_accuracy=None) for one in usual().rows]
+    (one,) = judged(Measured(Path("here"), about(), unread), line(density="0.8"))
     assert (one.mark, one.why, one.ours) == ("not comparable", "not measured", "–")
+
+
+def lost(measured: Measured, *cells: tuple[str, int]) -> Measured:
+    """The same where these arms of these seeds diverged."""
+    gone = {"test_accuracy": None, "early_stop_test_accuracy": None, "early_stop_step": None}
+    rows = [
+        one._replace(status="diverged", **gone) if (one.arm, one.seed) in cells else one
+        for one in measured.rows
+    ]
+    return Measured(measured.folder, measured.about, rows)
+
+
+def test_what_diverged_is_said_to_have() -> None:
+    some = lost(usual(), ("dense", 0), ("ticket", 1))
+    (dense, gap) = judged(some, line(of="dense", value="97"), line("gap", other="dense", density="0.8"))
+    assert dense.ours.endswith("]; diverged in 1 seed")
+    assert (gap.ours.partition("; ")[2], gap.n) == ("diverged in 2 seeds", 3)
+    (count,) = judged(some, line("weights", of="dense", value="1000", margin=None))
+    assert (count.ours, count.mark) == ("1,000", "agrees")
+    (of,) = judged(lost(usual(), *(("reinit", seed) for seed in ALL_SEEDS)), line(of="reinit", density="0.8"))
+    assert (of.mark, of.why, of.ours) == ("not comparable", "diverged in 5 seeds", "–")
+    none = lost(usual(), *(("dense", seed) for seed in ALL_SEEDS))
+    alone = Measured(none.folder, none.about, [one for one in none.rows if one.arm == "dense"])
+    why = ("diverged in 5 seeds", "all dense networks diverged; lower the learning rate (optim.lr)")
+    found = judged(alone, line(of="dense"), line(density="0.8"))
+    assert [(one.mark, one.why) for one in found] == [("not comparable", said) for said in why]
+
+
+def test_arms_that_lead_chains_are_found_there() -> None:
+    """finetune_chain has one chain a rewind step, continued but one, as it always starts at step 0."""
+    early, late, tuned, on = around(95.0, 96.0, 94.0, 93.0)
+    measured = study({
+        ("rewind-0", 1, "ticket"): early, ("rewind-40", 1, "ticket"): late,
+        ("finetune_chain-40", 1, "finetune_chain"): tuned, ("continued-0", 1, "continued"): on,
+        ("continued-0", 1, "continued_reset"): on,
+    })  # fmt: skip
+    for arm, rewind, value in (
+        ("finetune_chain", 40, "94"),
+        ("continued", None, "93"),
+        ("continued", 40, "93"),
+        ("continued_reset", 0, "93"),
+    ):
+        assert mark(measured, line(of=arm, density="0.8", rewind=rewind, value=value)) == "agrees"
+    (gap,) = judged(measured, line("gap", other="finetune_chain", density="best", rewind=40, value="2"))
+    assert (gap.quantity, gap.mark) == ("ticket − finetune_chain at 80.0 %", "agrees")
+    for arm, rewind in (("finetune_chain", 0), ("continued_reset", 40)):
+        (one,) = judged(measured, line(of=arm, density="0.8", rewind=rewind))
+        assert (one.mark, one.why) == ("not comparable", "not measured")
 
 
 def test_counts_may_be_written_as_any_whole_number(tmp_path: Path) -> None:
@@ -435,6 +488,12 @@ def write(path: Path, *lines: Line) -> Path:
         ({"margin": 0}, "margin: .* is not allowed; it must be a number above 0"),
         ({"quantity": "speedup", "other": "reinit", "margin": 1}, "it must be a number above 1"),
         ({"quantity": "speedup", "other": "reinit", "value": "-1"}, "it must be a ratio above 0"),
+        ({"quantity": "rewound"}, "rewind: None is not allowed; it must be a step after the earliest"),
+        ({"quantity": "rewound", "rewind": 0}, "rewind: 0 is not allowed; it must be a step after"),
+        (
+            {"quantity": "rewound", "rewind": 40, "of": "random"},
+            "of: 'random' is not allowed; it must be 'ticket'",
+        ),
         ({"needs": "train.steps"}, "needs: 'train.steps' has no value"),
     ],
 )

@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from conftest import ROOT
 from scipy import stats as scipy_stats
 from statsmodels.stats import multitest
 
-from analysis import conform, publish, results, tables, transfer, words
+from analysis import conform, publish, results, retraining, tables, transfer, words
 from analysis.conform import ledger
 from analysis.page import Table
 from analysis.report import verdicts
@@ -73,6 +74,23 @@ def test_verdicts_follow_from_the_cells(folder: Path) -> None:
     found = verdicts.findings(got.about, got.rows)
     said = [[f.claim, f.outcome, f.estimate, str(f.n), str(f.where), f.test, f.beside] for f in found]
     assert [list(line.values()) for line in got.verdicts[: len(said)]] == said
+
+
+def test_verdicts_on_other_arms_follow_from_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those on training after pruning, and on moved tickets, but for the words of their sources."""
+    monkeypatch.setattr(transfer, "names", lambda _: {name: name for name in sources})
+    for folder in FOLDERS:
+        got, sources = results.Published(folder), set[str]()
+        run: Any = SimpleNamespace(rows=got.rows, about=got.about, name="", path=folder)
+        said = retraining.findings(run, retraining.table.of_rows(got.rows, got.about))
+        if (folder / "transfer" / "transfer.csv").is_file():
+            moved = tables.read_rows(folder / "transfer" / "transfer.csv", transfer.TransferRow)
+            sources, run.name = {row.source for row in moved}, moved[0].target
+            said += transfer.findings(run, moved)
+        starts = ("Tickets beat finetune", "Weights need no rewinding: ", "Tickets moved here ")
+        there = [line for line in got.verdicts if line["claim"].startswith(starts) and line["n"] != "0"]
+        found = [[f.outcome, f.estimate, str(f.n), f.test, f.beside] for f in said]
+        assert [[line[k] for k in ("outcome", "estimate", "n", "test", "beside")] for line in there] == found
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

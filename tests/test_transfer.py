@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -836,6 +837,21 @@ def test_a_ticket_of_another_density_is_no_measure_of_a_moved_one(
     assert (own.outcome, own.n, shuffled.beside) == ("supported", 6, "")
     assert own.estimate.endswith("(one-sided 95 %) at 48.0 % of weights")
     assert own.beside == f"left out: {none}"
+
+
+def test_shuffled_masks_do_not_carry_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They start from the target's own weights, as the moved mask alone does."""
+    monkeypatch.setattr(command, "names", lambda _: {"a": "A"})
+    target: Any = SimpleNamespace(name="b", about={})
+    sides = {"ticket": 0.98, "transferred": 0.97, "transferred_init": 0.98, "shuffled": 0.96}
+    rows = [row(arm, v + 0.0002 * s, s, s) for s in range(3) for arm, v in sides.items()]
+    said = {of.claim: of.beside for of in command.findings(target, rows)}
+    with_values = (
+        "Tickets moved here beat the same masks shuffled within layers: from A, mask of the same seed"
+    )
+    caveat = "the shuffled masks start from the target's own weights: the difference is of mask and values"
+    assert said.pop(f"{with_values}, its initial values carried along") == f"{caveat} together"
+    assert {*said.values()} == {""}
 
 
 def test_differences_of_matched_masks() -> None:

@@ -12,6 +12,7 @@ supported, and differs if it is refuted. There is no verdict on a value that was
 tables; trains and writes nothing.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from .. import words
 from ..differences import difference, floor
 from ..page import Section, Table
 from ..record import LEAST_SEEDS
+from ..rows import diverged
 from . import ledger as ledgers
 from . import settings
 from .ledger import BEST, COUNTS, EARLY, Ledger, Line
@@ -111,12 +113,16 @@ def _judged(measured: Measured, line: Line, lacking: str) -> Judged:
     quantity = _quantity(measured, line, level, rewind)
     ours = _Ours((), "–")
     if not why:
-        try:
+        # It raises where there is no such cell.
+        with contextlib.suppress(UserError):
             ours = _ours(measured, line, level, rewind)
-        except UserError:
-            why = "not measured"
-    if not why and not ours.values:
-        why = "not measured"
+    lost = 0 if why else _diverged(measured, line, level, rewind)
+    if why:
+        why = diverged(measured.rows) or why
+    elif not ours.values:
+        why = f"diverged in {words.seeds(lost)}" if lost else "not measured"
+    elif lost:
+        ours = ours._replace(said=f"{ours.said}; diverged in {words.seeds(lost)}")
     ours = ours._replace(looked=_looked(measured, line, rewind))
     if not why and ours.censored:
         why = f"the lowest validation loss is at the last evaluation in {words.seeds(ours.censored)}"
@@ -134,7 +140,7 @@ def _level(measured: Measured, line: Line, rewind: int) -> tuple[int, str]:
         return 0, ""
     levels = measured.levels(rewind=rewind)
     if line.quantity == "rewound" and rewind == measured.rewinds[0]:
-        return 0, "not measured: no ticket is rewound to a later step"
+        return 0, "not measured: no ticket is rewound to an earlier step"
     if not levels:
         return 0, f"not measured: no ticket is rewound to step {rewind:,}"
     if line.density == BEST:
@@ -151,6 +157,13 @@ def _level(measured: Measured, line: Line, rewind: int) -> tuple[int, str]:
     if abs(math.log(near / wanted)) > math.log(_NEAR):
         return 0, f"not measured: the nearest level has {words.share(near)}"
     return level, ""
+
+
+def _diverged(measured: Measured, line: Line, level: int, rewind: int) -> int:
+    """The number of seeds in which a network that a line is about diverged; counts are of none."""
+    steps = (rewind, measured.rewinds[0]) if line.quantity == "rewound" else (rewind,)
+    arms = [] if line.quantity in COUNTS else [arm for arm in (line.of, line.other) if arm]
+    return len({seed for arm in arms for step in steps for seed in measured.diverged(arm, level, step)})
 
 
 def _looked(measured: Measured, line: Line, rewind: int) -> int:
@@ -217,8 +230,9 @@ def _difference(measured: Measured, ours: dict[int, float], theirs: dict[int, fl
 
 
 def _censored(measured: Measured, arms: Sequence[str], level: int, rewind: int) -> int:
-    """The seeds of which an arm's validation loss is lowest at the end, and may fall further."""
-    cells = [row for arm in arms for row in measured.cells(arm, level, rewind)]
+    """The seeds of which an arm's validation loss is lowest at the end, of those that have all arms."""
+    shared = set.intersection(*({*measured.steps(arm, level, rewind)} for arm in arms))
+    cells = [row for arm in arms for row in measured.cells(arm, level, rewind) if row.seed in shared]
     return len({row.seed for row in cells if row.early_stop_step == measured.about["lengths"]["total"]})
 
 

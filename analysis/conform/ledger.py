@@ -7,7 +7,8 @@ Columns, all text; a field may be empty where nothing is said:
     of         the setting's name; or an arm
     other      gap: the arm that is subtracted; speedup: the arm that takes longer
     density    weights left / prunable weights; "best": the level of the largest gap
-    rewind     the step that tickets are rewound to; empty: the earliest of the run
+    rewind     the step that tickets are rewound to; empty: the earliest of the run, which in "rewound" is
+               subtracted from the step that must be named there
     at         accuracies and gaps: "early stop", the step of the lowest validation loss, or "end"
     relation   "=", ">", ">=", "<" or "<=": the measured value is so to `value`
     value      the published one: percent, percentage points, a ratio, a count; empty: none is printed
@@ -121,6 +122,10 @@ def _check(where: str, line: Line) -> None:
         return
     if line.quantity in ("accuracy", "gap", "rewound") and line.at not in (EARLY, END):
         raise wrong("at", f"{EARLY!r} or {END!r}")
+    if line.quantity == "rewound" and line.of != TICKET:
+        raise wrong("of", f"{TICKET!r}, whose rewind steps are compared")
+    if line.quantity == "rewound" and not line.rewind:
+        raise wrong("rewind", "a step after the earliest, which is subtracted")
     if line.quantity in ("gap", "speedup") and not line.other:
         raise wrong("other", "an arm")
     if (

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
+from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, rewind_of
 from lthjax.measures import stats
@@ -12,7 +13,7 @@ from lthjax.measures.stats import Interval, mean_interval, paired
 
 from .. import tables
 from ..differences import difference, mean_accuracy
-from ..rows import TICKET, Row, by_seed, percent, select
+from ..rows import TICKET, Row, by_seed, chains, percent, select
 from ..run import Run
 
 _Of = TypeVar("_Of")
@@ -48,11 +49,24 @@ class Measured(Cells):
 
     def cells(self, arm: str, level: int = 0, rewind: int = 0) -> list[Row]:
         """The cells of an arm at a level; the dense network has neither level nor rewind step."""
-        found = self._cells(arm, level, rewind)
-        return self._known(found or None, f"it has no cell {_chain(arm, rewind)}, level {level}, {arm}")
+        found, chain = self._cells(arm, level, rewind), self._chain(arm, rewind)
+        return self._known(found or None, f"it has no cell {chain}, level {level}, {arm}")
 
     def _cells(self, arm: str, level: int, rewind: int) -> list[Row]:
-        return select(self.rows, chain=_chain(arm, rewind), arm=arm, level=0 if arm == DENSE else level)
+        at = 0 if arm == DENSE else level
+        return select(self.rows, chain=self._chain(arm, rewind), arm=arm, level=at)
+
+    def _chain(self, arm: str, rewind: int) -> str:
+        """The chain of a rewind step that has an arm: that of the tickets, or one that another arm leads."""
+        there, row = chains(select(self.rows, arm=arm)), ARMS.get(arm)
+        found = [chain for chain in there if rewind_of(chain) == rewind]
+        # It always starts at step 0, and has no chain of later steps.
+        only = there if row and row.leads and row.start == "zero" else []
+        return DENSE if arm == DENSE else next(iter([*found, *only]), f"rewind-{rewind}")
+
+    def diverged(self, arm: str, level: int = 0, rewind: int = 0) -> set[int]:
+        """The seeds of which a network of an arm at a level diverged."""
+        return {row.seed for row in self._cells(arm, level, rewind) if row.status == "diverged"}
 
     def of_seeds(self, arm: str, level: int = 0, rewind: int = 0, early: bool = False) -> dict[int, float]:
         """Seed -> test accuracy in percent, at the end or at the step of the lowest validation loss."""
@@ -116,7 +130,7 @@ class Measured(Cells):
 
     def levels(self, arm: str = "ticket", rewind: int = 0) -> list[int]:
         """The levels at which an arm was trained."""
-        return sorted({row.level for row in select(self.rows, chain=f"rewind-{rewind}", arm=arm)})
+        return sorted({row.level for row in select(self.rows, chain=self._chain(arm, rewind), arm=arm)})
 
     @property
     def rewinds(self) -> list[int]:
@@ -137,10 +151,6 @@ class Measured(Cells):
         below = [self.gap("ticket", other, level).high < 0 for level in self.levels()]
         firm = (level for place, level in enumerate(self.levels()) if all(below[place:]))
         return self._known(next(firm, None), f"its tickets are not below {other} at the end")
-
-
-def _chain(arm: str, rewind: int) -> str:
-    return DENSE if arm == DENSE else f"rewind-{rewind}"
 
 
 def opened(folder: Path) -> Measured:

@@ -7,6 +7,8 @@ Source: Renda et al. 2020 (arXiv 2003.02389). At equal rewind steps all of them 
 with several rewind steps compare costs.
 """
 
+from statistics import fmean
+
 from lthjax import imp
 from lthjax.measures import stats
 from lthjax.measures.stats import nearest
@@ -66,7 +68,9 @@ def findings(run: Run, found: Retrained | None) -> list[Finding]:
                 row = next(row for row in levels if row.level == near)
                 cells = select(run.rows, chain=row.chain, level=near, arm=name)
                 end, every = ends.total(run.about, run.rows), ends.spacing(run.about)
-                learning = ends.mark(cells, name, end, every)
+                # Longer training of an arm that is ahead of the tickets widens the gap.
+                behind = fmean(_pairs(found, row, TICKET)) > 0
+                learning = ends.mark(cells, name, end, every) if behind else ""
                 said.append(_finding(found, row, arm)._replace(beside=learning))
     return said
 

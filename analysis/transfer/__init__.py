@@ -46,6 +46,9 @@ _CLAIMS: dict[str, tuple[str, float | None]] = {
 }
 _MATCHED = "Tickets moved here are better where their units are matched first"
 _ALONG = {CARRIED: ", its initial values carried along", PERMUTED: ", units matched"}
+_OWN_WEIGHTS = (
+    "the shuffled masks start from the target's own weights: the difference is of mask and values together"
+)
 
 
 def section(run: Run, rows: Sequence[TransferRow]) -> Section:
@@ -75,8 +78,11 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
         for other, (claim, margin) in _CLAIMS.items():
             if other in levels:
                 what = f"{claim}: {where}{_ALONG.get(arm, '')}"
-                near = [one for one in levels[other] if other != TICKET or not one.far]
-                found.append(_finding(what, near, margin, [one for one in levels[other] if one not in near]))
+                near = [of for of in levels[other] if other != TICKET or not of.far]
+                far = [of for of in levels[other] if of not in near]
+                one = _finding(what, near, margin, far)
+                mixed = (arm, other) == (CARRIED, "shuffled")
+                found.append(one._replace(beside=_OWN_WEIGHTS) if mixed else one)
         # It is trained where it is asked for only.
         if arm == PERMUTED and MOVED in levels:
             found.append(_finding(f"{_MATCHED}: {where}", levels[MOVED], None))

@@ -79,7 +79,8 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mapping
         "Test accuracy of moved masks, on the target's own weights or with the source's initial values "
         "carried along (init) or units matched first, minus that of the target's own ticket of the nearest "
         "density, and of the same masks shuffled within layers, which have the densities of their layers "
-        f"alone. Mean over the target's seeds with its 95 % interval, paired, {FLOORED}; grey: not "
+        "alone and are always on the target's own weights. "
+        f"Mean over the target's seeds with its 95 % interval, paired, {FLOORED}; grey: not "
         "moved, or with init the same as without. " + " ".join(notes(rows))
     )
     data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]

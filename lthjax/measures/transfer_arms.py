@@ -150,7 +150,10 @@ ARMS: dict[str, Arm] = {
     ),
     CARRIED: Arm("the same mask on the source's weights at its rewind step, carried along", _carried),
     "transferred_reinit": Arm("the same mask on fresh weights, trained from step 0", _reinit),
-    "shuffled": Arm("the same mask shuffled within its layers: their densities alone", _shuffled),
+    "shuffled": Arm(
+        "the same mask shuffled within its layers, their densities alone, on the target's own weights",
+        _shuffled,
+    ),
     "random_uniform": Arm("a random mask of the same density, the same in every layer", _random_uniform),
     PERMUTED: Arm(
         "the source's mask, its units in the order of the target's, on the target's own weights; the dense "
