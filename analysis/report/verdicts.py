@@ -7,7 +7,7 @@ verdict. A claim without data is not tested, and names the command that tests it
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lthjax import home, imp
 from lthjax.errors import counted
@@ -19,9 +19,9 @@ from .. import commands, ends, words
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, beside, everywhere, named
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled, untested
-from ..rows import TICKET, Row, accuracies, diverged, images_of, select, ticket_chains
+from ..rows import TICKET, Row, accuracies, by_level, diverged, images_of, select, ticket_chains
 from . import speed
-from .paired import TOLERANCE, Level, curves, differences, earliest
+from .paired import TOLERANCE, Level, curves, differences, earliest, first_diverged
 
 # The arms that pass for tickets if a claim does not tell them apart.
 CONTROLS = ("reinit", "random")
@@ -33,7 +33,8 @@ _FORM, _UNIT = "+.2f", " pp"
 # How a claim that is searched for over all levels ends.
 _SOMEWHERE = " at some density"
 # Why a claim about the range is not tested.
-_NONE_THERE = "no level between 10 and 20 % of the weights"
+_RANGE = "between 10 and 20 % of the weights"
+_NONE_THERE = f"no level {_RANGE}"
 
 
 def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
@@ -53,21 +54,21 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     controlled = commands.controlled(again, deeper, study, reached)
     images = images_of(study)
     found = _all_within(rows, chain, images, deeper)
-    there = levels_there(rows, chain)
     end, every = ends.total(study, rows), ends.spacing(study)
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
         own, start = select(rows, chain=chain, arm=control), len(found)
+        there = against(rows, chain, own, control)
         command = commands.extended(controlled, "--arms", TICKET, control)
         beat = f"Tickets beat {others}"
         if control == "reinit":
             found += [
                 _by_ten(gaps, command, there),
-                _somewhere(f"{beat} by 10 points or more{_SOMEWHERE}", gaps, 10, command),
+                _somewhere(f"{beat} by 10 points or more{_SOMEWHERE}", gaps, 10, command, there),
             ]
         found += [
-            _better(f"{beat} at 80–90 % sparsity", gaps, command, _GAPS, there, control),
-            _somewhere(f"{beat}{_SOMEWHERE}", gaps, 0, command),
+            _better(f"{beat} at 80–90 % sparsity", gaps, command, _GAPS, there),
+            _somewhere(f"{beat}{_SOMEWHERE}", gaps, 0, command, there),
         ]
         found[start:] = [_marked(finding, own, control, end, every) for finding in found[start:]]
     by_other = {DENSE: deeper, "reinit": controlled}
@@ -82,23 +83,51 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         for finding in _all_within(rows, later, images, deeper)
     ]
     found += _late(rows, tickets, again, deeper, images)
-    if commands.is_pattern(study) and not reached:
-        found = [_of_a_pattern(finding) for finding in found]
+    stuck, beyond = first_diverged(rows), _beyond(study, rows, chain, reached)
+    found = [_without_command(finding, stuck, beyond) for finding in found]
     schedules = "Which pruning rate and schedule is best"
     command = home.command("run", "--config", home.config("rates_lenet5"))
     return [*found, untested(schedules, "a run has one schedule", command)]
 
 
-def _of_a_pattern(finding: Finding) -> Finding:
-    """A finding on a run whose N:M pattern is not of the range: no further level of it would be."""
-    if finding.estimate != _NONE_THERE:
-        return finding
-    return untested(finding.claim, f"{_NONE_THERE}, and an N:M pattern has one density", "")
+def _beyond(study: Mapping[str, Any], rows: Sequence[Row], chain: str, reached: Sequence[int]) -> str:
+    """Why no command makes a level of a chain in the range; "" if one does."""
+    if commands.is_pattern(study) and not reached:
+        return "an N:M pattern has one density"
+    ended = _ended(rows, chain, TICKET)
+    if ended and ended == {row.seed for row in select(rows, chain=chain, arm=TICKET)}:
+        return "the last ticket of every seed diverged; lower the learning rate (optim.lr)"
+    return ""
+
+
+def _without_command(finding: Finding, stuck: str, beyond: str) -> Finding:
+    """A finding that is not tested and that no command tests, with the reason of these that is its own."""
+    if finding.outcome == "not tested" and stuck:
+        return untested(finding.claim, stuck, "")
+    if finding.estimate == _NONE_THERE and beyond:
+        return untested(finding.claim, f"{_NONE_THERE}, and {beyond}", "")
+    return finding
 
 
 def in_range(levels: Sequence[Level]) -> list[Level]:
     """The levels of 80 to 90 % sparsity."""
     return [level for level in levels if commands.is_in_range(level.density)]
+
+
+class Other(NamedTuple):
+    """What tickets are compared with, for what is said where it has no accuracy.
+
+    Attributes:
+        name: in a sentence.
+        tickets: the levels of 80 to 90 % sparsity at which tickets stand beside their dense network.
+        diverged: at how many of these it was trained, and diverged.
+        everywhere: whether it diverged wherever it was trained.
+    """
+
+    name: str
+    tickets: int
+    diverged: int = 0
+    everywhere: bool = False
 
 
 def _everywhere(
@@ -108,19 +137,15 @@ def _everywhere(
     command: str,
     where: Link,
     test: str,
-    of: int,
-    other: str,
+    other: Other,
 ) -> Finding:
-    """A claim about every level of the range, with the estimate of the least favourable one.
-
-    Of the tickets' `of` levels there, the `other` may have been trained at some only, or at none.
-    """
+    """A claim about every level of the range, with the estimate of the least favourable one."""
     levels = in_range(levels)
     if not levels:
-        return untested(claim, _none_there(of, other), command)
+        return _none_there(claim, other, command)
     tested = everywhere([say(level) for level in levels])
     n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
-    estimate = f"{said}{at_some(len(levels), of)}"
+    estimate = f"{said}{at_some(len(levels), other)}"
     return Finding(claim, tested.outcome, estimate, n, where, named(tested, test))
 
 
@@ -129,14 +154,30 @@ def levels_there(rows: Sequence[Row], chain: str) -> int:
     return len(in_range(differences(rows, chain, TICKET, DENSE)))
 
 
-def _none_there(of: int, other: str) -> str:
-    """Why a claim about the range is not tested; tickets have `of` levels there, and the other has none."""
-    return f"{other} was not trained between 10 and 20 % of the weights" if of else _NONE_THERE
+def against(rows: Sequence[Row], chain: str, own: Sequence[Row], name: str) -> Other:
+    """What the tickets of a chain are compared with, from its own rows."""
+    there = {of.level for of in in_range(differences(rows, chain, TICKET, DENSE))}
+    levels = by_level(own)
+    lost = {level for level, of in levels.items() if all(row.status == "diverged" for row in of)}
+    return Other(name, len(there), len(there & lost), bool(own) and lost == levels.keys())
 
 
-def at_some(levels: int, of: int) -> str:
+def _none_there(claim: str, other: Other, command: str) -> Finding:
+    """A claim about the range that is not tested, as no level has both; no command adds what diverged."""
+    if not other.tickets:
+        return untested(claim, _NONE_THERE, command)
+    if other.diverged == other.tickets:
+        return untested(claim, f"{other.name} diverged {_RANGE}", "")
+    at_these = f"at {other.diverged} of the tickets' {other.tickets} levels "
+    how = f"diverged {at_these}" if other.diverged else "was not trained "
+    return untested(claim, f"{other.name} {how}{_RANGE}", command)
+
+
+def at_some(levels: int, other: Other) -> str:
     """What must be said where a claim about a range is tested at some of the tickets' levels only."""
-    return f"; both were trained at {levels} of the tickets' {of} levels there" if levels < of else ""
+    of, trained = f"of the tickets' {other.tickets} levels there", levels + other.diverged
+    few = f"; both were trained at {trained} {of}" if trained < other.tickets else ""
+    return few + (f"; {other.name} diverged at {other.diverged} {of}" if other.diverged else "")
 
 
 def _of_the_first(finding: Finding, rows: Sequence[Row]) -> Finding:
@@ -160,7 +201,7 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
 
     test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
     of = len(in_range(to_dense[TICKET]))
-    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, of, DENSE)
+    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, Other(DENSE, of))
     controls = {
         arm: everywhere([say(level) for level in of_arm])
         for arm in CONTROLS
@@ -169,9 +210,9 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
     return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT, levels=of))
 
 
-def _better(claim: str, levels: Sequence[Level], command: str, where: Link, of: int, other: str) -> Finding:
-    """A claim that a difference is above 0 at every level of the range; `of`, `other` as in `_everywhere`."""
-    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, of, other)
+def _better(claim: str, levels: Sequence[Level], command: str, where: Link, other: Other) -> Finding:
+    """A claim that a difference is above 0 at every level of the range."""
+    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, other)
 
 
 def _against_zero(level: Level) -> At:
@@ -189,7 +230,7 @@ def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int, every:
     return finding._replace(beside=ends.mark(control, arm, end, every))
 
 
-def _by_ten(levels: Sequence[Level], command: str, of: int) -> Finding:
+def _by_ten(levels: Sequence[Level], command: str, other: Other) -> Finding:
     """The claim of 10 to 15 points: 10 or more decides, and whether it is 15 or less is said."""
     claim = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
 
@@ -197,7 +238,7 @@ def _by_ten(levels: Sequence[Level], command: str, of: int) -> Finding:
         return At(at(level), stats.verdict(level.values, 10, floor=level.floor))
 
     test = f"{SUPERIOR}, by 10{_UNIT} or more"
-    found = _everywhere(claim, levels, least, command, _GAPS, test, of, "reinit")
+    found = _everywhere(claim, levels, least, command, _GAPS, test, other)
     return found._replace(estimate=f"{found.estimate}{at_most_15(levels)}")
 
 
@@ -221,7 +262,7 @@ def at_most_15(levels: Sequence[Level], alpha: float = _ALPHA) -> str:
 
 
 def _somewhere(
-    claim: str, levels: Sequence[Level], threshold: float, command: str, where: Link = _GAPS
+    claim: str, levels: Sequence[Level], threshold: float, command: str, other: Other, where: Link = _GAPS
 ) -> Finding:
     """A claim about any level, by the p-values of t with Holm's correction for the search.
 
@@ -235,6 +276,8 @@ def _somewhere(
     ]
     few = len(levels) - len(tested)
     out = f"; {counted(few, 'level')} of fewer seeds left out" if few else ""
+    if not levels and other.everywhere:
+        return untested(claim, f"{other.name} diverged wherever it was trained", "")
     if not levels:
         return untested(claim, "no such cells", command)
     if not tested:
@@ -327,14 +370,15 @@ def _ended(rows: Sequence[Row], chain: str, arm: str) -> set[int]:
 def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str) -> Finding:
     """The claim that tickets reach their lowest validation loss in fewer steps than another arm."""
     others = "the dense network" if other == DENSE else "reinitialised ones"
-    claim, there = f"Tickets learn faster than {others} at 80–90 % sparsity", levels_there(rows, chain)
+    claim = f"Tickets learn faster than {others} at 80–90 % sparsity"
+    there = against(rows, chain, select(rows, chain=chain, arm=other), other)
     levels = [
         of for of in speed.slower(rows, chain, other, end) if in_range([Level(of.level, of.density, [])])
     ]
     if not levels:
         if other == DENSE:
-            return untested(claim, _none_there(0, other), deeper)
-        return untested(claim, _none_there(there, other), commands.extended(deeper, "--arms", TICKET, other))
+            return untested(claim, _NONE_THERE, deeper)
+        return _none_there(claim, there, commands.extended(deeper, "--arms", TICKET, other))
     tests = []
     for of in levels:
         some = f"{of.censored} of {len(of.ratios)} seeds " if len(of.ratios) > 1 else ""
@@ -354,13 +398,16 @@ def _late(rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, 
     first, *later = tickets
     if not later:
         return [untested(claim, "one rewind step", commands.extended(again, "--rewind", "0", "1 epoch"))]
-    found, there = [], levels_there(rows, first)
+    found = []
     for chain in later:
+        other = against(
+            rows, first, select(rows, chain=chain, arm=TICKET), f"the ticket {words.rewound(chain)}"
+        )
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
         found += [
-            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, there, f"the ticket {words.rewound(chain)}"),
-            _somewhere(f"Late rewinding helps{_SOMEWHERE}: {steps}", gaps, 0, deeper, _LEVELS),
+            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, other),
+            _somewhere(f"Late rewinding helps{_SOMEWHERE}: {steps}", gaps, 0, deeper, other, _LEVELS),
         ]
     return found
 
