@@ -159,7 +159,12 @@ def one_sentence(box: str, kind: type) -> str:
     heading, _, advice = re.sub("[─-]{4,}", "\n", " ".join(lines)).partition("\n")
     wrong = re.match(r"Error parsing (--[\w.-]+):.*?(?:\[|: )('[^\]]*')", heading)
     if wrong and (allowed := shorthand.values(kind, wrong[1])):
-        return f"{wrong[1]}: {wrong[2]} is not allowed; it must be {allowed}."
+        given = re.findall(r"'([^']*)'", wrong[2])
+        if allowed.startswith("one or more"):
+            is_right = re.compile(r"-?\d+").fullmatch if "whole" in allowed else shorthand.is_number
+            given = [value for value in given if not is_right(value)] or given
+        verb = "are" if len(given) > 1 else "is"
+        return f"{wrong[1]}: {', '.join(map(repr, given))} {verb} not allowed; it must be {allowed}."
     meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", advice)
     hint = f"did you mean {meant[1]}? " if meant else ""
     return f"{heading.strip().rstrip('.')}; {hint}--help lists every option and its values."

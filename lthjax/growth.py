@@ -144,7 +144,8 @@ class Run:
         if position is None or not job.start < position.at <= job.stop:
             return job
         if any(k <= position.at and k not in position.states for k in job.captures):
-            return job  # it was saved before this rewind state was asked for
+            self._store.drop_position(cell)  # from before this rewind state was asked for; as above
+            return job
         self.log("%s goes on from step %d", record.describe(cell), position.at)
         every, known = self.trainer.log_every, position.curves
         if every and known.get("loss_step") != [s for s in range(job.start, position.at) if s % every == 0]:

@@ -106,11 +106,17 @@ class Queue:
                 self._close(not waits)
 
         def write() -> None:
+            failures: list[Exception] = []
             try:
                 for item, trained in pairs:
-                    item.run.write(item, trained)
+                    try:
+                        item.run.write(item, trained)
+                    except Exception as error:  # of this item: the others are written all the same
+                        failures.append(error)
             finally:
                 self._close(waits)
+            if failures:
+                raise failures[0]
 
         self._close(-1)
         # A signal that comes while there is no room acts once the results are in the queue.

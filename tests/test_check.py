@@ -27,7 +27,7 @@ from lthjax.check import check, repair
 from lthjax.errors import UserError
 from lthjax.folder.places import folder, state_folder
 from lthjax.folder.store import Store
-from lthjax.folder.verified import has_manifests, read_result
+from lthjax.folder.verified import absent, has_manifests, read_about, read_result
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
 from lthjax.training import train
@@ -139,6 +139,11 @@ def test_what_cells_were_made_from_and_is_gone_is_named(
         check_command.main([str(run)])
     assert capsys.readouterr().out == f"{said}.\n{run}: 3 as written, 0 damaged, 1 not there\n"
     check_command.main([str(run), "--repair"])
+    # Of several commands any may have asked for it.
+    about = read_about(run)
+    text = manifest.sealed({**about, "commands": [*about["commands"], "run.py --rewind 0 5"]})
+    (run / "study.json").write_text(text)
+    assert str(absent(run / _START)) == f"{said}, or another of the commands in study.json."
 
 
 def test_a_cell_whose_result_is_not_copied_yet_is_not_there(made: dict[float, Path], tmp_path: Path) -> None:

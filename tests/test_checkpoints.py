@@ -187,7 +187,10 @@ def test_a_damaged_position_is_named_and_not_used(tiny: Make, tmp_path: Path) ->
     assert numbers(run) == numbers(whole)
 
 
-def test_a_damaged_position_gives_way_to_a_new_one(tiny: Make, tmp_path: Path) -> None:
+def test_a_damaged_position_gives_way_to_a_new_one(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_SEGMENT_SECONDS", 1e6)  # from evaluation to evaluation
     prepared = tiny(seeds=(0,), levels=0, train=config.Train(steps=40, batch=20, eval_every=5))
     run = stopped(prepared, tmp_path / "runs")
     at = places.saved_step(run, CELL)
@@ -197,11 +200,17 @@ def test_a_damaged_position_gives_way_to_a_new_one(tiny: Make, tmp_path: Path) -
     assert not check.check(run).damaged
 
 
-def test_a_position_that_lacks_a_rewind_state_is_not_used(tiny: Make, tmp_path: Path) -> None:
+def test_a_position_that_lacks_a_rewind_state_is_not_used(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_SEGMENT_SECONDS", 1e6)  # from evaluation to evaluation
     changes = {"seeds": (0,), "levels": 1, "train": config.Train(steps=40, batch=20, eval_every=5)}
     run = stopped(tiny(**changes), tmp_path / "runs")
     at = places.saved_step(run, CELL)
-    wide = tiny(**changes, rewind=(0, at - 1))
+    wide = tiny(**changes, rewind=(0, 5))
+    later = Reader(stopped(wide, tmp_path / "runs")).position(CELL)
+    assert later is not None
+    assert (later.at, {*later.states}) == (at, {5}), "it gives way to a new one of the same step"
     study.run(wide, tmp_path / "runs")
     whole = study.run(wide, tmp_path / "whole")
     assert numbers(run) == numbers(whole)
@@ -325,6 +334,20 @@ def test_results_are_written_though_a_signal_comes_while_they_wait_for_the_disk(
 
     assert raised(stopped_while_it_waits) is KeyboardInterrupt
     assert run.booked == run.written == ["trained"]
+
+
+def test_a_result_that_cannot_be_written_does_not_keep_the_others_of_its_chunk() -> None:
+    class Failing(Written):
+        def write(self, item: Item, trained: Any) -> None:
+            if trained in ("first", "second"):
+                raise UserError(f"{trained}: it cannot be written")
+            super().write(item, trained)
+
+    run = Failing()
+    item = Item((0,), run, None, Job(0, 0, 0, 1, None, None))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^first: "), Background(waiting=1) as background:
+        Queue(background).finish([item] * 3, ["first", "second", "third"])  # type: ignore[list-item]
+    assert run.written == ["third"]
 
 
 def test_without_checkpoints_nothing_is_saved(tiny: Make, tmp_path: Path) -> None:

@@ -72,6 +72,11 @@ def test_where_nothing_matches_or_seeds_are_few() -> None:
         "weights 1.9 points below it; 2 seeds are too few for a verdict."
     )
     assert "as good as" not in few
+    same = sentence(run({"ticket": {0.5: -0.15}, "reinit": {0.5: 0.0}}, seeds=range(1, 3)))
+    assert same.startswith(
+        "With 50 % of its weights the ticket is within 0.05 points of the dense network, the same mask on "
+        "fresh weights within 0.05 points of it; "
+    )
     assert sentence(run({})) == "No ticket has been trained beside its dense network yet."
 
 
@@ -84,6 +89,40 @@ def test_a_run_whose_trainings_diverged_says_so_and_proposes_no_command() -> Non
         (nothing,) = verdicts.findings(STUDY, rows)
         assert (nothing.outcome, nothing.where) == ("not tested", "")
         assert nothing.estimate == f"all {what} diverged; lower the learning rate (optim.lr)"
+
+
+def test_where_the_first_of_two_chains_diverged_the_other_is_named() -> None:
+    """The first ended at level 1, so that no command takes it to 80 % sparsity."""
+    gone = {"test_accuracy": None, "early_stop_step": None, "status": "diverged"}
+    rows = [
+        of._replace(**gone) if of.chain == "rewind-0" else of
+        for of in two_chains()
+        if of.chain != "rewind-0" or (of.arm, of.level) == ("ticket", 1)
+    ]
+    why = (
+        "all tickets rewound to step 0 diverged; lower the learning rate (optim.lr), or look at those "
+        "rewound to step 500"
+    )
+    assert sentence(rows) == f"A{why[1:]}."
+    found = verdicts.findings(STUDY, rows)
+    untested = [of for of in found if of.outcome == "not tested" and "schedule" not in of.claim]
+    assert {(of.estimate, of.where) for of in untested} == {(why, "")}
+    within = [of.outcome for of in found if of.claim.endswith("network: rewound to step 500")]
+    assert within == ["supported"] * 3
+
+
+def test_where_every_chain_ended_before_the_range_no_command_goes_deeper() -> None:
+    rows = [
+        of._replace(test_accuracy=None, status="diverged") if of.level == 2 else of
+        for of in run({"ticket": {0.5: 0.0, 0.25: 0.0}})
+    ]
+    found = {of.claim: of for of in verdicts.findings(STUDY, rows)}
+    within = found["Tickets at 80–90 % sparsity are within 2 points of the dense network"]
+    assert (within.outcome, within.where) == ("not tested", "")
+    assert within.estimate == (
+        "no level between 10 and 20 % of the weights, and the last ticket of every seed diverged; lower the "
+        "learning rate (optim.lr)"
+    )
 
 
 def test_where_the_densest_level_alone_fails_sparser_ones_are_not_denied() -> None:
@@ -142,7 +181,9 @@ def test_of_several_rewind_steps_the_earliest_is_named() -> None:
     ]
     assert sentence(better).startswith("With 50 % of its weights the ticket rewound to step 0 is as good as")
     few = sentence([of for of in better if of.seed < 2])
-    assert few.startswith("With 50 % of its weights the ticket rewound to step 0 is 0.0 points below")
+    assert few.startswith(
+        "With 50 % of its weights the ticket rewound to step 0 is within 0.05 points of the"
+    )
     alone = [of for of in rows if of.chain != "rewind-500"]
     for of, said in ((rows, True), (alone, False)):
         run_of = Given(of)

@@ -73,10 +73,12 @@ def test_other_ways_are_answered_with_an_example(value: str) -> None:
     [
         ("--steps 1.5", "--steps: '1.5' is not allowed; it must be a whole number."),
         ("--some-levels nan", "--some-levels: 'nan' is not allowed; it must be one or more whole numbers."),
+        ("--seeds 0 x", "--seeds: 'x' is not allowed; it must be one or more whole numbers."),
+        ("--seeds 0 x 1.5y", "--seeds: 'x', '1.5y' are not allowed; it must be one or more whole numbers."),
         ("--prune.density x", "--prune.density: 'x' is not allowed; it must be a number."),
         (
             "--prune.rate a x",
-            "--prune.rate: 'a', 'x' is not allowed; it must be a number or pairs of a pattern and a number.",
+            "--prune.rate: 'a', 'x' are not allowed; it must be a number or pairs of a pattern and a number.",
         ),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from conftest import make_tiny, result
 
 from analysis import load, report
-from lthjax import __version__, config, imp, plan, prune, record, rng, study
+from lthjax import __version__, config, imp, manifest, plan, prune, record, rng, study
 from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.folder import claims
@@ -22,8 +22,9 @@ from lthjax.folder.places import folder, state_folder
 from lthjax.folder.store import Store
 from lthjax.folder.verified import read_study
 from lthjax.imp import DENSE, Cell
+from lthjax.models import Variables
 from lthjax.training import train
-from lthjax.training.job import Job, Trained
+from lthjax.training.job import Job, Position, Trained
 from lthjax.training.trainer import Trainer
 
 Make = Callable[..., study.Prepared]
@@ -433,6 +434,26 @@ def test_a_cell_is_whole_or_not_there(tiny: Make, tmp_path: Path) -> None:
     (store.path / ".tmp-of-a-killed-process").mkdir()
     with opened(prepared, tmp_path / "runs"):
         assert not list(store.path.glob(".tmp-*"))
+
+
+def test_no_cell_or_position_stands_without_its_sources(tiny: Make, tmp_path: Path) -> None:
+    """The source's write may have failed, and its children have been trained from memory."""
+    weights = Variables({"fc": {"kernel": np.ones((3, 2), np.float32)}}, {})
+    mask, parents = prune.ones(weights.params), [Path("seed=0/dense")]
+    dense, ticket = Cell(0, DENSE, 0, DENSE), Cell(0, "rewind-0", 1, "ticket")
+    position = Position(3, {"params": weights.params}, {"step": []}, [], {}, 0.0)
+    with opened(tiny(seeds=(0,)), tmp_path / "runs") as store:
+        with pytest.raises(UserError, match="seed=0/dense: it is not there, so what was made from it"):
+            store.write(ticket, result(ticket), mask, None, parents)
+        with pytest.raises(UserError, match="seed=0/dense: it is not there"):
+            store.write_position(ticket, position, parents)
+        assert not store.has(ticket)
+        assert store.position(ticket) is None
+        store.write(dense, result(dense), mask, weights)
+        # A source that is older than manifests is there.
+        (store.path / parents[0] / manifest.FILE).unlink()
+        store.write(ticket, result(ticket), mask, None, parents)
+        assert store.has(ticket)
 
 
 def test_masks_round_trip_bit_packed(tiny: Make, tmp_path: Path) -> None:

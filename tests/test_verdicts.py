@@ -324,6 +324,33 @@ def test_a_network_that_diverged_matches_nothing() -> None:
     assert gaps.summaries(middle, "rewind-0").rows[0][2] == ", ".join(["none"] * 6)
 
 
+def test_a_control_that_diverged_is_not_said_to_be_untrained() -> None:
+    """It is there, so that no command adds it."""
+    rows = run({"ticket": {0.2: 1.0, 0.15: 1.0}, "reinit": {0.2: -3.0, 0.15: -3.0}})
+
+    def where_diverged(*levels: int) -> list[Row]:
+        gone = {"test_accuracy": None, "early_stop_step": None, "status": "diverged"}
+        return [of._replace(**gone) if of.arm == "reinit" and of.level in levels else of for of in rows]
+
+    faster = "Tickets learn faster than reinitialised ones at 80–90 % sparsity"
+    found = said(where_diverged(1, 2))
+    for claim in (REINIT, TEN, faster):
+        assert found[claim].estimate == "reinit diverged between 10 and 20 % of the weights"
+    for claim in (SOMEWHERE, TEN_SOMEWHERE):
+        assert found[claim].estimate == "reinit diverged wherever it was trained"
+    assert {found[claim].where for claim in (REINIT, TEN, faster, SOMEWHERE, TEN_SOMEWHERE)} == {""}
+    some = said(where_diverged(2))
+    assert some[REINIT].outcome == "supported"
+    for claim in (REINIT, faster):
+        assert some[claim].estimate.endswith("; reinit diverged at 1 of the tickets' 2 levels there")
+    # What was not trained is trained by the command.
+    other = [of for of in where_diverged(1, 2) if (of.arm, of.level) != ("reinit", 1)]
+    assert said(other)[REINIT].estimate == (
+        "reinit diverged at 1 of the tickets' 2 levels between 10 and 20 % of the weights"
+    )
+    assert str(said(other)[REINIT].where).endswith("--arms ticket reinit")
+
+
 def test_controls_at_some_of_the_tickets_levels_are_said_to_be_there_only() -> None:
     """Three levels of tickets in the range, one of reinit, two of random, which is as good as dense."""
     rows = run(

@@ -8,7 +8,7 @@ from lthjax.measures import stats
 
 from .. import words
 from ..differences import floor
-from ..rows import Row, accuracies, by_level, by_seed, densities, select, ticket_chains
+from ..rows import TICKET, Row, accuracies, by_level, by_seed, densities, select, ticket_chains
 
 # Percentage points below the dense network that count as its accuracy.
 TOLERANCE = 0.5
@@ -84,3 +84,17 @@ def earliest(rows: Sequence[Row]) -> str:
     """
     first, *later = ticket_chains(rows) or [""]
     return words.rewound(first) if later else ""
+
+
+def first_diverged(rows: Sequence[Row]) -> str:
+    """Why the first of several chains of tickets has none to look at, and what to do; "" if it has any."""
+    chains = {of: select(rows, chain=of, arm=TICKET) for of in ticket_chains(rows)}
+    alive = [of for of, own in chains.items() if any(row.status == "done" for row in own)]
+    first = next(iter(chains), "")
+    if not alive or first in alive or not chains[first]:
+        return ""
+    others = " or ".join(map(words.rewound, alive))
+    return (
+        f"all tickets {words.rewound(first)} diverged; lower the learning rate (optim.lr), or look at those "
+        f"{others}"
+    )

@@ -13,7 +13,7 @@ from ..record import LEAST_SEEDS, Finding
 from ..rows import TICKET, Row, diverged, images_of, ticket_chains
 from ..run import Run
 from . import accuracy, until
-from .paired import TOLERANCE, Level, differences, earliest
+from .paired import TOLERANCE, Level, differences, earliest, first_diverged
 
 TITLE, ANCHOR = "In short", "short"
 # Of a single one-sided test.
@@ -76,7 +76,11 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
         every = differences(rows, tickets[0], TICKET, DENSE, images=images_of(study))
         levels = [level for level in every if level.density]
     if not levels:
-        why = diverged(rows) or "no ticket has been trained beside its dense network yet"
+        why = (
+            diverged(rows)
+            or first_diverged(rows)
+            or "no ticket has been trained beside its dense network yet"
+        )
         return f"{why[0].upper()}{why[1:]}."
     which = f" {said}" if (said := earliest(rows)) else ""
     fresh = {of.level: of for of in differences(rows, tickets[0], "reinit", DENSE)}
@@ -161,6 +165,8 @@ def _of_few(levels: Sequence[Level], fresh: dict[int, Level], which: str) -> str
 
 def _apart(level: Level) -> str:
     """How far a level's networks are from the dense one: `0.3 points below`."""
+    if abs(level.mean) < 0.05:
+        return "within 0.05 points of"
     return f"{abs(level.mean):.1f} points {'below' if level.mean < 0 else 'above'}"
 
 

@@ -20,10 +20,10 @@ from .. import commands, words
 from ..claims import NON_INFERIOR, SUPERIOR, At, Judged, everywhere
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
-from ..rows import TICKET, Row, ticket_chains
+from ..rows import TICKET, Row, select, ticket_chains
 from ..run import Run
 from .paired import Level, differences, earliest
-from .verdicts import at, at_most_15, at_some, images_of, in_range, levels_there
+from .verdicts import against, at, at_most_15, at_some, images_of, in_range
 
 FILE = "sequential.json"
 # Looks at the data, each after as many further seeds as the first one has.
@@ -356,7 +356,8 @@ def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> 
     claim = CLAIMS[state.claim]
     test = f"{NON_INFERIOR}, margin {-claim.threshold:g} pp" if claim.other == DENSE else SUPERIOR
     test += f", by {claim.threshold:g} pp or more" if claim.threshold > 0 else ""
-    there = levels_there(own, state.chain or next(iter(ticket_chains(own)), ""))
+    chain = state.chain or next(iter(ticket_chains(own)), "")
+    there = against(own, chain, select(own, chain=chain, arm=claim.other), claim.other)
     then = "" if tested.outcome == state.outcome else f"at the last look it was {state.outcome}"
     which, first = earliest(rows), state.chain in ("", next(iter(ticket_chains(rows)), ""))
     said = tested.said("+.2f", " pp", state.rule) + at_some(tested.levels, there)

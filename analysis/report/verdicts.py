@@ -19,9 +19,9 @@ from .. import commands, ends, words
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, beside, everywhere, named
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled, untested
-from ..rows import TICKET, Row, accuracies, diverged, images_of, select, ticket_chains
+from ..rows import TICKET, Row, accuracies, by_level, diverged, images_of, select, ticket_chains
 from . import speed
-from .paired import TOLERANCE, Level, curves, differences, earliest
+from .paired import TOLERANCE, Level, curves, differences, earliest, first_diverged
 
 # The arms that pass for tickets if a claim does not tell them apart.
 CONTROLS = ("reinit", "random")
@@ -32,18 +32,7 @@ _LEVELS, _GAPS = Link("levels", "#levels"), Link("gaps", "#gaps")
 _FORM, _UNIT = "+.2f", " pp"
 # How a claim that is searched for over all levels ends.
 _SOMEWHERE = " at some density"
-
-
-class _There(NamedTuple):
-    """The tickets' levels of 80 to 90 % sparsity.
-
-    Attributes:
-        levels: how many there are.
-        never: whether the run can have none: its N:M pattern has one density, which is another.
-    """
-
-    levels: int
-    never: bool
+_RANGE = "between 10 and 20 % of the weights"
 
 
 def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
@@ -61,45 +50,75 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
     chain = tickets[0]
     deeper, reached = commands.deeper(again, study, rows, chain)
     controlled = commands.controlled(again, deeper, study, reached)
-    images = images_of(study)
-    there = _There(levels_there(rows, chain), commands.is_pattern(study) and not reached)
-    found = _all_within(rows, chain, images, deeper, there)
+    images, beyond = images_of(study), _beyond(study, rows, chain, reached)
+    found = _all_within(rows, chain, images, deeper, beyond)
     end, every = ends.total(study, rows), ends.spacing(study)
     for control, others in (("reinit", "reinitialised ones"), ("random", "random pruning")):
         gaps = differences(rows, chain, TICKET, control, images=images)
         own, start = select(rows, chain=chain, arm=control), len(found)
+        there = against(rows, chain, own, control, beyond)
         command = commands.extended(controlled, "--arms", TICKET, control)
         beat = f"Tickets beat {others}"
         if control == "reinit":
             found += [
                 _by_ten(gaps, command, there),
-                _somewhere(f"{beat} by 10 points or more{_SOMEWHERE}", gaps, 10, command),
+                _somewhere(f"{beat} by 10 points or more{_SOMEWHERE}", gaps, 10, command, there),
             ]
         found += [
-            _better(f"{beat} at 80–90 % sparsity", gaps, command, _GAPS, there, control),
-            _somewhere(f"{beat}{_SOMEWHERE}", gaps, 0, command),
+            _better(f"{beat} at 80–90 % sparsity", gaps, command, _GAPS, there),
+            _somewhere(f"{beat}{_SOMEWHERE}", gaps, 0, command, there),
         ]
         found[start:] = [_marked(finding, own, control, end, every) for finding in found[start:]]
     by_other = {DENSE: deeper, "reinit": controlled}
-    faster = [_faster(rows, chain, other, end, command, there) for other, command in by_other.items()]
+    faster = [_faster(rows, chain, other, end, command, beyond) for other, command in by_other.items()]
     found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *faster]
     found = [_of_the_first(finding, rows) for finding in found]
     # Beside those of the first chain; the other claims are of that one alone.
     found[len(_MARGINS) : len(_MARGINS)] = [
         finding._replace(claim=f"{finding.claim}: {words.rewound(later)}")
         for later in tickets[1:]
-        if (levels := levels_there(rows, later))
-        for finding in _all_within(rows, later, images, deeper, there._replace(levels=levels))
+        if levels_there(rows, later)
+        for finding in _all_within(rows, later, images, deeper, beyond)
     ]
-    found += _late(rows, tickets, again, deeper, images, there)
+    found += _late(rows, tickets, again, deeper, images, beyond)
+    if stuck := first_diverged(rows):
+        found = [untested(one.claim, stuck, "") if one.outcome == "not tested" else one for one in found]
     schedules = "Which pruning rate and schedule is best"
     command = home.command("run", "--config", home.config("rates_lenet5"))
     return [*found, untested(schedules, "a run has one schedule", command)]
 
 
+def _beyond(study: Mapping[str, Any], rows: Sequence[Row], chain: str, reached: Sequence[int]) -> str:
+    """Why no command makes a level of a chain in the range; "" if one does."""
+    if commands.is_pattern(study) and not reached:
+        return "an N:M pattern has one density"
+    ended = _ended(rows, chain, TICKET)
+    if ended and ended == {row.seed for row in select(rows, chain=chain, arm=TICKET)}:
+        return "the last ticket of every seed diverged; lower the learning rate (optim.lr)"
+    return ""
+
+
 def in_range(levels: Sequence[Level]) -> list[Level]:
     """The levels of 80 to 90 % sparsity."""
     return [level for level in levels if commands.is_in_range(level.density)]
+
+
+class Other(NamedTuple):
+    """What tickets are compared with, for what is said where it has no accuracy.
+
+    Attributes:
+        name: in a sentence.
+        tickets: the levels of 80 to 90 % sparsity at which tickets stand beside their dense network.
+        diverged: at how many of these it was trained, and diverged.
+        everywhere: whether it diverged wherever it was trained.
+        beyond: why no command makes a level of tickets there; "" if one does.
+    """
+
+    name: str
+    tickets: int
+    diverged: int = 0
+    everywhere: bool = False
+    beyond: str = ""
 
 
 def _everywhere(
@@ -109,19 +128,15 @@ def _everywhere(
     command: str,
     where: Link,
     test: str,
-    there: _There,
-    other: str,
+    other: Other,
 ) -> Finding:
-    """A claim about every level of the range, with the estimate of the least favourable one.
-
-    The `other` may have been trained at some of the tickets' levels there only, or at none.
-    """
+    """A claim about every level of the range, with the estimate of the least favourable one."""
     levels = in_range(levels)
     if not levels:
-        return _none_there(claim, there, other, command)
+        return _none_there(claim, other, command)
     tested = everywhere([say(level) for level in levels])
     n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
-    estimate = f"{said}{at_some(len(levels), there.levels)}"
+    estimate = f"{said}{at_some(len(levels), other)}"
     return Finding(claim, tested.outcome, estimate, n, where, named(tested, test))
 
 
@@ -130,19 +145,33 @@ def levels_there(rows: Sequence[Row], chain: str) -> int:
     return len(in_range(differences(rows, chain, TICKET, DENSE)))
 
 
-def _none_there(claim: str, there: _There, other: str, command: str) -> Finding:
-    """A claim about the range that is not tested: tickets have no level there, or the `other` has none."""
-    if there.levels:
-        return untested(claim, f"{other} was not trained between 10 and 20 % of the weights", command)
-    why = "no level between 10 and 20 % of the weights"
-    if there.never:
-        return untested(claim, f"{why}, and an N:M pattern has one density", "")
-    return untested(claim, why, command)
+def against(rows: Sequence[Row], chain: str, own: Sequence[Row], name: str, beyond: str = "") -> Other:
+    """What the tickets of a chain are compared with, from its own rows."""
+    there = {of.level for of in in_range(differences(rows, chain, TICKET, DENSE))}
+    levels = by_level(own)
+    lost = {level for level, of in levels.items() if all(row.status == "diverged" for row in of)}
+    return Other(name, len(there), len(there & lost), bool(own) and lost == levels.keys(), beyond)
 
 
-def at_some(levels: int, of: int) -> str:
+def _none_there(claim: str, other: Other, command: str) -> Finding:
+    """A claim about the range that is not tested, as no level has both; no command adds what diverged."""
+    if not other.tickets:
+        why = f"no level {_RANGE}"
+        if other.beyond:
+            return untested(claim, f"{why}, and {other.beyond}", "")
+        return untested(claim, why, command)
+    if other.diverged == other.tickets:
+        return untested(claim, f"{other.name} diverged {_RANGE}", "")
+    at_these = f"at {other.diverged} of the tickets' {other.tickets} levels "
+    how = f"diverged {at_these}" if other.diverged else "was not trained "
+    return untested(claim, f"{other.name} {how}{_RANGE}", command)
+
+
+def at_some(levels: int, other: Other) -> str:
     """What must be said where a claim about a range is tested at some of the tickets' levels only."""
-    return f"; both were trained at {levels} of the tickets' {of} levels there" if levels < of else ""
+    of, trained = f"of the tickets' {other.tickets} levels there", levels + other.diverged
+    few = f"; both were trained at {trained} {of}" if trained < other.tickets else ""
+    return few + (f"; {other.name} diverged at {other.diverged} {of}" if other.diverged else "")
 
 
 def _of_the_first(finding: Finding, rows: Sequence[Row]) -> Finding:
@@ -151,13 +180,13 @@ def _of_the_first(finding: Finding, rows: Sequence[Row]) -> Finding:
     return finding._replace(estimate=f"{finding.estimate}; {which}") if which else finding
 
 
-def _all_within(rows: Sequence[Row], chain: str, images: int, command: str, there: _There) -> list[Finding]:
+def _all_within(rows: Sequence[Row], chain: str, images: int, command: str, beyond: str) -> list[Finding]:
     """`_within` of a chain, for all margins."""
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
-    return [_within(to_dense, margin, command, there) for margin in _MARGINS]
+    return [_within(to_dense, margin, command, beyond) for margin in _MARGINS]
 
 
-def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str, there: _There) -> Finding:
+def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str, beyond: str) -> Finding:
     """The claim that tickets lose less than a margin to the dense network; the same of controls beside it."""
     claim = f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network"
 
@@ -165,20 +194,20 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
         return At(at(level), stats.noninferior(level.values, margin, floor=level.floor))
 
     test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
-    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, there, DENSE)
+    of = len(in_range(to_dense[TICKET]))
+    other = Other(DENSE, of, beyond=beyond)
+    found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, other)
     controls = {
         arm: everywhere([say(level) for level in of_arm])
         for arm in CONTROLS
         if (of_arm := in_range(to_dense[arm]))
     }
-    return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT, levels=there.levels))
+    return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT, levels=of))
 
 
-def _better(
-    claim: str, levels: Sequence[Level], command: str, where: Link, there: _There, other: str
-) -> Finding:
-    """A claim that a difference is above 0 at every level of the range; `other` as in `_everywhere`."""
-    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, there, other)
+def _better(claim: str, levels: Sequence[Level], command: str, where: Link, other: Other) -> Finding:
+    """A claim that a difference is above 0 at every level of the range."""
+    return _everywhere(claim, levels, _against_zero, command, where, SUPERIOR, other)
 
 
 def _against_zero(level: Level) -> At:
@@ -196,7 +225,7 @@ def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int, every:
     return finding._replace(beside=ends.mark(control, arm, end, every))
 
 
-def _by_ten(levels: Sequence[Level], command: str, there: _There) -> Finding:
+def _by_ten(levels: Sequence[Level], command: str, other: Other) -> Finding:
     """The claim of 10 to 15 points: 10 or more decides, and whether it is 15 or less is said."""
     claim = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
 
@@ -204,7 +233,7 @@ def _by_ten(levels: Sequence[Level], command: str, there: _There) -> Finding:
         return At(at(level), stats.verdict(level.values, 10, floor=level.floor))
 
     test = f"{SUPERIOR}, by 10{_UNIT} or more"
-    found = _everywhere(claim, levels, least, command, _GAPS, test, there, "reinit")
+    found = _everywhere(claim, levels, least, command, _GAPS, test, other)
     return found._replace(estimate=f"{found.estimate}{at_most_15(levels)}")
 
 
@@ -228,7 +257,7 @@ def at_most_15(levels: Sequence[Level], alpha: float = _ALPHA) -> str:
 
 
 def _somewhere(
-    claim: str, levels: Sequence[Level], threshold: float, command: str, where: Link = _GAPS
+    claim: str, levels: Sequence[Level], threshold: float, command: str, other: Other, where: Link = _GAPS
 ) -> Finding:
     """A claim about any level, by the p-values of t with Holm's correction for the search.
 
@@ -242,6 +271,8 @@ def _somewhere(
     ]
     few = len(levels) - len(tested)
     out = f"; {counted(few, 'level')} of fewer seeds left out" if few else ""
+    if not levels and other.everywhere:
+        return untested(claim, f"{other.name} diverged wherever it was trained", "")
     if not levels:
         return untested(claim, "no such cells", command)
     if not tested:
@@ -331,17 +362,18 @@ def _ended(rows: Sequence[Row], chain: str, arm: str) -> set[int]:
     return {seed for seed, curve in every.items() if curve[-1:] != known.get(seed, [])[-1:]}
 
 
-def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str, there: _There) -> Finding:
+def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str, beyond: str) -> Finding:
     """The claim that tickets reach their lowest validation loss in fewer steps than another arm."""
     others = "the dense network" if other == DENSE else "reinitialised ones"
     claim = f"Tickets learn faster than {others} at 80–90 % sparsity"
+    there = against(rows, chain, select(rows, chain=chain, arm=other), other, beyond)
     levels = [
         of for of in speed.slower(rows, chain, other, end) if in_range([Level(of.level, of.density, [])])
     ]
     if not levels:
         if other == DENSE:
-            return _none_there(claim, there._replace(levels=0), other, deeper)
-        return _none_there(claim, there, other, commands.extended(deeper, "--arms", TICKET, other))
+            return _none_there(claim, there._replace(tickets=0), deeper)
+        return _none_there(claim, there, commands.extended(deeper, "--arms", TICKET, other))
     tests = []
     for of in levels:
         some = f"{of.censored} of {len(of.ratios)} seeds " if len(of.ratios) > 1 else ""
@@ -351,12 +383,12 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str, 
         tests.append(At(place, stats.geometric_verdict(of.ratios, 1), equal))
     tested = everywhere(tests, same=1)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
-    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{at_some(len(levels), there.levels)}"
+    said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{at_some(len(levels), there)}"
     return Finding(claim, tested.outcome, said, n, where, named(tested, SUPERIOR, TIMES))
 
 
 def _late(
-    rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, images: int, there: _There
+    rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, images: int, beyond: str
 ) -> list[Finding]:
     """Each later rewind step against the first."""
     claim = "Late rewinding helps at 80–90 % sparsity"
@@ -365,11 +397,13 @@ def _late(
         return [untested(claim, "one rewind step", commands.extended(again, "--rewind", "0", "1 epoch"))]
     found = []
     for chain in later:
+        named, theirs = f"the ticket {words.rewound(chain)}", select(rows, chain=chain, arm=TICKET)
+        other = against(rows, first, theirs, named, beyond)
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
         found += [
-            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, there, f"the ticket {words.rewound(chain)}"),
-            _somewhere(f"Late rewinding helps{_SOMEWHERE}: {steps}", gaps, 0, deeper, _LEVELS),
+            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, other),
+            _somewhere(f"Late rewinding helps{_SOMEWHERE}: {steps}", gaps, 0, deeper, other, _LEVELS),
         ]
     return found
 

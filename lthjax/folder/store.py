@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lthjax import config, fields, files, locks, manifest, prune
+from lthjax.errors import UserError
 from lthjax.folder import claims
 from lthjax.folder.arrays import PyTree, save
 from lthjax.folder.places import PLACES, folder, positions, set_aside, state_folder
@@ -137,7 +138,7 @@ class Store(Reader):
             parents: the folders in the run that it was made from.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or one of `parents` is not there.
         """
         trees: dict[str, PyTree] = {"mask": mask}
         with self._whole(folder(self.path, cell)) as part:
@@ -172,7 +173,7 @@ class Store(Reader):
             parents: the folders in the run that the cell is made from.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or one of `parents` is not there.
         """
         target = positions(self.path, cell) / f"step={position.at}"
         if target.exists():
@@ -202,8 +203,18 @@ class Store(Reader):
     def _seal(
         self, part: Path, what: Mapping[str, Any], parents: Iterable[Path], trees: Mapping[str, PyTree]
     ) -> None:
-        made = {parent: manifest.read(self.path / parent) for parent in parents}
-        contents = {parent.as_posix(): of.content for parent, of in made.items() if of is not None}
+        """Writes the manifest. The write of a source may have failed, which was then read from memory."""
+        contents = {}
+        for place in parents:
+            source = self.path / place
+            if not (source / "result.json").is_file():
+                raise UserError(
+                    f"{source}: it is not there, so what was made from it was not written; run the same "
+                    "command again, which goes on from here."
+                )
+            # None where the source is older than manifests.
+            if (made := manifest.read(source)) is not None:
+                contents[place.as_posix()] = made.content
         manifest.write(part, what, config.fingerprint(self._identity), contents, trees)
 
     def copy_seed(self, other: Reader, seed: int) -> None:

@@ -93,7 +93,9 @@ def absent(of: Path) -> UserError:
     """What is wrong with a cell or state that is not there, and the command that makes it anew."""
     run, _ = _apart(of)
     commands = read_about(run).get("commands") if (run / "study.json").exists() else None
-    example = f", for example {home.again(commands[0])}" if commands else ""
+    # A later command may have asked for more, so that none is known to be the one.
+    other = ", or another of the commands in study.json" if len(commands or ()) > 1 else ""
+    example = f", for example {home.again(commands[0])}{other}" if commands else ""
     return UserError(f"{of}: it is not there; the command that made it makes it anew{example}.")
 
 
