@@ -201,6 +201,25 @@ def test_every_part_of_a_page_comes_out_of_any_rows(rows: list[Row]) -> None:
     compare._overview(entries([study], [rows]), "heading")
 
 
+def test_a_comparison_names_the_cells_that_diverged() -> None:
+    """They were left out without a word, and the runs of which nothing is left were "not trained yet"."""
+
+    def gone(rows: list[Row]) -> list[Row]:
+        return [one._replace(test_accuracy=None, status="diverged") for one in rows]
+
+    partly = Given([*SOME[:-1], *gone(SOME[-1:])])
+    (note,) = compare._notes([partly, Given(SOME)], [])
+    assert note == (
+        "Left out of figures and means, as they diverged (their loss was not finite): 1 of 10 cells of "
+        "any-0. A density at which a ticket diverged, or one before it in its chain, does not match the "
+        "dense network."
+    )
+    stuck, _ = compare._notes([Given(gone([one for one in SOME if one.arm == "dense"])), Given(SOME)], [])
+    assert stuck == "Not shown: any-0, as all dense networks diverged; lower the learning rate (optim.lr)."
+    (empty,) = compare._notes([Given(tables([])), Given(SOME)], [])
+    assert empty == "Not shown: any-0, as no ticket is trained yet."
+
+
 def test_a_network_without_weights_is_far_from_all_others() -> None:
     assert nearest({1: 0.5, 2: 0.0}, 0.1) == 1
     assert nearest({1: 0.5, 2: 0.0}, 0.0) == 2

@@ -146,6 +146,18 @@ def test_several_chains_are_named() -> None:
     assert lead.startswith("After 625 steps tickets of 17.0 % rewound to step 0 are +12.00 ")
 
 
+def test_what_not_all_lengths_have_is_named() -> None:
+    assert budget.lacking(STUDIES, TABLES) == []
+    fewer = [r for r in TABLES[0] if (r.level, r.arm) != (1, "reinit")]
+    (note,) = budget.lacking(STUDIES, [fewer, *TABLES[1:]])
+    assert note == "Not shown, as not every length of training has both networks: reinit at 50.0 %."
+    two = [[*rows, *(r._replace(arm="random") for r in rows if r.arm == "reinit")] for rows in TABLES]
+    (note,) = budget.lacking(STUDIES, [[r for r in TABLES[0] if r.arm == "ticket"], *two[1:]])
+    assert note.endswith(" has both networks: reinit, random at 50.0, 17.0 %.")
+    section = budget.section([], "LeNet-5 on MNIST", [note])
+    assert (section.notes, section.tables) == ([note], ())
+
+
 def test_no_gap_of_networks_that_diverged() -> None:
     gone = [
         one._replace(test_accuracy=None, status="diverged") if one.arm == "reinit" else one

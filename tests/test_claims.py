@@ -204,10 +204,30 @@ def test_schedules_meet_at_equal_density() -> None:
     assert other.values == pytest.approx([5, 5, 5])
     assert (other.outcome, equal.compared([near, wide], 0.05)) == ("better", [])
     lines = equal.table([near, wide], [0.2]).rows
-    assert [line[1::2] for line in lines] == [
-        ["wide", "best on validation", "–"],
-        ["near", lines[1][3], "better"],
+    assert [[line[1], *line[3:5], line[6]] for line in lines] == [
+        ["wide", "best on validation", "3", "–"],
+        ["near", lines[1][3], "3", "better"],
     ]
+
+
+def test_no_accuracy_is_made_up_for_a_seed_that_lacks_a_level() -> None:
+    """A line from the dense network to 10 % once stood for a ticket of 30 % that was not trained."""
+    full = schedule("full", {0.5: (91, 91, 91), 0.3: (90, 91, 92), 0.1: (80, 81, 82)})
+    lacks = schedule("lacks", {0.5: (91, 91, 91), 0.3: (90, 91), 0.1: (80, 81, 82)})
+    for density in (0.7, 0.5, 0.4995, 0.4, 0.3005, 0.3, 0.2, 0.1):
+        assert [*equal.at(lacks, density)] == ([0, 1] if 0.15 < density < 0.45 else [0, 1, 2])
+    assert [line[4] for line in equal.table([full, lacks], [0.3, 0.1]).rows] == ["3", "2", "3", "3"]
+    # A level of which no seed has a ticket is a gap as well.
+    gone = schedule("gone", {0.5: (91, 91, 91), 0.1: (80, 81, 82)})._replace(diverged={0.3})
+    assert equal.at(gone, 0.2) == equal.at(gone, 0.3) == {}
+    assert [*equal.at(gone, 0.1)] == [0, 1, 2]
+
+
+def test_the_best_is_chosen_on_the_seeds_that_all_have() -> None:
+    """Of the two seeds that both have, the first is better; its third seed is bad for all."""
+    full, short = schedule("full", {0.1: (90, 91, 70)}), schedule("short", {0.1: (89, 90)})
+    best, other = equal.compared([full, short], 0.1)
+    assert (best.entry.how, other.values) == ("full", [-1, -1])
 
 
 def test_schedules_are_corrected_by_holm() -> None:

@@ -233,6 +233,62 @@ def test_the_cheapest_near_the_best() -> None:
     assert at_most(fast.arms["ticket"], 0.3) == fast.arms["ticket"][1]
 
 
+def test_schedules_are_compared_on_the_seeds_that_all_have() -> None:
+    """Means of unlike seeds once chose the best; the column beside them is paired."""
+    full = entry("full", [(0.5, 4, (80, 90, 97))])
+    short = entry("short", [(0.5, 2, (80.1, 90.1))])
+    ranked = compare.cheapest([full, short], 0.5)
+    assert [(of.how, lost.mean, lost.n, near) for of, _, lost, near in ranked] == [
+        ("short", 0, 2, True),
+        ("full", pytest.approx(-0.1), 2, True),
+    ]
+    (note,), table = compare.schedules([full, short])
+    assert "best is short, layer-wise (85.10 %" in note
+    assert [(line[1].split(",")[0], *line[6:]) for line in table.rows] == [
+        ("short", "2", "yes"),
+        ("full", "2", "yes"),
+    ]
+    # Where no seed is common, means over each one's own seeds decide.
+    alone = entry("alone", [(0.5, 2, ())])
+    alone.tickets[0].accuracies[7] = 89.5
+    (note,), table = compare.schedules([full, alone])
+    assert note.endswith("No seed has all schedules there: each mean is of its own seeds.")
+    assert [line[5:] for line in table.rows] == [["best", "1", "yes"], ["–", "0", "–"]]
+
+
+def test_a_schedule_without_a_ticket_hides_no_other() -> None:
+    falls = entry("falls", [(0.4, 2, (91, 92, 93)), (0.1, 3, (80, 91, 92))])
+    none = entry("none", [])
+    assert compare.targets([falls, none]) == [0.5, 0.2, 0.1]
+    assert len(compare.schedules([falls, none])[1].rows) == 3
+    # Where all end early, a sentence stands in place of empty tables and figures.
+    early = entry("early", [(0.8, 2, (91, 92, 93))])
+    assert compare.targets([none]) == compare.targets([falls, early]) == []
+    section = compare._schedules([falls, early], "heading")
+    assert section.notes == [
+        "Not shown, as not all schedules have tickets at 50, 20, 10 or 5 % of weights: early, layer-wise has "
+        "none below 80.0 %."
+    ]
+    assert (section.figures, section.tables) == ((), ())
+    assert len(compare._schedules([falls, none], "heading").tables) == 1, "none at equal density"
+
+
+def test_a_level_at_which_a_ticket_diverged_does_not_match(tiny: Callable) -> None:
+    dense, ticket = two_cells(0.9)
+    rows = [dense, dense._replace(seed=1)]
+    for level, density, *of in ((1, 0.5, 0.91, 0.91), (2, 0.4, 0.92, None), (3, 0.3, 0.93)):
+        for seed, accuracy in enumerate(of):
+            cell = {"seed": seed, "level": level, "density": density, "test_accuracy": accuracy}
+            rows.append(ticket._replace(**cell, status="done" if accuracy else "diverged"))
+    (found,) = entries([facts(tiny())], [rows])
+    assert found.diverged == {0.4, 0.3}, "there, or earlier in the chain"
+    matches, gain, at = compare.tickets([found]).rows[0][2:]
+    assert (matches, gain.partition(" ")[0], at) == ("50.0", "+1.00", "50.0")
+    (found,) = entries([facts(tiny())], [[row for row in rows if row.level < 2 or not row.test_accuracy]])
+    assert [point.density for point in found.tickets] == [0.5]
+    assert compare.tickets([found]).rows[0][2] == "50.0", "sparser ones diverged"
+
+
 def test_the_table_of_tickets_says_what_is_a_bound_and_keeps_intervals_in_range() -> None:
     falls = entry("falls", [(0.5, 4, (91, 92, 93)), (0.1, 11, (80, 91, 92))])
     stays = entry("stays", [(0.4, 2, (91, 91.7, 92.8)), (0.09, 4, (91, 91, 91))])
@@ -364,6 +420,24 @@ def test_one_shot_runs_join_where_they_have_one_dense_network(tiny: Callable) ->
     assert apart == {
         f"one-shot, layer-wise, data.digest {digest}": [density]
         for digest, density in ((runs[0]["identity"]["data.digest"], 0.5), ("0123", 0.2))
+    }
+
+
+def test_one_shot_runs_join_in_any_order(tiny: Callable) -> None:
+    """The dense networks of the first run alone were kept, and the seeds that it lacks were lost."""
+    runs = [shot(tiny, 0.5), shot(tiny, 0.2)]
+    more = [row._replace(seed=seed) for seed in (0, 1, 2) for row in two_cells(0.9 + 0.01 * seed, 0.2)]
+    tables = [two_cells(0.9), more]
+    one, other = (entries(runs[::way], tables[::way]) for way in (1, -1))
+    assert one == other
+    assert one[0].dense == pytest.approx({0: 90, 1: 91, 2: 92})
+    assert [*one[0].dense_validation] == [0, 1, 2]
+    # A further rewind point of one run gives the other no name of its own.
+    late = [row._replace(chain="rewind-4") for row in more if row.arm == "ticket"]
+    found = {of.name: of for of in entries(runs, [tables[0], [*more, *late]])}
+    assert {name: [f"{point.density:g}" for point in of.tickets] for name, of in found.items()} == {
+        "one-shot, layer-wise, rewound to 0": ["0.5", "0.2"],
+        "one-shot, layer-wise, rewound to 4": ["0.2"],
     }
 
 

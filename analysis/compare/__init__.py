@@ -2,22 +2,23 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lthjax import home
-from lthjax.errors import UserError
+from lthjax.errors import UserError, counted
 from lthjax.fields import About
 from lthjax.measures.stats import Interval
 
 from .. import page, tables, words
 from ..differences import FLOORED, difference, mean_accuracy
 from ..page import Drawn, Section, Table
-from ..rows import COLUMNS, TICKET
+from ..rows import COLUMNS, TICKET, diverged
 from ..run import Run, open_run
 from . import budget, equal, figures
-from .entries import ONE_SHOT, Entry, Point, at_most, entries
+from .entries import ONE_SHOT, Entry, Point, at_most, entries, highest
 
 # The percentage points of mean accuracy that the cheapest schedule may lose to the best one.
 MARGIN = 0.2
@@ -63,8 +64,9 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
     found = entries(about, rows)
     heading = "; ".join(dict.fromkeys(map(words.title, about)))
     sections = [_overview(found, heading)._replace(notes=_notes(opened, found))]
-    if budget.differ(about) and (apart := budget.gaps(about, rows)):
-        sections.append(budget.section(apart, heading))
+    if budget.differ(about):
+        apart, lacking = budget.gaps(about, rows), budget.lacking(about, rows)
+        sections += [budget.section(apart, heading, lacking)] if apart or lacking else []
     if _one_training(about) and len({entry.how for entry in found}) > 1:
         sections.append(_schedules(found, heading))
     return page.write(
@@ -89,11 +91,26 @@ def _compared(run: Run) -> str:
 
 
 def _notes(runs: Sequence[Run], found: Sequence[Entry]) -> list[str]:
-    """The runs and networks that are not shown, and what accuracies are the means of."""
-    without = [run.name for run in runs if all(row.arm != TICKET for row in run.rows)]
+    """The runs, cells and networks that are not shown, and what accuracies are the means of."""
+    without = tables.grouped(
+        (diverged(run.rows) or "no ticket is trained yet", run.name)
+        for run in runs
+        if all(row.arm != TICKET for row in run.rows)
+    )
+    failed = [
+        f"{bad} of {counted(len(run.rows), 'cell')} of {run.name}"
+        for run in runs
+        if (bad := sum(row.status == "diverged" for row in run.rows))
+    ]
     points = [(entry.name, point) for entry in found for of_arm in entry.arms.values() for point in of_arm]
     emptied = sorted({name for name, point in points if not point.density})
-    notes = [f"Not shown, as no ticket is trained yet: {', '.join(without)}."] if without else []
+    notes = [f"Not shown: {', '.join(names)}, as {why}." for why, names in without.items()]
+    if failed:
+        notes.append(
+            "Left out of figures and means, as they diverged (their loss was not finite): "
+            f"{'; '.join(failed)}. A density at which a ticket diverged, or one before it in its chain, does "
+            "not match the dense network."
+        )
     if emptied:
         notes.append(
             "Networks without a single weight left have no place on the log scale of densities: some of "
@@ -121,12 +138,15 @@ def tickets(found: Sequence[Entry]) -> Table:
     """A line for every entry: its dense network, its sparsest ticket that matches, its best gain."""
     lines = []
     for entry in found:
-        gains = [(point, difference(point.accuracies, entry.dense, entry.images)) for point in entry.tickets]
+        # Where a seed's ticket diverged the others are no sample of all.
+        whole = [point for point in entry.tickets if point.density not in entry.diverged]
+        gains = [(point, difference(point.accuracies, entry.dense, entry.images)) for point in whole]
         matching = [point for point, gain in gains if gain.mean >= 0]
         sparsest = min(matching, key=lambda point: point.density, default=None)
         best, gain = max(gains, key=lambda one: one[1].mean, default=(None, None))
         # Where the last trained ticket matches, its density is a bound: sparser ones may match, too.
-        bound = "≤ " if sparsest and sparsest is entry.tickets[-1] else ""
+        trained = {*entry.diverged, *(point.density for point in entry.tickets)}
+        bound = "≤ " if sparsest and sparsest.density == min(trained) else ""
         matches = f"{bound}{100 * sparsest.density:.1f}" if sparsest else "none"
         most = [words.points(gain), f"{100 * best.density:.1f}"] if best and gain else ["–", "–"]
         lines.append([entry.name, words.percent(mean_accuracy(entry.dense)), matches, *most])
@@ -162,15 +182,24 @@ def _overview(found: Sequence[Entry], heading: str) -> Section:
         remark="Accuracies in percent, mean over seeds with the 95 % interval of Student's t on the logit "
         "scale in brackets. The sparsest ticket that matches is the one of the lowest density whose mean "
         "accuracy is the dense network's or more (≤: the last that was trained); the best gain is the "
-        "largest mean difference of any level, found by looking at all of them, so it flatters.",
+        "largest mean difference of any level, found by looking at all of them, so it flatters. A level "
+        "at which a seed's ticket diverged, or one before it in its chain, is neither.",
     )
 
 
 def targets(found: Sequence[Entry]) -> list[float]:
-    """The densities at which schedules are compared: those of one-shot pruning, or the default ones."""
+    """The densities at which schedules are compared: those of one-shot pruning, or the default ones.
+
+    Of the default ones those that every schedule reaches that has a ticket.
+    """
     shot = {float(f"{point.density:.3g}") for e in found if e.how == ONE_SHOT for point in e.tickets}
-    lowest = max(min((point.density for point in entry.tickets), default=1.0) for entry in found)
+    lowest = max(_lowest(found).values(), default=math.inf)
     return sorted(shot, reverse=True) or [density for density in _DENSITIES if density >= lowest]
+
+
+def _lowest(found: Sequence[Entry]) -> dict[str, float]:
+    """The density of the sparsest ticket of every schedule that has one, by name."""
+    return {entry.name: min(point.density for point in entry.tickets) for entry in found if entry.tickets}
 
 
 def cheapest(
@@ -178,19 +207,17 @@ def cheapest(
 ) -> list[tuple[Entry, Point, Interval, bool]]:
     """The schedules that reach a density, cheapest first: (entry, its point, difference to the best, near).
 
-    The point is the first of no more than the density; `near` says that its mean is within `margin`
-    percentage points of the best mean.
+    The point is the first of no more than the density; the best is the `highest`. `near` says that the mean
+    difference to it, paired by seed, is no less than −`margin` percentage points.
     """
     there = [(entry, at_most(entry.tickets, density)) for entry in found]
-    reached = [(entry, point, point.accuracy.mean) for entry, point in there if point is not None]
+    reached = [(entry, point) for entry, point in there if point is not None]
     if not reached:
         return []
-    _, best, highest = max(reached, key=lambda one: one[2])
-    ranked = sorted(reached, key=lambda one: (one[1].trainings, -one[2]))
-    return [
-        (entry, point, difference(point.accuracies, best.accuracies, entry.images), mean >= highest - margin)
-        for entry, point, mean in ranked
-    ]
+    ranked = sorted(reached, key=lambda one: (one[1].trainings, -one[1].accuracy.mean))
+    best = ranked[highest([point.accuracies for _, point in ranked])][1]
+    apart = [difference(point.accuracies, best.accuracies, entry.images) for entry, point in ranked]
+    return [(*one, lost, lost.mean >= -margin) for one, lost in zip(ranked, apart, strict=True)]
 
 
 def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
@@ -201,14 +228,17 @@ def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
         near = [row for row in ranked if row[3]]
         if not near:
             continue
-        best = max(ranked, key=lambda row: row[1].accuracy.mean)
+        of_all = [point.accuracies for _, point, *_ in ranked]
+        best = ranked[highest(of_all)]
         if near[0][0] is best[0]:
             cheap = f"nothing cheaper is within {MARGIN:g} points"
         else:
             told = _told(*near[0][:2], f", difference {words.points(near[0][2])} pp")
             cheap = f"the cheapest within {MARGIN:g} points is {told}"
+        shared = set.intersection(*({*of} for of in of_all))
+        own = "" if shared else " No seed has all schedules there: each mean is of its own seeds."
         notes.append(
-            f"At {100 * density:.1f} % of the weights or fewer: best is {_told(*best[:2])}; {cheap}."
+            f"At {100 * density:.1f} % of the weights or fewer: best is {_told(*best[:2])}; {cheap}.{own}"
         )
         lines += [
             [
@@ -218,11 +248,12 @@ def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
                 f"{point.trainings:.3g}",
                 words.percent(point.accuracy),
                 "best" if point is best[1] else words.points(lost),
-                "yes" if close else "no",
+                str(lost.n),
+                "–" if not lost.n else "yes" if close else "no",
             ]
             for entry, point, lost, close in ranked
         ]
-    header = ["weights (%)", "schedule", "reached (%)", "trainings", "accuracy (%)", "− best (pp)",
+    header = ["weights (%)", "schedule", "reached (%)", "trainings", "accuracy (%)", "− best (pp)", "n",
               f"within {MARGIN:g} pp"]  # fmt: skip
     return notes, Table("By density, cheapest first", header, lines, 2)
 
@@ -231,7 +262,21 @@ def _told(entry: Entry, point: Point, more: str = "") -> str:
     return f"{entry.name} ({point.accuracy.mean:.2f} %, {point.trainings:.3g} trainings{more})"
 
 
+def _not_compared(found: Sequence[Entry]) -> str:
+    """Why there is no density at which schedules are compared."""
+    early = {name: lowest for name, lowest in _lowest(found).items() if lowest > _DENSITIES[0]}
+    if not early:
+        return "Not shown, as no schedule has a ticket."
+    *most, last = (f"{100 * density:g}" for density in _DENSITIES)
+    ends = "; ".join(f"{name} has none below {words.share(lowest)}" for name, lowest in early.items())
+    return (
+        f"Not shown, as not all schedules have tickets at {', '.join(most)} or {last} % of weights: {ends}."
+    )
+
+
 def _schedules(found: Sequence[Entry], heading: str) -> Section:
+    if not targets(found):
+        return Section("schedules", "Schedules", notes=[_not_compared(found)])
     notes, table = schedules(found)
     drawn = Drawn(
         "cost",
@@ -253,11 +298,12 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
         "Schedules",
         notes=notes,
         figures=[drawn],
-        tables=[table, equal.table(found, targets(found))],
+        tables=[of for of in (table, equal.table(found, targets(found))) if of.rows],
         remark="By density, every schedule is taken at its first level of no more than the density, so a "
-        "coarse one may be sparser than asked. The best is the one of the highest mean on these very seeds; "
-        "differences to it are paired by seed, with the 95 % interval of Student's t, and the choice "
-        "flatters it. At equal density, accuracies are interpolated in log density between levels, the best "
+        "coarse one may be sparser than asked. The best is the one of the highest mean over the seeds that "
+        "all these schedules have; differences to it are over the n seeds that both have, paired, with the "
+        "95 % interval of Student's t, and the choice flatters it. At equal density, accuracies are "
+        "interpolated in log density between the two levels around it, of the seeds that have both; the best "
         "is chosen by its validation accuracy, which the comparison does not use, and p-values are "
         "two-sided, by t, with Holm's correction over the schedules compared at the density.",
     )

@@ -26,6 +26,7 @@ from ..tables import grouped
 CLAIMED = 10.0
 # The density from which on the claim is made.
 _SPARSE = 0.2
+_TITLE = "Is the gap one of tickets, or of short training?"
 # Fields of a study's identity that are its training's length. Its number of levels is in it only where the
 # densities depend on it.
 _LENGTH = ("train.steps", "train.epochs", "train.eval_every")
@@ -81,16 +82,34 @@ def gaps(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Gap]:
         about: every study.json.
         tables: the rows of each.
     """
+    kept, _ = _of_all(about, tables)
+    return kept
+
+
+def lacking(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[str]:
+    """A sentence on the gaps that not all lengths of training have; none where there is no such gap."""
+    kept, others = _of_all(about, tables)
+    rewound = _rewound([*kept, *others])
+    at = {gap.place: f"{100 * gap.density:.1f}" for gap in others}
+    by_arm = grouped(((rewound[chain], control), share) for (chain, _, control), share in at.items())
+    alike = grouped(((", ".join(shares), chain), control) for (chain, control), shares in by_arm.items())
+    said = "; ".join(f"{', '.join(of)} at {shares} %{chain}" for (shares, chain), of in alike.items())
+    return [f"Not shown, as not every length of training has both networks: {said}."] if said else []
+
+
+def _of_all(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> tuple[list[Gap], list[Gap]]:
+    """The gaps that all lengths of training have, and the others; each by chain, level, control, steps."""
     of_run = [_gaps(facts, rows) for facts, rows in zip(about, tables, strict=True)]
     everywhere = set.intersection(*({gap.place for gap in found} for found in of_run))
-    kept = [gap for found in of_run for gap in found if gap.place in everywhere]
     # Controls in their usual order, those from outside the package last.
     order = {arm: place for place, arm in enumerate(ARMS)}
 
     def place(gap: Gap) -> tuple[str, int, int, str, int]:
         return gap.chain, gap.level, order.get(gap.control, len(order)), gap.control, gap.steps
 
-    return sorted(kept, key=place)
+    every = sorted((gap for found in of_run for gap in found), key=place)
+    kept, others = ([gap for gap in every if (gap.place in everywhere) is of_all] for of_all in (True, False))
+    return kept, others
 
 
 def _gaps(about: About, rows: Sequence[Row]) -> list[Gap]:
@@ -219,8 +238,10 @@ def figure(found: Sequence[Gap], heading: str) -> Figure:
     return drawn
 
 
-def section(found: Sequence[Gap], heading: str) -> Section:
-    """The part of the comparison's page; of one gap at least."""
+def section(found: Sequence[Gap], heading: str, notes: Sequence[str] = ()) -> Section:
+    """The part of the comparison's page; its notes alone where there is no gap."""
+    if not found:
+        return Section("budget", _TITLE, notes)
     shown = next((gap for gap in found if gap.density <= _SPARSE), found[0])
     short, *_, long = [gap for gap in found if gap.place == shown.place]
     tickets = f"{words.share(short.density)}{_rewound(found)[shown.chain]}"
@@ -257,7 +278,8 @@ def section(found: Sequence[Gap], heading: str) -> Section:
     )
     return Section(
         "budget",
-        "Is the gap one of tickets, or of short training?",
+        _TITLE,
+        notes,
         figures=[drawn],
         tables=[verdicts, table(found)],
         remark=remark,

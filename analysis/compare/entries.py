@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -55,6 +57,7 @@ class Entry(NamedTuple):
         arms: arm -> its points, densest first.
         dense_validation: seed -> validation accuracy of the dense network in percent.
         images: of the test set; 0 where it is not known.
+        diverged: the densities at which a seed's ticket diverged, or one before it in its chain.
     """
 
     how: str
@@ -63,6 +66,7 @@ class Entry(NamedTuple):
     arms: dict[str, list[Point]]
     dense_validation: Mapping[int, float] = MappingProxyType({})
     images: int = 0
+    diverged: AbstractSet[float] = frozenset()
 
     @property
     def name(self) -> str:
@@ -86,22 +90,35 @@ def entries(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Ent
         _split(study, label, titles[0]) if len(set(titles)) == 1 else (heading, label)
         for study, label, heading in zip(studies, labels, titles, strict=True)
     ]
-    found: dict[tuple[str, str], Entry] = {}
-    for (how, variant), facts, rows in zip(_unique(parts, studies, about), about, tables, strict=True):
-        for chain in [c for c in chains(rows) if imp.leader(c) == TICKET]:
-            several = len(chains(rows)) > 1 or imp.rewind_of(chain) > 0
+    named = zip(_unique(parts, studies, about), zip(about, tables, strict=True), strict=True)
+    found = []
+    for (how, variant), runs in grouped(named).items():
+        there = {chain for _, rows in runs for chain in chains(rows)}
+        for chain in [c for c in there if imp.leader(c) == TICKET]:
+            several = len(there) > 1 or imp.rewind_of(chain) > 0
             rewound = f"rewound to {imp.rewind_of(chain)}" if several else ""
-            key = (how, ", ".join(part for part in (variant, rewound) if part))
-            dense = select(rows, chain=DENSE)
-            made = Entry(*key, accuracies(dense), {}, percent(dense, _VALIDATION), facts["data"]["test"])
-            entry = found.setdefault(key, made)
-            own = select(rows, chain=chain)
-            for arm in arms(own):
-                levels = by_level(select(own, arm=arm)).values()
-                points = [_point(rows, chain, level, facts["lengths"]["total"]) for level in levels]
-                joined = [*entry.arms.get(arm, []), *(point for point in points if point.accuracies)]
-                entry.arms[arm] = sorted(joined, key=lambda point: -point.density)
-    return sorted(found.values(), key=_natural)
+            of_chain = [(facts, rows) for facts, rows in runs if chain in chains(rows)]
+            called = ", ".join(part for part in (variant, rewound) if part)
+            found.append(_entry(how, called, chain, of_chain))
+    return sorted(found, key=_natural)
+
+
+def _entry(how: str, variant: str, chain: str, runs: Sequence[tuple[About, Sequence[Row]]]) -> Entry:
+    """The entry of a chain: of one run, or of several one-shot runs, each of which may lack seeds."""
+    dense = {row.seed: row for _, rows in runs for row in select(rows, chain=DENSE)}.values()
+    points, diverged = list[tuple[str, Point]](), set[float]()
+    for facts, rows in runs:
+        own, gone = select(rows, chain=chain), set[int]()
+        for arm in arms(own):
+            for level in by_level(select(own, arm=arm)).values():
+                point = _point(rows, chain, level, facts["lengths"]["total"])
+                points += [(arm, point)] if point.accuracies else []
+                if arm == TICKET:
+                    gone |= {row.seed for row in level if row.status == "diverged"} - {*point.accuracies}
+                    diverged |= {point.density} if gone else set()
+    of_arm = {arm: sorted(of, key=lambda point: -point.density) for arm, of in grouped(points).items()}
+    images = runs[0][0]["data"]["test"]
+    return Entry(how, variant, accuracies(dense), of_arm, percent(dense, _VALIDATION), images, diverged)
 
 
 def _labels(studies: Sequence[config.Study], left_out: Sequence[str]) -> list[str]:
@@ -163,3 +180,10 @@ def _point(rows: Sequence[Row], chain: str, cells: Sequence[Row], total: int) ->
 def at_most(points: Sequence[Point], density: float) -> Point | None:
     """The densest point of no more than a density (within half a percent of it); None if none is."""
     return next((point for point in points if point.density <= 1.005 * density), None)
+
+
+def highest(accuracies: Sequence[Mapping[int, float]]) -> int:
+    """The place of the highest mean over the seeds that all have; over each one's own if none is common."""
+    shared = set.intersection(*({*of} for of in accuracies))
+    means = [fmean(of[seed] for seed in shared or of) for of in accuracies]
+    return means.index(max(means))

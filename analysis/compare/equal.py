@@ -1,17 +1,17 @@
 """Schedules at equal density: accuracies interpolated between levels, the best one chosen on validation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lthjax.measures import stats
 from lthjax.measures.stats import Alternative, mean_interval
 
 from .. import words
-from ..differences import floor
+from ..differences import floor, mean_accuracy
 from ..page import Table
 from ..record import LEAST_SEEDS, Said
-from .entries import Entry
+from .entries import Entry, highest
 
 _ALPHA = 0.05
 
@@ -41,33 +41,35 @@ class Apart(NamedTuple):
 
 
 def at(entry: Entry, density: float, validation: bool = False) -> dict[int, float]:
-    """Seed -> accuracy in percent at a density, linear in log density between levels.
+    """Seed -> accuracy in percent at a density, linear in log density between the two levels around it.
 
-    Of the seeds that reach it, within half a percent of it.
+    Seeds that lack one of the two, as it diverged or is not trained, are left out: a line across levels is no
+    measurement of them. A level within half a percent of the density is enough.
     """
-    curves: dict[int, list[tuple[float, float]]] = {}
-    start = entry.dense_validation if validation else entry.dense
-    for seed, value in start.items():
-        curves[seed] = [(1.0, value)]
-    for point in entry.tickets:
-        for seed, value in (point.validation if validation else point.accuracies).items():
-            if 0 < point.density < 1 and seed in curves:
-                curves[seed].append((point.density, value))
+    levels: dict[float, Mapping[int, float]] = {level: {} for level in entry.diverged}
+    levels |= {point.density: point.validation if validation else point.accuracies for point in entry.tickets}
+    levels[1.0] = entry.dense_validation if validation else entry.dense
+    left = sorted(level for level in levels if level > 0)
+    if left[0] > 1.005 * density:
+        return {}
+    sparser, denser = [of for of in left if of <= density], [of for of in left if of >= density]
+    around = sorted({*sparser[-1:], *denser[:1]})
+    needed = [level for level in around if abs(level - density) <= 0.005 * density][:1] or around
     found = {}
-    for seed, curve in curves.items():
-        last = min(place for place, _ in curve)
-        if last <= 1.005 * density:
-            found[seed] = stats.interpolated(curve, max(density, last))
+    for seed in levels[needed[0]]:
+        curve = [(level, levels[level][seed]) for level in around if seed in levels[level]]
+        if all(seed in levels[level] for level in needed):
+            within = min(max(density, curve[0][0]), curve[-1][0])
+            found[seed] = stats.interpolated(curve, within)
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def compared(entries: Sequence[Entry], density: float) -> list[Apart]:
-    """The schedules that reach a density, the best first: the one of the highest mean validation accuracy."""
+    """The schedules that reach a density, the best first: the `highest` by validation accuracy."""
     there = {entry.name: entry for entry in entries if at(entry, density) and at(entry, density, True)}
     if len(there) < 2:
         return []
-    means = {name: mean_interval([*at(of, density, True).values()]).mean for name, of in there.items()}
-    best = max(means, key=lambda name: means[name])
+    best = [*there][highest([at(of, density, True) for of in there.values()])]
     ours = at(there[best], density)
     others = [_apart(of, at(of, density), ours) for name, of in there.items() if name != best]
     tested = [one for one in others if not math.isnan(one.p)]
@@ -139,13 +141,13 @@ def table(entries: Sequence[Entry], densities: Sequence[float]) -> Table:
     """Every schedule against the best one at equal density."""
     lines = []
     for density in densities:
-        for one in compared(entries, density):
-            accuracy = mean_interval([*at(one.entry, density).values()], within=stats.PERCENT)
+        for place, one in enumerate(compared(entries, density)):
+            accuracy = mean_accuracy(at(one.entry, density))
             line = [f"{100 * density:.1f}", one.entry.name, words.percent(accuracy)]
-            if not one.values:
-                lines.append([*line, "best on validation", "–", "–"])
+            if place == 0:
+                lines.append([*line, "best on validation", str(accuracy.n), "–", "–"])
             else:
-                gap = words.points(mean_interval(one.values, floor=one.floor))
-                lines.append([*line, gap, words.p_value(one.p), one.outcome])
-    header = ["weights (%)", "schedule", "accuracy (%)", "− best (pp)", "p (Holm)", "than the best"]
+                gap = mean_interval(one.values, floor=one.floor)
+                lines.append([*line, words.points(gap), str(gap.n), words.p_value(one.p), one.outcome])
+    header = ["weights (%)", "schedule", "accuracy (%)", "− best (pp)", "n", "p (Holm)", "than the best"]
     return Table("At equal density", header, lines, 2)
