@@ -21,8 +21,9 @@ from scipy import stats as scipy_stats
 
 from analysis import record
 from analysis.predict import ANALYSIS, table
-from analysis.predict.table import Loaded
+from analysis.predict.table import TWIN, Loaded, Trial
 from analysis.predict.work import Options, _Predicting, ask
+from analysis.rows import TICKET
 from analysis.run import open_run
 from analysis.work import Work, kept
 from lthjax import config, data, imp, models, prune, study
@@ -361,6 +362,14 @@ def test_scores_are_judged_against_every_kind_of_mask() -> None:
     measured = predict.measure(planted(0)[2], kept[0]["a"])
     assert own["a"] == own["mean"] == measured
     assert own["pooled"] == (None, predict.pooled_auroc(found[0]["true"], kept[0]), *[None] * 5)
+
+
+def test_a_twin_that_is_not_there_is_not_named() -> None:
+    """Without training there are the run's own tickets alone."""
+    ticket = Trial(0, "rewind-0", 1, 1, TICKET, 0, 0.5, 1.0, 0.3, 0.9, 100, "done")
+    for trials, told in (([ticket], False), ([ticket, ticket._replace(mask=TWIN)], True)):
+        said = table.notes({1: [0, 1]}, set(), [], trials)
+        assert any("shuffled twin" in note for note in said) == told
 
 
 def test_what_is_added_to_the_initial_magnitude() -> None:
