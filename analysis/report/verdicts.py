@@ -91,7 +91,8 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         if (levels := levels_there(rows, later))
         for finding in _all_within(rows, later, images, deeper, there._replace(levels=levels))
     ]
-    found += _late(rows, tickets, again, deeper, images, there)
+    late = commands.rewound(again, study, imp.rewind_of(chain))
+    found += _late(rows, tickets, late, deeper, images, there)
     schedules = "Which pruning rate and schedule is best"
     command = home.command("run", "--config", home.config("rates_lenet5"))
     return [*found, untested(schedules, "a run has one schedule", command)]
@@ -356,13 +357,13 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str, 
 
 
 def _late(
-    rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, images: int, there: _There
+    rows: Sequence[Row], tickets: Sequence[str], late: str, deeper: str, images: int, there: _There
 ) -> list[Finding]:
-    """Each later rewind step against the first."""
+    """Each later rewind step against the first; `late` is the command with a second one."""
     claim = "Late rewinding helps at 80–90 % sparsity"
     first, *later = tickets
     if not later:
-        return [untested(claim, "one rewind step", commands.extended(again, "--rewind", "0", "1 epoch"))]
+        return [untested(claim, "one rewind step", late)]
     found = []
     for chain in later:
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
