@@ -132,6 +132,17 @@ def _dense_enough(again: str, study: Study, left: Mapping[int, float]) -> tuple[
     return extended(again, "--prune.density", f"{_AIM:g}"), reached(aimed, {})
 
 
+def rewound(again: str, study: Mapping[str, Any], own: int) -> str:
+    """The run's command with two rewind steps: 0 and its own, or, where that is 0, a later one.
+
+    The later one is an epoch, or, where an epoch is more than half of a training, a tenth of the training.
+    """
+    lengths = study.get("lengths", {})
+    total, epoch = lengths.get("total", math.inf), lengths.get("per_epoch", 0)
+    late = "1 epoch" if 2 * epoch <= total else str(max(1, total // 10))
+    return extended(again, "--rewind", "0", str(own) if own else late)
+
+
 def controlled(again: str, deeper: str, study: Mapping[str, Any], reached: Sequence[int]) -> str:
     """The deeper command, with controls in the range where the run's own control levels are all outside."""
     own = {*(study.get("config", {}).get("control_levels") or _numbers(again, "--control-levels"))}

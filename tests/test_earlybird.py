@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy import stats as scipy_stats
 
 from analysis import earlybird as analysed
 from analysis import open_run, record
-from analysis.earlybird.table import DrawRow
+from analysis.earlybird.table import DrawRow, MaskRow
 from analysis.work import Work
 from lthjax import config, fields, merge, models, prune, study
 from lthjax.errors import UserError
@@ -188,9 +189,30 @@ def test_levels_of_one_printed_density_keep_their_own_seeds() -> None:
 
 
 def test_an_epoch_in_which_masks_settle_at_once_is_no_zero() -> None:
-    """Step 30 of 916 in an epoch."""
-    own = [one._replace(epoch=30 / 916) for one in draws([30, 30, 30])["draws.csv"]]
-    assert analysed._line(3, own)[4].endswith("0.033 [0.033, 0.033]")
+    """Step 30 of 916 in an epoch; seeds that agree are no more certain than the steps between two masks."""
+    own = [one._replace(epoch=30 / 916) for one in draws([30, 30, 30], every=2)["draws.csv"]]
+    half = scipy_stats.t.ppf(0.975, 2) * 2 / math.sqrt(12) / math.sqrt(3)
+    low, high = 30 - half, 30 + half
+    assert analysed._line(3, own)[2:5] == [
+        f"30 [{low:.0f}, {high:.0f}]",
+        f"30.0 [{low:.1f}, {high:.1f}]",
+        f"0.033 [{low / 916:.3f}, {high / 916:.3f}]",
+    ]
+    assert low < 29 < 31 < high
+    assert analysed._line(3, draws([100] * 3)["draws.csv"])[2].endswith(", 100]")
+    never = [one._replace(step=None, epoch=None) for one in own]
+    assert analysed._line(3, never)[2:5] == ["– (3 of 3 never)", "–", "–"]
+
+
+@pytest.mark.parametrize("granularity", ["weight", "unit-l2", "2:4"])
+def test_masks_of_single_weights_say_so_beside_tickets_of_units(granularity: str) -> None:
+    run = open_run_like(granularity)
+    mask = MaskRow("rewind-0", 1, 0, 14, 0.5, None, 0.05, 0.5, 0.8, 0.3)
+    found = {**draws([14, 14, 16]), "masks.csv": [mask]}
+    notes, (finding,) = analysed.section(run, found).notes, analysed.findings(run, found)
+    told = granularity != "weight"
+    assert any(f"prune.granularity is {granularity}" in note for note in notes) == told
+    assert finding.beside == ("masks of single weights, other than the study prunes" if told else "")
 
 
 def test_the_seeds_of_a_claim_are_those_of_the_level_with_fewest() -> None:
@@ -202,9 +224,10 @@ def test_the_seeds_of_a_claim_are_those_of_the_level_with_fewest() -> None:
         assert (found.n, record.settled(found).outcome) == (1, "too few seeds")
 
 
-def open_run_like() -> Any:
-    """Findings read nothing but the table."""
-    return None
+def open_run_like(granularity: str = "weight") -> Any:
+    """Findings and section read nothing but the table, the path and what is pruned."""
+    asked = config.Study(name="any", prune=config.Prune(granularity=granularity))
+    return SimpleNamespace(study=asked, path=Path("any"))
 
 
 def test_masks_of_a_run(

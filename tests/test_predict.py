@@ -4,7 +4,9 @@ import contextlib
 import io
 import itertools
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +21,9 @@ from scipy import stats as scipy_stats
 
 from analysis import record
 from analysis.predict import ANALYSIS, table
-from analysis.predict.table import Loaded
-from analysis.predict.work import Options, ask
+from analysis.predict.table import TWIN, Loaded, Trial
+from analysis.predict.work import Options, _Predicting, ask
+from analysis.rows import TICKET
 from analysis.run import open_run
 from analysis.work import Work, kept
 from lthjax import config, data, imp, models, prune, study
@@ -268,16 +271,39 @@ def normalised(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple
 def test_scores_of_a_network_with_batch_normalisation_are_the_criteria_s() -> None:
     keys = jax.random.split(jax.random.key(0), 3)
     params = {"in": jax.random.normal(keys[0], (16, 5)), "out": jax.random.normal(keys[1], (5, 3))}
-    now = Variables(params, {"mean": jnp.zeros((1, 5)), "var": jnp.ones((1, 5))})
+    now = Variables(params, {"mean": jnp.full((1, 5), 0.1), "var": jnp.full((1, 5), 2.0)})
     images, labels = jax.random.normal(keys[2], (12, 4, 4, 1)), jnp.arange(12) % 3
     model = models.Model("own", (4, 4, 1), 3, lambda key: now, normalised)
-    got = scores.scorer(model)(params, now, images[None], labels[None], names=("snip", "grasp"))
+    names, scorer = ("snip", "grasp", "synflow", "fisher"), scores.scorer(model)
+    got, other = (scorer(params, now, x[None], labels[None], names=names) for x in (images, 3 * images + 1))
+    # SynFlow sees no image; Fisher is of the statistics of those that it sees.
+    for k in params:
+        np.testing.assert_array_equal(got["synflow"][k], other["synflow"][k])
+    x = images.reshape(12, 16) @ params["in"]
+    fitted = {"mean": x.mean(0, keepdims=True), "var": x.var(0, keepdims=True)}
+    ours, theirs = (
+        got.pop("fisher"),
+        scorer(params, now._replace(stats=fitted), images[None], labels[None], names=names),
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), ours, theirs["fisher"])
     mask = prune.ones(params)
     for name, ours in got.items():
         given = (jax.random.key(2), now, imp.Leader(mask, params), (images, labels), jnp.zeros(2, jnp.int32))
         theirs, _ = imp.next_mask(imp.How(name, "layer"), model, *given)
         for k in params:
             np.testing.assert_allclose(ours[k], theirs[k], rtol=1e-3, atol=1e-5 * np.abs(theirs[k]).max())
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_predicted_masks_are_trained_anew_only_where_their_scores_changed(normalised: bool) -> None:
+    """Without batch normalisation they are made from what the first versions wrote down."""
+    asked = SimpleNamespace(seeds={2: [0, 1, 2]})
+    work = SimpleNamespace(_asked=asked, _rewind=0, _images=60, _normalised=normalised)
+    found = _Predicting._basis(work, Cell(1, "rewind-0", 2, "predicted"))  # type: ignore[arg-type]
+    seen = ["init_magnitude", "snip", "grasp", "synflow", "fisher", "pixel_variance"]
+    before = {"predictor": predict.LOGISTIC, "fitted_to": [0, 2], "step": 0, "scores": seen, "grasp": 2}
+    marks = {"loss": "training", "synflow": "without data"} if normalised else {}
+    assert found == {**before, "images": 60, **marks}
 
 
 def test_pixel_variance() -> None:
@@ -336,6 +362,14 @@ def test_scores_are_judged_against_every_kind_of_mask() -> None:
     measured = predict.measure(planted(0)[2], kept[0]["a"])
     assert own["a"] == own["mean"] == measured
     assert own["pooled"] == (None, predict.pooled_auroc(found[0]["true"], kept[0]), *[None] * 5)
+
+
+def test_a_twin_that_is_not_there_is_not_named() -> None:
+    """Without training there are the run's own tickets alone."""
+    ticket = Trial(0, "rewind-0", 1, 1, TICKET, 0, 0.5, 1.0, 0.3, 0.9, 100, "done")
+    for trials, told in (([ticket], False), ([ticket, ticket._replace(mask=TWIN)], True)):
+        said = table.notes({1: [0, 1]}, set(), [], trials)
+        assert any("shuffled twin" in note for note in said) == told
 
 
 def test_what_is_added_to_the_initial_magnitude() -> None:

@@ -17,7 +17,7 @@ from analysis.commands import deeper, of_all, with_control
 from analysis.page import Link
 from analysis.report import facts, gaps, verdicts
 from analysis.rows import Row
-from lthjax import config, imp, launch, validate
+from lthjax import config, durations, imp, launch, validate
 
 SEEDS = range(6)
 STUDY = {"commands": ["run.py --config configs/x.py"]}
@@ -660,10 +660,11 @@ def asked_of(**changes: Any) -> config.Study:
     return config.Study(**{"data": config.Data(name="few"), "levels": 3, "seeds": (*SEEDS,), **changes})
 
 
-def proposed(rows: list[Row], **changes: Any) -> dict[str, str]:
+def proposed(rows: list[Row], lengths: dict[str, Any] | None = None, **changes: Any) -> dict[str, str]:
     """Claim -> the command that tests it, of a run of such a study."""
     made = json.loads(json.dumps(dataclasses.asdict(asked_of(**changes))))
     study = {**about(), "config": made, "commands": ["run.py --config A.py"]}
+    study |= {} if lengths is None else {"lengths": lengths}
     found = verdicts.findings(study, rows)
     return {one.claim: str(one.where) for one in found if "A.py" in str(one.where)}
 
@@ -724,6 +725,31 @@ def test_an_n_m_pattern_has_one_level(density: float, tmp_path: Path) -> None:
         why = "no level between 10 and 20 % of the weights, and an N:M pattern has one density"
         assert (found[WITHIN.format(2)].estimate, found[WITHIN.format(2)].where) == (why, "")
     assert found[REINIT].estimate == why
+
+
+@pytest.mark.parametrize(
+    ("own", "total", "asked"),
+    [
+        (0, 450, ("0", "1 epoch")),
+        # An epoch is beyond the end, or late in the training.
+        (0, 40, ("0", "4")),
+        (0, 200, ("0", "20")),
+        (0, 5, ("0", "1")),
+        # The chain that is there is kept.
+        (10, 40, ("0", "10")),
+    ],
+)
+def test_a_second_rewind_step_is_one_of_the_training(
+    own: int, total: int, asked: tuple[str, str], tmp_path: Path
+) -> None:
+    chain = f"rewind-{own}"
+    changes = {"rewind": (own,), "train": config.Train(steps=total), "levels": 1}
+    rows = run({"ticket": {0.5: 0.0}}, chain=chain)
+    lengths = config.Lengths(109, total, 5, 0, (), (own,))._asdict()
+    command = proposed(rows, lengths=lengths, **changes)["Late rewinding helps at 80–90 % sparsity"]
+    study = as_asked(command, tmp_path, **changes)
+    assert tuple(map(str, study.rewind)) == asked
+    assert durations.lengths(study, 109 * study.train.batch).total == total
 
 
 def test_rates_by_level_give_way_to_one_for_all(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lthjax.fields import largest_of
-from lthjax.measures.stats import SHARE, Verdict, mean_interval, verdict
+from lthjax.measures.stats import SHARE, Interval, Verdict, mean_interval, verdict
 
 from .. import words
 from ..claims import SUPERIOR, At, everywhere
@@ -56,6 +56,8 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
     if recorded:
         finer = words.command("earlybird", run.path)
         notes = [note, _kind(run), f"More masks, and their overlap with the tickets: {finer}"]
+    elif not _is_of_weights(run):
+        notes = [note, _beside_units(run)]
     return Section("earlybird", "Early-Bird", notes, figures.drawn(found), [table])
 
 
@@ -71,10 +73,27 @@ def _kind(run: Run) -> str:
     return said + bound if scope == "global" else said
 
 
+def _is_of_weights(run: Run) -> bool:
+    """Whether the study prunes single weights, as these masks do."""
+    return run.study.prune.granularity == "weight"
+
+
+def _beside_units(run: Run) -> str:
+    """Why masks of single weights overlap little with tickets of units or N:M patterns."""
+    return (
+        "These are masks of single weights, with the ticket's density in every layer; "
+        f"prune.granularity is {run.study.prune.granularity}. So their overlap with the ticket is small even "
+        "where they have settled, and does not tell when the ticket itself could have been drawn."
+    )
+
+
 def _line(level: int | None, own: Sequence[DrawRow]) -> list[str]:
     """A level's line of the table, over the seeds whose masks settled."""
     steps = [row.step for row in own if row.step is not None]
-    epochs = [row.epoch for row in own if row.epoch is not None]
+    total = own[0].total
+    settled = mean_interval([step / total for step in steps], within=SHARE, floor=_floor(own))
+    # Of the training in epochs; of no use where no mask settled.
+    epochs = next((row.epoch * total / row.step for row in own if row.epoch and row.step), 0.0)
     overlaps = [row.iou for row in own if row.iou is not None]
     never = f" ({len(own) - len(steps)} of {len(own)} never)" if len(steps) < len(own) else ""
     bound = "≤ " if any(_is_first(row) for row in own) else ""
@@ -82,12 +101,25 @@ def _line(level: int | None, own: Sequence[DrawRow]) -> list[str]:
     return [
         "–" if level is None else str(level),
         f"{100 * own[0].density:.1f}",
-        f"{bound}{words.interval(mean_interval(steps), ',.0f')}{never}",
-        bound + words.interval(mean_interval([100 * step / own[0].total for step in steps]), ".1f"),
-        bound + words.interval(mean_interval(epochs), ".3f"),
+        f"{bound}{words.interval(_times(settled, total), ',.0f')}{never}",
+        bound + words.interval(_times(settled, 100), ".1f"),
+        bound + words.interval(_times(settled, epochs), ".3f"),
         words.interval(mean_interval(overlaps, within=SHARE), ".2f") if overlaps else "–",
         chance,
     ]
+
+
+def _times(of: Interval, factor: float) -> Interval:
+    """An interval in another unit."""
+    return Interval(factor * of.mean, factor * of.low, factor * of.high, of.n)
+
+
+def _floor(own: Sequence[DrawRow]) -> float:
+    """The least standard deviation of the share of the training at which masks settle.
+
+    A step is known to within the steps between two masks: seeds that agree are no more certain than that.
+    """
+    return max(row.every / row.total for row in own) / math.sqrt(12)
 
 
 def _is_first(row: DrawRow) -> bool:
@@ -117,9 +149,10 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     share = words.decided(judged.decides.verdict, ".1f", " % of the training", below=True)
     estimate = f"after {share} at {judged.decides.place} of the weights{several}{more}{sooner}"
     by_chance = any(row.threshold >= row.chance for row in own)
-    beside = "two random masks of that density pass the same rule" if by_chance else ""
+    also = ["two random masks of that density pass the same rule"] if by_chance else []
+    also += [] if _is_of_weights(run) else ["masks of single weights, other than the study prunes"]
     where = Link("Early-Bird", "#earlybird")
-    return [Finding(_CLAIM, judged.outcome, estimate, n, where, SUPERIOR, beside)]
+    return [Finding(_CLAIM, judged.outcome, estimate, n, where, SUPERIOR, "; ".join(also))]
 
 
 def _lacking(run: Run) -> str:
@@ -140,9 +173,7 @@ def _early(own: Sequence[DrawRow]) -> Verdict:
     nothing.
     """
     shares = [-100.0 if row.step is None else -100 * row.step / row.total for row in own]
-    # A step is known to within the steps between two masks: seeds that agree are no more certain than that.
-    floor = 100 * max(row.every / row.total for row in own) / math.sqrt(12)
-    found = verdict(shares, -100 * _EARLY, within=(-100.0, 0.0), floor=floor)
+    found = verdict(shares, -100 * _EARLY, within=(-100.0, 0.0), floor=100 * _floor(own))
     seldom = any(row.queue * row.every > _EARLY * row.total for row in own)
     return found._replace(outcome="undecided") if found.outcome == "refuted" and seldom else found
 

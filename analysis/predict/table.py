@@ -124,7 +124,8 @@ def notes(
                 f"Level {level}, seed {seed}: all weights of {layer} are kept, or none, and it is left out."
                 for layer in sorted(paths - seen)
             ]
-        if len(of_level) > 1 and not any((one.level, one.mask) == (level, RANDOM) for one in trials):
+        masks = {one.mask for one in trials if one.level == level}
+        if TWIN in masks and RANDOM not in masks:
             made.append(
                 f"The run has no arm `random` at level {level}; the predicted mask's shuffled twin is a "
                 "random mask of the same layer-wise densities."

@@ -201,8 +201,9 @@ class _Predicting(trainings.Work):
             "grasp": CRITERIA["grasp"].version,
             "images": self._images,
         }
-        # Without batch statistics the loss is the same in training.
-        return {**made, "loss": "training"} if self._normalised else made
+        # Without batch statistics the scores are what they were before these marks.
+        marks = {"loss": "training", "synflow": "without data"}
+        return {**made, **marks} if self._normalised else made
 
     def announce(self, training: bool) -> None:
         """Says how much there is to train and, by measuring a few steps, how long it will take."""

@@ -80,7 +80,8 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
         if levels_there(rows, later)
         for finding in _all_within(rows, later, images, deeper, beyond)
     ]
-    found += _late(rows, tickets, again, deeper, images, beyond)
+    late = commands.rewound(again, study, imp.rewind_of(chain))
+    found += _late(rows, tickets, late, deeper, images, beyond)
     if stuck := first_diverged(rows):
         found = [untested(one.claim, stuck, "") if one.outcome == "not tested" else one for one in found]
     schedules = "Which pruning rate and schedule is best"
@@ -388,13 +389,13 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str, 
 
 
 def _late(
-    rows: Sequence[Row], tickets: Sequence[str], again: str, deeper: str, images: int, beyond: str
+    rows: Sequence[Row], tickets: Sequence[str], late: str, deeper: str, images: int, beyond: str
 ) -> list[Finding]:
-    """Each later rewind step against the first."""
+    """Each later rewind step against the first; `late` is the command with a second one."""
     claim = "Late rewinding helps at 80–90 % sparsity"
     first, *later = tickets
     if not later:
-        return [untested(claim, "one rewind step", commands.extended(again, "--rewind", "0", "1 epoch"))]
+        return [untested(claim, "one rewind step", late)]
     found = []
     for chain in later:
         named, theirs = f"the ticket {words.rewound(chain)}", select(rows, chain=chain, arm=TICKET)

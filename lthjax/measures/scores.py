@@ -111,6 +111,7 @@ def compute(
     labels: jax.Array,
     names: Iterable[str] = tuple(SCORES),
     training: Callable[[PyTree, jax.Array], jax.Array] | None = None,
+    fitted: Callable[[PyTree, jax.Array], jax.Array] | None = None,
 ) -> dict[str, PyTree]:
     """Scores of all weights, name -> a pytree like the parameters. Works under `jit`.
 
@@ -122,8 +123,10 @@ def compute(
         labels: int32 [batches, B].
         names: keys of `SCORES`.
         training: the logits in training, of which the loss over all images is; by default `logits`.
+        fitted: the logits by batch statistics of the images, of which one image's loss is; by default
+            `logits`.
     """
-    of_batch = logits if training is None else training
+    of_batch, of_one = (logits if given is None else given for given in (training, fitted))
 
     def entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -134,7 +137,7 @@ def compute(
         return jax.lax.map(one, (images, labels)).mean()
 
     def example(params: PyTree, image: jax.Array, label: jax.Array) -> jax.Array:
-        return entropy(logits(params, image[None]), label[None])
+        return entropy(of_one(params, image[None]), label[None])
 
     # No score uses the key.
     key, shape = jax.random.key(0), (1, *images.shape[2:])
@@ -147,8 +150,9 @@ def scorer(model: Model) -> Callable[..., dict[str, PyTree]]:
     """Compiled `compute`: (initial weights, state at step t, images, labels, names=...) -> name -> scores.
 
     The loss of SNIP and GraSP is that of training, as for the criteria: batches are normalised by their own
-    statistics. For other scores batch statistics are recomputed for the state's weights and the images, as
-    the running statistics are not yet meaningful at step 0.
+    statistics. SynFlow sees no data: it has the state's own statistics, as the criterion (at step 0 means of
+    0 and variances of 1). For Fisher batch statistics are recomputed for the state's weights and the images,
+    as the running statistics are not yet meaningful at step 0.
     """
 
     @partial(jax.jit, static_argnames="names")
@@ -157,14 +161,12 @@ def scorer(model: Model) -> Callable[..., dict[str, PyTree]]:
     ) -> dict[str, PyTree]:
         stats = models.statistics(model, now.params, now.stats, images)
 
-        def logits(params: PyTree, images: jax.Array) -> jax.Array:
-            return model.apply(params, stats, images, False)[0]
+        def logits(stats: PyTree, train: bool) -> Callable[[PyTree, jax.Array], jax.Array]:
+            return lambda params, images: model.apply(params, stats, images, train)[0]
 
-        def training(params: PyTree, images: jax.Array) -> jax.Array:
-            return model.apply(params, stats, images, True)[0]
-
+        of = logits(now.stats, False), initial, now.params, images, labels, names
         with jax.default_matmul_precision("float32"):
-            return compute(logits, initial, now.params, images, labels, names, training)
+            return compute(*of, training=logits(stats, True), fitted=logits(stats, False))
 
     return compiled
 
