@@ -100,7 +100,6 @@ SLOW = {
         ),
         "test_two_machines",
         "test_a_seed_that_another_machine",
-        "test_while_others_wait",
     ),
     "test_checkpoints": ("test_a_study_stopped_inside", "test_a_position_that_lacks"),
     "test_cli": (
@@ -216,7 +215,6 @@ SLOW = {
     ),
     "test_sharing": (
         "test_a_seed_of_a_sweep",
-        "test_a_sweep_borrows",
         "test_two_folders",
         "test_each_takes",
         "test_a_study_with_leases",
@@ -232,7 +230,6 @@ SLOW = {
         "test_the_comparison_page",
         "test_overrides_go_to_every_study",
         "test_networks_and_rewind_points",
-        "test_a_comparison_of_means_of_evaluations",
     ),
     "test_tpu": ("test_the_compiler_compiles",),
     "test_tpu_forms": (

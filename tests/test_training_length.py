@@ -92,6 +92,12 @@ def test_a_gap_to_a_control_that_still_learns_is_marked() -> None:
     assert not any("still learning" in of.beside for of in calm)
 
 
+def test_a_control_ahead_of_the_tickets_is_not_said_to_narrow_the_gap() -> None:
+    rows = run({"ticket": {0.15: 0.0}, "reinit": {0.15: 5.0}})
+    slow = [row._replace(early_stop_step=500) if row.arm == "reinit" else row for row in rows]
+    assert not any("still learning" in of.beside for of in verdicts.findings(STUDY, slow))
+
+
 class Made(Run):
     """A run of given results, without a folder."""
 

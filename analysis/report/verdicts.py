@@ -68,7 +68,7 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
             _better(f"{beat} at 80–90 % sparsity", gaps, command, _GAPS, there),
             _somewhere(f"{beat}{_SOMEWHERE}", gaps, 0, command, there),
         ]
-        found[start:] = [_marked(finding, own, control, end, every) for finding in found[start:]]
+        found[start:] = [_marked(finding, gaps, own, control, end, every) for finding in found[start:]]
     by_other = {DENSE: deeper, "reinit": controlled}
     faster = [_faster(rows, chain, other, end, command, beyond) for other, command in by_other.items()]
     found += [_saved(rows, chain), _iso_accuracy(rows, chain, again), *faster]
@@ -217,12 +217,17 @@ def _against_zero(level: Level) -> At:
     return At(at(level), better, stats.equivalent(level.values, SAME, floor=level.floor))
 
 
-def _marked(finding: Finding, control: Sequence[Row], arm: str, end: int, every: int) -> Finding:
-    """A finding about the gap to a control, marked where the control is still learning."""
+def _marked(
+    finding: Finding, gaps: Sequence[Level], control: Sequence[Row], arm: str, end: int, every: int
+) -> Finding:
+    """A finding about the gap to a control, marked where the control is behind and still learning."""
     if finding.outcome == "not tested":
         return finding
     if not finding.claim.endswith(_SOMEWHERE):
         control = [row for row in control if in_range([Level(row.level, row.density, [])])]
+        gaps = in_range(gaps)
+    if not any(gap.mean > 0 for gap in gaps):
+        return finding
     return finding._replace(beside=ends.mark(control, arm, end, every))
 
 
