@@ -1,15 +1,17 @@
 """The opening of the report: the sentence, and which verdicts it shows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from test_any_rows import Given
 from test_verdicts import STUDY, row, run, two_chains
 
-from analysis import report
+from analysis import report, words
 from analysis.record import Finding
 from analysis.report import accuracy, power, short, speed, until, verdicts
 from analysis.rows import Row
+from lthjax.imp import DENSE
 
 
 def sentence(rows: list[Row]) -> str:
@@ -123,6 +125,54 @@ def test_where_every_chain_ended_before_the_range_no_command_goes_deeper() -> No
         "no level between 10 and 20 % of the weights, and the last ticket of every seed diverged; lower the "
         "learning rate (optim.lr)"
     )
+
+
+def gone(rows: list[Row], arm: str, density: float, seeds: Sequence[int] = range(9)) -> list[Row]:
+    """The rows, of which those of an arm and density diverged in some seeds."""
+    lost = {"test_accuracy": None, "early_stop_step": None, "status": "diverged"}
+    here = (arm, density)
+    return [of._replace(**lost) if (of.arm, of.density) == here and of.seed in seeds else of for of in rows]
+
+
+def test_what_holds_for_the_tickets_that_did_not_diverge_is_open() -> None:
+    """Of four seeds' tickets one diverged at 15 %, or all; at 5 %, behind the range, it says nothing."""
+    gaps = {"ticket": {0.5: 0.0, 0.19: 0.3, 0.15: 0.1}, "reinit": {0.5: -9.0, 0.19: -9.0, 0.15: -9.0}}
+    rows = run(gaps, seeds=range(4))
+    claims = [
+        "Tickets at 80–90 % sparsity are within 2 points of the dense network",
+        "Tickets beat reinitialised ones at 80–90 % sparsity",
+    ]
+    for seeds in ([0], range(4)):
+        lost = gone(rows, "ticket", 0.15, seeds)
+        found = {of.claim: of for of in verdicts.findings(STUDY, lost)}
+        for claim in claims:
+            said = f"; the ticket of {words.seeds(len(seeds))} diverged there or before"
+            assert found[claim].outcome == "undecided"
+            assert said in found[claim].estimate
+        assert until.judged("within-2", STUDY, lost, 0.05).outcome == "undecided"
+        assert sentence(lost).startswith("With 19 % of its weights the ticket is as good as the dense ")
+        assert sentence(lost).endswith(
+            f"Tickets of {words.seeds(len(seeds))} diverged, from 15.0 % of the weights on."
+        )
+    sparser = gone(run({"ticket": {0.15: 0.1, 0.05: 0.0}}, seeds=range(4)), "ticket", 0.05)
+    (within,) = [of for of in verdicts.findings(STUDY, sparser) if of.claim == claims[0]]
+    assert (within.outcome, "diverged" in within.estimate) == ("supported", False)
+
+
+def test_no_command_is_offered_for_what_diverged() -> None:
+    """Reinit wherever it was trained; the later chain before the range; rounds that pass over it have one."""
+    lost = gone(run({"ticket": {0.15: 0.1}, "reinit": {0.15: -2.0}}), "reinit", 0.15)
+    (more,) = [of for of in verdicts.findings(STUDY, lost) if "need more weights" in of.claim]
+    assert (more.estimate, more.where) == ("reinit diverged wherever it was trained", "")
+    first = run({"ticket": {0.3: 0.2, 0.15: 0.1}})
+    later = [of for of in run({"ticket": {0.3: 0.2}}, chain="rewind-50") if of.chain != DENSE]
+    found = verdicts.findings(STUDY, [*first, *gone(later, "ticket", 0.3)])
+    (late,) = [of for of in found if of.claim.startswith("Late rewinding helps at 80–90")]
+    why = "the ticket rewound to step 50 diverged between 10 and 20 % of the weights or before"
+    assert (late.estimate, late.where) == (why, "")
+    over = gone(run({"ticket": {0.3: 0.5, 0.09: 0.1}}), "ticket", 0.09)
+    within = verdicts.findings(STUDY, over)[0]
+    assert (within.estimate, bool(within.where)) == ("no level between 10 and 20 % of the weights", True)
 
 
 def test_where_the_densest_level_alone_fails_sparser_ones_are_not_denied() -> None:

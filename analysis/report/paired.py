@@ -6,8 +6,9 @@ from typing import NamedTuple
 from lthjax.imp import DENSE
 from lthjax.measures import stats
 
-from .. import words
+from .. import commands, words
 from ..differences import floor
+from ..record import Said
 from ..rows import TICKET, Row, accuracies, by_level, by_seed, densities, select, ticket_chains
 
 # Percentage points below the dense network that count as its accuracy.
@@ -98,3 +99,64 @@ def first_diverged(rows: Sequence[Row]) -> str:
         f"all tickets {words.rewound(first)} diverged; lower the learning rate (optim.lr), or look at those "
         f"{others}"
     )
+
+
+def in_range(levels: Sequence[Level]) -> list[Level]:
+    """The levels of 80 to 90 % sparsity."""
+    return [level for level in levels if commands.is_in_range(level.density)]
+
+
+class Other(NamedTuple):
+    """What tickets are compared with, for what is said where it has no accuracy.
+
+    Attributes:
+        name: in a sentence.
+        tickets: the levels of 80 to 90 % sparsity at which tickets stand beside their dense network.
+        diverged: at how many of these it was trained, and diverged.
+        everywhere: whether it diverged wherever it was trained.
+        stopped: the seeds whose ticket diverged there or before.
+        beyond: why no command makes a level of tickets there; "" if one does.
+    """
+
+    name: str
+    tickets: int
+    diverged: int = 0
+    everywhere: bool = False
+    stopped: int = 0
+    beyond: str = ""
+
+
+def stopped(rows: Sequence[Row], chain: str) -> dict[int, float]:
+    """Seed -> the density at which its ticket diverged, of those that did at 80–90 % sparsity or before."""
+    lost = [row for row in select(rows, chain=chain, arm=TICKET) if row.status == "diverged"]
+    before = [row for row in lost if commands.is_in_range(row.density) or row.density > commands.RANGE[1]]
+    return {row.seed: row.density for row in before}
+
+
+def levels_there(rows: Sequence[Row], chain: str) -> int:
+    """The levels of 80 to 90 % sparsity at which tickets stand beside their dense network."""
+    return len(in_range(differences(rows, chain, TICKET, DENSE)))
+
+
+def against(rows: Sequence[Row], chain: str, own: Sequence[Row], name: str, beyond: str = "") -> Other:
+    """What the tickets of a chain are compared with, from its own rows."""
+    there = {of.level for of in in_range(differences(rows, chain, TICKET, DENSE))}
+    levels = by_level(own)
+    lost = {level for level, of in levels.items() if all(row.status == "diverged" for row in of)}
+    everywhere_lost = bool(own) and lost == levels.keys()
+    return Other(name, len(there), len(there & lost), everywhere_lost, len(stopped(rows, chain)), beyond)
+
+
+def at_some(levels: int, other: Other) -> str:
+    """What must be said where a claim about a range is tested at some of the tickets' levels only."""
+    of, trained = f"of the tickets' {other.tickets} levels there", levels + other.diverged
+    few = f"; both were trained at {trained} {of}" if trained < other.tickets else ""
+    few += f"; {other.name} diverged at {other.diverged} {of}" if other.diverged else ""
+    return few + (
+        f"; the ticket of {words.seeds(other.stopped)} diverged there or before" if other.stopped else ""
+    )
+
+
+def of_those_left(outcome: Said, other: Other) -> Said:
+    """The outcome of a claim that holds for the tickets that did not diverge: of all of them it is open."""
+    return "undecided" if other.stopped and outcome in ("supported", "equivalent") else outcome

@@ -12,8 +12,8 @@ from lthjax.measures import stats
 from .. import words
 from ..page import Table
 from ..rows import TICKET, Row, images_of, ticket_chains
-from .paired import differences, earliest
-from .verdicts import CONTROLS, in_range
+from .paired import differences, earliest, in_range
+from .verdicts import CONTROLS
 
 # Percentage points for which the table says how many seeds they take.
 _WANTED = (1.0, 0.5, 0.2)

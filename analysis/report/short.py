@@ -10,7 +10,7 @@ from lthjax.measures import stats
 from .. import words
 from ..page import Section, Table
 from ..record import LEAST_SEEDS, Finding
-from ..rows import TICKET, Row, diverged, images_of, ticket_chains
+from ..rows import TICKET, Row, diverged, images_of, select, ticket_chains
 from ..run import Run
 from . import accuracy, until
 from .paired import TOLERANCE, Level, differences, earliest, first_diverged
@@ -82,12 +82,25 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
             or "no ticket has been trained beside its dense network yet"
         )
         return f"{why[0].upper()}{why[1:]}."
+    lost = [row for row in select(rows, chain=tickets[0], arm=TICKET) if row.status == "diverged"]
+    if not lost:
+        return _found(study, rows, tickets[0], levels, looks)
+    # What the other seeds reach there is not what tickets reach.
+    first, seeds = max(row.density for row in lost), len({row.seed for row in lost})
+    said = _found(study, rows, tickets[0], [of for of in levels if of.density > first] or levels, looks)
+    return f"{said} Tickets of {words.seeds(seeds)} diverged, from {words.share(first)} of the weights on."
+
+
+def _found(
+    study: Any, rows: Sequence[Row], chain: str, levels: Sequence[Level], looks: Mapping[str, until.State]
+) -> str:
+    """The sentence on some levels of the first chain of tickets."""
     which = f" {said}" if (said := earliest(rows)) else ""
-    fresh = {of.level: of for of in differences(rows, tickets[0], "reinit", DENSE)}
+    fresh = {of.level: of for of in differences(rows, chain, "reinit", DENSE)}
     enough = [level for level in levels if len(level.values) >= LEAST_SEEDS]
     if not enough:
         return _of_few(levels, fresh, which)
-    level_of = {key: of.level for key, of in looks.items() if of.chain in ("", tickets[0])}
+    level_of = {key: of.level for key, of in looks.items() if of.chain in ("", chain)}
     alpha = level_of.get(f"within-{TOLERANCE:g}", _ALPHA)
     good, same = _as_good(levels, TOLERANCE, alpha), "as good as the dense network (within half a point, {})"
     if not good:
@@ -112,7 +125,7 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
         )
     gaps = {
         of.level: of
-        for of in differences(rows, tickets[0], TICKET, "reinit", images=images_of(study))
+        for of in differences(rows, chain, TICKET, "reinit", images=images_of(study))
         if of.level in fresh and min(len(of.values), len(fresh[of.level].values)) >= LEAST_SEEDS
     }
     last = min([level for level in good if level.level in gaps] or good, key=lambda level: level.density)

@@ -22,8 +22,8 @@ from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
 from ..rows import TICKET, Row, select, ticket_chains
 from ..run import Run
-from .paired import Level, differences, earliest
-from .verdicts import against, at, at_most_15, at_some, images_of, in_range
+from .paired import Level, against, at_some, differences, earliest, in_range, of_those_left
+from .verdicts import at, at_most_15, images_of
 
 FILE = "sequential.json"
 # Looks at the data, each after as many further seeds as the first one has.
@@ -146,7 +146,9 @@ def judged(key: str, study: Any, rows: Sequence[Row], level: float, chain: str =
     found = everywhere(tests)
     # Seeds whose ticket or control has diverged give no pair.
     few = any(len(of.values) < LEAST_SEEDS for of in levels)
-    return found._replace(outcome="undecided") if few else found
+    tickets = chain or next(iter(ticket_chains(rows)), "")
+    other = against(rows, tickets, select(rows, chain=tickets, arm=claim.other), claim.other)
+    return found._replace(outcome="undecided" if few else of_those_left(found.outcome, other))
 
 
 def _compared(claim: Claim, study: Any, rows: Sequence[Row], chain: str) -> list[Level]:

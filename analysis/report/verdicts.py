@@ -7,7 +7,7 @@ verdict. A claim without data is not tested, and names the command that tests it
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lthjax import home, imp
 from lthjax.errors import counted
@@ -19,9 +19,23 @@ from .. import commands, ends, words
 from ..claims import NON_INFERIOR, SAME, SAME_FACTOR, SUPERIOR, TIMES, At, Judged, beside, everywhere, named
 from ..page import Link
 from ..record import LEAST_SEEDS, Finding, settled, untested
-from ..rows import TICKET, Row, accuracies, by_level, diverged, images_of, select, ticket_chains
+from ..rows import TICKET, Row, accuracies, diverged, images_of, select, ticket_chains
 from . import speed
-from .paired import TOLERANCE, Level, curves, differences, earliest, first_diverged
+from .paired import (
+    TOLERANCE,
+    Level,
+    Other,
+    against,
+    at_some,
+    curves,
+    differences,
+    earliest,
+    first_diverged,
+    in_range,
+    levels_there,
+    of_those_left,
+    stopped,
+)
 
 # The arms that pass for tickets if a claim does not tell them apart.
 CONTROLS = ("reinit", "random")
@@ -93,33 +107,15 @@ def _beyond(study: Mapping[str, Any], rows: Sequence[Row], chain: str, reached: 
     """Why no command makes a level of a chain in the range; "" if one does."""
     if commands.is_pattern(study) and not reached:
         return "an N:M pattern has one density"
-    ended = _ended(rows, chain, TICKET)
-    if ended and ended == {row.seed for row in select(rows, chain=chain, arm=TICKET)}:
-        return "the last ticket of every seed diverged; lower the learning rate (optim.lr)"
-    return ""
+    if not _all_stopped(rows, chain):
+        return ""
+    which = f", {said}," if (said := earliest(rows)) else ""
+    return f"the last ticket of every seed{which} diverged; lower the learning rate (optim.lr)"
 
 
-def in_range(levels: Sequence[Level]) -> list[Level]:
-    """The levels of 80 to 90 % sparsity."""
-    return [level for level in levels if commands.is_in_range(level.density)]
-
-
-class Other(NamedTuple):
-    """What tickets are compared with, for what is said where it has no accuracy.
-
-    Attributes:
-        name: in a sentence.
-        tickets: the levels of 80 to 90 % sparsity at which tickets stand beside their dense network.
-        diverged: at how many of these it was trained, and diverged.
-        everywhere: whether it diverged wherever it was trained.
-        beyond: why no command makes a level of tickets there; "" if one does.
-    """
-
-    name: str
-    tickets: int
-    diverged: int = 0
-    everywhere: bool = False
-    beyond: str = ""
+def _all_stopped(rows: Sequence[Row], chain: str) -> bool:
+    """Whether no command takes a chain into the range: in every seed it ended by divergence before it."""
+    return {*accuracies(select(rows, chain=DENSE))} <= stopped(rows, chain).keys()
 
 
 def _everywhere(
@@ -138,20 +134,7 @@ def _everywhere(
     tested = everywhere([say(level) for level in levels])
     n, said = min(len(level.values) for level in levels), tested.said(_FORM, _UNIT)
     estimate = f"{said}{at_some(len(levels), other)}"
-    return Finding(claim, tested.outcome, estimate, n, where, named(tested, test))
-
-
-def levels_there(rows: Sequence[Row], chain: str) -> int:
-    """The levels of 80 to 90 % sparsity at which tickets stand beside their dense network."""
-    return len(in_range(differences(rows, chain, TICKET, DENSE)))
-
-
-def against(rows: Sequence[Row], chain: str, own: Sequence[Row], name: str, beyond: str = "") -> Other:
-    """What the tickets of a chain are compared with, from its own rows."""
-    there = {of.level for of in in_range(differences(rows, chain, TICKET, DENSE))}
-    levels = by_level(own)
-    lost = {level for level, of in levels.items() if all(row.status == "diverged" for row in of)}
-    return Other(name, len(there), len(there & lost), bool(own) and lost == levels.keys(), beyond)
+    return Finding(claim, of_those_left(tested.outcome, other), estimate, n, where, named(tested, test))
 
 
 def _none_there(claim: str, other: Other, command: str) -> Finding:
@@ -168,13 +151,6 @@ def _none_there(claim: str, other: Other, command: str) -> Finding:
     return untested(claim, f"{other.name} {how}{_RANGE}", command)
 
 
-def at_some(levels: int, other: Other) -> str:
-    """What must be said where a claim about a range is tested at some of the tickets' levels only."""
-    of, trained = f"of the tickets' {other.tickets} levels there", levels + other.diverged
-    few = f"; both were trained at {trained} {of}" if trained < other.tickets else ""
-    return few + (f"; {other.name} diverged at {other.diverged} {of}" if other.diverged else "")
-
-
 def _of_the_first(finding: Finding, rows: Sequence[Row]) -> Finding:
     """A finding on the first chain of tickets; where there are several, its estimate says so."""
     which = earliest(rows) if finding.outcome != "not tested" else ""
@@ -184,10 +160,11 @@ def _of_the_first(finding: Finding, rows: Sequence[Row]) -> Finding:
 def _all_within(rows: Sequence[Row], chain: str, images: int, command: str, beyond: str) -> list[Finding]:
     """`_within` of a chain, for all margins."""
     to_dense = {arm: differences(rows, chain, arm, DENSE, images=images) for arm in (TICKET, *CONTROLS)}
-    return [_within(to_dense, margin, command, beyond) for margin in _MARGINS]
+    other = Other(DENSE, len(in_range(to_dense[TICKET])), stopped=len(stopped(rows, chain)), beyond=beyond)
+    return [_within(to_dense, margin, command, other) for margin in _MARGINS]
 
 
-def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str, beyond: str) -> Finding:
+def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str, other: Other) -> Finding:
     """The claim that tickets lose less than a margin to the dense network; the same of controls beside it."""
     claim = f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network"
 
@@ -195,15 +172,13 @@ def _within(to_dense: Mapping[str, Sequence[Level]], margin: float, command: str
         return At(at(level), stats.noninferior(level.values, margin, floor=level.floor))
 
     test = f"{NON_INFERIOR}, margin {margin:g}{_UNIT}"
-    of = len(in_range(to_dense[TICKET]))
-    other = Other(DENSE, of, beyond=beyond)
     found = _everywhere(claim, to_dense[TICKET], say, command, _LEVELS, test, other)
     controls = {
         arm: everywhere([say(level) for level in of_arm])
         for arm in CONTROLS
         if (of_arm := in_range(to_dense[arm]))
     }
-    return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT, levels=of))
+    return found._replace(beside=beside(settled(found).outcome, controls, _FORM, _UNIT, levels=other.tickets))
 
 
 def _better(claim: str, levels: Sequence[Level], command: str, where: Link, other: Other) -> Finding:
@@ -345,6 +320,9 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     dense = accuracies(select(rows, chain=DENSE))
     tickets, controls = (curves(rows, chain, arm) for arm in (TICKET, "reinit"))
     ratios = stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios
+    own = select(rows, chain=chain, arm="reinit")
+    if not ratios and against(rows, chain, own, "reinit").everywhere:
+        return untested(claim, "reinit diverged wherever it was trained", "")
     if not ratios:
         return untested(claim, "no such cells", commands.extended(again, "--arms", TICKET, "reinit"))
     unfallen = {
@@ -390,7 +368,8 @@ def _faster(rows: Sequence[Row], chain: str, other: str, end: int, deeper: str, 
     tested = everywhere(tests, same=1)
     n, where = min(len(of.ratios) for of in levels), Link("learning speed", "#speed")
     said = f"steps of {other} / ticket: {tested.said('.2f', '×')}{at_some(len(levels), there)}"
-    return Finding(claim, tested.outcome, said, n, where, named(tested, SUPERIOR, TIMES))
+    outcome = of_those_left(tested.outcome, there)
+    return Finding(claim, outcome, said, n, where, named(tested, SUPERIOR, TIMES))
 
 
 def _late(
@@ -404,11 +383,15 @@ def _late(
     found = []
     for chain in later:
         named, theirs = f"the ticket {words.rewound(chain)}", select(rows, chain=chain, arm=TICKET)
-        other = against(rows, first, theirs, named, beyond)
+        other = against(rows, first, theirs, named, beyond)._replace(stopped=len(stopped(rows, chain)))
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
+        if not in_range(gaps) and other.tickets and _all_stopped(rows, chain):
+            better = untested(f"{claim}: {steps}", f"{named} diverged {_RANGE} or before", "")
+        else:
+            better = _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, other)
         found += [
-            _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, other),
+            better,
             _somewhere(f"Late rewinding helps{_SOMEWHERE}: {steps}", gaps, 0, deeper, other, _LEVELS),
         ]
     return found
