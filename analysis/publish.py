@@ -27,12 +27,13 @@ import tyro
 from lthjax import cli, files, home, manifest, study
 from lthjax.errors import UserError
 from lthjax.folder import claims
+from lthjax.folder.places import PUBLISHED
 from lthjax.folder.verified import read_study
 
 from . import page, report
 from .analyses import ANALYSES
 from .report.facts import unfinished
-from .run import PUBLISHED, Run
+from .run import Run
 
 # Bytes of a figure that a page on the web shows without being waited for.
 LARGEST = 300_000

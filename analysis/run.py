@@ -23,6 +23,7 @@ from lthjax.catalogue import Unreachable
 from lthjax.errors import UserError, shell
 from lthjax.fields import About, Result
 from lthjax.folder import places, verified
+from lthjax.folder.places import PUBLISHED
 from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model, Variables
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     import pandas
 
 PyTree = Any
-PUBLISHED = "published.json"
-"""The file by which a folder that `analysis.publish` has written is known."""
 
 
 class Tickets(NamedTuple):

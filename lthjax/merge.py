@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 from lthjax import command, config, fields, files, home, manifest
 from lthjax.errors import UserError
 from lthjax.folder import claims
-from lthjax.folder.places import CONFIG, LOCKS, PLACES, folder, state_folder
+from lthjax.folder.places import CONFIG, LOCKS, PLACES, PUBLISHED, folder, state_folder
 from lthjax.folder.reader import Reader
 from lthjax.folder.store import Store, filled_before
 from lthjax.folder.verified import checked, difference, has_manifests, read_study
@@ -74,9 +74,9 @@ def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
         into: a run folder of the same study, or one that is new or empty.
 
     Raises:
-        UserError: a folder is of another study, a file is damaged, two cells differ or are of two versions
-            of their arm, or another process writes to `into`; or they have other looks of one claim. Nothing
-            has been written then. Or `into` cannot be written.
+        UserError: a folder is published or of another study, a file is damaged, two cells differ or are of
+            two versions of their arm, or another process writes to `into`; or they have other looks of one
+            claim. Nothing has been written then. Or `into` cannot be written.
     """
     into = Path(into)
     sources = _sources([Path(run) for run in runs], into)
@@ -135,6 +135,11 @@ def _sources(runs: Sequence[Path], into: Path) -> list[Path]:
     for run in runs:
         if os.path.realpath(run) in within[1:]:
             raise UserError(f"--into: {str(into)!r} lies in the run folder {run}; name another folder.")
+    for named in (into, *runs):
+        if (named / PUBLISHED).is_file():
+            raise UserError(
+                f"{named}: it is a published folder, which holds tables and no cells; name run folders."
+            )
     sources = [run for run in dict.fromkeys(runs) if os.path.realpath(run) != within[0]]
     if not sources:
         raise UserError("RUN: it is missing; name the run folders to merge, and with --into another one.")

@@ -59,6 +59,19 @@ def fill(tmp_path: Path) -> Fill:
     return filled
 
 
+def test_a_published_folder_is_neither_joined_nor_filled(fill: Fill, tmp_path: Path) -> None:
+    run, there = fill("a", 0), fill("b", 1)
+    for publication in (there, tmp_path / "new"):
+        publication.mkdir(exist_ok=True)
+        (publication / "published.json").write_text('{"files": {}}')
+        before = sorted(publication.rglob("*"))
+        for runs, into in (([run], publication), ([publication], tmp_path / "c"), ([publication], run)):
+            with pytest.raises(UserError, match="published folder, which holds tables and no cells"):
+                merge(runs, into)
+        assert sorted(publication.rglob("*")) == before
+    assert not (tmp_path / "c").exists()
+
+
 def test_the_looks_of_a_claim_come_with_the_cells(fill: Fill, tmp_path: Path) -> None:
     here, there, into = fill("here", 0), fill("there", 1), tmp_path / "all"
     other = _LOOKS._replace(claim="beats-random")

@@ -16,11 +16,11 @@ import pytest
 from conftest import about, result
 
 from analysis import card, check, compare, doctor, export, page, publish, report, tables, tensorboard
-from analysis.run import PUBLISHED, Run
+from analysis.run import Run
 from lthjax import models, prune
 from lthjax.errors import UserError
 from lthjax.folder import claims
-from lthjax.folder.places import folder
+from lthjax.folder.places import PUBLISHED, folder
 from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 

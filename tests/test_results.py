@@ -22,9 +22,9 @@ from analysis.conform import ledger
 from analysis.page import Table
 from analysis.report import verdicts
 from analysis.rows import Row, to_csv
-from analysis.run import PUBLISHED
 from lthjax import config, durations, files, launch
 from lthjax.errors import UserError
+from lthjax.folder.places import PUBLISHED
 from lthjax.measures.stats import mean_interval
 
 RESULTS = ROOT / "results"

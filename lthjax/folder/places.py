@@ -10,6 +10,8 @@ from lthjax.imp import DENSE, Cell
 
 # A copy of the config file of the last command; code, and never run unasked.
 CONFIG = "config.py"
+# The file by which a folder that `analysis.publish` has written is known: tables, and no cells.
+PUBLISHED = "published.json"
 LOCKS = ".locks"
 # Patterns of the places of states and cells, in the order in which they are made.
 PLACES = ("seed=*/state=*", "seed=*/dense", "seed=*/chain=*/level=*/*")

@@ -64,7 +64,9 @@ def masked(
     The gradient and the parameters are masked before the optimiser sees them, so neither momentum nor
     weight decay brings a weight back. The update takes a pruned weight from any finite value to 0. Moments
     that start at 0 stay exactly 0 for pruned weights, if the state comes from this transformation's own
-    `init` or from one with the same mask, and the optimiser adds no noise of its own. (`optax.masked`
+    `init` or from one with the same mask, and the optimiser's own update of a moment takes 0 to 0. It does
+    not where it adds a constant or noise (`adabelief`, `adamax`), subtracts a mean (`centralize`), or
+    evaluates the loss itself (the line search of `lbfgs`); weights are 0 under those, too. (`optax.masked`
     differs: it leaves out whole leaves.)
 
     It must be the outermost: what follows it in an `optax.chain` and adds to updates, such as noise or
@@ -222,8 +224,9 @@ def scheduled(
     """An optimiser that prunes while it trains, at fixed steps and to exact counts.
 
     After `begin`, `begin + every`, ... and `end` updates the next update first prunes, by the parameters
-    and gradients that it is given, and then steps as `masked` does: pruned weights and their moments are
-    exactly 0 from then on. Nothing is compiled again, as mask and step are in the state.
+    and gradients that it is given, and then steps as `masked` does: pruned weights are exactly 0 from
+    then on, and their moments under the conditions that it names. Nothing is compiled again, as mask and
+    step are in the state.
 
     Args:
         optimiser: any optax gradient transformation.
