@@ -228,7 +228,9 @@ class Run:
                 raise self.not_loaded(f"the arm {arm!r}")
 
     def tickets(self, chain: str | None = None) -> Tickets:
-        """The tickets of a chain; by default of the chain with the earliest rewind step.
+        """The tickets of a chain; by default of the first, by rewind step, that has a trained ticket.
+
+        Where every ticket diverged, of the first.
 
         Raises:
             UserError: there is no ticket, or no such chain.
@@ -237,7 +239,8 @@ class Run:
         if not rows:
             raise self.lacks("ticket")
         there = chains(rows)
-        chain = there[0] if chain is None else chain
+        trained = chains([row for row in rows if row.status == "done"])
+        chain = (trained or there)[0] if chain is None else chain
         if chain not in there:
             raise UserError(f"--chain: {chain!r} has no ticket in the run; it may be {', '.join(there)}.")
         own = select(rows, chain=chain)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from conftest import make_tiny, unsealed
 
-from analysis import open_run, report, rows
+from analysis import landscape, open_run, report, rows
+from analysis.landscape import work
+from analysis.run import Run
 from lthjax import imp, models, prune, rng, study
 from lthjax.errors import UserError
 from lthjax.folder import reader, verified
@@ -117,6 +119,49 @@ def test_chains_levels_and_seeds_are_chosen_in_one_place(trained: tuple[study.Pr
     assert rows.asked_levels((5,), density, "ticket", beside=(2,)) == [5]
     with pytest.raises(UserError, match="--levels: 9 has no ticket; it may be 1, 2, 3, 4, 5, 6"):
         rows.asked_levels((9,), density, "ticket")
+
+
+def made_up(**statuses: str) -> Run:
+    """A run without a folder: chain -> its tickets by level, "d" for done and "x" for diverged."""
+    run = object.__new__(Run)
+    run.path = Path("runs/x")
+    run.rows = [
+        rows.Row(
+            0, chain.replace("_", "-"), level, "ticket", 1, 0.8**level, 9, *[None] * 7, 9, 1.0,
+            "done" if status == "d" else "diverged",
+        )
+        for chain, of in statuses.items()
+        for level, status in enumerate(of, 1)
+    ]  # fmt: skip
+    return run
+
+
+@pytest.mark.parametrize(
+    ("rewind_0", "rewind_5", "rewind_45", "chosen"),
+    [
+        ("ddd", "ddd", "ddd", "rewind-0"),
+        ("dx", "ddd", "ddd", "rewind-0"),
+        ("x", "", "ddd", "rewind-45"),
+        ("x", "dx", "ddd", "rewind-5"),
+        ("x", "x", "d", "rewind-45"),
+        ("x", "x", "x", "rewind-0"),
+    ],
+)
+def test_where_no_chain_is_named_the_first_with_a_trained_ticket_is_chosen(
+    rewind_0: str, rewind_5: str, rewind_45: str, chosen: str
+) -> None:
+    run = made_up(rewind_0=rewind_0, rewind_5=rewind_5, rewind_45=rewind_45)
+    tickets = run.tickets()
+    assert tickets == run.tickets(chosen)
+    assert (tickets.chain, tickets.rewind) == (chosen, imp.rewind_of(chosen))
+    assert run.tickets("rewind-0").chain == "rewind-0", "as it is named"
+
+
+def test_a_named_chain_that_diverged_is_said_to_have() -> None:
+    run = made_up(rewind_0="x", rewind_45="ddd")
+    options = landscape.LandscapeOptions(run=run.path, level=3, chain="rewind-0")
+    with pytest.raises(UserError, match=r"runs/x: every ticket of rewind-0 diverged; there is nothing to me"):
+        work.ask(run, options)
 
 
 def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:

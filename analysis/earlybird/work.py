@@ -39,7 +39,8 @@ class Options(record.TrainingOptions):
     """Finds when masks drawn during the dense training stop changing: the Early-Bird ticket's step."""
 
     chain: str | None = None
-    """The chain whose tickets give the densities; by default that of the lowest rewind step."""
+    """The chain whose tickets give the densities; by default that of the lowest rewind step with a
+    trained ticket."""
     levels: tuple[int, ...] = ()
     """Levels; by default those nearest to 70, 50, 30 and 10 % of the weights."""
     every: int | None = None
@@ -77,7 +78,8 @@ def ask(run: Run, options: Options) -> Asked:
     done = [row for row in tickets.done if row.seed in dense]
     there = densities(done)
     if not there:
-        raise UserError(f"{run.path}: no seed has both a dense network and a ticket that did not diverge.")
+        both = f"both a dense network and a ticket of {tickets.chain} that did not diverge"
+        raise UserError(f"{run.path}: no seed has {both}.")
     what = f"trained ticket in {tickets.chain}"
     levels = asked_levels(options.levels, there, what, near=_NEAR, last=False)
     seeds = {level: sorted(row.seed for row in done if row.level == level) for level in levels}

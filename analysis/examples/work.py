@@ -43,7 +43,7 @@ class Options(record.Options):
     data_dir: Path = Path("data")
     """Folder of the data sets."""
     chain: str | None = None
-    """The tickets' chain; by default that of the lowest rewind step."""
+    """The tickets' chain; by default that of the lowest rewind step with a trained ticket."""
     levels: tuple[int, ...] = ()
     """Levels; by default those nearest to 20, 10 and 3 % of the weights, and the last."""
 
@@ -66,7 +66,8 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     dense_seeds = {row.seed for row in run.rows if row.arm == DENSE and row.status == "done"}
     there = densities(row for row in tickets.done if row.seed in dense_seeds)
     if not there:
-        raise UserError(f"{run.path}: no seed has both a dense network and a ticket that did not diverge.")
+        both = f"both a dense network and a ticket of {tickets.chain} that did not diverge"
+        raise UserError(f"{run.path}: no seed has {both}.")
     levels = asked_levels(options.levels, there, f"trained ticket in {tickets.chain}")
     done = [row for row in run.rows if row.status == "done"]
     chosen = select(done, chain=DENSE) + [

@@ -35,7 +35,7 @@ class Options(record.TrainingOptions):
     """Counts forgetting events along trainings: images that a network gets right, and later wrong."""
 
     chain: str | None = None
-    """The tickets' chain; by default that of the lowest rewind step."""
+    """The tickets' chain; by default that of the lowest rewind step with a trained ticket."""
     levels: tuple[int, ...] = ()
     """Levels, beside the dense network; by default those nearest to 20, 10 and 3 % of the weights of those
     that have a control of `--arms`, where any has one."""
@@ -94,7 +94,8 @@ def ask(run: Run, options: Options) -> Asked:
     dense = {row.seed: row for row in run.rows if row.arm == DENSE and row.status == "done"}
     there = densities(row for row in tickets.done if row.seed in dense)
     if not there:
-        raise UserError(f"{run.path}: no seed has both a dense network and a ticket that did not diverge.")
+        both = f"both a dense network and a ticket of {tickets.chain} that did not diverge"
+        raise UserError(f"{run.path}: no seed has {both}.")
     beside = controlled(run.rows, tickets.chain, options.arms)
     what = f"trained ticket in {tickets.chain}"
     levels = asked_levels(options.levels, there, what, _NEAR, last=False, beside=beside)

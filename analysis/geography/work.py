@@ -24,7 +24,7 @@ class Options(record.Options):
     """Compares the tickets of a run's seeds by layer and by input, with and without matching hidden units."""
 
     chain: str | None = None
-    """The tickets' chain; by default that of the lowest rewind step."""
+    """The tickets' chain; by default that of the lowest rewind step with a trained ticket."""
     levels: tuple[int, ...] = ()
     """Levels; by default those nearest to 20, 10 and 3 % of the weights, and the last."""
     draws: int = 5
@@ -48,7 +48,8 @@ def work(run: Run, options: Options, watch: Watch) -> Path:
     several = [row for row in tickets.done if len(tickets.seeds(row.level)) > 1]
     if not several:
         raise UserError(
-            f"{run.path}: no level has trained tickets of two seeds, which could be compared; train more."
+            f"{run.path}: no level has tickets of {tickets.chain} of two seeds that did not diverge, to "
+            "be compared; train more."
         )
     chain, what = tickets.chain, f"two seeds' tickets in {tickets.chain}"
     found: dict[str, list[Any]] = {name: [] for name in TABLES}

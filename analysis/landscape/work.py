@@ -45,7 +45,7 @@ class LandscapeOptions(Settings, TrainingOptions):
     level: int
     """The level, from 1."""
     chain: str | None = None
-    """The chain; by default the one of the lowest rewind step."""
+    """The chain; by default the one of the lowest rewind step with a trained ticket."""
     seeds: tuple[int, ...] | None = None
     """The seeds; by default all that have a ticket there."""
     plane_seeds: tuple[int, ...] | None = None
@@ -73,6 +73,8 @@ def ask(run: Run, options: LandscapeOptions) -> Asked:
     programs.check(settings)
     level, tickets = options.level, run.tickets(options.chain)
     there, lacks = tickets.seeds(level), f"has no trained ticket at level {level}"
+    if not tickets.done:
+        raise UserError(f"{run.path}: every ticket of {tickets.chain} diverged; there is nothing to measure.")
     if not there:
         known = ", ".join(map(str, sorted({row.level for row in tickets.done})))
         raise UserError(f"--level: {level} has no trained ticket in {tickets.chain}; it may be {known}.")

@@ -40,7 +40,7 @@ class Options(record.TrainingOptions):
     """Compares scores at initialisation and early in training with the masks of a run's tickets."""
 
     chain: str | None = None
-    """The tickets' chain; by default that of the lowest rewind step."""
+    """The tickets' chain; by default that of the lowest rewind step with a trained ticket."""
     levels: tuple[int, ...] = ()
     """By default those nearest to 20, 10 and 3 % density and the last."""
     steps: tuple[int, ...] = ()

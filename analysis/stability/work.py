@@ -54,7 +54,7 @@ class Options(record.TrainingOptions):
     arms: tuple[str, ...] = ARMS
     """Whose states."""
     chain: str | None = None
-    """The chain; by default the one of the lowest rewind step."""
+    """The chain; by default the one of the lowest rewind step with a trained ticket."""
     at_rewind: bool = False
     """The tickets and controls of every chain, each from the step that it was rewound to, and the dense
     network from all of these steps; `--k` may name some of them."""

@@ -61,7 +61,8 @@ class Options(record.Training):
     permuted: bool = False
     """Train transferred_permuted, too: by default within one run from each seed to another."""
     chain: str | None = None
-    """The chain of all tickets; by default in every run the one that rewinds to the lowest step."""
+    """The chain of all tickets; by default in every run the one of the lowest rewind step with a
+    trained ticket."""
     out: Path = Path("runs")
     """Folder of the run folders."""
     quiet: bool = False
