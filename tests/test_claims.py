@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 
 from analysis import words
 from analysis.claims import TIMES, At, Judged, beside, everywhere, named
-from analysis.compare import equal
+from analysis.compare import equal, figures
 from analysis.compare.entries import Entry, Point
 from analysis.record import COUNT, TIMING, Finding, settled
 from analysis.report import facts
@@ -188,6 +188,14 @@ def schedule(how: str, points: dict[float, tuple[float, ...]], validation: float
     ]
     dense = dict.fromkeys(range(3), 90.0)
     return Entry(how, "", dense, {"ticket": made}, dense)
+
+
+def test_a_comparison_of_networks_without_weights_alone_is_drawn() -> None:
+    """The panel of differences near 0 would have none."""
+    emptied = [schedule("one-shot", {0.0: (10.0, 10.0, 10.0)})]
+    assert not figures.is_far(emptied)
+    assert len(figures.compared(emptied, "heading").axes) == 1
+    assert figures.is_far([schedule("one-shot", {0.1: (10.0, 10.0, 10.0)})])
 
 
 def test_schedules_meet_at_equal_density() -> None:

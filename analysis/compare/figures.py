@@ -58,9 +58,9 @@ def compared(entries: Sequence[Entry], heading: str) -> Figure:
 def is_far(entries: Sequence[Entry]) -> bool:
     """Whether `compared` has a panel for differences near 0: those of its only arm reach far below."""
     names = _arms(entries)
-    gains = [
-        gain for e in entries for arm in names for point in e.arms.get(arm, []) for gain in _gains(e, point)
-    ]
+    # Without those of no weights, which are not drawn.
+    points = [(e, point) for e in entries for arm in names for point in e.arms.get(arm, []) if point.density]
+    gains = [gain for entry, point in points for gain in _gains(entry, point)]
     return len(names) == 1 and min(gains, default=0.0) < -_FAR
 
 
