@@ -14,7 +14,7 @@ from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
 
 from . import words
-from .differences import difference
+from .differences import FLOORED, difference
 from .rows import Row, accuracies, arms, images_of, select
 from .run import Run
 
@@ -273,4 +273,8 @@ def _accuracies(run: Run, row: Row) -> list[str]:
         return lines
     controls = [arm for arm in others if arm != DENSE]
     said = "" if controls else " No control was trained at this level."
-    return [*lines, "", f"Differences are paired by seed, with 95 % intervals (Student's t).{said}"]
+    return [
+        *lines,
+        "",
+        f"Differences are paired by seed, with 95 % intervals (Student's t; {FLOORED}).{said}",
+    ]

@@ -328,6 +328,7 @@ def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_pa
         if (a.arm, a.level, b.arm, b.level, a.seed) == ("ticket", 2, "reinit", 2, b.seed)
     ])  # fmt: skip
     assert f"ticket − reinit: {gap:+.2f} [" in text
+    assert "(Student's t; the spread between seeds taken as no less than the test set's own error" in text
     assert (
         f"| density | {100 * cells['ticket'].density:.1f} %: {cells['ticket'].weights_left:,} prunable"
         in text
