@@ -109,10 +109,7 @@ def check(file: Path) -> None:
     to = file.parent / NAME
     if not to.exists():
         return
-    try:
-        text = to.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"{to}: it cannot be read ({error.strerror}).") from error
+    text = _read(to)
     found = _MARKED.search(text)
     if found is None:
         raise UserError(
@@ -129,6 +126,20 @@ def check(file: Path) -> None:
             f"{to}: it was edited since it was written, and is not replaced; move it away or name another "
             "folder."
         )
+
+
+def there(file: Path) -> bool:
+    """Whether the card of an exported file is beside it, edited or not; a UserError if it cannot be read."""
+    to = file.parent / NAME
+    found = _MARKED.search(_read(to)) if to.exists() else None
+    return found is not None and unquote(found[1]) == file.name
+
+
+def _read(to: Path) -> str:
+    try:
+        return to.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{to}: it cannot be read ({error.strerror}).") from error
 
 
 def _digest(text: str) -> str:
