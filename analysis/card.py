@@ -14,7 +14,7 @@ from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
 
 from . import words
-from .differences import difference
+from .differences import FLOORED, difference
 from .rows import Row, accuracies, arms, images_of, select
 from .run import Run
 
@@ -109,10 +109,7 @@ def check(file: Path) -> None:
     to = file.parent / NAME
     if not to.exists():
         return
-    try:
-        text = to.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"{to}: it cannot be read ({error.strerror}).") from error
+    text = _read(to)
     found = _MARKED.search(text)
     if found is None:
         raise UserError(
@@ -129,6 +126,20 @@ def check(file: Path) -> None:
             f"{to}: it was edited since it was written, and is not replaced; move it away or name another "
             "folder."
         )
+
+
+def there(file: Path) -> bool:
+    """Whether the card of an exported file is beside it, edited or not; a UserError if it cannot be read."""
+    to = file.parent / NAME
+    found = _MARKED.search(_read(to)) if to.exists() else None
+    return found is not None and unquote(found[1]) == file.name
+
+
+def _read(to: Path) -> str:
+    try:
+        return to.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{to}: it cannot be read ({error.strerror}).") from error
 
 
 def _digest(text: str) -> str:
@@ -273,4 +284,8 @@ def _accuracies(run: Run, row: Row) -> list[str]:
         return lines
     controls = [arm for arm in others if arm != DENSE]
     said = "" if controls else " No control was trained at this level."
-    return [*lines, "", f"Differences are paired by seed, with 95 % intervals (Student's t).{said}"]
+    return [
+        *lines,
+        "",
+        f"Differences are paired by seed, with 95 % intervals (Student's t; {FLOORED}).{said}",
+    ]

@@ -41,8 +41,8 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path, data_dir: str | Pa
     Args:
         run: the run or its folder.
         cell: a cell that did not diverge.
-        to: the file; an exported cell there is replaced, any other file is not, a ticket that
-            `prune.save` wrote elsewhere included.
+        to: the file, whose folder is made where it is not there; an exported cell there is replaced, any
+            other file is not, a ticket that `prune.save` wrote elsewhere included.
         data_dir: the folder of the data sets; nothing is downloaded to it.
 
     Raises:
@@ -50,7 +50,7 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path, data_dir: str | Pa
             or the file is no exported cell, has another ending or cannot be written.
     """
     to = Path(to)
-    if to.exists() and not _exported(to):
+    if to.exists() and not _told(to):
         raise UserError(f"{to}: it is there and is no exported cell, and is not replaced; name another file.")
     if to.suffix != ".safetensors":
         raise UserError(f"{to}: it is not allowed; the file must end in .safetensors.")
@@ -73,6 +73,7 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path, data_dir: str | Pa
         "made_from": result["made_from"],
     }
     try:
+        to.parent.mkdir(parents=True, exist_ok=True)
         prune.save(to, _whole(trained), mask, origin=origin, metadata=metadata)
     except OSError as error:
         raise UserError(f"{to}: it cannot be written ({error.strerror}); choose another file.") from error
@@ -84,13 +85,14 @@ def _whole(variables: Variables) -> PyTree:
     return {**variables.params, **variables.stats}
 
 
-def _exported(file: Path) -> bool:
-    """Whether a file holds a cell that `export` wrote, by its metadata."""
+def _told(file: Path) -> dict[str, Any]:
+    """The metadata of a file that holds a cell that `export` wrote; empty of any other."""
     try:
         metadata = prune.load(file).metadata
     except (OSError, ValueError):
-        return False
-    return isinstance(metadata, dict) and {"study", "made_from", *Cell._fields} <= metadata.keys()
+        return {}
+    known = isinstance(metadata, dict) and {"study", "made_from", *Cell._fields} <= metadata.keys()
+    return metadata if known else {}
 
 
 def there(run: Run, cell: Cell) -> Row:
@@ -159,7 +161,7 @@ class Options(Named):
     """Writes a cell of a run folder as one safetensors file, which any framework reads."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The safetensors file to write."""
+    """The safetensors file to write; another exported cell there is replaced."""
     card: bool = False
     """Also write a model card, README.md beside the file: study, accuracy, controls, how to load it."""
     config: Path | None = None
@@ -204,6 +206,13 @@ def main(arguments: list[str]) -> None:
     cell = chosen(run, options)
     if options.card:
         card.check(options.file)
+    elif card.there(options.file):
+        told = _told(options.file)
+        if told and told | {"study": run.name, **cell._asdict()} != told:
+            raise UserError(
+                f"{options.file.parent / card.NAME}: it is the card of another cell in {options.file.name}; "
+                "give --card, which writes it anew, or name another file."
+            )
     file = export(run, cell, options.file, options.data_dir)
     metadata = prune.load(file).metadata
     if options.card:

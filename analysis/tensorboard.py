@@ -12,14 +12,15 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli, home
+from lthjax import cli, config, home
 from lthjax.errors import UserError
 from lthjax.folder.places import folder
 
 from .run import open_run
 
-# Marks the event files of this module.
+# Marks the event files of this module; the fingerprint of their study is before it.
 _SUFFIX = ".lthjax"
+_EVENTS = f"events.out.tfevents.*{_SUFFIX}"
 
 
 def write(run: str | Path, to: str | Path | None = None) -> Path:
@@ -28,10 +29,11 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
     Args:
         run: the run folder.
         to: the folder, by default RUN/tensorboard. Event files of earlier calls are replaced, those of other
-            programs are kept.
+            programs are kept. Runs of different studies take different folders.
 
     Raises:
-        UserError: it is not a run folder, tensorboardX is not installed, or it cannot be written.
+        UserError: it is not a run folder, the folder has curves of another study, tensorboardX is not
+            installed, or it cannot be written.
     """
     try:
         from tensorboardX import SummaryWriter
@@ -45,14 +47,18 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
         )
     opened = open_run(run)
     rows = opened.finished()
+    suffix = f".{config.fingerprint(opened.about['identity'])}{_SUFFIX}"
+    # A run's own folder may have files of earlier versions, without a fingerprint.
+    if to != run / "tensorboard" and any(not file.name.endswith(suffix) for file in to.rglob(_EVENTS)):
+        raise UserError(f"--to: {str(to)!r} has curves of another run; choose another folder.")
     try:
         for row in rows:
             cell = folder(Path(), row.cell)
-            for earlier in (to / cell).glob(f"events.out.tfevents.*{_SUFFIX}"):
+            for earlier in (to / cell).glob(_EVENTS):
                 earlier.unlink()
             result = opened.results[row.cell]
             curves, start = result["curves"], result.get("start", 0)
-            with SummaryWriter(str(to / cell), filename_suffix=_SUFFIX) as writer:
+            with SummaryWriter(str(to / cell), filename_suffix=suffix) as writer:
                 for name, values in curves.items():
                     # The losses of single steps (`log_every`) have steps of their own.
                     steps = curves["loss_step" if name == "loss" else "step"]

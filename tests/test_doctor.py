@@ -501,7 +501,7 @@ def test_what_lacks_a_file_says_which(tmp_path: Path) -> None:
         doctor.SPARSITY_BY_LAYER: "--claimed-sparsity gives it",
         doctor.START: "--rewound gives it",
         doctor.REST: "--rewound gives it",
-        doctor.REWOUND: "--rewound and --dense gives it",
+        doctor.REWOUND: "--rewound and --dense give it",
         doctor.BOTH_SIGNS: FEW,
         doctor.CONTROL: "--control gives it",
     }

@@ -309,15 +309,16 @@ def test_the_page_runs(made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_path: Path) -> None:
-    file = tmp_path / "t.safetensors"
+    hub = tmp_path / "made" / "hub"  # not there yet
+    file = hub / "t.safetensors"
     line = ("-m", "analysis.export", made.path, file, "--level", "2", "--seed", "1", "--card")
     without = command(*line)
     assert without.stdout.strip() == str(file)
     assert "t.safetensors: mean and std of the images are left out" in without.stderr
-    assert 'data.split(data.load("few"), 1, ' in (tmp_path / "README.md").read_text()
+    assert 'data.split(data.load("few"), 1, ' in (hub / "README.md").read_text()
     line = (*line[:-1], "--data-dir", made.path.parents[1] / "data", "--card")
     assert command(*line).stdout.strip() == str(file)
-    text = (tmp_path / "README.md").read_text()
+    text = (hub / "README.md").read_text()
     cells = {of.arm: of for of in made.rows if (of.seed, of.level) in ((1, 0), (1, 2))}
     for arm, of in cells.items():
         shown = f"{100 * (of.test_accuracy or 0):.2f}"
@@ -328,6 +329,7 @@ def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_pa
         if (a.arm, a.level, b.arm, b.level, a.seed) == ("ticket", 2, "reinit", 2, b.seed)
     ])  # fmt: skip
     assert f"ticket − reinit: {gap:+.2f} [" in text
+    assert "(Student's t; the spread between seeds taken as no less than the test set's own error" in text
     assert (
         f"| density | {100 * cells['ticket'].density:.1f} %: {cells['ticket'].weights_left:,} prunable"
         in text
@@ -344,20 +346,26 @@ def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_pa
     np.testing.assert_array_equal(names["ticket"].mask["fc2"]["kernel"], mask_of["fc2"]["kernel"])
     assert not names["weights"]["fc1/kernel"][~names["masks"]["fc1/kernel"]].any()
     assert command(*line).returncode == 0, "its own card is replaced"
-    (tmp_path / "README.md").write_bytes(text.replace("\n", "\r\n").encode())
+    assert command(*line[:-1]).returncode == 0, "the same cell again, which the card is of"
+    there = file.read_bytes(), (hub / "README.md").read_bytes()
+    refused = command(*line[:-1], "--arm", "reinit")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "README.md: it is the card of another cell in t.safetensors; give --card, which" in refused.stderr
+    assert (file.read_bytes(), (hub / "README.md").read_bytes()) == there
+    (hub / "README.md").write_bytes(text.replace("\n", "\r\n").encode())
     assert command(*line).returncode == 0, "with other ends of lines it is its own"
     before = file.read_bytes()
-    (tmp_path / "README.md").write_text(edited := text + "More of it is in chapter 3.\n")
+    (hub / "README.md").write_text(edited := text + "More of it is in chapter 3.\n")
     refused = command(*line[:-1], "--arm", "reinit", "--card")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "README.md: it was edited since it was written, and is not replaced" in refused.stderr
-    assert ((tmp_path / "README.md").read_text(), file.read_bytes()) == (edited, before)
-    (tmp_path / "README.md").write_text(text)
-    refused = command(*(tmp_path / "u.safetensors" if word == file else word for word in line))
+    assert ((hub / "README.md").read_text(), file.read_bytes()) == (edited, before)
+    (hub / "README.md").write_text(text)
+    refused = command(*(hub / "u.safetensors" if word == file else word for word in line))
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "README.md: it is the card of t.safetensors, and is not replaced" in refused.stderr
-    assert not (tmp_path / "u.safetensors").exists()
-    (tmp_path / "README.md").write_text("mine")
+    assert not (hub / "u.safetensors").exists()
+    (hub / "README.md").write_text("mine")
     refused = command(*line)
     assert (refused.returncode, "is no model card, and is not replaced" in refused.stderr) == (2, True)
     dense = card.card(made, Cell(0, "dense", 0, "dense"), "x", {})

@@ -381,6 +381,15 @@ def test_event_files_of_other_programs_are_kept(runs: tuple[Path, Path], tmp_pat
         assert len([*theirs.parent.iterdir()]) == 2
     with pytest.raises(UserError, match=r"--to: .* is a run folder, which holds its cells alone"):
         tensorboard.write(runs[0], runs[0])
+    if to:
+        other, before = tmp_path / "other-0123abcd", contents(to)
+        shutil.copytree(runs[0], other)
+        known = about()
+        known["identity"] |= {"levels": 9}
+        (other / "study.json").write_text(json.dumps(known))
+        with pytest.raises(UserError, match=r"logs.* has curves of another run; choose another folder"):
+            tensorboard.write(other, to)
+        assert contents(to) == before
 
 
 def test_a_comparison_that_is_not_whole_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

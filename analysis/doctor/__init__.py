@@ -153,7 +153,7 @@ def _of_start(
 
 
 def _lacks(claim: str, option: str) -> Check:
-    return Check(claim, lacking=f"{option} gives it")
+    return Check(claim, lacking=f"{option} {'give' if ' and ' in option else 'gives'} it")
 
 
 def line(check: Check) -> str:
