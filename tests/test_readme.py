@@ -212,11 +212,7 @@ TRIED = {
         ["test_moments::test_a_report_cut_short_anywhere_is_whole_after_the_next[12"],
     ),
     "full, read-only, vanished disk from": (
-        ["test_moments::test_a_disk_that_fails_at_any_call_is_one_sentence[2-full"],
-        [
-            f"test_moments::test_a_disk_that_fails_at_any_call_is_one_sentence[2-{kind}"
-            for kind in ("read-only", "vanished")
-        ],
+        ["test_moments::test_a_disk_that_fails_at_any_call_is_one_sentence[2"],
         ["test_moments::test_a_disk_that_fails_at_any_call_is_one_sentence[15"],
     ),
     "full, read-only, vanished disk at": (["test_moments::test_a_call_that_fails_once_loses_nothing"],),
