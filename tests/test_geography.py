@@ -339,7 +339,7 @@ def test_the_geography_of_a_run(
     with pytest.raises(UserError, match="--chain: 'rewind-3' has no ticket in the run; it may be rewind-0"):
         record.perform(mapped.ANALYSIS, run, chain="rewind-3")
     shutil.rmtree(run / "seed=1" / "chain=rewind-0")
-    with pytest.raises(UserError, match="no level has trained tickets of two seeds"):
+    with pytest.raises(UserError, match="no level has tickets of rewind-0 of two seeds that did not diverge"):
         record.perform(mapped.ANALYSIS, run)
     shutil.rmtree(run / "geography")
     with pytest.raises(UserError, match=r"is not known yet; run python -m analysis.geography .* first"):
