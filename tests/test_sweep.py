@@ -254,6 +254,10 @@ def test_schedules_are_compared_on_the_seeds_that_all_have() -> None:
     (note,), table = compare.schedules([full, alone])
     assert note.endswith("No seed has all schedules there: each mean is of its own seeds.")
     assert [line[5:] for line in table.rows] == [["best", "1", "yes"], ["–", "0", "–"]]
+    # Of a cheaper one without common seeds nothing is known.
+    alone.tickets[0].accuracies[7] = 20.0
+    (note,), _ = compare.schedules([full, alone])
+    assert "; nothing cheaper that has seeds of it is within 0.2 points." in note
 
 
 def test_a_schedule_without_a_ticket_hides_no_other() -> None:

@@ -229,9 +229,12 @@ def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
         if not near:
             continue
         of_all = [point.accuracies for _, point, *_ in ranked]
-        best = ranked[highest(of_all)]
+        place = highest(of_all)
+        best = ranked[place]
         if near[0][0] is best[0]:
-            cheap = f"nothing cheaper is within {MARGIN:g} points"
+            apart = any(not lost.n for _, _, lost, _ in ranked[:place])
+            those = " that has seeds of it" if apart else ""
+            cheap = f"nothing cheaper{those} is within {MARGIN:g} points"
         else:
             told = _told(*near[0][:2], f", difference {words.points(near[0][2])} pp")
             cheap = f"the cheapest within {MARGIN:g} points is {told}"

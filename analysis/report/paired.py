@@ -133,15 +133,14 @@ def stopped(rows: Sequence[Row], chain: str) -> dict[int, float]:
     return {row.seed: row.density for row in before}
 
 
-def levels_there(rows: Sequence[Row], chain: str) -> int:
+def levels_there(rows: Sequence[Row], chain: str) -> set[int]:
     """The levels of 80 to 90 % sparsity at which tickets stand beside their dense network."""
-    return len(in_range(differences(rows, chain, TICKET, DENSE)))
+    return {of.level for of in in_range(differences(rows, chain, TICKET, DENSE))}
 
 
 def against(rows: Sequence[Row], chain: str, own: Sequence[Row], name: str, beyond: str = "") -> Other:
     """What the tickets of a chain are compared with, from its own rows."""
-    there = {of.level for of in in_range(differences(rows, chain, TICKET, DENSE))}
-    levels = by_level(own)
+    there, levels = levels_there(rows, chain), by_level(own)
     lost = {level for level, of in levels.items() if all(row.status == "diverged" for row in of)}
     everywhere_lost = bool(own) and lost == levels.keys()
     return Other(name, len(there), len(there & lost), everywhere_lost, len(stopped(rows, chain)), beyond)

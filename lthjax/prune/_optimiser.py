@@ -224,9 +224,8 @@ def scheduled(
     """An optimiser that prunes while it trains, at fixed steps and to exact counts.
 
     After `begin`, `begin + every`, ... and `end` updates the next update first prunes, by the parameters
-    and gradients that it is given, and then steps as `masked` does: pruned weights are exactly 0 from
-    then on, and their moments under the conditions that it names. Nothing is compiled again, as mask and
-    step are in the state.
+    and gradients that it is given, and then steps as `masked` does: pruned weights are exactly 0, and
+    their moments where it says so. Nothing is compiled again, as mask and step are in the state.
 
     Args:
         optimiser: any optax gradient transformation.
