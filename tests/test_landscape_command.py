@@ -880,7 +880,7 @@ def test_without_training_and_on_the_command_line(
         if not part.name.startswith("landscape_contours_"):
             part.unlink()
     assert list(level_folder(run).iterdir())
-    own = level_folder(run) / "of_the_user.png"
+    own = level_folder(run) / "landscape_of_the_user.png"
     own.touch()
     for gone in [*run.glob("landscape/seed=*/chain=*/*/*_*"), *run.glob("landscape/**/path_*.npz")]:
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()

@@ -41,7 +41,8 @@ def drawn_of(run: Run, found: Found) -> list[Drawn]:
     return [*_surfaces(run, found), *(one for one in made if one is not None)]
 
 
-def _named(found: Found, kind: str) -> str:
+def file_name(found: Found, kind: str) -> str:
+    """The name of a level's figure."""
     return f"landscape_{kind}_level_{found.scope.level:02d}_{found.scope.chain}"
 
 
@@ -114,7 +115,7 @@ def _surfaces_of(found: Found, seed: int, planes: Mapping[str, Arrays], mark: st
             ("contours", "Loss around the trained networks", _contours(of_draw, norm), of_contours),
             ("surfaces", "The same train losses as surfaces", _relief(of_draw, norm), of_surfaces),
         ):
-            name = _named(found, kind) + mark + (f"_draw_{number + 1}" if number else "")
+            name = file_name(found, kind) + mark + (f"_draw_{number + 1}" if number else "")
             data = (("seed", "draw", "arm", "a", "b", *_SURFACES), rows)
             made.append(Drawn(name, title, figure, caption, data, raster=True))
     return made
@@ -200,7 +201,7 @@ def _profiles(run: Run, found: Found) -> Drawn | None:
     draw.legend_below(figure, panels[0])
     seeds, settings = len({row[2] for row in rows}), found.scope.settings
     return Drawn(
-        _named(found, "profiles"),
+        file_name(found, "profiles"),
         "Loss along random directions",
         figure,
         f"Loss on {settings.images:,} train and test images along {settings.draws} random directions inside "
@@ -242,7 +243,7 @@ def _spectra(run: Run, found: Found) -> Drawn | None:
     draw.legend_below(figure, density)
     n, how = len({row[2] for row in rows}), found.scope.settings
     return Drawn(
-        _named(found, "spectra"),
+        file_name(found, "spectra"),
         "Spectra of the Hessian inside the mask",
         figure,
         "Left: density of the eigenvalues of the train loss's Hessian inside the mask, by stochastic "
@@ -292,7 +293,7 @@ def _barriers(run: Run, found: Found) -> Drawn | None:
     panels[0].set_ylabel("test error (%)")
     seeds, settings = len({row[2] for row in rows}), found.scope.settings
     return Drawn(
-        _named(found, "barriers"),
+        file_name(found, "barriers"),
         "Error on straight paths between networks",
         figure,
         f"Test error on {settings.images:,} images at {settings.alphas} points of the straight "
@@ -335,7 +336,7 @@ def _sharpness(found: Found) -> Drawn | None:
     draw.legend_below(figure, panels[0])
     seeds = len({row[3] for row in rows})
     return Drawn(
-        _named(found, "sharpness"),
+        file_name(found, "sharpness"),
         "Sharpness, and at matched train loss",
         figure,
         "Train loss; two measures that do not change with the scale of the layers, the rise of the loss on a "
