@@ -15,6 +15,7 @@ import matplotlib
 import rich.box
 import rich.markup
 import rich.table
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FuncFormatter
@@ -236,22 +237,41 @@ def _listed(folder: Path) -> dict[str, Any]:
 
 def show(folder: Path, drawn: Drawn) -> Shown:
     """Writes a figure's files; they hold no date or random name, so the same data give the same bytes."""
-    _literal(drawn.figure)
-    svg, png = io.BytesIO(), io.BytesIO()
+    figure = drawn.figure
+    _literal(figure)
+    _lay_out(figure)
+    svg = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "lthjax"}):
-        drawn.figure.savefig(svg, format="svg", metadata={"Date": None})
-    # Laid out once: a second layout costs as much as drawing.
-    drawn.figure.set_layout_engine("none")
+        figure.savefig(svg, format="svg", metadata={"Date": None})
     # Surfaces are large as pixels, too, and have no fine lines.
-    dpi = 120 if drawn.raster else 160
-    drawn.figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
-    table = tables.to_csv(*drawn.data).encode()
-    contents = {"png": png.getvalue(), "svg": svg.getvalue(), "csv": table}
+    png = _png(figure, 120 if drawn.raster else 160)
+    contents = {"png": png, "svg": svg.getvalue(), "csv": tables.to_csv(*drawn.data).encode()}
     for kind, content in contents.items():
         files.write_whole(folder / f"{drawn.name}.{kind}", content)
     kind = "png" if drawn.raster else "svg"
     image, data = (data_url(contents[name], name) for name in (kind, "csv"))
     return Shown(drawn.name, drawn.title, drawn.caption, image, f"{drawn.name}.{kind}", data)
+
+
+def _png(figure: Figure, dpi: int) -> bytes:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
+    return png.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Lays a figure out for SVG, once for all its files.
+
+    While a figure has a layout engine, `savefig` lays it out and draws it unseen before each file.
+    """
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        FigureCanvasSVG(figure)
+        drawn_at, figure.dpi = figure.dpi, FigureCanvasSVG.fixed_dpi
+        engine.execute(figure)
+        figure.dpi = drawn_at
+    with matplotlib.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+        figure.set_layout_engine(None)
 
 
 def _literal(figure: Figure) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from lthjax.devices import replicate
 
@@ -50,6 +52,7 @@ LIGHT = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ <= (0, 11, 0):
     LIGHT.append("--xla_cpu_use_fusion_emitters=false")
 
+from analysis import page  # noqa: E402
 from lthjax import config, prune, pulse, study  # noqa: E402
 from lthjax.devices import replicate  # noqa: E402
 from lthjax.imp import Cell  # noqa: E402
@@ -74,6 +77,26 @@ NOT_QUICK = {
     ),
     "test_stats": ("test_holm_is", "test_coverage", "test_false_finds"),
 }
+# Figures' PNG files are empty, of the right size: to draw them takes as long as the SVG files, which show the
+# same. `drawn_pngs` is for tests that look at them.
+_DRAWN_PNG = page._png
+
+
+def _empty_png(figure: Figure, dpi: int) -> bytes:
+    png = io.BytesIO()
+    Image.new("1", tuple(int(inches * dpi) for inches in figure.get_size_inches())).save(png, "PNG")
+    return png.getvalue()
+
+
+page._png = _empty_png
+
+
+@pytest.fixture
+def drawn_pngs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures' PNG files are drawn, as for users."""
+    monkeypatch.setattr(page, "_png", _DRAWN_PNG)
+
+
 # The tests' own start is none of a command, whose first lines come sooner.
 pulse._BEGAN = float("-inf")
 # Files that take a worker minutes. They come first and PLAIN ones last, so that both workers end together.

@@ -333,7 +333,7 @@ def test_own_analysis_is_on_the_report(
     mask, start = (tree["fc1"]["kernel"] for tree in (read.mask(Cell(1, "rewind-0", 2, "ticket")),
                                                       read.state(1, 0).params))  # fmt: skip
     assert float(rows[3]["ratio"]) == pytest.approx(np.abs(start)[mask].mean() / np.abs(start).mean())
-    assert (page.parent / "margin.png").stat().st_size > 10_000
+    assert (page.parent / "margin.svg").stat().st_size > 10_000
     claims = (page.parent / "verdicts.csv").read_text()
     assert "Weights that survive were larger than the mean from the start,supported" in claims
     text = page.read_text()

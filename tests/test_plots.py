@@ -21,7 +21,7 @@ from scipy import stats as scipy_stats
 from test_any_rows import Given
 from test_report import row
 
-from analysis import card, compare, mask, open_run, tables
+from analysis import card, compare, mask, open_run, page, tables
 from analysis.compare.entries import Entry, Point
 from analysis.earlybird import figures as earlybird_figures
 from analysis.earlybird.table import DrawRow, MaskRow
@@ -614,3 +614,37 @@ def test_titles_of_panels_lie_beside_one_another() -> None:
         assert len(boxes) >= 4
         assert all(box.x1 <= figure.bbox.x1 for box in boxes)
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def a_figure(places: int, surface: bool) -> page.Drawn:
+    """Curves with intervals on log scales, in panels; a title of all, a legend below, a colour bar."""
+    figure, generator = Figure(figsize=(7, 4), layout="constrained"), np.random.default_rng(0)
+    panels = [figure.subplots()] if places == 1 else figure.subplots(1, places)
+    for axes in panels:
+        for arm in range(3):
+            axes.errorbar(np.geomspace(1, 100, 9), generator.random(9), yerr=0.1, label=f"arm {arm}")
+        axes.set(xscale="log", xlabel="weights left (%)", title="pruned to $2\nat once")
+    if surface:
+        drawn = panels[-1].pcolormesh(np.arange(1, 10), np.arange(9), generator.random((9, 9)))
+        figure.colorbar(drawn, ax=panels[-1], label="loss (nats)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle("LeNet-300-100 on MNIST")
+    return page.Drawn("a", "A figure", figure, "Curves.", (["x"], [[1]]), surface)
+
+
+@pytest.mark.usefixtures("drawn_pngs")
+@pytest.mark.parametrize(("places", "surface"), [(1, False), (3, False), (2, True)])
+def test_a_figure_is_laid_out_once_as_matplotlib_does_for_svg(
+    places: int, surface: bool, tmp_path: Path
+) -> None:
+    page.show(tmp_path, a_figure(places, surface))
+    usual = a_figure(places, surface).figure
+    page._literal(usual)
+    with matplotlib.rc_context({"svg.hashsalt": "lthjax"}):
+        usual.savefig(tmp_path / "usual.svg", metadata={"Date": None})
+    usual.set_layout_engine("none")
+    dpi = 120 if surface else 160
+    usual.savefig(tmp_path / "usual.png", dpi=dpi, metadata={"Software": None})
+    for kind in ("svg", "png"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"usual.{kind}").read_bytes()
+    assert image.imread(tmp_path / "a.png").shape[:2] == (4 * dpi, 7 * dpi)
