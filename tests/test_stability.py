@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import check_section, make_tiny
+from conftest import check_section, made_anew, make_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special as scipy_special
@@ -21,7 +21,7 @@ from scipy import stats as scipy_stats
 from analysis import draw, open_run, record, stability
 from analysis.stability import measure, table, work
 from analysis.stability.table import LevelRow, PairRow
-from lthjax import config, data, models, networks, prune, rng, study
+from lthjax import config, data, files, manifest, models, networks, prune, rng, study
 from lthjax.errors import UserError
 from lthjax.folder.places import folder
 from lthjax.folder.reader import Reader
@@ -250,6 +250,42 @@ def test_a_second_call_computes_nothing(copied: tuple[Path, Path], monkeypatch: 
     assert [(cell.seed, cell.arm, cell.repeat) for cell in at.copies()] == [
         (1, "ticket_from_8", 1), (1, "ticket_from_8", 2)
     ]  # fmt: skip
+
+
+def of_an_earlier_version(cells: Path) -> None:
+    """Rewrites what is trained there without the contents of the run's cells that it was trained of."""
+    for path in cells.glob("seed=*/**/result.json"):
+        result, made = json.loads(path.read_text()), manifest.read(path.parent)
+        del result["made_from"]["of"]
+        path.write_text(json.dumps(result))
+        assert made is not None
+        of = {**made.files, "result.json": files.sha256(path)}
+        (path.parent / manifest.FILE).write_text(manifest.sealed(made._replace(files=of)._asdict()))
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_what_was_trained_of_a_cell_that_was_made_anew_is_trained_again(
+    is_old: bool, copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start of its training, and what follows; what names no cells counts as long as it is newer."""
+    run = copied[0]
+    if is_old:
+        of_an_earlier_version(run / "stability")
+
+    options = work.Options(run=run, data_dir=copied[1], **LITTLE)
+    asked = work.ask(open_run(run), options)
+    at = work._Stability(open_run(run), asked, Reader(run / "stability"), None, None)  # type: ignore[arg-type]
+    assert (at.trunks(), at.copies()) == ({}, {})
+    made_anew(run, Cell(1, CHAIN, 2, "ticket"))
+    trunks = at.trunks()
+    assert [cell.arm for cell in trunks] == ["ticket_to_8"]
+    assert [cell.arm for cell in at.copies(trunks)] == ["ticket_from_4"] * 2 + ["ticket_from_8"] * 2
+    # The new training to the state may diverge, while the copies of the old one are there.
+    done = measure.Measurer.done
+    monkeypatch.setattr(
+        measure.Measurer, "done", lambda self, *of: trunks.keys().isdisjoint(of) and done(self, *of)
+    )
+    assert [(pair.arm, pair.k) for pair in at.left_out()] == [("ticket", 8)]
 
 
 def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
