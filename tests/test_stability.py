@@ -511,6 +511,11 @@ def test_verdicts_by_hand() -> None:
     assert reinit.estimate == f"barrier less by +4.35 pp, at least {4.35 - half:+.2f} (one-sided 95 %)"
     none = stability.findings(run, {**found, "levels.csv": levels[:3]})[-1]
     assert (none.outcome, none.estimate) == ("not tested", "every level matches")
+    # 0.2 points below the dense network exactly match, as in the rows, whatever rounding makes of them.
+    rows = level_rows(1, [0.1] * 6, [-0.2] * 6)
+    assert (all(row.matching for row in rows), min(table.gaps(rows).values()) < -0.2) == (True, True)
+    *_, successive, apart = stability.findings(run, {**found, "levels.csv": rows})
+    assert (successive.outcome, apart.estimate) == ("supported", "every level matches")
 
 
 def test_a_pair_that_diverged_is_said(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,6 +542,29 @@ def test_a_pair_that_diverged_is_said(copied: tuple[Path, Path], monkeypatch: py
     perform(copied, pairs=2)
     found = record.found(stability.ANALYSIS, run)
     assert (stability.section(run, found).notes, table.left_out(found)) == ([], "")
+
+
+def test_an_arm_of_which_every_pair_diverged_keeps_its_claim() -> None:
+    run: Any = SimpleNamespace(about={"data": {"test": 0}})
+    lost = [table.LeftOut(0, "dense", 0, "dense", k, 1) for k in (0, 50)]
+    lost += [table.LeftOut(0, CHAIN, level, arm, 50, 1) for level, arm in ((2, "reinit"), (3, "ticket"))]
+    rows = pair_rows("ticket", 2, 0, [0.1, 0.2], [0.0, 0.0]) + pair_rows("random", 3, 0, [0.1], [0.0])
+    said = stability.findings(run, {"stability.csv": rows, "levels.csv": [], "about.json": lost})
+    untested = {one.claim: (one.estimate, one.beside) for one in said if one.outcome == "not tested"}
+    ends = "is stable to the order of the data (error barrier below 2 points)"
+    left = "left out, as a training diverged: 1 of 1 pairs of {} (seed 0)"
+    of_dense = f"{left.format('dense from step 0')}, 1 of 1 pairs of dense from step 50 (seed 0)"
+    expected = {
+        f"The training of the dense network {ends}": ("every pair diverged", of_dense),
+        "Tickets are more stable to the order of the data than reinit": (
+            "every pair of reinit diverged", left.format("reinit at level 2 from step 50")
+        ),
+        f"The training of tickets at level 3 {ends}": (
+            "every pair diverged", left.format("ticket at level 3 from step 50")
+        ),
+    }  # fmt: skip
+    assert {claim: untested.get(claim) for claim in expected} == expected
+    assert said[0].claim == f"The training of the dense network {ends}"
 
 
 def test_left_out_pairs_are_counted_by_hand() -> None:
