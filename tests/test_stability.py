@@ -604,6 +604,32 @@ def test_seeds_that_agree_leave_a_gap_open_by_the_test_sets_error() -> None:
     assert (corners.min(), corners.max()) == pytest.approx((0.5 - half, 0.5 + half))
 
 
+def test_barriers_after_matching_are_seen() -> None:
+    """Above the others, too; one of a single step has a marker, as its line has no length."""
+    rows = pair_rows("dense", 0, 0, [3.0, 3.0], [0.0, 0.0])
+    rows += pair_rows("ticket", 2, 0, [1.0, 1.0], [0.0, 0.0])
+    rows += pair_rows("ticket", 2, 50, [1.0, 1.0], [0.0, 0.0])
+    rows = [row._replace(matched_test_error=0.12 + row.seed / 100) for row in rows]
+    # Of a network whose units cannot be matched.
+    rows += [row._replace(matched_test_error=None) for row in pair_rows("random", 2, 0, [1.0], [0.0])]
+    axes = stability.figures._curves(rows).axes[0]
+    dense, ticket, _ = (line for line in axes.get_lines() if line.get_linestyle() == ":")
+    assert (dense.get_marker(), dense.get_markerfacecolor(), ticket.get_marker()) == ("o", "none", "")
+    assert axes.get_ylim()[1] > max(*dense.get_ydata(), *ticket.get_ydata()) == pytest.approx(12.5)
+
+
+def test_captions_of_one_seed_name_no_intervals() -> None:
+    """There are none in the figures."""
+    levels = [level_rows(1, barriers, [0.0] * len(barriers)) for barriers in ([0.1], [0.1, 0.2])]
+    pairs = [pair_rows("ticket", 1, 0, barriers, [0.0] * len(barriers)) for barriers in ([0.1], [0.1, 0.2])]
+    for seeds, (rows, between) in enumerate(zip(pairs, levels, strict=True), 1):
+        drawn = stability.figures.drawn({"stability.csv": rows, "levels.csv": between}, 60)
+        for one in drawn:
+            named = ["95 % intervals" in one.caption, "mall points" in one.caption]
+            assert named == [seeds > 1] * 2, one.caption
+            assert ("one seed" in one.caption) == (seeds == 1)
+
+
 def test_the_limits_are_those_of_the_paper() -> None:
     """2 points of error exactly are not stable; 0.2 points below the dense network exactly match."""
     assert [table.stable(b) for b in (0.0, 0.0199, np.float32(0.02), 0.03)] == [True, True, False, False]
