@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import check_section, make_tiny
+from conftest import check_section, made_anew, make_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special as scipy_special
@@ -21,7 +21,7 @@ from scipy import stats as scipy_stats
 from analysis import draw, open_run, record, stability
 from analysis.stability import measure, table, work
 from analysis.stability.table import LevelRow, PairRow
-from lthjax import config, data, models, networks, prune, rng, study
+from lthjax import config, data, files, manifest, models, networks, prune, rng, study
 from lthjax.errors import UserError
 from lthjax.folder.places import folder
 from lthjax.folder.reader import Reader
@@ -252,6 +252,42 @@ def test_a_second_call_computes_nothing(copied: tuple[Path, Path], monkeypatch: 
     ]  # fmt: skip
 
 
+def of_an_earlier_version(cells: Path) -> None:
+    """Rewrites what is trained there without the contents of the run's cells that it was trained of."""
+    for path in cells.glob("seed=*/**/result.json"):
+        result, made = json.loads(path.read_text()), manifest.read(path.parent)
+        del result["made_from"]["of"]
+        path.write_text(json.dumps(result))
+        assert made is not None
+        of = {**made.files, "result.json": files.sha256(path)}
+        (path.parent / manifest.FILE).write_text(manifest.sealed(made._replace(files=of)._asdict()))
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_what_was_trained_of_a_cell_that_was_made_anew_is_trained_again(
+    is_old: bool, copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start of its training, and what follows; what names no cells counts as long as it is newer."""
+    run = copied[0]
+    if is_old:
+        of_an_earlier_version(run / "stability")
+
+    options = work.Options(run=run, data_dir=copied[1], **LITTLE)
+    asked = work.ask(open_run(run), options)
+    at = work._Stability(open_run(run), asked, Reader(run / "stability"), None, None)  # type: ignore[arg-type]
+    assert (at.trunks(), at.copies()) == ({}, {})
+    made_anew(run, Cell(1, CHAIN, 2, "ticket"))
+    trunks = at.trunks()
+    assert [cell.arm for cell in trunks] == ["ticket_to_8"]
+    assert [cell.arm for cell in at.copies(trunks)] == ["ticket_from_4"] * 2 + ["ticket_from_8"] * 2
+    # The new training to the state may diverge, while the copies of the old one are there.
+    done = measure.Measurer.done
+    monkeypatch.setattr(
+        measure.Measurer, "done", lambda self, *of: trunks.keys().isdisjoint(of) and done(self, *of)
+    )
+    assert [(pair.arm, pair.k) for pair in at.left_out()] == [("ticket", 8)]
+
+
 def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """One copy is gone: it alone is trained again, its pair alone measured, and the table is as before."""
     run = copied[0]
@@ -475,6 +511,11 @@ def test_verdicts_by_hand() -> None:
     assert reinit.estimate == f"barrier less by +4.35 pp, at least {4.35 - half:+.2f} (one-sided 95 %)"
     none = stability.findings(run, {**found, "levels.csv": levels[:3]})[-1]
     assert (none.outcome, none.estimate) == ("not tested", "every level matches")
+    # 0.2 points below the dense network exactly match, as in the rows, whatever rounding makes of them.
+    rows = level_rows(1, [0.1] * 6, [-0.2] * 6)
+    assert (all(row.matching for row in rows), min(table.gaps(rows).values()) < -0.2) == (True, True)
+    *_, successive, apart = stability.findings(run, {**found, "levels.csv": rows})
+    assert (successive.outcome, apart.estimate) == ("supported", "every level matches")
 
 
 def test_a_pair_that_diverged_is_said(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,6 +542,29 @@ def test_a_pair_that_diverged_is_said(copied: tuple[Path, Path], monkeypatch: py
     perform(copied, pairs=2)
     found = record.found(stability.ANALYSIS, run)
     assert (stability.section(run, found).notes, table.left_out(found)) == ([], "")
+
+
+def test_an_arm_of_which_every_pair_diverged_keeps_its_claim() -> None:
+    run: Any = SimpleNamespace(about={"data": {"test": 0}})
+    lost = [table.LeftOut(0, "dense", 0, "dense", k, 1) for k in (0, 50)]
+    lost += [table.LeftOut(0, CHAIN, level, arm, 50, 1) for level, arm in ((2, "reinit"), (3, "ticket"))]
+    rows = pair_rows("ticket", 2, 0, [0.1, 0.2], [0.0, 0.0]) + pair_rows("random", 3, 0, [0.1], [0.0])
+    said = stability.findings(run, {"stability.csv": rows, "levels.csv": [], "about.json": lost})
+    untested = {one.claim: (one.estimate, one.beside) for one in said if one.outcome == "not tested"}
+    ends = "is stable to the order of the data (error barrier below 2 points)"
+    left = "left out, as a training diverged: 1 of 1 pairs of {} (seed 0)"
+    of_dense = f"{left.format('dense from step 0')}, 1 of 1 pairs of dense from step 50 (seed 0)"
+    expected = {
+        f"The training of the dense network {ends}": ("every pair diverged", of_dense),
+        "Tickets are more stable to the order of the data than reinit": (
+            "every pair of reinit diverged", left.format("reinit at level 2 from step 50")
+        ),
+        f"The training of tickets at level 3 {ends}": (
+            "every pair diverged", left.format("ticket at level 3 from step 50")
+        ),
+    }  # fmt: skip
+    assert {claim: untested.get(claim) for claim in expected} == expected
+    assert said[0].claim == f"The training of the dense network {ends}"
 
 
 def test_left_out_pairs_are_counted_by_hand() -> None:
@@ -538,6 +602,32 @@ def test_seeds_that_agree_leave_a_gap_open_by_the_test_sets_error() -> None:
     (band,) = section.figures[1].figure.axes[1].collections
     corners = band.get_paths()[0].vertices[:, 1]
     assert (corners.min(), corners.max()) == pytest.approx((0.5 - half, 0.5 + half))
+
+
+def test_barriers_after_matching_are_seen() -> None:
+    """Above the others, too; one of a single step has a marker, as its line has no length."""
+    rows = pair_rows("dense", 0, 0, [3.0, 3.0], [0.0, 0.0])
+    rows += pair_rows("ticket", 2, 0, [1.0, 1.0], [0.0, 0.0])
+    rows += pair_rows("ticket", 2, 50, [1.0, 1.0], [0.0, 0.0])
+    rows = [row._replace(matched_test_error=0.12 + row.seed / 100) for row in rows]
+    # Of a network whose units cannot be matched.
+    rows += [row._replace(matched_test_error=None) for row in pair_rows("random", 2, 0, [1.0], [0.0])]
+    axes = stability.figures._curves(rows).axes[0]
+    dense, ticket, _ = (line for line in axes.get_lines() if line.get_linestyle() == ":")
+    assert (dense.get_marker(), dense.get_markerfacecolor(), ticket.get_marker()) == ("o", "none", "")
+    assert axes.get_ylim()[1] > max(*dense.get_ydata(), *ticket.get_ydata()) == pytest.approx(12.5)
+
+
+def test_captions_of_one_seed_name_no_intervals() -> None:
+    """There are none in the figures."""
+    levels = [level_rows(1, barriers, [0.0] * len(barriers)) for barriers in ([0.1], [0.1, 0.2])]
+    pairs = [pair_rows("ticket", 1, 0, barriers, [0.0] * len(barriers)) for barriers in ([0.1], [0.1, 0.2])]
+    for seeds, (rows, between) in enumerate(zip(pairs, levels, strict=True), 1):
+        drawn = stability.figures.drawn({"stability.csv": rows, "levels.csv": between}, 60)
+        for one in drawn:
+            named = ["95 % intervals" in one.caption, "mall points" in one.caption]
+            assert named == [seeds > 1] * 2, one.caption
+            assert ("one seed" in one.caption) == (seeds == 1)
 
 
 def test_the_limits_are_those_of_the_paper() -> None:

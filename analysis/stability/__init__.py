@@ -131,11 +131,20 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
         again = words.command(NAME, run.path)
         claims = (f"The training of the dense network {_STABLE}", f"The training of tickets {_STABLE}")
         return [untested(one, "not measured", again) for one in (*claims, _SUCCESSIVE)]
-    said, every = [], subjects(found["stability.csv"])
-    for (level, arm), steps in every.items():
+    # Arms of which every pair diverged have no rows.
+    lost: list[table.LeftOut] = found.get(table.ABOUT, [])
+    every = {**{(pair.level, pair.arm): {} for pair in lost}, **subjects(found["stability.csv"])}
+    said, last_lost = [], max((pair.k for pair in lost), default=0)
+    for (level, arm), steps in sorted(every.items(), key=lambda item: item[0][0]):
         controls = {
             name: of for (at, name), of in every.items() if at == level and name not in (DENSE, TICKET)
         }
+        if not steps:
+            if arm in (DENSE, TICKET):
+                of = "the dense network" if arm == DENSE else f"tickets at level {level}"
+                none = untested(f"The training of {of} {_STABLE}", "every pair diverged", _LINK)
+                said.append(_noted(none, found, level, (arm,), last_lost))
+            continue
         first = min(steps)
         if arm == DENSE:
             said.append(_noted(_stable(DENSE, steps, {}), found, level, (DENSE,), first))
@@ -143,7 +152,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
             both = _stable(TICKET, steps, controls), _matches(steps, controls, images_of(run.about))
             said += [_noted(one, found, level, (TICKET, *controls), first) for one in both]
             for control, other in controls.items():
-                last = min(steps.keys() & other.keys(), default=first)
+                last = min(steps.keys() & other.keys(), default=last_lost)
                 said.append(_noted(_against(arm, control, steps, other), found, level, (arm, control), last))
     return said + _connected(found["levels.csv"])
 
@@ -222,7 +231,8 @@ def _against(arm: str, control: str, ours: Mapping[int, Any], theirs: Mapping[in
     k = next((k for k in ours if k in theirs), None)
     claim = f"Tickets are more stable to the order of the data than {control}"
     if k is None:
-        return untested(claim, "no step in common", _LINK)
+        why = "no step in common" if theirs else f"every pair of {control} diverged"
+        return untested(claim, why, _LINK)
     start = "rewound to" if own_starts(itertools.chain(*ours.values())) else "from"
     claim += f", {start} step {k} at {words.share(density(ours[k]))}"
     judged = everywhere([At("", *barriers.higher(paths_of(theirs[k]), paths_of(ours[k])))])
@@ -235,7 +245,7 @@ def _connected(rows: Sequence[LevelRow]) -> list[Finding]:
     """Whether successive levels are connected as long as the sparser one matches, and no longer."""
     levels = dict(sorted(grouped([row for row in rows if row.other == row.level - 1], "level").items()))
     every = {level: paths_of(of) for level, of in levels.items()}
-    close = {level: float(np.mean([*gaps(of).values()])) >= -MATCHING for level, of in levels.items()}
+    close = {level: table.matches(float(np.mean([*gaps(of).values()]))) for level, of in levels.items()}
     said = []
     for matching, claim in (
         (True, _SUCCESSIVE),

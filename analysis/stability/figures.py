@@ -35,21 +35,28 @@ def drawn(found: Mapping[str, Any], images: int) -> list[Drawn]:
     pairs = len({row.pair for row in rows})
     several = f", mean of {pairs} pairs" if pairs > 1 else ""
     start = ", tickets and controls being those rewound to step k," if own_starts(rows) else ""
+    lines = f"Each line is one seed{several}. "
+    if _most_seeds(rows, "arm", "level", "k") > 1:
+        lines = (
+            f"Lines are means over seeds{several}, small points seeds, bands (bars for two seeds or a single "
+            "k) 95 % intervals. "
+        )
     curve = (
         f"Two copies of the weights at step k{start} are trained to the end with other orders of the data; "
         "the barrier is that of the error on the straight path between their ends "
-        f"({rows[0].alphas} points, {rows[0].images:,} train and as many test images). Lines are means over "
-        f"seeds{several}, small points seeds, bands (bars for two seeds or a single k) 95 % intervals. Below "
-        f"{LIMIT:g} points (dashed) the training counts as stable from k on; dotted: the barrier after the "
-        "hidden units are matched. Look at the step from which a line stays below."
+        f"({rows[0].alphas} points, {rows[0].images:,} train and as many test images). {lines}Below "
+        f"{LIMIT:g} points (dashed) the training counts as stable from k on; dotted (open markers for a "
+        "single k): the barrier after the hidden units are matched. Look at the step from which a line stays "
+        "below."
     )
+    lines = "Each line is one seed. "
+    if _most_seeds(levels, "level", "other") > 1:
+        lines = f"Small points are seeds, {draw.BANDS} 95 % intervals, on the right {FLOORED}. "
     between = (
         "Left: barrier of the test error on the straight path from a ticket to the one of the level before "
         "it, and to the dense network, in the union of their masks. Right: the ticket's accuracy less the "
-        f"dense network's; dashed {MATCHING:g} points below it, down to which a ticket matches. Small points "
-        f"are seeds, {draw.BANDS} 95 % intervals, on the right {FLOORED}. "
-        "Successive levels would be connected just "
-        "as long as the sparser one matches (Paul et al. 2023)."
+        f"dense network's; dashed {MATCHING:g} points below it, down to which a ticket matches. {lines}"
+        "Successive levels would be connected just as long as the sparser one matches (Paul et al. 2023)."
     )
     return [
         Drawn("stability_curve", "Stability to the order of the data", _curves(rows), curve,
@@ -57,6 +64,11 @@ def drawn(found: Mapping[str, Any], images: int) -> list[Drawn]:
         Drawn("stability_levels", "Paths between levels", _levels(levels, images), between,
               (LevelRow._fields, levels)),
     ]  # fmt: skip
+
+
+def _most_seeds(rows: Sequence[PairRow | LevelRow], *by: str) -> int:
+    """The most seeds at one place of a line; of one seed there are no intervals."""
+    return max(len({row.seed for row in of}) for of in grouped(rows, *by).values())
 
 
 def _curves(rows: Sequence[PairRow]) -> Figure:
@@ -96,14 +108,19 @@ def _panel(axes: Axes, rows: Sequence[PairRow], values: _Values, within: Range) 
 
 
 def _matched(axes: Axes, rows: Sequence[PairRow]) -> None:
-    """The barriers after matching, as thin dotted lines of means."""
+    """The barriers after matching, as thin dotted lines of means, or open markers; they may be higher."""
     for (_, arm), steps in subjects(rows).items():
         known = {k: [*percent(of, "matched_test_error").values()] for k, of in steps.items()}
         known = {k: of for k, of in known.items() if of}
         means = [float(np.mean(of)) for of in known.values()]
         colour, marker, line = draw.style(arm)
         # Of the arms of one colour all but the first have their markers here, too.
-        axes.plot([*known], means, ":", color=colour, lw=1.6, marker="" if line == "-" else marker, ms=4)
+        mark, inside = "" if line == "-" else marker, colour
+        if len(known) == 1:
+            # A line of one place has no length.
+            mark, inside = marker or "o", "none"
+        axes.plot([*known], means, ":", color=colour, lw=1.6, marker=mark, ms=4, mfc=inside)
+        axes.set_ylim(0, max([axes.get_ylim()[1], *(1.15 * mean for mean in means)]))
 
 
 def _steps(axes: Axes, steps: Sequence[int]) -> None:

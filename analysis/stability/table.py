@@ -166,7 +166,12 @@ def stable(barrier: float) -> bool:
 
 def matching(accuracy: float, dense: float) -> bool:
     """Whether an accuracy, a fraction, is no more than 0.2 points below the dense network's."""
-    return 100 * (accuracy - dense) >= -MATCHING - _SLACK
+    return matches(100 * (accuracy - dense))
+
+
+def matches(gap: float) -> bool:
+    """Whether a difference to the dense network's accuracy, in points, is no more than 0.2 below 0."""
+    return gap >= -MATCHING - _SLACK
 
 
 def paths_of(rows: Sequence[PairRow | LevelRow]) -> Paths:

@@ -25,7 +25,7 @@ from lthjax.study import Prepared, Watch
 from lthjax.training.job import Job
 
 from .. import page, record, tables
-from ..origins import content
+from ..origins import content, fits, named
 from ..rows import TICKET, asked_levels, chains, controlled, densities, images_of, select
 from ..run import Run, Tickets
 from ..work import Work, kept
@@ -98,12 +98,14 @@ class Origin(NamedTuple):
 class Training(NamedTuple):
     """A training that is stored: from which state, in which order (0: the study's own), and its `made_from`.
 
-    With order 0 it leads to the state, from the start of the cell's training.
+    With order 0 it leads to the state, from the start of the cell's training. `cells` are those of the run
+    whose masks and start weights it has; none where `made_from` has the state's content.
     """
 
     at: Origin
     noise: int
     made_from: dict[str, Any]
+    cells: list[Path]
 
     @property
     def span(self) -> tuple[int, int]:
@@ -305,17 +307,25 @@ class _Stability(Work):
             return self._store.variables(at.trunk)
         return self.run.variables(at.cell) if at.k == at.stop else self.run.variables_at(at.cell.seed, at.k)
 
-    def _lacks(self, cell: Cell, made_from: Mapping[str, Any]) -> bool:
-        return not (self._store.has(cell) and self._store.result(cell).get("made_from") == made_from)
+    def _is_there(self, at: Origin) -> bool:
+        """Whether the state is the run's, or trained by a training that did not diverge before it."""
+        return self._is_in_run(at) or self._measurer.done(at.trunk)
+
+    def _lacks(self, cell: Cell, one: Training) -> bool:
+        """Whether it is not stored, or was trained from another state, or of a cell that was made anew."""
+        if not self._store.has(cell):
+            return True
+        told, file = self._store.result(cell).get("made_from"), folder(self._store.path, cell) / "result.json"
+        return not fits(told, one.made_from, one.cells, file)
 
     def trunks(self) -> dict[Cell, Training]:
         """Stored cell -> the training to a state that is missing."""
-        made = {
-            at.trunk: Training(at, 0, {"trained_again": folder(Path(), at.cell).as_posix(), **_held(at.cell)})
-            for at in self._asked.origins
-            if not self._is_in_run(at)
-        }
-        return {cell: one for cell, one in made.items() if self._lacks(cell, one.made_from)}
+        made = {}
+        for at in self._asked.origins:
+            if not self._is_in_run(at):
+                again = {"trained_again": folder(Path(), at.cell).as_posix(), **_held(at.cell)}
+                made[at.trunk] = Training(at, 0, again, [folder(self.run.path, at.cell)])
+        return {cell: one for cell, one in made.items() if self._lacks(cell, one)}
 
     def copies(self, coming: Mapping[Cell, Training] | None = None) -> dict[Cell, Training]:
         """Stored cell -> the training from a state that is missing; states that are coming count as there.
@@ -325,27 +335,29 @@ class _Stability(Work):
         missing = {}
         for at in self._asked.origins:
             known = at.trunk not in (coming or {})
-            if known and not (self._is_in_run(at) or self._measurer.done(at.trunk)):
+            if known and not self._is_there(at):
                 continue
             of = self._made_from(at) if known else {}
+            cells = [folder(self.run.path, at.cell)] if at.k == at.start else []
             for pair in range(1, self._asked.pairs + 1):
                 noises = orders(at.cell.seed, at.cell.level, pair)
                 for cell, noise in zip(at.copies(pair), noises, strict=True):
-                    one = Training(at, noise, {**of, "noise": noise})
-                    if not known or self._lacks(cell, one.made_from):
+                    one = Training(at, noise, {**of, "noise": noise}, cells)
+                    if not known or self._lacks(cell, one):
                         missing[cell] = one
         return missing
 
     def train_missing(self, missing: Mapping[Cell, Training]) -> None:
         """Trains and writes them."""
         jobs = []
-        for cell, (at, noise, _) in missing.items():
+        for cell, (at, noise, *_) in missing.items():
             task, place = self._task(at.cell), (at.cell.seed, at.cell.level)
             start = self._state(at) if noise else task.variables
             job = Job(*place, *missing[cell].span, start, task.mask, noise=noise, held=task.held)
             jobs.append((cell, job))
         for cell, job, trained in self.train(jobs):
-            self.write(self._store, cell, job, trained, missing[cell].made_from, weights=True)
+            one = missing[cell]
+            self.write(self._store, cell, job, trained, named(one.made_from, one.cells), weights=True)
 
     def announce(self) -> None:
         """Says what there is to train and to measure and, by measuring a little, how long it will take."""
@@ -371,7 +383,7 @@ class _Stability(Work):
 
     def _trained(self) -> Iterator[tuple[Origin, int, Line]]:
         """The pairs whose copies are there and did not diverge."""
-        return (one for one in self._pairs() if self._measurer.done(*one[2][:2]))
+        return (one for one in self._pairs() if self._is_there(one[0]) and self._measurer.done(*one[2][:2]))
 
     def left_out(self) -> list[LeftOut]:
         """The other pairs, once everything is trained."""
