@@ -204,8 +204,13 @@ def _grown(options: Options) -> "Filled | None":
     """As `_filled`, with more and more seeds until the claim is decided or the budget is used up.
 
     Looks that the run folder has already had are not taken again.
+
+    Raises:
+        Held: another process adds seeds to this study, or trains seeds of the next look.
     """
-    from lthjax import progress, study
+    from lthjax import locks, progress, study
+    from lthjax.folder.claims import busy_seeds
+    from lthjax.folder.places import LOCKS
 
     until = command.laboratory("report.until")
 
@@ -214,12 +219,17 @@ def _grown(options: Options) -> "Filled | None":
     watch = progress.watch(options.quiet)
     filled: list[Filled | None] = []
 
+    def check_free(seeds: list[int], busy: list[int]) -> None:
+        if taken := {*seeds} & {*busy}:
+            of_it = f"{study.seeds_in_words(taken)} of the next look"
+            raise locks.Held(f"--until-decided: other processes train {of_it}; let them end first.")
+
     def train(seeds: list[int]) -> "Run":
+        check_free(seeds, busy_seeds(path))
         wider = dataclasses.replace(options.study, seeds=tuple(seeds))
         done = _filled([dataclasses.replace(options, study=wider)], None, writes=True)
         assert done is not None
-        if done.others:
-            raise UserError("--until-decided: other processes train seeds of this study; let them end first.")
+        check_free(seeds, done.others)
         filled[:] = [done]
         return command.laboratory("run").Run(done.runs[0])
 
@@ -228,7 +238,9 @@ def _grown(options: Options) -> "Filled | None":
     path = options.out / prepared.folder
     if options.until_decided not in until.read(path):
         until.check_planned(options.until_decided, prepared)
-    until.grow(options.until_decided, options.study.seeds, path, train, budget, watch.say)
+    # Two searches at once would each write over the looks of the other.
+    with locks.alone(path / LOCKS / "looks", locks.BRIEF):
+        until.grow(options.until_decided, options.study.seeds, path, train, budget, watch.say)
     return filled[0]
 
 
