@@ -241,7 +241,9 @@ def source(path: str | Path) -> bytes:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise UserError(f"--config: {str(path)!r} cannot be read ({error.strerror}).") from error
+            raise UserError(
+                f"--config: {str(path)!r} cannot be read ({error.strerror}); it must be a file you may read."
+            ) from error
     names = shipped()
     if _bare(path):
         raise unknown("--config", str(path), names)

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import flax.linen as nn
 import jax
@@ -67,6 +69,10 @@ def test_a_config_imports_its_neighbour(tmp_path: Path, monkeypatch: pytest.Monk
     modules = {*sys.modules}
     assert config.load(tmp_path / "wider.py").seeds == (3, 4, 5)
     assert {*sys.modules} == modules
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=refused))
+    with pytest.raises(UserError, match=r"^--config: '.*mine\.py' cannot be read \(Permission denied\)"):
+        config.load(tmp_path / "mine.py")
 
 
 def test_the_copy_is_of_the_file_as_it_was_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
