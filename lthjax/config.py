@@ -9,9 +9,9 @@ import dataclasses
 import hashlib
 import json
 import re
-import runpy
 import sys
 import traceback
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,27 +227,55 @@ def load_all(path: str | Path) -> list[Study]:
         UserError: the file does not exist, fails to run, or defines neither of them.
     """
     path = located(path)
-    if not path.is_file():
-        names = shipped()
-        if _bare(path):
-            raise unknown("--config", str(path), names)
-        if path.stem in names:
+    return executed(path, source(path))
+
+
+def source(path: str | Path) -> bytes:
+    """The code of a config file, or of the shipped config of this bare name.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    path = located(path)
+    if path.is_file():
+        try:
+            return path.read_bytes()
+        except OSError as error:
             raise UserError(
-                f"--config: {str(path)!r} is not a file; did you mean {path.stem!r}, a config of the package?"
-            )
-        there = sorted(str(p) for p in path.parent.glob("*.py") if p.name != "run.py")
-        if there:
-            raise unknown("--config", str(path), there)
+                f"--config: {str(path)!r} cannot be read ({error.strerror}); it must be a file you may read."
+            ) from error
+    names = shipped()
+    if _bare(path):
+        raise unknown("--config", str(path), names)
+    if path.stem in names:
         raise UserError(
-            f"--config: {str(path)!r} is not a file; give the path of a config file, or the name of one of "
-            f"the package: {', '.join(names)}."
+            f"--config: {str(path)!r} is not a file; did you mean {path.stem!r}, a config of the package?"
         )
+    there = sorted(str(p) for p in path.parent.glob("*.py") if p.name != "run.py")
+    if there:
+        raise unknown("--config", str(path), there)
+    raise UserError(
+        f"--config: {str(path)!r} is not a file; give the path of a config file, or the name of one of "
+        f"the package: {', '.join(names)}."
+    )
+
+
+def executed(path: Path, code: bytes) -> list[Study]:
+    """The studies that the code of a config file defines; the file itself is not read again.
+
+    Args:
+        path: the file, beside which the code finds what it imports.
+        code: as `source` has read it.
+
+    Raises:
+        UserError: the code fails to run, or defines neither `config` nor `configs`.
+    """
     beside = str(path.parent.resolve())
     sys.path.insert(0, beside)  # so that it can import its neighbours
     try:
         # Standard output is for the report's path, and relative options mean the folder of the command.
         with contextlib.redirect_stdout(sys.stderr), contextlib.chdir("."):
-            defined = runpy.run_path(str(path))
+            defined = _defined(path, code)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -270,6 +298,18 @@ def load_all(path: str | Path) -> list[Study]:
         check_types(study)
         check_control_levels(study)
     return studies
+
+
+def _defined(path: Path, code: bytes) -> dict[str, Any]:
+    """The names that a config file's code defines, run as a module, which its dataclasses look up."""
+    module = types.ModuleType(f"<config {path}>")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(code, str(path), "exec"), vars(module))
+    finally:
+        del sys.modules[module.__name__]
+    return vars(module)
 
 
 def from_dict(fields: dict[str, Any]) -> Study:

@@ -72,6 +72,8 @@ class Options:
     """Number of processes."""
     process: int | None = None
     """Number of this process, from 0."""
+    code: tyro.conf.Suppress[tyro.conf.Fixed[bytes]] = b""
+    """The config file's code, as it was executed: the file may change or go away meanwhile. No option."""
 
 
 def main(arguments: list[str]) -> None:
@@ -99,6 +101,7 @@ def main(arguments: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         if options.distributed:
             stack.enter_context(hosts.program(options.coordinator, options.processes, options.process))
+            hosts.alike(options.code, "its config file has another text; start all with the same one.")
         writes = hosts.leads()
         filled = _grown(options) if options.until_decided else _filled(sweep, shared, writes=writes)
     if filled is None or not writes:
@@ -156,8 +159,6 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
         print(progress.plan_text(prepared, plans, cost, out))
         _print_detectable(whole, out)
         return None
-    # Read before the trainings, since the file may change meanwhile.
-    text = options.config.read_bytes() if writes else b""
     try:
         return study.fill(
             prepared,
@@ -170,7 +171,7 @@ def _filled(sweep: list[Options], shared: "Bucket | None", writes: bool) -> "Fil
         )
     finally:
         if writes:
-            _keep_config(options.config, text, [out / one.folder for one in prepared])
+            _keep_config(options.config, options.code, [out / one.folder for one in prepared])
 
 
 def _begun(runs: "Sequence[Path]") -> list[Path]:
@@ -178,8 +179,8 @@ def _begun(runs: "Sequence[Path]") -> list[Path]:
     return [run for run in runs if (run / "study.json").is_file()]
 
 
-def _keep_config(path: Path, text: bytes, runs: "Sequence[Path]") -> None:
-    """Copies the config file, as it was read, into the run folders, for analyses of networks that it adds.
+def _keep_config(path: Path, code: bytes, runs: "Sequence[Path]") -> None:
+    """Writes the code of the config file into the run folders, for analyses of networks that it adds.
 
     A copy that is there stays: the cells of before were trained with it, or somebody has changed it.
     """
@@ -189,8 +190,8 @@ def _keep_config(path: Path, text: bytes, runs: "Sequence[Path]") -> None:
     for copy in [run / CONFIG for run in runs if run.is_dir()]:
         try:
             if not copy.exists():
-                files.write_whole(copy, text)
-            elif copy.read_bytes() != text:
+                files.write_whole(copy, code)
+            elif copy.read_bytes() != code:
                 print(
                     f"warning: {copy} is not {path} and stays as it is; remove it to renew it",
                     file=sys.stderr,
@@ -203,8 +204,13 @@ def _grown(options: Options) -> "Filled | None":
     """As `_filled`, with more and more seeds until the claim is decided or the budget is used up.
 
     Looks that the run folder has already had are not taken again.
+
+    Raises:
+        Held: another process adds seeds to this study, or trains seeds of the next look.
     """
-    from lthjax import progress, study
+    from lthjax import locks, progress, study
+    from lthjax.folder.claims import busy_seeds
+    from lthjax.folder.places import LOCKS
 
     until = command.laboratory("report.until")
 
@@ -213,12 +219,17 @@ def _grown(options: Options) -> "Filled | None":
     watch = progress.watch(options.quiet)
     filled: list[Filled | None] = []
 
+    def check_free(seeds: list[int], busy: list[int]) -> None:
+        if taken := {*seeds} & {*busy}:
+            of_it = f"{study.seeds_in_words(taken)} of the next look"
+            raise locks.Held(f"--until-decided: other processes train {of_it}; let them end first.")
+
     def train(seeds: list[int]) -> "Run":
+        check_free(seeds, busy_seeds(path))
         wider = dataclasses.replace(options.study, seeds=tuple(seeds))
         done = _filled([dataclasses.replace(options, study=wider)], None, writes=True)
         assert done is not None
-        if done.others:
-            raise UserError("--until-decided: other processes train seeds of this study; let them end first.")
+        check_free(seeds, done.others)
         filled[:] = [done]
         return command.laboratory("run").Run(done.runs[0])
 
@@ -227,7 +238,9 @@ def _grown(options: Options) -> "Filled | None":
     path = options.out / prepared.folder
     if options.until_decided not in until.read(path):
         until.check_planned(options.until_decided, prepared)
-    until.grow(options.until_decided, options.study.seeds, path, train, budget, watch.say)
+    # Two searches at once would each write over the looks of the other.
+    with locks.alone(path / LOCKS / "looks", locks.BRIEF):
+        until.grow(options.until_decided, options.study.seeds, path, train, budget, watch.say)
     return filled[0]
 
 
@@ -315,9 +328,10 @@ def parse(arguments: list[str]) -> list[Options]:
         print(_overview(), file=sys.stdout if "--help" in arguments else sys.stderr)
         raise SystemExit(0 if {"--help", "-h"} & set(arguments) else 2)
     path = config.located(named)
+    code = config.source(path)
     sweep = [
-        cli.parsed(Options, arguments, home.RUN, Options(config=path, study=study))
-        for study in config.load_all(path)
+        cli.parsed(Options, arguments, home.RUN, Options(config=path, study=study, code=code))
+        for study in config.executed(path, code)
     ]
     fitted = [overrides.fitted(options.study, arguments) for options in sweep]
     overrides.check_idle(fitted, arguments)

@@ -83,7 +83,7 @@ def take(path: Path, wait: float = BRIEF) -> Lock:
     """
     taken = take_all([path], wait)
     if not taken:
-        raise Held(f"{path.parent}: another process is running this study; wait for it or stop it.")
+        raise Held(f"{_File(path).run}: another process is running this study; wait for it or stop it.")
     return taken[path]
 
 
@@ -145,7 +145,7 @@ def alone(path: Path, wait: float) -> Iterator[None]:
     """
     lock: Lock | None = None
     with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = take(path, wait)
     try:
         yield

@@ -1,9 +1,13 @@
 """A network from a config file, analysed from its run folder: nothing of the file runs unasked."""
 
+import contextlib
 import dataclasses
+import errno
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import flax.linen as nn
 import jax
@@ -12,7 +16,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lthjax import config, launch, models, study
+from lthjax import cli, config, launch, models, study
+from lthjax.devices import hosts
 from lthjax.errors import UserError
 
 LAYERS = """
@@ -53,28 +58,49 @@ def test_a_config_imports_its_neighbour(tmp_path: Path, monkeypatch: pytest.Monk
     (elsewhere / "mine.py").write_text(text.replace("values_beside_it", "values_of_nobody"))
     with pytest.raises(UserError, match="No module named 'values_of_nobody'"):
         config.load(elsewhere / "mine.py")
+    # A config that builds on another, with a dataclass whose annotations are looked up in its module.
+    (tmp_path / "wider.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom pathlib import Path\n"
+        "from lthjax.config import load, replaced\n"
+        "base = load(Path(__file__).with_name('mine.py'))\n"
+        "@dataclass\nclass More:\n    seed: int = 5\n"
+        "config = replaced(base, {'seeds': [*base.seeds, More().seed]})\n"
+    )
+    modules = {*sys.modules}
+    assert config.load(tmp_path / "wider.py").seeds == (3, 4, 5)
+    assert {*sys.modules} == modules
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=refused))
+    with pytest.raises(UserError, match=r"^--config: '.*mine\.py' cannot be read \(Permission denied\)"):
+        config.load(tmp_path / "mine.py")
 
 
-def test_the_copy_is_of_the_file_as_it_was_before_the_trainings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A config that is edited, or gone, while its study trains."""
+def test_the_copy_is_of_the_file_as_it_was_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config of two studies that is edited, or gone, as soon as it has been executed."""
     path = tmp_path / "mine.py"
-    text = "from lthjax.config import Data, Study\nconfig = Study(levels=0, data=Data(name='mnist_10k'))\n"
+    text = (
+        "from lthjax.config import Data, Study, replaced\n"
+        "one = Study(levels=0, data=Data(name='mnist_10k'))\n"
+        "configs = [one, replaced(one, {'optim.lr': 0.1})]\n"
+    )
+
+    def fill(prepared: Any, out: Path, **_: Any) -> None:
+        for one in prepared:
+            (out / one.folder).mkdir(parents=True)
+        raise UserError("stopped")
+
+    told: list[object] = []
+    monkeypatch.setattr(study, "fill", fill)
+    monkeypatch.setattr(hosts, "program", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(hosts, "alike", lambda value, why: told.append(value))
     for change in (lambda: path.write_text(text + "# edited"), path.unlink):
         path.write_text(text)
         run = tmp_path / f"runs{change.__name__}"
-
-        def fill(prepared: Any, out: Path, change: Any = change, **_: Any) -> None:
-            (out / prepared[0].folder).mkdir(parents=True)
-            change()
-            raise UserError("stopped")
-
-        monkeypatch.setattr(study, "fill", fill)
+        monkeypatch.setattr(cli, "load_jax", change)
         with pytest.raises(UserError, match="stopped"):
-            launch.main(["--config", str(path), "--quiet", "--out", str(run)])
-        (copy,) = run.glob("*/config.py")
-        assert copy.read_text() == text
+            launch.main(["--config", str(path), "--quiet", "--out", str(run), "--distributed"])
+        assert [copy.read_text() for copy in run.glob("*/config.py")] == [text, text]
+    assert told == [text.encode()] * 2, "all processes of a program must execute the same"
 
 
 @pytest.mark.slow

@@ -16,10 +16,11 @@ from conftest import about
 from scipy import stats as scipy_stats
 from test_verdicts import NOISE, STUDY, row, run
 
+import analysis.run
 from analysis.report import until, verdicts
 from analysis.rows import Row
 from analysis.run import Run
-from lthjax import config, imp, prune, study
+from lthjax import config, imp, launch, locks, prune, study
 from lthjax.errors import UserError
 from lthjax.measures import stats
 
@@ -428,6 +429,39 @@ def test_a_study_that_cannot_decide_trains_nothing(command: Callable[..., Any], 
     assert done.returncode == 2
     assert "beats-reinit compares tickets with reinit at 10 to 20 % of the weights" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_what_other_processes_do_is_minded_before_a_look_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeds outside the look are no matter; a seed of it, or another search, ends the command."""
+    words = ["--config", "quickstart", "--model", "lenet300", "--levels", "1", "--prune.density", "0.15",
+             "--seeds", "0", "1", "2", "--out", str(tmp_path), "--until-decided", "within-2"]  # fmt: skip
+    (options,) = launch.parse(words)
+    path = tmp_path / study.prepare(options.study).folder
+    (path / ".locks").mkdir(parents=True)
+    trained: list[tuple[int, ...]] = []
+
+    def fill(sweep: list[launch.Options], *_: object, **__: object) -> study.Filled:
+        trained.append(sweep[0].study.seeds)
+        return study.Filled([path], others)
+
+    monkeypatch.setattr(launch, "_filled", fill)
+    monkeypatch.setattr(until, "grow", lambda key, seeds, run, train, *_: train([*seeds]))
+    monkeypatch.setattr(analysis.run, "Run", str)
+    others = [6]
+    with contextlib.closing(locks.take(path / ".locks" / "seed=6")):
+        assert launch._grown(options) == study.Filled([path], [6])
+    for name, said in (
+        ("seed=1", "--until-decided: other processes train seed 1 of the next look; let them end first"),
+        ("looks", f"^{path}: another process is running this study; wait for it or stop it"),
+    ):
+        with contextlib.closing(locks.take(path / ".locks" / name)), pytest.raises(locks.Held, match=said):
+            launch._grown(options)
+    assert trained == [(0, 1, 2)]
+    others = [1, 6]  # taken while the others were trained
+    with pytest.raises(locks.Held, match="train seed 1 of the next look"):
+        launch._grown(options)
 
 
 def test_help_names_every_claim() -> None:
