@@ -195,15 +195,14 @@ def _against_zero(level: Level) -> At:
 def _marked(
     finding: Finding, gaps: Sequence[Level], control: Sequence[Row], arm: str, end: int, every: int
 ) -> Finding:
-    """A finding about the gap to a control, marked where the control is behind and still learning."""
+    """A finding about the gap to a control, marked where the control is still learning."""
     if finding.outcome == "not tested":
         return finding
     if not finding.claim.endswith(_SOMEWHERE):
         control = [row for row in control if in_range([Level(row.level, row.density, [])])]
         gaps = in_range(gaps)
-    if not any(gap.mean > 0 for gap in gaps):
-        return finding
-    return finding._replace(beside=ends.mark(control, arm, end, every))
+    behind = max((gap.mean for gap in gaps), default=0.0)
+    return finding._replace(beside=ends.mark(control, arm, end, every, behind))
 
 
 def _by_ten(levels: Sequence[Level], command: str, other: Other) -> Finding:
