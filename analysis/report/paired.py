@@ -9,7 +9,17 @@ from lthjax.measures import stats
 from .. import commands, words
 from ..differences import floor
 from ..record import Said
-from ..rows import TICKET, Row, accuracies, by_level, by_seed, densities, select, ticket_chains
+from ..rows import (
+    TICKET,
+    Row,
+    accuracies,
+    by_level,
+    by_seed,
+    densities,
+    select,
+    ticket_chains,
+    trained_chains,
+)
 
 # Percentage points below the dense network that count as its accuracy.
 TOLERANCE = 0.5
@@ -89,10 +99,8 @@ def earliest(rows: Sequence[Row]) -> str:
 
 def first_diverged(rows: Sequence[Row]) -> str:
     """Why the first of several chains of tickets has none to look at, and what to do; "" if it has any."""
-    chains = {of: select(rows, chain=of, arm=TICKET) for of in ticket_chains(rows)}
-    alive = [of for of, own in chains.items() if any(row.status == "done" for row in own)]
-    first = next(iter(chains), "")
-    if not alive or first in alive or not chains[first]:
+    alive, first = trained_chains(rows), next(iter(ticket_chains(rows)), "")
+    if not alive or first in alive or not select(rows, chain=first, arm=TICKET):
         return ""
     others = " or ".join(map(words.rewound, alive))
     return (
