@@ -73,10 +73,13 @@ def ends(rows: Sequence[Row | Ended], end: int, every: int) -> Ends:
     return Ends(learning, before, len(trained))
 
 
-def mark(rows: Sequence[Row | Ended], arm: str, end: int, every: int) -> str:
-    """What a verdict on a gap to an arm must say if most of its networks are still learning; "" if not."""
+def mark(rows: Sequence[Row | Ended], arm: str, end: int, every: int, gap: float) -> str:
+    """What a verdict on a gap to an arm must say if most of its networks are still learning; "" if not.
+
+    `gap` is how far it is behind: longer training of an arm that is ahead would widen the gap.
+    """
     found = ends(rows, end, every)
-    if found.word != "still learning":
+    if found.word != "still learning" or gap <= 0:
         return ""
     return (
         f"{arm} is still learning (lowest validation loss at the last evaluation in {found.learning} of "

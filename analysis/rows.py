@@ -181,6 +181,11 @@ def ticket_chains(rows: Sequence[Row]) -> list[str]:
     return [chain for chain in chains(rows) if imp.leader(chain) == TICKET]
 
 
+def trained_chains(rows: Sequence[Row]) -> list[str]:
+    """Those of them that have a trained ticket."""
+    return ticket_chains([row for row in rows if row.arm == TICKET and row.status == "done"])
+
+
 def diverged(rows: Sequence[Row]) -> str:
     """Why a run has no ticket to look at, and what to do: all diverged, or all dense networks; "" if not."""
     tickets = [row for row in rows if row.arm == TICKET]

@@ -30,7 +30,18 @@ from lthjax.models import Model, Variables
 from lthjax.optim import SCHEDULES
 from lthjax.study import Prepared, prepare, task
 
-from .rows import COLUMNS, TICKET, Row, by_number, cell_of, chains, diverged, row_of, select
+from .rows import (
+    COLUMNS,
+    TICKET,
+    Row,
+    by_number,
+    cell_of,
+    diverged,
+    row_of,
+    select,
+    ticket_chains,
+    trained_chains,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -238,9 +249,8 @@ class Run:
         rows = [row for row in self.rows if row.arm == TICKET]
         if not rows:
             raise self.lacks("ticket")
-        there = chains(rows)
-        trained = chains([row for row in rows if row.status == "done"])
-        chain = (trained or there)[0] if chain is None else chain
+        there = ticket_chains(rows)
+        chain = (trained_chains(rows) or there)[0] if chain is None else chain
         if chain not in there:
             raise UserError(f"--chain: {chain!r} has no ticket in the run; it may be {', '.join(there)}.")
         own = select(rows, chain=chain)

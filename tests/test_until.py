@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import about
 from scipy import stats as scipy_stats
+from test_short import gone
 from test_verdicts import NOISE, STUDY, row, run
 
 import analysis.run
@@ -69,10 +70,11 @@ class Made(Run):
 
 
 class Lab:
-    """Trains by looking the rows up; a seed takes ten seconds by its own clock."""
+    """Trains by looking the rows up; a seed takes ten seconds by its own clock; tickets of `lost` diverge."""
 
-    def __init__(self, path: Path, gap: float) -> None:
+    def __init__(self, path: Path, gap: float, lost: Sequence[int] = ()) -> None:
         self.path, self.gap, self.now, self.asked = path, gap, 0.0, list[list[int]]()
+        self.lost = lost
 
     def train(self, seeds: list[int]) -> Run:
         self.now += 10.0 * (len(seeds) - len(self.asked[-1] if self.asked else []))
@@ -83,7 +85,7 @@ class Lab:
             rows.append(row(seed, "dense", 0, "dense", 1.0, 70.0))
             rows.append(row(seed, "rewind-0", 1, "ticket", 0.15, 70.0 + self.gap + noise))
             rows.append(row(seed, "rewind-0", 1, "reinit", 0.15, 70.0))
-        return Made(self.path, rows)
+        return Made(self.path, gone(rows, "ticket", 0.15, self.lost))
 
     def grow(self, key: str, budget: float = 0.0, seeds: tuple[int, ...] = (0, 1, 2)) -> until.State:
         self.said = list[str]()
@@ -104,6 +106,43 @@ def test_it_stops_once_decided_or_at_the_last_look(
     assert until.read(tmp_path) == {"beats-reinit": state}
     assert state.chain == "rewind-0"
     assert lab.said[-1] == str(state)
+
+
+_HOLDS = ", which holds for the others; lower the learning rate (optim.lr)"
+
+
+@pytest.mark.parametrize(
+    ("gap", "lost", "ended", "seeds", "why"),
+    [
+        (20.0, [1], "diverged", 6, _HOLDS),
+        (0.0, [1], "last look", 12, ", only refute it"),
+        (-20.0, [1], "decided", 6, ""),
+        (20.0, range(3), "diverged", 3, "; lower the learning rate (optim.lr)"),
+    ],
+)
+def test_no_seeds_are_added_for_what_a_ticket_that_diverged_leaves_open(
+    tmp_path: Path, gap: float, lost: Sequence[int], ended: str, seeds: int, why: str
+) -> None:
+    """Two of three pairs decide nothing. Where a ticket diverged, more seeds can refute a claim alone."""
+    lab = Lab(tmp_path, gap, lost)
+    state = lab.grow("beats-reinit")
+    assert (state.ended, state.seeds, lab.asked[-1]) == (ended, seeds, [*range(seeds)])
+    which = "ticket of seed 1" if len(lost) == 1 else "tickets of seeds 0, 1, 2"
+    said = f"; the {which} diverged, so that more seeds cannot support the claim"
+    assert state.outcome == ("undecided" if why else "refuted")
+    assert lab.said[-1] == (f"{state}{said}{why}" if why else str(state))
+    assert lab.said[:-1] == [
+        f"beats-reinit: undecided after {n} seeds{said}, only refute it; adding seeds"
+        for n in range(3, seeds, 3)
+    ]
+    again = Lab(tmp_path, gap, lost)
+    assert (again.grow("beats-reinit"), again.said, len(again.asked)) == (state, lab.said[-1:], 1)
+    # The report names the seeds, too.
+    rows = lab.train([*range(seeds)]).rows
+    rows += [row(seed, "rewind-0", 0, "ticket", 0.5, 70.0) for seed in range(seeds)]
+    noted = until.noted({state.claim: state}, verdicts.findings(STUDY, rows), STUDY, rows)
+    (of,) = [of for of in noted if of.claim == until.CLAIMS[state.claim].words]
+    assert (of.outcome, said in of.beside) == (state.outcome if seeds > 3 else "not tested", bool(why))
 
 
 def test_the_bound_of_a_look_is_stricter_than_that_of_a_single_test() -> None:

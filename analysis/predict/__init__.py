@@ -85,7 +85,8 @@ def _findings(run: Run, found: Loaded | None) -> list[Finding]:
             tested = everywhere([At("", verdict(gaps, floor=least), equivalent(gaps, SAME, floor=least))])
             said, end = tested.said("+.2f", " pp"), ends.total(run.about, run.rows)
             shuffled = [ends.Ended(end - trial.step, trial.early_stop_step) for trial in by_mask[1]]
-            learning = ends.mark(shuffled, "the shuffled mask", end, ends.spacing(run.about))
+            every, gap = ends.spacing(run.about), tested.decides.verdict.bounds.mean
+            learning = ends.mark(shuffled, "the shuffled mask", end, every, gap)
             test = named(tested, SUPERIOR)
             made.append(Finding(claim, tested.outcome, said, len(gaps), link, test, learning))
     return made

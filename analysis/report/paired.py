@@ -9,7 +9,17 @@ from lthjax.measures import stats
 from .. import commands, words
 from ..differences import floor
 from ..record import Said
-from ..rows import TICKET, Row, accuracies, by_level, by_seed, densities, select, ticket_chains
+from ..rows import (
+    TICKET,
+    Row,
+    accuracies,
+    by_level,
+    by_seed,
+    densities,
+    select,
+    ticket_chains,
+    trained_chains,
+)
 
 # Percentage points below the dense network that count as its accuracy.
 TOLERANCE = 0.5
@@ -89,10 +99,8 @@ def earliest(rows: Sequence[Row]) -> str:
 
 def first_diverged(rows: Sequence[Row]) -> str:
     """Why the first of several chains of tickets has none to look at, and what to do; "" if it has any."""
-    chains = {of: select(rows, chain=of, arm=TICKET) for of in ticket_chains(rows)}
-    alive = [of for of, own in chains.items() if any(row.status == "done" for row in own)]
-    first = next(iter(chains), "")
-    if not alive or first in alive or not chains[first]:
+    alive, first = trained_chains(rows), next(iter(ticket_chains(rows)), "")
+    if not alive or first in alive or not select(rows, chain=first, arm=TICKET):
         return ""
     others = " or ".join(map(words.rewound, alive))
     return (
@@ -115,7 +123,9 @@ class Other(NamedTuple):
         diverged: at how many of these it was trained, and diverged.
         everywhere: whether it diverged wherever it was trained.
         stopped: the seeds whose ticket diverged there or before.
-        beyond: why no command makes a level of tickets there; "" if one does.
+        beyond: why there is no level of tickets, where no command makes one; "" if one does.
+        ticket: whose ticket that is, in a sentence.
+        first: of late rewinding, the seeds whose earliest ticket alone diverged there or before.
     """
 
     name: str
@@ -124,6 +134,8 @@ class Other(NamedTuple):
     everywhere: bool = False
     stopped: int = 0
     beyond: str = ""
+    ticket: str = "the ticket"
+    first: int = 0
 
 
 def stopped(rows: Sequence[Row], chain: str) -> dict[int, float]:
@@ -131,6 +143,11 @@ def stopped(rows: Sequence[Row], chain: str) -> dict[int, float]:
     lost = [row for row in select(rows, chain=chain, arm=TICKET) if row.status == "diverged"]
     before = [row for row in lost if commands.is_in_range(row.density) or row.density > commands.RANGE[1]]
     return {row.seed: row.density for row in before}
+
+
+def all_stopped(rows: Sequence[Row], chain: str) -> bool:
+    """Whether the ticket of every seed diverged at 80–90 % sparsity or before."""
+    return {*accuracies(select(rows, chain=DENSE))} <= stopped(rows, chain).keys()
 
 
 def levels_there(rows: Sequence[Row], chain: str) -> set[int]:
@@ -151,11 +168,17 @@ def at_some(levels: int, other: Other) -> str:
     of, trained = f"of the tickets' {other.tickets} levels there", levels + other.diverged
     few = f"; both were trained at {trained} {of}" if trained < other.tickets else ""
     few += f"; {other.name} diverged at {other.diverged} {of}" if other.diverged else ""
-    return few + (
-        f"; the ticket of {words.seeds(other.stopped)} diverged there or before" if other.stopped else ""
-    )
+    how = "diverged there or before"
+    few += f"; {other.ticket} of {words.seeds(other.stopped)} {how}" if other.stopped else ""
+    return few + (f"; of {words.seeds(other.first)} the earliest ticket alone {how}" if other.first else "")
 
 
 def of_those_left(outcome: Said, other: Other) -> Said:
-    """The outcome of a claim that holds for the tickets that did not diverge: of all of them it is open."""
-    return "undecided" if other.stopped and outcome in ("supported", "equivalent") else outcome
+    """The outcome of a claim, from that of the tickets that did not diverge.
+
+    If it holds for these, it is open of all of them. Late rewinding is open, too, if it is refuted for these
+    and an earliest ticket alone diverged, which speaks for it.
+    """
+    doubted = ["supported", "equivalent"] if other.stopped else []
+    doubted += ["refuted", "equivalent"] if other.first else []
+    return "undecided" if outcome in doubted else outcome

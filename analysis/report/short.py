@@ -63,7 +63,7 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
     network, within half a point; if those of the densest level are not, within two. Of these, it is one at
     which the same mask on fresh weights was trained, if there is any. Levels are tested from the densest on
     up to the first that fails, a fixed-sequence test without multiplicity correction. Of several
-    rewind steps it is of the earliest.
+    rewind steps it is of the earliest. No level is taken at which a ticket diverged, nor a sparser one.
 
     Args:
         study: study.json.
@@ -86,16 +86,19 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
     if not lost:
         return _found(study, rows, tickets[0], levels, looks)
     # What the other seeds reach there is not what tickets reach.
-    first, seeds = max(row.density for row in lost), len({row.seed for row in lost})
-    said = _found(study, rows, tickets[0], [of for of in levels if of.density > first] or levels, looks)
-    return f"{said} Tickets of {words.seeds(seeds)} diverged, from {words.share(first)} of the weights on."
+    first, seeds = min(lost, key=lambda row: row.level), len({row.seed for row in lost})
+    said = _found(study, rows, tickets[0], [of for of in levels if of.level < first.level], looks)
+    where = f"from {words.share(first.density)} of the weights on"
+    return f"{said} Tickets of {words.seeds(seeds)} diverged, {where}."
 
 
 def _found(
     study: Any, rows: Sequence[Row], chain: str, levels: Sequence[Level], looks: Mapping[str, until.State]
 ) -> str:
-    """The sentence on some levels of the first chain of tickets."""
+    """The sentence on the levels of the first chain at which no ticket diverged."""
     which = f" {said}" if (said := earliest(rows)) else ""
+    if not levels:
+        return f"No level has the tickets{which} of all seeds."
     fresh = {of.level: of for of in differences(rows, chain, "reinit", DENSE)}
     enough = [level for level in levels if len(level.values) >= LEAST_SEEDS]
     if not enough:

@@ -22,7 +22,19 @@ from ..page import Link
 from ..record import LEAST_SEEDS, Finding, Said
 from ..rows import TICKET, Row, select, ticket_chains
 from ..run import Run
-from .paired import Level, against, at_some, differences, earliest, in_range, of_those_left
+from .paired import (
+    Level,
+    Other,
+    against,
+    all_stopped,
+    at_some,
+    differences,
+    earliest,
+    in_range,
+    levels_there,
+    of_those_left,
+    stopped,
+)
 from .verdicts import at, at_most_15, images_of
 
 FILE = "sequential.json"
@@ -66,7 +78,8 @@ class State(NamedTuple):
         level: of the one-sided test of every look.
         seeds: at the last look; 0 before the first.
         outcome: there.
-        ended: why no seeds are added: "decided", "last look", "budget", or "" while they are.
+        ended: why no seeds are added: "decided", "last look", "budget", "diverged" where a ticket
+            did and more seeds change nothing, or "" while they are.
         chosen: the seeds of that look; empty in files of before.
         chain: whose tickets are tested; "" in files of before, for the first of the report.
     """
@@ -97,7 +110,7 @@ class State(NamedTuple):
     @property
     def over(self) -> bool:
         """Whether there is no look left."""
-        return self.ended in ("decided", "last look")
+        return self.ended in ("decided", "last look", "diverged")
 
     def __str__(self) -> str:
         """In words, for the terminal."""
@@ -135,20 +148,29 @@ def judged(key: str, study: Any, rows: Sequence[Row], level: float, chain: str =
     Raises:
         UserError: there is no level of 80–90 % sparsity that has what the claim compares.
     """
+    found = _of_those_left(key, study, rows, level, chain)
+    return found._replace(outcome=of_those_left(found.outcome, _other(checked(key), rows, chain)))
+
+
+def _of_those_left(key: str, study: Any, rows: Sequence[Row], level: float, chain: str) -> Judged:
+    """As `judged`, of the tickets that did not diverge."""
     claim = checked(key)
     levels = _compared(claim, study, rows, chain)
     if not levels:
         raise _no_level(key)
-
     tests = [
         At(at(of), stats.verdict(of.values, claim.threshold, 1 - level, floor=of.floor)) for of in levels
     ]
     found = everywhere(tests)
     # Seeds whose ticket or control has diverged give no pair.
     few = any(len(of.values) < LEAST_SEEDS for of in levels)
-    tickets = chain or next(iter(ticket_chains(rows)), "")
-    other = against(rows, tickets, select(rows, chain=tickets, arm=claim.other), claim.other)
-    return found._replace(outcome="undecided" if few else of_those_left(found.outcome, other))
+    return found._replace(outcome="undecided") if few else found
+
+
+def _other(claim: Claim, rows: Sequence[Row], chain: str) -> Other:
+    """What a claim compares the tickets of a chain with; of the first chain if it is ""."""
+    chain = chain or next(iter(ticket_chains(rows)), "")
+    return against(rows, chain, select(rows, chain=chain, arm=claim.other), claim.other)
 
 
 def _compared(claim: Claim, study: Any, rows: Sequence[Row], chain: str) -> list[Level]:
@@ -224,7 +246,9 @@ def grow(
             over = budget > 0 and now - began + a_seed * step > budget
             state = state._replace(ended="budget" if over else "")
         keep(run.path, {key: state})
-        say(str(state) if state.ended else f"{key}: undecided after {words.seeds(n)}; adding seeds")
+        lost = _lost(state, run.rows)
+        adding = f"{key}: undecided after {words.seeds(n)}{lost}; adding seeds"
+        say(f"{state}{lost}" if state.ended else adding)
         if state.ended:
             return state
         before, there = now, n
@@ -256,9 +280,40 @@ def _looked(state: State, seeds: list[int], train: Callable[[list[int]], Run]) -
         return state._replace(chosen=seeds), run
     own = [row for row in run.rows if row.seed in seeds]
     chain = state.chain or next(iter(ticket_chains(own)), "")
-    outcome = judged(state.claim, run.about, own, state.level, chain).outcome
-    ended = "decided" if outcome != "undecided" else "last look" if n == state.looks[-1] else ""
+    outcome, ended = _outcome(state, run.about, own, chain)
+    ended = ended or ("last look" if n == state.looks[-1] else "")
     return state._replace(seeds=n, outcome=outcome, ended=ended, chosen=seeds, chain=chain), run
+
+
+def _outcome(state: State, study: Any, rows: Sequence[Row], chain: str) -> tuple[Said, str]:
+    """The outcome of a look, and why no further one is needed; "" if one is.
+
+    Where a ticket diverged, a claim that holds for the others stays undecided however many seeds are added.
+    One that is undecided for the others, more seeds may refute.
+    """
+    if stopped(rows, chain) and all_stopped(rows, chain) and not levels_there(rows, chain):
+        return "undecided", "diverged"
+    left = _of_those_left(state.claim, study, rows, state.level, chain).outcome
+    outcome = of_those_left(left, _other(CLAIMS[state.claim], rows, chain))
+    if outcome == "undecided":
+        return outcome, "" if left == "undecided" else "diverged"
+    return outcome, "decided"
+
+
+def _lost(state: State, rows: Sequence[Row]) -> str:
+    """What must be said of tickets that diverged, where they leave a claim open; "" if none did."""
+    own = [row for row in rows if not state.chosen or row.seed in state.chosen]
+    chain = state.chain or next(iter(ticket_chains(own)), "")
+    lost = sorted(stopped(own, chain))
+    if not lost or state.outcome == "refuted":
+        return ""
+    tickets = "tickets of seeds" if len(lost) > 1 else "ticket of seed"
+    which = f"the {tickets} {', '.join(map(str, lost))}"
+    why = f"; {which} diverged, so that more seeds cannot support the claim"
+    if state.ended != "diverged":
+        return f"{why}, only refute it"
+    others = "" if all_stopped(own, chain) else ", which holds for the others"
+    return f"{why}{others}; lower the learning rate (optim.lr)"
 
 
 def keep(run: Path, states: Mapping[str, State]) -> None:
@@ -353,13 +408,13 @@ def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> 
     try:
         tested = judged(state.claim, study, own, state.level, state.chain)
     except UserError:
-        lost = f"{state.outcome} {state.how}; the cells of those looks are not in the run"
-        return [plain._replace(beside="; ".join(filter(None, (lost, plain.beside))))]
+        gone = _lost(state, own) or "; the cells of those looks are not in the run"
+        said = f"{state.outcome} {state.how}{gone}"
+        return [plain._replace(beside="; ".join(filter(None, (said, plain.beside))))]
     claim = CLAIMS[state.claim]
     test = f"{NON_INFERIOR}, margin {-claim.threshold:g} pp" if claim.other == DENSE else SUPERIOR
     test += f", by {claim.threshold:g} pp or more" if claim.threshold > 0 else ""
-    chain = state.chain or next(iter(ticket_chains(own)), "")
-    there = against(own, chain, select(own, chain=chain, arm=claim.other), claim.other)
+    there, how = _other(claim, own, state.chain), f"{state.how}{_lost(state, own)}"
     then = "" if tested.outcome == state.outcome else f"at the last look it was {state.outcome}"
     which, first = earliest(rows), state.chain in ("", next(iter(ticket_chains(rows)), ""))
     said = tested.said("+.2f", " pp", state.rule) + at_some(tested.levels, there)
@@ -370,10 +425,10 @@ def _by_looks(state: State, plain: Finding, study: Any, rows: Sequence[Row]) -> 
         estimate=f"{said}; {which}" if which and first else said,
         n=tested.decides.verdict.bounds.n,
         test=f"{test}, {counted(len(state.looks), 'look')}",
-        beside="; ".join(filter(None, (state.how, then, plain.beside))),
+        beside="; ".join(filter(None, (how, then, plain.beside))),
     )
     if first or plain.claim != claim.words:
         return [by_looks]
-    beside, name = "; ".join(filter(None, (state.how, then))), words.rewound(state.chain)
+    beside, name = "; ".join(filter(None, (how, then))), words.rewound(state.chain)
     where = Link("levels", "#levels") if claim.other == DENSE else Link("gaps", "#gaps")
     return [by_looks._replace(claim=f"{plain.claim}: {name}", where=where, beside=beside), plain]

@@ -26,6 +26,7 @@ from .paired import (
     Level,
     Other,
     against,
+    all_stopped,
     at_some,
     curves,
     differences,
@@ -104,18 +105,13 @@ def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
 
 
 def _beyond(study: Mapping[str, Any], rows: Sequence[Row], chain: str, reached: Sequence[int]) -> str:
-    """Why no command makes a level of a chain in the range; "" if one does."""
+    """Why a chain has no level in the range where no command makes one; "" if one does."""
     if commands.is_pattern(study) and not reached:
-        return "an N:M pattern has one density"
-    if not _all_stopped(rows, chain):
+        return f"no level {_RANGE}, and an N:M pattern has one density"
+    if not all_stopped(rows, chain):
         return ""
     which = f", {said}," if (said := earliest(rows)) else ""
-    return f"the last ticket of every seed{which} diverged; lower the learning rate (optim.lr)"
-
-
-def _all_stopped(rows: Sequence[Row], chain: str) -> bool:
-    """Whether no command takes a chain into the range: in every seed it ended by divergence before it."""
-    return {*accuracies(select(rows, chain=DENSE))} <= stopped(rows, chain).keys()
+    return f"the ticket of every seed{which} diverged {_RANGE} or before; lower the learning rate (optim.lr)"
 
 
 def _everywhere(
@@ -140,10 +136,7 @@ def _everywhere(
 def _none_there(claim: str, other: Other, command: str) -> Finding:
     """A claim about the range that is not tested, as no level has both; no command adds what diverged."""
     if not other.tickets:
-        why = f"no level {_RANGE}"
-        if other.beyond:
-            return untested(claim, f"{why}, and {other.beyond}", "")
-        return untested(claim, why, command)
+        return untested(claim, other.beyond or f"no level {_RANGE}", "" if other.beyond else command)
     if other.diverged == other.tickets:
         return untested(claim, f"{other.name} diverged {_RANGE}", "")
     at_these = f"at {other.diverged} of the tickets' {other.tickets} levels "
@@ -195,15 +188,14 @@ def _against_zero(level: Level) -> At:
 def _marked(
     finding: Finding, gaps: Sequence[Level], control: Sequence[Row], arm: str, end: int, every: int
 ) -> Finding:
-    """A finding about the gap to a control, marked where the control is behind and still learning."""
+    """A finding about the gap to a control, marked where the control is still learning."""
     if finding.outcome == "not tested":
         return finding
     if not finding.claim.endswith(_SOMEWHERE):
         control = [row for row in control if in_range([Level(row.level, row.density, [])])]
         gaps = in_range(gaps)
-    if not any(gap.mean > 0 for gap in gaps):
-        return finding
-    return finding._replace(beside=ends.mark(control, arm, end, every))
+    behind = max((gap.mean for gap in gaps), default=0.0)
+    return finding._replace(beside=ends.mark(control, arm, end, every, behind))
 
 
 def _by_ten(levels: Sequence[Level], command: str, other: Other) -> Finding:
@@ -383,10 +375,12 @@ def _late(
     found = []
     for chain in later:
         named, theirs = f"the ticket {words.rewound(chain)}", select(rows, chain=chain, arm=TICKET)
-        other = against(rows, first, theirs, named, beyond)._replace(stopped=len(stopped(rows, chain)))
+        lost, before = stopped(rows, chain).keys(), stopped(rows, first).keys()
+        there = against(rows, first, theirs, named, beyond)
+        other = there._replace(ticket=named, stopped=len(lost), first=len(before - lost))
         steps = f"to step {imp.rewind_of(chain)} against {imp.rewind_of(first)}"
         gaps = differences(rows, chain, TICKET, TICKET, first, images)
-        if not in_range(gaps) and other.tickets and _all_stopped(rows, chain):
+        if not in_range(gaps) and other.tickets and all_stopped(rows, chain):
             better = untested(f"{claim}: {steps}", f"{named} diverged {_RANGE} or before", "")
         else:
             better = _better(f"{claim}: {steps}", gaps, deeper, _LEVELS, other)

@@ -68,9 +68,7 @@ def findings(run: Run, found: Retrained | None) -> list[Finding]:
                 row = next(row for row in levels if row.level == near)
                 cells = select(run.rows, chain=row.chain, level=near, arm=name)
                 end, every = ends.total(run.about, run.rows), ends.spacing(run.about)
-                # Longer training of an arm that is ahead of the tickets widens the gap.
-                behind = fmean(_pairs(found, row, TICKET)) > 0
-                learning = ends.mark(cells, name, end, every) if behind else ""
+                learning = ends.mark(cells, name, end, every, fmean(_pairs(found, row, TICKET)))
                 said.append(_finding(found, row, arm)._replace(beside=learning))
     return said
 
