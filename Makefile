@@ -1,10 +1,10 @@
 # make demo: sets everything up and runs a whole small study on real images
 # make test: sets everything up and runs lint, types and the tests that are quick
-# make test-all: the same with the tests marked slow and the documentation's build; what depends on how XLA compiles
-#   comes first, compiled as users compile, and all others then as in make test
+# make test-all: the same with the tests marked slow and the documentation's build; the files of COMPILED
+#   (tests/conftest.py) come first, compiled as users compile, and all others then as in make test
 # make ci: that without the tests marked lengthy, in less than half an hour of two cores; its examples are fixed
 # make quick: lint and the tests of single functions, while you work
-# make faults: kills, full disks and flipped bits at length
+# make faults: kills, full disks and flipped bits at length, compiled as users compile
 # make docs: builds the documentation into site/; a warning is an error
 # make lock: writes requirements.lock, the exact versions that pip chooses today
 # make owner OWNER=name: writes who hosts the repository into README.md and the notebooks
@@ -39,7 +39,7 @@ quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow and not faults and not study"
 
 faults: $(VENV)/.installed-dev
-	$(PYTEST) tests/faults -m ""
+	$(PYTEST) --as-users -m "" tests/faults
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -207,11 +207,14 @@ def main(arguments: list[str]) -> None:
     if options.card:
         card.check(options.file)
     elif card.there(options.file):
-        told = _told(options.file)
-        if told and told | {"study": run.name, **cell._asdict()} != told:
+        told, name = _told(options.file), options.file.name
+        of = f"another cell in {name}" if told else f"{name}, which is gone"
+        # A file that is there and is no exported cell is refused below.
+        known = told or not options.file.exists()
+        if known and told | {"study": run.name, **cell._asdict()} != told:
             raise UserError(
-                f"{options.file.parent / card.NAME}: it is the card of another cell in {options.file.name}; "
-                "give --card, which writes it anew, or name another file."
+                f"{options.file.parent / card.NAME}: it is the card of {of}; give --card, which writes it "
+                "anew, or name another file."
             )
     file = export(run, cell, options.file, options.data_dir)
     metadata = prune.load(file).metadata

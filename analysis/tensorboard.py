@@ -32,8 +32,8 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
             programs are kept. Runs of different studies take different folders.
 
     Raises:
-        UserError: it is not a run folder, the folder has curves of another study, tensorboardX is not
-            installed, or it cannot be written.
+        UserError: it is not a run folder, `to` has curves of another study or of an earlier version,
+            tensorboardX is not installed, or it cannot be written.
     """
     try:
         from tensorboardX import SummaryWriter
@@ -50,7 +50,10 @@ def write(run: str | Path, to: str | Path | None = None) -> Path:
     suffix = f".{config.fingerprint(opened.about['identity'])}{_SUFFIX}"
     # A run's own folder may have files of earlier versions, without a fingerprint.
     if to != run / "tensorboard" and any(not file.name.endswith(suffix) for file in to.rglob(_EVENTS)):
-        raise UserError(f"--to: {str(to)!r} has curves of another run; choose another folder.")
+        raise UserError(
+            f"--to: {str(to)!r} has curves of another run, or of an earlier version, which do not say of "
+            "which run they are; choose another folder, or remove them."
+        )
     try:
         for row in rows:
             cell = folder(Path(), row.cell)

@@ -83,13 +83,23 @@ def _check_own_rates(
 
     The default rate cannot be told from none. An option for one of the three chooses between them.
     """
-    usual, replacing = config.Prune().rate, ("prune.density", "prune.rates")
-    chosen = any(study.prune.rate != usual for study in studies)
-    by_option = any(given(arguments, name) for name in ("prune.rate", *replacing))
-    if chosen and not by_option and all("prune.rate" in of for of in of_each):
-        raise _not_both("prune.rate", replacing[bool(studies[0].prune.rates)])
+    names = ("prune.rate", "prune.density", "prune.rates")
+    usual, prunes = config.Prune().rate, [study.prune for study in studies]
+    if all(prune.rate == usual for prune in prunes) or any(given(arguments, name) for name in names):
+        return
+    if all("prune.rate" in of for of in of_each):
+        ways = {_replacing(prune) for prune in prunes}
+        goes_on = f", or, for a run begun with both, add {' '.join(*ways)}" if len(ways) == 1 else ""
+        raise _not_both("prune.rate", names[1 + bool(prunes[0].rates)], goes_on)
 
 
-def _not_both(rate: str, other: str) -> UserError:
+def _replacing(prune: config.Prune) -> tuple[str, ...]:
+    """The option, with its values, that says what the fields beside the rate say."""
+    if prune.rates:
+        return ("--prune.rates", *map(str, prune.rates))
+    return ("--prune.density", str(prune.density))
+
+
+def _not_both(rate: str, other: str, goes_on: str = "") -> UserError:
     """What is said of a rate and of what replaces it where the same place gives both."""
-    return UserError(f"{rate}: it does not go together with {other}; leave one of them out.")
+    return UserError(f"{rate}: it does not go together with {other}; leave one of them out{goes_on}.")

@@ -303,8 +303,11 @@ LENGTHY = {
     "test_train": ("test_many_steps_as_with_the_builtin_convolution[conv2-200",),
     "test_versions": ("test_what_is_installed",),
 }
-# Files whose tests say that programs give equal bits, or numbers equal but for rounding, which depends
-# on how XLA compiles them: `make ci` and `make test-all` run them as users compile.
+# Files whose tests say that studies and trainings give equal bits in other programs, processes and places,
+# and those of masks and rounded factors, whose every bit counts. `make ci` and `make test-all` run these as
+# users compile, and no others: test_conv, test_tpu_forms and test_stability compare numbers of different
+# programs, too, but with less optimisation alone, as CI has no time for more. `make faults` runs all of
+# tests/faults as users compile.
 COMPILED = (
     "test_accelerators", "test_checkpoints", "test_hosts", "test_lowest", "test_precision", "test_processes",
     "test_prune", "test_prune_sharded", "test_settings", "test_study", "test_train",

@@ -226,7 +226,7 @@ def test_no_accuracy_is_made_up_for_a_seed_that_lacks_a_level() -> None:
         assert [*equal.at(lacks, density)] == ([0, 1] if 0.15 < density < 0.45 else [0, 1, 2])
     assert [line[4] for line in equal.table([full, lacks], [0.3, 0.1]).rows] == ["3", "2", "3", "3"]
     # A level of which no seed has a ticket is a gap as well.
-    gone = schedule("gone", {0.5: (91, 91, 91), 0.1: (80, 81, 82)})._replace(diverged={0.3})
+    gone = schedule("gone", {0.5: (91, 91, 91), 0.1: (80, 81, 82)})._replace(diverged={0.3: 1})
     assert equal.at(gone, 0.2) == equal.at(gone, 0.3) == {}
     assert [*equal.at(gone, 0.1)] == [0, 1, 2]
 

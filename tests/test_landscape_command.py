@@ -880,7 +880,7 @@ def test_without_training_and_on_the_command_line(
         if not part.name.startswith("landscape_contours_"):
             part.unlink()
     assert list(level_folder(run).iterdir())
-    own = level_folder(run) / "landscape_of_the_user.png"
+    own = level_folder(run) / f"landscape_spectra_level_02_{CHAIN}_for_talk.svg"
     own.touch()
     for gone in [*run.glob("landscape/seed=*/chain=*/*/*_*"), *run.glob("landscape/**/path_*.npz")]:
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
@@ -1095,6 +1095,7 @@ def test_equal_flatness_must_be_found_at_the_ends_too(
 def test_figures_show_the_arrays(made: tuple[Path, Path]) -> None:
     run = made[0]
     figures = command.section(open_run(run), loaded(run)).figures
+    assert all(command.figures.is_figure(loaded(run)[0], figure.name) for figure in figures)
     assert [figure.name.partition("rewind-0")[2] for figure in figures[:4]] == ["", "", "_draw_2", "_draw_2"]
     assert [figure.name.split("_")[1] for figure in figures[2:4]] == ["contours", "surfaces"]
     assert "draw 2 of 2" in figures[2].caption
@@ -1140,6 +1141,7 @@ def test_surfaces_of_every_seed_are_drawn(made: tuple[Path, Path], monkeypatch: 
     drawn = command.figures._surfaces(open_run(made[0]), both)
     named = [f"landscape_{kind}_level_02_{CHAIN}" for kind in ("contours", "surfaces")]
     assert [figure.name for figure in drawn] == [*named, *(f"{name}_seed_1" for name in named)]
+    assert all(command.figures.is_figure(both, figure.name) for figure in drawn)
     for figure, seed in zip(drawn, (0, 0, 1, 1), strict=True):
         assert f", seed {seed}, one draw of" in figure.caption
         assert {row[0] for row in figure.data[1]} == {seed}

@@ -75,6 +75,19 @@ def test_a_rate_and_a_density_do_not_go_together(
         parsed(tmp_path, f"config = Study(levels=1, prune={made})", *options)
 
 
+@pytest.mark.parametrize("fields", [{"density": 0.025}, {"rates": (0.5, 0.1)}])
+def test_a_run_begun_with_a_rate_beside_what_replaces_it_goes_on(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """The refusal names the option by which the config file asks for the study that it asked for before."""
+    both = Study(levels=2, prune=Prune(rate=0.3, **fields))
+    made = f"from lthjax.config import *\nconfig = {both!r}"
+    with pytest.raises(UserError, match="or, for a run begun with both, add --prune") as refused:
+        parsed(tmp_path, made)
+    option = str(refused.value).rpartition(" add ")[2].removesuffix(".")
+    assert parsed(tmp_path, made, *option.split()) == [both]
+
+
 def test_a_rate_goes_where_the_density_is_taken_away(tmp_path: Path) -> None:
     with_density = "config = Study(levels=1, prune=Prune(density=0.1))"
     (study,) = parsed(tmp_path, with_density, "--prune.rate", "0.2", "--prune.density", "None")
@@ -98,7 +111,8 @@ def test_a_rate_of_a_config_file_stands_beside_a_density_where_one_of_them_count
     base = "from dataclasses import replace\nbase = Study(levels=1, prune=Prune(rate=0.3))\n"
     member = "replace(base, prune=replace(base.prune, density={}))"
     assert len(parsed(tmp_path, f"{base}configs = [base, {member.format(0.1)}]")) == 2
-    with pytest.raises(UserError, match=r"prune\.rate: it does not go together with prune\.density"):
+    # No one option keeps both densities.
+    with pytest.raises(UserError, match=r"with prune\.density; leave one of them out\.$"):
         parsed(tmp_path, f"{base}configs = [{member.format(0.1)}, {member.format(0.2)}]")
 
 

@@ -352,6 +352,12 @@ def test_a_model_card_says_and_loads_what_it_is(made: Run, command: Call, tmp_pa
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "README.md: it is the card of another cell in t.safetensors; give --card, which" in refused.stderr
     assert (file.read_bytes(), (hub / "README.md").read_bytes()) == there
+    file.unlink()
+    refused = command(*line[:-1], "--arm", "reinit")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "README.md: it is the card of t.safetensors, which is gone; give --card, which" in refused.stderr
+    assert not file.exists()
+    assert command(*line).returncode == 0
     (hub / "README.md").write_bytes(text.replace("\n", "\r\n").encode())
     assert command(*line).returncode == 0, "with other ends of lines it is its own"
     before = file.read_bytes()

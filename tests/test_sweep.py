@@ -280,14 +280,17 @@ def test_a_schedule_without_a_ticket_hides_no_other() -> None:
 def test_a_level_at_which_a_ticket_diverged_does_not_match(tiny: Callable) -> None:
     dense, ticket = two_cells(0.9)
     rows = [dense, dense._replace(seed=1)]
-    for level, density, *of in ((1, 0.5, 0.91, 0.91), (2, 0.4, 0.92, None), (3, 0.3, 0.93)):
+    for level, density, *of in ((1, 0.5, 0.91, 0.91), (2, 0.4, 0.92, None), (3, 0.2, 0.93)):
         for seed, accuracy in enumerate(of):
             cell = {"seed": seed, "level": level, "density": density, "test_accuracy": accuracy}
             rows.append(ticket._replace(**cell, status="done" if accuracy else "diverged"))
     (found,) = entries([facts(tiny())], [rows])
-    assert found.diverged == {0.4, 0.3}, "there, or earlier in the chain"
+    assert found.diverged == {0.4: 1, 0.2: 1}, "there, or earlier in the chain"
     matches, gain, at = compare.tickets([found]).rows[0][2:]
     assert (matches, gain.partition(" ")[0], at) == ("50.0", "+1.00", "50.0")
+    before, there = compare.schedules([found])[0]
+    assert "(91.00 %, 1.42 trainings); " in before
+    assert "(93.00 %, 2.25 trainings, tickets of 1 of its 2 seeds diverged); " in there
     (found,) = entries([facts(tiny())], [[row for row in rows if row.level < 2 or not row.test_accuracy]])
     assert [point.density for point in found.tickets] == [0.5]
     assert compare.tickets([found]).rows[0][2] == "50.0", "sparser ones diverged"

@@ -262,7 +262,9 @@ def schedules(found: Sequence[Entry]) -> tuple[list[str], Table]:
 
 
 def _told(entry: Entry, point: Point, more: str = "") -> str:
-    return f"{entry.name} ({point.accuracy.mean:.2f} %, {point.trainings:.3g} trainings{more})"
+    lost = entry.diverged.get(point.density, 0)
+    gone = f", tickets of {lost} of its {counted(len(entry.dense), 'seed')} diverged" if lost else ""
+    return f"{entry.name} ({point.accuracy.mean:.2f} %, {point.trainings:.3g} trainings{more}{gone})"
 
 
 def _not_compared(found: Sequence[Entry]) -> str:
@@ -305,10 +307,11 @@ def _schedules(found: Sequence[Entry], heading: str) -> Section:
         remark="By density, every schedule is taken at its first level of no more than the density, so a "
         "coarse one may be sparser than asked. The best is the one of the highest mean over the seeds that "
         "all these schedules have; differences to it are over the n seeds that both have, paired, with the "
-        "95 % interval of Student's t, and the choice flatters it. At equal density, accuracies are "
-        "interpolated in log density between the two levels around it, of the seeds that have both; the best "
-        "is chosen by its validation accuracy, which the comparison does not use, and p-values are "
-        "two-sided, by t, with Holm's correction over the schedules compared at the density.",
+        "95 % interval of Student's t, and the choice flatters it. Where tickets of some seeds diverged, the "
+        "accuracy is of the others, which flatters that schedule, too, in both tables. At equal density, "
+        "accuracies are interpolated in log density between the two levels around it, of the seeds that have "
+        "both; the best is chosen by its validation accuracy, which the comparison does not use, and "
+        "p-values are two-sided, by t, with Holm's correction over the schedules compared at the density.",
     )
 
 

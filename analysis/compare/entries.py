@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -57,7 +56,8 @@ class Entry(NamedTuple):
         arms: arm -> its points, densest first.
         dense_validation: seed -> validation accuracy of the dense network in percent.
         images: of the test set; 0 where it is not known.
-        diverged: the densities at which a seed's ticket diverged, or one before it in its chain.
+        diverged: density -> the number of seeds whose ticket diverged there or before it in the chain, where
+            there are any.
     """
 
     how: str
@@ -66,7 +66,7 @@ class Entry(NamedTuple):
     arms: dict[str, list[Point]]
     dense_validation: Mapping[int, float] = MappingProxyType({})
     images: int = 0
-    diverged: AbstractSet[float] = frozenset()
+    diverged: Mapping[float, int] = MappingProxyType({})
 
     @property
     def name(self) -> str:
@@ -106,7 +106,7 @@ def entries(about: Sequence[About], tables: Sequence[Sequence[Row]]) -> list[Ent
 def _entry(how: str, variant: str, chain: str, runs: Sequence[tuple[About, Sequence[Row]]]) -> Entry:
     """The entry of a chain: of one run, or of several one-shot runs, each of which may lack seeds."""
     dense = {row.seed: row for _, rows in runs for row in select(rows, chain=DENSE)}.values()
-    points, diverged = list[tuple[str, Point]](), set[float]()
+    points, diverged = list[tuple[str, Point]](), dict[float, int]()
     for facts, rows in runs:
         own, gone = select(rows, chain=chain), set[int]()
         for arm in arms(own):
@@ -115,7 +115,7 @@ def _entry(how: str, variant: str, chain: str, runs: Sequence[tuple[About, Seque
                 points += [(arm, point)] if point.accuracies else []
                 if arm == TICKET:
                     gone |= {row.seed for row in level if row.status == "diverged"} - {*point.accuracies}
-                    diverged |= {point.density} if gone else set()
+                    diverged |= {point.density: len(gone)} if gone else {}
     of_arm = {arm: sorted(of, key=lambda point: -point.density) for arm, of in grouped(points).items()}
     images = runs[0][0]["data"]["test"]
     return Entry(how, variant, accuracies(dense), of_arm, percent(dense, _VALIDATION), images, diverged)

@@ -1,5 +1,6 @@
 """The figures of a run's landscape."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,13 @@ def drawn_of(run: Run, found: Found) -> list[Drawn]:
 def file_name(found: Found, kind: str) -> str:
     """The name of a level's figure."""
     return f"landscape_{kind}_level_{found.scope.level:02d}_{found.scope.chain}"
+
+
+def is_figure(found: Found, name: str) -> bool:
+    """Whether a name without its suffix is one that `drawn_of` gives a figure of this level."""
+    kinds = ("contours", "surfaces", "profiles", "spectra", "barriers", "sharpness")
+    marks = r"(_seed_\d+)?(_draw_\d+)?"
+    return any(re.fullmatch(re.escape(file_name(found, kind)) + marks, name) for kind in kinds)
 
 
 def _about_level(found: Found) -> str:

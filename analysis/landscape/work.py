@@ -29,7 +29,7 @@ from ..rows import select
 from ..run import Run
 from ..work import Work, kept
 from . import table
-from .figures import drawn_of, file_name
+from .figures import drawn_of, is_figure
 from .measure import Measurer
 from .table import ARMS, END, ArmDifference, Arrays, Found, Item, Network, Number, Scope
 
@@ -366,7 +366,8 @@ def _write(run: Run, found: Found) -> Path:
     (where / table.MARKER).unlink(missing_ok=True)
     drawn = drawn_of(run, found)
     # Those of seeds and draws that an earlier call asked for, and this one did not; no file of the user's.
-    for path in where.glob(f"{file_name(found, '*')}*.*"):
-        if path.suffix in (".png", ".svg", ".csv") and path.stem not in {one.name for one in drawn}:
+    for path in where.glob("landscape_*.*"):
+        ours = path.suffix in (".png", ".svg", ".csv") and is_figure(found, path.stem)
+        if ours and path.stem not in {one.name for one in drawn}:
             path.unlink()
     return page.write_folder(where, drawn, texts)
