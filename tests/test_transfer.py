@@ -699,12 +699,15 @@ def test_a_structured_mask_is_shuffled_by_its_structure(granularity: str, small:
         each = 4 if ":" in granularity else len(was)
         sums = [np.sort(m.reshape(-1, each, m.shape[1]).sum(1), axis=None) for m in (was, got)]
         np.testing.assert_array_equal(*sums)
-    # On other shapes single weights have been removed or added: there is no pattern to shuffle by.
-    wide = models.build("wide", (8, 8, 1), 10)
-    across = moving._replace(target=wide, mask=moved(model, wide, ticket))
-    start = shuffled(across, jax.random.key(1))
-    assert start is not None
-    assert lefts(start.mask) == lefts(across.mask)
+    # Between layers of other shapes single weights are removed or added: there is no pattern to shuffle by.
+    for target in (models.build("wide", (8, 8, 1), 10), models.build("narrow", (8, 8, 1), 4)):
+        across = moving._replace(target=target, mask=moved(model, target, ticket))
+        other = shuffled(across, jax.random.key(1))
+        assert other is not None
+        assert lefts(other.mask) == lefts(across.mask)
+    # To four classes the hidden layers go as they are.
+    for name in ("fc1", "fc2"):
+        np.testing.assert_array_equal(other.mask[name]["kernel"], start.mask[name]["kernel"])
 
 
 def test_shuffled_cells_of_a_structured_source_are_trained_anew(
@@ -729,6 +732,13 @@ def test_shuffled_cells_of_a_structured_source_are_trained_anew(
     jobs.clear()
     command.build(options)
     assert len(jobs) == 2
+    # They shuffled N:M patterns by single weights wherever any layer has another shape.
+    few = models.build("narrow", (8, 8, 1), 4)
+    same, other = (few, few), (models.build("narrow", (8, 8, 1), 10), few)
+    assert work.made_otherwise(same, [], "2:4")["shuffled"] == {"granularity": "2:4"}
+    assert work.made_otherwise(other, [], "2:4")["shuffled"] == {"granularity": "2:4", "by_layer": True}
+    assert work.made_otherwise(other, [], "unit-l1")["shuffled"] == {"granularity": "unit-l1"}
+    assert work.made_otherwise(other, [], "weight")["shuffled"] == {}
 
 
 def test_tickets_of_an_own_network_move_where_its_file_is_loaded(
