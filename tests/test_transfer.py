@@ -846,13 +846,14 @@ def test_a_ticket_of_another_density_is_no_measure_of_a_moved_one(
     own, shuffled = command.findings(target, [*near, *far])
     assert (own.outcome, own.n, shuffled.beside) == ("supported", 6, "")
     assert own.estimate.endswith("(one-sided 95 %) at 48.0 % of weights")
-    assert own.beside == f"left out: {none}"
+    fails = "shuffled does not pass (refuted): -2.00 pp, at most -2.00 at 48.0 % of weights"
+    assert own.beside == f"left out: {none}; {fails}"
 
 
 def test_shuffled_masks_do_not_carry_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """They start from the target's own weights, as the moved mask alone does."""
     monkeypatch.setattr(command, "names", lambda _: {"a": "A"})
-    target: Any = SimpleNamespace(name="b", about={})
+    target: Any = SimpleNamespace(name="b", about={"lengths": {"total": 10, "evaluate": 5}}, rows=[])
     sides = {"ticket": 0.98, "transferred": 0.97, "transferred_init": 0.98, "shuffled": 0.96}
     rows = [row(arm, v + 0.0002 * s, s, s) for s in range(3) for arm, v in sides.items()]
     said = {of.claim: of.beside for of in command.findings(target, rows)}
@@ -861,7 +862,35 @@ def test_shuffled_masks_do_not_carry_values(monkeypatch: pytest.MonkeyPatch) -> 
     )
     caveat = "the shuffled masks start from the target's own weights: the difference is of mask and values"
     assert said.pop(f"{with_values}, its initial values carried along") == f"{caveat} together"
-    assert {*said.values()} == {""}
+    assert {of for claim, of in said.items() if "beat the same" in claim} == {""}
+
+
+def test_a_claim_that_controls_pass_too_and_a_control_that_still_learns_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command, "names", lambda _: {"a": "A"})
+    target: Any = SimpleNamespace(name="b", about={"lengths": {"total": 10, "evaluate": 5}}, rows=[])
+    sides = {"ticket": 0.97, "transferred": 0.9705, "shuffled": 0.97, "random_uniform": 0.93}
+    rows = [row(arm, v + 0.0002 * s, s, s) for s in range(6) for arm, v in sides.items()]
+    own, shuffled = command.findings(target, rows)
+    assert own.outcome == "supported"
+    assert own.beside == (
+        "shuffled passes the same test: +0.00 pp, at least +0.00 at 10.0 % of weights; random_uniform does "
+        "not pass (refuted): -4.00 pp, at most -4.00 at 10.0 % of weights; so the claim does not tell "
+        "tickets from shuffled"
+    )
+    assert (shuffled.outcome, shuffled.beside) == ("supported", "")
+    late = [one._replace(early_stop_step=10) if one.arm == "shuffled" and one.seed else one for one in rows]
+    own, shuffled = command.findings(target, late)
+    assert shuffled.beside == (
+        "shuffled is still learning (lowest validation loss at the last evaluation in 5 of 6 networks): "
+        "longer training may narrow the gap"
+    )
+    # Not where the moved mask is behind.
+    behind = [one._replace(test_accuracy=0.9) if one.arm == "transferred" else one for one in late]
+    assert command.findings(target, behind)[1].beside == ""
+    # The controls are no lines of the tables and figures.
+    assert {one.arm for one in command.differences(rows)} == {"transferred"}
 
 
 def test_differences_of_matched_masks() -> None:
