@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,9 @@ import pytest
 from conftest import check_section, make_tiny, random_mask, shapes, unsealed, write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from scipy import stats as scipy_stats
 
 from analysis import open_run, record, tables
@@ -928,6 +932,58 @@ def test_seeds_that_agree_leave_a_difference_open_by_the_test_sets_error() -> No
             assert (line[low], line[high]) == pytest.approx((-2 - half, -2 + half))
     # Of a target whose test set is not known there is none.
     assert {one.interval[:3] for one in command.differences(rows)} == {(-2.0, -2.0, -2.0), (0.0, 0.0, 0.0)}
+
+
+def like_runs(levels: int) -> tuple[list[command.TransferRow], dict[str, str]]:
+    """Masks of two runs of the same words, of some levels, moved to one target; and the words of all runs."""
+    words = "LeNet-300-100 on 10,000 images of MNIST, adam 0.0012"
+    arms = ("ticket", "transferred", "transferred_permuted", "shuffled")
+    rows = [
+        row(arm, 0.9, seed, 9)._replace(source=source, level=level)
+        for source in ("c", "d")
+        for level in range(1, levels + 1)
+        for arm in arms
+        for seed in range(3)
+    ]
+    return rows, {
+        "b": "LeNet-5 on MNIST, adam 0.0012",
+        "c": f"{words}, c-fd2d3aa9",
+        "d": f"{words}, d-0ab1c7e2",
+    }
+
+
+def test_what_is_not_drawn_is_said() -> None:
+    for levels, said in ((3, ("", "", "")), (4, ("6 of 8 lines of panels", "6 of 8 panels", ""))):
+        rows, names = like_runs(levels)
+        drawn = (
+            figures.matrix(rows, names, {}),
+            figures.arms(rows, names),
+            *figures.permuted(rows, names, {}),
+        )
+        for one, what in zip(drawn, said, strict=True):
+            assert ("Shown are" in one.caption) is bool(what)
+            assert f"Shown are {what}" in one.caption or not what
+    (seven,) = figures.permuted(*like_runs(7), {})
+    assert "Shown are 6 of 7 levels; the CSV has all." in seven.caption
+
+
+def test_titles_of_panels_do_not_overprint_one_another() -> None:
+    """Of one target panels are narrow, and two runs of the same words have their folders in the titles."""
+    rows, names = like_runs(2)
+    drawn = (figures.matrix(rows, names, {}), figures.arms(rows, names), *figures.permuted(rows, names, {}))
+    for one in drawn:
+        canvas = FigureCanvasAgg(one.figure)
+        canvas.draw()
+        titles = [
+            text.get_window_extent(canvas.get_renderer())
+            for axes in one.figure.axes
+            for text in axes.get_children()
+            if isinstance(text, Text) and text.get_text() and text.get_text() == axes.get_title(loc="left")
+        ]
+        assert len(titles) >= 2
+        assert Bbox.union(titles).x1 <= one.figure.bbox.x1
+        for a, b in itertools.combinations(titles, 2):
+            assert not a.overlaps(b), one.name
 
 
 def test_figures_of_trainings_that_all_diverged_are_empty() -> None:
