@@ -283,6 +283,11 @@ def thinned(of: Sequence[_Of], most: int) -> list[_Of]:
     return [of[round(i * (len(of) - 1) / (most - 1))] for i in range(most)]
 
 
+def left_out(count: int, most: int, what: str) -> str:
+    """What a caption says of things of which `thinned` leaves some out: "Shown are 6 of 8 levels; ..."."""
+    return f" Shown are {most} of {count} {what}; the CSV has all." if count > most else ""
+
+
 def dots(
     axes: Axes,
     place: float,

@@ -109,6 +109,11 @@ def share(density: float) -> str:
     return f"{100 * density:.1f} %"
 
 
+def parts(granularity: str) -> str:
+    """What is shuffled where that granularity, other than "weight", is pruned: `whole units`."""
+    return "the weights of every N:M group" if ":" in granularity else "whole units"
+
+
 def seeds(n: int) -> str:
     """A number of seeds: `1 seed`, `3 seeds`."""
     return counted(n, "seed")

@@ -530,7 +530,7 @@ def test_a_run_folder_and_a_ledger_of_ones_own(
     (found,) = [text for text in done.stdout.splitlines() if "ticket at 80.0 %" in text]
     assert "agrees" in found
     titles = [text.split(",")[0].rstrip() for text in done.stdout.splitlines() if text.startswith("Values")]
-    assert titles == ["Values: mine", "Values: fc2019_lenet300 (with another model"]
+    assert titles == ["Values: mine", "Values: fc2019_lenet300 (other settings: model"]
     # Of the other ledger nothing can be compared.
     (dense,) = [text for text in done.stdout.splitlines() if re.search("│ dense +│", text)]
     assert "98.1" in dense

@@ -25,8 +25,10 @@ from analysis import card, compare, mask, open_run, page, tables
 from analysis.compare.entries import Entry, Point
 from analysis.earlybird import figures as earlybird_figures
 from analysis.earlybird.table import DrawRow, MaskRow
+from analysis.geography import figures as geography_figures
+from analysis.geography.table import InputRow, OverlapRow
 from analysis.predict import figures as predict_figures
-from analysis.predict.table import Scored
+from analysis.predict.table import Loaded, Scored
 from analysis.report import accuracy, gaps, numbers, paired, speed, training
 from analysis.report import figures as report_figures
 from analysis.rows import Row
@@ -516,6 +518,27 @@ def test_the_legend_of_scores_lies_within_a_figure_of_one_level() -> None:
     assert [*axes.get_xticks()] == [0], "the only step"
 
 
+@pytest.mark.parametrize("levels", [4, 5])
+def test_levels_that_are_not_drawn_are_counted_in_captions(levels: int) -> None:
+    at = range(1, levels + 1)
+    scored = [Scored(0, "rewind-0", n, 0, "logistic", "ticket", "mean", 0.1, 0.7, *[0.5] * 5) for n in at]
+    overlaps = [
+        OverlapRow("rewind-0", n, 0, 1, layer, matching, of, 0.1, 0.2)
+        for n in at
+        for layer, matching, of in itertools.product(
+            ("fc1", "all"), ("none", "masks", "magnitudes"), ("ticket", "shuffled")
+        )
+    ]
+    inputs = [InputRow("rewind-0", n, 0, 0, 0, 0.1, 0.2, 0.1) for n in at]
+    drawn = [
+        *predict_figures.drawn(Loaded(scored, [], [], dict.fromkeys(at, 0.1))),
+        *geography_figures.drawn({"overlap.csv": overlaps, "inputs.csv": inputs}),
+    ]
+    assert len(drawn) == 4
+    for one in drawn:
+        assert one.caption.endswith(" Shown are 4 of 5 levels; the CSV has all.") is (levels == 5)
+
+
 def test_early_stop_steps_are_whole_numbers_where_all_are_equal() -> None:
     rows = of_arms(("ticket",), early_stop_step=4000, steps=4000)
     figure = report_figures.early_stop(rows, "A study")
@@ -604,7 +627,11 @@ def test_learning_curves_are_of_levels_with_controls_and_name_the_arms_that_they
 def test_titles_of_panels_lie_beside_one_another() -> None:
     """Of three levels of pixels below the figure's title, of the long names of residual networks."""
     of: Any = types.SimpleNamespace(
-        heading="LeNet-300-100 on MNIST", chain="rewind-0", levels={1: 0.5, 2: 0.2, 3: 0.1}, ends={}
+        heading="LeNet-300-100 on MNIST",
+        chain="rewind-0",
+        levels={1: 0.5, 2: 0.2, 3: 0.1},
+        ends={},
+        granularity="weight",
     )
     pixels = {level: {0: np.ones((28, 28))} for level in of.levels}
     names = ("conv1", "stage2_block1/conv1", "stage2_block1/shortcut", "stage3_block1/shortcut")

@@ -1,6 +1,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from conftest import about, result, spoil, unsealed
 
 from analysis import open_run, page, record, words
 from analysis.report import accuracy
-from analysis.structure import ANALYSIS, figures
+from analysis.structure import ANALYSIS, figures, table
 from lthjax import config, models, prune, study
 from lthjax.folder import store
 from lthjax.imp import Cell
@@ -104,6 +105,59 @@ def test_degrees_by_chance_are_those_of_shuffled_masks() -> None:
     degrees = np.array([structure.outgoing(m, 12) for m in shuffled])
     shares = np.bincount(degrees.ravel(), minlength=6) / degrees.size
     np.testing.assert_allclose(structure.by_chance(mask, 12, range(6)), shares, atol=0.02)
+
+
+@pytest.mark.parametrize(("granularity", "side"), itertools.product(("unit-l1", "2:4"), (True, False)))
+def test_chance_is_that_of_what_the_study_prunes(granularity: str, side: bool) -> None:
+    """prune.shuffle by whole units, or within groups of four inputs, gives what the figures call chance."""
+    scores = {"w": np.random.default_rng(0).random((12, 5))}
+    mask = np.asarray(prune.by_score(scores, prune.ones(scores), 0.5, granularity=granularity)["w"])
+    if granularity == "unit-l1":
+        mask = mask & (np.arange(12) != 3)[:, None]  # an input that feeds nothing
+    keys, units = jax.random.split(jax.random.key(0), 400), 12 if side else 5
+    shuffle = jax.vmap(lambda key, mask: prune.shuffle(key, mask, granularity), (0, None))
+    shuffled = np.asarray(shuffle(keys, {"w": mask})["w"])
+    degrees = np.array([structure.outgoing(m, 12) if side else structure.incoming(m) for m in shuffled])
+    how: dict[str, Any] = {"granularity": granularity, "inputs": side}
+    shares = np.bincount(degrees.ravel(), minlength=13) / degrees.size
+    np.testing.assert_allclose(structure.by_chance(mask, units, range(13), **how), shares, atol=0.02)
+    variance = structure.variance_by_chance(mask, units, **how)
+    assert variance == pytest.approx(degrees.var(), rel=0.05, abs=1e-9)
+
+
+def survivors(granularity: str, masks: dict[str, np.ndarray]) -> Any:
+    """What two figures read of a run of one ticket, which has these masks."""
+    row = SimpleNamespace(arm="ticket", seed=0, repeat=1, level=1, density=0.5, chain="rewind-0")
+    return SimpleNamespace(
+        heading="", chain="rewind-0", levels={1: 0.5}, shown_level=1, granularity=granularity, ends=None,
+        rows=[row], tickets=[row], mask=lambda _: masks,
+    )  # fmt: skip
+
+
+def test_units_that_are_pruned_whole_are_no_finding_about_the_ticket() -> None:
+    """Half of the units of both hidden layers are pruned whole, as in every mask of the study's kind."""
+    masks = {"fc1/kernel": np.ones((8, 6), bool), "output/kernel": np.ones((6, 4), bool)}
+    masks["fc1/kernel"][:, ::2] = False
+    of = survivors("unit-l1", masks)
+    (dead,) = table.dead_units(of)
+    assert dead.either_share_by_chance == dead.either / dead.units == 0.5
+    assert table.degrees(of)[1] == {
+        ("fc1", "output units"): [1.0], ("fc1", "input units"): [],
+        ("output", "output units"): [], ("output", "input units"): [],
+    }  # fmt: skip
+    found = table.degrees(of), table.dead_units(of)
+    captions = figures._degrees(of, found[0])[1], figures._dead_units(of, found[1])[1]
+    said = "exactly (shuffled are whole units, as the study prunes these)"
+    assert all(said in caption for caption in captions)
+    of.granularity = "weight"
+    assert "exactly (hypergeometric)" in figures._degrees(of, found[0])[1]
+
+
+def test_degrees_have_a_legend_where_the_last_layer_is_whole() -> None:
+    masks = {"fc1/kernel": np.arange(48).reshape(8, 6) % 5 < 2, "output/kernel": np.ones((6, 4), bool)}
+    of = survivors("weight", masks)
+    figure = figures._degrees(of, table.degrees(of))[0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ticket", "shuffled"]
 
 
 def test_pixels_and_rings_by_hand() -> None:

@@ -311,7 +311,7 @@ def section(options: Options) -> Section:
     for ledger in found:
         values = value_table(judge(measured, ledger))
         other = [one.name for one in settings.compared(measured, ledger) if not one.same]
-        beside = f" (with another {', '.join(other)})" if other else ""
+        beside = f" (other settings: {', '.join(other)})" if other else ""
         made += [setting_table(measured, ledger), values._replace(title=f"Values: {ledger.name}{beside}")]
     return Section("conform", "Beside published values", tables=made, remark=REMARK)
 

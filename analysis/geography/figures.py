@@ -42,6 +42,8 @@ def drawn(found: Mapping[str, Any]) -> list[Drawn]:
         "and overlap of two seeds' readers of an input less that of readers drawn at random, mean over "
         "pairs; grey: no pair reads it."
     )
+    overlaps += draw.left_out(len({row.level for row in rows}), _MOST_LEVELS, "levels")
+    maps += draw.left_out(len({row.level for row in inputs}), _MOST_LEVELS, "levels")
     return [
         Drawn("geography_overlap", "Are tickets the same?", _overlaps(rows), overlaps,
               (OverlapRow._fields, rows)),

@@ -43,6 +43,7 @@ _CHANCE = "#444444"
 def drawn(found: Loaded) -> list[Drawn]:
     """The figures, with their captions."""
     rows, trials, _, density = found
+    more = draw.left_out(len({row.level for row in rows}), _PANELS, "levels")
     of_bars = (
         "AUROC within layers, and precision at the mask's own number of weights over its density, each "
         "averaged over the layers; one panel a level. Points are seeds, bars their mean, lines the 95 % "
@@ -65,11 +66,12 @@ def drawn(found: Loaded) -> list[Drawn]:
     )
     start = (Scored._fields, [row for row in rows if row.step == 0])
     title = "How well scores at initialisation find the ticket's mask"
-    made = [Drawn("predict_bars", title, _bars(rows, density), of_bars, start)]
+    made = [Drawn("predict_bars", title, _bars(rows, density), of_bars + more, start)]
     means = (Scored._fields, [row for row in rows if row.layer == MEAN])
     title = "When in training the ticket's mask becomes predictable"
-    made.append(Drawn("predict_curve", title, _curve(rows, density), of_curve, means))
-    if any(trial.mask == PREDICTED for trial in trials):
+    made.append(Drawn("predict_curve", title, _curve(rows, density), of_curve + more, means))
+    if of_predicted := {trial.level for trial in trials if trial.mask == PREDICTED}:
+        of_functional += draw.left_out(len(of_predicted), _PANELS, "levels")
         title, worth = "What predicted masks are worth, trained", _functional(trials, density)
         made.append(Drawn("predict_functional", title, worth, of_functional, (Trial._fields, trials)))
     return made

@@ -107,7 +107,7 @@ def notes(
     """Sentences for a reader of the rows, from level -> seeds and the paths of all prunable leaves."""
     made = []
     if granularity != "weight":
-        what = "the weights of every N:M group" if ":" in granularity else "whole units"
+        what = words.parts(granularity)
         made.append(
             f"prune.granularity is {granularity}: the null shuffles {what}; predicted masks and their "
             "shuffled twins are of single weights."

@@ -223,17 +223,24 @@ def _degrees(of: Survivors, found: tuple[list[table.Degree], table.Ratios]) -> _
     for axes in panels[-1]:
         axes.set_xlabel("surviving weights of a unit")
     figure.supylabel("units with at most so many (%)", fontsize=10)
-    draw.legend_below(figure, panels[-1][0])
+    draw.legend_below(figure, *panels.ravel())
     seeds = words.seeds(len(select(of.tickets, level=level)))
     caption = (
         f"Share of units with at most so many surviving weights at level {level} ({of.chain}; "
         f"{seeds} pooled): left the weights into a layer's output units (filters), right "
         "those out of its input units (channels). The dashed line is what shuffling the mask within its "
-        "layer gives, exactly (hypergeometric). Where the ticket's is flatter, it crowds survivors on some "
-        "units and starves others; the number is its variance over units, as a multiple of a shuffled "
-        "mask's (mean over seeds; of few units it is noisy)."
+        f"layer gives, exactly ({_shuffled(of) or 'hypergeometric'}). Where the ticket's is flatter, it "
+        "crowds survivors on some units and starves others; the number is its variance over units, as a "
+        "multiple of a shuffled mask's (mean over seeds; of few units it is noisy)."
     )
     return figure, caption, table.Degree._fields, rows
+
+
+def _shuffled(of: Survivors) -> str:
+    """What is shuffled where it is not single weights."""
+    if of.granularity == "weight":
+        return ""
+    return f"shuffled are {words.parts(of.granularity)}, as the study prunes these"
 
 
 def _dead_units(of: Survivors, rows: Sequence[table.DeadUnits]) -> _Made:
@@ -266,7 +273,10 @@ def _dead_units(of: Survivors, rows: Sequence[table.DeadUnits]) -> _Made:
         axes.set_xlabel("weights left (%, log scale)")
     figure.supylabel("units cut off (%)", fontsize=10)
     draw.legend_below(figure, panels[0])
-    against = "a mask shuffled within its layers, exactly" if alone else "the random mask of the arm random"
+    against = "the random mask of the arm random"
+    if alone:
+        how = f" ({_shuffled(of)})" if _shuffled(of) else ""
+        against = f"a mask shuffled within its layers, exactly{how}"
     caption = (
         "Share of a hidden layer's units (filters) with no surviving weight in, or none out, in the ticket "
         f"({of.chain}), against {against}. {_POINTS} (repeats averaged). Such units could be removed "

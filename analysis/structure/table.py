@@ -109,6 +109,7 @@ class Survivors:
         chain: the first chain that has a ticket among them; "" if none has.
         tickets, levels: the tickets of the chain, and level -> their mean density.
         shown_level: the level of figures that show one; 0 if there is no ticket.
+        granularity: what the run prunes by, as in `config.Prune`.
         heading: what the run trains.
         shape: (height, width, channels) of an image.
     """
@@ -121,6 +122,7 @@ class Survivors:
         self.chain = next(led, "")
         self.tickets = select(self.rows, chain=self.chain, arm=TICKET)
         self.levels, self.heading = densities(self.tickets), words.title(run.about)
+        self.granularity = run.study.prune.granularity
         self.shown_level = nearest(self.levels, _SHOWN) if self.levels else 0
         height, width, channels = run.about["data"]["shape"]
         self.shape = (height, width, channels)
@@ -205,9 +207,12 @@ def degrees(of: Survivors) -> tuple[list[Degree], Ratios]:
     ratios: Ratios = {}
     for row in select(of.tickets, level=of.shown_level):
         for path, leaf in of.mask(row).items():
-            for side, found in structure.by_side(leaf).items():
-                rows += [Degree(row.seed, layer(path), side, *n) for n in structure.degrees(found, leaf)]
-                expected = structure.variance_by_chance(leaf, len(found))
+            for place, (side, found) in enumerate(structure.by_side(leaf).items()):
+                how: dict[str, Any] = {"granularity": of.granularity, "inputs": place == 1}
+                rows += [
+                    Degree(row.seed, layer(path), side, *n) for n in structure.degrees(found, leaf, **how)
+                ]
+                expected = structure.variance_by_chance(leaf, len(found), **how)
                 ratio = [float(found.var() / expected)] if expected else []
                 ratios.setdefault((layer(path), side), []).extend(ratio)
     return rows, ratios
@@ -218,7 +223,7 @@ def dead_units(of: Survivors) -> list[DeadUnits]:
     rows = []
     for row in [*select(of.rows, chain=of.chain, arm="random"), *of.tickets]:
         place, mask = (row.arm, row.seed, row.repeat, row.level, row.density), of.mask(row)
-        chance = structure.dead_by_chance(mask, of.ends)
+        chance = structure.dead_by_chance(mask, of.ends, of.granularity)
         for path, units in structure.dead(mask, of.ends).items():
             rows.append(DeadUnits(*place, layer(path), *units, chance[path]))
     return rows

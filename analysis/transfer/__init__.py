@@ -19,19 +19,20 @@ With --permuted a mask goes to another seed with its units in the order of that 
     OUT/transfer/transfer.csv, transfer_matrix.*                the targets of the last call together
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from lthjax import imp
 from lthjax.measures import stats
 from lthjax.measures.transfer_arms import CARRIED, MOVED, PERMUTED
 
-from .. import record, words
-from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, everywhere, named
+from .. import ends, record, words
+from ..claims import NON_INFERIOR, SAME, SUPERIOR, At, beside, everywhere, named
 from ..page import Link, Section
-from ..record import Analysis, Finding, untested
+from ..record import Analysis, Finding, settled, untested
 from ..rows import TICKET, grouped, images_of
 from ..run import Run
 from . import figures
-from .table import PAIRS, Difference, TransferRow, chain_words, differences, load, names
+from .table import CONTROLS, PAIRS, Difference, TransferRow, chain_words, differences, load, names
 from .work import Options, build
 
 __all__ = [
@@ -44,6 +45,8 @@ _CLAIMS: dict[str, tuple[str, float | None]] = {
     TICKET: (f"Tickets moved here are within {MARGIN:g} points of the run's own", MARGIN),
     "shuffled": ("Tickets moved here beat the same masks shuffled within layers", None),
 }
+_PLACE = ("source", "pair", "chain")
+_WHERE, _FORM, _UNIT = Link("transfer", "#transfer"), "+.2f", " pp"
 _MATCHED = "Tickets moved here are better where their units are matched first"
 _ALONG = {CARRIED: ", its initial values carried along", PERMUTED: ", units matched"}
 _OWN_WEIGHTS = (
@@ -63,56 +66,95 @@ def findings(run: Run, rows: Sequence[TransferRow] | None) -> list[Finding]:
     """Whether tickets moved to a run are as good as its own, and better than the same masks shuffled.
 
     A claim is one about every level that was moved; its estimate is that of the worst. That about own tickets
-    leaves out levels at whose density the run has none.
+    leaves out levels at whose density the run has none, and says which controls pass the same test; the other
+    says whether the shuffled masks are still learning.
     """
     # A run's own ticket on its own seed is the ticket again.
-    every = differences(rows or (), images={run.name: images_of(run.about)})
+    images = {run.name: images_of(run.about)}
+    every = differences(rows or (), images=images)
     moved = [one for one in every if (one.source, one.pair) != (run.name, "same")]
     if not moved:
         command = words.command("transfer", "--from", "RUN", "--to", run.path)
         none = "no ticket was moved here"
         return [untested(claim, none, command) for claim, _ in _CLAIMS.values()]
     said, chains, found = names([run]), chain_words(rows or ()), []
-    for (source, pair, chain, arm), own in grouped(moved, "source", "pair", "chain", "arm").items():
+    to_own = differences(rows or (), (TICKET,), images, CONTROLS)
+    controls = {place: grouped(of, "arm") for place, of in grouped(to_own, *_PLACE).items()}
+    cells = grouped(rows or (), *_PLACE, "arm")
+    for (source, pair, chain, arm), own in grouped(moved, *_PLACE, "arm").items():
         levels, where = grouped(own, "other"), f"from {said[source]}, {PAIRS[pair]}{chains[chain]}"
         for other, (claim, margin) in _CLAIMS.items():
             if other in levels:
                 what = f"{claim}: {where}{_ALONG.get(arm, '')}"
-                near = [of for of in levels[other] if other != TICKET or not of.far]
-                far = [of for of in levels[other] if of not in near]
-                one = _finding(what, near, margin, far)
-                mixed = (arm, other) == (CARRIED, "shuffled")
-                found.append(one._replace(beside=_OWN_WEIGHTS) if mixed else one)
+                if margin is not None:
+                    beside_own = controls.get((source, pair, chain), {})
+                    found.append(_near_own(what, levels[other], margin, beside_own))
+                else:
+                    mixed = _OWN_WEIGHTS if (arm, other) == (CARRIED, "shuffled") else ""
+                    learning = _learning(run, levels[other], cells[source, pair, chain, other])
+                    told = "; ".join(filter(None, (mixed, learning)))
+                    found.append(_finding(what, levels[other], None)._replace(beside=told))
         # It is trained where it is asked for only.
         if arm == PERMUTED and MOVED in levels:
-            found.append(_finding(f"{_MATCHED}: {where}", levels[MOVED], None))
+            learning = _learning(run, levels[MOVED], cells[source, pair, chain, MOVED])
+            found.append(_finding(f"{_MATCHED}: {where}", levels[MOVED], None)._replace(beside=learning))
     return found
 
 
-def _finding(
-    claim: str, levels: Sequence[Difference], margin: float | None, far: Sequence[Difference] = ()
+def _near_own(
+    claim: str, levels: Sequence[Difference], margin: float, controls: Mapping[str, Sequence[Difference]]
 ) -> Finding:
-    """A claim about the levels; of those that are `far` it says that no own ticket has their density."""
+    """The claim that moved tickets are as good as own ones; the same of controls, and what is left out.
+
+    Left out are levels at whose density there is no own ticket.
+    """
+    near = [one for one in levels if not one.far]
     apart = "; ".join(
         f"{words.share(one.density)} of weights, the nearest own ticket has {words.share(one.other_density)}"
-        for one in far
+        for one in levels
+        if one.far
     )
-    where, none = Link("transfer", "#transfer"), f"no own ticket of that density (moved: {apart})"
-    if not levels:
-        return untested(claim, none, where)
+    none = f"no own ticket of that density (moved: {apart})"
+    if not near:
+        return untested(claim, none, _WHERE)
+    found, tested = _finding(claim, near, margin), [one.level for one in near]
+    judged = {
+        arm: everywhere([_tried(one, margin) for one in there])
+        for arm in CONTROLS
+        if (there := [one for one in controls.get(arm, ()) if one.level in tested and not one.far])
+    }
+    said = beside(settled(found).outcome, judged, _FORM, _UNIT, levels=len(near))
+    return found._replace(beside="; ".join(filter(None, (f"left out: {none}" if apart else "", said))))
 
-    def tried(one: Difference) -> At:
-        place = f"at {words.share(one.density)} of weights"
-        if margin is not None:
-            return At(place, stats.noninferior(one.values, margin, floor=one.floor))
-        better = stats.verdict(one.values, floor=one.floor)
-        return At(place, better, stats.equivalent(one.values, SAME, floor=one.floor))
 
-    tested = everywhere([tried(one) for one in levels])
+def _learning(run: Run, gaps: Sequence[Difference], rows: Sequence[TransferRow]) -> str:
+    """What is said of a gap to an arm, of these rows, that is behind and still learning."""
+    if not any(gap.interval.mean > 0 for gap in gaps):
+        return ""
+    end, levels = ends.total(run.about, run.rows), {gap.level for gap in gaps}
+    # Tables of earlier versions do not name the chain.
+    trained = [
+        ends.Ended(end - (imp.rewind_of(row.chain) if row.chain else 0), row.early_stop_step)
+        for row in rows
+        if row.level in levels
+    ]
+    return ends.mark(trained, rows[0].arm, end, ends.spacing(run.about))
+
+
+def _finding(claim: str, levels: Sequence[Difference], margin: float | None) -> Finding:
+    """A claim about the levels: that the loss is below a margin, or that the difference is above 0."""
+    tested = everywhere([_tried(one, margin) for one in levels])
     n = min(len(one.values) for one in levels)
     test = named(tested, SUPERIOR if margin is None else f"{NON_INFERIOR}, margin {margin:g} pp")
-    beside = f"left out: {none}" if far else ""
-    return Finding(claim, tested.outcome, tested.said("+.2f", " pp"), n, where, test, beside)
+    return Finding(claim, tested.outcome, tested.said(_FORM, _UNIT), n, _WHERE, test)
+
+
+def _tried(one: Difference, margin: float | None) -> At:
+    place = f"at {words.share(one.density)} of weights"
+    if margin is not None:
+        return At(place, stats.noninferior(one.values, margin, floor=one.floor))
+    better = stats.verdict(one.values, floor=one.floor)
+    return At(place, better, stats.equivalent(one.values, SAME, floor=one.floor))
 
 
 # It reads several runs, so its command is one of its own: see `__main__`.

@@ -1,6 +1,7 @@
 """The figures of moved tickets: sources × targets, and the arms of a target."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -23,8 +24,8 @@ from .table import AGAINST, ORDER, PAIRS, Difference, TransferRow, chain_words, 
 _Intervals = Mapping[tuple[str, str], Interval]
 # Arm of a line of panels, in its titles.
 _SAID = {MOVED: "moved", CARRIED: "moved with init", PERMUTED: "moved, units matched"}
-# Panels, or lines of panels, that a figure has at most.
-_MOST = 6
+# Panels, or lines of panels, that a figure has at most; letters of a line of a title that fits a panel.
+_MOST, _FITTING = 6, 40
 # Arm -> colour, marker, label.
 _LOOKS: dict[str, tuple[str, str, str]] = {
     DENSE: (draw.look(DENSE)[0], "_", "dense"),
@@ -57,17 +58,17 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mapping
     most = max((abs(one.interval.mean) for one in found if one.other in AGAINST), default=0.0) or 1.0
     # Where every training diverged there is no line; the panels stay empty.
     count = max(len(lines), 1)
-    size = (6.0 + 3.2 * len(targets), 0.6 + (1.4 + 0.85 * len(sources)) * count)
+    size = (6.0 + 3.2 * len(targets), 0.6 + (1.7 + 0.85 * len(sources)) * count)
     figure = Figure(figsize=size, layout="constrained")
     grid, image = figure.subplots(count, 2, squeeze=False), None
     for panels, ((pair, arm, level, chain), own) in zip(grid, lines, strict=False):
-        left = [one.density for one in own if one.other in AGAINST]
-        share = words.share(float(np.mean(left)) if left else math.nan)
+        known = [one.density for one in own if one.other in AGAINST]
+        share = words.share(float(np.mean(known)) if known else math.nan)
         for axes, (other, against) in zip(panels, AGAINST.items(), strict=True):
             shown = {(one.source, one.target): one.interval for one in own if one.other == other}
             image = _heat(axes, shown, (sources, targets), most)
-            title = f"{_SAID[arm]} − {against}\nlevel {level}, {share} of weights, {PAIRS[pair]}{chain}"
-            axes.set_title(title, loc="left", fontsize=9)
+            left = f"level {level}, {share} of weights"
+            _title(axes, f"{_SAID[arm]} − {against}", left, f"{PAIRS[pair]}{chain}")
             axes.set_xticks(range(len(targets)), [_broken(said.get(t, t)) for t in targets], fontsize=8)
             labels = [_broken(said.get(s, s)) for s in sources] if axes is panels[0] else []
             axes.set_yticks(range(len(labels)), labels, fontsize=8)
@@ -81,7 +82,8 @@ def matrix(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mapping
         "density, and of the same masks shuffled within layers, which have the densities of their layers "
         "alone and are always on the target's own weights. "
         f"Mean over the target's seeds with its 95 % interval, paired, {FLOORED}; grey: not "
-        "moved, or with init the same as without. " + " ".join(notes(rows))
+        f"moved, or with init the same as without.{draw.left_out(len(by_line), _MOST, 'lines of panels')} "
+        + " ".join(notes(rows))
     )
     data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]
     return Drawn("transfer_matrix", "Tickets elsewhere", figure, caption.strip(), data)
@@ -103,6 +105,12 @@ def _heat(axes: Axes, own: _Intervals, ends: Sequence[list[str]], most: float) -
     return image
 
 
+def _title(axes: Axes, *lines: str) -> None:
+    """The title of a panel, with its lines broken where they would reach into the next panel."""
+    broken = (textwrap.fill(line, _FITTING, break_on_hyphens=False) for line in lines)
+    axes.set_title("\n".join(broken), loc="left", fontsize=8)
+
+
 def _broken(text: str) -> str:
     """A run's words in lines."""
     return text.replace(", ", "\n").replace(" on ", "\non ")
@@ -119,7 +127,8 @@ def permuted(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mappi
     found = [one for one in differences(rows, images=images) if (one.arm, one.other) in shown]
     both = {(*one[:4], one.chain) for one in found if one.other == MOVED}
     found = [one for one in found if (*one[:4], one.chain) in both]
-    places = draw.thinned([*grouped(found, "source", "pair", "chain").items()], _MOST)
+    by_place = grouped(found, "source", "pair", "chain")
+    places = draw.thinned([*by_place.items()], _MOST)
     if not places:
         return []
     names = ("matched −\nunmatched", "matched −\nown ticket", "unmatched −\nown ticket")
@@ -137,18 +146,19 @@ def permuted(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mappi
                 first = label if one is of_level[0] else None
                 draw.dots(axes, at, one.values, one.interval, look, beside=0.07, label=first)
         axes.axhline(0, **draw.CHANCE)
-        title = f"from {said.get(source, source)}\n{PAIRS[pair]}{chains[chain]}"
-        axes.set_title(title, loc="left", fontsize=8)
+        _title(axes, f"from {said.get(source, source)}", f"{PAIRS[pair]}{chains[chain]}")
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.legend(fontsize=7)
         axes.grid(axis="x", visible=False)
     figure.supylabel("difference in test accuracy (pp)", fontsize=10)
+    deep = max(len({one.level for one in own}) for own in by_place.values())
     caption = (
         "Masks moved to another seed, with their units matched first or as they are: the order of the units "
         "is that in which the source's dense network comes nearest to the target's (Git Re-Basin). Small "
         "points are seeds of the target, large ones their mean, lines its 95 % interval (of three seeds or "
         f"more), {FLOORED}. Above 0 on the left matching helped; on the right is what is lost "
-        "without it. " + " ".join(notes(rows))
+        f"without it.{draw.left_out(len(by_place), _MOST, 'panels')}{draw.left_out(deep, _MOST, 'levels')} "
+        + " ".join(notes(rows))
     )
     data = (*Difference._fields[:-1], *Interval._fields), [(*one[:-1], *one.interval) for one in found]
     return [Drawn("transfer_permuted", "Moved masks with their units matched", figure, caption.strip(), data)]
@@ -157,7 +167,8 @@ def permuted(rows: Sequence[TransferRow], said: Mapping[str, str], images: Mappi
 @matplotlib.rc_context(draw.STYLE)
 def arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
     """Test accuracy of one target's arms: a panel for every source, pairing, level and chain, at most six."""
-    places = draw.thinned([*grouped(rows, "source", "pair", "level", "chain").items()], _MOST)
+    by_place = grouped(rows, "source", "pair", "level", "chain")
+    places = draw.thinned([*by_place.items()], _MOST)
     chains = chain_words(rows)
     names = [arm for arm in ORDER if any(row.arm == arm for row in rows)]
     columns = min(len(places), 3)
@@ -173,9 +184,8 @@ def arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
             if of:
                 draw.dots(axes, at, list(of.values()), mean_accuracy(of), _LOOKS[arm][:2], beside=0.2)
         share = words.share(float(np.mean([row.density for row in own if row.arm in ARMS])))
-        paired = f"{PAIRS[pair]}{chains[chain]}"
-        title = f"from {said.get(source, source)}\nlevel {level}, {share} of weights, {paired}"
-        axes.set_title(title, loc="left", fontsize=8)
+        left, paired = f"level {level}, {share} of weights", f"{PAIRS[pair]}{chains[chain]}"
+        _title(axes, f"from {said.get(source, source)}", left, paired)
         axes.set_xticks(range(len(names)), [_LOOKS[arm][2] for arm in names], fontsize=7)
         axes.tick_params(labelbottom=True)
         axes.set_xlim(-0.6, len(names) - 0.4)
@@ -185,7 +195,8 @@ def arms(rows: Sequence[TransferRow], said: Mapping[str, str]) -> Drawn:
         "Test accuracy at the end of training of every arm: the target's dense network and own ticket, the "
         "moved mask, and its controls. Small points are seeds, large ones their mean, lines its 95 % "
         "interval (of three seeds or more). There is no `transferred_init` where it is `transferred` bit for "
-        "bit, because the initial weights are shared. " + " ".join(notes(rows))
+        f"bit, because the initial weights are shared.{draw.left_out(len(by_place), _MOST, 'panels')} "
+        + " ".join(notes(rows))
     )
     header = ("source", "pair", "level", "chain", "arm", "seed", "test_accuracy")
     data = header, [tuple(getattr(row, name) for name in header) for row in rows]

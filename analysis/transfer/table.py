@@ -23,6 +23,8 @@ Pair = Literal["same", "other"]
 PAIRS: dict[Pair, str] = {"same": "mask of the same seed", "other": "mask of another seed"}
 # In tables and figures, from left to right.
 ORDER = (DENSE, TICKET, *ARMS)
+# Controls of a moved ticket: its weights or its mask are chance's.
+CONTROLS = ("transferred_reinit", "shuffled", "random_uniform")
 # What a moved ticket is compared with.
 AGAINST = {TICKET: "the target's own ticket", "shuffled": "the mask shuffled within layers"}
 # A ticket whose density is further off than this factor is no measure of a moved one.
@@ -75,8 +77,8 @@ class Difference(NamedTuple):
     Attributes:
         source, target, pair, level: as in `TransferRow`.
         density: mean over the moved masks.
-        arm, other: "transferred", "transferred_init" or "transferred_permuted", and the arm that is
-            subtracted; "transferred" is subtracted from the permuted one alone.
+        arm, other: "transferred", "transferred_init" or "transferred_permuted" (or a control), and the arm
+            that is subtracted; "transferred" is subtracted from the permuted one alone.
         values: percentage points, one a seed of the target.
         floor: the least standard deviation of a value, as `analysis.differences.floor`.
         chain: as in `TransferRow`.
@@ -141,21 +143,23 @@ def differences(
     rows: Iterable[TransferRow],
     others: Sequence[str] = (*AGAINST, DENSE),
     images: Mapping[str, int] = MappingProxyType({}),
+    of: Sequence[str] = (MOVED, CARRIED, PERMUTED),
 ) -> list[Difference]:
     """Moved ticket − other for every source, target, pairing, level and chain, paired by the target's seeds.
 
-    `images` of a target's test set give the floor of the spread; a target that it lacks has none.
+    `images` of a target's test set give the floor of the spread; a target that it lacks has none. From the
+    arms `of` the others are subtracted.
     """
     found = []
     places = grouped(rows, "source", "target", "pair", "level", "chain")
     for (source, target, pair, level, chain), own in places.items():
         arms = grouped((row for row in own if row.status != LEFT_OUT), "arm")
-        pairs = [*itertools.product((MOVED, CARRIED, PERMUTED), others), (PERMUTED, MOVED)]
+        pairs = [*itertools.product(of, others), (PERMUTED, MOVED)]
         for arm, other in pairs:
             ours, theirs = arms.get(arm, []), arms.get(other, [])
             both = accuracies(ours), accuracies(theirs)
             if values := paired(*both):
-                density, beside = (float(np.mean([row.density for row in of])) for of in (ours, theirs))
+                density, beside = (float(np.mean([row.density for row in side])) for side in (ours, theirs))
                 place = (source, target, pair, level, density)
                 least = floor(*both, images.get(target, 0))
                 found.append(Difference(*place, arm, other, values, least, chain, beside))

@@ -28,7 +28,7 @@ from lthjax.measures.transfer_arms import (
     moved_mask,
     partner,
 )
-from lthjax.models import INITS
+from lthjax.models import INITS, Model
 from lthjax.study import Watch
 from lthjax.training.job import Job
 
@@ -251,6 +251,21 @@ def _fill(work: Work, own: Tickets, chosen: Sequence[Move], arms: Sequence[str])
             work.write(store, cell, job, trained, made_from)
 
 
+def made_otherwise(
+    networks: tuple[Model, Model], inits: Sequence[str], granularity: str
+) -> dict[str, dict[str, Any]]:
+    """What tells an arm's cells from those that earlier versions made otherwise, which are trained again.
+
+    They scaled carried values as Glorot's, whatever the networks were drawn by. They shuffled single weights
+    whatever the source prunes, and later N:M patterns by single weights wherever any layer has another shape.
+    """
+    other = any(network.fans is not INITS["glorot"].fans for network in networks)
+    shuffled: dict[str, Any] = {"granularity": granularity} if granularity != "weight" else {}
+    if ":" in granularity and not transfer.same_shapes(*networks):
+        shuffled["by_layer"] = True
+    return {CARRIED: {"inits": [*inits]} if other else {}, "shuffled": shuffled}
+
+
 def _missing(
     work: Work, own: Tickets, move: Move, store: Store, arms: Sequence[str]
 ) -> Iterator[tuple[Cell, Job, dict[str, Any]]]:
@@ -266,15 +281,8 @@ def _missing(
         "own_level": move.own_level,
         "shared_init": transfer.same_initial(*networks, theirs, initial.params),
     }
-    # Earlier versions scaled carried values as Glorot's, whatever the networks were drawn by.
-    scaled = {"inits": [run.study.init for run in (source, work.run)]}
-    other = any(network.fans is not INITS["glorot"].fans for network in networks)
-    # Earlier versions shuffled single weights, whatever the source prunes.
     granularity = source.study.prune.granularity
-    more: dict[str, dict[str, Any]] = {
-        CARRIED: scaled if other else {},
-        "shuffled": {"granularity": granularity} if granularity != "weight" else {},
-    }
+    more = made_otherwise(networks, [run.study.init for run in (source, work.run)], granularity)
     made = {arm: made_from | more.get(arm, {}) for arm in arms}
     cells = [Cell(move.seed, own.chain, move.level, arm) for arm in arms]
     absent = [c for c in cells if not (store.has(c) and store.result(c).get("made_from") == made[c.arm])]

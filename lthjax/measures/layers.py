@@ -65,6 +65,14 @@ def by_number(layers: Layers) -> Layers:
     return {path: layers[path] for path in sorted(layers, key=place)}
 
 
+def patterned(mask: np.ndarray, granularity: str) -> bool:
+    """Whether every group of a layer's mask has N of M weights; False of other granularities than "N:M"."""
+    pattern, leaf = pattern_of(granularity), jnp.asarray(mask)
+    if pattern is None or not fits(leaf, pattern[1]):
+        return False
+    return bool((grouped(leaf, pattern[1]).sum(-1) == pattern[0]).all())
+
+
 def shuffled(
     generator: np.random.Generator, *of: Sequence[np.ndarray], granularity: str = "weight"
 ) -> tuple[list[np.ndarray], ...]:

@@ -1,8 +1,9 @@
 """Statistics of a mask: units, filters, input pixels and signs, and the same by chance.
 
-By chance means: the mask is shuffled within its layer, so that the layer keeps its density. Masks and weights
-are `Layers`: the prunable kernels by path, in the order of the network. Kernels are [inputs, units] or, for a
-convolution, [height, width, channels, filters].
+By chance means: the mask is shuffled within its layer, so that the layer keeps its density; as whole units or
+within N:M groups where those were pruned. Masks and weights are `Layers`: the prunable kernels by path, in
+the order of the network. Kernels are [inputs, units] or, for a convolution, [height, width, channels,
+filters].
 
     from lthjax.measures import layers, structure
 
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from lthjax.measures.layers import Layers
+from lthjax.measures.layers import Layers, patterned
 from lthjax.measures.wiring import FIXED
 
 Ends = Mapping[str, tuple[int, int]]
@@ -123,16 +124,19 @@ def dead(mask: Layers, ends: Ends | None = None) -> dict[str, Dead]:
     return found
 
 
-def dead_by_chance(mask: Layers, ends: Ends | None = None) -> dict[str, float]:
-    """The expected share of dead units of every hidden layer by chance; arguments as for `dead`.
+def dead_by_chance(mask: Layers, ends: Ends | None = None, granularity: str = "weight") -> dict[str, float]:
+    """The expected share of dead units of every hidden layer by chance; arguments as for `dead`, `by_chance`.
 
-    Of n weights k survive. The d weights of one unit are all pruned with probability C(n − d, k) / C(n, k).
-    The shuffles of two layers are independent.
+    Of n weights k survive. The d weights of one unit are all pruned with probability C(n − d, k) / C(n, k) if
+    single weights are shuffled, else see `by_chance`. The shuffles of two layers are independent.
     """
     found = {}
     for path, *sides in _hidden(mask, ends):
         units = mask[path].shape[-1]
-        cut = [[float(by_chance(mask[one], units, [0])[0]) for one in side] for side in sides]
+        cut = [
+            [float(by_chance(mask[one], units, [0], granularity, inputs=inputs)[0]) for one in side]
+            for side, inputs in zip(sides, (False, True), strict=True)
+        ]
         alive = [1 - math.prod(side) for side in cut]
         found[path] = 1 - alive[0] * alive[1]
     return found
@@ -149,43 +153,77 @@ def _hidden(mask: Layers, ends: Ends | None) -> list[tuple[str, list[str], list[
     return [(paths[0], paths, read[group]) for group, paths in into.items() if group != FIXED]
 
 
-def by_chance(mask: np.ndarray, units: int, survivors: Sequence[int]) -> np.ndarray:
-    """The probability of a number of survivors of one unit by chance: hypergeometric.
+def by_chance(
+    mask: np.ndarray,
+    units: int,
+    survivors: Sequence[int],
+    granularity: str = "weight",
+    *,
+    inputs: bool = False,
+) -> np.ndarray:
+    """The probability of a number of survivors of one unit by chance.
+
+    Of single weights it is hypergeometric. Shuffled as whole units, or within N:M groups, which lie in one
+    unit each, a mask keeps its distribution. Only the weights out of an input change: each stays in its N:M
+    group with probability N / M, which gives a binomial.
 
     Args:
         mask: bool, mask of a layer.
         units: number of units, inputs or outputs, among which the weights are divided equally.
         survivors: numbers of survivors of a unit.
+        granularity: what the mask was pruned by, as for `prune.shuffle`, and is shuffled by.
+        inputs: whether the units are inputs of the layer.
 
     Returns:
         float [len(survivors)], probabilities.
     """
-    return stats.hypergeom.pmf(survivors, mask.size, int(mask.sum()), mask.size // units)
+    fan, fixed = mask.size // units, _fixed(mask, units, granularity, inputs)
+    if fixed is not None:
+        return (fixed[:, None] == np.asarray(survivors)).mean(0)
+    if granularity != "weight":
+        return stats.binom.pmf(survivors, fan, mask.mean())
+    return stats.hypergeom.pmf(survivors, mask.size, int(mask.sum()), fan)
 
 
-def variance_by_chance(mask: np.ndarray, units: int) -> float:
+def variance_by_chance(
+    mask: np.ndarray, units: int, granularity: str = "weight", *, inputs: bool = False
+) -> float:
     """The variance of the survivors of one unit by chance; arguments as for `by_chance`."""
     n, fan, share = mask.size, mask.size // units, float(mask.mean())
-    return fan * share * (1 - share) * (n - fan) / max(n - 1, 1)
+    fixed = _fixed(mask, units, granularity, inputs)
+    if fixed is not None:
+        return float(fixed.var())
+    drawn = fan * share * (1 - share)
+    return drawn if granularity != "weight" else drawn * (n - fan) / max(n - 1, 1)
 
 
-def degrees(survivors: np.ndarray, mask: np.ndarray) -> list[tuple[int, int, float]]:
+def _fixed(mask: np.ndarray, units: int, granularity: str, inputs: bool) -> np.ndarray | None:
+    """The survivors of every unit, int [units], where shuffling keeps their distribution; else None."""
+    if granularity == "weight" or (inputs and patterned(mask, granularity)):
+        return None
+    return outgoing(mask, units) if inputs else incoming(mask)
+
+
+def degrees(
+    survivors: np.ndarray, mask: np.ndarray, granularity: str = "weight", *, inputs: bool = False
+) -> list[tuple[int, int, float]]:
     """The distribution of survivors over units, observed and expected by chance.
 
     Args:
         survivors: int [units], per unit: `incoming` or `outgoing` of the mask.
         mask: bool, mask of the layer.
+        granularity, inputs: as for `by_chance`.
 
     Returns:
         (survivors, units, expected units), over the range outside of which both numbers are negligible.
     """
     units = len(survivors)
-    far = 4 * variance_by_chance(mask, units) ** 0.5
+    far = 4 * variance_by_chance(mask, units, granularity, inputs=inputs) ** 0.5
     low = max(0, min(int(survivors.min()), int(survivors.mean() - far)))
     high = min(mask.size // units, max(int(survivors.max()), int(survivors.mean() + far) + 1))
     counts = range(low, high + 1)
     found = np.bincount(survivors, minlength=high + 1)
-    expected = units * by_chance(mask, units, counts)
+    expected = units * by_chance(mask, units, counts, granularity, inputs=inputs)
     return [(k, int(found[k]), float(n)) for k, n in zip(counts, expected, strict=True)]
 
 

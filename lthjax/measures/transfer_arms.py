@@ -1,6 +1,7 @@
 """A moved ticket and its controls: the mask and start weights of each arm, one row of `ARMS` per arm."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 from lthjax import prune
 from lthjax.errors import UserError
-from lthjax.measures import geography, transfer, wiring
+from lthjax.measures import geography, layers, transfer, wiring
 from lthjax.models import Model, Variables
 
 PyTree = Any
@@ -122,8 +123,8 @@ def check_matching(source: Model, target: Model) -> None:
 def _permuted(of: Moving, _: jax.Array) -> Start | None:
     """Sparse re-basin (Adnan et al. 2025, arXiv 2505.05143); they match activations, this matches weights."""
     assert of.ends is not None, "the arm says that it matches"
-    layers, (theirs, ours) = wiring.layers(of.target), of.ends
-    mask = geography.reordered(layers, of.mask, geography.matching(layers, ours, theirs))
+    wires, (theirs, ours) = wiring.layers(of.target), of.ends
+    mask = geography.reordered(wires, of.mask, geography.matching(wires, ours, theirs))
     return None if transfer.same_values(mask, of.mask) else Start(mask, of.own)
 
 
@@ -133,9 +134,13 @@ def _reinit(of: Moving, key: jax.Array) -> Start:
 
 
 def _shuffled(of: Moving, key: jax.Array) -> Start:
-    # A pattern that is fitted to other shapes is none any more.
-    fitted = ":" in of.granularity and not transfer.same_shapes(of.source, of.target)
-    return Start(jax.device_get(_shuffle(key, of.mask, "weight" if fitted else of.granularity)), of.own)
+    drawn = jax.device_get(_shuffle(key, of.mask, of.granularity))
+    if ":" in of.granularity:
+        # A layer that was fitted to another shape may have no pattern any more.
+        single = jax.device_get(_shuffle(key, of.mask, "weight"))
+        keeps = partial(layers.patterned, granularity=of.granularity)
+        drawn = jax.tree.map(lambda m, group, one: group if keeps(m) else one, of.mask, drawn, single)
+    return Start(drawn, of.own)
 
 
 def _random_uniform(of: Moving, key: jax.Array) -> Start:
