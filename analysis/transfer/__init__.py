@@ -129,8 +129,6 @@ def _near_own(
 
 def _learning(run: Run, gaps: Sequence[Difference], rows: Sequence[TransferRow]) -> str:
     """What is said of a gap to an arm, of these rows, that is behind and still learning."""
-    if not any(gap.interval.mean > 0 for gap in gaps):
-        return ""
     end, levels = ends.total(run.about, run.rows), {gap.level for gap in gaps}
     # Tables of earlier versions do not name the chain.
     trained = [
@@ -138,7 +136,8 @@ def _learning(run: Run, gaps: Sequence[Difference], rows: Sequence[TransferRow])
         for row in rows
         if row.level in levels
     ]
-    return ends.mark(trained, rows[0].arm, end, ends.spacing(run.about))
+    behind = max((gap.interval.mean for gap in gaps), default=0.0)
+    return ends.mark(trained, rows[0].arm, end, ends.spacing(run.about), behind)
 
 
 def _finding(claim: str, levels: Sequence[Difference], margin: float | None) -> Finding:
