@@ -15,7 +15,20 @@ import numpy as np
 import pytest
 from conftest import about, result
 
-from analysis import card, check, compare, doctor, export, page, publish, report, tables, tensorboard
+from analysis import (
+    analyses,
+    card,
+    check,
+    compare,
+    doctor,
+    export,
+    page,
+    publish,
+    report,
+    tables,
+    tensorboard,
+)
+from analysis.report.__main__ import main as writes_reports
 from analysis.run import Run
 from lthjax import models, prune
 from lthjax.errors import UserError
@@ -32,7 +45,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replaces the reports by a list of the runs whose report was built."""
     of: list[Path] = []
 
-    def build_all(runs: list[Path]) -> Path:
+    def build_all(runs: list[Path], **_: Any) -> Path:
         of.extend(runs)
         name = "cells.csv" if len(runs) == 1 else "comparison.csv"
         folder = runs[0] / "report" if len(runs) == 1 else runs[0].parent / "comparisons" / "x"
@@ -175,6 +188,37 @@ def test_a_run_that_is_not_finished_is_published_with_a_warning(
     left = "1 of the 4 cells last asked for are not trained yet; another process trains seed 0"
     assert capsys.readouterr().err == f"warning: {run}: {left}\n"
     assert built == [run, run]
+
+
+OWN = """
+from lthjax.analysis import analyses
+from lthjax.config import Study
+
+analyses.ANALYSES["margin"] = analyses.ANALYSES["forgetting"]._replace(name="margin")
+config = Study()
+"""
+
+
+def test_results_of_an_analysis_of_ones_own_are_not_left_out_in_silence(
+    runs: tuple[Path, Path],
+    built: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(analyses.ANALYSES, "margin", analyses.ANALYSES["forgetting"])
+    del analyses.ANALYSES["margin"]
+    for name in ("margin", "forgetting"):
+        tables.write_tables(runs[0] / name, {"starts.csv": "seed\n"})
+    Path("mine.py").write_text(OWN)
+    for command, asked in ((publish.main, [str(runs[0]), "to"]), (writes_reports, [str(runs[0])])):
+        command(asked)
+        said = capsys.readouterr().err
+        assert f"warning: {runs[0]}: the results in margin are of no analysis that is loaded here" in said
+        assert "by --config" in said
+        command([*asked, "--config", "mine.py"])
+        assert "margin" not in capsys.readouterr().err
+        assert (Path("to") / "margin" / "starts.csv").is_file()
+        del analyses.ANALYSES["margin"]
 
 
 @pytest.mark.parametrize(
