@@ -30,7 +30,8 @@ from analysis import (
 )
 from analysis.report.__main__ import main as writes_reports
 from analysis.run import Run
-from lthjax import models, prune
+from lthjax import config, models, prune
+from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
 from lthjax.folder import claims
 from lthjax.folder.places import PUBLISHED, folder
@@ -389,6 +390,30 @@ def test_a_network_with_batch_statistics_computes_from_its_file_alone(tmp_path: 
         doctor.Options(init=file, final=file, mask=file, rewound=file, claimed_sparsity=0)
     )
     assert [check.claim for check in found if check.outcome == "FAILED"] == []
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_card_says_how_the_weights_were_pruned(levels: int, tmp_path: Path) -> None:
+    made = about(
+        model="own", arms=("ticket", "random_chain"), prune=config.Prune(criterion="snip", density=0.15)
+    )
+    made["config"]["levels"] = levels
+    cells = [
+        Cell(0, chain, 1, arm) for chain, arm in (("rewind-0", "ticket"), ("random_chain-0", "random_chain"))
+    ]
+    mask = {"fc": {"kernel": np.ones((3, 2), bool)}}
+    with Store(tmp_path / "run", made) as store:  # type: ignore[arg-type]
+        for cell in cells:
+            store.write(
+                cell,
+                result(cell),
+                mask,
+                models.Variables({"fc": {"kernel": np.ones((3, 2), np.float32)}}, {}),
+            )
+    ticket, chain = (card.card(Run(tmp_path / "run"), cell, "t", {}) for cell in cells)
+    assert f"level 1 of {'one-shot' if levels == 1 else 'iterative'} pruning." in ticket
+    assert f"| criterion | snip ({CRITERIA['snip'].summary.replace('|', '&#124;')}) |" in ticket
+    assert f"| criterion | random ({CRITERIA['random'].summary}) |" in chain
 
 
 @pytest.mark.parametrize(

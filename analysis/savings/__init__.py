@@ -9,7 +9,6 @@ Trains nothing. Prints tables and writes RUN/savings.json, `LevelSavings` a leve
 from collections.abc import Sequence
 
 from lthjax import imp
-from lthjax.arms import ARMS
 from lthjax.criteria import CRITERIA
 from lthjax.measures.savings import VARIANTS
 from lthjax.measures.stats import nearest
@@ -52,8 +51,7 @@ def section(run: Run, found: Sequence[LevelSavings]) -> Section:
 
 def _reads_trained(run: Run, chain: str) -> bool:
     """Whether the criterion of a chain reads trained weights; so does one that no loaded table has."""
-    arm = ARMS.get(imp.leader(chain))
-    criterion = CRITERIA.get((arm and arm.criterion) or run.study.prune.criterion)
+    criterion = CRITERIA.get(imp.criterion_of(run.study, chain))
     return criterion is None or criterion.final
 
 
