@@ -11,8 +11,7 @@ from conftest import about, result, spoil, unsealed
 
 from analysis import open_run, page, record, words
 from analysis.report import accuracy
-from analysis.structure import ANALYSIS, figures
-from analysis.structure.table import Survivors
+from analysis.structure import ANALYSIS, figures, table
 from lthjax import config, models, prune, study
 from lthjax.folder import store
 from lthjax.imp import Cell
@@ -447,7 +446,7 @@ def test_the_first_convolution_is_the_one_that_is_used_first(
 
     monkeypatch.setattr(figures, "FIGURES", {"first_kernels": figures.FIGURES["first_kernels"]})
     monkeypatch.setattr(
-        Survivors, "final", lambda of, row: {path: m * 2.0 for path, m in of.mask(row).items()}
+        table.Survivors, "final", lambda of, row: {path: m * 2.0 for path, m in of.mask(row).items()}
     )
     monkeypatch.setitem(models.MODELS, "stem", models.Entry(Stem, 1, "for a test"))
     (drawn,) = section(masked(tmp_path / "run", "stem")).figures
