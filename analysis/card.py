@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 
 from lthjax import files, imp, models, sweep
 from lthjax.arms import ARMS, rewound
+from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
 
@@ -239,15 +240,16 @@ def _sentence(run: Run, row: Row) -> str:
     if row.arm == DENSE:
         return f"A dense network with {accuracy}, before any pruning."
     told = f" ({ARMS[row.arm].summary})" if row.arm in ARMS else ""
+    how = "iterative" if max(run.study.levels, row.level) > 1 else "one-shot"
     return (
         f"A network of {row.weights_left:,} weights with {accuracy} at the end of training: arm "
-        f"`{row.arm}`{told}, level {row.level} of iterative pruning."
+        f"`{row.arm}`{told}, level {row.level} of {how} pruning."
     )
 
 
 def _facts(run: Run, row: Row) -> list[tuple[str, str]]:
     """(name, value): what it is, and what made it."""
-    about, study = run.about, run.study
+    about, study, criterion = run.about, run.study, imp.criterion_of(run.study, row.chain)
     place = "dense" if row.arm == DENSE else f"{row.chain}, level {row.level}"
     rewinds = row.arm in ARMS and ARMS[row.arm].params is rewound
     start = run.results[row.cell]["start"]
@@ -259,6 +261,7 @@ def _facts(run: Run, row: Row) -> list[tuple[str, str]]:
         ("chain", place),
         ("density", f"{words.share(row.density)}: {row.weights_left:,} prunable weights left"),
         ("pruning", sweep.schedule(study)),
+        ("criterion", f"{criterion} ({CRITERIA[criterion].summary})" if criterion in CRITERIA else criterion),
         ("rewound to step", str(imp.rewind_of(row.chain)) if rewinds else "–"),
         ("trained from step", str(start)),
         ("trained for", counted(row.steps, "step")),

@@ -24,14 +24,14 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli, files, home, manifest, study
+from lthjax import cli, config, files, home, manifest, study
 from lthjax.errors import UserError
 from lthjax.folder import claims
 from lthjax.folder.places import PUBLISHED
 from lthjax.folder.verified import read_study
 
 from . import page, report
-from .analyses import ANALYSES
+from .analyses import ANALYSES, left_out
 from .report.facts import unfinished
 from .run import Run
 
@@ -148,6 +148,8 @@ class Options:
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...] FOLDER")]
     """A run folder, or several to be compared; last the folder to write, for example results/lenet5_mnist."""
+    config: Path | None = None
+    """A config file to run first, for the networks and analyses it adds; RUN/config.py is the run's own."""
 
 
 def _unfinished(run: Path) -> str:
@@ -159,11 +161,14 @@ def _unfinished(run: Path) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """The command line; warns of a run that is not finished."""
-    *runs, folder = cli.parsed(Options, arguments, home.command("publish")).paths or [Path()]
+    """The command line; warns of a run that is not finished, and of results that are left out."""
+    options = cli.parsed(Options, arguments, home.command("publish"))
+    *runs, folder = options.paths or [Path()]
     if not runs:
         raise UserError("FOLDER: it is missing; name the run folders, and last the folder to write.")
-    warnings = [line for run in runs if (line := _unfinished(run))]
+    if options.config is not None:
+        config.load_all(options.config)
+    warnings = [line for run in runs for line in (_unfinished(run), left_out(run)) if line]
     written = publish(runs, folder)
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)

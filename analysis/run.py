@@ -28,6 +28,7 @@ from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model, Variables
 from lthjax.optim import SCHEDULES
+from lthjax.rows import shipped
 from lthjax.study import Prepared, prepare, task
 
 from .rows import (
@@ -231,6 +232,19 @@ class Run:
             f"{self.path}: {row} is a row of a config file, which is code and is not run unasked; {how}, or "
             "in Python import the file that adds it."
         )
+
+    def own_config(self) -> list[str]:
+        """The option that loads the rows of the run's config file; [] where it adds none or is not there."""
+        study, there = self.study, self.path / places.CONFIG
+        used = {
+            ("models", "MODELS"): [study.model],
+            ("arms", "ARMS"): study.arms,
+            ("criteria", "CRITERIA"): [study.prune.criterion],
+            ("optim", "OPTIMISERS"): [study.optim.name],
+            ("optim", "SCHEDULES"): [study.optim.schedule],
+        }
+        own = any(not {*names} <= {*shipped(*table)} for table, names in used.items())
+        return ["--config", str(there)] if own and there.is_file() else []
 
     def check_arms(self, arms: Iterable[str]) -> None:
         """Raises a UserError for an arm that is from outside the package and not loaded here."""

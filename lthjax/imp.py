@@ -154,6 +154,12 @@ def chain_of(study: Study, name: str) -> Chain:
     return Chain(name, rewind_of(name), arm, ARMS[arm].criterion or study.prune.criterion)
 
 
+def criterion_of(study: Study, chain: str) -> str:
+    """The criterion of the chain of that name, even if the arm that leads it is not known here."""
+    arm = ARMS.get(leader(chain))
+    return (arm and arm.criterion) or study.prune.criterion
+
+
 def parent_of(cell: Cell) -> Cell:
     """The previous level's leader, whose final weights gave a cell's mask."""
     if cell.level == 1:

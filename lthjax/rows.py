@@ -6,6 +6,7 @@ are read from the module's source.
 """
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -22,11 +23,17 @@ def names(module: str, table: str) -> list[str]:
     loaded = sys.modules.get(f"lthjax.{module}")
     if loaded is not None and hasattr(loaded, table):
         return list(getattr(loaded, table))
+    return list(shipped(module, table))
+
+
+@functools.cache
+def shipped(module: str, table: str) -> tuple[str, ...]:
+    """The keys of a table without those that a config file has added; arguments as for `names`."""
     source = (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == table:
             assert isinstance(node.value, ast.Dict)
-            return [ast.literal_eval(key) for key in node.value.keys if key is not None]
+            return tuple(ast.literal_eval(key) for key in node.value.keys if key is not None)
     raise LookupError(f"lthjax/{module}.py has no table {table}")
 
 

@@ -14,11 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import about, result
 from flax import nnx
 
+from analysis import report
+from analysis.analyses import ANALYSES
+from analysis.run import Run
 from lthjax import cli, config, launch, models, study
 from lthjax.devices import hosts
 from lthjax.errors import UserError
+from lthjax.folder import store
+from lthjax.imp import Cell
 
 LAYERS = """
 import flax.linen as nn
@@ -342,3 +348,31 @@ def test_a_network_of_nnx_through_its_bridge(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(
         sorted(float(leaf[0]) for leaf in jax.tree.leaves(fitted)), expected, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("own", "needed"),
+    [({}, False), ({"model": "own"}, True), ({"arms": ("ticket", "own")}, True),
+     ({"optim": config.Optim(name="own")}, True), ({"prune": config.Prune(criterion="own")}, True)],
+)  # fmt: skip
+def test_commands_that_test_a_claim_load_the_rows_of_the_runs_config(
+    own: dict[str, Any], needed: bool, tmp_path: Path
+) -> None:
+    cell = Cell(0, "rewind-0", 1, "ticket")
+    with store.Store(tmp_path, about(**own)) as writing:
+        writing.write(cell, result(cell), {"fc": {"kernel": np.ones((3, 2), bool)}}, None)
+
+    def commands(name: str) -> list[str]:
+        claims, _, _ = report._part(ANALYSES[name], Run(tmp_path))
+        return [where for one in claims if (where := str(one.where))]
+
+    for name in ("savings", "predict", "landscape", "stability", "forgetting", "earlybird", "transfer"):
+        plain = commands(name)
+        assert plain
+        (tmp_path / "config.py").write_text("")
+        with_config = f" --config {tmp_path / 'config.py'}" if needed else ""
+        assert commands(name) == [f"{command}{with_config}" for command in plain], name
+        (tmp_path / "config.py").unlink()
+    # A network from outside is not timed, and which of its layers share units is not known: no command helps.
+    assert len(commands("savings")) == (1 if "model" in own else 2)
+    assert bool(commands("geography")) == ("model" not in own)

@@ -15,9 +15,23 @@ import numpy as np
 import pytest
 from conftest import about, result
 
-from analysis import card, check, compare, doctor, export, page, publish, report, tables, tensorboard
+from analysis import (
+    analyses,
+    card,
+    check,
+    compare,
+    doctor,
+    export,
+    page,
+    publish,
+    report,
+    tables,
+    tensorboard,
+)
+from analysis.report.__main__ import main as writes_reports
 from analysis.run import Run
-from lthjax import models, prune
+from lthjax import config, models, prune
+from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
 from lthjax.folder import claims
 from lthjax.folder.places import PUBLISHED, folder
@@ -32,7 +46,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replaces the reports by a list of the runs whose report was built."""
     of: list[Path] = []
 
-    def build_all(runs: list[Path]) -> Path:
+    def build_all(runs: list[Path], **_: Any) -> Path:
         of.extend(runs)
         name = "cells.csv" if len(runs) == 1 else "comparison.csv"
         folder = runs[0] / "report" if len(runs) == 1 else runs[0].parent / "comparisons" / "x"
@@ -175,6 +189,37 @@ def test_a_run_that_is_not_finished_is_published_with_a_warning(
     left = "1 of the 4 cells last asked for are not trained yet; another process trains seed 0"
     assert capsys.readouterr().err == f"warning: {run}: {left}\n"
     assert built == [run, run]
+
+
+OWN = """
+from lthjax.analysis import analyses
+from lthjax.config import Study
+
+analyses.ANALYSES["margin"] = analyses.ANALYSES["forgetting"]._replace(name="margin")
+config = Study()
+"""
+
+
+def test_results_of_an_analysis_of_ones_own_are_not_left_out_in_silence(
+    runs: tuple[Path, Path],
+    built: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(analyses.ANALYSES, "margin", analyses.ANALYSES["forgetting"])
+    del analyses.ANALYSES["margin"]
+    for name in ("margin", "forgetting"):
+        tables.write_tables(runs[0] / name, {"starts.csv": "seed\n"})
+    Path("mine.py").write_text(OWN)
+    for command, asked in ((publish.main, [str(runs[0]), "to"]), (writes_reports, [str(runs[0])])):
+        command(asked)
+        said = capsys.readouterr().err
+        assert f"warning: {runs[0]}: the results in margin are of no analysis that is loaded here" in said
+        assert "by --config" in said
+        command([*asked, "--config", "mine.py"])
+        assert "margin" not in capsys.readouterr().err
+        assert (Path("to") / "margin" / "starts.csv").is_file()
+        del analyses.ANALYSES["margin"]
 
 
 @pytest.mark.parametrize(
@@ -345,6 +390,30 @@ def test_a_network_with_batch_statistics_computes_from_its_file_alone(tmp_path: 
         doctor.Options(init=file, final=file, mask=file, rewound=file, claimed_sparsity=0)
     )
     assert [check.claim for check in found if check.outcome == "FAILED"] == []
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_card_says_how_the_weights_were_pruned(levels: int, tmp_path: Path) -> None:
+    made = about(
+        model="own", arms=("ticket", "random_chain"), prune=config.Prune(criterion="snip", density=0.15)
+    )
+    made["config"]["levels"] = levels
+    cells = [
+        Cell(0, chain, 1, arm) for chain, arm in (("rewind-0", "ticket"), ("random_chain-0", "random_chain"))
+    ]
+    mask = {"fc": {"kernel": np.ones((3, 2), bool)}}
+    with Store(tmp_path / "run", made) as store:  # type: ignore[arg-type]
+        for cell in cells:
+            store.write(
+                cell,
+                result(cell),
+                mask,
+                models.Variables({"fc": {"kernel": np.ones((3, 2), np.float32)}}, {}),
+            )
+    ticket, chain = (card.card(Run(tmp_path / "run"), cell, "t", {}) for cell in cells)
+    assert f"level 1 of {'one-shot' if levels == 1 else 'iterative'} pruning." in ticket
+    assert f"| criterion | snip ({CRITERIA['snip'].summary.replace('|', '&#124;')}) |" in ticket
+    assert f"| criterion | random ({CRITERIA['random'].summary}) |" in chain
 
 
 @pytest.mark.parametrize(

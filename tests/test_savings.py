@@ -591,7 +591,7 @@ def test_what_is_not_compacted_is_left_out_of_tables_and_verdicts(tmp_path: Path
     shown = command.section(run, [row])
     assert len(shown.tables) == 2
     assert "Units are not taken out" in shown.notes[0]
-    claims = command.findings(SimpleNamespace(path=tmp_path), [row])  # type: ignore[arg-type]
+    claims = command.findings(SimpleNamespace(path=tmp_path, study=config.Study()), [row])  # type: ignore[arg-type]
     assert "compaction" not in claims[0].estimate
     assert "10.0× fewer multiplications" in claims[0].estimate
 

@@ -588,6 +588,17 @@ def test_the_effect_turns_with_the_sign_and_agrees_with_t(values: list[float]) -
         assert (got.low > 0, got.high < 0) == (mean.low > 0, mean.high < 0)
 
 
+@pytest.mark.parametrize("values", [(0.7, 0.71, 0.69), (2.0, 2.0, 2.0), (1.0, 2.0, 4.0), (-5.0, -5.1, -5.2)])
+def test_the_effect_has_the_floor_of_the_mean(values: tuple[float, ...]) -> None:
+    """Seeds that agree to less than the floor: both intervals exclude 0, or neither does."""
+    got, mean = stats.hedges_gz(values, floor=1.5), stats.mean_interval(values, floor=1.5)
+    assert (got.low > 0, got.high < 0) == (mean.low > 0, mean.high < 0)
+    # Γ(1) / (√1 Γ(1/2)) of the mean over the spread.
+    spread = max(1.5, np.std(values, ddof=1))
+    assert got.g == pytest.approx(np.mean(values) / spread / math.sqrt(math.pi))
+    assert stats.hedges_gz(values, floor=0.0)[:3] == pytest.approx(stats.hedges_gz(values)[:3], nan_ok=True)
+
+
 def test_an_effect_beyond_all_measure() -> None:
     """The limit for large t agrees with the root: no step at |t| = 1,000."""
     for n in (3, 5, 20):
@@ -843,6 +854,7 @@ def test_area_turns_and_shifts(
         (lambda: stats.sign_flip_p_value([1, math.nan]), "values: nan"),
         (lambda: stats.hedges_gz([1, math.nan]), "values: nan"),
         (lambda: stats.hedges_gz([1, 2], 1), "confidence: 1 "),
+        (lambda: stats.hedges_gz([1, 2], floor=-1), "floor: -1 "),
         (lambda: stats.smallest_match(TICKET, 0.98, -1), "tolerance: -1 is not allowed"),
         (lambda: stats.match_ratio(TICKET, 0.98, -1), "tolerance: -1 is not allowed"),
         (lambda: stats.iso_ratio(TICKET, TICKET, 0.98, math.nan), "tolerance: nan is not allowed"),

@@ -481,7 +481,31 @@ def test_the_note_names_the_figures_that_are_not_known_for_a_network(
     (note,) = notes
     for name, kind in figures.FIGURES.items():
         assert (kind.title in note) is (name in {"input_pixels", "input_rings"})
-    assert "(the first layer must be dense and read the pixels)" in note
+    assert "(the first layer must be known to be dense and to read the pixels)" in note
+
+
+def test_the_first_convolution_is_the_one_that_is_used_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of a network from outside the package do not tell: a depthwise kernel has one channel, too."""
+
+    class Stem(nn.Module):
+        classes: int
+
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+            x = nn.Conv(6, (3, 3), strides=4, use_bias=False, name="stem")(x)
+            x = nn.Conv(6, (3, 3), strides=4, feature_group_count=6, name="depth")(x)
+            return nn.Dense(self.classes, name="output")(x.reshape(len(x), -1))
+
+    monkeypatch.setattr(figures, "FIGURES", {"first_kernels": figures.FIGURES["first_kernels"]})
+    monkeypatch.setattr(
+        table.Survivors, "final", lambda of, row: {path: m * 2.0 for path, m in of.mask(row).items()}
+    )
+    monkeypatch.setitem(models.MODELS, "stem", models.Entry(Stem, 1, "for a test"))
+    (drawn,) = section(masked(tmp_path / "run", "stem")).figures
+    assert drawn.caption.startswith("Final weights of stem in the ticket")
+    assert len(lines(drawn)) == 54
 
 
 def test_units_are_not_called_dead_where_it_is_not_known_what_feeds_what(

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lthjax.errors import UserError, counted
+from lthjax import home
+from lthjax.errors import UserError, counted, shell
 
 from .. import compare, page, record, tables, words
 from ..analyses import ANALYSES
@@ -70,13 +71,22 @@ def _part(analysis: Analysis, run: Run) -> tuple[list[Finding], list[Section], b
         # The options of an analysis of one ticket name its seed.
         if analysis.work is not None and "seed" not in analysis.options.__dataclass_fields__:
             section = [_of_some(one, found, run) for one in section]
-        return [settled(one) for one in analysis.findings(run, found)], section, True
+        claims = [settled(_with_config(one, analysis, run)) for one in analysis.findings(run, found)]
+        return claims, section, True
     except UserError as error:
         claim = f"{title}: its claims"
         lacking = untested(claim, "cannot be read", Link(title.lower(), f"#{name}"))
         # An analysis that the report does itself makes no claims.
         claims = [] if analysis.work is None and not analysis.marker else [lacking]
         return claims, [Section(name, title, [f"Not shown: {error}"])], False
+
+
+def _with_config(finding: Finding, analysis: Analysis, run: Run) -> Finding:
+    """The finding; the command that tests it loads the rows that the run's config file adds."""
+    where = finding.where
+    if isinstance(where, str) and where.startswith(home.command(analysis.name)):
+        return finding._replace(where=" ".join([where, *map(shell, run.own_config())]))
+    return finding
 
 
 def _of_some(section: Section, found: Any, run: Run) -> Section:
@@ -192,10 +202,10 @@ _TESTS = (
     "mean over log density is taken from densities at which both were trained. Differences in percentage "
     "points, paired by seed, with the 95 % interval of Student's t; seeds that happen to agree to less than "
     "the test set's own error of a difference, √(p(1 − p)/N + q(1 − q)/N) of N images, are taken to differ "
-    "by that much. p-values are two-sided: by t, the same "
-    "adjusted by Holm within the block of one control, and by exact sign flips, which cannot go below "
-    "2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, unbiased, with its 95 % "
-    "interval. A difference that seeds detect is the one that the one-sided 95 % bound finds with a power of "
-    "80 %: (t(.95, n − 1) + t(.80, n − 1)) s/√n; the spread s is the root mean square over the levels at "
-    "80–90 % sparsity (over all, where there is none)."
+    "by that much: in the interval, in the p-values by t and in g_z. p-values are two-sided: by t, the same "
+    "adjusted by Holm within the block of one control, and by exact sign flips, which read no spread and "
+    "cannot go below 2/2ⁿ. Hedges' g_z is the mean difference over its standard deviation, unbiased, with "
+    "its 95 % interval. A difference that seeds detect is the one that the one-sided 95 % bound finds with a "
+    "power of 80 %: (t(.95, n − 1) + t(.80, n − 1)) s/√n; the spread s is the root mean square over the "
+    "levels at 80–90 % sparsity (over all, where there is none)."
 )

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import tyro
 
-from lthjax import cli, home, progress, pulse
+from lthjax import cli, config, home, progress, pulse
 from lthjax.errors import UserError
 
 from .. import report
+from ..analyses import left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Options:
     """Run folders, for example runs/quickstart-0123abcd."""
     last: int = 1
     """Accuracy and loss at the end are averaged over the last N evaluations, at a constant learning rate."""
+    config: Path | None = None
+    """A config file to run first, for the networks and analyses it adds; RUN/config.py is the run's own."""
 
 
 def main(arguments: list[str]) -> None:
@@ -28,9 +31,13 @@ def main(arguments: list[str]) -> None:
     options = cli.parsed(Options, arguments, home.command("report"))
     if not options.run:
         raise UserError("RUN: it is missing; name a run folder, or several.")
+    if options.config is not None:
+        config.load_all(options.config)
     watch, seen = progress.watch(quiet=False), sys.stderr.isatty()
     with pulse.telling(watch.say, "writing the report", at_once=seen):
         page = report.build_all(options.run, last=options.last)
+    for line in filter(None, map(left_out, options.run)):
+        print(f"warning: {line}", file=sys.stderr)
     print(page)
 
 

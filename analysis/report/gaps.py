@@ -28,7 +28,8 @@ class Compared(NamedTuple):
         difference_points, low, high: mean in percentage points, with its 95 % interval.
         p_t, p_holm, p_sign_flips: two-sided p-values: by t, the same by Holm within the control, by exact
             sign flips (up to 20 seeds).
-        hedges_gz, gz_low, gz_high: effect size with its 95 % interval; None where all seeds agree.
+        hedges_gz, gz_low, gz_high: effect size with its 95 % interval; None for two seeds, or where all
+            agree and there is no floor.
     """
 
     chain: str
@@ -64,7 +65,7 @@ def compared(rows: Sequence[Row], chain: str, images: int = 0) -> list[Compared]
             n = len(level.values)
             flips = stats.sign_flip_p_value(level.values) if n <= _FLIPPED else None
             p_values = [_known(value) for value in (p, adjusted, flips)]
-            effect = [_known(value) for value in stats.hedges_gz(level.values)[:3]]
+            effect = [_known(value) for value in stats.hedges_gz(level.values, floor=level.floor)[:3]]
             where = (chain, level.level, level.density, TICKET, other)
             found.append(Compared(*where, n, *interval[:3], *p_values, *effect))
     return found

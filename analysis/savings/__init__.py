@@ -8,8 +8,7 @@ Trains nothing. Prints tables and writes RUN/savings.json, `LevelSavings` a leve
 
 from collections.abc import Sequence
 
-from lthjax import imp
-from lthjax.arms import ARMS
+from lthjax import imp, models
 from lthjax.criteria import CRITERIA
 from lthjax.measures.savings import VARIANTS
 from lthjax.measures.stats import nearest
@@ -52,8 +51,7 @@ def section(run: Run, found: Sequence[LevelSavings]) -> Section:
 
 def _reads_trained(run: Run, chain: str) -> bool:
     """Whether the criterion of a chain reads trained weights; so does one that no loaded table has."""
-    arm = ARMS.get(imp.leader(chain))
-    criterion = CRITERIA.get((arm and arm.criterion) or run.study.prune.criterion)
+    criterion = CRITERIA.get(imp.criterion_of(run.study, chain))
     return criterion is None or criterion.final
 
 
@@ -66,6 +64,8 @@ def findings(run: Run, found: Sequence[LevelSavings] | None) -> list[Finding]:
     timed = [row for row in rows if row.timings]
     if not timed:
         claim = "Tickets compute faster than the dense network"
+        if run.study.model not in models.SHIPPED:
+            return [*said, untested(claim, "networks from outside the package are not timed", "")]
         return [*said, untested(claim, "no times", command)]
     row = _near_a_tenth(timed)
     for timing in row.timings:

@@ -151,8 +151,8 @@ def _input_rings(of: Survivors, rows: Sequence[table.Ring]) -> _Made:
 
 def _first_kernels(of: Survivors, tickets: Sequence[Row]) -> _Made:
     row = min(tickets, key=lambda row: (row.density, row.seed))
-    path, kept = next(iter(of.mask(row).items()))
-    final, layer = of.final(row)[path], table.layer(path)
+    path = structure.first(of.network, of.run.network().order)
+    kept, final, layer = of.mask(row)[path], of.final(row)[path], table.layer(path)
     height, width, channels, filters = kept.shape
     shown = min(filters, _FILTERS)
     own, left = final[..., :shown], kept[..., :shown]
@@ -381,14 +381,14 @@ def _mask_overlap(of: Survivors, rows: Sequence[table.MaskOverlap]) -> _Made:
     return figure, caption, table.MaskOverlap._fields, rows
 
 
-_PIXELS = "the first layer must be dense and read the pixels"
+_PIXELS = "the first layer must be known to be dense and to read the pixels"
 _KERNELS = "the first layer must be a convolution of the image"
 _WIRED = "it must be known which layers feed which"
 # What a figure asks of a network, in words -> whether it holds.
 _HOLDS: dict[str, Callable[[Survivors], bool]] = {
     "": lambda of: True,
     _PIXELS: lambda of: structure.reads_pixels(of.network, of.shape),
-    _KERNELS: lambda of: structure.convolves_pixels(of.network, of.shape),
+    _KERNELS: lambda of: structure.convolves_pixels(of.network, of.shape, of.run.network().order),
     _WIRED: lambda of: of.ends != {},
 }
 FIGURES = {

@@ -98,9 +98,14 @@ def reads_pixels(mask: Layers, shape: tuple[int, int, int]) -> bool:
     return bool(_IN_A_ROW.fullmatch(path)) and leaf.ndim == 2 and leaf.shape[0] == np.prod(shape)
 
 
-def convolves_pixels(mask: Layers, shape: tuple[int, int, int]) -> bool:
-    """Whether the first layer is a convolution of the image; arguments as for `reads_pixels`."""
-    leaf = next(iter(mask.values()))
+def first(mask: Layers, order: Sequence[str] = ()) -> str:
+    """The path of the first layer: by an order of use, of `lthjax.models.Model`, or of the mask."""
+    return next(path for path in (*order, *mask) if path in mask)
+
+
+def convolves_pixels(mask: Layers, shape: tuple[int, int, int], order: Sequence[str] = ()) -> bool:
+    """Whether the `first` layer is a convolution of the image; other arguments as for `reads_pixels`."""
+    leaf = mask[first(mask, order)]
     return leaf.ndim == 4 and leaf.shape[2] == shape[2]
 
 

@@ -20,7 +20,7 @@ class Effect(NamedTuple):
     """A standardised effect: the population mean divided by the population's standard deviation.
 
     Attributes:
-        g: the estimate, Hedges' g_z; NaN for fewer than three values or identical values.
+        g: the estimate, Hedges' g_z; NaN for fewer than three values, or identical ones without a floor.
         low: lower bound, likewise.
         high: upper bound, likewise.
         n: number of values.
@@ -143,7 +143,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def hedges_gz(values: Sequence[float], confidence: float = 0.95) -> Effect:
+def hedges_gz(values: Sequence[float], confidence: float = 0.95, floor: float = 0.0) -> Effect:
     """Hedges' g_z of paired differences: J mean / s, unbiased for population mean / standard deviation.
 
     J = Γ(ν/2) / (√(ν/2) Γ((ν − 1)/2)) with ν = n − 1: the exact form, not 1 − 3/(4ν − 1) (Hedges 1981).
@@ -153,16 +153,18 @@ def hedges_gz(values: Sequence[float], confidence: float = 0.95) -> Effect:
     Args:
         values: differences, one per seed.
         confidence: of the two-sided interval, in (0, 1).
+        floor: the least standard deviation of a value, as in `mean_interval`: s is at least that.
 
     Raises:
-        UserError: a value is not finite, or the confidence is out of range.
+        UserError: a value is not finite, the confidence is out of range, or the floor is negative.
     """
     inside("confidence", confidence, 0, 1)
+    not_negative("floor", floor)
     numbers = finite("values", values)
     n = len(numbers)
-    if n < 3 or identical(numbers):
+    if n < 3 or (identical(numbers) and not floor):
         return Effect(float("nan"), float("nan"), float("nan"), n)
-    d, nu = float(np.mean(numbers) / np.std(numbers, ddof=1)), n - 1
+    d, nu = float(np.mean(numbers)) / max(floor, float(np.std(numbers, ddof=1))), n - 1
     t, tail = d * math.sqrt(n), (1 - confidence) / 2
     low, high = _noncentrality(t, nu, 1 - tail), _noncentrality(t, nu, tail)
     j = math.exp(math.lgamma(nu / 2) - math.lgamma((nu - 1) / 2)) / math.sqrt(nu / 2)
