@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lthjax import prune
-from lthjax.prune import _masks
+from lthjax.prune import _lowest, _masks
 
 ADAFACTOR = optax.adafactor(0.01)
 RATES = st.decimals(0, 1, places=6).map(float) | st.sampled_from([0.0, 0.15, 0.2, 1.0, 1e-6])
@@ -441,6 +441,31 @@ def test_global_scope_over_mixed_dtypes() -> None:
     params = {"a": jnp.full((4, 4), 100, jnp.uint8), "b": jnp.full((4, 4), 0.001)}
     mask = prune.by_score(params, prune.ones(params, "."), 0.5, scope="global")
     assert (int(mask["a"].sum()), int(mask["b"].sum())) == (16, 0)
+    params = {"a": jnp.full((4, 4), 0.125, jnp.float8_e4m3fn), "b": jnp.full((4, 4), 0.13)}
+    mask = prune.magnitude(params, prune.ones(params), 0.5, scope="global")
+    assert (int(mask["a"].sum()), int(mask["b"].sum())) == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "common"),
+    [
+        ("float8_e4m3fn float8_e4m3fn", "float8_e4m3fn"),
+        ("float8_e4m3fn float8_e5m2", "float32"),
+        ("float8_e4m3fn bfloat16", "float32"),
+        ("float8_e5m2 int32", "float32"),
+        ("float4_e2m1fn float16", "float32"),
+        ("int4 float32", "float32"),
+        ("int4 int8", "int8"),
+        ("int2 int4", "int8"),
+        ("uint4 uint16", "uint16"),
+        ("uint4 int4", "float32"),
+        ("bfloat16 float16", "float32"),
+        ("bfloat16 bfloat16", "bfloat16"),
+    ],
+)
+def test_the_dtype_in_which_leaves_are_ranked_together(dtypes: str, common: str) -> None:
+    """It holds all their values; JAX itself promotes neither 8-bit floats nor integers below 8 bits."""
+    assert _lowest._common([jnp.dtype(getattr(jnp, name)) for name in dtypes.split()]) == common
 
 
 def test_masked_hands_on_further_arguments() -> None:
