@@ -209,6 +209,13 @@ def test_moments_are_found_where_a_layer_is_called_as_they_are() -> None:
         adam = prune.set_mask(state, own).inner[0]
         for moment in (adam.mu, adam.nu):
             jax.tree.map(lambda x, m: np.testing.assert_array_equal(x != 0, m), moment, own)
+    # optax.masked leaves out one of the two, so that the moments have other containers than the parameters.
+    tx = prune.masked(optax.masked(optax.chain(optax.trace(0.9), optax.adam(0.1)), {"mu": False, "w": True}))
+    _, state = tx.update(params, tx.init(params), params)
+    trace, (adam, _) = prune.set_mask(state, jax.tree.map(jnp.invert, mask)).inner.inner_state
+    assert all(moment["w"].all() for moment in (trace.trace, adam.mu, adam.nu))
+    trace, (adam, _) = prune.set_mask(state, mask).inner.inner_state
+    assert not any(moment["w"].any() for moment in (trace.trace, adam.mu, adam.nu))
 
 
 def test_misuse_of_masks_in_a_state_is_one_sentence() -> None:

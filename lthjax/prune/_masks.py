@@ -287,6 +287,13 @@ def _by_path(tree: PyTree, mask: PyTree, name: str, of: str) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(tree), [known[path] for path in names])
 
 
+def covers(tree: PyTree, mask: PyTree) -> bool:
+    """Whether a tree has the leaves of the mask, but for those that optax left out of it, and no others."""
+    own, gaps = {*map(unboxed, paths(tree))}, _gaps(tree)
+    names = {*map(unboxed, paths(mask))}
+    return own <= names and all(any(_within(name, gap) for gap in gaps) for name in names - own)
+
+
 def _gaps(tree: PyTree) -> list[str]:
     """Where optax left out leaves of a tree."""
     flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_left_out)[0]

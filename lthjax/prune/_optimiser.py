@@ -15,6 +15,7 @@ from lthjax.prune._masks import (
     Scope,
     apply,
     check_whole,
+    covers,
     is_key,
     matched,
     ones,
@@ -181,15 +182,15 @@ def _with_mask(state: MaskedState, mask: PyTree) -> MaskedState:
 def _without_moments(inner: Any, mask: PyTree) -> Any:
     """An optimiser's state with 0 where the mask prunes, in the leaves that are shaped like parameters.
 
-    Such leaves are those of a subtree in the parameters' containers. Elsewhere, as in moments without the
-    leaves that `optax.masked` leaves out, one is a leaf whose path ends in a parameter's path and whose shape
-    is the parameter's, as `0/mu/dense/kernel` for `dense/kernel`.
+    Such leaves are those of a subtree in the parameters' containers, or with all their leaves but for those
+    that `optax.masked` left out. Elsewhere one is a leaf whose path ends in a parameter's path and whose
+    shape is the parameter's, as `0/mu/dense/kernel` for `dense/kernel`.
     """
     containers: Any = jax.tree.structure(mask)
     masks = {unboxed(path): m for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True)}
 
     def alike(node: Any) -> bool:
-        return bool(containers == jax.tree.structure(node))
+        return bool(containers == jax.tree.structure(node)) or covers(node, mask)
 
     def zeroed(leaf: Any, m: Any) -> Any:
         if not jnp.ndim(m) or jnp.shape(m) != jnp.shape(leaf):
@@ -200,7 +201,7 @@ def _without_moments(inner: Any, mask: PyTree) -> Any:
 
     def cleared(keys: Keys, node: Any) -> Any:
         if alike(node):
-            return jax.tree.map(zeroed, node, mask)
+            return jax.tree.map(zeroed, node, matched(node, mask, shapes=False, place=False))
         parts = unboxed(path_of(keys)).split("/")
         ends = ("/".join(parts[i:]) for i in range(len(parts) + 1))
         m = next((masks[end] for end in ends if end in masks), None)
