@@ -1,5 +1,6 @@
 """Optimisers that keep pruned weights at 0, with a mask that is fixed, replaced, or pruned on a schedule."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
@@ -247,11 +248,11 @@ def scheduled(
         A gradient transformation with a `ScheduledState`, whose mask is `prune.mask_of(state)`.
 
     Raises:
-        ValueError: begin, end and every do not fit, or a share is outside [0, 1].
+        ValueError: begin, end and every are no whole numbers or do not fit, or a share is outside [0, 1].
 
     Source: Zhu & Gupta 2017 (arXiv 1710.01878), section 3, for the cubic course.
     """
-    _check_schedule(criterion, begin, end, every, scope, granularity)
+    begin, end, every = _check_schedule(criterion, begin, end, every, scope, granularity)
     shares = _shares(course, (end - begin) // every)
     inner = masked(optimiser, prunable=prunable)
 
@@ -299,8 +300,14 @@ def _pruned(
 
 def _check_schedule(
     criterion: Criterion, begin: int, end: int, every: int, scope: str, granularity: str
-) -> None:
-    """Raises a ValueError for arguments of `scheduled` that do not fit."""
+) -> tuple[int, int, int]:
+    """Begin, end and every; raises a ValueError for arguments of `scheduled` that do not fit."""
+    try:
+        begin, end, every = map(operator.index, (begin, end, every))
+    except TypeError as error:
+        raise ValueError(
+            f"begin, end, every: {begin!r}, {end!r}, {every!r} must be whole numbers, as int(0.8 * steps) is."
+        ) from error
     if not (0 <= begin <= end and every > 0 and (end - begin) % every == 0):
         raise ValueError(
             f"begin, end, every: {begin}, {end}, {every} do not fit; 0 <= begin <= end, and end is begin "
@@ -317,6 +324,7 @@ def _check_schedule(
             f"criterion: {criterion!r} is not known; it is 'magnitude' or a function (parameters, "
             "gradients) -> scores."
         )
+    return begin, end, every
 
 
 def _shares(course: Course, intervals: int) -> list[float | Fraction]:
