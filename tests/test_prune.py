@@ -935,6 +935,25 @@ def test_a_mask_that_is_not_bool_is_refused(dtype: str, scope: prune.Scope) -> N
             refused()
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32", "complex64"])
+def test_weights_in_the_place_of_a_mask_are_refused(dtype: str) -> None:
+    """Their zeros would be pruned. Whole numbers, 0 where not kept, do for what only applies a mask."""
+    params = {"b": jnp.zeros(()), "w": jnp.array([[1.0, 2.0]])}
+    numbers = {"b": True, "w": np.array([[0, 3]], dtype)}
+    free, fixed = prune.masked(optax.sgd(0.1)), prune.masked(optax.sgd(0.1), numbers)
+    for used in (
+        lambda: prune.apply(params, numbers),
+        lambda: jax.jit(lambda m: prune.apply(params, {"b": True, "w": m}))(numbers["w"]),
+        lambda: optax.apply_updates(params, fixed.update(params, fixed.init(params), params)[0]),
+        lambda: prune.mask_of(prune.set_mask(free.init(params), numbers)),
+    ):
+        if dtype in ("uint8", "int32"):
+            assert (used()["w"] != 0).tolist() == [[False, True]]
+            continue
+        with pytest.raises(ValueError, match=f"mask: leaf 'w' is of dtype {dtype}; it must be bool"):
+            used()
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_tree_without_leaves_has_nothing_to_prune(scope: prune.Scope) -> None:
     assert prune.magnitude({}, {}, 0.5, scope=scope) == {}

@@ -78,11 +78,11 @@ def apply(params: PyTree, mask: PyTree) -> PyTree:
         The parameters, in their own containers.
 
     Raises:
-        ValueError: the trees do not match, or a leaf of the mask is False without dimensions, as in masks of
-            optax; traced ones are not looked at.
+        ValueError: the trees do not match, or a leaf of the mask is of floats, as weights in its place, or
+            False without dimensions, as in masks of optax; traced ones of those are not looked at.
     """
     mask = matched(params, mask)
-    check_whole(mask)
+    check_bool(mask, integers=True)
     return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), mask, params)
 
 
@@ -166,11 +166,17 @@ def survivors(
     return counted
 
 
-def check_bool(mask: PyTree, name: str = "mask") -> None:
-    """Raises if a leaf of the mask of that name is not bool, or as `check_whole`."""
+def check_bool(mask: PyTree, name: str = "mask", *, integers: bool = False) -> None:
+    """Raises if a leaf of the mask of that name is not bool, or as `check_whole`.
+
+    Args:
+        mask: the mask.
+        name: its name in errors.
+        integers: whether they pass, too, for what does not count them.
+    """
     check_whole(mask, name)
     for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True):
-        if jnp.ndim(m) and m.dtype != bool:
+        if jnp.ndim(m) and m.dtype != bool and not (integers and jnp.issubdtype(m.dtype, jnp.integer)):
             raise ValueError(f"{name}: leaf {path!r} is of dtype {m.dtype}; it must be bool: give leaf != 0.")
 
 

@@ -15,7 +15,7 @@ from lthjax.prune._masks import (
     PyTree,
     Scope,
     apply,
-    check_whole,
+    check_bool,
     covers,
     is_key,
     matched,
@@ -88,8 +88,8 @@ def masked(
         arguments. With a mask its state is that of the optimiser, without one a `MaskedState`.
 
     Raises:
-        ValueError: both a mask and prunable are given; or, at `init` and `update`, the trees differ or a leaf
-            of the mask is False without dimensions.
+        ValueError: both a mask and prunable are given, or no optimiser; or, at `init` and `update`, the trees
+            differ or a leaf of the mask is of floats, or False without dimensions.
     """
     if mask is not None and prunable is not None:
         raise ValueError("prunable: it is for a mask in the state; this optimiser was given its mask.")
@@ -146,7 +146,7 @@ def set_mask(state: Any, mask: PyTree) -> Any:
 
     Raises:
         ValueError: the state holds no mask, or the mask has other leaves or shapes than the one in it, or a
-            leaf that is False without dimensions.
+            leaf of floats, or one that is False without dimensions.
     """
     if not list(_masked_states(state)):
         raise ValueError(f"state: it holds no mask; {_WHERE}")
@@ -167,7 +167,7 @@ def _masked_states(state: Any) -> Iterator[MaskedState]:
 
 def _with_mask(state: MaskedState, mask: PyTree) -> MaskedState:
     mask = matched(state.mask, mask, of="mask in the state", shapes=False)
-    check_whole(mask)
+    check_bool(mask, integers=True)
     for path, old, new in zip(paths(mask), jax.tree.leaves(state.mask), jax.tree.leaves(mask), strict=True):
         if jnp.ndim(new) and jnp.shape(new) != jnp.shape(old):
             allowed = jnp.shape(old) if jnp.ndim(old) else "0-d, as this leaf is not prunable there"
