@@ -554,9 +554,32 @@ def test_misuse_is_named() -> None:
             {"scope": "group", "groups": [0]},
             "scope 'group' it must be 1, one for every group, and groups",
         ),
+        ([0, 1, 0, 0, 401], {}, "401 for leaf 'output/kernel' .* a whole number from 0 to 400, "),
+        ([0, -1, 0, 0, 1], {}, "-1 for leaf 'conv1/kernel' .* a whole number from 0 to 72, "),
+        ([9, 1, 0, 0, 1], {}, "9 for leaf 'conv1/bias' .* a whole number from 0 to 0, "),
+        ([2.7], {"scope": "global"}, "2.7 for all leaves .* a whole number from 0 to 472, "),
+        ([15], {"scope": "global", "granularity": "unit-l1"}, "15 for all leaves .* from 0 to 14, "),
+        (
+            [0, np.int32(73)],
+            {"scope": "group", "groups": [-1, 1, -1, -1, 0]},
+            "73 for group 1 .* a whole number from 0 to 72, ",
+        ),
     ):
-        with pytest.raises(ValueError, match=f"going: .*{said}"):
+        with pytest.raises(ValueError, match=f"going: .*{said}") as caught:
             prune.remove_counted(params, mask, going, **named)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+    for named, said in (
+        ({"granularity": "2:4"}, "granularity: '2:4' has a density of its own"),
+        ({"granularity": "filter"}, "granularity: 'filter' is not known"),
+        ({"granularity": None}, "granularity: None is not known"),
+        ({"scope": "x"}, "scope: 'x' is not known"),
+    ):
+        for counted in (
+            lambda named: prune.remove_counted(params, mask, [0] * 5, **named),
+            lambda named: prune.survivors(mask, **named),
+        ):
+            with pytest.raises(ValueError, match=said):
+                counted(named)
     with pytest.raises(ValueError, match=r"density: -1 is outside .* weights kept"):
         prune.to_density(params, mask, -1)
     with pytest.raises(ValueError, match="scope: 'layre' is not known"):
@@ -925,6 +948,7 @@ def test_a_mask_that_is_not_bool_is_refused(dtype: str, scope: prune.Scope) -> N
         prune.magnitude(params, mask, 0.5, scope=scope)
     alike = {"w": np.ones((2, 3), bool)}
     for refused in (
+        lambda: prune.remove_counted(params, mask, [1]),
         lambda: prune.density(mask),
         lambda: prune.table(params, mask),
         lambda: prune.check(params, mask),

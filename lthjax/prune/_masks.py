@@ -12,7 +12,7 @@ import optax
 from lthjax.prune._lowest import count_all, order
 from lthjax.prune._names import path_of, prunable_by_default
 from lthjax.prune._placing import all_true, placed
-from lthjax.prune._units import any_alive
+from lthjax.prune._units import any_alive, check_units
 
 PyTree = Any
 Scope = Literal["layer", "global", "group"]
@@ -139,12 +139,10 @@ def survivors(
         groups: with scope "group", every leaf's group, from 0, or -1.
 
     Raises:
-        ValueError: the scope is unknown, a leaf of the mask is not bool (2 or 255 would be miscounted), or
-            2**31 weights or more would be counted together.
+        ValueError: the scope or the granularity is unknown, a leaf of the mask is not bool (2 or 255 would be
+            miscounted), or 2**31 weights or more would be counted together.
     """
-    if scope not in ("layer", "global", "group"):
-        raise ValueError(f"scope: {scope!r} is not known; it is 'layer', 'global' or 'group'.")
-    check_bool(mask)
+    check_counted(mask, scope, granularity)
     leaves = jax.tree.leaves(mask)
     if granularity != "weight":
         leaves = [any_alive(m) if jnp.ndim(m) else m for m in leaves]
@@ -164,6 +162,14 @@ def survivors(
                 "by leaf, or split the leaf."
             )
     return counted
+
+
+def check_counted(mask: PyTree, scope: str, granularity: str) -> None:
+    """Raises for a scope or granularity without counts, or as `check_bool`."""
+    if scope not in ("layer", "global", "group"):
+        raise ValueError(f"scope: {scope!r} is not known; it is 'layer', 'global' or 'group'.")
+    check_units(granularity)
+    check_bool(mask)
 
 
 def check_bool(mask: PyTree, name: str = "mask", *, integers: bool = False) -> None:
