@@ -591,6 +591,27 @@ def test_misuse_is_named() -> None:
     bad = {**mask, "conv1": {**mask["conv1"], "kernel": jnp.ones((2, 2), bool)}}
     with pytest.raises(ValueError, match="leaf 'conv1/kernel' has shape"):
         prune.apply(params, bad)
+    for scores, said in (
+        (bad, r"scores: leaf 'conv1/kernel' has shape \(2, 2\); it must be \(3, 3, 2, 4\), as in the mask\."),
+        (None, "scores: its tree is not that of the mask: leaf 'conv1/bias' is in the mask and not in the s"),
+    ):
+        for refused in (
+            lambda s: prune.by_score(s, mask, 0.5),
+            lambda s: prune.to_density(s, mask, 0.5),
+            lambda s: prune.remove_counted(s, mask, [0] * 5),
+        ):
+            with pytest.raises(ValueError, match=said):
+                refused(scores)
+    for other, said in (
+        (bad, r"b: leaf 'conv1/kernel' has shape \(2, 2\); it must be \(3, 3, 2, 4\) or \(\)\."),
+        ({}, "b: its tree is not that of a: leaf 'conv1/bias' is in a and not in b; give the two"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            prune.overlap(mask, other)
+    with pytest.raises(ValueError, match=r"mask: it is traced, and prune\.table looks at values"):
+        jax.eval_shape(lambda m: prune.table(params, m), mask)
+    with pytest.raises(ValueError, match="optimiser: 'adam' is no transformation of optax"):
+        prune.masked("adam")  # type: ignore[arg-type]
     tx = prune.masked(optax.sgd(0.1), mask)
     with pytest.raises(ValueError, match="needs them"):
         tx.update(params, tx.init(params))

@@ -237,6 +237,9 @@ def test_misuse_of_masks_in_a_state_is_one_sentence() -> None:
         (lambda: prune.scheduled(optax.sgd(0.1), "magnitude", 0.1, 0, 10, 3), "begin, end, every: 0, 10, 3"),
         (lambda: prune.scheduled(optax.sgd(0.1), "magnitude", 0.1, 0, 0.8 * 10, 2), "0, 8.0, 2 .* whole num"),
         (lambda: prune.scheduled(optax.sgd(0.1), "magnitude", 0.1, 0, 10, "2"), "0, 10, '2' must be whole"),
+        (lambda: (lambda tx: tx.update(params, tx.init(params), params))(
+            prune.scheduled(optax.sgd(0.1), lambda p, g: jax.tree.map(jnp.sum, p), 0.1, 0, 9, 3)),
+         r"scores: leaf 'a/kernel' has shape \(\); it must be \(7, 11\), as in the mask"),
         (lambda: prune.scheduled(optax.sgd(0.1), "magnitude", 1.5, 0, 9, 3), r"density: 1.5 is outside"),
         (lambda: prune.scheduled(optax.sgd(0.1), "wanda", 0.5, 0, 9, 3), "criterion: 'wanda' is not known"),
         (lambda: prune.scheduled(optax.sgd(1), "magnitude", 0.5, 0, 9, 3, scope="group"), "scope: 'group'"),

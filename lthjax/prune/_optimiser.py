@@ -93,6 +93,10 @@ def masked(
     """
     if mask is not None and prunable is not None:
         raise ValueError("prunable: it is for a mask in the state; this optimiser was given its mask.")
+    if not (hasattr(optimiser, "init") and hasattr(optimiser, "update")):
+        raise ValueError(
+            f"optimiser: {optimiser!r} is no transformation of optax; give one, for example optax.adam(1e-3)."
+        )
     optimiser = optax.with_extra_args_support(optimiser)
 
     def init(params: PyTree) -> Any:

@@ -108,7 +108,7 @@ def by_score(
 
 def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: str, sizes: bool) -> PyTree:
     """As `by_score`, by the scores' absolute values if `sizes`."""
-    mask = matched(scores, mask)
+    mask = matched(scores, mask, of="parameters" if sizes else "scores")
     if not jax.tree.leaves(mask):
         return mask
     check_bool(mask)
@@ -204,7 +204,7 @@ def to_density(
     Raises:
         ValueError: as for `by_score`.
     """
-    mask = matched(scores, mask)
+    mask = matched(scores, mask, of="scores")
     if scope == "group":
         raise ValueError("scope: 'group' has its groups from a mapping of rates; use by_score.")
     check_units(granularity)
@@ -291,7 +291,7 @@ def _remove(
     sizes: bool,
 ) -> PyTree:
     """As `remove_counted`, by the scores' absolute values if `sizes`."""
-    mask = matched(scores, mask)
+    mask = matched(scores, mask, of="parameters" if sizes else "scores")
     _check_rankable(scores, mask, sizes)
     check_finite(scores, mask, going_of(going, len(jax.tree.leaves(mask)), scope, groups))
     whole, treedef = jax.tree.flatten(mask)
