@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lthjax import prune
-from lthjax.prune import _masks
+from lthjax.prune import _lowest, _masks
 
 ADAFACTOR = optax.adafactor(0.01)
 RATES = st.decimals(0, 1, places=6).map(float) | st.sampled_from([0.0, 0.15, 0.2, 1.0, 1e-6])
@@ -441,6 +441,31 @@ def test_global_scope_over_mixed_dtypes() -> None:
     params = {"a": jnp.full((4, 4), 100, jnp.uint8), "b": jnp.full((4, 4), 0.001)}
     mask = prune.by_score(params, prune.ones(params, "."), 0.5, scope="global")
     assert (int(mask["a"].sum()), int(mask["b"].sum())) == (16, 0)
+    params = {"a": jnp.full((4, 4), 0.125, jnp.float8_e4m3fn), "b": jnp.full((4, 4), 0.13)}
+    mask = prune.magnitude(params, prune.ones(params), 0.5, scope="global")
+    assert (int(mask["a"].sum()), int(mask["b"].sum())) == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "common"),
+    [
+        ("float8_e4m3fn float8_e4m3fn", "float8_e4m3fn"),
+        ("float8_e4m3fn float8_e5m2", "float32"),
+        ("float8_e4m3fn bfloat16", "float32"),
+        ("float8_e5m2 int32", "float32"),
+        ("float4_e2m1fn float16", "float32"),
+        ("int4 float32", "float32"),
+        ("int4 int8", "int8"),
+        ("int2 int4", "int8"),
+        ("uint4 uint16", "uint16"),
+        ("uint4 int4", "float32"),
+        ("bfloat16 float16", "float32"),
+        ("bfloat16 bfloat16", "bfloat16"),
+    ],
+)
+def test_the_dtype_in_which_leaves_are_ranked_together(dtypes: str, common: str) -> None:
+    """It holds all their values; JAX itself promotes neither 8-bit floats nor integers below 8 bits."""
+    assert _lowest._common([jnp.dtype(getattr(jnp, name)) for name in dtypes.split()]) == common
 
 
 def test_masked_hands_on_further_arguments() -> None:
@@ -529,9 +554,32 @@ def test_misuse_is_named() -> None:
             {"scope": "group", "groups": [0]},
             "scope 'group' it must be 1, one for every group, and groups",
         ),
+        ([0, 1, 0, 0, 401], {}, "401 for leaf 'output/kernel' .* a whole number from 0 to 400, "),
+        ([0, -1, 0, 0, 1], {}, "-1 for leaf 'conv1/kernel' .* a whole number from 0 to 72, "),
+        ([9, 1, 0, 0, 1], {}, "9 for leaf 'conv1/bias' .* a whole number from 0 to 0, "),
+        ([2.7], {"scope": "global"}, "2.7 for all leaves .* a whole number from 0 to 472, "),
+        ([15], {"scope": "global", "granularity": "unit-l1"}, "15 for all leaves .* from 0 to 14, "),
+        (
+            [0, np.int32(73)],
+            {"scope": "group", "groups": [-1, 1, -1, -1, 0]},
+            "73 for group 1 .* a whole number from 0 to 72, ",
+        ),
     ):
-        with pytest.raises(ValueError, match=f"going: .*{said}"):
+        with pytest.raises(ValueError, match=f"going: .*{said}") as caught:
             prune.remove_counted(params, mask, going, **named)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+    for named, said in (
+        ({"granularity": "2:4"}, "granularity: '2:4' has a density of its own"),
+        ({"granularity": "filter"}, "granularity: 'filter' is not known"),
+        ({"granularity": None}, "granularity: None is not known"),
+        ({"scope": "x"}, "scope: 'x' is not known"),
+    ):
+        for counted in (
+            lambda named: prune.remove_counted(params, mask, [0] * 5, **named),
+            lambda named: prune.survivors(mask, **named),
+        ):
+            with pytest.raises(ValueError, match=said):
+                counted(named)
     with pytest.raises(ValueError, match=r"density: -1 is outside .* weights kept"):
         prune.to_density(params, mask, -1)
     with pytest.raises(ValueError, match="scope: 'layre' is not known"):
@@ -543,6 +591,27 @@ def test_misuse_is_named() -> None:
     bad = {**mask, "conv1": {**mask["conv1"], "kernel": jnp.ones((2, 2), bool)}}
     with pytest.raises(ValueError, match="leaf 'conv1/kernel' has shape"):
         prune.apply(params, bad)
+    for scores, said in (
+        (bad, r"scores: leaf 'conv1/kernel' has shape \(2, 2\); it must be \(3, 3, 2, 4\), as in the mask\."),
+        (None, "scores: its tree is not that of the mask: leaf 'conv1/bias' is in the mask and not in the s"),
+    ):
+        for refused in (
+            lambda s: prune.by_score(s, mask, 0.5),
+            lambda s: prune.to_density(s, mask, 0.5),
+            lambda s: prune.remove_counted(s, mask, [0] * 5),
+        ):
+            with pytest.raises(ValueError, match=said):
+                refused(scores)
+    for other, said in (
+        (bad, r"b: leaf 'conv1/kernel' has shape \(2, 2\); it must be \(3, 3, 2, 4\) or \(\)\."),
+        ({}, "b: its tree is not that of a: leaf 'conv1/bias' is in a and not in b; give the two"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            prune.overlap(mask, other)
+    with pytest.raises(ValueError, match=r"mask: it is traced, and prune\.table looks at values"):
+        jax.eval_shape(lambda m: prune.table(params, m), mask)
+    with pytest.raises(ValueError, match="optimiser: 'adam' is no transformation of optax"):
+        prune.masked("adam")  # type: ignore[arg-type]
     tx = prune.masked(optax.sgd(0.1), mask)
     with pytest.raises(ValueError, match="needs them"):
         tx.update(params, tx.init(params))
@@ -900,6 +969,7 @@ def test_a_mask_that_is_not_bool_is_refused(dtype: str, scope: prune.Scope) -> N
         prune.magnitude(params, mask, 0.5, scope=scope)
     alike = {"w": np.ones((2, 3), bool)}
     for refused in (
+        lambda: prune.remove_counted(params, mask, [1]),
         lambda: prune.density(mask),
         lambda: prune.table(params, mask),
         lambda: prune.check(params, mask),
@@ -908,6 +978,25 @@ def test_a_mask_that_is_not_bool_is_refused(dtype: str, scope: prune.Scope) -> N
     ):
         with pytest.raises(ValueError, match="it must be bool"):
             refused()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32", "complex64"])
+def test_weights_in_the_place_of_a_mask_are_refused(dtype: str) -> None:
+    """Their zeros would be pruned. Whole numbers, 0 where not kept, do for what only applies a mask."""
+    params = {"b": jnp.zeros(()), "w": jnp.array([[1.0, 2.0]])}
+    numbers = {"b": True, "w": np.array([[0, 3]], dtype)}
+    free, fixed = prune.masked(optax.sgd(0.1)), prune.masked(optax.sgd(0.1), numbers)
+    for used in (
+        lambda: prune.apply(params, numbers),
+        lambda: jax.jit(lambda m: prune.apply(params, {"b": True, "w": m}))(numbers["w"]),
+        lambda: optax.apply_updates(params, fixed.update(params, fixed.init(params), params)[0]),
+        lambda: prune.mask_of(prune.set_mask(free.init(params), numbers)),
+    ):
+        if dtype in ("uint8", "int32"):
+            assert (used()["w"] != 0).tolist() == [[False, True]]
+            continue
+        with pytest.raises(ValueError, match=f"mask: leaf 'w' is of dtype {dtype}; it must be bool"):
+            used()
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

@@ -209,6 +209,13 @@ def test_moments_are_found_where_a_layer_is_called_as_they_are() -> None:
         adam = prune.set_mask(state, own).inner[0]
         for moment in (adam.mu, adam.nu):
             jax.tree.map(lambda x, m: np.testing.assert_array_equal(x != 0, m), moment, own)
+    # optax.masked leaves out one of the two, so that the moments have other containers than the parameters.
+    tx = prune.masked(optax.masked(optax.chain(optax.trace(0.9), optax.adam(0.1)), {"mu": False, "w": True}))
+    _, state = tx.update(params, tx.init(params), params)
+    trace, (adam, _) = prune.set_mask(state, jax.tree.map(jnp.invert, mask)).inner.inner_state
+    assert all(moment["w"].all() for moment in (trace.trace, adam.mu, adam.nu))
+    trace, (adam, _) = prune.set_mask(state, mask).inner.inner_state
+    assert not any(moment["w"].any() for moment in (trace.trace, adam.mu, adam.nu))
 
 
 def test_misuse_of_masks_in_a_state_is_one_sentence() -> None:
@@ -228,6 +235,11 @@ def test_misuse_of_masks_in_a_state_is_one_sentence() -> None:
          r"gradients: leaf 'b/bias' has shape \(\); it must be \(3,\)\."),
         (lambda: tx.update(params, state), "params: prune.masked needs them"),
         (lambda: prune.scheduled(optax.sgd(0.1), "magnitude", 0.1, 0, 10, 3), "begin, end, every: 0, 10, 3"),
+        (lambda: prune.scheduled(optax.sgd(0.1), "magnitude", 0.1, 0, 0.8 * 10, 2), "0, 8.0, 2 .* whole num"),
+        (lambda: prune.scheduled(optax.sgd(0.1), "magnitude", 0.1, 0, 10, "2"), "0, 10, '2' must be whole"),
+        (lambda: (lambda tx: tx.update(params, tx.init(params), params))(
+            prune.scheduled(optax.sgd(0.1), lambda p, g: jax.tree.map(jnp.sum, p), 0.1, 0, 9, 3)),
+         r"scores: leaf 'a/kernel' has shape \(\); it must be \(7, 11\), as in the mask"),
         (lambda: prune.scheduled(optax.sgd(0.1), "magnitude", 1.5, 0, 9, 3), r"density: 1.5 is outside"),
         (lambda: prune.scheduled(optax.sgd(0.1), "wanda", 0.5, 0, 9, 3), "criterion: 'wanda' is not known"),
         (lambda: prune.scheduled(optax.sgd(1), "magnitude", 0.5, 0, 9, 3, scope="group"), "scope: 'group'"),

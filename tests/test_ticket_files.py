@@ -1,6 +1,7 @@
 """Tickets in files: loading returns what was saved, or saving fails with one sentence."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
 from lthjax import prune
+from lthjax.prune._files import tensors
 
 DTYPES = [
     *("bool", "int8", "uint8", "int16", "uint32", "int64", "float16", "float32", "float64"),
@@ -161,6 +163,43 @@ def header(path: Path) -> dict[str, str]:
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
 
 
+def digest(path: Path) -> str:
+    """As `prune.save` documents it."""
+    whole = hashlib.sha256()
+    head = {key: value for key, value in header(path).items() if key != "sha256"}
+    whole.update(json.dumps(sorted(head.items())).encode())
+    for name, array in sorted(tensors(path)[1].items()):
+        whole.update(json.dumps([name, array.dtype.name, array.shape]).encode() + array.tobytes())
+    return whole.hexdigest()
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """Wherever it is: but for the name of the entry that would tell."""
+    params = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "k": jax.random.key(0), "n": np.int8(3)}
+    mask = {"w": np.arange(6).reshape(2, 3) > 2, "k": True, "n": True}
+    path = tmp_path / "t"
+    prune.save(path, params, mask, origin=params, metadata={"r": 2})
+    whole, seen = path.read_bytes(), set()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    name = whole.index(b'"sha256"')
+    for place in range(0, 8 * len(whole), 23):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        if name < place // 8 <= name + 6:
+            continue
+        with pytest.raises(ValueError, match=r"not a ticket that prune\.save wrote, or damaged: ") as caught:
+            prune.load(path)
+        if place // 8 >= start:
+            seen.add(str(caught.value).rpartition(": ")[2])
+    assert seen == {"its sha256 is not that of its contents."}
+    # A file of before, without the entry, that has lost the types of what it stores as bytes.
+    head = {"format": "lthjax-ticket-2", "metadata": "{}"}
+    (tmp_path / "old").write_bytes(to_bytes({"params/w": np.ones(2)}, head))
+    with pytest.raises(ValueError, match="damaged: 'types'"):
+        prune.load(tmp_path / "old")
+
+
 def test_files_of_before_are_read_and_plain_ones_are_written_as_before(tmp_path: Path) -> None:
     head = {"format": "lthjax-ticket-1", "metadata": "{}"}
     old = {"params/net/w": np.ones((2, 2), np.float32), "params/net/t": np.ones(1, np.float32)}
@@ -170,7 +209,7 @@ def test_files_of_before_are_read_and_plain_ones_are_written_as_before(tmp_path:
     assert got.mask["net"]["w"].tolist() == [[True, False], [True, True]]
     assert (got.params["net"]["t"].shape, got.params["f8"].dtype) == ((1,), ml_dtypes.float8_e5m2)
     prune.save(tmp_path / "new", got.params, got.mask)
-    assert header(tmp_path / "new") == head
+    assert header(tmp_path / "new").items() - head.items() == {("sha256", digest(tmp_path / "new"))}
     del old["params/f8"]
     (tmp_path / "old").write_bytes(to_bytes(old | {"params/net": np.ones(2, np.float32)}, head))
     with pytest.raises(ValueError, match=r"damaged: params: the path of leaf 'net' is the beginning of"):
@@ -196,6 +235,16 @@ def test_what_cannot_be_saved_is_named(params: Any, mask: Any, said: str, tmp_pa
     with pytest.raises(ValueError, match=said) as caught:
         prune.save(tmp_path / "t", params, mask)
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_can_hold_no_file_is_named(tmp_path: Path) -> None:
+    for place, kind, said in (
+        (tmp_path, IsADirectoryError, "it is a folder.*: '{}'"),
+        (tmp_path / "no" / "t", FileNotFoundError, "there is no such folder.*: '{}/no'"),
+    ):
+        with pytest.raises(kind, match=said.format(re.escape(str(tmp_path))) + "$"):
+            prune.save(place, {"w": 1.0}, {"w": np.True_})
     assert not list(tmp_path.iterdir())
 
 
@@ -225,11 +274,11 @@ def test_an_array_that_is_traced_or_deleted_is_named(tmp_path: Path) -> None:
 def test_damaged_types_are_one_sentence(tmp_path: Path) -> None:
     params = {"w": np.ones((2, 2), dtype_of("int4"))}
     prune.save(tmp_path / "t", params, {"w": np.True_})
-    whole = (tmp_path / "t").read_bytes()
-    for other in (b"f4,f", b"uintx", b"obje", b"int64"):
-        other = other[:4]
-        (tmp_path / "t").write_bytes(whole.replace(b'\\"int4\\"', b'\\"' + other + b'\\"'))
-        with pytest.raises(ValueError, match=r"not a ticket that prune\.save wrote, or damaged: ") as caught:
+    head, stored = tensors(tmp_path / "t")
+    del head["sha256"]  # as of before
+    for other in ("f4,f", "uint", "obje", "int6"):
+        (tmp_path / "t").write_bytes(to_bytes(stored, head | {"types": head["types"].replace("int4", other)}))
+        with pytest.raises(ValueError, match=r"damaged: (the type|uint8 \(2, 2, 1\))") as caught:
             prune.load(tmp_path / "t")
         assert "\n" not in str(caught.value)
 

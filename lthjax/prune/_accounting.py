@@ -169,7 +169,7 @@ def overlap(a: PyTree, b: PyTree) -> Overlap:
     """
     check_bool(a, "a")
     check_bool(b, "b")
-    b = matched(a, b)
+    b = matched(a, b, "b", of="a")
     both = either = expected = union = jnp.float32(0)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         if jnp.ndim(x) and jnp.ndim(y):
@@ -203,10 +203,12 @@ def table(
         itself hides them.
 
     Raises:
-        ValueError: params and mask do not match, a leaf of the mask is not bool, or one of apply and shape
-            is missing.
+        ValueError: params and mask do not match, a leaf of the mask is not bool or traced, or one of apply
+            and shape is missing.
     """
     check_bool(mask)
+    if any(isinstance(m, jax.core.Tracer) for m in jax.tree.leaves(mask)):
+        raise ValueError("mask: it is traced, and prune.table looks at values; call it outside jit.")
     mask = matched(params, mask)
     if (apply is None) != (shape is None):
         raise ValueError("apply, shape: MACs need both, the function and the shape of its input.")

@@ -1,5 +1,7 @@
 """Reads and writes a ticket as one safetensors file, which any framework can read."""
 
+import errno
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -56,7 +58,10 @@ def save(
     The tensors are `params/PATH` and `origin/PATH`, unchanged, and `mask/PATH`, uint8. A mask holds the bits
     of the prunable leaf in row-major order, the first in the highest bit, padded with 0 (`numpy.packbits`).
     Leaves of types that safetensors lacks are stored as their bytes, uint8 with one more axis, and PRNG keys
-    as their data; the metadata entry `types` then maps each such tensor to its own type, in JSON.
+    as their data; the metadata entry `types` then maps each such tensor to its own type, in JSON. The entry
+    `sha256`, which `load` compares, is the SHA-256, in hexadecimal digits, of the other entries as a sorted
+    list of pairs in JSON, and then, tensor by tensor in the order of their names, of the list [name, numpy's
+    name of the type, shape] in JSON and of the bytes.
 
     Args:
         path: the file; its folder must exist. An existing file is replaced.
@@ -68,9 +73,15 @@ def save(
     Raises:
         ValueError: the trees do not match, a leaf cannot be saved, a path equals or is a prefix of another,
             so that nested dictionaries cannot hold both, or the metadata is not valid JSON.
+        OSError: the folder does not exist, the path is a folder, or the file cannot be written.
     """
     from safetensors.numpy import save as to_bytes
 
+    where = Path(path)
+    if where.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; give the path of a file", str(where))
+    if not where.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder; make it first", str(where.parent))
     names = paths(params)
     _check_paths(names)
     mask = matched(params, mask)
@@ -99,7 +110,17 @@ def save(
     head = {"format": _FORMAT, "metadata": said}
     if types:
         head |= {"format": _FORMAT_WITH_TYPES, "types": json.dumps(types)}
-    files.write_whole(Path(path), to_bytes(tensors, head))
+    head["sha256"] = _digest(head, tensors)
+    files.write_whole(where, to_bytes(tensors, head))
+
+
+def _digest(head: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
+    """The entry `sha256` of a ticket's head, as `save` describes it."""
+    whole = hashlib.sha256(json.dumps(sorted((k, v) for k, v in head.items() if k != "sha256")).encode())
+    for name, array in sorted(tensors.items()):
+        whole.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+        whole.update(_as_bytes(array).data)
+    return whole.hexdigest()
 
 
 def _array(tree: str, name: str, leaf: Any) -> np.ndarray:
@@ -170,8 +191,8 @@ def load(path: str | Path, like: PyTree | None = None) -> Ticket:
         `prune.masked` accept either mask together with the parameters that it was saved with.
 
     Raises:
-        ValueError: it is not a ticket file, or damaged; or a leaf of `like` is no array, is not in the file,
-            or has another shape there.
+        ValueError: it is not a ticket file, or damaged (by a single bit, too, but for older files, which have
+            no `sha256`); or a leaf of `like` is no array, is not in the file, or has another shape there.
         FileNotFoundError: there is no such file.
     """
     ticket = _read(path)
@@ -205,7 +226,9 @@ def _read(path: str | Path) -> Ticket:
             raise ValueError(
                 f"its format is {head.get('format')!r}, not {_FORMAT!r} or {_FORMAT_WITH_TYPES!r}"
             )
-        types = json.loads(head.get("types", "{}"))
+        if "sha256" in head and head["sha256"] != _digest(head, found):
+            raise ValueError("its sha256 is not that of its contents")
+        types = json.loads(head["types"] if head["format"] == _FORMAT_WITH_TYPES else head.get("types", "{}"))
         for key, array in found.items():
             tree, _, name = key.partition("/")
             trees[tree][name] = _own(array, types.pop(key)) if key in types else array

@@ -23,12 +23,23 @@ def absolute(value: jax.Array) -> jax.Array:
 
 def _common(dtypes: Sequence[Any]) -> Any:
     """The dtype in which leaves of different dtypes are ranked together."""
+    if len({*dtypes}) > 1:
+        dtypes = [*map(_promoted, dtypes)]
     common = jnp.result_type(*dtypes)
     # Signed and unsigned integers, or integers and floats, may have no common dtype that is wide enough.
     alike = any(
         all(jnp.issubdtype(d, kind) for d in dtypes) for kind in (jnp.unsignedinteger, jnp.signedinteger)
     )
     return common if alike or len({*dtypes}) == 1 else jnp.promote_types(common, jnp.float32)
+
+
+def _promoted(dtype: Any) -> Any:
+    """The dtype, or a wider one for those of a byte or less that JAX does not promote beside others."""
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8:
+        return jnp.dtype(jnp.float32)
+    if jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8:
+        return jnp.dtype(jnp.uint8 if jnp.issubdtype(dtype, jnp.unsignedinteger) else jnp.int8)
+    return dtype
 
 
 def bits_of(value: jax.Array) -> tuple[jax.Array, jax.Array, int]:

@@ -12,12 +12,14 @@ import optax
 from lthjax.prune._lowest import count_all, order
 from lthjax.prune._names import path_of, prunable_by_default
 from lthjax.prune._placing import all_true, placed
-from lthjax.prune._units import any_alive
+from lthjax.prune._units import any_alive, check_units
 
 PyTree = Any
 Scope = Literal["layer", "global", "group"]
 # An int32 counts fewer.
 _MOST = 2**31
+# The names of trees that are masks, in `matched`.
+_MASKS = ("mask", "b")
 
 
 def paths(tree: PyTree) -> list[str]:
@@ -78,11 +80,11 @@ def apply(params: PyTree, mask: PyTree) -> PyTree:
         The parameters, in their own containers.
 
     Raises:
-        ValueError: the trees do not match, or a leaf of the mask is False without dimensions, as in masks of
-            optax; traced ones are not looked at.
+        ValueError: the trees do not match, or a leaf of the mask is of floats, as weights in its place, or
+            False without dimensions, as in masks of optax; traced ones of those are not looked at.
     """
     mask = matched(params, mask)
-    check_whole(mask)
+    check_bool(mask, integers=True)
     return jax.tree.map(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), mask, params)
 
 
@@ -139,12 +141,10 @@ def survivors(
         groups: with scope "group", every leaf's group, from 0, or -1.
 
     Raises:
-        ValueError: the scope is unknown, a leaf of the mask is not bool (2 or 255 would be miscounted), or
-            2**31 weights or more would be counted together.
+        ValueError: the scope or the granularity is unknown, a leaf of the mask is not bool (2 or 255 would be
+            miscounted), or 2**31 weights or more would be counted together.
     """
-    if scope not in ("layer", "global", "group"):
-        raise ValueError(f"scope: {scope!r} is not known; it is 'layer', 'global' or 'group'.")
-    check_bool(mask)
+    check_counted(mask, scope, granularity)
     leaves = jax.tree.leaves(mask)
     if granularity != "weight":
         leaves = [any_alive(m) if jnp.ndim(m) else m for m in leaves]
@@ -166,11 +166,25 @@ def survivors(
     return counted
 
 
-def check_bool(mask: PyTree, name: str = "mask") -> None:
-    """Raises if a leaf of the mask of that name is not bool, or as `check_whole`."""
+def check_counted(mask: PyTree, scope: str, granularity: str) -> None:
+    """Raises for a scope or granularity without counts, or as `check_bool`."""
+    if scope not in ("layer", "global", "group"):
+        raise ValueError(f"scope: {scope!r} is not known; it is 'layer', 'global' or 'group'.")
+    check_units(granularity)
+    check_bool(mask)
+
+
+def check_bool(mask: PyTree, name: str = "mask", *, integers: bool = False) -> None:
+    """Raises if a leaf of the mask of that name is not bool, or as `check_whole`.
+
+    Args:
+        mask: the mask.
+        name: its name in errors.
+        integers: whether they pass, too, for what does not count them.
+    """
     check_whole(mask, name)
     for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True):
-        if jnp.ndim(m) and m.dtype != bool:
+        if jnp.ndim(m) and m.dtype != bool and not (integers and jnp.issubdtype(m.dtype, jnp.integer)):
             raise ValueError(f"{name}: leaf {path!r} is of dtype {m.dtype}; it must be bool: give leaf != 0.")
 
 
@@ -242,10 +256,10 @@ def matched(
             have leaves.
         mask: their mask, or another tree with the same leaves. `a/kernel/value` and `a/kernel` are the same
             path, as NNX boxes a leaf in a Variable.
-        name: name of the mask in errors. Only a tree called "mask" may have () for a leaf of any shape, or a
-            `MaskedNode` for leaves, which it then keeps whole, as `prune.mask_of` gives it of an optimiser
-            within `optax.masked`.
-        of: name of the tree in errors.
+        name: name of the mask in errors. Only a tree called "mask", or "b" as in `overlap`, may have () for a
+            leaf of any shape, or a `MaskedNode` for leaves, which it then keeps whole, as `prune.mask_of`
+            gives it of an optimiser within `optax.masked`.
+        of: name of the tree in errors, which blame the mask, but of "scores" and their mask the scores.
         shapes: whether the shapes are compared, too.
         place: whether its arrays are put on the devices of the tree's, which may cut 64 bits to 32.
 
@@ -256,35 +270,53 @@ def matched(
     if forms[0] != forms[1]:
         mask = _by_path(tree, mask, name, of)
     for path, leaf, m in zip(paths(tree), jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True):
-        whole = name == "mask" and not jnp.ndim(m)
+        whole = name in _MASKS and not jnp.ndim(m)
         if shapes and not whole and jnp.shape(m) != jnp.shape(leaf):
-            allowed = f"{jnp.shape(leaf)} or ()" if name == "mask" else f"{jnp.shape(leaf)}"
-            raise ValueError(f"{name}: leaf {path!r} has shape {jnp.shape(m)}; it must be {allowed}.")
+            blamed, shape, allowed = name, jnp.shape(m), f"{jnp.shape(leaf)}"
+            if of == "scores":
+                blamed, shape, allowed = of, jnp.shape(leaf), f"{jnp.shape(m)}, as in the {name}"
+            elif name in _MASKS and jnp.ndim(leaf):
+                allowed += " or ()"
+            raise ValueError(f"{blamed}: leaf {path!r} has shape {shape}; it must be {allowed}.")
     return jax.tree.map(placed, mask, tree) if place else mask
 
 
 def _by_path(tree: PyTree, mask: PyTree, name: str, of: str) -> PyTree:
+    blamed, other = (of, name) if of == "scores" else (name, of)
     names, gaps = [*map(unboxed, paths(tree))], _gaps(tree)
     known = dict(zip(map(unboxed, paths(mask)), jax.tree.leaves(mask), strict=True))
     ours, theirs = set(names), set(known)
     if len(ours) < len(names) or len(theirs) < len(jax.tree.leaves(mask)):
         raise ValueError(
-            f"{name}: its containers are not the {of}' and two leaves have one path; rename one."
+            f"{blamed}: its containers are not those of {_the(other)}, and two leaves have one path; "
+            "rename one."
         )
     extra = [p for p in known if p not in ours and not any(_within(p, gap) for gap in gaps)]
-    whole = _gaps(mask) if name == "mask" else []
+    whole = _gaps(mask) if name in _MASKS else []
     known |= {
         p: jnp.ones((), bool) for p in names if p not in known and any(_within(p, gap) for gap in whole)
     }
-    hint = ", as mask = prune.ones(params) does" if name == "mask" else ""
+    hint = ", as mask = prune.ones(params) does" if blamed == "mask" else ""
     for here, there, lost in ((of, name, [p for p in names if p not in known]),
                               (name, of, extra)):  # fmt: skip
         if lost:
             raise ValueError(
-                f"{name}: its tree is not that of the {of}: leaf {lost[0]!r} is in the {here} and "
-                f"not in the {there}; give the two the same leaves{hint}."
+                f"{blamed}: its tree is not that of {_the(other)}: leaf {lost[0]!r} is in {_the(here)} and "
+                f"not in {_the(there)}; give the two the same leaves{hint}."
             )
     return jax.tree.unflatten(jax.tree.structure(tree), [known[path] for path in names])
+
+
+def _the(name: str) -> str:
+    """The name in a sentence; the masks of `overlap` are called a and b."""
+    return name if len(name) == 1 else f"the {name}"
+
+
+def covers(tree: PyTree, mask: PyTree) -> bool:
+    """Whether a tree has the leaves of the mask, but for those that optax left out of it, and no others."""
+    own, gaps = {*map(unboxed, paths(tree))}, _gaps(tree)
+    names = {*map(unboxed, paths(mask))}
+    return own <= names and all(any(_within(name, gap) for gap in gaps) for name in names - own)
 
 
 def _gaps(tree: PyTree) -> list[str]:

@@ -1,5 +1,6 @@
 """Optimisers that keep pruned weights at 0, with a mask that is fixed, replaced, or pruned on a schedule."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,8 @@ from lthjax.prune._masks import (
     PyTree,
     Scope,
     apply,
-    check_whole,
+    check_bool,
+    covers,
     is_key,
     matched,
     ones,
@@ -86,11 +88,15 @@ def masked(
         arguments. With a mask its state is that of the optimiser, without one a `MaskedState`.
 
     Raises:
-        ValueError: both a mask and prunable are given; or, at `init` and `update`, the trees differ or a leaf
-            of the mask is False without dimensions.
+        ValueError: both a mask and prunable are given, or no optimiser; or, at `init` and `update`, the trees
+            differ or a leaf of the mask is of floats, or False without dimensions.
     """
     if mask is not None and prunable is not None:
         raise ValueError("prunable: it is for a mask in the state; this optimiser was given its mask.")
+    if not (hasattr(optimiser, "init") and hasattr(optimiser, "update")):
+        raise ValueError(
+            f"optimiser: {optimiser!r} is no transformation of optax; give one, for example optax.adam(1e-3)."
+        )
     optimiser = optax.with_extra_args_support(optimiser)
 
     def init(params: PyTree) -> Any:
@@ -144,7 +150,7 @@ def set_mask(state: Any, mask: PyTree) -> Any:
 
     Raises:
         ValueError: the state holds no mask, or the mask has other leaves or shapes than the one in it, or a
-            leaf that is False without dimensions.
+            leaf of floats, or one that is False without dimensions.
     """
     if not list(_masked_states(state)):
         raise ValueError(f"state: it holds no mask; {_WHERE}")
@@ -165,7 +171,7 @@ def _masked_states(state: Any) -> Iterator[MaskedState]:
 
 def _with_mask(state: MaskedState, mask: PyTree) -> MaskedState:
     mask = matched(state.mask, mask, of="mask in the state", shapes=False)
-    check_whole(mask)
+    check_bool(mask, integers=True)
     for path, old, new in zip(paths(mask), jax.tree.leaves(state.mask), jax.tree.leaves(mask), strict=True):
         if jnp.ndim(new) and jnp.shape(new) != jnp.shape(old):
             allowed = jnp.shape(old) if jnp.ndim(old) else "0-d, as this leaf is not prunable there"
@@ -181,15 +187,15 @@ def _with_mask(state: MaskedState, mask: PyTree) -> MaskedState:
 def _without_moments(inner: Any, mask: PyTree) -> Any:
     """An optimiser's state with 0 where the mask prunes, in the leaves that are shaped like parameters.
 
-    Such leaves are those of a subtree in the parameters' containers. Elsewhere, as in moments without the
-    leaves that `optax.masked` leaves out, one is a leaf whose path ends in a parameter's path and whose shape
-    is the parameter's, as `0/mu/dense/kernel` for `dense/kernel`.
+    Such leaves are those of a subtree in the parameters' containers, or with all their leaves but for those
+    that `optax.masked` left out. Elsewhere one is a leaf whose path ends in a parameter's path and whose
+    shape is the parameter's, as `0/mu/dense/kernel` for `dense/kernel`.
     """
     containers: Any = jax.tree.structure(mask)
     masks = {unboxed(path): m for path, m in zip(paths(mask), jax.tree.leaves(mask), strict=True)}
 
     def alike(node: Any) -> bool:
-        return bool(containers == jax.tree.structure(node))
+        return bool(containers == jax.tree.structure(node)) or covers(node, mask)
 
     def zeroed(leaf: Any, m: Any) -> Any:
         if not jnp.ndim(m) or jnp.shape(m) != jnp.shape(leaf):
@@ -200,7 +206,7 @@ def _without_moments(inner: Any, mask: PyTree) -> Any:
 
     def cleared(keys: Keys, node: Any) -> Any:
         if alike(node):
-            return jax.tree.map(zeroed, node, mask)
+            return jax.tree.map(zeroed, node, matched(node, mask, shapes=False, place=False))
         parts = unboxed(path_of(keys)).split("/")
         ends = ("/".join(parts[i:]) for i in range(len(parts) + 1))
         m = next((masks[end] for end in ends if end in masks), None)
@@ -246,11 +252,11 @@ def scheduled(
         A gradient transformation with a `ScheduledState`, whose mask is `prune.mask_of(state)`.
 
     Raises:
-        ValueError: begin, end and every do not fit, or a share is outside [0, 1].
+        ValueError: begin, end and every are no whole numbers or do not fit, or a share is outside [0, 1].
 
     Source: Zhu & Gupta 2017 (arXiv 1710.01878), section 3, for the cubic course.
     """
-    _check_schedule(criterion, begin, end, every, scope, granularity)
+    begin, end, every = _check_schedule(criterion, begin, end, every, scope, granularity)
     shares = _shares(course, (end - begin) // every)
     inner = masked(optimiser, prunable=prunable)
 
@@ -298,8 +304,14 @@ def _pruned(
 
 def _check_schedule(
     criterion: Criterion, begin: int, end: int, every: int, scope: str, granularity: str
-) -> None:
-    """Raises a ValueError for arguments of `scheduled` that do not fit."""
+) -> tuple[int, int, int]:
+    """Begin, end and every; raises a ValueError for arguments of `scheduled` that do not fit."""
+    try:
+        begin, end, every = map(operator.index, (begin, end, every))
+    except TypeError as error:
+        raise ValueError(
+            f"begin, end, every: {begin!r}, {end!r}, {every!r} must be whole numbers, as int(0.8 * steps) is."
+        ) from error
     if not (0 <= begin <= end and every > 0 and (end - begin) % every == 0):
         raise ValueError(
             f"begin, end, every: {begin}, {end}, {every} do not fit; 0 <= begin <= end, and end is begin "
@@ -316,6 +328,7 @@ def _check_schedule(
             f"criterion: {criterion!r} is not known; it is 'magnitude' or a function (parameters, "
             "gradients) -> scores."
         )
+    return begin, end, every
 
 
 def _shares(course: Course, intervals: int) -> list[float | Fraction]:

@@ -1,6 +1,7 @@
 """Exact selection: which k survivors of a mask go, by their scores, by size or by lot."""
 
 import math
+import operator
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NoReturn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lthjax.prune._lowest import absolute, count_all, remove_lowest
-from lthjax.prune._masks import Scope, check_bool, matched, members_of, paths, survivors
+from lthjax.prune._masks import Scope, check_bool, check_counted, matched, members_of, paths, survivors
 from lthjax.prune._placing import gathered, placed
 from lthjax.prune._rates import (
     Number,
@@ -25,7 +26,7 @@ from lthjax.prune._rates import (
     warn_of_idle,
     warn_of_nothing,
 )
-from lthjax.prune._units import fits, grouped, pattern_of, prune_pattern, ungrouped, units_of
+from lthjax.prune._units import check_units, fits, grouped, pattern_of, prune_pattern, ungrouped, units_of
 
 PyTree = Any
 # What `remove_counted` takes a number for, by scope.
@@ -107,7 +108,7 @@ def by_score(
 
 def _prune(scores: PyTree, mask: PyTree, rate: Rate, scope: Scope, granularity: str, sizes: bool) -> PyTree:
     """As `by_score`, by the scores' absolute values if `sizes`."""
-    mask = matched(scores, mask)
+    mask = matched(scores, mask, of="parameters" if sizes else "scores")
     if not jax.tree.leaves(mask):
         return mask
     check_bool(mask)
@@ -203,11 +204,10 @@ def to_density(
     Raises:
         ValueError: as for `by_score`.
     """
-    mask = matched(scores, mask)
+    mask = matched(scores, mask, of="scores")
     if scope == "group":
         raise ValueError("scope: 'group' has its groups from a mapping of rates; use by_score.")
-    if pattern_of(granularity) is not None:
-        raise ValueError(f"granularity: {granularity!r} has a density of its own; use by_score.")
+    check_units(granularity)
     density = check_density(density)
     if density < 1:
         warn_of_nothing(mask)
@@ -232,8 +232,8 @@ def remove_counted(
         scores: as for `by_score`.
         mask: as for `by_score`.
         going: number of weights (units) to remove from every leaf, with scope "group" from every group or,
-            with scope "global", one number; at most the number of survivors; may be traced, so that one
-            program serves any counts.
+            with scope "global", one number; whole numbers from 0 to that of the survivors; may be traced, so
+            that one program serves any counts, and is then not checked.
         scope: as for `by_score`.
         granularity: as for `by_score`, but not "N:M".
         groups: as for `survivors`; leaves of group -1 are not pruned.
@@ -242,17 +242,43 @@ def remove_counted(
         The new mask.
 
     Raises:
-        ValueError: scores that do not match the mask, have no order or are not finite, as for `by_score`; or
-            too few or too many numbers.
+        ValueError: scores that do not match the mask, have no order or are not finite, as for `by_score`; an
+            unknown scope or granularity; too few or too many numbers, or one that is not allowed.
     """
+    mask = matched(scores, mask, of="scores")
+    check_counted(mask, scope, granularity)
     leaves = len(jax.tree.leaves(mask))
-    wanted = {"layer": leaves, "global": 1, "group": max(groups, default=-1) + 1}.get(scope, len(going))
+    wanted = {"layer": leaves, "global": 1, "group": max(groups, default=-1) + 1}[scope]
     if len(going) != wanted or (scope == "group" and len(groups) != leaves):
         raise ValueError(
             f"going: its length is {len(going)}; with scope {scope!r} it must be {wanted}, one for "
             f"{_COUNTED[scope]}."
         )
+    _check_going(going, mask, scope, granularity, groups)
     return _remove(scores, mask, going, scope, granularity, groups, sizes=False)
+
+
+def _check_going(
+    going: Sequence[int | jax.Array], mask: PyTree, scope: Scope, granularity: str, groups: Sequence[int]
+) -> None:
+    """Raises if a number to remove is not whole, or not from 0 to the number of survivors, unless traced."""
+    # Inside a traced function an operation on known arrays is traced, too.
+    if any(isinstance(n, jax.core.Tracer) for n in (*going, *jax.tree.leaves(mask), jnp.zeros(()))):
+        return
+    alive = _known([left for left, _ in survivors(mask, scope, granularity, groups)])
+    names = {"layer": [f"leaf {path!r}" for path in paths(mask)], "global": ["all leaves"]}.get(
+        scope, [f"group {i}" for i in range(len(alive))]
+    )
+    for n, left, name in zip(jax.device_get([*going]), alive, names, strict=True):
+        try:
+            allowed = 0 <= operator.index(n) <= left
+        except TypeError:
+            allowed = False
+        if not allowed:
+            raise ValueError(
+                f"going: {n} for {name} is not allowed; it must be a whole number from 0 to {left:,}, the "
+                "number left there."
+            )
 
 
 def _remove(
@@ -265,7 +291,7 @@ def _remove(
     sizes: bool,
 ) -> PyTree:
     """As `remove_counted`, by the scores' absolute values if `sizes`."""
-    mask = matched(scores, mask)
+    mask = matched(scores, mask, of="parameters" if sizes else "scores")
     _check_rankable(scores, mask, sizes)
     check_finite(scores, mask, going_of(going, len(jax.tree.leaves(mask)), scope, groups))
     whole, treedef = jax.tree.flatten(mask)

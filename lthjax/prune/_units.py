@@ -16,13 +16,22 @@ def pattern_of(granularity: str) -> tuple[int, int] | None:
     """(N, M) for "N:M", None for "weight" and for units."""
     if granularity in ("weight", "unit-l1", "unit-l2"):
         return None
-    match = re.fullmatch(r"(\d+):(\d+)", granularity)
+    match = re.fullmatch(r"(\d+):(\d+)", str(granularity))
     if match is None or not 0 < int(match[1]) < int(match[2]):
         raise ValueError(
             f"granularity: {granularity!r} is not known; it is 'weight', 'unit-l1', 'unit-l2' or 'N:M' "
             "with 0 < N < M, for example '2:4'."
         )
     return int(match[1]), int(match[2])
+
+
+def check_units(granularity: str) -> None:
+    """Raises if the granularity is not that of weights or units, which can be counted."""
+    if pattern_of(granularity) is not None:
+        raise ValueError(
+            f"granularity: {granularity!r} has a density of its own; it is 'weight', 'unit-l1' or 'unit-l2' "
+            "here, and prune.by_score takes patterns."
+        )
 
 
 def units_of(
