@@ -51,7 +51,9 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
     monkeypatch.setattr(train, "_SEGMENT_SECONDS", 1e-9)  # one step each
     monkeypatch.setattr(earlybird, "QUEUE", 2)
     data = config.Data(name="few", validation=40, augment=True)
-    prepared = tiny(model=model, data=data)
+    # With two evaluations or more, as the first has no distance.
+    few = config.Train(steps=12, batch=20, eval_every=3)
+    prepared = tiny(model=model, data=data, train=few)
     stop = 7 if model == "lenet300" else 4
     jobs = jobs_of(prepared, stop)
     trainer = study.make_trainer([prepared], 2, prepared.study.seeds)
