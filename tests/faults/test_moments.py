@@ -97,6 +97,7 @@ def test_a_call_that_fails_once_loses_nothing(
         shutil.rmtree(tmp_path / "runs")
 
 
+@pytest.mark.usefixtures("drawn_pngs")  # as a process that is cut short draws them
 @pytest.mark.parametrize("count", [2, pytest.param(12, marks=pytest.mark.faults)])
 def test_a_report_cut_short_anywhere_is_whole_after_the_next(
     folder: Path, tmp_path: Path, count: int
