@@ -298,7 +298,7 @@ LENGTHY = {
     "test_processes": ("test_two_processes_train_no_cell_twice",),
     "test_sharing": ("test_a_seed_of_a_sweep",),
     "test_study": ("test_the_same_study_twice",),
-    "test_sweep": ("test_the_comparison_page", "test_overrides_go_to_every_study"),
+    "test_sweep": ("test_overrides_go_to_every_study",),
     "test_tpu_forms": ("test_a_network_for_tpu_has_the_numbers_of_the_plain_one[small_cnn_wide",),
     "test_train": ("test_many_steps_as_with_the_builtin_convolution[conv2-200",),
     "test_versions": ("test_what_is_installed",),

@@ -356,13 +356,16 @@ def test_the_comparison_page(tiny: Callable, tmp_path: Path) -> None:
     assert float(first[2]) == pytest.approx(max(accuracy.values()), abs=0.006)
     assert accuracy[first[1]] == max(accuracy.values())
     before = page.read_bytes()
-    report.build_all(runs)
+    compare.build(runs)
     assert page.read_bytes() == before
+    # What cannot be compared is refused before a report is written.
+    shutil.rmtree(runs[0] / "report")
     with pytest.raises(UserError, match="is named twice"):
         report.build_all([runs[0], runs[0]])
     elsewhere = shutil.copytree(runs[0], tmp_path / "elsewhere" / runs[0].name)
     with pytest.raises(UserError, match=r"are parts of one study; join them by python -m analysis\.merge"):
         report.build_all([runs[0], elsewhere])
+    assert not (runs[0] / "report").exists()
 
 
 def test_studies_are_told_apart_by_what_is_seldom_named(tiny: Callable) -> None:

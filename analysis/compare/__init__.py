@@ -25,6 +25,29 @@ MARGIN = 0.2
 _DENSITIES = (0.5, 0.2, 0.1, 0.05)
 
 
+def opened_apart(runs: Sequence[str | Path | Run]) -> list[Run]:
+    """The runs, opened, if each can be a run of its own on a comparison.
+
+    Raises:
+        UserError: one is no run folder, is named twice, or is of the same study as another.
+    """
+    paths = [run.path if isinstance(run, Run) else Path(run) for run in runs]
+    places = [Path(os.path.abspath(path)) for path in paths]
+    twice = [str(path) for i, path in enumerate(paths) if places[i] in places[:i]]
+    if twice:
+        raise UserError(f"run: {twice[0]!r} is named twice; name every run folder once.")
+    opened = [open_run(run) for run in runs]
+    for place, run in enumerate(opened):
+        for earlier in range(place):
+            if run.about["identity"] == opened[earlier].about["identity"]:
+                a, b = str(paths[earlier]), str(paths[place])
+                raise UserError(
+                    f"run: {a!r} and {b!r} are parts of one study; join them by "
+                    f"{home.command('merge', a, b, '--into', 'FOLDER')}, and name that."
+                )
+    return opened
+
+
 def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) -> Path:
     """Writes `comparisons/NAME-HASH/` beside the first run folder; returns the path of its `index.html`.
 
@@ -35,27 +58,16 @@ def build(runs: Sequence[str | Path | Run], *, only_if_changed: bool = False) ->
         only_if_changed: whether to keep a comparison that is whole and up to date.
 
     Raises:
-        UserError: one is no run folder, or has no cell, or the page cannot be written.
+        UserError: as `opened_apart`; or one has no cell, or the page cannot be written.
     """
-    paths = [run.path if isinstance(run, Run) else Path(run) for run in runs]
-    places = [Path(os.path.abspath(path)) for path in paths]
-    twice = [str(path) for i, path in enumerate(paths) if places[i] in places[:i]]
-    if twice:
-        raise UserError(f"run: {twice[0]!r} is named twice; name every run folder once.")
-    opened = [open_run(run) for run in runs]
+    opened = opened_apart(runs)
+    paths = [run.path for run in opened]
     rows, about = [run.finished() for run in opened], [run.about for run in opened]
-    for place, study in enumerate(about):
-        for earlier in range(place):
-            if study["identity"] == about[earlier]["identity"]:
-                a, b = str(paths[earlier]), str(paths[place])
-                raise UserError(
-                    f"run: {a!r} and {b!r} are parts of one study; join them by "
-                    f"{home.command('merge', a, b, '--into', 'FOLDER')}, and name that."
-                )
     names = [*dict.fromkeys(study["config"]["name"] for study in about)]
     digest = _digest(" ".join(sorted(map(_compared, opened))))[:8]
     # As it was typed, but beside the run where that is `.` or ends in `..`.
-    beside = (places if paths[0].name in ("", "..") else paths)[0].parent
+    first = paths[0]
+    beside = (Path(os.path.abspath(first)) if first.name in ("", "..") else first).parent
     folder = beside / "comparisons" / f"{'-'.join(names[:3])}-{digest}"
     table = tables.to_csv(["run", *COLUMNS], [[run.name, *row] for run in opened for row in run.rows])
     shows = _digest(json.dumps([table, about]))

@@ -174,9 +174,11 @@ def build_all(runs: Sequence[str | Path], *, only_if_changed: bool = False, last
     """Writes the report of every run folder and, for several, the comparison; returns the path of the last.
 
     Raises:
-        UserError: as `build`.
+        UserError: as `build`; before any is written, as `compare.opened_apart`.
     """
     opened = [open_run(run, last) for run in runs]
+    if len(opened) > 1:
+        compare.opened_apart(opened)
     pages = [build(run, only_if_changed=only_if_changed) for run in opened]
     return pages[0] if len(pages) == 1 else compare.build(opened, only_if_changed=only_if_changed)
 
