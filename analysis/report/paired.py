@@ -163,6 +163,15 @@ def against(rows: Sequence[Row], chain: str, own: Sequence[Row], name: str, beyo
     return Other(name, len(there), len(there & lost), everywhere_lost, len(stopped(rows, chain)), beyond)
 
 
+def unpaired(rows: Sequence[Row], chain: str, arm: str) -> list[int]:
+    """The seeds whose control diverged at 80–90 % sparsity, where that leaves none beside its ticket."""
+    if in_range(differences(rows, chain, TICKET, arm)):
+        return []
+    there = levels_there(rows, chain)
+    own = [row for row in select(rows, chain=chain, arm=arm) if row.level in there]
+    return sorted({row.seed for row in own if row.status == "diverged"})
+
+
 def at_some(levels: int, other: Other) -> str:
     """What must be said where a claim about a range is tested at some of the tickets' levels only."""
     of, trained = f"of the tickets' {other.tickets} levels there", levels + other.diverged
