@@ -137,8 +137,7 @@ class Run:
         if schedule not in SCHEDULES:
             raise UserError(
                 f"--last: {self.last} is not allowed, as it is not known here whether the learning rate "
-                f"changes to the end: its schedule {schedule} is a row of a config file, which is code and "
-                "is not run unasked; it must be 1, or in Python import the file that adds the row."
+                f"changes to the end: its schedule {schedule} {self._unloaded()} Without that it must be 1."
             )
         if SCHEDULES[schedule].falls:
             raise UserError(
@@ -225,12 +224,16 @@ class Run:
 
     def not_loaded(self, row: str) -> UserError:
         """The error where a row from outside the package is needed, such as the network 'mine'."""
+        return UserError(f"{self.path}: {row} {self._unloaded()}")
+
+    def _unloaded(self) -> str:
+        """Why a row from outside the package is not loaded, and what to do."""
         there = shell("--config", self.path / places.CONFIG)
         known = (self.path / places.CONFIG).is_file()
         how = f"run again with {there}" if known else "give its file by --config"
-        return UserError(
-            f"{self.path}: {row} is a row of a config file, which is code and is not run unasked; {how}, or "
-            "in Python import the file that adds it."
+        return (
+            f"is a row of a config file, which is code and is not run unasked; {how}, or in Python import "
+            "the file that adds it."
         )
 
     def own_config(self) -> list[str]:

@@ -137,7 +137,8 @@ def test_only_where_the_learning_rate_is_constant(monkeypatch: pytest.MonkeyPatc
             _ = made(2, optim=Optim(schedule=schedule)).rows
     # A row of one's own may fall, too: only where it is known, and says that it does not, is there a mean.
     own = made(3, optim=Optim(schedule="own"))
-    with pytest.raises(UserError, match=r"it is not known here whether .* schedule own is a row"):
+    why = r"it is not known here whether .* schedule own is a row .*; give its file by --config, or in Python"
+    with pytest.raises(UserError, match=why):
         _ = own.rows
     course = Course(lambda asked, lengths: lambda step: asked.lr, "", falls=True)
     monkeypatch.setitem(SCHEDULES, "own", course)

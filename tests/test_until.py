@@ -70,11 +70,16 @@ class Made(Run):
 
 
 class Lab:
-    """Trains by looking the rows up; a seed takes ten seconds by its own clock; tickets of `lost` diverge."""
+    """Trains by looking the rows up; a seed takes ten seconds by its own clock.
 
-    def __init__(self, path: Path, gap: float, lost: Sequence[int] = ()) -> None:
+    Tickets of the seeds `lost` diverge, and reinitialised ones of `unpaired`.
+    """
+
+    def __init__(
+        self, path: Path, gap: float, lost: Sequence[int] = (), unpaired: Sequence[int] = ()
+    ) -> None:
         self.path, self.gap, self.now, self.asked = path, gap, 0.0, list[list[int]]()
-        self.lost = lost
+        self.lost, self.unpaired = lost, unpaired
 
     def train(self, seeds: list[int]) -> Run:
         self.now += 10.0 * (len(seeds) - len(self.asked[-1] if self.asked else []))
@@ -85,6 +90,7 @@ class Lab:
             rows.append(row(seed, "dense", 0, "dense", 1.0, 70.0))
             rows.append(row(seed, "rewind-0", 1, "ticket", 0.15, 70.0 + self.gap + noise))
             rows.append(row(seed, "rewind-0", 1, "reinit", 0.15, 70.0))
+        rows = gone(rows, "reinit", 0.15, self.unpaired)
         return Made(self.path, gone(rows, "ticket", 0.15, self.lost))
 
     def grow(self, key: str, budget: float = 0.0, seeds: tuple[int, ...] = (0, 1, 2)) -> until.State:
@@ -143,6 +149,37 @@ def test_no_seeds_are_added_for_what_a_ticket_that_diverged_leaves_open(
     noted = until.noted({state.claim: state}, verdicts.findings(STUDY, rows), STUDY, rows)
     (of,) = [of for of in noted if of.claim == until.CLAIMS[state.claim].words]
     assert (of.outcome, said in of.beside) == (state.outcome if seeds > 3 else "not tested", bool(why))
+    # A search of an earlier version, which did not look at divergences, is over.
+    old = state._replace(outcome="supported", ended="decided")
+    until.keep(tmp_path, {state.claim: old})
+    again = Lab(tmp_path, gap, lost)
+    assert (again.grow("beats-reinit"), again.said) == (old, [str(old)])
+
+
+@pytest.mark.parametrize(
+    ("lost", "unpaired", "seeds", "outcome"),
+    [
+        ([], [0, 1, 2], 6, "supported"),
+        ([2], [0, 1], 6, "undecided"),  # Three pairs, for which it holds.
+        ([], range(12), 12, "undecided"),
+    ],
+)
+def test_a_control_that_diverged_in_all_seeds_of_a_look_leaves_the_claim_open(
+    tmp_path: Path, lost: Sequence[int], unpaired: Sequence[int], seeds: int, outcome: str
+) -> None:
+    """More seeds may have pairs; after the last look without any the report says why."""
+    lab = Lab(tmp_path, 20.0, lost, unpaired)
+    state = lab.grow("beats-reinit")
+    assert (state.seeds, state.outcome) == (seeds, outcome)
+    names = "0, 1" if lost else "0, 1, 2"
+    why = f"; reinit of seeds {names} diverged, which leaves no pair"
+    assert lab.said[0].startswith(f"beats-reinit: undecided after 3 seeds{why}; ")
+    rows = lab.train([*range(seeds)]).rows
+    noted = until.noted({state.claim: state}, verdicts.findings(STUDY, rows), STUDY, rows)
+    (of,) = [of for of in noted if of.claim == until.CLAIMS[state.claim].words]
+    everyone = f"; reinit of seeds {', '.join(map(str, range(12)))} diverged, which leaves no pair"
+    assert (everyone in of.beside) == (seeds == 12)
+    assert of.outcome == ("not tested" if seeds == 12 else outcome)
 
 
 def test_the_bound_of_a_look_is_stricter_than_that_of_a_single_test() -> None:

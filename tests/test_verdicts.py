@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def said(rows: list[Row]) -> dict[str, verdicts.Finding]:
 
 WITHIN = "Tickets at 80–90 % sparsity are within {} points of the dense network"
 TEN = "Tickets beat reinitialised ones by 10–15 points at 80–90 % sparsity"
+ISO = "Reinitialised masks need more weights than tickets 0.5 points below dense"
 TEN_SOMEWHERE = "Tickets beat reinitialised ones by 10 points or more at some density"
 SOMEWHERE = "Tickets beat reinitialised ones at some density"
 
@@ -349,6 +351,35 @@ def test_a_control_that_diverged_is_not_said_to_be_untrained() -> None:
         "reinit diverged at 1 of the tickets' 2 levels between 10 and 20 % of the weights"
     )
     assert str(said(other)[REINIT].where).endswith("--arms ticket reinit")
+
+
+def test_where_in_every_seed_one_of_two_diverged_no_command_is_offered() -> None:
+    """At the only level the ticket of seed 0 diverged, and reinit of the others; of two chains likewise."""
+
+    def lost(of: Row, arm: str, seeds: Sequence[int], level: int = 1) -> Row:
+        failed = {"test_accuracy": None, "early_stop_step": None, "status": "diverged"}
+        return of._replace(**failed) if (of.arm, of.level) == (arm, level) and of.seed in seeds else of
+
+    rows = run({"ticket": {0.15: 0.0}, "reinit": {0.15: -3.0}})
+    found = said([lost(lost(of, "ticket", [0]), "reinit", range(1, 6)) for of in rows])
+    there, rest = "between 10 and 20 % of the weights", "in every seed whose ticket did not"
+    faster = "Tickets learn faster than reinitialised ones at 80–90 % sparsity"
+    for claim in (REINIT, TEN, faster):
+        assert (found[claim].estimate, found[claim].where) == (f"reinit diverged {there} {rest}", "")
+    for claim in (SOMEWHERE, TEN_SOMEWHERE, ISO):
+        assert found[claim].estimate == f"reinit diverged wherever it was trained {rest}"
+    # At one of two levels: both were trained at both.
+    some = run({"ticket": {0.2: 1.0, 0.15: 1.0}, "reinit": {0.2: -3.0, 0.15: -3.0}})
+    two = said([lost(lost(of, "ticket", [0], 2), "reinit", range(1, 6), 2) for of in some])
+    assert two[REINIT].estimate.endswith(
+        "; reinit diverged at 1 of the tickets' 2 levels there; the ticket of 1 seed diverged there or before"
+    )
+    early = [lost(of, "ticket", range(5), 2) for of in run({"ticket": {0.3: 0.0, 0.15: 0.0}})]
+    later = run({"ticket": {0.3: 0.0, 0.15: 0.0}}, chain="rewind-50")
+    both = said([*early, *(lost(of, "ticket", [5], 2) for of in later if of.level)])
+    late = both["Late rewinding helps at 80–90 % sparsity: to step 50 against 0"]
+    why = f"the ticket rewound to step 50 diverged {there} in every seed whose earliest ticket did not"
+    assert (late.estimate, late.where) == (why, "")
 
 
 def test_controls_at_some_of_the_tickets_levels_are_said_to_be_there_only() -> None:

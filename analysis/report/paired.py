@@ -120,8 +120,8 @@ class Other(NamedTuple):
     Attributes:
         name: in a sentence.
         tickets: the levels of 80 to 90 % sparsity at which tickets stand beside their dense network.
-        diverged: at how many of these it was trained, and diverged.
-        everywhere: whether it diverged wherever it was trained.
+        diverged: at how many of these it was trained beside tickets, and diverged beside all of them.
+        everywhere: whether it did so at every level.
         stopped: the seeds whose ticket diverged there or before.
         beyond: why there is no level of tickets, where no command makes one; "" if one does.
         ticket: whose ticket that is, in a sentence.
@@ -136,6 +136,12 @@ class Other(NamedTuple):
     beyond: str = ""
     ticket: str = "the ticket"
     first: int = 0
+
+    def gone(self, where: str) -> str:
+        """That it diverged there; where tickets did, too, in which seeds."""
+        which = "earliest ticket" if self.ticket == self.name else "ticket"
+        some = f" in every seed whose {which} did not" if self.stopped or self.first else ""
+        return f"{self.name} diverged {where}{some}"
 
 
 def stopped(rows: Sequence[Row], chain: str) -> dict[int, float]:
@@ -157,10 +163,22 @@ def levels_there(rows: Sequence[Row], chain: str) -> set[int]:
 
 def against(rows: Sequence[Row], chain: str, own: Sequence[Row], name: str, beyond: str = "") -> Other:
     """What the tickets of a chain are compared with, from its own rows."""
-    there, levels = levels_there(rows, chain), by_level(own)
+    there, tickets = levels_there(rows, chain), select(rows, chain=chain, arm=TICKET)
+    # Beside a ticket that diverged a network makes no pair.
+    done = {(row.seed, row.level) for row in tickets if row.status == "done"}
+    levels = by_level(row for row in own if (row.seed, row.level) in done)
     lost = {level for level, of in levels.items() if all(row.status == "diverged" for row in of)}
-    everywhere_lost = bool(own) and lost == levels.keys()
+    everywhere_lost = bool(levels) and lost == levels.keys()
     return Other(name, len(there), len(there & lost), everywhere_lost, len(stopped(rows, chain)), beyond)
+
+
+def unpaired(rows: Sequence[Row], chain: str, arm: str) -> list[int]:
+    """The seeds whose control diverged at 80–90 % sparsity, where that leaves none beside its ticket."""
+    if in_range(differences(rows, chain, TICKET, arm)):
+        return []
+    there = levels_there(rows, chain)
+    own = [row for row in select(rows, chain=chain, arm=arm) if row.level in there]
+    return sorted({row.seed for row in own if row.status == "diverged"})
 
 
 def at_some(levels: int, other: Other) -> str:

@@ -34,6 +34,7 @@ from .paired import (
     levels_there,
     of_those_left,
     stopped,
+    unpaired,
 )
 from .verdicts import at, at_most_15, images_of
 
@@ -293,6 +294,8 @@ def _outcome(state: State, study: Any, rows: Sequence[Row], chain: str) -> tuple
     """
     if stopped(rows, chain) and all_stopped(rows, chain) and not levels_there(rows, chain):
         return "undecided", "diverged"
+    if unpaired(rows, chain, CLAIMS[state.claim].other):
+        return "undecided", ""
     left = _of_those_left(state.claim, study, rows, state.level, chain).outcome
     outcome = of_those_left(left, _other(CLAIMS[state.claim], rows, chain))
     if outcome == "undecided":
@@ -301,19 +304,27 @@ def _outcome(state: State, study: Any, rows: Sequence[Row], chain: str) -> tuple
 
 
 def _lost(state: State, rows: Sequence[Row]) -> str:
-    """What must be said of tickets that diverged, where they leave a claim open; "" if none did."""
+    """What must be said of tickets and controls that diverged and leave a claim open; "" if none did."""
+    if state.outcome != "undecided":
+        return ""
     own = [row for row in rows if not state.chosen or row.seed in state.chosen]
     chain = state.chain or next(iter(ticket_chains(own)), "")
-    lost = sorted(stopped(own, chain))
-    if not lost or state.outcome == "refuted":
-        return ""
-    tickets = "tickets of seeds" if len(lost) > 1 else "ticket of seed"
-    which = f"the {tickets} {', '.join(map(str, lost))}"
-    why = f"; {which} diverged, so that more seeds cannot support the claim"
+    lost, other = sorted(stopped(own, chain)), CLAIMS[state.claim].other
+    alone = unpaired(own, chain, other)
+    said = f"; {other} of {_named(alone)} diverged, which leaves no pair" if alone else ""
+    if not lost:
+        return said
+    which = f"the {'tickets' if len(lost) > 1 else 'ticket'} of {_named(lost)}"
+    why = f"{said}; {which} diverged, so that more seeds cannot support the claim"
     if state.ended != "diverged":
         return f"{why}, only refute it"
     others = "" if all_stopped(own, chain) else ", which holds for the others"
     return f"{why}{others}; lower the learning rate (optim.lr)"
+
+
+def _named(seeds: Sequence[int]) -> str:
+    """Seeds in a sentence: "seed 1", "seeds 0, 2"."""
+    return f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
 
 
 def keep(run: Path, states: Mapping[str, State]) -> None:

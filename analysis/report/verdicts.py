@@ -138,7 +138,7 @@ def _none_there(claim: str, other: Other, command: str) -> Finding:
     if not other.tickets:
         return untested(claim, other.beyond or f"no level {_RANGE}", "" if other.beyond else command)
     if other.diverged == other.tickets:
-        return untested(claim, f"{other.name} diverged {_RANGE}", "")
+        return untested(claim, other.gone(_RANGE), "")
     at_these = f"at {other.diverged} of the tickets' {other.tickets} levels "
     how = f"diverged {at_these}" if other.diverged else "was not trained "
     return untested(claim, f"{other.name} {how}{_RANGE}", command)
@@ -245,7 +245,7 @@ def _somewhere(
     few = len(levels) - len(tested)
     out = f"; {counted(few, 'level')} of fewer seeds left out" if few else ""
     if not levels and other.everywhere:
-        return untested(claim, f"{other.name} diverged wherever it was trained", "")
+        return untested(claim, other.gone("wherever it was trained"), "")
     if not levels:
         return untested(claim, "no such cells", command)
     if not tested:
@@ -312,9 +312,9 @@ def _iso_accuracy(rows: Sequence[Row], chain: str, again: str) -> Finding:
     dense = accuracies(select(rows, chain=DENSE))
     tickets, controls = (curves(rows, chain, arm) for arm in (TICKET, "reinit"))
     ratios = stats.iso_accuracy(tickets, controls, dense, TOLERANCE).ratios
-    own = select(rows, chain=chain, arm="reinit")
-    if not ratios and against(rows, chain, own, "reinit").everywhere:
-        return untested(claim, "reinit diverged wherever it was trained", "")
+    there = against(rows, chain, select(rows, chain=chain, arm="reinit"), "reinit")
+    if not ratios and there.everywhere:
+        return untested(claim, there.gone("wherever it was trained"), "")
     if not ratios:
         return untested(claim, "no such cells", commands.extended(again, "--arms", TICKET, "reinit"))
     unfallen = {
