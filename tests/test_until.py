@@ -534,7 +534,9 @@ def test_the_command_adds_seeds_and_a_second_call_trains_nothing(
     assert seeds == {f"seed={seed}" for seed in range(state.seeds)}
     assert str(state) in " ".join(done.stderr.split())
     assert "with looks at 3, 6, 9, 12 seeds" in page.read_text()
-    again = command(*small)
+    with contextlib.closing(locks.take(page.parent.parent / ".locks" / "seed=1")):  # by one that adds levels
+        again = command(*small)
+    assert again.stdout == done.stdout, again.stderr
     assert "[1/" not in again.stderr, "nothing is trained anew"
     assert str(state) in " ".join(again.stderr.split())
     assert until.read(page.parent.parent) == there
