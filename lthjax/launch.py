@@ -250,7 +250,7 @@ def _check_until(sweep: "Sequence[Options]") -> None:
     """Checks the options of a study that grows.
 
     Raises:
-        UserError: some do not go together.
+        UserError: some do not go together, or are no times.
     """
     options = sweep[0]
     if options.until_decided is None:
@@ -258,6 +258,7 @@ def _check_until(sweep: "Sequence[Options]") -> None:
             raise UserError("--budget: it belongs to --until-decided; add it.")
         return
     cli.seconds("--budget", options.budget)
+    cli.seconds("--checkpoint-every", options.checkpoint_every)  # before a lock makes the run folder
     address = "://" in str(options.out) or re.match(r"[a-z]+:/", str(options.out)) is not None
     unlike = {
         "--shard": options.shard is not None,

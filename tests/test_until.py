@@ -391,6 +391,7 @@ def test_a_look_at_fewer_than_three_pairs_decides_nothing(tmp_path: Path) -> Non
         (("--until-decided", "beats-reinits"), "--until-decided: 'beats-reinits' is not known; did you mean"),
         (("--budget", "2 h"), "--budget: it belongs to --until-decided"),
         (("--until-decided", "within-2", "--budget", "soon"), "--budget: 'soon' is not allowed"),
+        (("--until-decided", "within-2", "--checkpoint-every", "5x"), "--checkpoint-every: '5x' is not"),
         (("--until-decided", "within-2", "--shard", "1/2"), "does not go together with --shard"),
         (("--until-decided", "within-2", "--dry-run"), "does not go together with --dry-run"),
         (("--until-decided", "within-2", "--out", "gs://a/b"), "an address as --out"),
