@@ -6,6 +6,7 @@ On the command line:
     python -m analysis.export runs/quickstart-0123abcd --level 7 hub/ticket.safetensors --card
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Variables
+from lthjax.prune import _files
 
 from . import card, tables
 from .rows import Row
@@ -41,8 +43,8 @@ def export(run: str | Path | Run, cell: Cell, to: str | Path, data_dir: str | Pa
     Args:
         run: the run or its folder.
         cell: a cell that did not diverge.
-        to: the file, whose folder is made where it is not there; an exported cell there is replaced, any
-            other file is not, a ticket that `prune.save` wrote elsewhere included.
+        to: the file, whose folder is made where it is not there; an exported cell there, damaged or not, is
+            replaced; any other file is not, a ticket that `prune.save` wrote elsewhere included.
         data_dir: the folder of the data sets; nothing is downloaded to it.
 
     Raises:
@@ -86,10 +88,10 @@ def _whole(variables: Variables) -> PyTree:
 
 
 def _told(file: Path) -> dict[str, Any]:
-    """The metadata of a file that holds a cell that `export` wrote; empty of any other."""
+    """The metadata of a file that holds a cell that `export` wrote, damaged or not; empty of any other."""
     try:
-        metadata = prune.load(file).metadata
-    except (OSError, ValueError):
+        metadata = json.loads(_files.tensors(file)[0]["metadata"])
+    except (OSError, ValueError, KeyError):
         return {}
     known = isinstance(metadata, dict) and {"study", "made_from", *Cell._fields} <= metadata.keys()
     return metadata if known else {}

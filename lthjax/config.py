@@ -302,13 +302,17 @@ def executed(path: Path, code: bytes) -> list[Study]:
 
 def _defined(path: Path, code: bytes) -> dict[str, Any]:
     """The names that a config file's code defines, run as a module, which its dataclasses look up."""
-    module = types.ModuleType(f"<config {path}>")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
+    name = "<config>"  # has no dot, which would be that of a package
+    module = types.ModuleType(name)
+    module.__file__, module.__package__ = str(path), ""
+    outer = sys.modules.get(name)  # of a config that loads this one
+    sys.modules[name] = module
     try:
         exec(compile(code, str(path), "exec"), vars(module))
     finally:
-        del sys.modules[module.__name__]
+        del sys.modules[name]
+        if outer is not None:
+            sys.modules[name] = outer
     return vars(module)
 
 

@@ -225,8 +225,10 @@ def _grown(options: Options) -> "Filled | None":
             raise locks.Held(f"--until-decided: other processes train {of_it}; let them end first.")
 
     def train(seeds: list[int]) -> "Run":
-        check_free(seeds, busy_seeds(path))
         wider = dataclasses.replace(options.study, seeds=tuple(seeds))
+        # A look that has all its cells is judged whatever others do.
+        if study.plan(study.prepare(wider, options.data_dir), options.out).seeds:
+            check_free(seeds, busy_seeds(path))
         done = _filled([dataclasses.replace(options, study=wider)], None, writes=True)
         assert done is not None
         check_free(seeds, done.others)
@@ -248,7 +250,7 @@ def _check_until(sweep: "Sequence[Options]") -> None:
     """Checks the options of a study that grows.
 
     Raises:
-        UserError: some do not go together.
+        UserError: some do not go together, or are no times.
     """
     options = sweep[0]
     if options.until_decided is None:
@@ -256,6 +258,7 @@ def _check_until(sweep: "Sequence[Options]") -> None:
             raise UserError("--budget: it belongs to --until-decided; add it.")
         return
     cli.seconds("--budget", options.budget)
+    cli.seconds("--checkpoint-every", options.checkpoint_every)  # before a lock makes the run folder
     address = "://" in str(options.out) or re.match(r"[a-z]+:/", str(options.out)) is not None
     unlike = {
         "--shard": options.shard is not None,

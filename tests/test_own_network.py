@@ -70,11 +70,15 @@ def test_a_config_imports_its_neighbour(tmp_path: Path, monkeypatch: pytest.Monk
         "from lthjax.config import load, replaced\n"
         "base = load(Path(__file__).with_name('mine.py'))\n"
         "@dataclass\nclass More:\n    seed: int = 5\n"
+        "import pickle\nassert pickle.loads(pickle.dumps(More())) == More()\n"
         "config = replaced(base, {'seeds': [*base.seeds, More().seed]})\n"
     )
     modules = {*sys.modules}
     assert config.load(tmp_path / "wider.py").seeds == (3, 4, 5)
     assert {*sys.modules} == modules
+    (tmp_path / "relative.py").write_text("from .values_beside_it import SEEDS\n")
+    with pytest.raises(UserError, match="relative import with no known parent package"):
+        config.load(tmp_path / "relative.py")
     refused = PermissionError(errno.EACCES, "Permission denied")
     monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=refused))
     with pytest.raises(UserError, match=r"^--config: '.*mine\.py' cannot be read \(Permission denied\)"):

@@ -464,7 +464,7 @@ def test_global_scope_over_mixed_dtypes() -> None:
     ],
 )
 def test_the_dtype_in_which_leaves_are_ranked_together(dtypes: str, common: str) -> None:
-    """It holds all their values; JAX itself promotes neither 8-bit floats nor integers below 8 bits."""
+    """JAX itself promotes neither 8-bit floats nor integers below 8 bits."""
     assert _lowest._common([jnp.dtype(getattr(jnp, name)) for name in dtypes.split()]) == common
 
 

@@ -428,6 +428,7 @@ def test_a_look_at_fewer_than_three_pairs_decides_nothing(tmp_path: Path) -> Non
         (("--until-decided", "beats-reinits"), "--until-decided: 'beats-reinits' is not known; did you mean"),
         (("--budget", "2 h"), "--budget: it belongs to --until-decided"),
         (("--until-decided", "within-2", "--budget", "soon"), "--budget: 'soon' is not allowed"),
+        (("--until-decided", "within-2", "--checkpoint-every", "5x"), "--checkpoint-every: '5x' is not"),
         (("--until-decided", "within-2", "--shard", "1/2"), "does not go together with --shard"),
         (("--until-decided", "within-2", "--dry-run"), "does not go together with --dry-run"),
         (("--until-decided", "within-2", "--out", "gs://a/b"), "an address as --out"),
@@ -571,7 +572,9 @@ def test_the_command_adds_seeds_and_a_second_call_trains_nothing(
     assert seeds == {f"seed={seed}" for seed in range(state.seeds)}
     assert str(state) in " ".join(done.stderr.split())
     assert "with looks at 3, 6, 9, 12 seeds" in page.read_text()
-    again = command(*small)
+    with contextlib.closing(locks.take(page.parent.parent / ".locks" / "seed=1")):  # by one that adds levels
+        again = command(*small)
+    assert again.stdout == done.stdout, again.stderr
     assert "[1/" not in again.stderr, "nothing is trained anew"
     assert str(state) in " ".join(again.stderr.split())
     assert until.read(page.parent.parent) == there

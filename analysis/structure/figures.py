@@ -276,7 +276,7 @@ def _dead_units(of: Survivors, rows: Sequence[table.DeadUnits]) -> _Made:
     against = "the random mask of the arm random"
     if alone:
         how = f" ({_shuffled(of)})" if _shuffled(of) else ""
-        against = f"a mask shuffled within its layers, exactly{how}"
+        against = f"a mask shuffled within its layers, on average{how}"
     caption = (
         "Share of a hidden layer's units (filters) with no surviving weight in, or none out, in the ticket "
         f"({of.chain}), against {against}. {_POINTS} (repeats averaged). Such units could be removed "

@@ -170,7 +170,9 @@ def by_chance(
 
     Of single weights it is hypergeometric. Shuffled as whole units, or within N:M groups, which lie in one
     unit each, a mask keeps its distribution. Only the weights out of an input change: each stays in its N:M
-    group with probability N / M, which gives a binomial.
+    group with probability N / M, which gives a binomial. It is exact where no group holds two weights of
+    one unit. In a dense layer after a convolution of fewer than M channels groups do; the binomial is then
+    too wide, and fewer units are dead by chance than it says.
 
     Args:
         mask: bool, mask of a layer.

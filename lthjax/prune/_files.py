@@ -61,7 +61,8 @@ def save(
     as their data; the metadata entry `types` then maps each such tensor to its own type, in JSON. The entry
     `sha256`, which `load` compares, is the SHA-256, in hexadecimal digits, of the other entries as a sorted
     list of pairs in JSON, and then, tensor by tensor in the order of their names, of the list [name, numpy's
-    name of the type, shape] in JSON and of the bytes.
+    name of the type, shape] in JSON and of the bytes. This JSON is as Python's `json.dumps` writes it: a
+    space after each comma, and all letters but ASCII escaped.
 
     Args:
         path: the file; its folder must exist. An existing file is replaced.
