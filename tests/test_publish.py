@@ -194,13 +194,15 @@ def test_a_run_that_is_not_finished_is_published_with_a_warning(
 OWN = """
 from lthjax.analysis import analyses
 from lthjax.config import Study
+from lthjax.models import MODELS
 
+MODELS["own"] = MODELS["lenet300"]
 analyses.ANALYSES["margin"] = analyses.ANALYSES["forgetting"]._replace(name="margin")
 config = Study()
 """
 
 
-def test_results_of_an_analysis_of_ones_own_are_not_left_out_in_silence(
+def test_results_of_rows_of_ones_own_are_not_left_out_in_silence(
     runs: tuple[Path, Path],
     built: list[Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -208,6 +210,10 @@ def test_results_of_an_analysis_of_ones_own_are_not_left_out_in_silence(
 ) -> None:
     monkeypatch.setitem(analyses.ANALYSES, "margin", analyses.ANALYSES["forgetting"])
     del analyses.ANALYSES["margin"]
+    monkeypatch.setitem(models.MODELS, "own", models.MODELS["lenet300"])
+    del models.MODELS["own"]
+    (runs[0] / "study.json").write_text(json.dumps(about(model="own")))
+    (runs[0] / "config.py").write_text("")
     for name in ("margin", "forgetting"):
         tables.write_tables(runs[0] / name, {"starts.csv": "seed\n"})
     Path("mine.py").write_text(OWN)
@@ -216,10 +222,15 @@ def test_results_of_an_analysis_of_ones_own_are_not_left_out_in_silence(
         said = capsys.readouterr().err
         assert f"warning: {runs[0]}: the results in margin are of no analysis that is loaded here" in said
         assert "by --config" in said
+        survives = f"warning: the section What survives is left out. {runs[0]}: the network 'own' is a row of"
+        assert survives in said
+        assert f"run again with --config {runs[0] / 'config.py'}" in said
         command([*asked, "--config", "mine.py"])
-        assert "margin" not in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "margin" not in said
+        assert "What survives" not in said
         assert (Path("to") / "margin" / "starts.csv").is_file()
-        del analyses.ANALYSES["margin"]
+        del analyses.ANALYSES["margin"], models.MODELS["own"]
 
 
 @pytest.mark.parametrize(
