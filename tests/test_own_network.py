@@ -25,6 +25,7 @@ from lthjax.devices import hosts
 from lthjax.errors import UserError
 from lthjax.folder import store
 from lthjax.imp import Cell
+from lthjax.networks import Layer
 
 LAYERS = """
 import flax.linen as nn
@@ -356,7 +357,7 @@ def test_a_network_of_nnx_through_its_bridge(monkeypatch: pytest.MonkeyPatch) ->
      ({"optim": config.Optim(name="own")}, True), ({"prune": config.Prune(criterion="own")}, True)],
 )  # fmt: skip
 def test_commands_that_test_a_claim_load_the_rows_of_the_runs_config(
-    own: dict[str, Any], needed: bool, tmp_path: Path
+    own: dict[str, Any], needed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = Cell(0, "rewind-0", 1, "ticket")
     with store.Store(tmp_path, about(**own)) as writing:
@@ -366,13 +367,16 @@ def test_commands_that_test_a_claim_load_the_rows_of_the_runs_config(
         claims, _, _ = report._part(ANALYSES[name], Run(tmp_path))
         return [where for one in claims if (where := str(one.where))]
 
-    for name in ("savings", "predict", "landscape", "stability", "forgetting", "earlybird", "transfer"):
+    for name in ("savings", "geography", "predict", "landscape", "stability", "forgetting", "earlybird",
+                 "transfer"):  # fmt: skip
         plain = commands(name)
         assert plain
         (tmp_path / "config.py").write_text("")
         with_config = f" --config {tmp_path / 'config.py'}" if needed else ""
         assert commands(name) == [f"{command}{with_config}" for command in plain], name
         (tmp_path / "config.py").unlink()
-    # A network from outside is not timed, and which of its layers share units is not known: no command helps.
-    assert len(commands("savings")) == (1 if "model" in own else 2)
-    assert bool(commands("geography")) == ("model" not in own)
+    # A Flax module is not timed, and which of its layers share units is not known: no command helps.
+    for network, helps in (((Layer("fc1", 3),), True), (Net, False)):
+        monkeypatch.setitem(models.MODELS, "own", models.Entry(network, 1, "own"))
+        counts = [len(commands(name)) for name in ("savings", "geography")]
+        assert counts == ([2, 5] if helps or "model" not in own else [1, 0])
