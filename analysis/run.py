@@ -245,9 +245,12 @@ class Run:
 
     def _used(self) -> dict[tuple[str, str], Iterable[str]]:
         """(module, table) of `lthjax.rows` -> the keys that the study has of it."""
-        study = self.study
+        study, of_data = self.study, self.study.data.name
         return {
+            # Any other data set is a file of the data folder, or of TFDS.
+            ("data", "SOURCES"): [of_data] if of_data in data.SOURCES else [],
             ("models", "MODELS"): [study.model],
+            ("models", "INITS"): [study.init],
             ("arms", "ARMS"): study.arms,
             ("criteria", "CRITERIA"): [study.prune.criterion],
             ("optim", "OPTIMISERS"): [study.optim.name],

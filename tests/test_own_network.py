@@ -20,7 +20,7 @@ from flax import nnx
 from analysis import report
 from analysis.analyses import ANALYSES
 from analysis.run import Run
-from lthjax import cli, config, launch, models, study
+from lthjax import cli, config, data, launch, models, study
 from lthjax.devices import hosts
 from lthjax.errors import UserError
 from lthjax.folder import store
@@ -354,12 +354,14 @@ def test_a_network_of_nnx_through_its_bridge(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("own", "needed"),
     [({}, False), ({"model": "own"}, True), ({"arms": ("ticket", "own")}, True),
-     ({"optim": config.Optim(name="own")}, True), ({"prune": config.Prune(criterion="own")}, True)],
+     ({"optim": config.Optim(name="own")}, True), ({"prune": config.Prune(criterion="own")}, True),
+     ({"init": "own"}, True), ({"name": "own"}, True)],
 )  # fmt: skip
 def test_commands_that_test_a_claim_load_the_rows_of_the_runs_config(
     own: dict[str, Any], needed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = Cell(0, "rewind-0", 1, "ticket")
+    monkeypatch.setitem(data.SOURCES, "own", data.SOURCES["mnist"])
     with store.Store(tmp_path, about(**own)) as writing:
         writing.write(cell, result(cell), {"fc": {"kernel": np.ones((3, 2), bool)}}, None)
 
