@@ -409,9 +409,10 @@ def test_a_card_says_how_the_weights_were_pruned(levels: int, tmp_path: Path) ->
         model="own", arms=("ticket", "random_chain"), prune=config.Prune(criterion="snip", density=0.15)
     )
     made["config"]["levels"] = levels
-    cells = [
-        Cell(0, chain, 1, arm) for chain, arm in (("rewind-0", "ticket"), ("random_chain-0", "random_chain"))
-    ]
+    others = ("random", "invert", "edge_popup", "gone")
+    of_chains = (("rewind-0", "ticket"), ("random_chain-0", "random_chain"))
+    cells = [Cell(0, chain, 1, arm) for chain, arm in of_chains]
+    cells += [Cell(0, DENSE, 0, DENSE), *(Cell(0, "rewind-0", 1, arm) for arm in others)]
     mask = {"fc": {"kernel": np.ones((3, 2), bool)}}
     with Store(tmp_path / "run", made) as store:  # type: ignore[arg-type]
         for cell in cells:
@@ -421,10 +422,15 @@ def test_a_card_says_how_the_weights_were_pruned(levels: int, tmp_path: Path) ->
                 mask,
                 models.Variables({"fc": {"kernel": np.ones((3, 2), np.float32)}}, {}),
             )
-    ticket, chain = (card.card(Run(tmp_path / "run"), cell, "t", {}) for cell in cells)
+    ticket, chain, dense, *controls = (card.card(Run(tmp_path / "run"), cell, "t", {}) for cell in cells)
     assert f"level 1 of {'one-shot' if levels == 1 else 'iterative'} pruning." in ticket
     assert f"| criterion | snip ({CRITERIA['snip'].summary.replace('|', '&#124;')}) |" in ticket
     assert f"| criterion | random ({CRITERIA['random'].summary}) |" in chain
+    assert "| criterion | – |" in dense
+    for arm, control in zip(others, controls, strict=True):
+        own = "" if arm == "gone" else "; the mask here is the arm's own"
+        criterion = CRITERIA["snip"].summary.replace("|", "&#124;")
+        assert f"| criterion | of `ticket` beside it: snip ({criterion}){own} |" in control
 
 
 @pytest.mark.parametrize(
