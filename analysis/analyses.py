@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lthjax import manifest
+from lthjax import manifest, models
 
 from . import (
     earlybird,
@@ -18,6 +18,7 @@ from . import (
     transfer,
 )
 from .record import Analysis
+from .run import Run
 
 ANALYSES: dict[str, Analysis] = {
     module.ANALYSIS.name: module.ANALYSIS
@@ -38,12 +39,16 @@ ANALYSES: dict[str, Analysis] = {
 """One from outside the package is added here before a report is made."""
 
 
-def left_out(run: Path) -> str:
-    """That a run has results of analyses that are not loaded here, and what to do; "" if it has none."""
+def left_out(run: Path) -> list[str]:
+    """The parts of a run that a report leaves out, as their network or analysis is not loaded; what to do."""
+    said, model = [], Run(run).study.model
+    if model not in models.MODELS:
+        why = Run(run).not_loaded(f"the network {model!r}")
+        said.append(f"the section {structure.ANALYSIS.title} is left out. {why}")
     names = sorted(sums.parent.name for sums in run.glob(f"*/{manifest.SUMS}"))
-    if not (others := [name for name in names if name not in ANALYSES]):
-        return ""
-    return (
-        f"{run}: the results in {', '.join(others)} are of no analysis that is loaded here, and are left "
-        "out; name a config file that imports it by --config, or in Python import its file first"
-    )
+    if others := [name for name in names if name not in ANALYSES]:
+        said.append(
+            f"{run}: the results in {', '.join(others)} are of no analysis that is loaded here, and are left "
+            "out; name a config file that imports it by --config, or in Python import its file first"
+        )
+    return said

@@ -10,13 +10,14 @@ from urllib.parse import quote, unquote
 
 from lthjax import files, imp, models, sweep
 from lthjax.arms import ARMS, rewound
+from lthjax.config import Study
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError, counted
 from lthjax.imp import DENSE, Cell
 
 from . import words
 from .differences import FLOORED, difference
-from .rows import Row, accuracies, arms, images_of, select
+from .rows import TICKET, Row, accuracies, arms, images_of, select
 from .run import Run
 
 NAME = "README.md"
@@ -249,7 +250,7 @@ def _sentence(run: Run, row: Row) -> str:
 
 def _facts(run: Run, row: Row) -> list[tuple[str, str]]:
     """(name, value): what it is, and what made it."""
-    about, study, criterion = run.about, run.study, imp.criterion_of(run.study, row.chain)
+    about, study = run.about, run.study
     place = "dense" if row.arm == DENSE else f"{row.chain}, level {row.level}"
     rewinds = row.arm in ARMS and ARMS[row.arm].params is rewound
     start = run.results[row.cell]["start"]
@@ -261,13 +262,26 @@ def _facts(run: Run, row: Row) -> list[tuple[str, str]]:
         ("chain", place),
         ("density", f"{words.share(row.density)}: {row.weights_left:,} prunable weights left"),
         ("pruning", sweep.schedule(study)),
-        ("criterion", f"{criterion} ({CRITERIA[criterion].summary})" if criterion in CRITERIA else criterion),
+        ("criterion", _criterion(study, row)),
         ("rewound to step", str(imp.rewind_of(row.chain)) if rewinds else "–"),
         ("trained from step", str(start)),
         ("trained for", counted(row.steps, "step")),
         ("command", f"`{'; '.join(about.get('commands', [])) or 'not known'}`"),
         ("versions, commit", f"{versions or 'not known'}; {about.get('git') or 'not known'}"),
     ]
+
+
+def _criterion(study: Study, row: Row) -> str:
+    """The criterion that made the mask, or that of the chain's leader where an arm has a mask of its own."""
+    if row.arm == DENSE:
+        return "–"
+    name, leader, arm = imp.criterion_of(study, row.chain), imp.leader(row.chain), ARMS.get(row.arm)
+    said = f"{name} ({CRITERIA[name].summary})" if name in CRITERIA else name
+    if arm is not None and arm.mask is ARMS[TICKET].mask and arm.scores is None:
+        return said
+    beside = "" if row.arm == leader else f"of `{leader}` beside it: "
+    own = "" if arm is None else "; the mask here is the arm's own"
+    return f"{beside}{said}{own}"
 
 
 def _accuracies(run: Run, row: Row) -> list[str]:

@@ -266,10 +266,13 @@ def _lay_out(figure: Figure) -> None:
     """
     engine = figure.get_layout_engine()
     if engine is not None:
+        # That of a figure of pyplot holds its window.
+        canvas = figure.canvas
         FigureCanvasSVG(figure)
         drawn_at, figure.dpi = figure.dpi, FigureCanvasSVG.fixed_dpi
         engine.execute(figure)
         figure.dpi = drawn_at
+        figure.set_canvas(canvas)
     with matplotlib.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
         figure.set_layout_engine(None)
 

@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("FOLDER: it is missing; name the run folders, and last the folder to write.")
     if options.config is not None:
         config.load_all(options.config)
-    warnings = [line for run in runs for line in (_unfinished(run), left_out(run)) if line]
+    warnings = [line for run in runs for line in (_unfinished(run), *left_out(run)) if line]
     written = publish(runs, folder)
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from lthjax import cli, config, home, progress, settings
+from lthjax import cli, config, home, models, progress, settings
 from lthjax.devices import replicate
 from lthjax.errors import UserError
+from lthjax.measures import wiring
 from lthjax.measures.stats import Outcome
 from lthjax.study import Watch
 
@@ -61,6 +62,12 @@ def settled(finding: Finding) -> Finding:
 def untested(claim: str, why: str, where: str | Link) -> Finding:
     """A claim that was not tested, and why; `where` is the command that tests it."""
     return Finding(claim, "not tested", why, 0, where)
+
+
+def may_be_wired(run: Run) -> bool:
+    """Whether it is known which layers of a run's network share units, or the network is not loaded here."""
+    own = run.study.model in models.MODELS and run.study.model not in models.SHIPPED
+    return not own or bool(wiring.layers(run.network()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from lthjax.folder.reader import Reader
 from lthjax.imp import DENSE, Cell
 from lthjax.models import Model, Variables
 from lthjax.optim import SCHEDULES
-from lthjax.rows import shipped
+from lthjax.rows import names, shipped
 from lthjax.study import Prepared, prepare, task
 
 from .rows import (
@@ -238,16 +238,27 @@ class Run:
 
     def own_config(self) -> list[str]:
         """The option that loads the rows of the run's config file; [] where it adds none or is not there."""
-        study, there = self.study, self.path / places.CONFIG
-        used = {
+        there = self.path / places.CONFIG
+        own = any(not {*used} <= {*shipped(*table)} for table, used in self._used().items())
+        return ["--config", str(there)] if own and there.is_file() else []
+
+    def is_loaded(self) -> bool:
+        """Whether all rows that the study uses are loaded here, those from outside the package, too."""
+        return all({*used} <= {*names(*table)} for table, used in self._used().items())
+
+    def _used(self) -> dict[tuple[str, str], Iterable[str]]:
+        """(module, table) of `lthjax.rows` -> the keys that the study has of it."""
+        study, of_data = self.study, self.study.data.name
+        return {
+            # Any other data set is a file of the data folder, or of TFDS.
+            ("data", "SOURCES"): [of_data] if of_data in data.SOURCES else [],
             ("models", "MODELS"): [study.model],
+            ("models", "INITS"): [study.init],
             ("arms", "ARMS"): study.arms,
             ("criteria", "CRITERIA"): [study.prune.criterion],
             ("optim", "OPTIMISERS"): [study.optim.name],
             ("optim", "SCHEDULES"): [study.optim.schedule],
         }
-        own = any(not {*names} <= {*shipped(*table)} for table, names in used.items())
-        return ["--config", str(there)] if own and there.is_file() else []
 
     def check_arms(self, arms: Iterable[str]) -> None:
         """Raises a UserError for an arm that is from outside the package and not loaded here."""

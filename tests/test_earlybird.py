@@ -297,6 +297,9 @@ def test_what_the_study_draws_is_what_the_command_draws(
         ["–", "10.0"],
     ]
     assert "ranked by magnitude within every layer," in " ".join(section.notes)
+    (run / "config.py").touch()
+    finer = analysed.section(open_run(run), own).notes[-1]
+    assert finer.endswith(f"python -m analysis.earlybird {run} --config {run / 'config.py'}")
     (finding,) = analysed.findings(open_run(run), own)
     assert (finding.claim, finding.outcome) == (CLAIM, "not tested")
     assert finding.estimate.endswith("5 of them, which the rule compares, take 56 % of the training")

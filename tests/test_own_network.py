@@ -20,11 +20,12 @@ from flax import nnx
 from analysis import report
 from analysis.analyses import ANALYSES
 from analysis.run import Run
-from lthjax import cli, config, launch, models, study
+from lthjax import cli, config, data, launch, models, study
 from lthjax.devices import hosts
 from lthjax.errors import UserError
 from lthjax.folder import store
 from lthjax.imp import Cell
+from lthjax.networks import Layer
 
 LAYERS = """
 import flax.linen as nn
@@ -357,12 +358,14 @@ def test_a_network_of_nnx_through_its_bridge(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("own", "needed"),
     [({}, False), ({"model": "own"}, True), ({"arms": ("ticket", "own")}, True),
-     ({"optim": config.Optim(name="own")}, True), ({"prune": config.Prune(criterion="own")}, True)],
+     ({"optim": config.Optim(name="own")}, True), ({"prune": config.Prune(criterion="own")}, True),
+     ({"init": "own"}, True), ({"name": "own"}, True)],
 )  # fmt: skip
 def test_commands_that_test_a_claim_load_the_rows_of_the_runs_config(
-    own: dict[str, Any], needed: bool, tmp_path: Path
+    own: dict[str, Any], needed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = Cell(0, "rewind-0", 1, "ticket")
+    monkeypatch.setitem(data.SOURCES, "own", data.SOURCES["mnist"])
     with store.Store(tmp_path, about(**own)) as writing:
         writing.write(cell, result(cell), {"fc": {"kernel": np.ones((3, 2), bool)}}, None)
 
@@ -370,13 +373,16 @@ def test_commands_that_test_a_claim_load_the_rows_of_the_runs_config(
         claims, _, _ = report._part(ANALYSES[name], Run(tmp_path))
         return [where for one in claims if (where := str(one.where))]
 
-    for name in ("savings", "predict", "landscape", "stability", "forgetting", "earlybird", "transfer"):
+    for name in ("savings", "geography", "predict", "landscape", "stability", "forgetting", "earlybird",
+                 "transfer"):  # fmt: skip
         plain = commands(name)
         assert plain
         (tmp_path / "config.py").write_text("")
         with_config = f" --config {tmp_path / 'config.py'}" if needed else ""
         assert commands(name) == [f"{command}{with_config}" for command in plain], name
         (tmp_path / "config.py").unlink()
-    # A network from outside is not timed, and which of its layers share units is not known: no command helps.
-    assert len(commands("savings")) == (1 if "model" in own else 2)
-    assert bool(commands("geography")) == ("model" not in own)
+    # A Flax module is not timed, and which of its layers share units is not known: no command helps.
+    for network, helps in (((Layer("fc1", 3),), True), (Net, False)):
+        monkeypatch.setitem(models.MODELS, "own", models.Entry(network, 1, "own"))
+        counts = [len(commands(name)) for name in ("savings", "geography")]
+        assert counts == ([2, 5] if helps or "model" not in own else [1, 0])

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, make_tiny, spoil, unsealed
 from matplotlib import image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats as scipy_stats
 from test_any_rows import Given
@@ -33,6 +34,8 @@ from analysis.report import accuracy, gaps, numbers, paired, speed, training
 from analysis.report import figures as report_figures
 from analysis.rows import Row
 from analysis.run import Run
+from analysis.stability import figures as stability_figures
+from analysis.stability.table import LevelRow, PairRow
 from analysis.structure import figures as structure_figures
 from analysis.structure.table import DeadUnits
 from lthjax import data, study
@@ -534,11 +537,17 @@ def test_levels_that_are_not_drawn_are_counted_in_captions(levels: int) -> None:
         )
     ]
     inputs = [InputRow("rewind-0", n, 0, 0, 0, 0.1, 0.2, 0.1) for n in at]
+    pair = PairRow(
+        **{**dict.fromkeys(PairRow._fields, 0.1), "chain": "rewind-0", "arm": "ticket", "images": 9}
+    )
+    between = LevelRow(**{**dict.fromkeys(LevelRow._fields, 0), "level": 1, "density": 0.8})
+    pairs = [pair._replace(level=n, density=0.8**n, seed=0, k=0) for n in at]
     drawn = [
         *predict_figures.drawn(Loaded(scored, [], [], dict.fromkeys(at, 0.1))),
         *geography_figures.drawn({"overlap.csv": overlaps, "inputs.csv": inputs}),
+        stability_figures.drawn({"stability.csv": pairs, "levels.csv": [between]}, 60)[0],
     ]
-    assert len(drawn) == 4
+    assert len(drawn) == 5
     for one in drawn:
         assert one.caption.endswith(" Shown are 4 of 5 levels; the CSV has all.") is (levels == 5)
 
@@ -685,3 +694,10 @@ def test_a_figure_is_laid_out_once_as_matplotlib_does_for_svg(
     for kind in ("svg", "png"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"usual.{kind}").read_bytes()
     assert image.imread(tmp_path / "a.png").shape[:2] == (4 * dpi, 7 * dpi)
+
+
+def test_a_figure_of_pyplot_stays_in_its_window(tmp_path: Path) -> None:
+    drawn = a_figure(1, False)
+    canvas = FigureCanvasAgg(drawn.figure)
+    page.show(tmp_path, drawn)
+    assert drawn.figure.canvas is canvas

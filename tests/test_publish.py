@@ -194,13 +194,15 @@ def test_a_run_that_is_not_finished_is_published_with_a_warning(
 OWN = """
 from lthjax.analysis import analyses
 from lthjax.config import Study
+from lthjax.models import MODELS
 
+MODELS["own"] = MODELS["lenet300"]
 analyses.ANALYSES["margin"] = analyses.ANALYSES["forgetting"]._replace(name="margin")
 config = Study()
 """
 
 
-def test_results_of_an_analysis_of_ones_own_are_not_left_out_in_silence(
+def test_results_of_rows_of_ones_own_are_not_left_out_in_silence(
     runs: tuple[Path, Path],
     built: list[Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -208,6 +210,10 @@ def test_results_of_an_analysis_of_ones_own_are_not_left_out_in_silence(
 ) -> None:
     monkeypatch.setitem(analyses.ANALYSES, "margin", analyses.ANALYSES["forgetting"])
     del analyses.ANALYSES["margin"]
+    monkeypatch.setitem(models.MODELS, "own", models.MODELS["lenet300"])
+    del models.MODELS["own"]
+    (runs[0] / "study.json").write_text(json.dumps(about(model="own")))
+    (runs[0] / "config.py").write_text("")
     for name in ("margin", "forgetting"):
         tables.write_tables(runs[0] / name, {"starts.csv": "seed\n"})
     Path("mine.py").write_text(OWN)
@@ -216,10 +222,15 @@ def test_results_of_an_analysis_of_ones_own_are_not_left_out_in_silence(
         said = capsys.readouterr().err
         assert f"warning: {runs[0]}: the results in margin are of no analysis that is loaded here" in said
         assert "by --config" in said
+        survives = f"warning: the section What survives is left out. {runs[0]}: the network 'own' is a row of"
+        assert survives in said
+        assert f"run again with --config {runs[0] / 'config.py'}" in said
         command([*asked, "--config", "mine.py"])
-        assert "margin" not in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "margin" not in said
+        assert "What survives" not in said
         assert (Path("to") / "margin" / "starts.csv").is_file()
-        del analyses.ANALYSES["margin"]
+        del analyses.ANALYSES["margin"], models.MODELS["own"]
 
 
 @pytest.mark.parametrize(
@@ -398,9 +409,10 @@ def test_a_card_says_how_the_weights_were_pruned(levels: int, tmp_path: Path) ->
         model="own", arms=("ticket", "random_chain"), prune=config.Prune(criterion="snip", density=0.15)
     )
     made["config"]["levels"] = levels
-    cells = [
-        Cell(0, chain, 1, arm) for chain, arm in (("rewind-0", "ticket"), ("random_chain-0", "random_chain"))
-    ]
+    others = ("random", "invert", "edge_popup", "gone")
+    of_chains = (("rewind-0", "ticket"), ("random_chain-0", "random_chain"))
+    cells = [Cell(0, chain, 1, arm) for chain, arm in of_chains]
+    cells += [Cell(0, DENSE, 0, DENSE), *(Cell(0, "rewind-0", 1, arm) for arm in others)]
     mask = {"fc": {"kernel": np.ones((3, 2), bool)}}
     with Store(tmp_path / "run", made) as store:  # type: ignore[arg-type]
         for cell in cells:
@@ -410,10 +422,15 @@ def test_a_card_says_how_the_weights_were_pruned(levels: int, tmp_path: Path) ->
                 mask,
                 models.Variables({"fc": {"kernel": np.ones((3, 2), np.float32)}}, {}),
             )
-    ticket, chain = (card.card(Run(tmp_path / "run"), cell, "t", {}) for cell in cells)
+    ticket, chain, dense, *controls = (card.card(Run(tmp_path / "run"), cell, "t", {}) for cell in cells)
     assert f"level 1 of {'one-shot' if levels == 1 else 'iterative'} pruning." in ticket
     assert f"| criterion | snip ({CRITERIA['snip'].summary.replace('|', '&#124;')}) |" in ticket
     assert f"| criterion | random ({CRITERIA['random'].summary}) |" in chain
+    assert "| criterion | – |" in dense
+    for arm, control in zip(others, controls, strict=True):
+        own = "" if arm == "gone" else "; the mask here is the arm's own"
+        criterion = CRITERIA["snip"].summary.replace("|", "&#124;")
+        assert f"| criterion | of `ticket` beside it: snip ({criterion}){own} |" in control
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from analysis.geography.table import OverlapRow
 from analysis.record import Finding
 from analysis.report import accuracy, facts, figures, gaps, paired
 from analysis.rows import Row, by_seed, select
-from lthjax import config, files, record, study
+from analysis.run import Run
+from lthjax import config, files, models, record, study
 from lthjax.arms import ARMS
 from lthjax.errors import UserError
 from lthjax.imp import Cell
@@ -427,7 +428,7 @@ def test_the_page_in_a_browser(probed: Path, tmp_path: Path, size: str) -> None:
 
 
 def test_an_unchanged_report_is_left_alone_and_a_changed_one_is_not(
-    tiny: Callable[..., study.Prepared], tmp_path: Path
+    tiny: Callable[..., study.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = study.run(tiny(levels=0), tmp_path / "runs")
     built = report.build(run, only_if_changed=True)
@@ -435,6 +436,10 @@ def test_an_unchanged_report_is_left_alone_and_a_changed_one_is_not(
     assert report.build(run, only_if_changed=True).stat().st_mtime_ns == when
     study.run(tiny(levels=1), tmp_path / "runs")
     assert report.build(run, only_if_changed=True).stat().st_mtime_ns > when
+    with monkeypatch.context() as patched:
+        patched.delitem(models.MODELS, Run(run).study.model)
+        assert "is not loaded here" in report.build(run).read_text()
+    assert "is not loaded here" not in report.build(run, only_if_changed=True).read_text()
 
 
 @pytest.fixture(scope="module")

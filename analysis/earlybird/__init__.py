@@ -54,7 +54,7 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
     )
     notes = [note]
     if recorded:
-        finer = words.command("earlybird", run.path)
+        finer = words.command("earlybird", run.path, *run.own_config())
         notes = [note, _kind(run), f"More masks, and their overlap with the tickets: {finer}"]
     elif not _is_of_weights(run):
         notes = [note, _beside_units(run)]

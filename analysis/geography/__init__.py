@@ -16,14 +16,13 @@ Trains nothing. Writes RUN/geography:
 from collections.abc import Mapping
 from typing import Any
 
-from lthjax import models
 from lthjax.measures import stats
 from lthjax.measures.geography import ALL, INPUTS, SHUFFLED
 
 from .. import words
 from ..claims import SUPERIOR, At, everywhere, named
 from ..page import Link, Section
-from ..record import Analysis, Finding, untested
+from ..record import Analysis, Finding, may_be_wired, untested
 from ..run import Run
 from . import figures
 from .table import TABLES, load, over_seeds, seeds_at, whole_units
@@ -31,7 +30,7 @@ from .work import Options, work
 
 # Overlap from which on two tickets would be called the same.
 SAME = 0.9
-_OUTSIDE = "of a network from outside the package it is not known which of its layers share units"
+_OUTSIDE = "of a Flax module of one's own it is not known which of its layers share units"
 _UNITS = "whole units are pruned: matched by masks, any two tickets with as many units agree"
 # Overlap, and correlation, that counts as chance where none above it is found.
 _NONE = {"overlap": 0.01, "correlation": 0.1}
@@ -54,7 +53,7 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
 def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     """How alike the tickets of a run's seeds are. A claim is one about every level that was compared."""
     if found is None:
-        if run.study.model not in models.SHIPPED:
+        if not may_be_wired(run):
             return [untested(claim, _OUTSIDE, "") for claim in _CLAIMS]
         command = words.command("geography", run.path)
         return [untested(claim, "tickets were not compared", command) for claim in _CLAIMS]

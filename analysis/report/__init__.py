@@ -47,7 +47,7 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1
     found = [*own, *(one for claims, _, _ in parts for one in claims)]
     said = [[*finding._replace(where=str(finding.where))] for finding in found]
     sections = [*_sections(run, found), *(one for _, shown, _ in parts for one in shown)]
-    whole = all(readable for _, _, readable in parts)
+    whole = all(readable for _, _, readable in parts) and run.is_loaded()
     return page.write(
         folder,
         title=words.title(run.about),

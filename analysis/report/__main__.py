@@ -1,5 +1,6 @@
 """The command of the report."""
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> None:
     watch, seen = progress.watch(quiet=False), sys.stderr.isatty()
     with pulse.telling(watch.say, "writing the report", at_once=seen):
         page = report.build_all(options.run, last=options.last)
-    for line in filter(None, map(left_out, options.run)):
+    for line in itertools.chain.from_iterable(map(left_out, options.run)):
         print(f"warning: {line}", file=sys.stderr)
     print(page)
 

@@ -15,7 +15,7 @@ from lthjax.measures.stats import nearest
 
 from .. import words
 from ..page import Link, Section
-from ..record import COUNT, TIMING, Analysis, Finding, untested
+from ..record import COUNT, TIMING, Analysis, Finding, may_be_wired, untested
 from ..run import Run
 from .table import FILE, LevelSavings, compared, load, shown, times
 from .work import Options, work
@@ -28,7 +28,7 @@ _REMARK = (
     "interval of the median ratio leaves out 1."
 )
 _OUTSIDE = (
-    "Units are not taken out, and nothing is timed: the network is from outside the package, or an earlier "
+    "Units are not taken out, and nothing is timed: the network is a Flax module of one's own, or an earlier "
     "version wrote the file."
 )
 _NORMALISED = (
@@ -64,8 +64,10 @@ def findings(run: Run, found: Sequence[LevelSavings] | None) -> list[Finding]:
     timed = [row for row in rows if row.timings]
     if not timed:
         claim = "Tickets compute faster than the dense network"
-        if run.study.model not in models.SHIPPED:
-            return [*said, untested(claim, "networks from outside the package are not timed", "")]
+        # An own network need not be loaded here; the file says that it cannot be compacted.
+        uncounted = run.study.model not in models.SHIPPED and any(row.compacted is None for row in rows)
+        if uncounted or not may_be_wired(run):
+            return [*said, untested(claim, "Flax modules of one's own are not timed", "")]
         return [*said, untested(claim, "no times", command)]
     row = _near_a_tenth(timed)
     for timing in row.timings:

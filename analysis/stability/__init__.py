@@ -20,7 +20,7 @@ files are written to RUN/stability:
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,10 +140,7 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
             name: of for (at, name), of in every.items() if at == level and name not in (DENSE, TICKET)
         }
         if not steps:
-            if arm in (DENSE, TICKET):
-                of = "the dense network" if arm == DENSE else f"tickets at level {level}"
-                none = untested(f"The training of {of} {_STABLE}", "every pair diverged", _LINK)
-                said.append(_noted(none, found, level, (arm,), last_lost))
+            said += [_noted(one, found, level, (arm,), last_lost) for one in _lost(arm, level, controls)]
             continue
         first = min(steps)
         if arm == DENSE:
@@ -155,6 +152,18 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
                 last = min(steps.keys() & other.keys(), default=last_lost)
                 said.append(_noted(_against(arm, control, steps, other), found, level, (arm, control), last))
     return said + _connected(found["levels.csv"])
+
+
+def _lost(arm: str, level: int, controls: Iterable[str]) -> list[Finding]:
+    """The claims about an arm of which every pair diverged: those of `_stable`, `_matches`, `_against`."""
+    if arm == DENSE:
+        return [untested(f"The training of the dense network {_STABLE}", "every pair diverged", _LINK)]
+    claims = [
+        f"The training of tickets at level {level} {_STABLE}",
+        f"Tickets at level {level} match the dense network in other orders of the data",
+        *(f"Tickets at level {level} are more stable to the order of the data than {of}" for of in controls),
+    ]
+    return [untested(one, "every pair of tickets diverged", _LINK) for one in claims if arm == TICKET]
 
 
 def _noted(finding: Finding, found: Mapping[str, Any], level: int, arms: Sequence[str], last: int) -> Finding:

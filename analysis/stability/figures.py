@@ -49,6 +49,8 @@ def drawn(found: Mapping[str, Any], images: int) -> list[Drawn]:
         "single k): the barrier after the hidden units are matched. Look at the step from which a line stays "
         "below."
     )
+    sparse = {row.level for row in rows if row.arm != DENSE}
+    curve += draw.left_out(len(sparse), _MOST_LEVELS, "levels")
     lines = "Each line is one seed. "
     if _most_seeds(levels, "level", "other") > 1:
         lines = f"Small points are seeds, {draw.BANDS} 95 % intervals, on the right {FLOORED}. "
