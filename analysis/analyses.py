@@ -41,9 +41,10 @@ ANALYSES: dict[str, Analysis] = {
 
 def left_out(run: Path) -> list[str]:
     """The parts of a run that a report leaves out, as their network or analysis is not loaded; what to do."""
-    said, model = [], Run(run).study.model
+    said, opened = [], Run(run)
+    model = opened.study.model
     if model not in models.MODELS:
-        why = Run(run).not_loaded(f"the network {model!r}")
+        why = opened.not_loaded(f"the network {model!r}")
         said.append(f"the section {structure.ANALYSIS.title} is left out. {why}")
     names = sorted(sums.parent.name for sums in run.glob(f"*/{manifest.SUMS}"))
     if others := [name for name in names if name not in ANALYSES]:
