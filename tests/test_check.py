@@ -144,6 +144,14 @@ def test_what_cells_were_made_from_and_is_gone_is_named(
     text = manifest.sealed({**about, "commands": [*about["commands"], "run.py --rewind 0 5"]})
     (run / "study.json").write_text(text)
     assert str(absent(run / _START)) == f"{said}, or another of the commands in study.json."
+    # The command fills the folder that is looked at, which has to have its name.
+    text = manifest.sealed({**about, "commands": ["run.py --config a.py --out there"]})
+    (run / "study.json").write_text(text)
+    moved = run.rename(tmp_path / "x-moved")
+    assert str(absent(moved / _START)).endswith(
+        f"for example python run.py --config a.py --out {tmp_path}; run.py goes on with the study where the "
+        f"folder is called {run.name}."
+    )
 
 
 def test_a_cell_whose_result_is_not_copied_yet_is_not_there(made: dict[float, Path], tmp_path: Path) -> None:
