@@ -17,7 +17,7 @@ import tyro
 from lthjax import cli, home
 from lthjax.errors import counted
 from lthjax.folder.places import CONFIG
-from lthjax.folder.verified import renamed
+from lthjax.folder.verified import absent, renamed
 from lthjax.merge import merge
 
 from .analyses import ANALYSES
@@ -40,6 +40,8 @@ def main(arguments: list[str]) -> None:
     for run, count in done.copied.items():
         _say(f"{run}: {counted(count, 'cell or rewind state', 'cells and rewind states')} copied")
     _say(f"{done.into}: {counted(done.there, 'cell or rewind state', 'cells and rewind states')} in all")
+    for path in done.absent:
+        _say(str(absent(path)))
     if done.unlike:
         kept = done.into / CONFIG
         _say(f"not merged, as {kept} is another config: {', '.join(map(str, done.unlike))}")

@@ -14,6 +14,7 @@ import pytest
 from conftest import result
 
 from analysis import check as check_command
+from analysis import merge as merge_command
 from analysis import open_run, tables
 from analysis.analyses import ANALYSES
 from analysis.earlybird.work import _ROWS
@@ -139,6 +140,11 @@ def test_what_cells_were_made_from_and_is_gone_is_named(
         check_command.main([str(run)])
     assert capsys.readouterr().out == f"{said}.\n{run}: 3 as written, 0 damaged, 1 not there\n"
     check_command.main([str(run), "--repair"])
+    capsys.readouterr()
+    # A merge copies what there is, and names it, too.
+    into = tmp_path / "all" / run.name
+    merge_command.main([str(run), "--into", str(into)])
+    assert said.replace(str(run), str(into)) in capsys.readouterr().err
     # Of several commands any may have asked for it.
     about = read_about(run)
     text = manifest.sealed({**about, "commands": [*about["commands"], "run.py --rewind 0 5"]})
