@@ -4,6 +4,7 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lthjax import config, home, imp, shorthand
@@ -24,30 +25,35 @@ def is_in_range(density: float) -> bool:
     return RANGE[0] - _ROUNDING <= density <= RANGE[1] + _ROUNDING
 
 
-def of_all(study: Mapping[str, Any], seeds: Collection[int]) -> str:
+def of_all(study: Mapping[str, Any], seeds: Collection[int], run: Path | None = None) -> str:
     """The first command of a run, for all its seeds; a process may have trained a part of them.
 
     It adds no seeds by itself: what it is changed for is no look of the claim that it named.
+
+    Args:
+        study: the run's study.json.
+        seeds: those of its cells.
+        run: its folder, which the command fills, wherever its first one wrote.
     """
     commands = study.get("commands")
     if not commands:
         return home.command("run", "--config", "CONFIG")
-    command = _without(commands[0], "--shard", "--until-decided", "--budget")
+    command = home.without(commands[0], "--until-decided", "--budget")
     named, every = {*_numbers(command, "--seeds")}, {*seeds}
     if not named:
         # Other commands may have added seeds to those of the config file, which study.json need not have.
         last = {*study.get("config", {}).get("seeds", every)}
-        options = {one[0] for of in commands for one in _options(of) if one}
+        options = {one[0] for of in commands for one in home.options(of) if one}
         if not last >= every or options & {"--seeds", "--until-decided"}:
             command = extended(command, "--seeds", *map(str, sorted(every | last)))
     elif named and named != every:
         command = extended(command, "--seeds", *map(str, sorted(every)))
-    return home.again(command)
+    return home.again(command, run)
 
 
 def _numbers(command: str, option: str) -> list[int]:
     """The whole numbers that a command gives an option; none where it does not have it."""
-    given = next((one[1:] for one in _options(command) if one[:1] == [option]), [])
+    given = next((one[1:] for one in home.options(command) if one[:1] == [option]), [])
     return [int(word) for word in shorthand.expanded(Study, [option, *given])[1:] if word.isdecimal()]
 
 
@@ -57,7 +63,7 @@ def extended(command: str, option: str, *values: str) -> str:
     Arms are added to the command's own. With more levels its choice of control levels is left out, so that
     the new levels have controls.
     """
-    given = _options(command)
+    given = home.options(command)
     if option == "--levels":
         given = [one for one in given if one[:1] != ["--control-levels"]]
     for one in given[1:]:
@@ -68,24 +74,6 @@ def extended(command: str, option: str, *values: str) -> str:
     else:
         given.append([option, *values])
     return shlex.join(word for one in given for word in one)
-
-
-def _without(command: str, *options: str) -> str:
-    """A command without some options, if it has them."""
-    kept = [one for one in _options(command) if not {*one[:1]} & {*options}]
-    return shlex.join(word for one in kept for word in one)
-
-
-def _options(command: str) -> list[list[str]]:
-    """The words of a command: before its first option, then of every option its name and values."""
-    given: list[list[str]] = [[]]
-    for word in shlex.split(command):
-        if word.startswith("--"):
-            name, *value = word.split("=", 1)
-            given.append([f"--{name[2:].replace('_', '-')}", *value])
-        else:
-            given[-1].append(word)
-    return given
 
 
 def is_pattern(study: Mapping[str, Any]) -> bool:
@@ -155,8 +143,10 @@ def controlled(again: str, deeper: str, study: Mapping[str, Any], reached: Seque
     return extended(deeper, "--control-levels", *map(str, sorted(allowed)))
 
 
-def with_control(study: Mapping[str, Any], rows: Sequence[Row], arm: str, level: int) -> str:
-    """The run's command, by which a control is also trained at a level."""
-    again = extended(of_all(study, {row.seed for row in rows}), "--arms", TICKET, arm)
+def with_control(
+    study: Mapping[str, Any], rows: Sequence[Row], arm: str, level: int, run: Path | None = None
+) -> str:
+    """The run's command, by which a control is also trained at a level; arguments as of `of_all`."""
+    again = extended(of_all(study, {row.seed for row in rows}, run), "--arms", TICKET, arm)
     own = {*_numbers(again, "--control-levels")} or {*(study.get("config", {}).get("control_levels") or ())}
     return extended(again, "--control-levels", *map(str, sorted({*own, level}))) if own else again

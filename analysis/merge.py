@@ -17,6 +17,7 @@ import tyro
 from lthjax import cli, home
 from lthjax.errors import counted
 from lthjax.folder.places import CONFIG
+from lthjax.folder.verified import absent, renamed
 from lthjax.merge import merge
 
 from .analyses import ANALYSES
@@ -39,14 +40,16 @@ def main(arguments: list[str]) -> None:
     for run, count in done.copied.items():
         _say(f"{run}: {counted(count, 'cell or rewind state', 'cells and rewind states')} copied")
     _say(f"{done.into}: {counted(done.there, 'cell or rewind state', 'cells and rewind states')} in all")
+    for path in done.absent:
+        _say(str(absent(path)))
     if done.unlike:
         kept = done.into / CONFIG
         _say(f"not merged, as {kept} is another config: {', '.join(map(str, done.unlike))}")
     results = [run / of for run in done.copied for name in ANALYSES for of in (name, f"{name}.json")]
     if alone := [path for path in results if path.exists()]:
         _say(f"not merged, as analyses look at whole runs: {', '.join(map(str, alone))}")
-    if done.into.absolute().name != done.name:
-        _say(f"{home.RUN} goes on with the study where the folder is called {done.name}")
+    if elsewhere := renamed(done.into):
+        _say(elsewhere)
     _say(f"{home.command('report', done.into)} writes the report")
     print(done.into)
 

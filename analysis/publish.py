@@ -155,9 +155,9 @@ class Options:
 def _unfinished(run: Path) -> str:
     """That a run is not finished, and who trains it; "" where it is."""
     missing, busy = unfinished(Run(run)), claims.busy_seeds(run)
-    if not missing:
-        return ""
-    return f"{run}: {missing}{f'; another process trains {study.seeds_in_words(busy)}' if busy else ''}"
+    trained = f"another process trains {study.seeds_in_words(busy)}" if busy else ""
+    said = "; ".join(one for one in (missing, trained) if one)
+    return f"{run}: {said}" if said else ""
 
 
 def main(arguments: list[str]) -> None:

@@ -148,10 +148,21 @@ class Run:
 
     @cached_property
     def planned(self) -> list[Cell]:
-        """The cells last asked for, trained or not; none where an arm is from outside and not loaded here."""
+        """The cells last asked for, of all seeds begun, trained or not.
+
+        None where an arm is from outside and not loaded here.
+        """
         if any(arm not in ARMS for arm in self.study.arms):
             return []
-        return imp.cells(self.study, self.lengths)
+        every = (*self.study.seeds, *self.other_seeds)
+        return imp.cells(dataclasses.replace(self.study, seeds=every), self.lengths)
+
+    @cached_property
+    def other_seeds(self) -> list[int]:
+        """The seeds that are begun, and that the last command did not ask for: others have trained them."""
+        under_way = self.path.glob("seed=*/under-way/*/step=*")
+        begun = {int(path.parts[-4].removeprefix("seed=")) for path in under_way}
+        return sorted({*begun, *(cell.seed for cell in self.results)} - {*self.study.seeds})
 
     def finished(self) -> list[Row]:
         """As `rows`; a UserError where there are none yet."""

@@ -52,7 +52,7 @@ class Bucket:
         from etils import epath
 
         self.address = address
-        self.local = local or home.cache() / "out" / SCHEME / address.partition("://")[2]
+        self.local = local or home.copy_of(address)
         self._root = epath.Path(address)
         with self._told(""):
             self._root.exists()

@@ -108,8 +108,10 @@ def main(arguments: list[str]) -> None:
         return
     runs, others = filled
     if others:
-        makes = home.command("report", *_begun(runs))
-        left = f"the report is left to the last of them; {makes} writes one of the cells so far"
+        makes = f"{home.command('report', *_begun(runs))} writes one of the cells so far"
+        if shared is not None:  # the copy here lacks the cells that others have written since
+            makes = "the same command, given again when they have ended, writes it here, too"
+        left = f"the report is left to the last of them; {makes}"
         print(f"other processes train {study.seeds_in_words(others)}; {left}", file=sys.stderr)
         return
     if shared is not None:

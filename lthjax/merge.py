@@ -32,17 +32,17 @@ class Merged(NamedTuple):
 
     Attributes:
         into: the folder.
-        name: the name that `run.py` gives to the folder of this study.
         copied: run -> how many cells and rewind states were copied from it.
         there: how many are in the folder now.
         unlike: copies of config files in the folders that differ from the one in `into`.
+        absent: what cells were made from, and none of the folders has, as paths in `into`.
     """
 
     into: Path
-    name: str
     copied: dict[Path, int]
     there: int
     unlike: list[Path]
+    absent: list[Path]
 
 
 class _Version(NamedTuple):
@@ -97,7 +97,6 @@ def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
     configs = _configs([*abouts])
     code = next(iter(configs.values()), b"")
     begun = bool(configs) and into not in configs
-    name = f"{abouts[first]['config']['name']}-{config.fingerprint(abouts[first]['identity'])}"
     copied = dict.fromkeys(sources, 0)
     seeds = {int(place.parts[0].removeprefix("seed=")) for place, of in versions.items() if of.run != into}
     if seeds or looks or begun:
@@ -121,7 +120,9 @@ def merge(runs: Sequence[str | Path], into: str | Path) -> Merged:
                 elif not _version(into, place).equals(version):  # written since it was looked for
                     raise _unlike([f"{place} of {version.run} and {into}"])
     unlike = [run / CONFIG for run, text in configs.items() if text != code]
-    return Merged(into, name, copied, len(versions), unlike)
+    made_from = {Path(parent) for version in versions.values() for parent in version.parents}
+    absent = [into / place for place in sorted(made_from - versions.keys())]
+    return Merged(into, copied, len(versions), unlike, absent)
 
 
 def _is_run(path: Path) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from conftest import result
 
 from analysis import check as check_command
+from analysis import merge as merge_command
 from analysis import open_run, tables
 from analysis.analyses import ANALYSES
 from analysis.earlybird.work import _ROWS
@@ -139,11 +140,24 @@ def test_what_cells_were_made_from_and_is_gone_is_named(
         check_command.main([str(run)])
     assert capsys.readouterr().out == f"{said}.\n{run}: 3 as written, 0 damaged, 1 not there\n"
     check_command.main([str(run), "--repair"])
+    capsys.readouterr()
+    # A merge copies what there is, and names it, too.
+    into = tmp_path / "all" / run.name
+    merge_command.main([str(run), "--into", str(into)])
+    assert said.replace(str(run), str(into)) in capsys.readouterr().err
     # Of several commands any may have asked for it.
     about = read_about(run)
     text = manifest.sealed({**about, "commands": [*about["commands"], "run.py --rewind 0 5"]})
     (run / "study.json").write_text(text)
     assert str(absent(run / _START)) == f"{said}, or another of the commands in study.json."
+    # The command fills the folder that is looked at, which has to have its name.
+    text = manifest.sealed({**about, "commands": ["run.py --config a.py --out there"]})
+    (run / "study.json").write_text(text)
+    moved = run.rename(tmp_path / "x-moved")
+    assert str(absent(moved / _START)).endswith(
+        f"for example python run.py --config a.py --out {tmp_path}; run.py goes on with the study where the "
+        f"folder is called {run.name}."
+    )
 
 
 def test_a_cell_whose_result_is_not_copied_yet_is_not_there(made: dict[float, Path], tmp_path: Path) -> None:

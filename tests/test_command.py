@@ -133,6 +133,37 @@ def test_commands_in_a_checkout() -> None:
         assert record._git_commit() == head.strip()
 
 
+@pytest.mark.parametrize(
+    ("out", "run", "told"),
+    [
+        ("", "runs/x-1", ""),
+        (" --out m1", "m1/x-1", " --out m1"),
+        (" --out=m1 --quiet", "{here}/m1/x-1", " --out m1 --quiet"),
+        # Merged, copied or moved.
+        (" --out m1 --quiet", "all/x-1", " --out all --quiet"),
+        (" --out /shared/runs", "runs/x-1", " --out runs"),
+        ("", "{here}/moved/x-1", " --out {here}/moved"),
+        # Named from within, or by a symbolic link.
+        ("", "m1/x-1/..", " --out {here}"),
+        (" --out m1", "link", " --out m1"),
+        ("", "link", " --out {here}/m1"),
+        # A bucket has a local copy, of which there may be a copy elsewhere.
+        (" --out gs://b/runs", "cache/lthjax/out/gs/b/runs/x-1", " --out gs://b/runs"),
+        (" --out gs://b/runs", "runs/x-1", " --out runs"),
+    ],
+)
+def test_a_command_given_again_fills_the_folder_that_is_looked_at(
+    out: str, run: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    (tmp_path / "m1" / "x-1").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "m1" / "x-1")
+    run, told = (text.format(here=tmp_path) for text in (run, told))
+    assert home.again(f"run.py --config a.py{out}", Path(run)) == f"python run.py --config a.py{told}"
+    assert home.again("mine.py", Path(run)) == "python mine.py", "a script may have no such option"
+
+
 @pytest.mark.usefixtures("installed")
 def test_commands_of_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert words.command("predict", "runs/A B") == "lthjax predict 'runs/A B'"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import result
 
-from analysis import commands
+from analysis import commands, open_run
 from analysis import merge as merge_command
-from analysis.report import until
+from analysis.report import until, verdicts
 from lthjax import config, prune, record, study
 from lthjax.errors import UserError
 from lthjax.folder.store import Store
@@ -141,7 +141,12 @@ def test_study_json_says_what_all_folders_ask_for_and_were_made_by(fill: Fill, t
         own, (other,) = about["devices"], about["earlier"]
         given = [first, second] if order[0] == here else [second, first]
         assert about["commands"][:2] == given
-        assert commands.of_all(about, asked["seeds"]) == f"python {given[0].rpartition(' ')[0]} 0 1"
+        again = f"python {given[0].rpartition(' ')[0]} 0 1"
+        assert commands.of_all(about, asked["seeds"]) == again
+        found = verdicts.findings(about, open_run(into).rows, into)
+        added = [str(one.where) for one in found if "x.py" in str(one.where)]
+        assert added
+        assert all(one.startswith("python run.py") and f"--out {tmp_path}" in one for one in added)
         if order[0] == here:
             assert other.startswith(line)
             assert other.endswith("; commit abc")

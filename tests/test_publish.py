@@ -34,7 +34,7 @@ from lthjax import config, models, prune
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
 from lthjax.folder import claims
-from lthjax.folder.places import PUBLISHED, folder
+from lthjax.folder.places import PUBLISHED, folder, positions
 from lthjax.folder.store import Store
 from lthjax.imp import DENSE, Cell
 
@@ -183,12 +183,23 @@ def test_a_run_that_is_not_finished_is_published_with_a_warning(
             store.write(cell, result(cell), {"fc": {"kernel": np.ones((3, 2), bool)}}, None)
     publish.main([str(run), "to"])
     assert capsys.readouterr() == (f"{tmp_path / 'to'}\n", "")
+    with claims.locked(run, [0]):
+        publish.main([str(run), "to"])
+    assert capsys.readouterr().err == f"warning: {run}: another process trains seed 0\n"
     shutil.rmtree(folder(run, cells[-1]))
     with claims.locked(run, [0]):
         publish.main([str(run), "to"])
     left = "1 of the 4 cells last asked for are not trained yet; another process trains seed 0"
     assert capsys.readouterr().err == f"warning: {run}: {left}\n"
-    assert built == [run, run]
+    assert built == [run, run, run]
+    # Seeds of other commands, as of the tasks of a SLURM array; one was stopped in its first training.
+    with Store(run, about(seeds=(0,), arms=("ticket",))) as store:
+        one = cells[0]._replace(seed=1)
+        store.write(one, result(one), {"fc": {"kernel": np.ones((3, 2), bool)}}, None)
+    (positions(run, cells[0]._replace(seed=2)) / "step=2").mkdir(parents=True)
+    publish.main([str(run), "to"])
+    left = "8 of the 12 cells last asked for, counted for every seed begun, are not trained yet"
+    assert capsys.readouterr().err == f"warning: {run}: {left}\n"
 
 
 OWN = """

@@ -636,6 +636,10 @@ def test_the_command_of_a_part_of_the_seeds_is_told_for_all() -> None:
         ("run.py --config c.py --seeds 3 0", "run.py --config c.py --seeds 3 0"),
         ("run.py --config c.py --shard 2/3 --quiet", "run.py --config c.py --quiet"),
         ("run.py --shard=2/3 --seeds=1", "run.py --seeds 0 3"),
+        (
+            "run.py --config c.py --distributed --coordinator h:9876 --processes=2 --process 0 --quiet",
+            "run.py --config c.py --quiet",
+        ),
         ("run.py --config c.py", "run.py --config c.py"),
         # A command to add seeds would begin new looks; those that it has added are named.
         (

@@ -143,7 +143,7 @@ def _flatter(run: Run, found: Found, control: str, quantity: str, in_words: str)
     where = next((where for where in paired if paired[where]), "")
     if not where:
         if not select(run.rows, found.scope.chain, found.scope.level, control):
-            missing = commands.with_control(run.about, run.rows, control, found.scope.level)
+            missing = commands.with_control(run.about, run.rows, control, found.scope.level, run.path)
             return untested(claim, f"no {control} cell there", missing)
         return _again(run, found, claim, "not measured")
 

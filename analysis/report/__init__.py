@@ -13,6 +13,7 @@ from typing import Any
 
 from lthjax import home
 from lthjax.errors import UserError, counted, shell
+from lthjax.folder import verified
 
 from .. import compare, page, record, tables, words
 from ..analyses import ANALYSES
@@ -43,7 +44,7 @@ def build(run: str | Path | Run, *, only_if_changed: bool = False, last: int = 1
         return folder / "index.html"
     seeds = words.seeds(len({row.seed for row in rows}))
     parts = [_part(analysis, run) for analysis in ANALYSES.values()]
-    own = until.noted(until.read(run.path), verdicts.findings(run.about, rows), run.about, rows)
+    own = until.noted(until.read(run.path), verdicts.findings(run.about, rows, run.path), run.about, rows)
     found = [*own, *(one for claims, _, _ in parts for one in claims)]
     said = [[*finding._replace(where=str(finding.where))] for finding in found]
     sections = [*_sections(run, found), *(one for _, shown, _ in parts for one in shown)]
@@ -123,6 +124,7 @@ def _sections(run: Run, found: Sequence[Finding]) -> list[Section]:
     """The opening, verdicts, accuracy, length of training, learning speed, differences, levels."""
     rows, own = run.rows, chains(run.rows)
     notes = [*facts.notes(run), *facts.of_verdicts(found)]
+    notes += [f"{elsewhere}."] if (elsewhere := verified.renamed(run.path)) else []
     tickets = ticket_chains(rows)
     images, heading = images_of(run.about), words.title(run.about)
     apart = [

@@ -90,7 +90,8 @@ def unfinished(run: Run) -> str:
     missing = len({*run.planned} - {*run.results})
     diverged = any(row.status == "diverged" for row in run.rows)
     behind = "lie behind a diverged training or " if diverged else ""
-    said = f"{missing} of the {len(run.planned)} cells last asked for {behind}are not trained yet"
+    every = ", counted for every seed begun," if run.other_seeds else ""
+    said = f"{missing} of the {len(run.planned)} cells last asked for{every} {behind}are not trained yet"
     return said if missing else ""
 
 

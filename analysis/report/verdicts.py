@@ -7,6 +7,7 @@ verdict. A claim without data is not tested, and names the command that tests it
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lthjax import home, imp
@@ -50,15 +51,18 @@ _SOMEWHERE = " at some density"
 _RANGE = "between 10 and 20 % of the weights"
 
 
-def findings(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
-    """The claims about the accuracies of a run, from its study.json and its cells."""
-    return [settled(finding) for finding in _tested(study, rows)]
+def findings(study: Mapping[str, Any], rows: Sequence[Row], run: Path | None = None) -> list[Finding]:
+    """The claims about the accuracies of a run, from its study.json and its cells.
+
+    Commands that test others fill the folder `run`; without it, the one that the run's own command names.
+    """
+    return [settled(finding) for finding in _tested(study, rows, run)]
 
 
-def _tested(study: Mapping[str, Any], rows: Sequence[Row]) -> list[Finding]:
+def _tested(study: Mapping[str, Any], rows: Sequence[Row], run: Path | None) -> list[Finding]:
     tickets = ticket_chains(rows)
     # The command of the run, quoted as for a shell; with further options it adds cells.
-    again = commands.of_all(study, {row.seed for row in rows})
+    again = commands.of_all(study, {row.seed for row in rows}, run)
     exist, stuck = "Winning tickets exist", diverged(rows)
     if stuck or not tickets:
         return [untested(exist, stuck, "") if stuck else untested(exist, "no ticket is trained yet", again)]

@@ -343,6 +343,14 @@ def test_the_command_takes_an_address(
     name = page.parent.parent.name
     assert {f"{name}/report/index.html", f"{name}/report/cells.csv", f"{name}/study.json"} <= names()
     assert f"{name}/seed=3/dense/result.json" in names()
+    # The copy here lacks what others still train, so no report of it is offered.
+    monkeypatch.setattr(launch, "_filled", lambda *_, **__: study.Filled([page.parent.parent], [4]))
+    launch.main(words)
+    assert capsys.readouterr() == (
+        "",
+        "other processes train seed 4; the report is left to the last of them; the same command, given again "
+        "when they have ended, writes it here, too\n",
+    )
 
 
 def test_what_is_missing_or_out_of_reach_is_one_sentence(
