@@ -19,8 +19,7 @@ class Paths(NamedTuple):
 
     Attributes:
         barriers: seed -> error barrier in percentage points.
-        floor: the least standard deviation of a barrier, in points: what its test images leave open. With
-            batch normalisation it is approximate, as in `paths`.
+        floor: the least standard deviation of a barrier, in points: what its test images leave open.
     """
 
     barriers: Mapping[int, float]
@@ -32,12 +31,11 @@ def paths(barriers: Mapping[int, float], disagreements: Mapping[int, float], ima
 
     A barrier is a difference of errors on the same images, so it varies with the choice of images by no more
     than the share of them that changes. That share is taken as the one on which the ends differ, or as the
-    barrier where that is more. With batch normalisation the floor is approximate: the disagreement is that of
-    the networks with their running statistics, and the path's ends have statistics of its images.
+    barrier where that is more.
 
     Args:
         barriers: seed -> error barrier in percentage points.
-        disagreements: seed -> percent of the test images on which the two networks answer differently.
+        disagreements: seed -> percent of the test images on which the two ends answer differently.
         images: test images on the path.
     """
     changing = [max(disagreements[seed], barrier) for seed, barrier in barriers.items()]

@@ -284,6 +284,11 @@ def for_tpu(model: Model) -> Model:
     return model._replace(apply=apply)
 
 
+def has_statistics(model: Model) -> bool:
+    """Whether a network has running statistics, as batch normalisation does."""
+    return bool(jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)).stats))
+
+
 def statistics(model: Model, params: PyTree, stats: PyTree, images: jax.Array, use: Any = None) -> PyTree:
     """Running statistics that fit these weights: the mean of the batch statistics over all batches.
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from analysis import open_run, record, tables
 from analysis.landscape import measure, table, work
 from analysis.landscape.table import Item, Network
 from lthjax import batches, config, data, models, prune, rng, study
+from lthjax.devices import replicate
 from lthjax.errors import UserError
 from lthjax.folder.places import folder
 from lthjax.folder.reader import Reader
@@ -56,6 +58,7 @@ SMALL = Settings(
     trace_probes=4,
 )
 IMAGES = 60
+RESIDUAL, PLAIN = ("resnet8", (8, 8, 1), 4), ("lenet300", (8, 8, 1), 4)
 
 
 @pytest.fixture(scope="module")
@@ -1200,6 +1203,7 @@ def test_a_path_between_residual_networks_has_statistics_of_its_own(monkeypatch:
     ends = [model.init(jax.random.key(seed)) for seed in (0, 1)]
     mask = prune.ones(ends[0].params)
     images = 1 + 2 * np.random.default_rng(0).normal(size=(25, 8, 8, 1)).astype(np.float32)
+    images *= np.linspace(-2, 2, 25, dtype=np.float32)[[*range(0, 25, 2), *range(1, 25, 2)], None, None, None]
     labels = np.arange(25) % 4
     each = {
         "variables": ends[0],
@@ -1210,7 +1214,7 @@ def test_a_path_between_residual_networks_has_statistics_of_its_own(monkeypatch:
         "test": landscape.chunks(images[:10], labels[:10], 10),
     }
     how = dataclasses.replace(SMALL, alphas=3)
-    got = jax.jit(lambda each: PROGRAMS["path"](model, how, each))(each)
+    got, answers = jax.jit(lambda each: PROGRAMS["path"](model, how, each))(each), []
 
     for i, alpha in enumerate((0, 0.5, 1)):
         params = jax.tree.map(lambda a, b, s=alpha: s * a + (1 - s) * b, ends[0].params, ends[1].params)
@@ -1224,8 +1228,30 @@ def test_a_path_between_residual_networks_has_statistics_of_its_own(monkeypatch:
             loss = -np.asarray(jax.nn.log_softmax(logits))[np.arange(count), labels[:count]].mean()
             assert got[f"{part}_loss"][i] == pytest.approx(loss, rel=1e-3)
             assert got[f"{part}_accuracy"][i] == pytest.approx(right, abs=1e-6)
-    ours, theirs = (model.apply(*end, images[:10], False)[0].argmax(1) for end in ends)
-    assert got["disagreement"] == pytest.approx(float((ours != theirs).mean()), abs=1e-6)
+        answers.append(np.asarray(logits).argmax(1))
+    assert got["disagreement"] == pytest.approx(np.mean(answers[0] != answers[-1]), abs=1e-6)
+    running = [np.asarray(model.apply(*end, images[:10], False)[0]).argmax(1) for end in ends]
+    assert np.mean(running[0] != running[1]) != np.mean(answers[0] != answers[-1])
+    assert programs.has_statistics_of(got, 10)
+
+
+def test_paths_with_statistics_of_other_batches_are_measured_anew(tmp_path: Path) -> None:
+    """Those of an earlier version among them, whose ends disagree by running statistics."""
+    on = replicate.mesh(1)
+    batches = [programs.statistics_batch(models.build(*of), SMALL, on) for of in (RESIDUAL, PLAIN)]
+    assert batches == [programs.chunk_size(on), 0] == [50, 0]
+    dense, ticket = (Network(cell) for _, cell in ENDS[:2])
+    path, point = Item("path", ticket, dense), Item("point", ticket)
+    scope: Any = SimpleNamespace(settings=SMALL)
+    for batch, old in itertools.product((0, 50), (0, 50, 500)):
+        arrays = {"disagreement": np.array(0.5), **({"statistics_batch": np.array(old)} if old else {})}
+        for item in (path, point):
+            table.write_arrays(tmp_path, item, SMALL, arrays)
+        reader: Any = SimpleNamespace(_run=SimpleNamespace(path=tmp_path), _scope=scope, _batch=batch)
+        assert (measure.Measurer.read(reader, path) is None) == (batch != old)
+        assert measure.Measurer.read(reader, point) is not None
+        # The figure of an earlier version's table is drawn from its arrays.
+        assert table.read(tmp_path, path, SMALL) is not None
 
 
 def test_the_page_says_what_a_landscape_trains() -> None:

@@ -304,6 +304,8 @@ def test_predicted_masks_are_trained_anew_only_where_their_scores_changed(normal
     before = {"predictor": predict.LOGISTIC, "fitted_to": [0, 2], "step": 0, "scores": seen, "grasp": 2}
     marks = {"loss": "training", "synflow": "without data"} if normalised else {}
     assert found == {**before, "images": 60, **marks}
+    notes = table.notes({}, set(), [], [], normalised=normalised)
+    assert any("SynFlow has those of the step" in note for note in notes) is normalised
 
 
 def test_pixel_variance() -> None:

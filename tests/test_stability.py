@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
-from analysis import draw, open_run, record, stability
+from analysis import draw, open_run, record, stability, tables
 from analysis.stability import measure, table, work
 from analysis.stability.table import LevelRow, PairRow
 from lthjax import config, data, files, manifest, models, networks, prune, rng, study
@@ -286,6 +286,15 @@ def test_what_was_trained_of_a_cell_that_was_made_anew_is_trained_again(
         measure.Measurer, "done", lambda self, *of: trunks.keys().isdisjoint(of) and done(self, *of)
     )
     assert [(pair.arm, pair.k) for pair in at.left_out()] == [("ticket", 8)]
+
+
+def test_a_path_with_statistics_of_other_batches_is_measured_anew(tmp_path: Path) -> None:
+    line = measure.Line(Cell(1, CHAIN, 2, "a"), Cell(1, CHAIN, 2, "b"), in_run=False)
+    for batch, old in itertools.product((0, 50), (0, 50)):
+        arrays = {"disagreement": np.array(0.5), **({"statistics_batch": np.array(old)} if old else {})}
+        tables.write_arrays(tmp_path / "path.npz", {}, arrays)
+        of: Any = SimpleNamespace(_file=lambda _: tmp_path / "path.npz", _basis=lambda _: {}, _batch=batch)
+        assert (measure.Measurer._read(of, line) is None) == (batch != old)
 
 
 def test_a_killed_command_goes_on(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

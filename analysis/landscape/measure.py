@@ -25,12 +25,10 @@ from lthjax.training.job import Job
 
 from .. import origins
 from ..run import Run
-from .table import SIBLING, Item, Network, Scope, place, write_arrays
+from .table import SIBLING, Arrays, Item, Network, Scope, place, read, write_arrays
 
 PyTree = Any
 _Of = TypeVar("_Of")
-# Images that a program sees at a time, on CPU and elsewhere.
-_ON_CPU, _ELSEWHERE = 50, 500
 # Seconds that compiling a program takes.
 _COMPILING = 5
 
@@ -42,6 +40,7 @@ class Measurer:
         self._run, self._prepared, self._scope = run, prepared, scope
         self._store, self._watch = store, watch
         self._mesh = replicate.mesh(len(scope.networks()))
+        self._batch = programs.statistics_batch(prepared.model, scope.settings, self._mesh)
         self._program = cache(lambda name, how: programs.compiled(name, prepared.model, how, self._mesh))
         of, count = (prepared.dataset, prepared.study.data.validation), scope.settings.images
         self._images = cache(lambda seed: programs.images(*of, seed, count))
@@ -76,6 +75,12 @@ class Measurer:
         task, seed, level = self._task(network.cell), network.cell.seed, network.cell.level
         of = (task.start, task.stop, task.variables, task.mask)
         return Job(seed, level, *of, noise=_noise(network))
+
+    def read(self, item: Item) -> Arrays | None:
+        """An item's arrays, as `table.read`; None also of a path with statistics of other batches."""
+        found = read(self._run.path, item, self._scope.settings)
+        known = found is None or item.kind != "path" or programs.has_statistics_of(found, self._batch)
+        return found if known else None
 
     def measure(self, missing: Sequence[Item]) -> None:
         """Measures items, and writes their arrays."""
@@ -129,8 +134,7 @@ class Measurer:
     def _each(self, item: Item, how: Settings) -> dict[str, Any]:
         """The inputs of a program for one network."""
         seed, images = item.network.cell.seed, self._images(item.network.cell.seed)
-        size = _ON_CPU if replicate.one_by_one(self._mesh) else _ELSEWHERE
-        each = programs.inputs(item.kind, how, seed, images, size)
+        each = programs.inputs(item.kind, how, seed, images, programs.chunk_size(self._mesh))
         each["variables"], each["mask"] = self._read(item.network)
         if item.kind == "point":
             each["start"] = self._task(item.network.cell).variables.params

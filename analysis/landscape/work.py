@@ -31,7 +31,7 @@ from ..work import Work, kept
 from . import table
 from .figures import drawn_of, is_figure
 from .measure import Measurer
-from .table import ARMS, END, ArmDifference, Arrays, Found, Item, Network, Number, Scope
+from .table import ARMS, END, ArmDifference, Found, Item, Network, Number, Scope
 
 # Steps of a replay at which its train loss is measured, at most, in every pass of the search.
 _CAPTURES = 32
@@ -138,9 +138,6 @@ class _Landscape(Work):
         self._scope, self._store = asked.scope, store
         self.measurer = Measurer(run, asked.prepared, asked.scope, store, watch)
 
-    def _read(self, item: Item) -> Arrays | None:
-        return table.read(self.run.path, item, self._scope.settings)
-
     def _missing_siblings(self) -> list[Network]:
         return [one for one in self._scope.siblings() if not self.measurer.is_trained(one)]
 
@@ -172,7 +169,7 @@ class _Landscape(Work):
             item
             for item in table.items(self._scope, replays)
             if (item.end is None or item.end in coming or self.measurer.done(item.end))
-            and self._read(item) is None
+            and self.measurer.read(item) is None
         ]
 
     def train_siblings(self) -> None:
@@ -189,7 +186,7 @@ class _Landscape(Work):
         """The replays by which tickets and controls are matched, and what each is made from."""
         lower = {}
         for pair in self._scope.replays():
-            found = [self._read(Item("point", Network(one.cell))) for one in pair]
+            found = [self.measurer.read(Item("point", Network(one.cell))) for one in pair]
             ours, theirs = (float(point["train_loss"]) for point in found if point is not None)
             replay, target = (pair[1], ours) if theirs < ours else (pair[0], theirs)
             lower[replay] = {"target": target, "images": self._scope.settings.images}
@@ -261,7 +258,7 @@ class _Landscape(Work):
     def rows(self) -> list[Number]:
         """The table."""
         matched = self.matched()
-        measured = {item: self._read(item) for item in table.items(self._scope, matched)}
+        measured = {item: self.measurer.read(item) for item in table.items(self._scope, matched)}
         rows = [row for item, of in measured.items() if of is not None for row in table.numbers(item, of)]
         steps = {one: self.prepared.lengths.total for one in self._scope.networks()}
         steps |= {replay: self._store.result(replay.stored)["step"] for replay in matched}
@@ -305,8 +302,9 @@ class _Landscape(Work):
         notes += [f"The sibling {record.describe(one.stored)} diverged and is left out." for one in bad]
         if jax.tree.leaves(self.run.variables_at(self.prepared.study.seeds[0], 0).stats):
             notes.append(
-                "The network has running statistics. On paths, ends included, they are computed anew at "
-                "every point, from the train images."
+                "The network has running statistics. On paths, ends and their disagreement included, they "
+                "are computed anew at every point, from the train images; all else has them as they were "
+                "trained."
             )
         return notes
 

@@ -103,9 +103,15 @@ def notes(
     rows: Sequence[Scored],
     trials: Sequence[Trial],
     granularity: str = "weight",
+    normalised: bool = False,
 ) -> list[str]:
     """Sentences for a reader of the rows, from level -> seeds and the paths of all prunable leaves."""
     made = []
+    if normalised:
+        made.append(
+            "The network has running statistics. SynFlow has those of the step, as its criterion; SNIP and "
+            "GraSP have each batch's own; for Fisher they are computed anew from the images."
+        )
     if granularity != "weight":
         what = words.parts(granularity)
         made.append(

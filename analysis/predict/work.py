@@ -7,10 +7,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from lthjax import data, prune, study
+from lthjax import data, models, prune, study
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError, counted
 from lthjax.folder.places import folder, state_folder
@@ -133,7 +132,7 @@ class _Predicting(trainings.Work):
         self._images = asked.batches * asked.prepared.study.train.batch
         model = asked.prepared.model
         self._scorer = scores.scorer(model)
-        self._normalised = bool(jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)).stats))
+        self._normalised = models.has_statistics(model)
         self._split = cache(self._split_of)
         self._predicted: dict[tuple[int, int], Layers] = {}
 
@@ -296,7 +295,7 @@ class _Predicting(trainings.Work):
         """Writes figures, tables and, last, about.json; returns the folder."""
         asked = self._asked
         paths, how = {*self.by_layer(self._whole)}, self.prepared.study.prune.granularity
-        notes = table.notes(asked.seeds, paths, rows, trials, how)
+        notes = table.notes(asked.seeds, paths, rows, trials, how, self._normalised)
         found = Loaded(rows, trials, [*asked.notes, *notes], densities(asked.tickets.rows))
         about: dict[str, Any] = {"chain": self._chain, "levels": [*asked.seeds], "seeds": asked.seeds}
         about |= {"steps": asked.steps, "images": self._images, "notes": found.notes}

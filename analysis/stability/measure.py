@@ -27,8 +27,6 @@ from ..run import Run
 
 PyTree = Any
 BARRIERS = tuple(f"barrier_{part}_{what}" for what in ("error", "loss") for part in ("train", "test"))
-# Images that a program sees at a time, on CPU and elsewhere.
-_ON_CPU, _ELSEWHERE = 50, 500
 # Seconds that compiling the program takes.
 _COMPILING = 5
 
@@ -72,6 +70,7 @@ class Measurer:
     ) -> None:
         self._run, self._model, self._how, self._store, self._watch = run, prepared.model, how, store, watch
         self._mesh = replicate.mesh(width)
+        self._batch = programs.statistics_batch(prepared.model, how, self._mesh)
         self._program = cache(lambda how: programs.compiled("path", self._model, how, self._mesh))
         of, count = (prepared.dataset, prepared.study.data.validation), how.images
         self._images = cache(lambda seed: programs.images(*of, seed, count))
@@ -144,7 +143,8 @@ class Measurer:
         return programs.basis("path", self._how) | {"ends": both}
 
     def _read(self, line: Line) -> dict[str, np.ndarray] | None:
-        return tables.read_arrays(self._file(line), self._basis(line))
+        found = tables.read_arrays(self._file(line), self._basis(line))
+        return found if found is not None and programs.has_statistics_of(found, self._batch) else None
 
     def _ends(self, line: Line) -> tuple[tuple[Network, Network], float]:
         """The two networks, and the share of hidden units that matching moves."""
@@ -161,9 +161,8 @@ class Measurer:
 
     def _each(self, line: Line, first: Network, second: Network, how: Settings) -> dict[str, Any]:
         """The inputs of the program."""
-        size = _ON_CPU if replicate.one_by_one(self._mesh) else _ELSEWHERE
         seed = line.first.seed
-        each = programs.inputs("path", how, seed, self._images(seed), size)
+        each = programs.inputs("path", how, seed, self._images(seed), programs.chunk_size(self._mesh))
         each["variables"], each["mask"] = first
         each["other"], each["other_mask"] = second
         return each

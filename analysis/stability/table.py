@@ -37,7 +37,7 @@ class PairRow(NamedTuple):
             units are matched with the first's; None for a network from outside the package.
         units_moved: share of the hidden units that this moves; None likewise.
         distance, degrees: Euclidean distance of the two weights, and the angle between them seen from 0.
-        disagreement: share of test images on which the two answer differently.
+        disagreement: share of test images on which the path's ends answer differently.
         test_accuracy: mean of the two, on all test images.
         dense_accuracy: of the run's dense network of this seed, likewise.
         stable: whether the barrier of the test error is below 2 points.

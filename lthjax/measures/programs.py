@@ -33,6 +33,10 @@ Images = Mapping[str, Labelled]
 _MOST = 10_000
 # Cost of a gradient, in forward passes.
 _GRADIENT = 3
+# Images that a program sees at a time, on CPU and elsewhere.
+_ON_CPU, _ELSEWHERE = 50, 500
+# Of a path between networks with running statistics: images in a batch of those that are recomputed.
+_BATCH = "statistics_batch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +161,7 @@ def _plane(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.A
 
 
 def _path(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Array]:
-    (first, stats), (second, its_stats) = each["variables"], each["other"]
+    (first, stats), (second, _) = each["variables"], each["other"]
     alphas = jnp.linspace(0, 1, how.alphas)
     union = jax.tree.map(jnp.logical_or, each["mask"], each["other_mask"])
     travel = landscape.travelled(first, second, union)
@@ -170,11 +174,10 @@ def _path(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Ar
     def measure(at: Variables, chunk: landscape.Chunk) -> landscape.Losses:
         return landscape.measured(_logits(model, at.stats))(at.params, chunk)
 
+    ends = point(first), point(second)
+
     def differing(chunk: landscape.Chunk) -> jax.Array:
-        ours, theirs = (
-            _logits(model, own)(params, chunk.images).argmax(-1)
-            for params, own in ((first, stats), (second, its_stats))
-        )
+        ours, theirs = (_logits(model, at.stats)(at.params, chunk.images).argmax(-1) for at in ends)
         return jnp.where(ours != theirs, chunk.weights, 0).sum()
 
     def walked(chunks: landscape.Chunk) -> landscape.Losses:
@@ -186,6 +189,7 @@ def _path(model: Model, how: Settings, each: dict[str, Any]) -> dict[str, jax.Ar
         "disagreement": jax.lax.map(differing, each["test"]).sum(),
         "path_length": travel.distance,
         "path_degrees": travel.degrees,
+        **({_BATCH: jnp.int32(train.labels.shape[-1])} if jax.tree.leaves(stats) else {}),
     }
 
 
@@ -295,6 +299,24 @@ def basis(name: str, how: Settings) -> dict[str, Any]:
     }[name]
     # Smaller sets are the first images of the same order.
     return {setting: getattr(how, setting) for setting in needed}
+
+
+def chunk_size(on: Mesh) -> int:
+    """Images that a program sees at a time; on paths also a batch of recomputed statistics."""
+    return _ON_CPU if replicate.one_by_one(on) else _ELSEWHERE
+
+
+def statistics_batch(model: Model, how: Settings, on: Mesh) -> int:
+    """Images in a batch of the statistics that paths recompute; 0 for a network without any."""
+    return min(chunk_size(on), how.images) if models.has_statistics(model) else 0
+
+
+def has_statistics_of(arrays: Mapping[str, np.ndarray], batch: int) -> bool:
+    """Whether a path's arrays have statistics of such batches, as `statistics_batch` gives them.
+
+    Those of earlier versions name no batch: their ends disagree by running statistics, unlike their barriers.
+    """
+    return int(arrays.get(_BATCH, 0)) == batch
 
 
 def images_of(name: str, how: Settings) -> dict[str, int]:

@@ -58,7 +58,7 @@ QUANTITIES = {
     "barrier_test_loss": "barrier of the test loss on the path (nats)",
     "barrier_train_error": "barrier of the train error on the path (fraction)",
     "barrier_test_error": "barrier of the test error on the path (fraction)",
-    "disagreement": "share of test images on which the two networks, with their running statistics, differ",
+    "disagreement": "share of test images on which the ends of the path differ",
     "path_length": "distance between the ends of the path",
     "path_degrees": "angle between them",
 }
