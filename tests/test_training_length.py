@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import about, result
 from scipy import stats as scipy_stats
+from test_any_rows import Given
 from test_verdicts import NOISE, STUDY, row, run
 
 from analysis import ends
@@ -196,6 +197,33 @@ def test_nothing_is_known_where_all_end_at_the_last_evaluation() -> None:
         "steps of dense / ticket: no bound of the mean is known at 15.0 % of the weights, 3 of 3 seeds known "
         "by bounds alone"
     )
+
+
+def ending_at(end: int, rows: list[Row]) -> Given:
+    """A run of these rows whose trainings end at a step."""
+    made = Given(rows)
+    made.about["lengths"]["total"] = end
+    return made
+
+
+def test_the_table_of_speed_shows_levels_of_which_something_is_known() -> None:
+    """At 50 % nothing; at 20 % five seeds' tickets take 150 steps, the others 500 or more."""
+    first = paced({"dense": [500] * 5, "ticket": [500] * 5, "reinit": [500] * 5}, 0.5)
+    second = [of._replace(level=2, density=0.2) for of in first if of.arm != "dense"]
+    known = [of._replace(early_stop_step=150) if of.arm == "ticket" else of for of in second]
+    (shown,) = speed.section(ending_at(500, [*first, *known]), "")
+    (table,) = shown.tables
+    assert [line[1:] for line in table.rows] == [
+        ["dense", "20.0", "–", "at least 3.33", "5", "5 (100 %)"],
+        ["reinit", "20.0", "–", "at least 3.33", "5", "5 (100 %)"],
+    ]
+    (note,) = shown.notes
+    assert note.startswith("No bound of the mean is known of dense at 1 of 2 levels, of reinit at 1 of 2 lev")
+    (nothing,) = speed.section(ending_at(500, first), "")
+    assert (nothing.tables, len(nothing.figures)) == ([], 1)
+    assert "of dense at the only level, of reinit at the only level; " in nothing.notes[0]
+    (alone,) = speed.section(ending_at(500, [of for of in known if of.seed == 0] + first[:1]), "")
+    assert alone.tables[0].rows[0][3:] == ["–", "–", "1", "1 (100 %)"]
 
 
 def test_the_figure_of_speed_draws_no_mean_over_bounds() -> None:
