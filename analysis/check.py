@@ -26,7 +26,7 @@ from lthjax.folder.verified import absent
 class Options:
     """Compares everything in run folders with the checksums that it was written with."""
 
-    run: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    run: Annotated[tuple[Path, ...], tyro.conf.Positional, cli.several("RUN [RUN ...]")]
     """Run folders, for example runs/quickstart-0123abcd."""
     repair: bool = False
     """Set aside what is damaged."""

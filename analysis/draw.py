@@ -35,8 +35,9 @@ _CHAIN_LINES: tuple[Line, ...] = (
 )  # fmt: skip
 # The interval of two seeds is so wide (t = 12.7) that a band would hide the curves: they get thin bars.
 BAND_FROM = 3
-# How captions name the intervals of `curve`.
-BANDS = "bands (bars for two seeds or a single level; cut off where they reach beyond the figure)"
+# How the caption of a page's first figure names the intervals of `curve`, and how later ones do.
+FIRST_BANDS = "bands (bars for two seeds or a single level; cut off where they reach beyond the figure)"
+BANDS = "bands (as in the first figure)"
 # How far an axis of densities reaches beyond them, and how many numbers it has at least.
 _BEYOND, _LEAST_TICKS = 1.08, 3
 # The most entries of a legend inside a panel; the lines of a legend below for which figures have room, and

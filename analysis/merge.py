@@ -27,7 +27,7 @@ from .analyses import ANALYSES
 class Options:
     """Copies the cells of run folders into one; prints that folder."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, cli.several("RUN [RUN ...]")]
     """Run folders of one fingerprint."""
     into: Path
     """The folder that gets all cells: new, or a run folder of the same fingerprint."""

@@ -146,7 +146,7 @@ def _check_sum(table: Path, run: Path) -> None:
 class Options:
     """Copies numbers, verdicts and figures of runs, without weights, to a folder; prints it."""
 
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...] FOLDER")]
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, cli.several("RUN [RUN ...] FOLDER")]
     """A run folder, or several to be compared; last the folder to write, for example results/lenet5_mnist."""
     config: Path | None = None
     """A config file to run first, for the networks and analyses it adds; RUN/config.py is the run's own."""

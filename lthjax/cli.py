@@ -147,6 +147,13 @@ def parsed(kind: type[_Options], arguments: Sequence[str], program: str, usual: 
         raise UserError(one_sentence(said.getvalue(), kind)) from None
 
 
+def several(metavar: str) -> Any:
+    """Marks a field that takes one value or more: `--help` calls it required, and shows no empty default."""
+    import tyro
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(required)")
+
+
 def one_sentence(box: str, kind: type) -> str:
     """The text of the box that tyro draws around an error, without the box and its advice.
 

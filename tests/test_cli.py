@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, arrays, write_npz
 
+from analysis import check, merge, publish
+from analysis.report import __main__ as report
 from lthjax import cli
 from lthjax.errors import UserError
 
@@ -64,7 +66,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(command: Call, tmp_path: Pat
         "MiB",
         "ms a step and replicate",
         "time     about",
-        "detects  with 3 seeds a difference of ",
+        "detects  with 3 seeds, differences from ",
     ):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())
@@ -172,6 +174,18 @@ def test_bad_input_gets_one_sentence(case: str, command: Call) -> None:
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("main", [check.main, merge.main, publish.main, report.main])
+def test_help_names_no_default_of_what_is_required(
+    main: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert "RUN [RUN ...]" in said
+    assert "(required)" in said
+    assert "(default: )" not in said
 
 
 def test_a_misspelt_option_suggests_the_right_one(command_line: Call) -> None:

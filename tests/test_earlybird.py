@@ -202,6 +202,12 @@ def test_an_epoch_in_which_masks_settle_at_once_is_no_zero() -> None:
     assert analysed._line(3, draws([100] * 3)["draws.csv"])[2].endswith(", 100]")
     never = [one._replace(step=None, epoch=None) for one in own]
     assert analysed._line(3, never)[2:5] == ["– (3 of 3 never)", "–", "–"]
+    # Step 10 is the first at which the queue is full: an upper bound, which has no interval.
+    first = [one._replace(epoch=one.step / 10) for one in draws([10, 10, 40])["draws.csv"]]
+    assert analysed._line(3, first[:2])[2:5] == ["≤ 10 (2 of 2 known by a bound)", "≤ 10.0", "≤ 1.000"]
+    assert analysed._line(3, first)[2:5] == ["≤ 20 (2 of 3 known by a bound)", "≤ 20.0", "≤ 2.000"]
+    partly = [*first[:2], never[0]]
+    assert analysed._line(3, partly)[2] == "≤ 10 (2 of 3 known by a bound, 1 of 3 never)"
 
 
 @pytest.mark.parametrize("granularity", ["weight", "unit-l2", "2:4"])

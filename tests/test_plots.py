@@ -22,7 +22,7 @@ from scipy import stats as scipy_stats
 from test_any_rows import Given
 from test_report import row
 
-from analysis import card, compare, mask, open_run, page, tables
+from analysis import card, compare, draw, mask, open_run, page, tables
 from analysis.compare.entries import Entry, Point
 from analysis.earlybird import figures as earlybird_figures
 from analysis.earlybird.table import DrawRow, MaskRow
@@ -621,6 +621,9 @@ def test_arms_of_a_single_level_do_not_hide_one_another() -> None:
     for shown in (accuracy.overview(rows, ""), gaps_shown):
         assert "stand beside one another" in shown.caption
     assert "beside one another" not in accuracy.overview(of_arms(arms), "").caption
+    # How bands are drawn is said once a page.
+    assert draw.FIRST_BANDS in accuracy.overview(rows, "").caption
+    assert draw.BANDS in gaps_shown.caption
 
 
 def test_learning_curves_are_of_levels_with_controls_and_name_the_arms_that_they_leave_out() -> None:

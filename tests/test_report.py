@@ -2,6 +2,7 @@ import csv
 import errno
 import html.parser
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -91,6 +92,15 @@ def test_table_of_levels() -> None:
     assert first[6].startswith("+5.50 [")
     assert second[4] == "–"
     assert all(len(line) == len(table.header) for line in (dense, first, second))
+    # The highest and the lowest mean of the table: seeds of 96 and 98 % reach beyond it.
+    run = types.SimpleNamespace(rows=ROWS, about={"data": {"test": 2000}})
+    (moved,) = re.findall(r"Another 2,000 test images would .*? \(standard error\)\.", facts.remark(run))
+    shown = re.findall(r"of ([\d.]+) % by ([\d.]+) points", moved)
+    means = {cell.split()[0] for line in table.rows for cell in line[3:5] if cell not in ("", "–")}
+    assert len(shown) == 2
+    assert {mean for mean, _ in shown} <= means
+    for mean, error in shown:
+        assert float(error) == pytest.approx(math.sqrt(float(mean) * (100 - float(mean)) / 2000), abs=0.005)
 
 
 def test_weights_of_a_level_are_the_mean_of_its_leader() -> None:

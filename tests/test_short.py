@@ -34,7 +34,11 @@ def test_the_sentence_names_the_sparsest_level_down_to_which_tickets_match() -> 
     )
     # A level that falls ends it, even if a sparser one matches.
     torn = run({"ticket": {0.5: 0.2, 0.17: -3.0, 0.09: 0.0}})
-    assert sentence(torn).startswith("With 50 % of its weights")
+    assert sentence(torn) == (
+        "With 50 % of its weights the ticket is as good as the dense network (within half a point, 6 seeds). "
+        "The ticket with 17 % is not found to be within half a point, and sparser ones were not tested for "
+        "this sentence."
+    )
 
 
 @pytest.mark.parametrize(
@@ -333,13 +337,14 @@ def test_the_number_of_seeds_is_that_of_the_level_that_is_named() -> None:
 def test_at_most_six_verdicts_open_the_page_and_untested_claims_are_folded() -> None:
     rows = run({"ticket": {0.17: 0.1}, "reinit": {0.17: -1.5}, "random": {0.17: -1.5}})
     found = verdicts.findings(STUDY, rows)
-    chosen = short.chosen(found)
+    chosen = short.chosen(found, short.margin(STUDY, rows, {}))
     assert 4 <= len(chosen) <= 6
+    assert "are within 0.5 points" in chosen[0].claim
     assert {of.outcome for of in chosen} <= {"supported", "refuted", "equivalent", "undecided"}
     assert len({of.claim for of in chosen}) == len(chosen)
     # Further rewind steps, which have rows of their own, leave the opening what it was.
     several = [*rows, *(of._replace(chain="rewind-500") for of in rows if of.chain != "dense")]
-    earliest = short.chosen(verdicts.findings(STUDY, several))
+    earliest = short.chosen(verdicts.findings(STUDY, several), 0.5)
     assert [of.claim for of in earliest] == [of.claim for of in chosen]
     sections = report._sections(Given(rows), found)
     first, second = sections[:2]
@@ -351,6 +356,32 @@ def test_at_most_six_verdicts_open_the_page_and_untested_claims_are_folded() -> 
     assert {line[1] for line in untested.rows} == {"not tested"}
     assert "not tested" not in {line[1] for line in tested.rows}
     assert len(tested.rows) + len(untested.rows) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "margin"),
+    [
+        ({0.5: 0.2, 0.15: -3.0}, 0.5),
+        # The densest level fails half a point, or two, alone or as all others.
+        ({0.5: -0.6, 0.15: 0.1}, 2),
+        ({0.5: -3.0, 0.15: 0.1}, 2),
+        ({0.5: -3.0, 0.15: -3.0}, 2),
+    ],
+)
+def test_the_opening_has_the_claim_of_the_margin_that_its_sentence_names(
+    gaps: dict[float, float], margin: float, tmp_path: Path
+) -> None:
+    made = Given(run({"ticket": gaps}))
+    made.path = tmp_path
+    made.about["data"]["test"] = 10_000
+    shown = short.section(made, "", verdicts.findings(made.about, made.rows))
+    assert ("half a point" if margin < 1 else "within 2 points") in shown.lead
+    claims = [line[0] for line in shown.tables[0].rows]
+    assert [claim for claim in claims if " sparsity are within " in claim] == [
+        f"Tickets at 80–90 % sparsity are within {margin:g} points of the dense network"
+    ]
+    # Of few seeds nothing was tested.
+    assert short.margin(STUDY, [of for of in made.rows if of.seed < 2], {}) == 0.5
 
 
 @pytest.mark.parametrize(

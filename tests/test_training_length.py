@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import about, result
 from scipy import stats as scipy_stats
+from test_any_rows import Given
 from test_verdicts import NOISE, STUDY, row, run
 
 from analysis import ends
@@ -198,6 +199,33 @@ def test_nothing_is_known_where_all_end_at_the_last_evaluation() -> None:
     )
 
 
+def ending_at(end: int, rows: list[Row]) -> Given:
+    """A run of these rows whose trainings end at a step."""
+    made = Given(rows)
+    made.about["lengths"]["total"] = end
+    return made
+
+
+def test_the_table_of_speed_shows_levels_of_which_something_is_known() -> None:
+    """At 50 % nothing; at 20 % five seeds' tickets take 150 steps, the others 500 or more."""
+    first = paced({"dense": [500] * 5, "ticket": [500] * 5, "reinit": [500] * 5}, 0.5)
+    second = [of._replace(level=2, density=0.2) for of in first if of.arm != "dense"]
+    known = [of._replace(early_stop_step=150) if of.arm == "ticket" else of for of in second]
+    (shown,) = speed.section(ending_at(500, [*first, *known]), "")
+    (table,) = shown.tables
+    assert [line[1:] for line in table.rows] == [
+        ["dense", "20.0", "–", "at least 3.33", "5", "5 (100 %)"],
+        ["reinit", "20.0", "–", "at least 3.33", "5", "5 (100 %)"],
+    ]
+    (note,) = shown.notes
+    assert note.startswith("No bound of the mean is known of dense at 1 of 2 levels, of reinit at 1 of 2 lev")
+    (nothing,) = speed.section(ending_at(500, first), "")
+    assert (nothing.tables, len(nothing.figures)) == ([], 1)
+    assert "of dense at the only level, of reinit at the only level; " in nothing.notes[0]
+    (alone,) = speed.section(ending_at(500, [of for of in known if of.seed == 0] + first[:1]), "")
+    assert alone.tables[0].rows[0][3:] == ["–", "–", "1", "1 (100 %)"]
+
+
 def test_the_figure_of_speed_draws_no_mean_over_bounds() -> None:
     """Level 1 is known, at level 2 a seed ends at the last evaluation: a line of one point, a triangle."""
     rows = paced({"dense": [200, 400], "ticket": [100, 100]}, 0.5)
@@ -262,7 +290,10 @@ def test_what_seeds_can_detect_by_hand() -> None:
 def test_without_a_spread_the_plan_says_so() -> None:
     assert power.planned({}, [], 1).startswith("one seed shows no spread")
     unit = (scipy_stats.t.ppf(0.95, 3) + scipy_stats.t.ppf(0.8, 3)) / 2
-    assert power.planned({}, [], 4).startswith(f"with 4 seeds a difference of {unit:.2f} times its spread")
+    assert power.planned({}, [], 4) == (
+        f"with 4 seeds, differences from {unit:.2f} times their spread between seeds on; the spread is known "
+        "once two seeds are trained"
+    )
     assert power.table(STUDY, run({"ticket": {0.17: 0.0}}, seeds=range(1))) is None
 
 

@@ -50,7 +50,9 @@ def section(run: Run, found: Mapping[str, Any]) -> Section:
     note = (
         "Where the threshold is near the distance of two random masks (last column near 1, or above it), "
         "masks are near each other for being sparse, and the rule says little. A step at which the queue is "
-        "full for the first time is an upper bound: the masks may have settled before."
+        "full for the first time is an upper bound: the masks may have settled before. So is a mean with "
+        "such a seed, which has no interval. Other steps are known to within the "
+        f"{draws[0].every:,} steps between two masks, and intervals are no narrower than that leaves open."
     )
     notes = [note]
     if recorded:
@@ -95,23 +97,27 @@ def _line(level: int | None, own: Sequence[DrawRow]) -> list[str]:
     # Of the training in epochs; of no use where no mask settled.
     epochs = next((row.epoch * total / row.step for row in own if row.epoch and row.step), 0.0)
     overlaps = [row.iou for row in own if row.iou is not None]
-    never = f" ({len(own) - len(steps)} of {len(own)} never)" if len(steps) < len(own) else ""
-    bound = "≤ " if any(_is_first(row) for row in own) else ""
+    first, never = sum(map(_is_first, own)), len(own) - len(steps)
+    said = [f"{first} of {len(own)} known by a bound"] if first else []
+    said += [f"{never} of {len(own)} never"] if never else []
+    some = f" ({', '.join(said)})" if said else ""
     chance = f"{own[0].threshold / own[0].chance:.2f}" if own[0].chance else "–"
     return [
         "–" if level is None else str(level),
         f"{100 * own[0].density:.1f}",
-        f"{bound}{words.interval(_times(settled, total), ',.0f')}{never}",
-        bound + words.interval(_times(settled, 100), ".1f"),
-        bound + words.interval(_times(settled, epochs), ".3f"),
+        f"{_settled(settled, total, ',.0f', bool(first))}{some}",
+        _settled(settled, 100, ".1f", bool(first)),
+        _settled(settled, epochs, ".3f", bool(first)),
         words.interval(mean_interval(overlaps, within=SHARE), ".2f") if overlaps else "–",
         chance,
     ]
 
 
-def _times(of: Interval, factor: float) -> Interval:
-    """An interval in another unit."""
-    return Interval(factor * of.mean, factor * of.low, factor * of.high, of.n)
+def _settled(of: Interval, factor: float, form: str, bound: bool) -> str:
+    """A mean in another unit, with its interval; if it is an upper bound, without one."""
+    if bound:
+        return f"≤ {factor * of.mean:{form}}"
+    return words.interval(Interval(factor * of.mean, factor * of.low, factor * of.high, of.n), form)
 
 
 def _floor(own: Sequence[DrawRow]) -> float:

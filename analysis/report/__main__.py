@@ -19,7 +19,7 @@ from ..analyses import left_out
 class Options:
     """Writes the reports of run folders and, of several, the page that compares them; prints the last one."""
 
-    run: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    run: Annotated[tuple[Path, ...], tyro.conf.Positional, cli.several("RUN [RUN ...]")]
     """Run folders, for example runs/quickstart-0123abcd."""
     last: int = 1
     """Accuracy and loss at the end are averaged over the last N evaluations, at a constant learning rate."""

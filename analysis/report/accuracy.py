@@ -94,7 +94,7 @@ def overview(rows: Sequence[Row], heading: str) -> Drawn:
     """The figure that the report opens with: accuracy against weights left."""
     caption = (
         "Test accuracy at the end of training for every level and arm. Points are seeds (repeats averaged), "
-        f"lines their mean, {draw.BANDS} the 95 % interval of the mean by "
+        f"lines their mean, {draw.FIRST_BANDS} the 95 % interval of the mean by "
         "Student's t on the logit scale. The dense network is the horizontal line. Look for how far to the "
         "right the ticket stays at it, and where the controls leave it."
     )

@@ -15,21 +15,28 @@ from ..differences import FLOORED, difference, mean_accuracy
 from ..page import Table
 from ..record import COUNT, TIMING, Finding
 from ..retraining.table import named
-from ..rows import Row, accuracies, arms, by_level, chains, images_of, select
+from ..rows import Row, accuracies, arms, by_level, chains, grouped, images_of, select
 from ..run import Run
 
 
 def remark(run: Run) -> str:
     """How to read the tables of accuracies."""
     images = run.about["data"]["test"]
-    known = [row.test_accuracy for row in run.rows if row.test_accuracy is not None]
+    # The means that the tables show.
+    means = [
+        mean_accuracy(known).mean
+        for own in grouped(run.rows, "chain", "level", "arm").values()
+        if (known := accuracies(own))
+    ]
+    ends = dict.fromkeys([max(means), min(means)]) if means else {}
+    moved = [
+        f"of {mean:.2f} % by {100 * stats.sampling_error(min(1.0, mean / 100), images):.2f} points"
+        for mean in ends
+    ]
     sampled = ""
-    if known:
-        error = 100 * stats.sampling_error(max(known), images)
-        sampled = (
-            f"Another {images:,} test images would move an accuracy of {100 * max(known):.1f} % by "
-            f"{error:.2f} points (standard error). "
-        )
+    if moved:
+        others = f"Another {images:,} test images would move an accuracy {', one '.join(moved)}"
+        sampled = f"{others} (standard error). "
     return (
         "Test accuracy at the end of training in percent, mean over seeds with the 95 % interval of "
         "Student's t on the logit scale in brackets, so that it stays below 100 %; differences in "

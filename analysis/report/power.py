@@ -80,8 +80,8 @@ def planned(study: Mapping[str, Any], rows: Sequence[Row], seeds: int) -> str:
     seen = spreads(study, rows)
     if not seen:
         return (
-            f"with {words.seeds(seeds)} a difference of {stats.detectable(1.0, seeds):.2f} times its spread "
-            "between seeds, which two seeds begin to show"
+            f"with {words.seeds(seeds)}, differences from {stats.detectable(1.0, seeds):.2f} times their "
+            "spread between seeds on; the spread is known once two seeds are trained"
         )
     each = ", ".join(f"ticket − {of.other} {stats.detectable(of.points, seeds):.2f}" for of in seen)
     which = earliest(rows)

@@ -18,9 +18,10 @@ from .paired import TOLERANCE, Level, differences, earliest, first_diverged
 TITLE, ANCHOR = "In short", "short"
 # Of a single one-sided test.
 _ALPHA = 0.05
-# The beginnings of the claims that the report opens with, where they are tested.
+_UNTESTED = "sparser ones were not tested for this sentence"
+# The beginnings of the claims that the report opens with, where they are tested; the first is of a margin.
 _FIRST = (
-    f"Tickets at 80–90 % sparsity are within {TOLERANCE:g} points",
+    "Tickets at 80–90 % sparsity are within {:g} points",
     "Tickets beat reinitialised ones at 80–90 %",
     "Tickets beat reinitialised ones by 10–15 points",
     "Tickets beat random pruning at 80–90 %",
@@ -31,18 +32,22 @@ _FIRST = (
 
 def section(run: Run, heading: str, found: Sequence[Finding]) -> Section:
     """The opening of a run's page, from its rows and all its findings."""
-    header = ["claim", "verdict", "estimate, and the bound that decides"]
-    lines = [[of.claim, of.outcome, f"{of.estimate}{_mark(of)}"] for of in chosen(found)]
+    header, looks = ["claim", "verdict", "estimate, and the bound that decides"], until.read(run.path)
+    shown = chosen(found, margin(run.about, run.rows, looks))
+    lines = [[of.claim, of.outcome, f"{of.estimate}{_mark(of)}"] for of in shown]
     tables = [Table("", header, lines, 3)] if lines else []
     figures = [accuracy.overview(run.rows, heading)] if accuracy.measured(run.rows) else []
-    lead = sentence(run.about, run.rows, until.read(run.path))
+    lead = sentence(run.about, run.rows, looks)
     return Section(ANCHOR, TITLE, figures=figures, tables=tables, lead=lead)
 
 
-def chosen(found: Sequence[Finding]) -> list[Finding]:
-    """The verdicts of the opening: one for each of its claims that was tested, the first of each."""
-    tested = [of for of in found if of.outcome != "not tested"]
-    own = [next((of for of in tested if of.claim.startswith(first)), None) for first in _FIRST]
+def chosen(found: Sequence[Finding], margin: float) -> list[Finding]:
+    """The verdicts of the opening: one for each of its claims that was tested, the first of each.
+
+    `margin` is that of the sentence, in points: the table has the claim of the same.
+    """
+    tested, firsts = [of for of in found if of.outcome != "not tested"], [of.format(margin) for of in _FIRST]
+    own = [next((of for of in tested if of.claim.startswith(first)), None) for first in firsts]
     return [of for of in own if of is not None]
 
 
@@ -62,19 +67,16 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
     The level is the sparsest down to which the tickets of every level are found to be as good as the dense
     network, within half a point; if those of the densest level are not, within two. Of these, it is one at
     which the same mask on fresh weights was trained, if there is any. Levels are tested from the densest on
-    up to the first that fails, a fixed-sequence test without multiplicity correction. Of several
-    rewind steps it is of the earliest. No level is taken at which a ticket diverged, nor a sparser one.
+    up to the first that fails, a fixed-sequence test without multiplicity correction; where a sparser one
+    would pass, the sentence says that it was not tested. Of several rewind steps it is of the earliest. No
+    level is taken at which a ticket diverged, nor a sparser one.
 
     Args:
         study: study.json.
         rows: of the run.
         looks: the states of the claims for which seeds were added, whose tests are of the level of the looks.
     """
-    tickets = ticket_chains(rows)
-    levels: list[Level] = []
-    if tickets:
-        every = differences(rows, tickets[0], TICKET, DENSE, images=images_of(study))
-        levels = [level for level in every if level.density]
+    tickets, levels = ticket_chains(rows), _levels(study, rows)
     if not levels:
         why = (
             diverged(rows)
@@ -82,14 +84,56 @@ def sentence(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) 
             or "no ticket has been trained beside its dense network yet"
         )
         return f"{why[0].upper()}{why[1:]}."
-    lost = [row for row in select(rows, chain=tickets[0], arm=TICKET) if row.status == "diverged"]
-    if not lost:
-        return _found(study, rows, tickets[0], levels, looks)
-    # What the other seeds reach there is not what tickets reach.
+    said = _found(study, rows, tickets[0], _whole(rows, levels), looks)
+    if not (lost := _lost(rows)):
+        return said
     first, seeds = min(lost, key=lambda row: row.level), len({row.seed for row in lost})
-    said = _found(study, rows, tickets[0], [of for of in levels if of.level < first.level], looks)
     where = f"from {words.share(first.density)} of the weights on"
     return f"{said} Tickets of {words.seeds(seeds)} diverged, {where}."
+
+
+def margin(study: Any, rows: Sequence[Row], looks: Mapping[str, until.State]) -> float:
+    """The points that the sentence's tickets may lose to the dense network; its arguments are the same."""
+    levels = _whole(rows, _levels(study, rows))
+    if not any(len(level.values) >= LEAST_SEEDS for level in levels):
+        return TOLERANCE
+    return _test(levels, _alphas(ticket_chains(rows)[0], looks))[0]
+
+
+def _levels(study: Any, rows: Sequence[Row]) -> list[Level]:
+    """The levels of the first chain at which tickets stand beside their dense network."""
+    tickets, images = ticket_chains(rows), images_of(study)
+    every = differences(rows, tickets[0], TICKET, DENSE, images=images) if tickets else []
+    return [level for level in every if level.density]
+
+
+def _lost(rows: Sequence[Row]) -> list[Row]:
+    """The tickets of the first chain that diverged."""
+    tickets = select(rows, chain=ticket_chains(rows)[0], arm=TICKET)
+    return [row for row in tickets if row.status == "diverged"]
+
+
+def _whole(rows: Sequence[Row], levels: Sequence[Level]) -> list[Level]:
+    """Those before the first at which a ticket diverged: what other seeds reach there tickets do not."""
+    end = min((row.level for row in _lost(rows)), default=None) if levels else None
+    return [level for level in levels if end is None or level.level < end]
+
+
+def _alphas(chain: str, looks: Mapping[str, until.State]) -> dict[str, float]:
+    """Claim -> the level of its looks, of those that are of a chain."""
+    return {key: of.level for key, of in looks.items() if of.chain in ("", chain)}
+
+
+def _test(levels: Sequence[Level], alphas: Mapping[str, float]) -> tuple[float, float, list[Level]]:
+    """The margin of the sentence, the level of its test, and the levels that pass it from the densest on.
+
+    It is half a point if the densest level passes that, else two.
+    """
+    for points in (TOLERANCE, 2.0):
+        alpha = alphas.get(f"within-{points:g}", _ALPHA)
+        if good := _as_good(levels, points, alpha):
+            break
+    return points, alpha, good
 
 
 def _found(
@@ -103,20 +147,18 @@ def _found(
     enough = [level for level in levels if len(level.values) >= LEAST_SEEDS]
     if not enough:
         return _of_few(levels, fresh, which)
-    level_of = {key: of.level for key, of in looks.items() if of.chain in ("", chain)}
-    alpha = level_of.get(f"within-{TOLERANCE:g}", _ALPHA)
-    good, same = _as_good(levels, TOLERANCE, alpha), "as good as the dense network (within half a point, {})"
-    if not good:
-        alpha = level_of.get("within-2", _ALPHA)
-        good, same = _as_good(levels, 2.0, alpha), "within 2 points of the dense network ({})"
-    if not good and any(_loses_less(level, 2.0, alpha) for level in enough):
-        first, *sparser = sorted(levels, key=lambda of: -of.density)
+    alphas = _alphas(chain, looks)
+    points, alpha, good = _test(levels, alphas)
+    # From the first that fails on; it may be that a sparser one does not.
+    failing = sorted(levels, key=lambda of: -of.density)[len(good) :]
+    torn = any(_loses_less(level, points, alpha) for level in failing)
+    if not good and torn:
+        first, *sparser = failing
         best = max([level for level in sparser if level in enough], key=lambda level: level.mean)
         return (
             f"The densest tickets{which}, with {_share(first)} of the weights, are not found to be within 2 "
-            f"points of the dense network ({_seeds(first)}), and sparser ones were not tested for this "
-            f"sentence; of these those with {_share(best)} come nearest, {best.mean:+.1f} points "
-            f"({_seeds(best)})."
+            f"points of the dense network ({_seeds(first)}), and {_UNTESTED}; of these those with "
+            f"{_share(best)} come nearest, {best.mean:+.1f} points ({_seeds(best)})."
         )
     if not good:
         best = max(enough, key=lambda level: level.mean)
@@ -134,9 +176,17 @@ def _found(
     last = min([level for level in good if level.level in gaps] or good, key=lambda level: level.density)
     control = ""
     if last.level in gaps:
-        alpha = level_of.get("beats-reinit", _ALPHA)
-        control = _control(last, fresh[last.level], gaps[last.level], alpha)
-    return f"With {_share(last)} of its weights the ticket{which} is {same.format(_seeds(last))}{control}."
+        control = _control(last, fresh[last.level], gaps[last.level], alphas.get("beats-reinit", _ALPHA))
+    within, same = (
+        "within half a point",
+        f"as good as the dense network (within half a point, {_seeds(last)})",
+    )
+    if points != TOLERANCE:
+        within, same = "within 2 points", f"within 2 points of the dense network ({_seeds(last)})"
+    said = f"With {_share(last)} of its weights the ticket{which} is {same}{control}."
+    if torn:
+        said += f" The ticket with {_share(failing[0])} is not found to be {within}, and {_UNTESTED}."
+    return said
 
 
 def _as_good(levels: Sequence[Level], margin: float, alpha: float) -> list[Level]:

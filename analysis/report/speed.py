@@ -4,6 +4,7 @@ The early-stop step is the one of the lowest validation loss. Where that is the 
 might have gone on learning: its step is at least that, and the ratio is known by a bound.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from . import figures
 from .paired import earliest
 
 TITLE, ANCHOR = "Learning speed", "speed"
+# The bounds of a mean of which nothing is known.
+_NOTHING = (0.0, math.inf)
 
 
 class Level(NamedTuple):
@@ -76,12 +79,17 @@ def _steps(rows: Sequence[Row]) -> dict[int, list[int]]:
 
 def section(run: Run, heading: str) -> list[Section]:
     """The report's section; none where no ticket has a network to be compared with."""
-    end, lines = total(run.about, run.rows), []
+    end, lines, unknown = total(run.about, run.rows), [], []
     tickets = ticket_chains(run.rows)
     for chain in tickets:
         for other in _others(run.rows, chain):
-            lines += [_line(chain, other, level) for level in slower(run.rows, chain, other, end)]
-    if not lines:
+            levels = slower(run.rows, chain, other, end)
+            known = [level for level in levels if _bounds(level) != _NOTHING]
+            lines += [_line(chain, other, level) for level in known]
+            if len(known) < len(levels):
+                which = f"{other} ({chain})" if len(tickets) > 1 else other
+                unknown.append(f"{which} {_at(len(levels) - len(known), len(levels))}")
+    if not (lines or unknown):
         return []
     header = [
         "chain",
@@ -92,21 +100,36 @@ def section(run: Run, heading: str) -> list[Section]:
         "n",
         "known by a bound",
     ]
-    table = Table("", header, lines, 2)
+    tables = [Table("", header, lines, 2)] if lines else []
+    notes = [_UNKNOWN.format(", of ".join(unknown))] if unknown else []
     shown = {other: slower(run.rows, tickets[0], other, end) for other in _others(run.rows, tickets[0])}
-    return [Section(ANCHOR, TITLE, (), [_drawn(shown, heading, run)], [table], _REMARK)]
+    return [Section(ANCHOR, TITLE, notes, [_drawn(shown, heading, run)], tables, _REMARK)]
 
 
 def _others(rows: Sequence[Row], chain: str) -> list[str]:
     return [DENSE, *(arm for arm in arms(select(rows, chain=chain)) if arm != TICKET)]
 
 
-def _line(chain: str, other: str, level: Level) -> list[str]:
+def _at(some: int, levels: int) -> str:
+    """At how many of the levels: `at 9 of 11 levels`."""
+    return f"at {some} of {levels} levels" if levels > 1 else "at the only level"
+
+
+def _bounds(level: Level) -> tuple[float, float]:
+    """The one-sided bounds of the mean; of a single seed its own."""
     _, low, high, n = stats.geometric_bounds(level.ratios)
+    return (low, high) if n > 1 else (level.ratios[0].low, level.ratios[0].high)
+
+
+def _line(chain: str, other: str, level: Level) -> list[str]:
+    (low, high), n = _bounds(level), len(level.ratios)
     interval = "–"
     if not level.censored:
         interval = words.times(stats.geometric_interval([ratio.low for ratio in level.ratios]))
-    bounds = f"{low:.2f} to {high:.2f}".replace("inf", "∞") if n > 1 else "–"
+    bounds = f"{low:.2f} to {high:.2f}"
+    if not (low and math.isfinite(high)):
+        bounds = f"at least {low:.2f}" if low else f"at most {high:.2f}"
+    bounds = bounds if n > 1 else "–"
     share = f"{level.censored} ({100 * level.censored / n:.0f} %)" if level.censored else "0"
     return [chain, other, f"{100 * level.density:.1f}", interval, bounds, str(n), share]
 
@@ -135,6 +158,10 @@ def _drawn(shown: Mapping[str, Sequence[Level]], heading: str, run: Run) -> Draw
     )
 
 
+_UNKNOWN = (
+    "No bound of the mean is known of {}; these have no row. Too many of the networks, or of their tickets, "
+    "have their lowest validation loss at the last evaluation; a longer training (train.steps) may tell more."
+)
 _REMARK = (
     "Geometric means with the 95 % interval of Student's t on logarithms; bounds of the mean one by one, "
     "each at 95 %. A network whose validation loss is lowest at the last evaluation may not have learned all "
