@@ -21,6 +21,8 @@ from .rows import TICKET, Row, accuracies, arms, images_of, select
 from .run import Run
 
 NAME = "README.md"
+# In a table, also within backticks, where an entity would be shown as it is written.
+_BAR = r"\|"
 # The mark names the ticket's file, and has the SHA-256 of the card without it.
 _MARK = "<!-- Written by lthjax's analysis.export of {}, sha256 {}; the next export of it replaces this. -->"
 _MARKED = re.compile(_MARK.format(r"(\S+)", "([0-9a-f]{64})") + "\n")
@@ -173,7 +175,7 @@ def card(run: Run, cell: Cell, file: str, metadata: Mapping[str, Any]) -> str:
         _sentence(run, row),
         "",
         "| | |\n|---|---|",
-        *(f"| {name} | {value.replace('|', '&#124;')} |" for name, value in _facts(run, row)),
+        *(f"| {name} | {value.replace('|', _BAR)} |" for name, value in _facts(run, row)),
         "",
         "## Accuracy",
         "",

@@ -28,8 +28,20 @@ def test_gflop_of_a_step_by_hand() -> None:
 def test_pairs_interleave_and_take_medians() -> None:
     called: list[str] = []
     got = timing.pairs(lambda: called.append("a"), lambda: called.append("b"), 3)
-    assert called == ["a", "b"] * 4
+    assert called == [*"ab", *"ab", *"ba", *"ab"]
     assert got.spread[0] <= got.ratio <= got.spread[1]
+
+
+def test_a_call_that_slows_the_next_one_favours_no_side_of_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which every call after one of ours takes twice as long, whichever it is."""
+    called, now = ["peer"], [0.0]
+
+    def call(name: str) -> None:
+        now[0] += 2 if called[-1] == "ours" else 1
+        called.append(name)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    assert timing.pairs(lambda: call("ours"), lambda: call("peer"), 6).ratio == 1
 
 
 def test_networks_with_dropout_have_no_twin() -> None:

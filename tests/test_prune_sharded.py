@@ -18,7 +18,7 @@ SHAPES = {"a": (8, 12), "b": (12, 4), "bias": (12,)}
 
 
 def test_on_four_devices() -> None:
-    """With axes of both kinds, in one process."""
+    """With axes of both kinds, and with a network on each of two, in one process."""
     environ = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, __file__], env=environ, capture_output=True, text=True,
                           check=False)  # fmt: skip
@@ -68,7 +68,35 @@ def compare(kind: str) -> None:
                         assert leaf.sharding.is_equivalent_to(there, leaf.ndim), (name, k, leaf.sharding)
 
 
+def pruned(params: dict) -> dict:
+    """Of one network: the weights after a scheduled pruning over all layers, and a mask layer by layer."""
+    tx = prune.scheduled(optax.sgd(0.1), "magnitude", 0.3, 0, 1, 1, scope="global")
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    return {"scheduled": params, "layer": prune.magnitude(params, prune.ones(params), 0.5)}
+
+
+def compare_a_network_a_device() -> None:
+    """In `shard_map`, which by default checks what varies, each device has the result of its own network."""
+    mesh = jax.make_mesh((2,), ("seed",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    draw, over = np.random.default_rng(0), PartitionSpec("seed")
+    params = {"a": draw.normal(size=(2, 8, 12)), "b": draw.normal(size=(2, 12, 4))}
+    params = {name: p.astype(np.float32) for name, p in params.items()}
+
+    def own(params: dict) -> dict:
+        return jax.tree.map(lambda a: a[None], pruned(jax.tree.map(lambda a: a[0], params)))
+
+    got = jax.jit(jax.shard_map(own, mesh=mesh, in_specs=over, out_specs=over))(params)
+    alone = jax.jit(pruned)
+    for i in range(2):
+        expected = alone({name: p[i] for name, p in params.items()})
+        jax.tree.map(lambda e, g, i=i: np.testing.assert_array_equal(g[i], e), expected, got)
+
+
 if __name__ == "__main__":
     for kind in ("Explicit", "Auto"):
         compare(kind)
+    compare_a_network_a_device()
     print(jax.device_count(), "devices")

@@ -420,6 +420,7 @@ def test_a_card_says_how_the_weights_were_pruned(levels: int, tmp_path: Path) ->
         model="own", arms=("ticket", "random_chain"), prune=config.Prune(criterion="snip", density=0.15)
     )
     made["config"]["levels"] = levels
+    made["commands"] = ["run.py --prune.rate 'conv|fc' 0.4"]
     others = ("random", "invert", "edge_popup", "gone")
     of_chains = (("rewind-0", "ticket"), ("random_chain-0", "random_chain"))
     cells = [Cell(0, chain, 1, arm) for chain, arm in of_chains]
@@ -435,12 +436,14 @@ def test_a_card_says_how_the_weights_were_pruned(levels: int, tmp_path: Path) ->
             )
     ticket, chain, dense, *controls = (card.card(Run(tmp_path / "run"), cell, "t", {}) for cell in cells)
     assert f"level 1 of {'one-shot' if levels == 1 else 'iterative'} pruning." in ticket
-    assert f"| criterion | snip ({CRITERIA['snip'].summary.replace('|', '&#124;')}) |" in ticket
+    assert f"| criterion | snip ({CRITERIA['snip'].summary.replace('|', chr(92) + '|')}) |" in ticket
     assert f"| criterion | random ({CRITERIA['random'].summary}) |" in chain
     assert "| criterion | – |" in dense
+    # Hubs show an entity within backticks as it is written.
+    assert r"| command | `run.py --prune.rate 'conv\|fc' 0.4` |" in dense
     for arm, control in zip(others, controls, strict=True):
         own = "" if arm == "gone" else "; the mask here is the arm's own"
-        criterion = CRITERIA["snip"].summary.replace("|", "&#124;")
+        criterion = CRITERIA["snip"].summary.replace("|", r"\|")
         assert f"| criterion | of `ticket` beside it: snip ({criterion}){own} |" in control
 
 

@@ -13,7 +13,7 @@ parameters are matched by their paths, so the containers may differ.
     params = prune.apply(initial_params, mask)         # rewind
 
 Paths are the keys from the root to a leaf joined by "/", for example `conv1/kernel`. Every function
-is pure; those that take masks work under `jit` and `vmap`.
+is pure; those that take masks work under `jit`, `vmap` and `shard_map`.
 """
 
 from lthjax.prune._accounting import overlap, table

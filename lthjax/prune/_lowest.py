@@ -105,7 +105,9 @@ def remove_lowest(
     def by_place(places: Any, now: Any) -> list[jax.Array]:
         return [_counted(*leaf, key, places, now, common, sizes) for leaf in leaves]
 
-    most = removed if traced else np.asarray(removed)
+    # In `shard_map` the number varies over the axes of the mesh that the values vary over.
+    zeros = [jnp.zeros_like(x, jnp.int32, shape=()) for x in (*values, *kept)] if traced else []
+    most = sum(zeros, removed) if traced else np.asarray(removed)
     key, below = _highest(by_key, most, 0, 8 * kind.itemsize, kind, traced)
     place = None
     if traced or below < most:
@@ -144,7 +146,7 @@ def _highest(
         fits = counts <= most
         return i + 1, xp.where(fits, bounds, found).max(), xp.where(fits, counts, count).max()
 
-    state = xp.zeros((), np.int32), xp.zeros((), dtype), xp.asarray(count, np.int32)
+    state = xp.zeros((), np.int32), xp.zeros_like(most, dtype), count + xp.zeros_like(most, np.int32)
     if traced:
         state = jax.lax.while_loop(unfinished, narrow, state)
     else:

@@ -67,9 +67,10 @@ def masked(
     weight decay brings a weight back. The update takes a pruned weight from any finite value to 0. Moments
     that start at 0 stay exactly 0 for pruned weights, if the state comes from this transformation's own
     `init` or from one with the same mask, and the optimiser's own update of a moment takes 0 to 0. It does
-    not where it adds a constant or noise (`adabelief`, `adamax`), subtracts a mean (`centralize`), or
-    evaluates the loss itself (the line search of `lbfgs`); weights are 0 under those, too. (`optax.masked`
-    differs: it leaves out whole leaves.)
+    not where it adds a constant or noise (`adafactor`, `adabelief`, `adamax`), subtracts a mean
+    (`centralize`), or evaluates the loss itself (the line search of `lbfgs`). Moments that start elsewhere
+    (`adagrad`, `yogi`, `rprop`) are not 0. Weights are 0 under all of those, too. (`optax.masked` differs:
+    it leaves out whole leaves.)
 
     It must be the outermost: what follows it in an `optax.chain` and adds to updates, such as noise or
     weight decay, brings weights back. `prune.check` finds that.

@@ -35,8 +35,8 @@ def gathered(array: jax.Array) -> jax.Array:
 
 
 def all_true(like: Any) -> jax.Array:
-    """True of the array's shape and sharding."""
-    return placed(jnp.ones(jnp.shape(like), bool), like)
+    """True of the array's shape and sharding, in `shard_map` varying over the same axes."""
+    return placed(jnp.ones_like(like, bool, shape=jnp.shape(like)), like)
 
 
 def _type(array: jax.Array) -> NamedSharding:
