@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lthjax import config, durations, models, optim, plan, validate
+from lthjax import config, durations, launch, models, optim, plan, validate
 from lthjax.config import Data, Optim, Prune, Study, Train
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
@@ -107,6 +107,24 @@ def test_durations_in_steps_and_epochs() -> None:
         train=Train(steps="3 epochs", eval_every="1 epoch", batch=50), rewind=(0, "5 steps", "1 epoch")
     )
     assert durations.lengths(study, 1020) == config.Lengths(20, 60, 20, 0, (), (0, 5, 20))
+
+
+def test_numbers_of_numpy_are_those_of_python(tmp_path: Path) -> None:
+    """As `np.linspace` gives them in a config file; numpy compares a number with a tuple item by item."""
+    (tmp_path / "c.py").write_text(
+        "import numpy as np\nfrom lthjax import sweep\nfrom lthjax.config import *\n"
+        "base = Study(seeds=tuple(np.arange(2)), levels=np.int64(2), optim=Optim(lr=np.float64(0.1)))\n"
+        "pairs = (('fc', np.float64(0.1)), ('.', np.float64(0.2)))\n"
+        "configs = [Study(prune=Prune(rate=pairs)), *sweep.studies(\n"
+        "    base, sweep.values('prune.rate', *np.linspace(0.25, 0.5, 2)))]"
+    )
+    base = Study(seeds=(0, 1), levels=2, optim=Optim(lr=0.1))
+    wanted = [
+        Study(prune=Prune(rate=(("fc", 0.1), (".", 0.2)))),
+        *(dataclasses.replace(base, prune=Prune(rate=rate)) for rate in (0.25, 0.5)),
+    ]
+    found = [options.study for options in launch.parse(["--config", str(tmp_path / "c.py")])]
+    assert list(map(repr, found)) == list(map(repr, wanted))
 
 
 @pytest.mark.parametrize(
