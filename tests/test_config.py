@@ -148,7 +148,11 @@ def test_numbers_of_numpy_are_those_of_python(tmp_path: Path) -> None:
         (Study(seeds=()), "seeds: .* at least one seed"),
         (Study(seeds=(-1,)), "seeds: -1 .* whole numbers from 0"),
         (Study(levels=-1), "levels: -1"),
-        (Study(repeats=(("ticket", 3),)), "repeats: 'ticket' is not known"),
+        (
+            Study(repeats=(("ticket", 3),)),
+            "repeats: 'ticket' is not allowed; it must be an arm that leads no",
+        ),
+        (Study(repeats=(("reinti", 3),)), r"repeats: 'reinti' is not known; did you mean 'reinit'\?"),
         (Study(repeats=(("reinit", 0),)), "repeats of reinit: 0"),
         (Study(control_levels=(0,)), "control_levels: 0"),
         (Study(name="../x"), "name: '../x' .* names a folder"),
