@@ -196,6 +196,55 @@ def test_slips_are_refused_in_new_trainings_alone(study: Study, sentence: str) -
     assert plan.prepare(study, trained=True).study == study
 
 
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (
+            Prune(rate=1e-9),
+            r"prune\.rate: 1e-09 removes none of the weights of lenet300 in 3 levels; give a higher one",
+        ),
+        (
+            Prune(rate=0.9999999),
+            r"prune\.rate: 0\.9999999 leaves none of the weights of lenet300; give a low",
+        ),
+        (
+            Prune(rates=(1e-9,) * 3),
+            r"prune\.rates: \(1e-09, .* removes none of the weights .*; give higher ones",
+        ),
+        (Prune(density=0.999999), r"prune\.density: 0\.999999 removes none .*; give a lower one\."),
+        (Prune(density=1e-9), r"prune\.density: 1e-09 leaves none .*; give a higher one\."),
+    ],
+)
+def test_a_study_that_prunes_nothing_or_everything_is_refused(made: Prune, sentence: str) -> None:
+    study = Study(data=Data("mnist_10k"), model="lenet300", levels=3, prune=made)
+    with pytest.raises(UserError, match=sentence):
+        plan.prepare(study)
+    assert plan.prepare(study, trained=True).study == study
+
+
+@pytest.mark.parametrize(
+    ("rates", "says"),
+    [
+        ((0.2, 1e-9, 0.2), "by rounding no weight is removed at level 2; the mask stays as it was"),
+        (
+            (1e-9, 0.2, 1e-9),
+            "by rounding no weight is removed at level 1 and 1 later level; the mask stays as it was",
+        ),
+        ((0.2, 0.9999999, 0.2), "from level 2 on no weight of lenet300 is left"),
+        ((0.2, 0.2, 0.2), ""),
+    ],
+)
+def test_a_later_level_that_prunes_nothing_or_everything_is_warned_of(
+    rates: tuple[float, ...], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = Study(data=Data("mnist_10k"), model="lenet300", levels=3, prune=Prune(rates=rates))
+    for _ in range(2):
+        plan.prepare(study)
+    assert [record.getMessage() for record in caplog.records] == [f"warning: prune.rates: {says}."] * bool(
+        says
+    )
+
+
 def test_a_number_may_be_a_regex_beside_others() -> None:
     validate.check_slips(Study(prune=Prune(rate=(("1", 0.2), (".", 0.1)))))
 
