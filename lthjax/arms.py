@@ -311,7 +311,7 @@ ARMS: dict[str, Arm] = {
     "random_uniform": Arm(
         _by_rule(prune.uniform),
         rewound,
-        summary="a random mask of the ticket's density, the same in every layer",
+        summary="a random mask of the ticket's density, the same in every layer but for rounding",
     ),
     "random_erk": Arm(
         _by_rule(prune.erk),

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import numbers
 import re
 import sys
 import traceback
@@ -27,8 +28,25 @@ Precision = Literal["float32", "tensorfloat32", "bfloat16"]
 """Precision of the factors of products: 23, 10 and 7 explicit mantissa bits."""
 
 
+def _of_python(value: Any) -> Any:
+    """Python's number of one of numpy's, which compares with a tuple item by item; others as they are."""
+    if type(value) is tuple:
+        return tuple(map(_of_python, value))
+    if isinstance(value, float):
+        return float(value)
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
+
+
+class _Part:
+    """A study, or a part of one: its numbers are Python's own."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, _of_python(value))
+
+
 @dataclass(frozen=True)
-class Data:
+class Data(_Part):
     """The images."""
 
     name: Annotated[
@@ -49,7 +67,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Optim:
+class Optim(_Part):
     """The optimiser and its learning rate."""
 
     name: Annotated[str, Listed("Optimiser: {}.", "optim", "OPTIMISERS")] = "adam"
@@ -80,7 +98,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(_Part):
     """Length of training, and how often it is evaluated."""
 
     steps: Duration = 5000
@@ -98,7 +116,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Prune:
+class Prune(_Part):
     """What each pruning round removes."""
 
     criterion: Annotated[
@@ -131,7 +149,7 @@ class Prune:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(_Part):
     """A study: seeds x levels x arms of one network on one data set."""
 
     name: str = "study"

@@ -362,7 +362,7 @@ def _of_file(name: str, path: Path) -> Dataset:
     except UserError as error:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                wanted = layouts.roles(archive.files).values()
+                wanted = {*layouts.roles(archive.files).values(), *({"classes"} & {*archive.files})}
                 size = sum(member.file_size for member in zipfile.ZipFile(path).infolist())
                 how = layouts.line(path, {k: archive[k] for k in wanted}) if size <= _memory() else ""
         except (*DAMAGED, AttributeError):  # a single array has no files
@@ -428,14 +428,19 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
             allowed = f"in 0 to {classes - 1}" if classes > 0 else "at 0 and above"
-            raise UserError(f"{source}: {part}_labels run from {low} to {high}; they must lie {allowed}.")
+            more = (
+                "" if part == "train" or low < 0 or declared else ", or classes must say how many there are"
+            )
+            raise UserError(
+                f"{source}: {part}_labels run from {low} to {high}; they must lie {allowed}{more}."
+            )
     if classes < 2:
         raise UserError(f"{source}: train_labels hold one class only; two or more are needed.")
     clean = {k: np.ascontiguousarray(arrays[k], np.uint8 if "images" in k else np.int32) for k in _KEYS}
     if unused := layouts.unused_classes(clean["train_labels"], classes):
-        _warn(f"warning: {source}: {unused}.")
+        warn_once(f"warning: {source}: {unused}.")
     if (highest := int(clean["train_images"].max())) <= 1:
-        _warn(
+        warn_once(
             f"warning: {source}: the pixels of train_images run from 0 to {highest}, those of uint8 to 255; "
             "multiply them by 255, before the cast to uint8 if they were floats in [0, 1]."
         )
@@ -449,7 +454,7 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Datase
 
 
 @functools.cache
-def _warn(text: str) -> None:
+def warn_once(text: str) -> None:
     """Logs a warning, once in a process."""
     _log.warning("%s", text)
 

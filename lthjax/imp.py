@@ -353,9 +353,15 @@ def planned(study: Study, model: Model) -> list[float] | None:
     whole = "weight" if ":" in chosen.granularity else chosen.granularity
     if whole != "weight" and chosen.scope != "layer":
         return None
-    sizes = [(size, size) for _, size in prune.survivors(mask, chosen.scope, whole, chosen.groups)]
+    counted: list[int] = []
+
+    def count(mask: PyTree) -> None:
+        counted.extend(size for _, size in prune.survivors(mask, chosen.scope, whole, chosen.groups))
+
+    jax.eval_shape(count, mask)  # to count them all would compile a program for every shape
+    sizes = [(size, size) for size in counted]
     leaves = [leaf.size if leaf.ndim else 0 for leaf in jax.tree.leaves(mask)]
-    weights = leaves if chosen.scope == "layer" else [size for _, size in sizes]
+    weights = leaves if chosen.scope == "layer" else counted
     found = []
     for level in range(1, study.levels + 1):
         going = _going(chosen.scope, schedule_at(study, level), sizes, prune.paths(mask))

@@ -21,7 +21,7 @@ def line(path: Path, arrays: Arrays) -> str:
 
     Args:
         path: the archive.
-        arrays: its arrays by key.
+        arrays: its arrays by key; of those without a role only `classes` counts.
     """
     of = roles(list(arrays))
     if not {"train_images", "train_labels", "test_images", "test_labels"} <= of.keys():
@@ -40,6 +40,7 @@ def line(path: Path, arrays: Arrays) -> str:
     if all(value == f"d[{role!r}]" for role, value in made.items()):
         return ""
     name = f"{path.stem}_uint8"
+    made |= _classes(arrays, [of[role] for role in of if role.endswith("_labels")])
     fields = ", ".join(f"{role}={value}" for role, value in made.items())
     text = (
         f"import numpy as np; d = np.load({str(path)!r}); np.savez({str(path.with_stem(name))!r}, {fields})"
@@ -128,6 +129,15 @@ def _of_labels(text: str, labels: np.ndarray) -> str | None:
         return flat
     whole = labels.dtype.kind == "b" or bool((labels == np.round(labels)).all())
     return f"{flat}.astype(np.int64)" if whole else None
+
+
+def _classes(arrays: Arrays, labels: Sequence[str]) -> dict[str, str]:
+    """The field `classes` as the archive declares it, or by the columns of its one-hot labels, if any are."""
+    declared = arrays.get("classes", np.empty(0))
+    if declared.shape == () and declared.dtype.kind in "iuf" and float(declared).is_integer():
+        return {"classes": "int(d['classes'])"}
+    columns = [arrays[key].shape[1] for key in labels if arrays[key].ndim == 2]
+    return {"classes": str(max(columns))} if max(columns, default=1) > 1 else {}
 
 
 def unused_classes(labels: np.ndarray, classes: int) -> str:

@@ -349,9 +349,10 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
     layers = entry.layers(classes)
     least = _least_side(layers)
     if min(height, width) < least or height % entry.divisor or width % entry.divisor:
+        sides = f"at least {least} and " if least > entry.divisor else ""
         raise UserError(
-            f"model: {name!r} takes images whose height and width are at least {least} and divisible by "
-            f"{entry.divisor}, not {height}x{width}x{channels}; choose another model or data set."
+            f"model: {name!r} takes images whose height and width are {sides}divisible by {entry.divisor}, "
+            f"not {height}x{width}x{channels}; choose another model or data set."
         )
     if init not in INITS:
         raise unknown("init", init, INITS)

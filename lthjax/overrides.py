@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from lthjax import config, idle
 from lthjax.config import Study
 from lthjax.errors import UserError
+from lthjax.rows import names
 
 
 def given(arguments: Sequence[str], option: str) -> bool:
@@ -51,8 +52,9 @@ def check_idle(studies: Sequence[Study], arguments: Sequence[str]) -> None:
         if given(arguments, name) and all(name in of for of in of_each):
             raise UserError(f"--{name}: it has no effect {why}; leave it out.")
     if given(arguments, "repeats"):
+        known = names("arms", "ARMS")
         for arm, _ in studies[0].repeats:
-            if all(arm not in study.arms for study in studies):
+            if arm in known and all(arm not in study.arms for study in studies):
                 raise UserError(
                     f"--repeats: it has no effect for {arm!r}, which is not among the arms; leave it out, or "
                     f"add {arm} to --arms."

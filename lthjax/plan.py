@@ -1,6 +1,7 @@
 """What a study needs: its data, its lengths, its network; its cells, and which of them are missing."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -165,6 +166,7 @@ def _prepare(study: config.Study, dataset: data.Dataset, label: str, trained: bo
     _check_rates(study, weights)
     if not trained:
         _check_order(study, weights)
+        _check_planned(study, model)
     identity = config.identity(study, lengths, dataset.digest)
     return Prepared(study, dataset, lengths, model, identity, label)
 
@@ -212,6 +214,37 @@ def _check_order(study: config.Study, weights: Mapping[str, tuple[int, ...]]) ->
                 f"prune.rate: {pattern!r} never applies: {before} before it {match} all of its weights; put "
                 "it first, or leave it out."
             )
+
+
+def _check_planned(study: config.Study, model: Model) -> None:
+    """Raises for a study that prunes no weight or all of them; a later level that does so is warned of.
+
+    Deep levels of small networks may, by rounding. Units of several layers are not planned, nor checked.
+    """
+    densities, how = imp.planned(study, model), study.prune
+    if not densities:
+        return
+    by_density = how.density is not None
+    field = "prune.density" if by_density else "prune.rates" if how.rates else "prune.rate"
+    value, weights = config.flat(study)[field], f"none of the weights of {study.model}"
+    higher, lower = (
+        ("higher ones", "lower ones") if isinstance(value, tuple) else ("a higher one", "a lower one")
+    )
+    if densities[-1] == 1:
+        removes = f"removes {weights} in {counted(study.levels, 'level')}"
+        raise UserError(f"{field}: {value!r} {removes}; give {lower if by_density else higher}.")
+    if densities[-1 if by_density else 0] == 0:
+        raise UserError(f"{field}: {value!r} leaves {weights}; give {higher if by_density else lower}.")
+    if 0 in densities:
+        first = densities.index(0) + 1
+        data.warn_once(f"warning: {field}: from level {first} on no weight of {study.model} is left.")
+    steps = enumerate(itertools.pairwise([1.0, *densities]), 1)
+    if same := [level for level, (before, after) in steps if 0 < before == after]:
+        more = f" and {counted(len(same) - 1, 'later level')}" if len(same) > 1 else ""
+        data.warn_once(
+            f"warning: {field}: by rounding no weight is removed at level {same[0]}{more}; the mask stays as "
+            "it was."
+        )
 
 
 def _check_structure(granularity: str, path: str, shape: tuple[int, ...], scope: str) -> None:

@@ -46,7 +46,8 @@ def validate(study: Study) -> None:
               f"with {leader!r}, too, whose chain {arm!r} is a leaf of")  # fmt: skip
     _need(_unique(study.arms), "arms", study.arms, _DIFFERENT)
     for arm, times in study.repeats:
-        _among("repeats", arm, [a for a in ARMS if not ARMS[a].leads])
+        _among("repeats", arm, ARMS)
+        _need(not ARMS[arm].leads, "repeats", arm, "an arm that leads no chain, as a chain runs once a seed")
         _need(_whole(times, 1), f"repeats of {arm}", times, "a whole number, 1 or more")
     _need(_unique(arm for arm, _ in study.repeats), "repeats", study.repeats, "one pair for an arm")
     for level in study.control_levels:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lthjax import config, durations, models, optim, plan, validate
+from lthjax import config, durations, launch, models, optim, plan, validate
 from lthjax.config import Data, Optim, Prune, Study, Train
 from lthjax.criteria import CRITERIA
 from lthjax.errors import UserError
@@ -109,6 +109,24 @@ def test_durations_in_steps_and_epochs() -> None:
     assert durations.lengths(study, 1020) == config.Lengths(20, 60, 20, 0, (), (0, 5, 20))
 
 
+def test_numbers_of_numpy_are_those_of_python(tmp_path: Path) -> None:
+    """As `np.linspace` gives them in a config file; numpy compares a number with a tuple item by item."""
+    (tmp_path / "c.py").write_text(
+        "import numpy as np\nfrom lthjax import sweep\nfrom lthjax.config import *\n"
+        "base = Study(seeds=tuple(np.arange(2)), levels=np.int64(2), optim=Optim(lr=np.float64(0.1)))\n"
+        "pairs = (('fc', np.float64(0.1)), ('.', np.float64(0.2)))\n"
+        "configs = [Study(prune=Prune(rate=pairs)), *sweep.studies(\n"
+        "    base, sweep.values('prune.rate', *np.linspace(0.25, 0.5, 2)))]"
+    )
+    base = Study(seeds=(0, 1), levels=2, optim=Optim(lr=0.1))
+    wanted = [
+        Study(prune=Prune(rate=(("fc", 0.1), (".", 0.2)))),
+        *(dataclasses.replace(base, prune=Prune(rate=rate)) for rate in (0.25, 0.5)),
+    ]
+    found = [options.study for options in launch.parse(["--config", str(tmp_path / "c.py")])]
+    assert list(map(repr, found)) == list(map(repr, wanted))
+
+
 @pytest.mark.parametrize(
     ("study", "sentence"),
     [
@@ -130,7 +148,11 @@ def test_durations_in_steps_and_epochs() -> None:
         (Study(seeds=()), "seeds: .* at least one seed"),
         (Study(seeds=(-1,)), "seeds: -1 .* whole numbers from 0"),
         (Study(levels=-1), "levels: -1"),
-        (Study(repeats=(("ticket", 3),)), "repeats: 'ticket' is not known"),
+        (
+            Study(repeats=(("ticket", 3),)),
+            "repeats: 'ticket' is not allowed; it must be an arm that leads no",
+        ),
+        (Study(repeats=(("reinti", 3),)), r"repeats: 'reinti' is not known; did you mean 'reinit'\?"),
         (Study(repeats=(("reinit", 0),)), "repeats of reinit: 0"),
         (Study(control_levels=(0,)), "control_levels: 0"),
         (Study(name="../x"), "name: '../x' .* names a folder"),
@@ -172,6 +194,55 @@ def test_slips_are_refused_in_new_trainings_alone(study: Study, sentence: str) -
     with pytest.raises(UserError, match=sentence):
         plan.prepare(study)
     assert plan.prepare(study, trained=True).study == study
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (
+            Prune(rate=1e-9),
+            r"prune\.rate: 1e-09 removes none of the weights of lenet300 in 3 levels; give a higher one",
+        ),
+        (
+            Prune(rate=0.9999999),
+            r"prune\.rate: 0\.9999999 leaves none of the weights of lenet300; give a low",
+        ),
+        (
+            Prune(rates=(1e-9,) * 3),
+            r"prune\.rates: \(1e-09, .* removes none of the weights .*; give higher ones",
+        ),
+        (Prune(density=0.999999), r"prune\.density: 0\.999999 removes none .*; give a lower one\."),
+        (Prune(density=1e-9), r"prune\.density: 1e-09 leaves none .*; give a higher one\."),
+    ],
+)
+def test_a_study_that_prunes_nothing_or_everything_is_refused(made: Prune, sentence: str) -> None:
+    study = Study(data=Data("mnist_10k"), model="lenet300", levels=3, prune=made)
+    with pytest.raises(UserError, match=sentence):
+        plan.prepare(study)
+    assert plan.prepare(study, trained=True).study == study
+
+
+@pytest.mark.parametrize(
+    ("rates", "says"),
+    [
+        ((0.2, 1e-9, 0.2), "by rounding no weight is removed at level 2; the mask stays as it was"),
+        (
+            (1e-9, 0.2, 1e-9),
+            "by rounding no weight is removed at level 1 and 1 later level; the mask stays as it was",
+        ),
+        ((0.2, 0.9999999, 0.2), "from level 2 on no weight of lenet300 is left"),
+        ((0.2, 0.2, 0.2), ""),
+    ],
+)
+def test_a_later_level_that_prunes_nothing_or_everything_is_warned_of(
+    rates: tuple[float, ...], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = Study(data=Data("mnist_10k"), model="lenet300", levels=3, prune=Prune(rates=rates))
+    for _ in range(2):
+        plan.prepare(study)
+    assert [record.getMessage() for record in caplog.records] == [f"warning: prune.rates: {says}."] * bool(
+        says
+    )
 
 
 def test_a_number_may_be_a_regex_beside_others() -> None:

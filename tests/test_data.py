@@ -79,7 +79,7 @@ NAN[0, 0, 0, 0] = np.nan
         ({"train_labels": np.zeros(79, np.uint8)}, r"train_labels has shape \(79,\)"),
         ({"train_labels": np.zeros(80)}, "train_labels has dtype float64; it must be whole numbers"),
         ({"train_labels": np.full(80, 12, np.uint8)}, "run from 12 to 12; they must lie in 0 to 9"),
-        ({"test_labels": np.full(20, -1, np.int32)}, "run from -1 to -1"),
+        ({"test_labels": np.full(20, -1, np.int32)}, "run from -1 to -1; they must lie in 0 to 9\\.$"),
         ({"train_images": np.array([None])}, "cannot be read as an npz of plain arrays"),
     ],
 )
@@ -122,6 +122,11 @@ def test_labels_without_bound_and_a_single_array(tmp_path: Path) -> None:
         data.load("own", tmp_path)
     write_npz(tmp_path, "own", train_labels=np.full(80, -1))
     with pytest.raises(UserError, match="run from -1 to -1; they must lie at 0 and above"):
+        data.load("own", tmp_path)
+    write_npz(tmp_path, "own", test_labels=np.full(20, 10))
+    with pytest.raises(
+        UserError, match=r"they must lie in 0 to 9, or classes must say how many there are\.$"
+    ):
         data.load("own", tmp_path)
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")

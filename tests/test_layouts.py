@@ -96,6 +96,27 @@ def test_the_line_converts_it(tmp_path: Path, layout: str) -> None:
         np.testing.assert_array_equal(getattr(got, key), value)
 
 
+@pytest.mark.parametrize("form", ["x_train", "one-hot", "one-hot parts"])
+def test_the_line_keeps_classes_without_an_image(tmp_path: Path, form: str) -> None:
+    """As the archive declares them, or by the columns of its one-hot labels."""
+    few = of_labels(GOOD, lambda y: y % 4)
+    if form == "x_train":
+        few = renamed(few, lambda part, kind: f"{KERAS[kind]}_{part}") | {"classes": np.float64(6)}
+    else:
+        few = of_labels(few, lambda y: np.eye(6)[y])
+    if form == "one-hot parts":
+        few = {key: value for key, value in few.items() if "test" in key} | {
+            f"{part}_{kind}": few[f"train_{kind}"]
+            for part in ("train", "val")
+            for kind in ("images", "labels")
+        }
+    np.savez(tmp_path / "own.npz", **few)
+    with pytest.raises(UserError) as caught:
+        data.load("own", tmp_path)
+    exec(str(caught.value).partition("line of Python: ")[2], {})
+    assert data.load("own_uint8", tmp_path).classes == 6
+
+
 def test_pixels_that_end_at_one_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, top in (("dark", 1), ("black", 0), ("fine", 2)):
         np.savez(tmp_path / f"{name}.npz", **of_images(GOOD, lambda x, top=top: np.minimum(x, top)))

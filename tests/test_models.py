@@ -281,7 +281,7 @@ def test_statistics_are_the_mean_of_every_batch_s_own(residual: models.Model) ->
 def test_errors() -> None:
     with pytest.raises(UserError, match="model: 'lenet55' is not known; did you mean 'lenet5'"):
         models.build("lenet55", (28, 28, 1), 10)
-    with pytest.raises(UserError, match="divisible by 8, not 28x28x1"):
+    with pytest.raises(UserError, match="width are divisible by 8, not 28x28x1"):
         models.build("conv6", (28, 28, 1), 10)
     for name in ("lenet5", "lenet5_wide", "lenet5_deep"):
         for sides in ((8, 8), (8, 12), (12, 8)):

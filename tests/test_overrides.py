@@ -148,6 +148,7 @@ def test_options_without_effect_are_refused(
         ("--prune.course", "cubic", "--prune.density", "0.1"),
         ("--repeats", "reinit", "3", "random", "2"),
         ("--repeats", "invert", "3", "--arms", "invert"),
+        ("--repeats", "no_arm_at_all", "3"),  # refused by `validate`, which knows all names
     ],
 )
 def test_options_with_an_effect_are_taken(tmp_path: Path, options: tuple[str, ...]) -> None:
