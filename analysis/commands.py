@@ -9,6 +9,7 @@ from typing import Any
 
 from lthjax import config, home, imp, shorthand
 from lthjax.config import Study
+from lthjax.folder import verified
 
 from .rows import TICKET, Row, densities, select
 
@@ -48,7 +49,7 @@ def of_all(study: Mapping[str, Any], seeds: Collection[int], run: Path | None = 
             command = extended(command, "--seeds", *map(str, sorted(every | last)))
     elif named and named != every:
         command = extended(command, "--seeds", *map(str, sorted(every)))
-    return home.again(command, run)
+    return home.again(command, run, verified.name_of(study) if run else "")
 
 
 def _numbers(command: str, option: str) -> list[int]:

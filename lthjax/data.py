@@ -12,6 +12,7 @@
 Results of 2 and 3 are cached as 1. `mnist_10k` is part of the package.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -362,9 +363,13 @@ def _of_file(name: str, path: Path) -> Dataset:
     except UserError as error:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                wanted = {*layouts.roles(archive.files).values(), *({"classes"} & {*archive.files})}
                 size = sum(member.file_size for member in zipfile.ZipFile(path).infolist())
-                how = layouts.line(path, {k: archive[k] for k in wanted}) if size <= _memory() else ""
+                keys = layouts.roles(archive.files).values() if size <= _memory() else ()
+                arrays = {k: archive[k] for k in keys}
+                # Names of classes may be objects, which are not read.
+                with contextlib.suppress(ValueError, KeyError):
+                    arrays |= {"classes": archive["classes"]} if arrays else {}
+                how = layouts.line(path, arrays)
         except (*DAMAGED, AttributeError):  # a single array has no files
             how = ""
         if not how:

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lthjax.errors import UserError, shell
@@ -75,10 +76,12 @@ def typed() -> str:
 def options(command: str) -> list[list[str]]:
     """The words of a command: before its first option, then of every option its name and values."""
     given: list[list[str]] = [[]]
-    for word in shlex.split(command):
+    words = shlex.split(command)
+    ours = _is_ours(words)
+    for word in words:
         if word.startswith("--"):
             name, *value = word.split("=", 1)
-            given.append([f"--{name[2:].replace('_', '-')}", *value])
+            given.append([name.replace("_", "-") if ours else name, *value])
         else:
             given[-1].append(word)
     return given
@@ -90,32 +93,43 @@ def without(command: str, *names: str) -> str:
     return shlex.join(word for one in kept for word in one)
 
 
-def again(recorded: str, run: Path | None = None) -> str:
+def again(recorded: str, run: Path | None = None, name: str = "") -> str:
     """A recorded command as one process gives it again here: `python run.py --config …`.
+
+    That of a script of one's own, whose options are not known, stays as it was typed.
 
     Args:
         recorded: the command, as `typed` gives it.
         run: the run folder that it is to fill, which may have been copied or merged from another place.
+        name: what the folder has to be called, for the command to find it.
     """
+    if not _is_ours(shlex.split(recorded)):
+        return recorded if recorded.startswith("lthjax ") else f"python {recorded}"
     given = options(without(recorded, *_OF_ONE))
-    by_name = {one[0]: one for one in given[1:]}
-    # A script of one's own has no --config, and perhaps no --out.
-    if run is not None and "--config" in by_name:
+    if run is not None:
+        by_name = {one[0]: one for one in given[1:]}
         out = by_name.get("--out", ["--out", "runs"])
-        if not _is_in(run, *out[1:2]):
-            real = run.is_symlink() or run.name in ("", "..")
-            out[1:] = [str(Path(os.path.realpath(run) if real else run).parent)]
+        # The folder, and what a symbolic link leads to; of two that have the name either is right.
+        paths = [Path(os.path.abspath(run)), Path(os.path.realpath(run))]
+        parents = [path.parent for path in paths if path.name == name] or [path.parent for path in paths]
+        if not _is_one_of(parents, *out[1:2]):
+            # Absolute, as a page is also read where it was not made.
+            out[1:] = [str(parents[0])]
             given += [] if "--out" in by_name else [out]
-    recorded = shlex.join(word for one in given for word in one)
-    if recorded.startswith("lthjax "):
-        return recorded
-    program = re.match(r"(?:(?:\S*/)?run\.py|'[^']*/run\.py')(?: |$)", recorded) if INSTALLED else None
-    return f"lthjax run {recorded[program.end() :]}" if program else f"python {recorded}"
+    first, *rest = (word for one in given for word in one)
+    if first == "lthjax":
+        return shlex.join((first, *rest))
+    return shlex.join(("lthjax", "run", *rest) if INSTALLED else ("python", first, *rest))
 
 
-def _is_in(run: Path, out: str = "") -> bool:
-    """Whether a run folder, or what a symbolic link leads to, lies in what `--out` names."""
+def _is_ours(words: Sequence[str]) -> bool:
+    """Whether a command, recorded or offered, is one of the program that trains."""
+    program = words[1:2] if words[:1] == ["python"] else words[:1]
+    return words[:2] == ["lthjax", "run"] or Path(*program).name == "run.py"
+
+
+def _is_one_of(folders: Sequence[Path], out: str = "") -> bool:
+    """Whether what `--out` names is one of some folders."""
     with contextlib.suppress(UserError):
-        named, real = os.path.dirname(os.path.abspath(run)), os.path.dirname(os.path.realpath(run))
-        return os.path.realpath(copy_of(out)) in (os.path.realpath(named), real)
+        return os.path.realpath(copy_of(out)) in {os.path.realpath(folder) for folder in folders}
     return False

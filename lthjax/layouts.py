@@ -27,11 +27,10 @@ def line(path: Path, arrays: Arrays) -> str:
     if not {"train_images", "train_labels", "test_images", "test_labels"} <= of.keys():
         return ""
     made = {}
+    parts = {"train": ["train", "val"] if {"val_images", "val_labels"} <= of.keys() else ["train"]}
     for role in ("train_images", "train_labels", "test_images", "test_labels"):
         part, kind = role.split("_")
-        keys = [of[role]]
-        if part == "train" and {"val_images", "val_labels"} <= of.keys():
-            keys.append(of[f"val_{kind}"])
+        keys = [of[f"{each}_{kind}"] for each in parts.get(part, [part])]
         convert = _of_images if kind == "images" else _of_labels
         forms = [convert(f"d[{key!r}]", arrays[key]) for key in keys]
         if None in forms:
@@ -40,7 +39,8 @@ def line(path: Path, arrays: Arrays) -> str:
     if all(value == f"d[{role!r}]" for role, value in made.items()):
         return ""
     name = f"{path.stem}_uint8"
-    made |= _classes(arrays, [of[role] for role in of if role.endswith("_labels")])
+    train = [arrays[of[f"{part}_labels"]] for part in parts["train"]]
+    made |= _classes(arrays, train, arrays[of["test_labels"]])
     fields = ", ".join(f"{role}={value}" for role, value in made.items())
     text = (
         f"import numpy as np; d = np.load({str(path)!r}); np.savez({str(path.with_stem(name))!r}, {fields})"
@@ -131,13 +131,23 @@ def _of_labels(text: str, labels: np.ndarray) -> str | None:
     return f"{flat}.astype(np.int64)" if whole else None
 
 
-def _classes(arrays: Arrays, labels: Sequence[str]) -> dict[str, str]:
-    """The field `classes` as the archive declares it, or by the columns of its one-hot labels, if any are."""
+def _classes(arrays: Arrays, train: Sequence[np.ndarray], test: np.ndarray) -> dict[str, str]:
+    """The field `classes` as the archive declares it, or by the columns of its one-hot labels.
+
+    None where that would be refused: a number of no more than a label, or of more than the train images.
+    """
+    labels = [*train, test]
+    columns = max((of.shape[1] for of in labels if of.ndim == 2), default=0)
+    highest = max(int((of.argmax(1) if of.ndim == 2 and of.shape[1] > 1 else of).max()) for of in labels)
+
+    def fits(number: float) -> bool:
+        return max(1, highest) < number <= sum(map(len, train))
+
     declared = arrays.get("classes", np.empty(0))
-    if declared.shape == () and declared.dtype.kind in "iuf" and float(declared).is_integer():
+    number = float(declared) if declared.shape == () and declared.dtype.kind in "iuf" else 0.0
+    if number.is_integer() and fits(number):
         return {"classes": "int(d['classes'])"}
-    columns = [arrays[key].shape[1] for key in labels if arrays[key].ndim == 2]
-    return {"classes": str(max(columns))} if max(columns, default=1) > 1 else {}
+    return {"classes": str(columns)} if fits(columns) else {}
 
 
 def unused_classes(labels: np.ndarray, classes: int) -> str:

@@ -139,17 +139,23 @@ def test_commands_in_a_checkout() -> None:
         ("", "runs/x-1", ""),
         (" --out m1", "m1/x-1", " --out m1"),
         (" --out=m1 --quiet", "{here}/m1/x-1", " --out m1 --quiet"),
-        # Merged, copied or moved.
-        (" --out m1 --quiet", "all/x-1", " --out all --quiet"),
-        (" --out /shared/runs", "runs/x-1", " --out runs"),
+        # Merged, copied or moved; a page is also read in other folders than the one where it was made.
+        (" --out m1 --quiet", "all/x-1", " --out {here}/all --quiet"),
+        (" --out /shared/runs", "runs/x-1", " --out {here}/runs"),
         ("", "{here}/moved/x-1", " --out {here}/moved"),
-        # Named from within, or by a symbolic link.
+        # Named from within or beside it, or by a symbolic link.
         ("", "m1/x-1/..", " --out {here}"),
+        ("", "x-1", " --out {here}"),
         (" --out m1", "link", " --out m1"),
         ("", "link", " --out {here}/m1"),
+        # The link or what it leads to has another name, by which no command finds it.
+        ("", "runs/latest", " --out {here}/m1"),
+        (" --out m1", "runs/latest", " --out m1"),
+        (" --out m1", "all/x-1", " --out {here}/all"),
+        (" --out all", "all/x-1", " --out all"),
         # A bucket has a local copy, of which there may be a copy elsewhere.
         (" --out gs://b/runs", "cache/lthjax/out/gs/b/runs/x-1", " --out gs://b/runs"),
-        (" --out gs://b/runs", "runs/x-1", " --out runs"),
+        (" --out gs://b/runs", "runs/x-1", " --out {here}/runs"),
     ],
 )
 def test_a_command_given_again_fills_the_folder_that_is_looked_at(
@@ -158,10 +164,20 @@ def test_a_command_given_again_fills_the_folder_that_is_looked_at(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
     (tmp_path / "m1" / "x-1").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "m1" / "x-1")
+    for link, to in (("link", "m1/x-1"), ("runs/latest", "m1/x-1"), ("all/x-1", "m1/renamed")):
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to(tmp_path / to)
     run, told = (text.format(here=tmp_path) for text in (run, told))
-    assert home.again(f"run.py --config a.py{out}", Path(run)) == f"python run.py --config a.py{told}"
-    assert home.again("mine.py", Path(run)) == "python mine.py", "a script may have no such option"
+    again = home.again(f"run.py --config a.py{out}", Path(run), "x-1")
+    assert again == f"python run.py --config a.py{told}"
+
+
+@pytest.mark.parametrize("script", ["mine.py --out_dir a --config=b --process 3", "lthjax transfer --a_b=c"])
+def test_the_command_of_another_program_stays_as_it_was_typed(script: str) -> None:
+    """Its options are its own: no --out is added, and none is taken for one of ours."""
+    told = script if script.startswith("lthjax") else f"python {script}"
+    assert home.again(script, Path("elsewhere/x-1"), "x-1") == told
+    assert home.options(script)[1][0] == script.split()[-1 if "transfer" in script else 1].split("=")[0]
 
 
 @pytest.mark.usefixtures("installed")

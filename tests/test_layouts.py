@@ -117,6 +117,33 @@ def test_the_line_keeps_classes_without_an_image(tmp_path: Path, form: str) -> N
     assert data.load("own_uint8", tmp_path).classes == 6
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes", "got"),
+    [
+        # No more than a label, one or none, and more than numpy's integers hold.
+        (range(4), 3, 4),
+        (range(1, 5), 4, 5),
+        (range(4), 0, 4),
+        (range(4), -1, 4),
+        (range(4), 1e300, 4),
+        # Names, saved as objects.
+        (range(4), np.array(["a", None, "c", "d"], dtype=object), 4),
+        # One-hot labels of more columns than there are train images.
+        (np.eye(100)[:4], None, 4),
+    ],
+)
+def test_the_line_leaves_out_classes_that_would_be_refused(
+    tmp_path: Path, labels: Any, classes: Any, got: int
+) -> None:
+    few = of_labels(GOOD, lambda y: np.array(labels)[y % 4])
+    few = renamed(few, lambda part, kind: f"{KERAS[kind]}_{part}")
+    np.savez(tmp_path / "own.npz", **few | ({} if classes is None else {"classes": classes}))
+    with pytest.raises(UserError) as caught:
+        data.load("own", tmp_path)
+    exec(str(caught.value).partition("line of Python: ")[2], {})
+    assert data.load("own_uint8", tmp_path).classes == got
+
+
 def test_pixels_that_end_at_one_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, top in (("dark", 1), ("black", 0), ("fine", 2)):
         np.savez(tmp_path / f"{name}.npz", **of_images(GOOD, lambda x, top=top: np.minimum(x, top)))

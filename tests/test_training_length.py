@@ -221,7 +221,13 @@ def test_the_table_of_speed_shows_levels_of_which_something_is_known() -> None:
     assert note.startswith("No bound of the mean is known of dense at 1 of 2 levels, of reinit at 1 of 2 lev")
     (nothing,) = speed.section(ending_at(500, first), "")
     assert (nothing.tables, len(nothing.figures)) == ([], 1)
-    assert "of dense at the only level, of reinit at the only level; " in nothing.notes[0]
+    assert nothing.notes[0].startswith("No bound of the mean is known at any level; there is no table. Too ")
+    assert (nothing.remark, bool(shown.remark)) == ("", True)
+    slow = paced({"dense": [500] * 5, "ticket": [500] * 5, "reinit": [150] * 5}, 0.5)
+    (part,) = speed.section(ending_at(500, slow), "")
+    assert part.notes[0].startswith("No bound of the mean is known of dense at the only level; these have no")
+    (one,) = speed.section(ending_at(500, [of for of in first if of.seed == 0]), "")
+    assert one.notes[0].startswith("No bound of the ratio is known at any level")
     (alone,) = speed.section(ending_at(500, [of for of in known if of.seed == 0] + first[:1]), "")
     assert alone.tables[0].rows[0][3:] == ["–", "–", "1", "1 (100 %)"]
 

@@ -79,7 +79,7 @@ def _steps(rows: Sequence[Row]) -> dict[int, list[int]]:
 
 def section(run: Run, heading: str) -> list[Section]:
     """The report's section; none where no ticket has a network to be compared with."""
-    end, lines, unknown = total(run.about, run.rows), [], []
+    end, lines, unknown, mean = total(run.about, run.rows), [], [], "the ratio"
     tickets = ticket_chains(run.rows)
     for chain in tickets:
         for other in _others(run.rows, chain):
@@ -89,6 +89,7 @@ def section(run: Run, heading: str) -> list[Section]:
             if len(known) < len(levels):
                 which = f"{other} ({chain})" if len(tickets) > 1 else other
                 unknown.append(f"{which} {_at(len(levels) - len(known), len(levels))}")
+                mean = "the mean" if any(len(level.ratios) > 1 for level in levels) else mean
     if not (lines or unknown):
         return []
     header = [
@@ -101,9 +102,10 @@ def section(run: Run, heading: str) -> list[Section]:
         "known by a bound",
     ]
     tables = [Table("", header, lines, 2)] if lines else []
-    notes = [_UNKNOWN.format(", of ".join(unknown))] if unknown else []
+    which = f"of {', of '.join(unknown)}; these have no row" if lines else "at any level; there is no table"
+    notes = [_UNKNOWN.format(mean, which)] if unknown else []
     shown = {other: slower(run.rows, tickets[0], other, end) for other in _others(run.rows, tickets[0])}
-    return [Section(ANCHOR, TITLE, notes, [_drawn(shown, heading, run)], tables, _REMARK)]
+    return [Section(ANCHOR, TITLE, notes, [_drawn(shown, heading, run)], tables, _REMARK if lines else "")]
 
 
 def _others(rows: Sequence[Row], chain: str) -> list[str]:
@@ -159,8 +161,8 @@ def _drawn(shown: Mapping[str, Sequence[Level]], heading: str, run: Run) -> Draw
 
 
 _UNKNOWN = (
-    "No bound of the mean is known of {}; these have no row. Too many of the networks, or of their tickets, "
-    "have their lowest validation loss at the last evaluation; a longer training (train.steps) may tell more."
+    "No bound of {} is known {}. Too many of the networks, or of their tickets, have their lowest validation "
+    "loss at the last evaluation; a longer training (train.steps) may tell more."
 )
 _REMARK = (
     "Geometric means with the 95 % interval of Student's t on logarithms; bounds of the mean one by one, "

@@ -92,10 +92,11 @@ def is_there(of: Path) -> bool:
 def absent(of: Path) -> UserError:
     """What is wrong with a cell or state that is not there, and the command that makes it anew."""
     run, _ = _apart(of)
-    commands = read_about(run).get("commands") if (run / "study.json").exists() else None
+    about = read_about(run) if (run / "study.json").exists() else {}
+    commands = about.get("commands")
     # A later command may have asked for more, so that none is known to be the one.
     other = ", or another of the commands in study.json" if len(commands or ()) > 1 else ""
-    example = f", for example {home.again(commands[0], run)}{other}" if commands else ""
+    example = f", for example {home.again(commands[0], run, name_of(about))}{other}" if commands else ""
     example += f"; {elsewhere}" if commands and (elsewhere := renamed(run)) else ""
     return UserError(f"{of}: it is not there; the command that made it makes it anew{example}.")
 
@@ -104,11 +105,15 @@ def renamed(run: Path) -> str:
     """That commands do not go on in a run folder, as it has another name than theirs; "" if they do."""
     if not (run / "study.json").exists():
         return ""
-    about = read_about(run)
-    name = f"{about['config']['name']}-{config.fingerprint(about['identity'])}"
+    name = name_of(read_about(run))
     if name in (os.path.basename(os.path.abspath(run)), os.path.basename(os.path.realpath(run))):
         return ""
     return f"{home.RUN} goes on with the study where the folder is called {name}"
+
+
+def name_of(about: Mapping[str, Any]) -> str:
+    """What commands call a run folder, by its study.json: NAME-FINGERPRINT."""
+    return f"{about['config']['name']}-{config.fingerprint(about['identity'])}"
 
 
 def parents(of: Path) -> list[Path]:
