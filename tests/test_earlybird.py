@@ -146,6 +146,8 @@ def draws(steps: list[int | None], every: int = 2) -> dict[str, Any]:
         ([None, None, None], 2, "refuted"),
         # The queue is full at 40 % for the first time: the masks may have settled before 20 %.
         ([40, 40, 42], 8, "undecided"),
+        ([10, 10, 12], 2, "supported"),
+        ([10, None, None], 2, "undecided"),
         # A queue that spans more than 20 % of the training does not show that denser masks would not settle.
         ([None, None, None], 6, "undecided"),
         ([40, 42, 44], 6, "undecided"),
@@ -168,15 +170,35 @@ def test_the_verdict(steps: list[int | None], every: int, outcome: str) -> None:
         low, high = min(low, 100 * share - half), max(high, min(100 * share + half, 100.0))
     known = {"supported": f"at most {high:.1f}", "refuted": f"at least {low:.1f}"}
     both = f"at least {low:.1f} and at most {high:.1f}"
-    assert found.estimate.startswith(
-        f"after {100 * share:.1f} % of the training, {known.get(outcome, both)} ("
-    )
-    assert ("perhaps sooner" in found.estimate) == (every == 8)
+    first = sum(step is not None and step <= 5 * every for step in steps)
+    # A step that is an upper bound leaves no lower one.
+    bounds = f"at most {high:.1f} (one-sided" if first else f"{known.get(outcome, both)} ("
+    most = "at most " if first else ""
+    assert found.estimate.startswith(f"after {most}{100 * share:.1f} % of the training, {bounds}")
+    assert ("perhaps sooner" in found.estimate) == (first > 0)
+    assert (f"; {first} of 3 known by a bound" in found.estimate) == (first > 0)
     assert found.beside == ""
     sparse = draws(steps, every)
     sparse["draws.csv"] = [of._replace(chance=of.threshold / 2) for of in sparse["draws.csv"]]
     (found,) = analysed.findings(open_run_like(), sparse)
     assert found.beside == "two random masks of that density pass the same rule"
+
+
+@pytest.mark.parametrize(
+    ("steps", "outcome", "said"),
+    [
+        ([20, 20, None, None, None], "undecided", "after at most 68.0 % of the training, at most 93.5 ("),
+        ([20, None, None, None, None], "refuted", "after at least 80.0 % of the training, at least 21.8 ("),
+    ],
+)
+def test_upper_bounds_refute_only_with_0_in_their_place(
+    steps: list[int | None], outcome: str, said: str
+) -> None:
+    """With 20 % in their place, the bounds above are 23.8 and 29.3 %, with 0 they are 14.5 and 21.8 %."""
+    (found,) = analysed.findings(open_run_like(), draws(steps, every=4))
+    assert found.outcome == outcome
+    assert found.estimate.startswith(said)
+    assert found.estimate.endswith(", counted as 0 %") == (outcome == "refuted")
 
 
 def test_levels_of_one_printed_density_keep_their_own_seeds() -> None:

@@ -150,10 +150,15 @@ def findings(run: Run, found: Mapping[str, Any] | None) -> list[Finding]:
     never = sum(row.step is None for row in own)
     several = f", the latest of {len(levels)} densities" if len(levels) > 1 else ""
     more = f"; {never} of {len(own)} never, counted as 100 %" if never else ""
-    first = any(_is_first(row) for row in own)
-    sooner = "; perhaps sooner, before as many masks were drawn as the rule compares" if first else ""
-    share = words.decided(judged.decides.verdict, ".1f", " % of the training", below=True)
-    estimate = f"after {share} at {judged.decides.place} of the weights{several}{more}{sooner}"
+    first, decides = sum(map(_is_first, own)), judged.decides.verdict
+    bound = ""
+    if first:
+        refuted = decides.outcome == "refuted"
+        bound = "at least " if refuted else "at most "
+        sooner = ": perhaps sooner, before as many masks were drawn as the rule compares"
+        more += f"; {first} of {len(own)} known by a bound{', counted as 0 %' if refuted else sooner}"
+    share = words.decided(decides, ".1f", " % of the training", below=True)
+    estimate = f"after {bound}{share} at {judged.decides.place} of the weights{several}{more}"
     by_chance = any(row.threshold >= row.chance for row in own)
     also = ["two random masks of that density pass the same rule"] if by_chance else []
     also += [] if _is_of_weights(run) else ["masks of single weights, other than the study prunes"]
@@ -176,12 +181,19 @@ def _early(own: Sequence[DrawRow]) -> Verdict:
     """Whether masks of a density settle in time, of percents of the training, negated.
 
     Masks that never settle count as settling at the end. Masks drawn too seldom to settle in time refute
-    nothing.
+    nothing. Seeds known by an upper bound leave no lower one: they count as 0 where that refutes the claim.
     """
     shares = [-100.0 if row.step is None else -100 * row.step / row.total for row in own]
-    found = verdict(shares, -100 * _EARLY, within=(-100.0, 0.0), floor=100 * _floor(own))
+    first = [_is_first(row) for row in own]
+    least, most = (
+        verdict(of, -100 * _EARLY, within=(-100.0, 0.0), floor=100 * _floor(own))
+        for of in ([0.0 if bound else share for bound, share in zip(first, shares, strict=True)], shares)
+    )
     seldom = any(row.queue * row.every > _EARLY * row.total for row in own)
-    return found._replace(outcome="undecided") if found.outcome == "refuted" and seldom else found
+    if least.outcome == "refuted" and not seldom:
+        return least
+    bounds = most.bounds._replace(high=math.inf) if any(first) else most.bounds
+    return Verdict("supported" if most.outcome == "supported" else "undecided", bounds)
 
 
 ANALYSIS = Analysis(

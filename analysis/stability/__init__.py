@@ -65,7 +65,8 @@ _REMARK = (
     f"counts the pairs whose barrier of the test error is below {LIMIT:g} points, “matching” those whose "
     f"accuracy is no more than {MATCHING:g} points below that of the run's dense network. Intervals are "
     "over seeds, of 95 %; of accuracy − dense, "
-    f"{FLOORED}."
+    f"{FLOORED}; of barriers, with the spread between seeds as it is, which the verdicts take as no less "
+    "than the test images leave open."
 )
 _REWOUND = "Tickets and controls start from the step they were rewound to, so each k is a chain of its own."
 
