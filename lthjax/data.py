@@ -385,30 +385,33 @@ def _memory() -> int:
         return sys.maxsize
 
 
+def _check_part(part: str, images: np.ndarray, labels: np.ndarray, source: str) -> None:
+    """Raises an error that says what is wrong with the kind or shape of a part's arrays."""
+    where = f"{source}: {part}_images"
+    if images.dtype != np.uint8:
+        nan = images.dtype.kind == "f" and bool(np.isnan(images).any())
+        raise UserError(
+            f"{where} has dtype {images.dtype}{' and holds NaN' if nan else ''}; it must be uint8, 0 to 255."
+        )
+    if images.ndim != 4 or 0 in images.shape:
+        raise UserError(f"{where} has shape {images.shape}; it must be [N, height, width, channels].")
+    if layouts.channels_first(images.shape):
+        raise UserError(
+            f"{where} has shape {images.shape}, channels first; it must be [N, height, width, channels]."
+        )
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{source}: {part}_labels has dtype {labels.dtype}; it must be whole numbers.")
+    if labels.shape != images.shape[:1]:
+        raise UserError(
+            f"{source}: {part}_labels has shape {labels.shape}; it must be "
+            f"({len(images)},), one for each of {part}_images."
+        )
+
+
 def _checked(name: str, arrays: Mapping[str, np.ndarray], source: str) -> Dataset:
     """A Dataset of these arrays, or an error that says what is wrong with them."""
     for part in ("train", "test"):
-        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-        where = f"{source}: {part}_images"
-        if images.dtype != np.uint8:
-            nan = images.dtype.kind == "f" and bool(np.isnan(images).any())
-            raise UserError(
-                f"{where} has dtype {images.dtype}{' and holds NaN' if nan else ''}; "
-                "it must be uint8, 0 to 255."
-            )
-        if images.ndim != 4 or 0 in images.shape:
-            raise UserError(f"{where} has shape {images.shape}; it must be [N, height, width, channels].")
-        if layouts.channels_first(images.shape):
-            raise UserError(
-                f"{where} has shape {images.shape}, channels first; it must be [N, height, width, channels]."
-            )
-        if labels.dtype.kind not in "iu":
-            raise UserError(f"{source}: {part}_labels has dtype {labels.dtype}; it must be whole numbers.")
-        if labels.shape != images.shape[:1]:
-            raise UserError(
-                f"{source}: {part}_labels has shape {labels.shape}; it must be "
-                f"({len(images)},), one for each of {part}_images."
-            )
+        _check_part(part, arrays[f"{part}_images"], arrays[f"{part}_labels"], source)
     shapes = [arrays[f"{part}_images"].shape[1:] for part in ("train", "test")]
     if shapes[0] != shapes[1]:
         raise UserError(
