@@ -15,6 +15,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# A worker's rewritten tests and the package's bytecode serve all later ones.
+export PYTHONDONTWRITEBYTECODE :=
 # Lint and documentation side by side.
 MAKEFLAGS += --jobs=2
 

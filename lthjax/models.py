@@ -7,6 +7,7 @@ the path (`conv1/kernel`); those of residual blocks as `stage2_block1/conv1/kern
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -346,8 +347,7 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
     if not isinstance(entry, Entry):
         raise UserError(f"model: MODELS[{name!r}] is {outside.kind(entry)}, no Entry; {outside.ASKED}")
     height, width, channels = input_shape
-    layers = entry.layers(classes)
-    least = _least_side(layers)
+    least = _least_side(entry.layers(classes))
     if min(height, width) < least or height % entry.divisor or width % entry.divisor:
         sides = f"at least {least} and " if least > entry.divisor else ""
         raise UserError(
@@ -358,8 +358,15 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
         raise unknown("init", init, INITS)
     if init != "glorot" and not isinstance(entry.network, tuple):
         raise UserError(f"init: {init!r} is not for {name!r}, which draws its own weights; leave init out.")
+    return _built(name, entry, INITS[init], tuple(input_shape), classes)
+
+
+@lru_cache(maxsize=64)
+def _built(name: str, entry: Entry, init: Init, input_shape: tuple[int, int, int], classes: int) -> Model:
+    """The same model for the same rows: what JAX traced of its functions serves all who build it."""
+    layers = entry.layers(classes)
     if isinstance(entry.network, tuple):
-        module, fans = entry.module(classes, INITS[init]), INITS[init].fans
+        module, fans = entry.module(classes, init), init.fans
         seen = outside.Seen(entry.dropout > 0)
     else:
         module, fans = outside.module_of(name, entry.network, classes), None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from analysis import check, load
-from lthjax import cli, config, imp, prune, rng, signals, study
+from lthjax import cli, config, imp, models, prune, rng, signals, study
 from lthjax.background import Background
 from lthjax.errors import UserError
 from lthjax.folder import places, store
@@ -42,7 +42,7 @@ def jobs_of(prepared: study.Prepared, stop: int) -> list[Job]:
 
 
 @pytest.mark.parametrize(
-    "model", ["lenet300", pytest.param("resnet8", marks=pytest.mark.slow)], ids=["adam", "statistics"]
+    "model", ["lenet300", pytest.param("normalised", marks=pytest.mark.slow)], ids=["adam", "statistics"]
 )
 def test_from_every_position_a_job_goes_on_to_the_same_bits(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
@@ -50,6 +50,7 @@ def test_from_every_position_a_job_goes_on_to_the_same_bits(
     monkeypatch.setattr(train, "_FIRST_STEPS", 2)
     monkeypatch.setattr(train, "_SEGMENT_SECONDS", 1e-9)  # one step each
     monkeypatch.setattr(earlybird, "QUEUE", 2)
+    monkeypatch.setitem(models.MODELS, "normalised", models.Entry(models.Stages((4, 8), 1), 4, "two blocks"))
     data = config.Data(name="few", validation=40, augment=True)
     # With two evaluations or more, as the first has no distance.
     few = config.Train(steps=12, batch=20, eval_every=3)

@@ -307,12 +307,12 @@ def test_the_geography_of_a_run(
         own = [{"w": mask[layer]["kernel"]} for mask in masks]
         assert plain[layer].overlap == pytest.approx(float(prune.overlap(*own).iou))
         assert plain[layer].density == pytest.approx(own[0]["w"].mean())
-    read = [mask["fc1"]["kernel"].reshape(28, 28, 1, 12) for mask in masks]
+    read = [mask["fc1"]["kernel"].reshape(12, 12, 1, 12) for mask in masks]
     correlation = np.corrcoef(*(m.sum(-1).ravel() for m in read))[0, 1]
     assert plain["inputs"].overlap == pytest.approx(correlation, abs=1e-9)
-    assert len(inputs) == 784
-    for at in (0, 300, 783):
-        y, x = divmod(at, 28)
+    assert len(inputs) == 144
+    for at in (0, 60, 143):
+        y, x = divmod(at, 12)
         assert inputs[at][2:5] == (y, x, 0)
         assert inputs[at].kept == pytest.approx(np.mean([m[y, x, 0].mean() for m in read]))
     # Two seeds give one pair, so its variation is unknown.

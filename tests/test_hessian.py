@@ -247,7 +247,8 @@ def lenet5() -> Spectrum:
     chunks = landscape.chunks(images, digits.train_labels[:12], 6)
     on = hessian.operator(lambda p: lenet5_loss(p, whole_chunk), params, mask)
     where = np.flatnonzero(on.kept)
-    rows = jax.jit(lambda index: on.product(jax.nn.one_hot(index, len(on.kept))))
+    some = {"xla_backend_optimization_level": 1}  # without LLVM's optimisation it takes half a minute
+    rows = jax.jit(lambda index: on.product(jax.nn.one_hot(index, len(on.kept))), compiler_options=some)
     padded = np.resize(where, -(-len(where) // 200) * 200).reshape(-1, 200)
     whole = np.concatenate([np.asarray(rows(part))[:, where] for part in padded])
     whole = whole[: len(where)].astype(np.float64)

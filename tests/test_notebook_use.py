@@ -58,7 +58,7 @@ def test_a_frame_has_the_rows(run: Path) -> None:
     assert [tuple(line) for line in frame.itertuples(index=False)] == [
         tuple(row) for row in analysis.load(run)
     ]
-    assert frame[frame.level == 1].weights_left.item() == 266_200 - 53_040 - 100
+    assert frame[frame.level == 1].weights_left.item() == 74_200 - 14_640 - 100
 
 
 def test_curves_go_to_tensorboard(run: Path) -> None:

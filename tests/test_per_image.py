@@ -171,7 +171,7 @@ Made = tuple[study.Prepared, Path, Path, dict[Cell, np.ndarray]]
 
 def a_dense_network(seed: int, shown: np.ndarray, labels: np.ndarray) -> Any:
     """Random features of the normalised images, and an output layer fitted to their labels."""
-    kernel = np.random.default_rng(seed).normal(size=(784, 12)).astype("f4") / 28
+    kernel = np.random.default_rng(seed).normal(size=(144, 12)).astype("f4") / 12
     fitted = np.linalg.lstsq(np.maximum(shown @ kernel, 0), np.eye(10)[labels], rcond=None)[0]
     layers = {"fc1": kernel, "output": fitted.astype("f4")}
     return {name: {"kernel": of, "bias": np.zeros(of.shape[1], "f4")} for name, of in layers.items()}

@@ -205,7 +205,7 @@ def test_a_hidden_layer_as_wide_as_the_image_has_no_pixels(
     cell = Cell(0, "rewind-0", 1, "ticket")
     for layer in ("fc1", "fc2", "output"):
         mask.drawing(made, cell, layer)
-    assert asked == [[28, 28, 1]] * 2 + [None] * 4
+    assert asked == [[12, 12, 1]] * 2 + [None] * 4
 
 
 def test_the_layer_that_reads_the_image_is_known_by_its_inputs_and_number() -> None:

@@ -385,7 +385,7 @@ def test_report_of_a_run(tiny: Callable[..., study.Prepared], tmp_path: Path) ->
     result = json.loads((run / "seed=0/chain=rewind-3/level=01/ticket/result.json").read_text())
     assert float(ticket["test_accuracy"]) == result["test_accuracy"]
     assert (ticket["steps"], ticket["status"]) == ("9", "done")
-    assert int(ticket["weights_left"]) == result["weights_left"] == 266_200 - 53_040 - 100
+    assert int(ticket["weights_left"]) == result["weights_left"] == 74_200 - 14_640 - 100
     assert analysis.load(run)[0].arm == "dense"
 
 
@@ -433,7 +433,7 @@ def test_the_page_in_a_browser(probed: Path, tmp_path: Path, size: str) -> None:
     assert int(said[1]) >= 4
     assert said.group(2, 3) == ("0", "0")
     assert int(said[4]) <= 0, "the page is wider than the screen"
-    assert said[5].split() == ["51.3", "64.1", "80.0", "100.0"]
+    assert said[5].split() == ["51.5", "64.2", "80.1", "100.0"]
     assert "CONSOLE" not in done.stderr
 
 

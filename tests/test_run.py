@@ -46,7 +46,7 @@ def test_arrays_come_from_the_folder_alone(
     assert {name: {leaf: m.dtype for leaf, m in layer.items()} for name, layer in mask.items()} == {
         layer: {"kernel": bool, "bias": bool} for layer in ("fc1", "fc2", "output")
     }
-    assert mask["fc1"]["kernel"].shape == (784, 300)
+    assert mask["fc1"]["kernel"].shape == (144, 300)
     assert (mask["fc1"]["bias"].shape, bool(mask["fc1"]["bias"])) == ((), True)
     # The mask of level 2 is made from the weights of level 1, whose start is the state at 3.
     same(prune.magnitude(run.weights(first), run.mask(first), prepared.study.prune.rate), mask)

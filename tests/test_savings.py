@@ -633,15 +633,15 @@ def test_the_command_and_its_errors(
     last = rows[-1]
     result = json.loads((run / "seed=4/chain=rewind-3/level=02/ticket/result.json").read_text())
     assert last.counts.weights_left == result["weights_left"]
-    assert last.counts.macs == last.counts.weights == 266_200, "a dense weight is one product"
+    assert last.counts.macs == last.counts.weights == 74_200, "a dense weight is one product"
     assert last.storage.ideal == 4 * result["weights_left"]
     # weights and those at the rewind step, biases among them, the mask, and the file's head
-    arrays = 2 * 4 * (266_200 + 410) + 266_200 // 8
+    arrays = 2 * 4 * (74_200 + 410) + 74_200 // 8
     assert arrays <= last.file_bytes <= arrays + 3000
     assert [row.steps for row in rows] == [12, 12 + 9, 12 + 2 * 9]
     assert last.trainings == pytest.approx(30 / 12)
     assert 0 <= last.deviation <= 1e-5
-    assert last.compacted.weights <= 266_200
+    assert last.compacted.weights <= 74_200
     assert last.widths["output"] == 10
     assert [bool(row.timings) for row in rows] == [False, False, True]
     assert {(t.batch, t.variant) for t in last.timings} == {
@@ -651,8 +651,8 @@ def test_the_command_and_its_errors(
     check_section(command.ANALYSIS, run)
     counted = findings_of(run, rows)[0]
     assert counted.outcome == "refuted", "half the weights are not a tenth"
-    assert f"{266_200 / result['weights_left']:.1f}× fewer multiplications if zeros" in counted.estimate
-    tenth = last._replace(counts=last.counts._replace(macs_left=26_620), storage=savings.Storage(*[1000] * 6))
+    assert f"{74_200 / result['weights_left']:.1f}× fewer multiplications if zeros" in counted.estimate
+    tenth = last._replace(counts=last.counts._replace(macs_left=7_420), storage=savings.Storage(*[1000] * 6))
     tenth = tenth._replace(storage=tenth.storage._replace(bitmask=150))
     assert command._counted([rows[1], tenth._replace(density=0.1)]).outcome == "supported"
     text = report.build(run, only_if_changed=True).read_text()

@@ -118,7 +118,7 @@ def test_masks_and_start_weights_are_what_they_claim(
                     initial,
                     origin,
                     imp.Leader(old, final),
-                    (np.zeros((2, 28, 28, 1), np.float32), np.zeros(2, np.int32)),
+                    (np.zeros((2, 12, 12, 1), np.float32), np.zeros(2, np.int32)),
                     level,
                 )
             )
@@ -130,7 +130,7 @@ def test_masks_and_start_weights_are_what_they_claim(
             kept = np.asarray(new["fc1"]["kernel"])
             assert all((np.asarray(f)[~kept] == 0).all() for f in fresh)
             spread = np.asarray(fresh[0])[kept].std()
-            assert spread == pytest.approx(np.sqrt(2 / (784 + 300)), rel=0.05)
+            assert spread == pytest.approx(np.sqrt(2 / (144 + 300)), rel=0.05)
             starts = {arm: t.start for (arm, _), t in by_arm.items()}
             assert starts == {"ticket": chain.rewind, "random": chain.rewind, "reinit": 0}
             for task in tasks:
@@ -255,7 +255,7 @@ def test_chunks_have_room_for_the_controls_of_later_levels(
 def test_global_scope_and_levels_zero(tiny: Make, tmp_path: Path) -> None:
     rows = load(study.run(tiny(prune=config.Prune(scope="global", rate=0.3), levels=1), tmp_path / "runs"))
     left = {row.weights_left for row in rows if row.level == 1}
-    assert left == {266_200 - 79_860}
+    assert left == {74_200 - 22_260}
     dense = load(study.run(tiny(levels=0), tmp_path / "runs"))
     assert [row.arm for row in dense] == [DENSE, DENSE]
 

@@ -12,6 +12,9 @@ from test_conv import CASES, builtin, draw
 from lthjax import data, models, networks
 from lthjax.devices import blocks, residual, rows
 
+# Whole networks in these forms take a minute in float64 where LLVM optimises nothing.
+SOME = {"xla_backend_optimization_level": 1}
+
 
 @pytest.mark.parametrize(("images", "kernel", "padding"), [*CASES[:4], *CASES[6:9], CASES[10]])
 @pytest.mark.parametrize("halves", [False, True])
@@ -66,7 +69,7 @@ def test_a_network_for_tpu_has_the_numbers_of_the_plain_one(name: str) -> None:
                 return jnp.sin(logits).sum(), logits
 
             both = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), params)
-            return jax.jit(jax.vmap(jax.value_and_grad(loss, has_aux=True)))(both)
+            return jax.jit(jax.vmap(jax.value_and_grad(loss, has_aux=True)), compiler_options=SOME)(both)
 
         assert ours is not plain
         for mine, expected in zip(jax.tree.leaves(found(ours)), jax.tree.leaves(found(plain)), strict=True):
@@ -85,7 +88,7 @@ def test_gradients_of_gradients_for_tpu(name: str) -> None:
                 gradient = jax.grad(lambda p: jnp.sin(logits(p)).sum())(params)
                 return sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient))  # type: ignore[return-value]
 
-            return jax.jit(jax.grad(slope))(params)
+            return jax.jit(jax.grad(slope), compiler_options=SOME)(params)
 
         for mine, expected in zip(
             jax.tree.leaves(product(ours)), jax.tree.leaves(product(plain)), strict=True
@@ -123,7 +126,7 @@ def test_blocks_have_the_numbers_of_pixels(layers: tuple, shape: tuple) -> None:
                 y, pull = jax.vjp(apply, params, images)
                 return y, pull(jnp.cos(y))
 
-            return jax.jit(found)(params, images)
+            return jax.jit(found, compiler_options=SOME)(params, images)
 
         mine = both(lambda p, x: blocks.forward(layers, p, x, lax.dot_general, lax.conv_general_dilated))
         expected = both(lambda p, x: plain.apply({"params": p}, x))
@@ -198,7 +201,7 @@ def test_residual_blocks_have_the_numbers_of_pixels(
                 y, pull, new = jax.vjp(apply, params, images, has_aux=True)
                 return y, new, pull(jnp.cos(y))
 
-            return jax.jit(found)(variables["params"], images)
+            return jax.jit(found, compiler_options=SOME)(variables["params"], images)
 
         def same(mine: jax.Array, expected: jax.Array) -> None:
             scale = float(np.abs(expected).max()) + 1e-3

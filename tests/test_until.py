@@ -453,7 +453,7 @@ def test_what_does_not_go_together_is_refused(
         ({"levels": 8, "arms": ("ticket", "random")}, {"within-2"}),
         ({"levels": 1, "prune.density": 0.15, "prune.scope": "global"}, {"within-2", "beats-reinit"}),
         ({"levels": 1, "prune.density": 0.25, "prune.scope": "global"}, set()),
-        ({"levels": 1, "prune.scope": "group", "prune.rate": (("fc1", 0.95),)}, {"within-2", "beats-reinit"}),
+        ({"levels": 1, "prune.scope": "group", "prune.rate": (("fc", 0.85),)}, {"within-2", "beats-reinit"}),
         ({"levels": 1, "prune.scope": "group", "prune.rate": (("fc2", 0.9),)}, set()),
         ({"levels": 0}, set()),
     ],

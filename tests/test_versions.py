@@ -70,19 +70,11 @@ def interpreter(version: str) -> str:
 
 def environment(folder: Path, version: str, packages: list[str]) -> str:
     """The interpreter of a fresh environment with these packages and then lthjax."""
-    subprocess.run([interpreter(version), "-m", "venv", folder], check=True)
+    subprocess.run([interpreter(version), "-m", "venv", "--without-pip", folder], check=True)
     python = str(folder / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
     for wanted in (packages, ["--editable", f"{ROOT}[lab]"]):
-        install = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-compile",
-            "--disable-pip-version-check",
-            *wanted,
-        ]
+        install = [*pip, "install", "--quiet", "--no-compile", *wanted]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
             pytest.skip(f"not to be had here: {done.stderr.strip().splitlines()[-1]}")

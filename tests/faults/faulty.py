@@ -164,14 +164,14 @@ def failed(work: Callable[..., Any], arguments: Sequence[Any], fault: str, at: i
 
 
 def small_data(folder: Path) -> Path:
-    """Writes 200 + 60 of the packaged images as `few.npz`."""
+    """Writes 200 + 60 of the packaged images, with every second pixel but for the edges, as `few.npz`."""
     whole = data.load("mnist_10k")
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(
         folder / "few.npz",
-        train_images=whole.train_images[:200],
+        train_images=whole.train_images[:200, 2:26:2, 2:26:2],
         train_labels=whole.train_labels[:200],
-        test_images=whole.test_images[:60],
+        test_images=whole.test_images[:60, 2:26:2, 2:26:2],
         test_labels=whole.test_labels[:60],
         classes=np.int64(10),
     )
