@@ -358,7 +358,12 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, init: str 
         raise unknown("init", init, INITS)
     if init != "glorot" and not isinstance(entry.network, tuple):
         raise UserError(f"init: {init!r} is not for {name!r}, which draws its own weights; leave init out.")
-    return _built(name, entry, INITS[init], tuple(input_shape), classes)
+    given = (name, entry, INITS[init], tuple(input_shape), classes)
+    try:
+        hash(given)
+    except TypeError:  # a list in a row of one's own
+        return _built.__wrapped__(*given)
+    return _built(*given)
 
 
 @lru_cache(maxsize=64)

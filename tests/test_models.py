@@ -63,6 +63,16 @@ def test_weight_counts_and_shapes(name: str) -> None:
     assert "output/kernel" in prune.paths(variables.params)
 
 
+def test_a_network_is_built_once_for_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = models.build("lenet5", (28, 28, 1), 10)
+    assert models.build("lenet5", (28, 28, 1), 10) is one
+    assert models.build("lenet5", (28, 28, 1), 9) is not one
+    assert models.build("lenet5", (28, 28, 1), 10, "kaiming").init is not one.init
+    # Another row of that name is another network, and one that holds a list cannot be remembered.
+    monkeypatch.setitem(models.MODELS, "lenet5", models.Entry(Stages([8], 1), 4, "own"))  # type: ignore[arg-type]
+    assert models.build("lenet5", (28, 28, 1), 10).stages == Stages([8], 1)  # type: ignore[arg-type]
+
+
 def test_lenet5_has_61706_parameters() -> None:
     model = models.build("lenet5", (28, 28, 1), 10)
     params = jax.eval_shape(model.init, jax.random.key(0)).params
