@@ -21,7 +21,19 @@ from lthjax.errors import UserError
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = ("run.py", "--config", "configs/quickstart.py")
-SMALL = (*QUICK, "--levels", "1", "--train.steps", "6", "--seeds", "3", "--control-levels", "1")
+SMALL = (
+    *QUICK,
+    "--levels",
+    "1",
+    "--train.steps",
+    "6",
+    "--seeds",
+    "3",
+    "--model",
+    "lenet300",
+    "--control-levels",
+    "1",
+)
 
 
 def test_help_shows_every_field_and_this_configs_values_at_once(command_line: Call) -> None:
@@ -80,7 +92,7 @@ def test_only_the_reports_path_is_on_stdout_and_a_finished_study_answers(
     (line,) = done.stdout.splitlines()
     assert Path(line).is_file()
     assert done.stderr.startswith("lthjax runs on ")
-    assert "[4/4] seed 3, rewind-0, level 1, random: 80.1 % of weights" in done.stderr
+    assert "[4/4] seed 3, rewind-0, level 1, random: 80.0 % of weights" in done.stderr
     assert "steps" not in done.stdout
     run = Path(line).parent.parent
     assert "seed 3, dense: 100.0 % of weights" in (run / "log.txt").read_text()

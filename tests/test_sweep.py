@@ -518,7 +518,8 @@ def test_overrides_go_to_every_study_of_a_sweep(command_line: Call, command: Cal
     file = tmp_path / "two.py"
     file.write_text(
         "from lthjax import sweep\nfrom lthjax.config import Data, Study\n"
-        "base = Study(name='two', data=Data('mnist_10k', 1000), arms=('ticket',), levels=1)\n"
+        "few = dict(model='lenet300', arms=('ticket',), levels=1)\n"
+        "base = Study(name='two', data=Data('mnist_10k', 1000), **few)\n"
         "configs = sweep.studies(base, sweep.values('prune.rate', 0.2, 0.4))\n"
     )
     few = ("--train.steps", "6", "--seeds", "7", "--out", tmp_path / "runs")
