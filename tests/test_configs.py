@@ -52,11 +52,11 @@ def test_builds_and_runs_two_steps(path: Path, tmp_path: Path) -> None:
         assert part in docstring
     shape = SHAPES[loaded.data.name]
     # As many rows of images for train as for validation and test: the evaluation is compiled once.
-    write_npz(tmp_path, loaded.data.name, **arrays(train=80, shape=shape))
+    write_npz(tmp_path, loaded.data.name, **arrays(train=250, shape=shape))
     small = dataclasses.replace(
         loaded,
-        data=dataclasses.replace(loaded.data, validation=30),
-        train=dataclasses.replace(loaded.train, steps=2, eval_every=2, batch=20),
+        data=dataclasses.replace(loaded.data, validation=100),
+        train=dataclasses.replace(loaded.train, steps=2, eval_every=2),
         optim=dataclasses.replace(loaded.optim, milestones=(1,) if loaded.optim.milestones else ()),
         rewind=(0,),
     )
